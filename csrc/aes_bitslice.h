@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Bitsliced AES for the portable tier: eight blocks at a time, no table and no branch that depends
+ * on data. For code that encrypts many blocks under one key; others use aes.h. */
+#ifndef CCMEM_AES_BITSLICE_H
+#define CCMEM_AES_BITSLICE_H
+
+#include "aes.h"
+
+enum { BS_BLOCKS = 8, BS_BYTES = BS_BLOCKS * AES_BLOCK };
+
+/* Byte p of plane i holds bit i of byte p of eight blocks, one bit a block. Two 64-bit lanes,
+ * because every target can shift those; byte order inside a lane does not matter. */
+typedef uint64_t bs_word __attribute__((vector_size(16)));
+
+/* Each bit of the round keys spread over the eight blocks. Secret: wipe it. */
+typedef struct bs_key {
+    bs_word plane[AES_MAX_ROUNDS + 1][8];
+    uint32_t rounds;
+} bs_key;
+
+/* From an encryption schedule, for both directions. */
+void bs_expand(bs_key *out, const aes_key *enc);
+
+/* Eight blocks, in place or not. */
+void bs_encrypt8(const bs_key *key, uint8_t out[BS_BYTES], const uint8_t in[BS_BYTES]);
+void bs_decrypt8(const bs_key *key, uint8_t out[BS_BYTES], const uint8_t in[BS_BYTES]);
+
+/* The S-box on each of 16 bytes, for the key schedule. */
+void bs_sub_bytes(uint8_t bytes[AES_BLOCK]);
+
+/* Overwrites the stack below the caller, where the functions above have spilled registers. */
+void bs_burn_stack(void);
+
+#endif

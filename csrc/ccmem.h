@@ -1,0 +1,255 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * ccmem: memory pages held as ciphertext. This is the only public header of the native core, and
+ * cffi reads it as the declaration of the Python binding: plain C99 declarations, preprocessor
+ * lines only for inclusion.
+ *
+ * Conventions. Every function that can fail returns a ccmem_status. Outputs are written only when
+ * CCMEM_OK is returned, unless a contract says otherwise. Sizes and offsets are in bytes. No
+ * function calls back into the caller, and none needs a lock held; functions that take the same
+ * object may run in several threads at once, except the *_free functions, which must be the last
+ * use of their object.
+ */
+#ifndef CCMEM_H
+#define CCMEM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+typedef enum ccmem_status {
+    CCMEM_OK = 0,
+    CCMEM_ERR_ARGUMENT,     /* an argument outside its documented domain */
+    CCMEM_ERR_RANGE,        /* offset + length reaches outside the store */
+    CCMEM_ERR_EQUAL_HALVES, /* XTS key with K1 == K2 (IEEE 1619-2018, 5.1; FIPS 140 IG C.I) */
+    CCMEM_ERR_NOMEM,        /* the system refused memory */
+    CCMEM_ERR_MEMLOCK,      /* RLIMIT_MEMLOCK leaves no room for another locked page */
+    CCMEM_ERR_SECRETMEM,    /* the required secret-memory level cannot be had on this system */
+    CCMEM_ERR_FORK,         /* the object belongs to the process this one was forked from */
+    CCMEM_ERR_VERSION,      /* a page has no unused version left under this key */
+    CCMEM_ERR_TIER,         /* unknown tier name, or one that this processor cannot run */
+    CCMEM_ERR_SELFTEST,     /* a known-answer test failed */
+    CCMEM_ERR_ENTROPY,      /* the system's random generator failed */
+    CCMEM_ERR_IO,           /* reading a key file failed; errno says why */
+    CCMEM_ERR_KEYFILE       /* a key file that holds neither 32 bytes nor 64 hexadecimal digits */
+} ccmem_status;
+
+/* ISA levels of the kernels, worst first. */
+typedef enum ccmem_tier {
+    CCMEM_TIER_PORTABLE = 0, /* constant-time C, any architecture */
+    CCMEM_TIER_AESNI,        /* AES-NI + PCLMULQDQ + SSE4.1, 128-bit */
+    CCMEM_TIER_VAES256,      /* VAES + VPCLMULQDQ + AVX2, 256-bit (Zen 3, Alder Lake) */
+    CCMEM_TIER_VAES512,      /* VAES + VPCLMULQDQ + AVX-512 F/BW/VL (Ice Lake-SP, Zen 4) */
+    CCMEM_TIER_COUNT
+} ccmem_tier;
+
+typedef enum ccmem_cipher {
+    CCMEM_AES_128_XTS = 0,
+    CCMEM_AES_256_XTS,
+    CCMEM_CIPHER_COUNT
+} ccmem_cipher;
+
+/* How well secret memory hides what it holds, weakest first. */
+typedef enum ccmem_secret_level {
+    CCMEM_SECRET_NONE = 0, /* not even locked: never handed out, only reported by a failed probe */
+    CCMEM_SECRET_MLOCK,    /* mlock + MADV_DONTDUMP + MADV_DONTFORK */
+    CCMEM_SECRET_MEMFD     /* memfd_secret: absent from the kernel's direct map and /proc/PID/mem */
+} ccmem_secret_level;
+
+enum {
+    CCMEM_ROOT_KEY_SIZE = 32,
+    CCMEM_STORE_ID_SIZE = 16,
+    CCMEM_PAGE_SIZE_MIN = 4096,
+    CCMEM_PAGE_SIZE_MAX = 65536,
+    CCMEM_MAX_THREADS = 256
+};
+
+typedef struct ccmem_key ccmem_key;         /* a root key in secret memory */
+typedef struct ccmem_store ccmem_store;     /* ciphertext pages with their versions */
+typedef struct ccmem_mapping ccmem_mapping; /* a counted reference to a store's ciphertext */
+
+/* ---- start-up, processor, tiers ------------------------------------------------------------ */
+
+/* Detects the processor, runs every usable tier's known-answer test and chooses the active tier:
+ * `tier` by name, or the best usable one when NULL or "". Idempotent: the first successful call
+ * decides. Must succeed before any other function is called. On failure nothing is chosen.
+ * CCMEM_ERR_TIER, CCMEM_ERR_SELFTEST. */
+ccmem_status ccmem_init(const char *tier);
+
+/* The tier chosen by ccmem_init. */
+ccmem_tier ccmem_tier_active(void);
+
+/* 1 when the processor has what `tier` needs and the tier passed its known-answer test, else 0. */
+int ccmem_tier_usable(ccmem_tier tier);
+
+/* The tier's name as PYCCMEM_TIER spells it; NULL outside the enumeration. */
+const char *ccmem_tier_name(ccmem_tier tier);
+
+/* Runs the known-answer tests of one usable tier again. CCMEM_ERR_TIER when it is not usable,
+ * CCMEM_ERR_SELFTEST when an answer is wrong. */
+ccmem_status ccmem_selftest(ccmem_tier tier);
+
+/* The name of processor feature number `index` ("aes", "vaes", ...), NULL past the last; when
+ * `present` is not NULL it receives 1 or 0. */
+const char *ccmem_cpu_feature(unsigned index, int *present);
+
+/* One English sentence for a status, without a final full stop; never NULL. */
+const char *ccmem_status_text(ccmem_status status);
+
+/* ---- threads ------------------------------------------------------------------------------- */
+
+/* Sets how many threads (1..CCMEM_MAX_THREADS, the caller's included) one bulk read or write may
+ * use, for the whole process. CCMEM_ERR_ARGUMENT outside that range. */
+ccmem_status ccmem_set_threads(unsigned threads);
+
+/* The number set, or the size of the process's CPU affinity mask when none was. */
+unsigned ccmem_threads(void);
+
+/* ---- root keys ----------------------------------------------------------------------------- */
+
+/* The best level that secret memory reaches in this process now; a probe, it keeps nothing. */
+ccmem_secret_level ccmem_secret_probe(void);
+
+/* A new random root key in secret memory of at least level `require`. On success *out owns it
+ * until ccmem_key_free. CCMEM_ERR_SECRETMEM, _MEMLOCK, _NOMEM, _ENTROPY. */
+ccmem_status ccmem_key_generate(ccmem_secret_level require, ccmem_key **out);
+
+/* A root key from the caller's bytes, which are copied and not wiped. Errors as above. */
+ccmem_status ccmem_key_from_bytes(const uint8_t key[32], ccmem_secret_level require,
+                                  ccmem_key **out);
+
+/* A root key read from an open descriptor straight into secret memory: exactly 32 bytes, or 64
+ * hexadecimal digits with at most one newline after them. The descriptor stays open.
+ * Errors as above, CCMEM_ERR_IO (errno set), CCMEM_ERR_KEYFILE. */
+ccmem_status ccmem_key_from_fd(int fd, ccmem_secret_level require, ccmem_key **out);
+
+/* The secret-memory level the key lies in. */
+ccmem_secret_level ccmem_key_level(const ccmem_key *key);
+
+/* CCMEM_OK, or CCMEM_ERR_FORK in a process forked from the one that made the key. */
+ccmem_status ccmem_key_check(const ccmem_key *key);
+
+/* Wipes and frees. NULL is allowed. In a forked child it frees only what the child inherited. */
+void ccmem_key_free(ccmem_key *key);
+
+/* Overwrites n bytes at p with zeros in a way the compiler cannot remove. */
+void ccmem_wipe(void *p, size_t n);
+
+/* ---- stores -------------------------------------------------------------------------------- */
+
+typedef struct ccmem_stats {
+    uint64_t reads;         /* calls of ccmem_store_read */
+    uint64_t writes;        /* calls of ccmem_store_write */
+    uint64_t bytes_read;    /* plaintext bytes handed out */
+    uint64_t bytes_written; /* plaintext bytes taken in */
+    uint64_t pages_opened;  /* whole or partial page decryptions */
+    uint64_t pages_sealed;  /* whole page encryptions, each one under a new version */
+    uint64_t tweak_hits;    /* tweaks found in the cache */
+    uint64_t tweak_misses;  /* tweaks computed for lack of a cache entry */
+    uint64_t retries;       /* reads repeated because a writer changed the page meanwhile */
+} ccmem_stats;
+
+/* A store of `nbytes` bytes, rounded up to whole pages, that reads as zeros. Subkeys are derived
+ * from `key` and a fresh random store id (SP 800-108 counter mode, AES-CMAC); the key is not
+ * needed afterwards. `page_size` is a power of two from CCMEM_PAGE_SIZE_MIN to _MAX.
+ * `version_limit` is the highest version a page may reach (0: the format's own limit, 2^63 - 1).
+ * `tweak_cache_entries` bounds the tweak cache (0: off; rounded up to a power of two, never more
+ * than the pages need). CCMEM_ERR_ARGUMENT, _NOMEM, _MEMLOCK, _FORK, _ENTROPY. */
+ccmem_status ccmem_store_new(const ccmem_key *key, ccmem_cipher cipher, uint64_t nbytes,
+                             uint32_t page_size, uint64_t version_limit,
+                             uint32_t tweak_cache_entries, ccmem_store **out);
+
+/* Decrypts n bytes from `offset` into `out`. Each page is read as one writer left it; a range over
+ * several pages may see some before and some after a concurrent write. On CCMEM_ERR_RANGE and
+ * CCMEM_ERR_FORK nothing is written. */
+ccmem_status ccmem_store_read(ccmem_store *store, uint64_t offset, void *out, uint64_t n);
+
+/* Encrypts n bytes from `data` to `offset`; every page touched moves to its next version, pages
+ * covered in part keep their other bytes. `data` must not overlap the store's own ciphertext.
+ * On CCMEM_ERR_RANGE, CCMEM_ERR_FORK, CCMEM_ERR_VERSION nothing has changed (CCMEM_ERR_VERSION
+ * under concurrent writers to the same pages: a prefix of whole pages may have been written). */
+ccmem_status ccmem_store_write(ccmem_store *store, uint64_t offset, const void *data, uint64_t n);
+
+/* Copies the versions of `count` pages from page `first`. 0 means never written. */
+ccmem_status ccmem_store_versions(ccmem_store *store, uint64_t first, uint64_t count,
+                                  uint64_t *out);
+
+/* Adds up the store's counters. They are exact while no other thread uses the store. */
+ccmem_status ccmem_store_stats(ccmem_store *store, ccmem_stats *out);
+
+/* CCMEM_OK, or CCMEM_ERR_FORK in a process forked from the one that made the store. */
+ccmem_status ccmem_store_check(const ccmem_store *store);
+
+/* The size asked for at ccmem_store_new, in bytes. */
+uint64_t ccmem_store_size(const ccmem_store *store);
+
+/* The secret-memory level the store's subkeys lie in. */
+ccmem_secret_level ccmem_store_level(const ccmem_store *store);
+
+/* Bytes of versions, tweak cache and bookkeeping that the store keeps beside its pages. */
+uint64_t ccmem_store_overhead(const ccmem_store *store);
+
+/* Wipes the subkeys, drops the store's own reference to its ciphertext, frees. NULL is allowed. */
+void ccmem_store_free(ccmem_store *store);
+
+/* A new reference to the store's ciphertext, which outlives the store until released. */
+ccmem_mapping *ccmem_store_mapping(ccmem_store *store);
+
+/* The first byte and the length of the mapped ciphertext (whole pages). */
+const uint8_t *ccmem_mapping_data(const ccmem_mapping *mapping);
+uint64_t ccmem_mapping_size(const ccmem_mapping *mapping);
+
+/* Drops one reference; the last one unmaps the ciphertext. NULL is allowed. */
+void ccmem_mapping_release(ccmem_mapping *mapping);
+
+/* ---- low-level functions, for checking against published vectors ----------------------------- */
+
+/* AES-XTS (IEEE 1619-2018) of one data unit of n >= 16 bytes (any length: ciphertext stealing),
+ * in place or from `in` to a non-overlapping `out`. `key` is K1 || K2, key_len 32 or 64; `tweak`
+ * the data unit number, little-endian. `encrypt` is 1 or 0. No alignment is required.
+ * CCMEM_ERR_ARGUMENT, _EQUAL_HALVES, _TIER. */
+ccmem_status ccmem_xts(ccmem_tier tier, int encrypt, const uint8_t *key, size_t key_len,
+                       const uint8_t tweak[16], const uint8_t *in, uint8_t *out, size_t n);
+
+/* AES-CMAC (SP 800-38B) of n bytes under a key of 16, 24 or 32 bytes. CCMEM_ERR_ARGUMENT, _TIER. */
+ccmem_status ccmem_cmac(ccmem_tier tier, const uint8_t *key, size_t key_len, const uint8_t *msg,
+                        size_t n, uint8_t tag[16]);
+
+/* SP 800-108r1 key derivation in counter mode with AES-CMAC: blocks of
+ * CMAC(key, [i]_32 || label || 0x00 || context || [8 * out_len]_32), i = 1, 2, ...; key_len 16 or
+ * 32. CCMEM_ERR_ARGUMENT, _TIER. */
+ccmem_status ccmem_kdf(ccmem_tier tier, const uint8_t *key, size_t key_len, const uint8_t *label,
+                       size_t label_len, const uint8_t *context, size_t context_len, uint8_t *out,
+                       size_t out_len);
+
+/* 1 when the n bytes at a and b are equal, else 0, in time that depends on n alone. */
+int ccmem_equal(const void *a, const void *b, size_t n);
+
+/* ---- measuring: timed loops that must not cross the interpreter ----------------------------- */
+
+/* Bytes per second that the AES unit alone could encrypt with `tier`'s instructions and the given
+ * number of rounds (10 or 14): `repeats` passes over 8 independent registers, nothing else.
+ * 0 for the portable tier, which has no such unit. */
+double ccmem_measure_ceiling(ccmem_tier tier, unsigned rounds, uint64_t repeats);
+
+/* What ccmem_measure_pages does to each page. */
+typedef enum ccmem_measure_op { CCMEM_MEASURE_SEAL = 0, CCMEM_MEASURE_OPEN } ccmem_measure_op;
+
+/* Seconds for `repeats` calls that seal or open `npages` contiguous pages from `in` to `out` (the
+ * same address: in place), one kernel call for all pages, with a random key. */
+ccmem_status ccmem_measure_pages(ccmem_tier tier, ccmem_cipher cipher, ccmem_measure_op op,
+                                 const uint8_t *in, uint8_t *out, uint32_t page_size,
+                                 uint64_t npages, uint64_t repeats, double *seconds);
+
+/* Seconds for `count` reads of 64 bytes at pseudo-random 64-byte-aligned offsets of the store. With
+ * `dependent` each offset depends on the bytes just read (latency), else not (throughput). */
+ccmem_status ccmem_measure_random_reads(ccmem_store *store, uint64_t count, int dependent,
+                                        double *seconds);
+
+/* The same walk over plain memory of n bytes with a 64-byte copy in place of the read. */
+ccmem_status ccmem_measure_random_copies(const uint8_t *memory, uint64_t n, uint64_t count,
+                                         int dependent, double *seconds);
+
+/* Seconds for one memcpy of n bytes. */
+double ccmem_measure_memcpy(void *out, const void *in, uint64_t n);
+
+#endif

@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Processor features by CPUID and XGETBV, turned into tiers. Knows no cipher. */
+#ifndef CCMEM_CPU_H
+#define CCMEM_CPU_H
+
+#include "ccmem.h"
+
+#if defined(__x86_64__)
+#define CCMEM_X86 1
+#else
+#define CCMEM_X86 0
+#endif
+
+/* Feature bits; the order is that of ccmem_cpu_feature(). */
+enum {
+    CPU_SSE41 = 1u << 0,
+    CPU_AESNI = 1u << 1,
+    CPU_PCLMUL = 1u << 2,
+    CPU_AVX2 = 1u << 3,    /* and the system saves ymm state */
+    CPU_VAES = 1u << 4,
+    CPU_VPCLMUL = 1u << 5,
+    CPU_AVX512 = 1u << 6,  /* F, BW, DQ, VL, and the system saves zmm state */
+    CPU_GFNI = 1u << 7,
+    CPU_VBMI2 = 1u << 8,
+    CPU_BMI2 = 1u << 9,
+    CPU_UNSET = 1u << 31   /* internal: not detected yet */
+};
+
+/* The features of this processor that the operating system lets us use; detected once. */
+uint32_t cpu_features(void);
+
+/* 1 when the processor has all that `tier` needs (its self-test is another matter). */
+int cpu_supports(ccmem_tier tier);
+
+#endif

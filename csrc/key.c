@@ -1,0 +1,190 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include "key.h"
+
+#include "aes.h"
+#include "fork.h"
+#include "kdf.h"
+#include "secret.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+enum {
+    HEX_DIGITS = 2 * CCMEM_ROOT_KEY_SIZE,
+    KEY_FILE_MAX = HEX_DIGITS + 1 /* digits and a newline */
+};
+
+struct ccmem_key {
+    aes_key *schedule; /* AES-256 for CMAC, in secret memory; it begins with the key itself */
+    uint64_t generation;
+    ccmem_secret_level level;
+};
+
+ccmem_status random_bytes(void *out, size_t n) {
+    uint8_t *p = out;
+
+    while (n) {
+        ssize_t got = getrandom(p, n, 0);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got <= 0)
+            return CCMEM_ERR_ENTROPY;
+        p += got;
+        n -= (size_t)got;
+    }
+    return CCMEM_OK;
+}
+
+/* `raw` is 32 bytes; what it points at stays the caller's to wipe. */
+static ccmem_status key_new(const uint8_t *raw, ccmem_secret_level require, ccmem_key **out) {
+    ccmem_key *key = calloc(1, sizeof *key);
+    ccmem_status status;
+    void *slot;
+
+    if (!key)
+        return CCMEM_ERR_NOMEM;
+    status = secret_alloc(sizeof *key->schedule, require, &slot, &key->level);
+    if (status) {
+        free(key);
+        return status;
+    }
+    key->schedule = slot;
+    key->generation = fork_generation();
+    aes_expand(key->schedule, raw, CCMEM_ROOT_KEY_SIZE);
+    *out = key;
+    return CCMEM_OK;
+}
+
+ccmem_status ccmem_key_generate(ccmem_secret_level require, ccmem_key **out) {
+    ccmem_status status;
+    void *raw;
+
+    if (!out)
+        return CCMEM_ERR_ARGUMENT;
+    status = secret_alloc(CCMEM_ROOT_KEY_SIZE, require, &raw, NULL);
+    if (status)
+        return status;
+    status = random_bytes(raw, CCMEM_ROOT_KEY_SIZE);
+    if (!status)
+        status = key_new(raw, require, out);
+    secret_free(raw);
+    return status;
+}
+
+ccmem_status ccmem_key_from_bytes(const uint8_t key[32], ccmem_secret_level require,
+                                  ccmem_key **out) {
+    if (!key || !out)
+        return CCMEM_ERR_ARGUMENT;
+    return key_new(key, require, out);
+}
+
+/* 1 when a < b, else 0, without a comparison that could become a branch; both below 2^31. */
+static unsigned below(unsigned a, unsigned b) { return (a - b) >> 31; }
+
+/* The value of a hexadecimal digit; sets *bad when it is none. */
+static unsigned hex_digit(unsigned c, unsigned *bad) {
+    unsigned digit = (c - '0') & 0xff, letter = ((c | 0x20) - 'a') & 0xff;
+    unsigned is_digit = below(digit, 10), is_letter = below(letter, 6);
+
+    *bad |= 1 ^ (is_digit | is_letter);
+    return (digit & (0 - is_digit)) | ((letter + 10) & (0 - is_letter));
+}
+
+/* Decodes 64 digits in place, in time that does not depend on them. */
+static ccmem_status hex_decode(uint8_t *text) {
+    unsigned bad = 0;
+
+    for (size_t i = 0; i < CCMEM_ROOT_KEY_SIZE; i++) {
+        unsigned hi = hex_digit(text[2 * i], &bad), lo = hex_digit(text[2 * i + 1], &bad);
+        text[i] = (uint8_t)(hi << 4 | lo);
+    }
+    return bad ? CCMEM_ERR_KEYFILE : CCMEM_OK;
+}
+
+/* Reads up to n bytes or the end of the file. */
+static ccmem_status read_all(int fd, uint8_t *p, size_t n, size_t *length) {
+    *length = 0;
+    while (*length < n) {
+        ssize_t got = read(fd, p + *length, n - *length);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            return CCMEM_ERR_IO;
+        if (!got)
+            break;
+        *length += (size_t)got;
+    }
+    return CCMEM_OK;
+}
+
+static ccmem_status read_key(int fd, uint8_t *raw) {
+    size_t length;
+    ccmem_status status = read_all(fd, raw, KEY_FILE_MAX + 1, &length);
+
+    if (status)
+        return status;
+    if (length == CCMEM_ROOT_KEY_SIZE)
+        return CCMEM_OK;
+    if (length == HEX_DIGITS || (length == KEY_FILE_MAX && raw[HEX_DIGITS] == '\n'))
+        return hex_decode(raw);
+    return CCMEM_ERR_KEYFILE;
+}
+
+ccmem_status ccmem_key_from_fd(int fd, ccmem_secret_level require, ccmem_key **out) {
+    ccmem_status status;
+    void *raw;
+    int error;
+
+    if (!out)
+        return CCMEM_ERR_ARGUMENT;
+    status = secret_alloc(KEY_FILE_MAX + 1, require, &raw, NULL);
+    if (status)
+        return status;
+    status = read_key(fd, raw);
+    error = errno;
+    if (!status)
+        status = key_new(raw, require, out);
+    secret_free(raw);
+    if (status == CCMEM_ERR_IO)
+        errno = error;
+    return status;
+}
+
+ccmem_secret_level ccmem_key_level(const ccmem_key *key) {
+    return key ? key->level : CCMEM_SECRET_NONE;
+}
+
+ccmem_status ccmem_key_check(const ccmem_key *key) {
+    if (!key)
+        return CCMEM_ERR_ARGUMENT;
+    return fork_alien(key->generation) ? CCMEM_ERR_FORK : CCMEM_OK;
+}
+
+void ccmem_key_free(ccmem_key *key) {
+    if (!key)
+        return;
+    if (!fork_alien(key->generation))
+        secret_free(key->schedule);
+    free(key);
+}
+
+ccmem_status key_derive(const ccmem_key *key, const char *cipher_name,
+                        const uint8_t store_id[CCMEM_STORE_ID_SIZE], uint32_t page_size,
+                        uint8_t *out, size_t out_len) {
+    uint8_t context[CCMEM_STORE_ID_SIZE + 4];
+
+    if (fork_alien(key->generation))
+        return CCMEM_ERR_FORK;
+    memcpy(context, store_id, CCMEM_STORE_ID_SIZE);
+    for (int i = 0; i < 4; i++)
+        context[CCMEM_STORE_ID_SIZE + i] = (uint8_t)(page_size >> (24 - 8 * i));
+    kdf_counter_cmac(ccmem_tier_active(), key->schedule, (const uint8_t *)cipher_name,
+                     strlen(cipher_name), context, sizeof context, out, out_len);
+    return CCMEM_OK;
+}

@@ -1,0 +1,17 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The root key object: 32 bytes in secret memory, and what stores derive from it. */
+#ifndef CCMEM_KEY_H
+#define CCMEM_KEY_H
+
+#include "ccmem.h"
+
+/* Derives out_len bytes for one store: label = cipher name, context = store id || page size (4
+ * bytes, big-endian). `out` should lie in secret memory. CCMEM_ERR_FORK. */
+ccmem_status key_derive(const ccmem_key *key, const char *cipher_name,
+                        const uint8_t store_id[CCMEM_STORE_ID_SIZE], uint32_t page_size,
+                        uint8_t *out, size_t out_len);
+
+/* Fills n bytes from the system's generator. CCMEM_ERR_ENTROPY. */
+ccmem_status random_bytes(void *out, size_t n);
+
+#endif

@@ -1,0 +1,168 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Timed loops for the benchmarks. They live here because a call from the interpreter costs more
+ * than what most of them measure. */
+#include <string.h>
+#include <time.h>
+
+#include "cpu.h"
+#include "key.h"
+#include "page.h"
+
+#if CCMEM_X86
+#include <immintrin.h>
+#endif
+
+static double seconds_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+/* ---- the AES unit's ceiling ------------------------------------------------------------------ */
+
+#if CCMEM_X86
+/* Eight registers, one AES round each per turn. The empty assembler statement makes every register
+ * an output that the compiler knows nothing about: without it, equal chains are merged and the
+ * "ceiling" comes out several times too high. */
+#define CEILING(name, tgt, type, constraint, aesenc)                                              \
+    __attribute__((target(tgt), noinline)) static double name(uint64_t turns) {                   \
+        type x[8], k;                                                                             \
+        memset(&k, 0x3c, sizeof k);                                                               \
+        memset(x, 0x5a, sizeof x);                                                                \
+        double start = seconds_now();                                                             \
+        for (uint64_t i = 0; i < turns; i++) {                                                    \
+            _Pragma("GCC unroll 8") for (int j = 0; j < 8; j++) x[j] = aesenc(x[j], k);           \
+            __asm__ volatile(""                                                                   \
+                             : "+" constraint(x[0]), "+" constraint(x[1]), "+" constraint(x[2]),  \
+                               "+" constraint(x[3]), "+" constraint(x[4]), "+" constraint(x[5]),  \
+                               "+" constraint(x[6]), "+" constraint(x[7]));                       \
+        }                                                                                         \
+        return seconds_now() - start;                                                             \
+    }
+
+CEILING(ceiling128, "aes", __m128i, "x", _mm_aesenc_si128)
+CEILING(ceiling256, "avx2,vaes", __m256i, "x", _mm256_aesenc_epi128)
+CEILING(ceiling512, "avx512f,vaes", __m512i, "v", _mm512_aesenc_epi128)
+#endif
+
+double ccmem_measure_ceiling(ccmem_tier tier, unsigned rounds, uint64_t repeats) {
+#if CCMEM_X86
+    double width, seconds;
+    if (!ccmem_tier_usable(tier) || !rounds || !repeats)
+        return 0;
+    switch (tier) {
+    case CCMEM_TIER_AESNI:
+        width = 16;
+        seconds = ceiling128(repeats);
+        break;
+    case CCMEM_TIER_VAES256:
+        width = 32;
+        seconds = ceiling256(repeats);
+        break;
+    case CCMEM_TIER_VAES512:
+        width = 64;
+        seconds = ceiling512(repeats);
+        break;
+    default:
+        return 0;
+    }
+    return seconds > 0 ? (double)repeats * 8 * width / rounds / seconds : 0;
+#else
+    (void)tier, (void)rounds, (void)repeats;
+    return 0;
+#endif
+}
+
+/* ---- pages ----------------------------------------------------------------------------------- */
+
+ccmem_status ccmem_measure_pages(ccmem_tier tier, ccmem_cipher cipher, ccmem_measure_op op,
+                                 const uint8_t *in, uint8_t *out, uint32_t page_size,
+                                 uint64_t npages, uint64_t repeats, double *seconds) {
+    uint8_t raw[64];
+    xts_key key;
+    uint64_t version[PAGE_BATCH];
+    page_context ctx = {.key = &key, .size = page_size};
+    size_t key_len = cipher == CCMEM_AES_128_XTS ? 32 : 64;
+
+    if (!ccmem_tier_usable(tier))
+        return CCMEM_ERR_TIER;
+    if ((unsigned)cipher >= CCMEM_CIPHER_COUNT || page_size < CCMEM_PAGE_SIZE_MIN ||
+        page_size > CCMEM_PAGE_SIZE_MAX || (page_size & (page_size - 1)))
+        return CCMEM_ERR_ARGUMENT;
+    ccmem_status status = random_bytes(raw, key_len);
+    if (status == CCMEM_OK)
+        status = xts_expand(&key, raw, key_len);
+    if (status != CCMEM_OK)
+        return status;
+    ctx.ops = xts_tier(tier);
+    for (int i = 0; i < PAGE_BATCH; i++)
+        version[i] = 1 + (uint64_t)i;
+    double start = seconds_now();
+    for (uint64_t r = 0; r < repeats; r++) {
+        for (uint64_t p = 0, n; p < npages; p += n) {
+            n = npages - p < PAGE_BATCH ? npages - p : PAGE_BATCH;
+            (op == CCMEM_MEASURE_SEAL ? page_seal : page_open)(
+                &ctx, out + p * page_size, in + p * page_size, p, version, (size_t)n, 0);
+        }
+    }
+    *seconds = seconds_now() - start;
+    ccmem_wipe(raw, sizeof raw);
+    ccmem_wipe(&key, sizeof key);
+    return CCMEM_OK;
+}
+
+/* ---- 64 bytes at random ---------------------------------------------------------------------- */
+
+/* The next line of n, from a linear congruential generator (Knuth's MMIX constants) xored with the
+ * bytes read before, if these are to be waited for. Its few cycles are part of the subject and of
+ * the reference. */
+static inline uint64_t next_line(uint64_t *state, uint64_t n, uint64_t read_before) {
+    *state = *state * 6364136223846793005u + 1442695040888963407u;
+    return (((*state ^ read_before) >> 32) * n) >> 32;
+}
+
+ccmem_status ccmem_measure_random_reads(ccmem_store *store, uint64_t count, int dependent,
+                                        double *seconds) {
+    _Alignas(64) uint64_t line[8] = {0};
+    uint64_t state = 1, lines = ccmem_store_size(store) / sizeof line;
+    if (!lines || lines > UINT32_MAX)
+        return CCMEM_ERR_ARGUMENT;
+    double start = seconds_now();
+    for (uint64_t i = 0; i < count; i++) {
+        uint64_t at = next_line(&state, lines, dependent ? line[0] : 0) * sizeof line;
+        ccmem_status status = ccmem_store_read(store, at, line, sizeof line);
+        if (status != CCMEM_OK)
+            return status;
+    }
+    *seconds = seconds_now() - start;
+    ccmem_wipe(line, sizeof line);
+    return CCMEM_OK;
+}
+
+/* A call like the subject's, so that the difference is the work and not the calling. */
+__attribute__((noinline)) static void copy_line(uint64_t *out, const uint8_t *in) {
+    memcpy(out, in, 64);
+}
+
+ccmem_status ccmem_measure_random_copies(const uint8_t *memory, uint64_t n, uint64_t count,
+                                         int dependent, double *seconds) {
+    _Alignas(64) uint64_t line[8] = {0};
+    uint64_t state = 1, lines = n / sizeof line;
+    if (!lines || lines > UINT32_MAX)
+        return CCMEM_ERR_ARGUMENT;
+    double start = seconds_now();
+    for (uint64_t i = 0; i < count; i++) {
+        copy_line(line, memory + next_line(&state, lines, dependent ? line[0] : 0) * sizeof line);
+        __asm__ volatile("" : : "r"(line) : "memory");
+    }
+    *seconds = seconds_now() - start;
+    return CCMEM_OK;
+}
+
+double ccmem_measure_memcpy(void *out, const void *in, uint64_t n) {
+    double start = seconds_now();
+    memcpy(out, in, n);
+    __asm__ volatile("" : : "r"(out) : "memory");
+    return seconds_now() - start;
+}

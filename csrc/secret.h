@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Secret memory: slots for keys and round keys that no dump, child or swap file sees; wiping and
+ * comparing. memfd_secret(2) where the kernel has it, else mlock + MADV_DONTDUMP, always
+ * MADV_DONTFORK. */
+#ifndef CCMEM_SECRET_H
+#define CCMEM_SECRET_H
+
+#include "ccmem.h"
+
+/* A zeroed slot of at least n bytes (n <= SECRET_SLOT_MAX), 64-byte aligned, in memory of at least
+ * level `require` (CCMEM_SECRET_MLOCK when the caller does not mind). *level, when not NULL,
+ * receives the level reached. CCMEM_ERR_SECRETMEM, _MEMLOCK, _NOMEM, _ARGUMENT. */
+enum { SECRET_SLOT_MAX = 2048 };
+ccmem_status secret_alloc(size_t n, ccmem_secret_level require, void **out,
+                          ccmem_secret_level *level);
+
+/* Wipes the slot and returns it. NULL is allowed. Must not be called for a slot that came from the
+ * parent of a fork: the memory is not there (callers ask fork_alien() first). */
+void secret_free(void *slot);
+
+#endif

@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Native threads for bulk work: a loop over a range, split so that each thread keeps to its own
+ * part (and its cache) and takes over another's only when it has finished. */
+#ifndef CCMEM_THREADS_H
+#define CCMEM_THREADS_H
+
+#include "ccmem.h"
+
+typedef void (*parallel_body)(void *arg, uint64_t begin, uint64_t end);
+
+/* Calls body on disjoint pieces of [0, n) of at most `grain` items, which together cover it, in up
+ * to ccmem_threads() threads, and returns when all have finished. Runs in the calling thread alone
+ * when n <= grain, when another call is using the threads, or when none could be started. */
+void parallel_for(uint64_t n, uint64_t grain, parallel_body body, void *arg);
+
+#endif

@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "vmem.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+enum { HUGE_PAGE = 2 << 20 };
+
+/* Mappings are whole system pages; the largest size that rounds up without overflow. */
+static int rounded(uint64_t n, size_t *size) {
+    size_t unit = (size_t)sysconf(_SC_PAGESIZE);
+    if (n == 0 || n > (SIZE_MAX >> 1) - HUGE_PAGE)
+        return 0;
+    *size = ((size_t)n + unit - 1) & ~(unit - 1);
+    return 1;
+}
+
+static void *map_anonymous(size_t size) {
+    void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return p == MAP_FAILED ? NULL : p;
+}
+
+ccmem_status vmem_map_pages(uint64_t n, void **out) {
+    size_t size;
+    if (!rounded(n, &size))
+        return CCMEM_ERR_NOMEM;
+    int huge = size >= 2 * (size_t)HUGE_PAGE;
+    size_t slack = huge ? HUGE_PAGE : 0;
+    uint8_t *p = map_anonymous(size + slack);
+    if (!p)
+        return CCMEM_ERR_NOMEM;
+    if (huge) {
+        /* Start on a huge-page boundary and give the rest back, so that the kernel can use huge
+         * pages from the first byte: a random read then misses the TLB far less often. */
+        size_t skip = (HUGE_PAGE - ((uintptr_t)p & (HUGE_PAGE - 1))) & (HUGE_PAGE - 1);
+        if ((skip && munmap(p, skip)) || (slack - skip && munmap(p + skip + size, slack - skip))) {
+            munmap(p, size + slack);
+            return CCMEM_ERR_NOMEM;
+        }
+        p += skip;
+        /* A refusal (no huge pages in this kernel) costs speed only. */
+        (void)madvise(p, size, MADV_HUGEPAGE);
+    }
+    if (madvise(p, size, MADV_DONTDUMP)) {
+        munmap(p, size);
+        return CCMEM_ERR_NOMEM;
+    }
+    *out = p;
+    return CCMEM_OK;
+}
+
+ccmem_status vmem_map_private(uint64_t n, void **out) {
+    size_t size;
+    if (!rounded(n, &size))
+        return CCMEM_ERR_NOMEM;
+    void *p = map_anonymous(size);
+    if (!p)
+        return CCMEM_ERR_NOMEM;
+    if (madvise(p, size, MADV_DONTDUMP) || madvise(p, size, MADV_DONTFORK)) {
+        munmap(p, size);
+        return CCMEM_ERR_SECRETMEM;
+    }
+    *out = p;
+    return CCMEM_OK;
+}
+
+void vmem_unmap(void *p, uint64_t n) {
+    size_t size;
+    if (p && rounded(n, &size))
+        munmap(p, size);
+}

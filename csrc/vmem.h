@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Anonymous mappings for what a store keeps besides secrets, zeroed and lazily backed. */
+#ifndef CCMEM_VMEM_H
+#define CCMEM_VMEM_H
+
+#include "ccmem.h"
+
+/* n > 0 bytes for ciphertext: huge pages where the system gives them on request, left out of core
+ * dumps (which stay small), inherited by a fork copy-on-write (so a view of it never dangles).
+ * CCMEM_ERR_NOMEM. */
+ccmem_status vmem_map_pages(uint64_t n, void **out);
+
+/* n > 0 bytes for bookkeeping: neither dumped nor inherited by a fork. CCMEM_ERR_NOMEM, and
+ * CCMEM_ERR_SECRETMEM when the system will not promise that. */
+ccmem_status vmem_map_private(uint64_t n, void **out);
+
+/* Undoes either; n as it was given. */
+void vmem_unmap(void *p, uint64_t n);
+
+#endif

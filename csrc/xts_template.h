@@ -1,0 +1,291 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The AES-XTS kernels of every SIMD tier. A tier file defines the vector type and a few
+ * operations, then includes this file once; nothing here knows the vector width except through
+ * LANES, the number of 16-byte blocks in one vector.
+ *
+ *   TARGET                    the tier's target attribute
+ *   VEC, LANES                vector type; blocks per vector: 1, 2 or 4
+ *   vload vstore vstream      unaligned load and store, non-temporal store
+ *   vxor vxor3                a ^ b, a ^ b ^ c
+ *   vkey(p)                   the 16-byte round key at p in every lane
+ *   vaesenc vaesenclast vaesdec vaesdeclast
+ *   vlift(t)                  the 128-bit tweak t in every lane
+ *   vmul_x(t, powers)         t times the polynomials at `powers`, lane by lane, in GF(2^128)
+ *   gen, gen_start, gen_step  the tweak generator, see below
+ *   XTS_OPS                   the name of the table to define
+ *
+ * How the work is laid out. A page is cut into chunks of 256 blocks (4 KiB). Two buffers in L1
+ * hold the tweaks of one chunk each: while chunk c is encrypted with the tweaks in one, the tweaks
+ * of chunk c+1 are made into the other, between the AES rounds, in issue slots that the AES unit
+ * leaves free. This runs on across page boundaries, so only the first chunk of a call waits for
+ * its tweaks: callers pass many pages at once. Eight vectors are in flight: VAESENC has a latency
+ * of 3 to 4 cycles and a throughput of 2 a cycle on Zen 3 and Golden Cove, so fewer than eight
+ * leave the unit idle. Round keys are broadcast from memory, which costs load slots only.
+ *
+ * gen_start(g, t) puts the generator at a chunk whose first tweak is t. gen_step(g, out, i), for
+ * i = 0 .. GEN_STEPS - 1, makes the next share of the chunk's tweaks; the shares may be scattered
+ * over `out`, and all 256 are there after the last step.
+ */
+
+enum {
+    CHUNK_BLOCKS = 256,
+    CHUNK_BYTES = CHUNK_BLOCKS * AES_BLOCK,
+    GROUP = 8, /* vectors in flight */
+    GROUP_BYTES = GROUP * LANES * AES_BLOCK,
+    GROUPS = CHUNK_BYTES / GROUP_BYTES,
+    GEN_STEPS = 4 * GROUPS, /* four between the rounds of each group */
+    CACHE_LINE = 64,
+    /* How far ahead of the loads to prefetch: one page, enough to cover DRAM latency at the AES
+     * unit's speed, and across the 4 KiB boundary where the hardware prefetchers stop. */
+    PREFETCH_AHEAD = 4096
+};
+
+INLINE void group_rounds(int encrypt, unsigned rounds, const aes_key *key, VEC x[GROUP],
+                         const VEC *tweak, gen *g, uint8_t *next, unsigned step) {
+#pragma GCC unroll 16
+    for (unsigned r = 1; r < rounds; r++) {
+        VEC k = vkey(key->rk[r]);
+#pragma GCC unroll 8
+        for (int i = 0; i < GROUP; i++)
+            x[i] = encrypt ? vaesenc(x[i], k) : vaesdec(x[i], k);
+        if (next && r % 2 == 0 && r <= 8)
+            gen_step(g, next, step + r / 2 - 1);
+    }
+    VEC last = vkey(key->rk[rounds]);
+#pragma GCC unroll 8
+    for (int i = 0; i < GROUP; i++) {
+        /* The output whitening rides in the last round key: one xor, off the AES chain. */
+        VEC k = vxor(vload(tweak + i), last);
+        x[i] = encrypt ? vaesenclast(x[i], k) : vaesdeclast(x[i], k);
+    }
+}
+
+INLINE void crypt_chunk(int encrypt, unsigned rounds, const aes_key *key, uint8_t *dst,
+                        const uint8_t *src, const uint8_t *tweak, gen *g, uint8_t *next,
+                        int stream) {
+    for (unsigned n = 0; n < GROUPS; n++) {
+        VEC x[GROUP], first = vkey(key->rk[0]);
+        const VEC *t = (const VEC *)(tweak + (size_t)n * GROUP_BYTES);
+        for (int i = 0; i < GROUP_BYTES; i += CACHE_LINE)
+            __builtin_prefetch(src + PREFETCH_AHEAD + i, 0, 3);
+#pragma GCC unroll 8
+        for (int i = 0; i < GROUP; i++)
+            x[i] = vxor3(vload((const VEC *)src + i), vload(t + i), first);
+        group_rounds(encrypt, rounds, key, x, t, g, next, n * 4);
+#pragma GCC unroll 8
+        for (int i = 0; i < GROUP; i++) {
+            if (stream)
+                vstream((VEC *)dst + i, x[i]);
+            else
+                vstore((VEC *)dst + i, x[i]);
+        }
+        src += GROUP_BYTES;
+        dst += GROUP_BYTES;
+    }
+}
+
+INLINE void crypt_pages(int encrypt, unsigned rounds, const xts_key *key, uint8_t *dst,
+                        const uint8_t *src, size_t npages, size_t page_size,
+                        const uint8_t (*t0)[16], int stream) {
+    _Alignas(64) uint8_t tweaks[2][CHUNK_BYTES];
+    const aes_key *k = encrypt ? &key->enc : &key->dec;
+    size_t chunks_per_page = page_size / CHUNK_BYTES, in_page = 0;
+    size_t chunks = npages * chunks_per_page;
+    gen g;
+
+    __m128i t = _mm_loadu_si128((const __m128i *)t0[0]);
+    gen_start(&g, t);
+    for (unsigned i = 0; i < GEN_STEPS; i++)
+        gen_step(&g, tweaks[0], i);
+    for (size_t c = 0; c + 1 < chunks; c++) {
+        if (++in_page < chunks_per_page) {
+            t = gf_times(t, _mm_load_si128((const __m128i *)gf_chunk_power[1]));
+        } else {
+            in_page = 0;
+            t = _mm_loadu_si128((const __m128i *)*++t0);
+        }
+        gen_start(&g, t);
+        crypt_chunk(encrypt, rounds, k, dst, src, tweaks[c & 1], &g, tweaks[(c + 1) & 1], stream);
+        src += CHUNK_BYTES;
+        dst += CHUNK_BYTES;
+    }
+    crypt_chunk(encrypt, rounds, k, dst, src, tweaks[(chunks - 1) & 1], &g, NULL, stream);
+    if (stream)
+        _mm_sfence();
+    ccmem_wipe(tweaks, sizeof tweaks);
+}
+
+/* One specialised copy for each key size, direction and kind of store. */
+#define PAGES_FUNCTION(name, encrypt, rounds, stream)                                             \
+    static TARGET __attribute__((noinline)) void name(                                            \
+        const xts_key *key, uint8_t *dst, const uint8_t *src, size_t npages, size_t page_size,    \
+        const uint8_t (*t0)[16]) {                                                                \
+        crypt_pages(encrypt, rounds, key, dst, src, npages, page_size, t0, stream);               \
+    }
+PAGES_FUNCTION(seal_pages_128, 1, 10, 0)
+PAGES_FUNCTION(seal_pages_256, 1, 14, 0)
+PAGES_FUNCTION(open_pages_128, 0, 10, 0)
+PAGES_FUNCTION(open_pages_256, 0, 14, 0)
+PAGES_FUNCTION(seal_stream_128, 1, 10, 1)
+PAGES_FUNCTION(seal_stream_256, 1, 14, 1)
+PAGES_FUNCTION(open_stream_128, 0, 10, 1)
+PAGES_FUNCTION(open_stream_256, 0, 14, 1)
+#undef PAGES_FUNCTION
+
+static int may_stream(const uint8_t *dst, unsigned flags) {
+    return (flags & XTS_STREAM) && (uintptr_t)dst % 64 == 0;
+}
+
+static void seal_pages(const xts_key *key, uint8_t *dst, const uint8_t *src, size_t npages,
+                       size_t page_size, const uint8_t (*t0)[16], unsigned flags) {
+    int stream = may_stream(dst, flags);
+    if (!npages)
+        return;
+    if (key->enc.rounds == 10)
+        (stream ? seal_stream_128 : seal_pages_128)(key, dst, src, npages, page_size, t0);
+    else
+        (stream ? seal_stream_256 : seal_pages_256)(key, dst, src, npages, page_size, t0);
+}
+
+static void open_pages(const xts_key *key, uint8_t *dst, const uint8_t *src, size_t npages,
+                       size_t page_size, const uint8_t (*t0)[16], unsigned flags) {
+    int stream = may_stream(dst, flags);
+    if (!npages)
+        return;
+    if (key->enc.rounds == 10)
+        (stream ? open_stream_128 : open_pages_128)(key, dst, src, npages, page_size, t0);
+    else
+        (stream ? open_stream_256 : open_pages_256)(key, dst, src, npages, page_size, t0);
+}
+
+/* ---- a run of blocks inside a data unit ------------------------------------------------------ */
+
+/* t0 moved to the 4 KiB chunk of block `first`: no multiplication in the first chunk, one in the
+ * rest of the largest page, a few more in the larger data units of the low-level functions.
+ * Branches and addresses depend on the offset, which is no secret. */
+INLINE __m128i chunk_start(const uint8_t t0[16], size_t first) {
+    __m128i t = _mm_loadu_si128((const __m128i *)t0);
+    size_t chunk = first / GF_CHUNK;
+    if (__builtin_expect(chunk != 0, 0)) {
+        t = gf_times(t, _mm_load_si128((const __m128i *)gf_chunk_power[chunk % GF_CHUNKS]));
+        for (size_t far = chunk / GF_CHUNKS, i = 0; far; far >>= 1, i++)
+            if (far & 1)
+                t = gf_times(t, _mm_load_si128((const __m128i *)gf_far_power[i]));
+    }
+    return t;
+}
+
+/* t in every lane times x^first, x^(first+1), ...: the jump inside a chunk. A full carry-less product
+ * by consecutive table entries, one in each lane, then two folds side by side: what the fold of the
+ * top quarter would carry into the third is cheaper to know from its highest bits (x^7 + x^2 + x
+ * reach past the quarter by 7, 2 and 1 bits) than to wait for, since this stands before the first
+ * AES round of every random read. */
+INLINE VEC jump(VEC t, size_t first) {
+    VEC m = vload((const VEC *)gf_power[first]), c = vremainder();
+    VEC mid = vxor(vclmul(t, m, 0x10), vclmul(t, m, 0x01));
+    VEC high = vxor(vclmul(t, m, 0x11), vshr64(mid));
+    VEC low = vxor(vclmul(t, m, 0x00), vshl64(mid));
+    VEC top = vshr64(high);
+    VEC third = vxor(high, vxor3(vsrl(top, 57), vsrl(top, 62), vsrl(top, 63)));
+    return vxor3(low, vshl64(vclmul(high, c, 0x01)), vclmul(third, c, 0x00));
+}
+
+INLINE VEC crypt_vector(int encrypt, unsigned rounds, const aes_key *key, VEC x, VEC t) {
+    x = vxor3(x, t, vkey(key->rk[0]));
+#pragma GCC unroll 13
+    for (unsigned r = 1; r < rounds; r++)
+        x = encrypt ? vaesenc(x, vkey(key->rk[r])) : vaesdec(x, vkey(key->rk[r]));
+    VEC last = vxor(t, vkey(key->rk[rounds]));
+    return encrypt ? vaesenclast(x, last) : vaesdeclast(x, last);
+}
+
+/* Vectors for 64 bytes, the unit of random access: enough to keep the AES unit busy for its
+ * latency on the narrow tiers, and one vector on the widest. */
+enum { UNIT = 4 / LANES };
+
+INLINE void crypt_blocks(int encrypt, unsigned rounds, const aes_key *key, uint8_t *dst,
+                         const uint8_t *src, size_t nblocks, size_t first, const uint8_t t0[16]) {
+    VEC t = vlift(_mm_loadu_si128((const __m128i *)t0));
+    size_t at = first % GF_CHUNK;
+    if (__builtin_expect(first >= GF_CHUNK, 0))
+        t = vlift(chunk_start(t0, first));
+    while (nblocks) {
+        size_t n = 4;
+        if (__builtin_expect(at >= GF_CHUNK, 0)) {
+            at -= GF_CHUNK;
+            t = vlift(chunk_start(t0, first));
+        }
+        if (__builtin_expect(nblocks >= 4, 1)) {
+            VEC x[UNIT];
+#pragma GCC unroll 4
+            for (size_t i = 0; i < UNIT; i++)
+                x[i] = crypt_vector(encrypt, rounds, key, vload((const VEC *)src + i),
+                                    jump(t, at + i * LANES));
+#pragma GCC unroll 4
+            for (size_t i = 0; i < UNIT; i++)
+                vstore((VEC *)dst + i, x[i]);
+        } else {
+            n = nblocks < LANES ? nblocks : LANES;
+            VEC x = crypt_vector(encrypt, rounds, key, vload_part(src, n), jump(t, at));
+            vstore_part(dst, x, n);
+        }
+        nblocks -= n;
+        first += n;
+        at += n;
+        src += n * AES_BLOCK;
+        dst += n * AES_BLOCK;
+    }
+}
+
+#define BLOCKS_FUNCTION(name, encrypt, schedule)                                                  \
+    static TARGET void name(const xts_key *key, uint8_t *dst, const uint8_t *src, size_t nblocks, \
+                            size_t first, const uint8_t t0[16]) {                                 \
+        if (__builtin_expect(key->enc.rounds == 10, 1))                                           \
+            crypt_blocks(encrypt, 10, &key->schedule, dst, src, nblocks, first, t0);              \
+        else                                                                                      \
+            crypt_blocks(encrypt, 14, &key->schedule, dst, src, nblocks, first, t0);              \
+    }
+BLOCKS_FUNCTION(seal_blocks, 1, enc)
+BLOCKS_FUNCTION(open_blocks, 0, dec)
+#undef BLOCKS_FUNCTION
+
+/* ---- E_K2 ------------------------------------------------------------------------------------ */
+
+/* Many at a time in full vectors; what is left, one by one: the tweak of a random read is one. */
+INLINE void encrypt_tweaks(unsigned rounds, const aes_key *key, uint8_t (*t0)[16], size_t n) {
+    for (; n >= LANES * GROUP; n -= LANES * GROUP, t0 += LANES * GROUP) {
+        VEC x[GROUP], k = vkey(key->rk[0]);
+#pragma GCC unroll 8
+        for (int i = 0; i < GROUP; i++)
+            x[i] = vxor(vload((const VEC *)t0 + i), k);
+#pragma GCC unroll 16
+        for (unsigned r = 1; r < rounds; r++) {
+            k = vkey(key->rk[r]);
+#pragma GCC unroll 8
+            for (int i = 0; i < GROUP; i++)
+                x[i] = vaesenc(x[i], k);
+        }
+        k = vkey(key->rk[rounds]);
+#pragma GCC unroll 8
+        for (int i = 0; i < GROUP; i++)
+            vstore((VEC *)t0 + i, vaesenclast(x[i], k));
+    }
+    for (; n; n--, t0++) {
+        const __m128i *rk = (const __m128i *)key->rk;
+        __m128i x = _mm_xor_si128(_mm_loadu_si128((const __m128i *)t0), _mm_load_si128(rk));
+#pragma GCC unroll 16
+        for (unsigned r = 1; r < rounds; r++)
+            x = _mm_aesenc_si128(x, _mm_load_si128(rk + r));
+        _mm_storeu_si128((__m128i *)t0, _mm_aesenclast_si128(x, _mm_load_si128(rk + rounds)));
+    }
+}
+
+static TARGET void tweaks(const xts_key *key, uint8_t (*t0)[16], size_t n) {
+    if (__builtin_expect(key->tweak.rounds == 10, 1))
+        encrypt_tweaks(10, &key->tweak, t0, n);
+    else
+        encrypt_tweaks(14, &key->tweak, t0, n);
+}
+
+const xts_ops XTS_OPS = {tweaks, seal_pages, open_pages, seal_blocks, open_blocks};
