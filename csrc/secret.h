@@ -7,6 +7,19 @@
 
 #include "ccmem.h"
 
+/* On a function that holds secrets: it returns with the registers it used set to zero. Without
+ * this, plaintext or a round key left in a vector register reaches the stack of whoever saves
+ * registers next, such as the dynamic linker at the first call of a lazily bound function. GCC 11,
+ * Clang 15; older compilers leave the registers as they are. */
+#if defined(__has_attribute)
+#if __has_attribute(zero_call_used_regs)
+#define CLEAR_REGISTERS __attribute__((zero_call_used_regs("used")))
+#endif
+#endif
+#ifndef CLEAR_REGISTERS
+#define CLEAR_REGISTERS
+#endif
+
 /* A zeroed slot of at least n bytes (n <= SECRET_SLOT_MAX), 64-byte aligned, in memory of at least
  * level `require` (CCMEM_SECRET_MLOCK when the caller does not mind). *level, when not NULL,
  * receives the level reached. CCMEM_ERR_SECRETMEM, _MEMLOCK, _NOMEM, _ARGUMENT. */

@@ -11,7 +11,7 @@ typedef struct xts_key {
     aes_key tweak; /* K2, encryption */
 } xts_key;
 
-/* Set for a destination far larger than the caches: write around them. Needs dst % 64 == 0, else
+/* Set for a destination far larger than the caches: write around them. Needs dst % 16 == 0, else
  * it is ignored. */
 enum { XTS_STREAM = 1u };
 

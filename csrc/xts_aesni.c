@@ -6,6 +6,7 @@
 #if CCMEM_X86
 #include <immintrin.h>
 
+#include "secret.h"
 #include "xts.h"
 
 #define TARGET __attribute__((target("aes,pclmul,sse4.2")))

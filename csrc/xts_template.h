@@ -45,6 +45,31 @@ enum {
     PREFETCH_L1 = 1024
 };
 
+/* Makes the compiler fetch round keys anew from their secret memory: hoisted out of a loop they
+ * overflow the registers and would be spilled to the stack, where they would stay. */
+#define REFETCH(key) __asm__ volatile("" : "+r"(key))
+
+/* n vectors, round by round, so that each round key is used up before the next is fetched. */
+INLINE void crypt_vectors(int encrypt, unsigned rounds, const aes_key *key, VEC *x, const VEC *t,
+                          int n) {
+    REFETCH(key);
+    VEC k = vkey(key->rk[0]);
+#pragma GCC unroll 4
+    for (int i = 0; i < n; i++)
+        x[i] = vxor3(x[i], t[i], k);
+#pragma GCC unroll 13
+    for (unsigned r = 1; r < rounds; r++) {
+        k = vkey(key->rk[r]);
+#pragma GCC unroll 4
+        for (int i = 0; i < n; i++)
+            x[i] = encrypt ? vaesenc(x[i], k) : vaesdec(x[i], k);
+    }
+    k = vkey(key->rk[rounds]);
+#pragma GCC unroll 4
+    for (int i = 0; i < n; i++)
+        x[i] = encrypt ? vaesenclast(x[i], vxor(t[i], k)) : vaesdeclast(x[i], vxor(t[i], k));
+}
+
 INLINE void group_rounds(int encrypt, unsigned rounds, const aes_key *key, VEC x[GROUP],
                          const VEC *tweak, gen *g, uint8_t *next, unsigned step) {
 #pragma GCC unroll 16
@@ -65,12 +90,18 @@ INLINE void group_rounds(int encrypt, unsigned rounds, const aes_key *key, VEC x
     }
 }
 
+/* The first `groups` groups of a chunk. `next` NULL: no tweaks are made. */
 INLINE void crypt_chunk(int encrypt, unsigned rounds, const aes_key *key, uint8_t *dst,
-                        const uint8_t *src, const uint8_t *tweak, gen *g, uint8_t *next,
-                        int stream) {
-    for (unsigned n = 0; n < GROUPS; n++) {
+                        const uint8_t *src, unsigned groups, uint8_t *tweak, size_t shift, gen *g,
+                        uint8_t *next, int stream) {
+    for (unsigned n = 0; n < groups; n++) {
+        REFETCH(key);
         VEC x[GROUP], first = vkey(key->rk[0]);
-        const VEC *t = (const VEC *)(tweak + (size_t)n * GROUP_BYTES);
+        const VEC *t = (const VEC *)(tweak + shift * AES_BLOCK + (size_t)n * GROUP_BYTES);
+        if (next && n == GROUPS - 1) /* what the last vector needs of the chunk after this */
+            for (int i = 0; i < LANES - 1; i++)
+                _mm_store_si128((__m128i *)(tweak + CHUNK_BYTES) + i,
+                                _mm_load_si128((const __m128i *)next + i));
         for (int i = 0; i < GROUP_BYTES; i += CACHE_LINE) {
             __builtin_prefetch(src + PREFETCH_L2 + i, 0, 2);
             __builtin_prefetch(src + PREFETCH_L1 + i, 0, 3);
@@ -91,19 +122,42 @@ INLINE void crypt_chunk(int encrypt, unsigned rounds, const aes_key *key, uint8_
     }
 }
 
+/* Up to a group's worth of blocks at the edges of a call, their tweaks at t. */
+INLINE void crypt_edge(int encrypt, unsigned rounds, const aes_key *key, uint8_t *dst,
+                       const uint8_t *src, size_t nblocks, const uint8_t *t) {
+    while (nblocks) {
+        size_t n = nblocks < LANES ? nblocks : LANES;
+        VEC x = vload_part(src, n), tweak = vload((const VEC *)t);
+        crypt_vectors(encrypt, rounds, key, &x, &tweak, 1);
+        vstore_part(dst, x, n);
+        nblocks -= n;
+        src += n * AES_BLOCK;
+        dst += n * AES_BLOCK;
+        t += n * AES_BLOCK;
+    }
+}
+
+/* Vectors are laid on the destination's grid, not the page's: arrays from numpy or malloc begin 16
+ * bytes after a cache line, where every full-width store would touch two lines and a non-temporal
+ * one is not allowed. So the first `shift` blocks of the call are taken alone, and from there on a
+ * vector may reach into the next chunk, whose first tweaks are made first. */
 INLINE void crypt_pages(int encrypt, unsigned rounds, const xts_key *key, uint8_t *dst,
                         const uint8_t *src, size_t npages, size_t page_size,
                         const uint8_t (*t0)[16], int stream) {
-    _Alignas(64) uint8_t tweaks[2][CHUNK_BYTES];
+    _Alignas(64) uint8_t tweaks[2][CHUNK_BYTES + CACHE_LINE];
     const aes_key *k = encrypt ? &key->enc : &key->dec;
     size_t chunks_per_page = page_size / CHUNK_BYTES, in_page = 0;
     size_t chunks = npages * chunks_per_page;
+    size_t shift = (uintptr_t)dst % AES_BLOCK ? 0 : (0 - (uintptr_t)dst / AES_BLOCK) % LANES;
     gen g;
 
     __m128i t = _mm_loadu_si128((const __m128i *)t0[0]);
     gen_start(&g, t);
     for (unsigned i = 0; i < GEN_STEPS; i++)
         gen_step(&g, tweaks[0], i);
+    crypt_edge(encrypt, rounds, k, dst, src, shift, tweaks[0]);
+    src += shift * AES_BLOCK;
+    dst += shift * AES_BLOCK;
     for (size_t c = 0; c + 1 < chunks; c++) {
         if (++in_page < chunks_per_page) {
             t = gf_times(t, _mm_load_si128((const __m128i *)gf_chunk_power[1]));
@@ -112,11 +166,19 @@ INLINE void crypt_pages(int encrypt, unsigned rounds, const xts_key *key, uint8_
             t = _mm_loadu_si128((const __m128i *)*++t0);
         }
         gen_start(&g, t);
-        crypt_chunk(encrypt, rounds, k, dst, src, tweaks[c & 1], &g, tweaks[(c + 1) & 1], stream);
+        crypt_chunk(encrypt, rounds, k, dst, src, GROUPS, tweaks[c & 1], shift, &g,
+                    tweaks[(c + 1) & 1], stream);
         src += CHUNK_BYTES;
         dst += CHUNK_BYTES;
     }
-    crypt_chunk(encrypt, rounds, k, dst, src, tweaks[(chunks - 1) & 1], &g, NULL, stream);
+    uint8_t *last = tweaks[(chunks - 1) & 1];
+    unsigned groups = shift ? GROUPS - 1 : GROUPS;
+    crypt_chunk(encrypt, rounds, k, dst, src, groups, last, shift, &g, NULL, stream);
+    if (shift) {
+        size_t done = (size_t)groups * GROUP_BYTES;
+        crypt_edge(encrypt, rounds, k, dst + done, src + done,
+                   (size_t)GROUP * LANES - shift, last + shift * AES_BLOCK + done);
+    }
     if (stream)
         _mm_sfence();
     ccmem_wipe(tweaks, sizeof tweaks);
@@ -124,7 +186,7 @@ INLINE void crypt_pages(int encrypt, unsigned rounds, const xts_key *key, uint8_
 
 /* One specialised copy for each key size, direction and kind of store. */
 #define PAGES_FUNCTION(name, encrypt, rounds, stream)                                             \
-    static TARGET __attribute__((noinline)) void name(                                            \
+    static TARGET CLEAR_REGISTERS __attribute__((noinline)) void name(                            \
         const xts_key *key, uint8_t *dst, const uint8_t *src, size_t npages, size_t page_size,    \
         const uint8_t (*t0)[16]) {                                                                \
         crypt_pages(encrypt, rounds, key, dst, src, npages, page_size, t0, stream);               \
@@ -140,7 +202,7 @@ PAGES_FUNCTION(open_stream_256, 0, 14, 1)
 #undef PAGES_FUNCTION
 
 static int may_stream(const uint8_t *dst, unsigned flags) {
-    return (flags & XTS_STREAM) && (uintptr_t)dst % 64 == 0;
+    return (flags & XTS_STREAM) && (uintptr_t)dst % AES_BLOCK == 0;
 }
 
 static void seal_pages(const xts_key *key, uint8_t *dst, const uint8_t *src, size_t npages,
@@ -197,15 +259,6 @@ INLINE VEC jump(VEC t, size_t first) {
     return vxor3(low, vshl64(vclmul(high, c, 0x01)), vclmul(third, c, 0x00));
 }
 
-INLINE VEC crypt_vector(int encrypt, unsigned rounds, const aes_key *key, VEC x, VEC t) {
-    x = vxor3(x, t, vkey(key->rk[0]));
-#pragma GCC unroll 13
-    for (unsigned r = 1; r < rounds; r++)
-        x = encrypt ? vaesenc(x, vkey(key->rk[r])) : vaesdec(x, vkey(key->rk[r]));
-    VEC last = vxor(t, vkey(key->rk[rounds]));
-    return encrypt ? vaesenclast(x, last) : vaesdeclast(x, last);
-}
-
 /* Vectors for 64 bytes, the unit of random access: enough to keep the AES unit busy for its
  * latency on the narrow tiers, and one vector on the widest. */
 enum { UNIT = 4 / LANES };
@@ -223,17 +276,20 @@ INLINE void crypt_blocks(int encrypt, unsigned rounds, const aes_key *key, uint8
             t = vlift(chunk_start(t0, first));
         }
         if (__builtin_expect(nblocks >= 4, 1)) {
-            VEC x[UNIT];
+            VEC x[UNIT], tweak[UNIT];
 #pragma GCC unroll 4
-            for (size_t i = 0; i < UNIT; i++)
-                x[i] = crypt_vector(encrypt, rounds, key, vload((const VEC *)src + i),
-                                    jump(t, at + i * LANES));
+            for (size_t i = 0; i < UNIT; i++) {
+                x[i] = vload((const VEC *)src + i);
+                tweak[i] = jump(t, at + i * LANES);
+            }
+            crypt_vectors(encrypt, rounds, key, x, tweak, UNIT);
 #pragma GCC unroll 4
             for (size_t i = 0; i < UNIT; i++)
                 vstore((VEC *)dst + i, x[i]);
         } else {
             n = nblocks < LANES ? nblocks : LANES;
-            VEC x = crypt_vector(encrypt, rounds, key, vload_part(src, n), jump(t, at));
+            VEC x = vload_part(src, n), tweak = jump(t, at);
+            crypt_vectors(encrypt, rounds, key, &x, &tweak, 1);
             vstore_part(dst, x, n);
         }
         nblocks -= n;
@@ -245,8 +301,8 @@ INLINE void crypt_blocks(int encrypt, unsigned rounds, const aes_key *key, uint8
 }
 
 #define BLOCKS_FUNCTION(name, encrypt, schedule)                                                  \
-    static TARGET void name(const xts_key *key, uint8_t *dst, const uint8_t *src, size_t nblocks, \
-                            size_t first, const uint8_t t0[16]) {                                 \
+    static TARGET CLEAR_REGISTERS void name(const xts_key *key, uint8_t *dst, const uint8_t *src, \
+                                            size_t nblocks, size_t first, const uint8_t t0[16]) { \
         if (__builtin_expect(key->enc.rounds == 10, 1))                                           \
             crypt_blocks(encrypt, 10, &key->schedule, dst, src, nblocks, first, t0);              \
         else                                                                                      \
@@ -261,6 +317,7 @@ BLOCKS_FUNCTION(open_blocks, 0, dec)
 /* Many at a time in full vectors; what is left, one by one: the tweak of a random read is one. */
 INLINE void encrypt_tweaks(unsigned rounds, const aes_key *key, uint8_t (*t0)[16], size_t n) {
     for (; n >= LANES * GROUP; n -= LANES * GROUP, t0 += LANES * GROUP) {
+        REFETCH(key);
         VEC x[GROUP], k = vkey(key->rk[0]);
 #pragma GCC unroll 8
         for (int i = 0; i < GROUP; i++)
@@ -278,6 +335,7 @@ INLINE void encrypt_tweaks(unsigned rounds, const aes_key *key, uint8_t (*t0)[16
             vstore((VEC *)t0 + i, vaesenclast(x[i], k));
     }
     for (; n; n--, t0++) {
+        REFETCH(key);
         const __m128i *rk = (const __m128i *)key->rk;
         __m128i x = _mm_xor_si128(_mm_loadu_si128((const __m128i *)t0), _mm_load_si128(rk));
 #pragma GCC unroll 16
@@ -287,7 +345,7 @@ INLINE void encrypt_tweaks(unsigned rounds, const aes_key *key, uint8_t (*t0)[16
     }
 }
 
-static TARGET void tweaks(const xts_key *key, uint8_t (*t0)[16], size_t n) {
+static TARGET CLEAR_REGISTERS void tweaks(const xts_key *key, uint8_t (*t0)[16], size_t n) {
     if (__builtin_expect(key->tweak.rounds == 10, 1))
         encrypt_tweaks(10, &key->tweak, t0, n);
     else

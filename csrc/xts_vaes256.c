@@ -5,6 +5,7 @@
 #if CCMEM_X86
 #include <immintrin.h>
 
+#include "secret.h"
 #include "xts.h"
 
 #define TARGET __attribute__((target("aes,pclmul,avx2,vaes,vpclmulqdq")))

@@ -5,6 +5,7 @@
 #if CCMEM_X86
 #include <immintrin.h>
 
+#include "secret.h"
 #include "xts.h"
 
 #define TARGET __attribute__((target("aes,pclmul,avx512f,avx512bw,avx512dq,avx512vl,vaes,vpclmulqdq")))
