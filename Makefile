@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+# Everything a developer runs. `make help` lists the targets.
+
+PYTHON ?= python3
+VENV   ?= .venv
+PYTEST_ARGS ?=
+
+BIN     := $(VENV)/bin
+STAMP   := $(VENV)/.installed
+NATIVE  := setup.py build_ffi.py $(wildcard csrc/*.c csrc/*.h)
+
+# Tests whose outcome can depend on the tier; the rest of the suite checks what all tiers share.
+TIER_TESTS ?= tests
+
+ASAN_DIR  := build/asan
+ASAN_TREE := $(ASAN_DIR)/tree
+ASAN_BIN  := $(CURDIR)/$(ASAN_DIR)/venv/bin
+SANITIZE  := address,undefined
+
+.DEFAULT_GOAL := help
+.PHONY: help install test check-tiers asan bench wheel sdist clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## create .venv and install the package in it, editable
+
+$(STAMP): pyproject.toml $(NATIVE)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	    || { echo "pyccmem needs Python 3.10 or newer; set PYTHON=/path/to/python3" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,bench,cli]'
+	@touch $@
+
+test: $(STAMP) ## run the whole suite
+	$(BIN)/python -m pytest tests $(PYTEST_ARGS)
+
+check-tiers: $(STAMP) ## run the tests that depend on the tier once for each tier of this machine
+	@set -e; for tier in portable aesni vaes256 vaes512; do \
+	    if PYCCMEM_TIER=$$tier $(BIN)/python -c 'import pyccmem' 2>/dev/null; then \
+	        echo "== tier $$tier"; \
+	        PYCCMEM_TIER=$$tier $(BIN)/python -m pytest $(TIER_TESTS) $(PYTEST_ARGS); \
+	    else \
+	        echo "== tier $$tier: skipped, this processor cannot run it"; \
+	    fi; \
+	done
+
+# The tree is copied because an editable install leaves its native module beside the Python files,
+# where a sanitized one and an ordinary one would overwrite each other.
+# detect_leaks=0: CPython frees its interned objects and its arenas not at all or after the leak
+# checker has run, so every report would be about the interpreter; the suite counts memory,
+# descriptors and mappings itself. PYTHONMALLOC=malloc: the address sanitizer can watch the
+# interpreter's buffers only when each comes from malloc. -fno-sanitize-recover (build_ffi.py)
+# makes the first undefined operation end the process.
+asan: ## run the suite under the address and undefined-behaviour sanitizers
+	mkdir -p $(ASAN_TREE)
+	rm -rf $(ASAN_TREE)/csrc $(ASAN_TREE)/tests $(ASAN_TREE)/bench
+	cp -R pyproject.toml setup.py build_ffi.py MANIFEST.in Makefile LICENSE csrc pyccmem tests bench $(wildcard *.md) $(ASAN_TREE)
+	rm -f $(ASAN_TREE)/pyccmem/*.so
+	test -x $(ASAN_BIN)/python || $(PYTHON) -m venv $(ASAN_DIR)/venv
+	cd $(ASAN_TREE) && PYCCMEM_SANITIZE=$(SANITIZE) $(ASAN_BIN)/python -m pip install \
+	    --quiet --disable-pip-version-check -e '.[test,bench,cli]'
+	cd $(ASAN_TREE) && \
+	    LD_PRELOAD="$$($${CC:-gcc} -print-file-name=libasan.so) $$($${CC:-gcc} -print-file-name=libubsan.so)" \
+	    ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
+	    UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	    PYTHONMALLOC=malloc PYCCMEM_SANITIZE=$(SANITIZE) \
+	    $(ASAN_BIN)/python -m pytest tests $(PYTEST_ARGS)
+
+bench: $(STAMP) ## measure, as ratios to the ceilings of this machine
+	$(BIN)/python -m pytest bench $(PYTEST_ARGS)
+	$(BIN)/python -m pyccmem bench
+
+wheel: ## build dist/*.whl
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+
+sdist: ## build dist/*.tar.gz
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check build
+	$(BIN)/python -m build --sdist --outdir dist .
+
+clean: ## remove what the other targets made
+	rm -rf build dist .venv *.egg-info pyccmem/*.so pyccmem/_native.c .pytest_cache .hypothesis \
+	    .benchmarks .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

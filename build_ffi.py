@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Describes the native module `pyccmem._native` to cffi (API mode, out of line).
+
+The declarations are csrc/ccmem.h itself, so the binding cannot drift from the library. The
+processor is chosen at run time by target attributes on single functions: no flag here may name an
+instruction set.
+
+PYCCMEM_SANITIZE=address,undefined in the environment builds with these sanitizers.
+"""
+
+import os
+import sysconfig
+from pathlib import Path
+
+from cffi import FFI
+
+# setuptools wants paths relative to the project's root, in a fixed order for equal builds.
+ROOT = Path(__file__).resolve().parent
+SOURCES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").glob("*.c"))
+HEADERS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").glob("*.h"))
+
+
+def declarations(header: Path) -> str:
+    """The header's text without its preprocessor lines, which cffi does not read.
+
+    The header promises to use the preprocessor for inclusion only, so no declaration is lost;
+    a line that would change the declarations (a macro, a condition) is an error, not skipped.
+    """
+    kept = []
+    for line in header.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            kept.append(line)
+            continue
+        words = line[1:].split()
+        guard = words[:2] in (["ifndef", "CCMEM_H"], ["define", "CCMEM_H"]) or words[0] == "endif"
+        if words[0] != "include" and not guard:
+            raise SystemExit(f"{header}: cffi cannot read the line {line!r}")
+    return "\n".join(kept)
+
+
+compile_args = ["-std=gnu11", "-O3", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra"]
+link_args = ["-pthread", "-Wl,-z,relro,-z,now", "-Wl,-z,noexecstack"]
+
+sanitizers = os.environ.get("PYCCMEM_SANITIZE")
+if sanitizers:
+    sanitize = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
+    compile_args += [*sanitize, "-O2", "-g", "-fno-omit-frame-pointer"]
+    link_args += sanitize
+
+stable_abi = not sysconfig.get_config_var("Py_GIL_DISABLED")
+
+ffibuilder = FFI()
+ffibuilder.cdef(declarations(ROOT / "csrc" / "ccmem.h"))
+ffibuilder.set_source(
+    "pyccmem._native",
+    '#include "ccmem.h"',
+    sources=SOURCES,
+    depends=HEADERS,
+    include_dirs=["csrc"],
+    define_macros=[("_GNU_SOURCE", None)]
+    + ([("Py_LIMITED_API", "0x030A0000")] if stable_abi else []),
+    py_limited_api=stable_abi,
+    extra_compile_args=compile_args,
+    extra_link_args=link_args,
+)
