@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory that holds tensors and buffers as ciphertext while a program runs.
+
+    >>> import pyccmem
+    >>> with pyccmem.Key.generate() as key:
+    ...     buffer = pyccmem.EncryptedBuffer(1 << 20, key=key)
+    >>> buffer.write(b"attack at dawn", offset=4096)
+    14
+    >>> buffer.read(4096, 14)
+    b'attack at dawn'
+
+Exceptions: pyccmem.errors. Bare primitives, for checking: pyccmem.hazmat.
+"""
+
+from . import errors
+from ._version import __version__
+
+try:
+    from . import hazmat
+    from .buffer import EncryptedBuffer
+    from .cpu import cpu_info
+    from .keys import Key
+    from .process import get_num_threads, selftest, set_num_threads, stats
+except errors.PyccmemError as _error:
+    from ._command import end_with
+
+    end_with(_error)
+    raise
+
+__all__ = [
+    "EncryptedBuffer",
+    "Key",
+    "__version__",
+    "cpu_info",
+    "errors",
+    "get_num_threads",
+    "hazmat",
+    "selftest",
+    "set_num_threads",
+    "stats",
+]

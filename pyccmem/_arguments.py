@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Turns what callers hand in into integers and native buffers, or says what is wrong with it."""
+
+from __future__ import annotations
+
+import operator
+import re
+from typing import Any
+
+import numpy as np
+
+from . import errors
+from ._lib import ffi
+
+__all__ = ["exact_bytes", "input_buffer", "integer", "output_buffer"]
+
+#: cffi's from_buffer with this type gives an array whose len() is its size in bytes.
+BYTES = ffi.typeof("uint8_t[]")
+
+#: Types whose buffers hold bytes and nothing else.
+_PLAIN = (bytes, bytearray)
+
+# The field names of a struct format, such as ":Ok:" in "T{d:Ok:}", are not type codes.
+_FIELD_NAME = re.compile(r":[^:]*:")
+
+
+def integer(name: str, value: Any) -> int:
+    """`value` as an int: anything with __index__ (NumPy's integers too) but the booleans."""
+    if type(value) is int:
+        return value
+    if not isinstance(value, (bool, np.bool_)):
+        try:
+            return operator.index(value)
+        except TypeError:
+            pass
+    raise errors.ArgumentTypeError(f"{name} must be an integer, not {type(value).__name__}.")
+
+
+def holds_objects(value: Any) -> bool:
+    """True for a buffer of references to Python objects, whose bytes are no data."""
+    if isinstance(value, np.ndarray):
+        return bool(value.dtype.hasobject)
+    if type(value) is memoryview:
+        view = value  # another view of it would cost more than a small read
+    else:
+        try:
+            view = memoryview(value)
+        except (TypeError, ValueError, BufferError):
+            return False
+    return "O" in view.format and "O" in _FIELD_NAME.sub("", view.format)
+
+
+def _refused(name: str, value: Any, writable: bool) -> errors.BufferTypeError:
+    """The exception for a value that is not a C-contiguous buffer, writable where it must be."""
+    kind = type(value).__name__
+    can = "writable " if writable else ""
+    if isinstance(value, str):
+        fix = "use a bytearray" if writable else "encode it to bytes first"
+        return errors.BufferTypeError(f"{name} is a str, which has no fixed bytes; {fix}.")
+    examples = (
+        "a bytearray, memoryview or NumPy array"
+        if writable
+        else "bytes, bytearray, a memoryview or a NumPy array"
+    )
+    if isinstance(value, np.ndarray):
+        contiguous, readonly = bool(value.flags.c_contiguous), not value.flags.writeable
+    else:
+        try:
+            with memoryview(value) as view:
+                contiguous, readonly = view.c_contiguous, view.readonly
+        except (TypeError, ValueError, BufferError):
+            return errors.BufferTypeError(
+                f"{name} must be a {can}buffer of bytes such as {examples}, not {kind}."
+            )
+    if holds_objects(value):
+        return errors.BufferTypeError(
+            f"{name} holds references to Python objects, not data; use a buffer of plain numbers "
+            f"or bytes."
+        )
+    if writable and readonly:
+        return errors.ReadOnlyOutputError(
+            f"{name} is a read-only {kind}; use a writable buffer such as {examples}."
+        )
+    if not contiguous:
+        fix = (
+            "use a contiguous one and copy from it"
+            if writable
+            else "copy it first, for example with numpy.ascontiguousarray()"
+        )
+        return errors.NonContiguousError(
+            f"{name} does not lie in one piece in memory in C order; {fix}."
+        )
+    return errors.BufferTypeError(
+        f"{name} must be a {can}buffer of bytes such as {examples}, not {kind}."
+    )
+
+
+def input_buffer(name: str, value: Any) -> Any:
+    """`value`'s bytes as a cffi array that keeps them alive. Raises BufferTypeError."""
+    try:
+        buffer = ffi.from_buffer(BYTES, value)
+    except (TypeError, ValueError, BufferError):
+        raise _refused(name, value, writable=False) from None
+    if type(value) not in _PLAIN and holds_objects(value):
+        raise _refused(name, value, writable=False)
+    return buffer
+
+
+def output_buffer(name: str, value: Any) -> Any:
+    """`value`'s writable bytes as a cffi array that keeps them alive. Raises BufferTypeError."""
+    try:
+        buffer = ffi.from_buffer(BYTES, value, True)
+    except (TypeError, ValueError, BufferError):
+        raise _refused(name, value, writable=True) from None
+    if type(value) not in _PLAIN and holds_objects(value):
+        raise _refused(name, value, writable=True)
+    return buffer
+
+
+def exact_bytes(
+    name: str, value: Any, sizes: tuple[int, ...], error: type[errors.ArgumentError]
+) -> Any:
+    """input_buffer() of exactly one of `sizes` bytes; raises `error` for any other size."""
+    buffer = input_buffer(name, value)
+    if len(buffer) not in sizes:
+        right = " or ".join(", ".join(map(str, sizes)).rsplit(", ", 1))
+        raise error(f"{name} has {len(buffer)} bytes; it must have {right}.")
+    return buffer

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The only module that touches the native one: start-up, names of its constants, its errors.
+
+Importing it starts the native library: every usable tier passes its known-answer test, then the
+best one is chosen, or the one that PYCCMEM_TIER names; PYCCMEM_NUM_THREADS bounds the threads of a
+bulk operation.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any
+
+from . import errors
+from ._native import ffi, lib
+
+__all__ = [
+    "CIPHERS",
+    "LEVELS",
+    "OK",
+    "TIERS",
+    "active_tier",
+    "check",
+    "features",
+    "ffi",
+    "lib",
+    "tier_number",
+    "usable_tiers",
+]
+
+OK: int = lib.CCMEM_OK
+
+#: Cipher suites by name.
+CIPHERS: dict[str, int] = {
+    "aes-128-xts": lib.CCMEM_AES_128_XTS,
+    "aes-256-xts": lib.CCMEM_AES_256_XTS,
+}
+
+#: Names of the secret-memory levels, weakest first.
+LEVELS: dict[int, str] = {
+    lib.CCMEM_SECRET_NONE: "none",
+    lib.CCMEM_SECRET_MLOCK: "mlock",
+    lib.CCMEM_SECRET_MEMFD: "secretmem",
+}
+
+#: Every tier by name, best first, whether this processor can run it or not.
+TIERS: dict[str, int] = {
+    ffi.string(lib.ccmem_tier_name(tier)).decode(): tier
+    for tier in reversed(range(lib.CCMEM_TIER_COUNT))
+}
+
+
+def usable_tiers() -> list[str]:
+    """Names of the tiers that this processor can run and that passed their test, best first."""
+    return [name for name, tier in TIERS.items() if lib.ccmem_tier_usable(tier)]
+
+
+def active_tier() -> str:
+    """Name of the tier in use."""
+    return str(ffi.string(lib.ccmem_tier_name(lib.ccmem_tier_active())).decode())
+
+
+def features() -> dict[str, bool]:
+    """Processor features that the tiers ask for, and whether this process may use them."""
+    found: dict[str, bool] = {}
+    present = ffi.new("int *")
+    while name := lib.ccmem_cpu_feature(len(found), present):
+        found[ffi.string(name).decode()] = bool(present[0])
+    return found
+
+
+def tier_number(name: str | None) -> int:
+    """The native number of a usable tier; of the one in use for None. Raises TierError."""
+    if name is None:
+        return int(lib.ccmem_tier_active())
+    if not isinstance(name, str):
+        raise errors.ArgumentTypeError(
+            f"tier must be a tier's name or None, not {type(name).__name__}."
+        )
+    if name not in TIERS or not lib.ccmem_tier_usable(TIERS[name]):
+        check(lib.CCMEM_ERR_TIER, setting="tier", tier=name)
+    return TIERS[name]
+
+
+def _memlock_limit() -> str:
+    """RLIMIT_MEMLOCK of this process in words."""
+    try:
+        import resource
+
+        soft, _hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    except (ImportError, OSError, ValueError):
+        return "unknown"
+    return "unlimited" if soft == resource.RLIM_INFINITY else f"{soft // 1024} KiB"
+
+
+def _tier_message(setting: str, tier: str) -> str:
+    known = "is not a tier" if tier not in TIERS else "is a tier that this processor cannot run"
+    usable = ", ".join(usable_tiers())
+    auto = "leave it unset" if setting.isupper() else "pass None"
+    return f"{setting}={tier!r} {known}; use one of {usable}, or {auto} for the default."
+
+
+def check(status: int, **context: Any) -> None:
+    """Does nothing for CCMEM_OK, and raises the exception that any other status stands for.
+
+    This is the one place where a native status becomes an exception. `context` holds what the
+    caller knows and the sentence should say: `subject` ("key" or "buffer"), `action`, `offset`,
+    `length`, `nbytes`, `setting`, `tier`, `require`, `path`, `errno`.
+    """
+    if status == OK:
+        return
+    native = ffi.string(lib.ccmem_status_text(status)).decode()
+    subject = context.get("subject", "object")
+    action = context.get("action", "this operation")
+    if status == lib.CCMEM_ERR_RANGE:
+        offset, length, nbytes = context["offset"], context["length"], context["nbytes"]
+        raise errors.RangeError(
+            f"{length} bytes at offset {offset} reach outside the buffer of {nbytes} bytes; "
+            f"offset must be at least 0 and offset plus length at most {nbytes}."
+        )
+    if status == lib.CCMEM_ERR_FORK:
+        raise errors.ForkError(
+            f"This {subject} belongs to the process that this one was forked from, and its keys "
+            f"do not follow a fork; make a new key and a new buffer in the child, or start it "
+            f"with the 'spawn' method."
+        )
+    if status == lib.CCMEM_ERR_EQUAL_HALVES:
+        raise errors.InvalidKeyError(
+            "The two halves of the XTS key are equal, which voids its security; use a key whose "
+            "first half K1 and second half K2 differ (IEEE 1619-2018, 5.1)."
+        )
+    if status == lib.CCMEM_ERR_NOMEM:
+        raise errors.OutOfMemoryError(
+            f"The system refused the memory for {action}; free some memory or ask for less."
+        )
+    if status == lib.CCMEM_ERR_MEMLOCK:
+        raise errors.LockedMemoryError(
+            f"There is no locked memory left for {action}: RLIMIT_MEMLOCK is {_memlock_limit()}; "
+            f"close keys and buffers no longer in use, or raise the limit ('ulimit -l' in the "
+            f"shell, LimitMEMLOCK= in a systemd unit)."
+        )
+    if status == lib.CCMEM_ERR_SECRETMEM:
+        required = context.get("require", "the required level")
+        best = LEVELS[lib.ccmem_secret_probe()]
+        raise errors.SecretMemoryError(
+            f"Secret memory of level {required!r} cannot be had here, where the best level is "
+            f"{best!r}; enable memfd_secret (Linux 5.14 or newer, secretmem.enable=1 on the "
+            f"kernel's command line before 6.5) or do not require it."
+        )
+    if status == lib.CCMEM_ERR_VERSION:
+        raise errors.VersionExhaustedError(
+            "A page has used up all versions under its key and cannot be written again; copy the "
+            "contents to a new buffer, which has keys of its own."
+        )
+    if status == lib.CCMEM_ERR_TIER:
+        raise errors.TierError(
+            _tier_message(context.get("setting", "tier"), context.get("tier", ""))
+        )
+    if status == lib.CCMEM_ERR_SELFTEST:
+        raise errors.SelfTestError(
+            f"The known-answer test of {action} gave a wrong answer; the processor or this build "
+            f"of pyccmem is faulty, so nothing was encrypted and nothing should be."
+        )
+    if status == lib.CCMEM_ERR_ENTROPY:
+        raise errors.EntropyError(
+            f"The system's random generator failed during {action}; getrandom(2) must be allowed "
+            f"in this process."
+        )
+    if status == lib.CCMEM_ERR_IO:
+        number = context.get("errno") or 0
+        path = context.get("path", "")
+        error = errors.KeyFileError(
+            f"The key file {path!r} cannot be read: {os.strerror(number)}; name a regular file "
+            f"that this user may read."
+        )
+        error.errno, error.filename = number, path
+        raise error
+    if status == lib.CCMEM_ERR_KEYFILE:
+        raise errors.InvalidKeyError(
+            f"The key file {context.get('path', '')!r} does not hold a key; it must hold exactly "
+            f"32 bytes, or 64 hexadecimal digits with at most one newline after them."
+        )
+    # CCMEM_ERR_ARGUMENT: the callers check their arguments, so what remains has no better words.
+    raise errors.ArgumentError(f"An argument of {action} was refused: {native}.")
+
+
+def _start() -> None:
+    """Starts the native library as the environment asks. Raises TierError, ConfigError, ..."""
+    wanted = os.environ.get("PYCCMEM_TIER", "")
+    status = lib.ccmem_init(os.fsencode(wanted) if wanted else ffi.NULL)
+    if status == lib.CCMEM_ERR_TIER:
+        # Nothing is known of the tiers before a start, and the error is to name the usable ones.
+        lib.ccmem_init(ffi.NULL)
+    check(status, setting="PYCCMEM_TIER", tier=wanted, action="the cipher code")
+    if wanted and active_tier() != wanted:
+        # The first start in a process decides; a later import cannot move to another tier.
+        raise errors.TierError(
+            f"PYCCMEM_TIER={wanted!r} comes too late, this process already uses "
+            f"{active_tier()!r}; set it before pyccmem is first imported."
+        )
+
+    threads = os.environ.get("PYCCMEM_NUM_THREADS", "")
+    if threads:
+        most = int(lib.CCMEM_MAX_THREADS)
+        # ASCII digits only: int() would also take "1_0", "+1" and other scripts' digits.
+        digits = threads.isascii() and threads.isdigit() and len(threads) <= 6
+        if not digits or not 1 <= int(threads) <= most:
+            raise errors.ConfigError(
+                f"PYCCMEM_NUM_THREADS={threads!r} is not a number of threads; set a whole number "
+                f"from 1 to {most}, or leave it unset for one thread a processor."
+            )
+        check(lib.ccmem_set_threads(int(threads)), action="PYCCMEM_NUM_THREADS")
+
+    if not wanted and active_tier() == "portable":
+        why = (
+            "failed the known-answer tests of its AES instructions"
+            if features().get("aes")
+            else "has no AES instructions that pyccmem can use"
+        )
+        warnings.warn(
+            f"This processor {why}, so pyccmem runs its portable constant-time code, which is "
+            f"correct but slower by a factor of ten or more. PYCCMEM_TIER=portable silences this.",
+            errors.PortableTierWarning,
+            stacklevel=2,
+        )
+
+
+_start()

@@ -1,0 +1,396 @@
+# SPDX-License-Identifier: Apache-2.0
+"""EncryptedBuffer: bytes that lie in memory as ciphertext and are read and written in the clear."""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from types import TracebackType
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from . import errors
+from ._arguments import BYTES, holds_objects, input_buffer, integer, output_buffer
+from ._lib import CIPHERS, LEVELS, OK, check, ffi, lib
+from .keys import Key
+
+__all__ = ["EncryptedBuffer", "open_buffers"]
+
+# Looked up once: these are what one small read costs in Python.
+_from_buffer = ffi.from_buffer
+_store_read = lib.ccmem_store_read
+_store_write = lib.ccmem_store_write
+
+#: Every open buffer of the process by id. Plain dict operations are atomic, so that neither a
+#: thread nor a fork can find a lock held.
+_registry: dict[int, weakref.ref[EncryptedBuffer]] = {}
+
+
+def _register(buffer: EncryptedBuffer) -> None:
+    token = id(buffer)
+
+    def forget(_: object, registry: dict[int, Any] = _registry) -> None:
+        registry.pop(token, None)
+
+    _registry[token] = weakref.ref(buffer, forget)
+
+
+def open_buffers() -> list[EncryptedBuffer]:
+    """The buffers that this process has made and neither closed nor dropped."""
+    found = (reference() for reference in list(_registry.values()))
+    return [buffer for buffer in found if buffer is not None and buffer._usable()]
+
+
+class EncryptedBuffer:
+    """`nbytes` bytes held as AES-XTS ciphertext, which read as zeros until they are written.
+
+    Each page of `page_size` bytes (a power of two from 4096 to 65536) is encrypted on its own,
+    and every write moves the pages it touches to a new version, so equal contents never give equal
+    ciphertext twice. XTS hides contents; it does not detect that ciphertext was changed.
+
+    The keys are derived from `key` (NIST SP 800-108) when the buffer is made; `key` may be closed
+    afterwards. `tweak_cache` is the number of encrypted tweaks to remember (32 bytes each; 0:
+    none), which makes small reads in recently touched pages faster.
+
+    All methods may be called from several threads at once. Each page is read as one write left it;
+    a read over several pages may see some before and some after a concurrent write.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_cipher",
+        "_level",
+        "_mapped",
+        "_nbytes",
+        "_page_size",
+        "_store",
+    )
+
+    _store: Any
+    _mapped: tuple[int, int] | None
+
+    def __init__(
+        self,
+        nbytes: int,
+        *,
+        key: Key,
+        cipher: str = "aes-128-xts",
+        page_size: int = 4096,
+        tweak_cache: int = 4096,
+        _version_limit: int = 0,
+    ) -> None:
+        """A buffer of zeros.
+
+        Raises ArgumentError (PageSizeError for the page size), ArgumentTypeError, ClosedError or
+        ForkError for the key, OutOfMemoryError, LockedMemoryError, EntropyError.
+        """
+        self._store = None
+        self._mapped = None
+        self._level = "none"
+        nbytes = integer("nbytes", nbytes)
+        page_size = integer("page_size", page_size)
+        tweak_cache = integer("tweak_cache", tweak_cache)
+        if not isinstance(cipher, str):
+            raise errors.ArgumentTypeError(
+                f"cipher must be a cipher's name, not {type(cipher).__name__}."
+            )
+        self._nbytes, self._cipher, self._page_size = nbytes, cipher, page_size
+        if nbytes < 0:
+            raise errors.ArgumentError(f"nbytes is {nbytes}; it must be at least 0.")
+        if cipher not in CIPHERS:
+            raise errors.ArgumentError(
+                f"cipher is {cipher!r}; it must be one of {', '.join(CIPHERS)}."
+            )
+        smallest, largest = lib.CCMEM_PAGE_SIZE_MIN, lib.CCMEM_PAGE_SIZE_MAX
+        if not smallest <= page_size <= largest or page_size & (page_size - 1):
+            raise errors.PageSizeError(
+                f"page_size is {page_size}; it must be a power of two from {smallest} to {largest}."
+            )
+        if not 0 <= tweak_cache < 2**31:
+            raise errors.ArgumentError(
+                f"tweak_cache is {tweak_cache}; it must be from 0 (off) to {2**31 - 1} entries."
+            )
+        if not isinstance(key, Key):
+            raise errors.ArgumentTypeError(
+                f"key must be a pyccmem.Key, not {type(key).__name__}; for key bytes use "
+                f"Key.from_bytes()."
+            )
+        native_key = key._native()
+        action = f"a buffer of {nbytes} bytes"
+        if nbytes > sys.maxsize - largest:
+            check(lib.CCMEM_ERR_NOMEM, action=action)
+        out = ffi.new("ccmem_store **")
+        status = lib.ccmem_store_new(
+            native_key, CIPHERS[cipher], nbytes, page_size, _version_limit, tweak_cache, out
+        )
+        check(status, subject="key", action=action)
+        # Closing only drops this reference: a read that runs in another thread holds its own, and
+        # the store is wiped and freed when the last one goes.
+        self._store = ffi.gc(out[0], lib.ccmem_store_free)
+        self._level = LEVELS[lib.ccmem_store_level(self._store)]
+        _register(self)
+
+    @classmethod
+    def from_data(
+        cls,
+        data: Any,
+        *,
+        key: Key,
+        cipher: str = "aes-128-xts",
+        page_size: int = 4096,
+        tweak_cache: int = 4096,
+        _version_limit: int = 0,
+    ) -> EncryptedBuffer:
+        """A buffer that holds the bytes of `data` (any C-contiguous buffer), encrypted without a
+        copy in between. The caller's bytes stay as they are.
+
+        Raises what the constructor and write() raise.
+        """
+        source = input_buffer("data", data)
+        self = cls(
+            len(source),
+            key=key,
+            cipher=cipher,
+            page_size=page_size,
+            tweak_cache=tweak_cache,
+            _version_limit=_version_limit,
+        )
+        try:
+            self.write(data)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    # ---- reading and writing ----
+
+    def read_into(self, out: Any, offset: int = 0) -> int:
+        """Decrypts from `offset` until `out`, any writable C-contiguous buffer, is full; returns
+        its size in bytes.
+
+        The caller owns the plaintext in `out` and can overwrite it, which is why secrets should be
+        read with this method and not with read().
+
+        Raises RangeError, BufferTypeError (ReadOnlyOutputError, NonContiguousError),
+        ArgumentTypeError, ClosedError, ForkError; `out` is unchanged then.
+        """
+        # The straight way: whatever is wrong makes one of these calls fail, and is told apart
+        # only then.
+        try:
+            if type(offset) is not int:
+                offset = integer("offset", offset)
+            target = _from_buffer(BYTES, out, True)
+            if type(out) is not bytearray and holds_objects(out):
+                output_buffer("out", out)
+            length = len(target)
+            status = _store_read(self._store, offset, target, length)
+        except (TypeError, ValueError, BufferError, OverflowError) as error:
+            failure = error
+        else:
+            if status == OK:
+                return length
+            self._fail(status, offset, length)
+        self._explain(failure, out, offset)
+
+    def read(self, offset: int = 0, nbytes: int | None = None) -> bytes:
+        """The plaintext of `nbytes` bytes from `offset`, by default of all that follow.
+
+        Python cannot overwrite bytes, so this plaintext stays in memory until its place is reused;
+        for secrets use read_into() with a buffer that you wipe.
+
+        Raises RangeError, ArgumentTypeError, ClosedError, ForkError, OutOfMemoryError.
+        """
+        offset = integer("offset", offset)
+        length = max(self._nbytes - offset, 0) if nbytes is None else integer("nbytes", nbytes)
+        store = self._opened()
+        if offset < 0 or length < 0 or offset + length > self._nbytes:
+            self._fail(lib.CCMEM_ERR_RANGE, offset, length)
+        try:
+            # A bytes object that nothing else has seen yet may be filled in place, which saves a
+            # copy; not the shared ones of length 0 and 1.
+            data: bytes | bytearray = bytes(length) if length > 1 else bytearray(length)
+        except MemoryError:
+            raise errors.OutOfMemoryError(
+                f"There is no memory for {length} bytes of plaintext; read fewer bytes at a time, "
+                f"or use read_into() with memory you have."
+            ) from None
+        status = _store_read(store, offset, _from_buffer(BYTES, data), length)
+        if status != OK:
+            self._fail(status, offset, length)
+        return bytes(data)
+
+    def write(self, data: Any, offset: int = 0) -> int:
+        """Encrypts the bytes of `data`, any C-contiguous buffer, to `offset`; returns how many.
+
+        Every page touched moves to its next version; the bytes around `data` in it stay the same.
+
+        Raises RangeError, BufferTypeError (NonContiguousError), ArgumentTypeError, ClosedError,
+        ForkError, VersionExhaustedError; nothing has changed then.
+        """
+        offset = integer("offset", offset)
+        source = input_buffer("data", data)
+        length = len(source)
+        store = self._opened()
+        if offset < 0 or offset + length > self._nbytes:
+            self._fail(lib.CCMEM_ERR_RANGE, offset, length)
+        if self._mapped is not None:
+            # The store must not overwrite what it is still reading: its own ciphertext as data.
+            start = int(ffi.cast("uintptr_t", source))
+            if start < self._mapped[1] and start + length > self._mapped[0]:
+                source = _from_buffer(BYTES, ffi.buffer(source)[:])
+        status = _store_write(store, offset, source, length)
+        if status != OK:
+            self._fail(status, offset, length)
+        return length
+
+    def _opened(self) -> Any:
+        """The native store for one call; the caller's reference keeps it alive."""
+        store = self._store
+        if store is None:
+            raise errors.ClosedError("This buffer is closed; read what you need before close().")
+        return store
+
+    def _explain(self, failure: Exception, out: Any, offset: Any) -> NoReturn:
+        """Raises what a call of read_into() that never reached the store should say."""
+        if isinstance(failure, errors.PyccmemError):
+            raise failure
+        self._opened()
+        length = len(output_buffer("out", out))
+        if not 0 <= offset < 2**64:
+            self._fail(lib.CCMEM_ERR_RANGE, offset, length)
+        raise failure
+
+    def _fail(self, status: int, offset: int, length: int) -> NoReturn:
+        check(
+            status,
+            subject="buffer",
+            action=f"{length} bytes at offset {offset}",
+            offset=offset,
+            length=length,
+            nbytes=self._nbytes,
+        )
+        raise AssertionError("check() returned for a status that is not CCMEM_OK")
+
+    # ---- what it is ----
+
+    def __len__(self) -> int:
+        return self._nbytes
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes of the plaintext."""
+        return self._nbytes
+
+    @property
+    def cipher(self) -> str:
+        """Name of the cipher suite."""
+        return self._cipher
+
+    @property
+    def page_size(self) -> int:
+        """Size in bytes of the unit of encryption."""
+        return self._page_size
+
+    @property
+    def level(self) -> str:
+        """The secret-memory level of the buffer's keys: "secretmem" or "mlock"."""
+        return self._level
+
+    @property
+    def closed(self) -> bool:
+        """True after close()."""
+        return self._store is None
+
+    @property
+    def ciphertext(self) -> memoryview:
+        """The stored bytes, whole pages, read-only. The view shows later writes as they happen,
+        and stays valid after close(). Raises ClosedError, ForkError."""
+        store = self._opened()
+        check(lib.ccmem_store_check(store), subject="buffer")
+        mapping = lib.ccmem_store_mapping(store)
+        if mapping == ffi.NULL:
+            check(lib.CCMEM_ERR_NOMEM, action="a view of the ciphertext")
+        mapping = ffi.gc(mapping, lib.ccmem_mapping_release)
+        size = lib.ccmem_mapping_size(mapping)
+        if size == 0:
+            return memoryview(b"")
+        data = lib.ccmem_mapping_data(mapping)
+        start = int(ffi.cast("uintptr_t", data))
+        self._mapped = (start, start + size)
+        # The view keeps `owner` alive, and its destructor's default argument the mapping.
+        owner = ffi.gc(data, lambda _, mapping=mapping: None)
+        return memoryview(ffi.buffer(owner, size)).toreadonly()
+
+    @property
+    def versions(self) -> npt.NDArray[np.uint64]:
+        """Each page's version now, 0 for a page never written: a read-only array of uint64.
+        Raises ClosedError, ForkError."""
+        store = self._opened()
+        count = -(-self._nbytes // self._page_size)
+        versions = np.zeros(count, dtype=np.uint64)
+        if count:
+            target = ffi.from_buffer("uint64_t[]", versions, True)
+            status = lib.ccmem_store_versions(store, 0, count, target)
+            check(status, subject="buffer", action="the versions", offset=0, length=0, nbytes=0)
+        versions.setflags(write=False)
+        return versions
+
+    def stats(self) -> dict[str, int]:
+        """What the buffer has done since it was made: `reads`, `writes` (calls), `bytes_read`,
+        `bytes_written`, `pages_opened`, `pages_sealed`, `tweak_hits`, `tweak_misses`, `retries`
+        (reads repeated because of a concurrent write); and `overhead_bytes`, the memory beside the
+        pages. The counts are exact while no other thread uses the buffer.
+        Raises ClosedError, ForkError."""
+        store = self._opened()
+        counters = ffi.new("ccmem_stats *")
+        check(lib.ccmem_store_stats(store, counters), subject="buffer", action="the counters")
+        values = {name: int(getattr(counters, name)) for name in dir(counters)}
+        values["overhead_bytes"] = int(lib.ccmem_store_overhead(store))
+        return values
+
+    def _usable(self) -> bool:
+        """True while open and in the process that made it."""
+        store = self._store
+        return store is not None and lib.ccmem_store_check(store) == OK
+
+    # ---- lifetime ----
+
+    def close(self) -> None:
+        """Wipes the keys and frees the ciphertext, at once or when the last call that uses them
+        returns; a view of `ciphertext` keeps that alive, but nothing can decrypt it. May be
+        repeated."""
+        self._store = None
+        _registry.pop(id(self), None)
+
+    def __enter__(self) -> EncryptedBuffer:
+        self._opened()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "open"
+        return (
+            f"<pyccmem.EncryptedBuffer of {self._nbytes} bytes, {self._cipher}, "
+            f"pages of {self._page_size}, {state}>"
+        )
+
+    def _refuse_copy(self, *_: Any) -> NoReturn:
+        raise errors.NotPicklableError(
+            "An EncryptedBuffer cannot be pickled or copied, or its keys would leave secret "
+            "memory; share the object itself, or read() it into a new buffer."
+        )
+
+    __reduce__ = _refuse_copy
+    __reduce_ex__ = _refuse_copy
+    __getstate__ = _refuse_copy
+    __copy__ = _refuse_copy
+    __deepcopy__ = _refuse_copy

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `pyccmem`: what this machine offers, whether it works, how fast it is.
+
+Exit status: 0 success; 1 a self-test or a benchmark's check of its results failed; 2 wrong usage,
+or any other error of pyccmem; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from . import __version__, errors
+from ._command import EXIT_ERROR
+from .cpu import cpu_info
+from .process import selftest, stats
+
+__all__ = ["main"]
+
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130
+
+Rows = list[tuple[str, str]]
+
+
+def _show(title: str, rows: Rows) -> None:
+    """A table of two columns: by rich on a terminal, if it is installed, else plain text."""
+    if sys.stdout.isatty():
+        try:
+            from rich.console import Console
+            from rich.table import Table
+            from rich.text import Text
+        except ImportError:
+            pass
+        else:
+            table = Table(title=title, show_header=False, title_justify="left")
+            for name, value in rows:
+                table.add_row(Text(name, style="bold"), Text(value))
+            Console().print(table)
+            return
+    print(title)
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"  {name:<{width}}  {value}")
+
+
+def _show_json(value: Any) -> None:
+    print(json.dumps(value, indent=2))
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    info = cpu_info(measure=arguments.measure)
+    level = stats()["level"]
+    if arguments.json:
+        _show_json({"version": __version__, **info, "secret_memory": level})
+        return 0
+    present = [name for name, there in info["features"].items() if there]
+    rows = [
+        ("pyccmem", __version__),
+        ("processor", info["processor"]),
+        ("architecture", info["architecture"]),
+        ("features", " ".join(present) or "none of those pyccmem uses"),
+        ("tiers", ", ".join(info["tiers"])),
+        ("tier in use", info["tier"]),
+        ("threads", str(info["threads"])),
+        ("secret memory", level),
+    ]
+    if arguments.measure:
+        if info["ceiling"] is None:
+            rows.append(("AES unit", "not used by the portable tier"))
+        else:
+            rows += [
+                (f"AES unit, {name}", f"{speed / 1e9:.2f} GB/s on one core")
+                for name, speed in info["ceiling"].items()
+            ]
+    rows += [
+        (f"host {name.upper()}", f"{found['state']} ({found['evidence']})")
+        for name, found in info["memory_encryption"].items()
+    ]
+    _show("pyccmem on this machine", rows)
+    return 0
+
+
+def _selftest(arguments: argparse.Namespace) -> int:
+    failure = None
+    try:
+        result = selftest()
+    except errors.SelfTestError as error:
+        failure = error
+        result = error.result
+    if arguments.json:
+        _show_json({"passed": failure is None, **result})
+    else:
+        rows = [(f"tier {name}", outcome) for name, outcome in result["tiers"].items()]
+        rows += [
+            (f"{name}, tier {result['tier']}", outcome)
+            for name, outcome in result["buffers"].items()
+        ]
+        _show("pyccmem self-test", rows)
+    if failure is not None:
+        print(f"pyccmem: {failure}", file=sys.stderr)
+        return EXIT_FAILED
+    return 0
+
+
+def _bench_module() -> Any:
+    # By name and only when asked for: the benchmarks import more than the other commands need.
+    return importlib.import_module("pyccmem.bench")
+
+
+def _parser(command: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pyccmem",
+        description="Memory that holds tensors and buffers as ciphertext while a program runs.",
+        epilog="Exit status: 0 success, 1 a test failed, 2 wrong usage or another error, "
+        "130 interrupted. Environment: PYCCMEM_TIER, PYCCMEM_NUM_THREADS.",
+    )
+    parser.add_argument("--version", action="version", version=f"pyccmem {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    info = commands.add_parser("info", help="processor, tiers, secret memory, host encryption")
+    info.add_argument("--json", action="store_true", help="print JSON")
+    info.add_argument("--measure", action="store_true", help="also measure the AES unit's ceiling")
+    info.set_defaults(run=_info)
+
+    test = commands.add_parser("selftest", help="known-answer tests of every usable tier")
+    test.add_argument("--json", action="store_true", help="print JSON")
+    test.set_defaults(run=_selftest)
+
+    bench = commands.add_parser("bench", help="how fast, as ratios to what this machine could do")
+    if command == "bench":
+        module = _bench_module()
+        module.add_arguments(bench)
+        bench.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command with `argv` (without the program's name) and returns its exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    command = next((word for word in words if not word.startswith("-")), None)
+    try:
+        arguments = _parser(command).parse_args(words)
+        status = int(arguments.run(arguments))
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except errors.SelfTestError as error:
+        print(f"pyccmem: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except errors.PyccmemError as error:
+        print(f"pyccmem: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except BrokenPipeError:
+        # The reader of a pipe has enough; the last flush of the interpreter must not fail on it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

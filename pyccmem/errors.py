@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every exception and warning that pyccmem raises on purpose.
+
+Each exception also derives from the builtin that the same mistake raises elsewhere in Python, and
+its text is a sentence that says what was wrong and what would be right::
+
+    PyccmemError
+    ├── ArgumentError (ValueError)            a value outside what is documented
+    │   ├── InvalidKeyError                   length or contents of a key, a salt, a passphrase
+    │   ├── PageSizeError                     not a power of two from 4096 to 65536
+    │   ├── RangeError (IndexError)           offset or length outside the buffer
+    │   ├── ConfigError                       an environment variable's value
+    │   └── TierError                         unknown tier, or one this processor cannot run
+    ├── ArgumentTypeError (TypeError)         an argument of the wrong type
+    │   ├── BufferTypeError                   not a buffer of plain bytes
+    │   │   ├── ReadOnlyOutputError           an output that cannot be written to
+    │   │   └── NonContiguousError (BufferError)  bytes that do not lie in one piece
+    │   └── NotPicklableError                 pickling or copying what must stay in one process
+    ├── ClosedError (ValueError)              used after close()
+    ├── ForkError (RuntimeError)              used in a process forked from its owner
+    ├── KeyFileError (OSError)                a key file that cannot be opened or read
+    ├── OutOfMemoryError (MemoryError)        the system refused memory
+    │   └── LockedMemoryError                 RLIMIT_MEMLOCK leaves no room for another locked page
+    ├── SecretMemoryError (RuntimeError)      the required secret-memory level cannot be had
+    ├── EntropyError (RuntimeError)           the system's random generator failed
+    ├── VersionExhaustedError (RuntimeError)  a page has no unused version left under its key
+    └── SelfTestError (RuntimeError)          a known-answer test failed
+
+    PyccmemWarning (UserWarning)
+    ├── PortableTierWarning                   no accelerated tier: correct, but slow
+    └── InsecureKeyFileWarning                other users of the system can read the key file
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = [
+    "ArgumentError",
+    "ArgumentTypeError",
+    "BufferTypeError",
+    "ClosedError",
+    "ConfigError",
+    "EntropyError",
+    "ForkError",
+    "InsecureKeyFileWarning",
+    "InvalidKeyError",
+    "KeyFileError",
+    "LockedMemoryError",
+    "NonContiguousError",
+    "NotPicklableError",
+    "OutOfMemoryError",
+    "PageSizeError",
+    "PortableTierWarning",
+    "PyccmemError",
+    "PyccmemWarning",
+    "RangeError",
+    "ReadOnlyOutputError",
+    "SecretMemoryError",
+    "SelfTestError",
+    "TierError",
+    "VersionExhaustedError",
+]
+
+
+class PyccmemError(Exception):
+    """Base of every exception that pyccmem raises on purpose."""
+
+
+class ArgumentError(PyccmemError, ValueError):
+    """An argument of the right type whose value is outside what is documented."""
+
+
+class InvalidKeyError(ArgumentError):
+    """A key, salt or passphrase of the wrong length or contents, or an XTS key with K1 == K2."""
+
+
+class PageSizeError(ArgumentError):
+    """A page size that is not a power of two from 4096 to 65536 bytes."""
+
+
+class RangeError(ArgumentError, IndexError):
+    """An offset or a length that reaches outside the buffer. Nothing was read or written."""
+
+
+class ConfigError(ArgumentError):
+    """An environment variable of pyccmem with a value that means nothing."""
+
+
+class TierError(ArgumentError):
+    """An unknown tier name, or a tier that this processor cannot run."""
+
+
+class ArgumentTypeError(PyccmemError, TypeError):
+    """An argument of the wrong type."""
+
+
+class BufferTypeError(ArgumentTypeError):
+    """Something handed in as data or output that is not a buffer of plain bytes."""
+
+
+class ReadOnlyOutputError(BufferTypeError):
+    """An output buffer that cannot be written to."""
+
+
+class NonContiguousError(BufferTypeError, BufferError):
+    """A buffer whose bytes do not lie in one piece in C order."""
+
+
+class NotPicklableError(ArgumentTypeError):
+    """Pickling or copying an object whose secrets must not leave it."""
+
+
+class ClosedError(PyccmemError, ValueError):
+    """A key or buffer used after its close()."""
+
+
+class ForkError(PyccmemError, RuntimeError):
+    """A key or buffer used in a process forked from the one that made it."""
+
+
+class KeyFileError(PyccmemError, OSError):
+    """A key file that cannot be opened or read; `errno` and `filename` are set where known."""
+
+    def __str__(self) -> str:
+        # OSError's own text would leave out the sentence as soon as `filename` is set.
+        return str(self.args[0]) if self.args else ""
+
+
+class OutOfMemoryError(PyccmemError, MemoryError):
+    """The system refused memory."""
+
+
+class LockedMemoryError(OutOfMemoryError):
+    """RLIMIT_MEMLOCK leaves no room for another page of locked memory."""
+
+
+class SecretMemoryError(PyccmemError, RuntimeError):
+    """The required level of secret memory cannot be had on this system."""
+
+
+class EntropyError(PyccmemError, RuntimeError):
+    """The system's random generator failed."""
+
+
+class VersionExhaustedError(PyccmemError, RuntimeError):
+    """A page has no unused version left under its key, so it can be read but not written."""
+
+
+class SelfTestError(PyccmemError, RuntimeError):
+    """A known-answer test gave a wrong answer: nothing this processor encrypts can be trusted."""
+
+    #: What selftest() would have returned, with "failed" in it; empty when start-up failed.
+    result: dict[str, Any]
+
+    def __init__(self, message: str, result: dict[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.result = {} if result is None else result
+
+
+class PyccmemWarning(UserWarning):
+    """Base of every warning that pyccmem issues."""
+
+
+class PortableTierWarning(PyccmemWarning):
+    """The constant-time portable code runs for lack of an accelerated tier: correct, but slow."""
+
+
+class InsecureKeyFileWarning(PyccmemWarning):
+    """Other users of the system can read the key file."""

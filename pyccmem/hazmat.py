@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bare primitives under pyccmem, so that anyone can check them against published vectors.
+
+They protect nothing by themselves: keys are ordinary Python objects here, XTS without a fresh
+tweak for every write shows what changed, and XTS never detects a change. Use EncryptedBuffer.
+
+`tier` names the code to run ("portable", "aesni", "vaes256", "vaes512"); None is the one in use.
+Every function takes any C-contiguous bytes-like objects. Wrong types raise BufferTypeError or
+ArgumentTypeError, an unusable tier TierError.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import errors
+from ._arguments import exact_bytes, input_buffer, integer
+from ._lib import check, ffi, lib, tier_number
+
+__all__ = ["aes_cmac", "kdf_counter_cmac", "xts_decrypt", "xts_encrypt"]
+
+_BLOCK = 16
+_KDF_BYTES_MAX = 2**29 - 1  # the length in bits is encoded in 32 bits
+
+
+def _xts(encrypt: int, key: Any, tweak: Any, data: Any, tier: str | None) -> bytes:
+    number = tier_number(tier)
+    key_buffer = exact_bytes("The XTS key", key, (32, 64), errors.InvalidKeyError)
+    tweak_buffer = exact_bytes("tweak", tweak, (_BLOCK,), errors.ArgumentError)
+    source = input_buffer("data", data)
+    length = len(source)
+    if length < _BLOCK:
+        raise errors.ArgumentError(
+            f"data has {length} bytes; an XTS data unit must have {_BLOCK} or more."
+        )
+    out = bytes(length)  # not seen by anything else yet, so it may be filled in place
+    status = lib.ccmem_xts(
+        number,
+        encrypt,
+        key_buffer,
+        len(key_buffer),
+        tweak_buffer,
+        source,
+        ffi.from_buffer("uint8_t[]", out),
+        length,
+    )
+    check(status, action="AES-XTS")
+    return out
+
+
+def xts_encrypt(key: Any, tweak: Any, data: Any, *, tier: str | None = None) -> bytes:
+    """One data unit of 16 bytes or more encrypted by AES-XTS (IEEE 1619-2018), with ciphertext
+    stealing when its length is not a multiple of 16.
+
+    `key` is K1 || K2 of 32 bytes (AES-128) or 64 (AES-256), K1 != K2; `tweak` the data unit number
+    as 16 bytes, little-endian. NIST SP 800-38E limits a data unit to 2**20 blocks (16 MiB), which
+    is not enforced here. Raises InvalidKeyError, ArgumentError.
+    """
+    return _xts(1, key, tweak, data, tier)
+
+
+def xts_decrypt(key: Any, tweak: Any, data: Any, *, tier: str | None = None) -> bytes:
+    """What xts_encrypt() with the same arguments encrypted. Nothing is authenticated: a changed
+    ciphertext decrypts to something else without an error. Raises as xts_encrypt()."""
+    return _xts(0, key, tweak, data, tier)
+
+
+def aes_cmac(key: Any, message: Any, *, tier: str | None = None) -> bytes:
+    """The 16-byte AES-CMAC tag (NIST SP 800-38B, RFC 4493) of `message` under a key of 16, 24 or
+    32 bytes. Raises InvalidKeyError."""
+    number = tier_number(tier)
+    key_buffer = exact_bytes("The AES key", key, (16, 24, 32), errors.InvalidKeyError)
+    source = input_buffer("message", message)
+    tag = ffi.new("uint8_t[16]")
+    check(
+        lib.ccmem_cmac(number, key_buffer, len(key_buffer), source, len(source), tag),
+        action="AES-CMAC",
+    )
+    return bytes(ffi.buffer(tag))
+
+
+def kdf_counter_cmac(
+    key: Any, label: Any, context: Any, nbytes: int, *, tier: str | None = None
+) -> bytes:
+    """`nbytes` bytes derived in counter mode with AES-CMAC (NIST SP 800-108r1, 4.1): the blocks
+    CMAC(key, [i]_32 || label || 0x00 || context || [8 * nbytes]_32) for i = 1, 2, ...
+
+    `key` has 16 or 32 bytes. Raises InvalidKeyError, ArgumentError.
+    """
+    number = tier_number(tier)
+    key_buffer = exact_bytes("The derivation key", key, (16, 32), errors.InvalidKeyError)
+    label_buffer = input_buffer("label", label)
+    context_buffer = input_buffer("context", context)
+    nbytes = integer("nbytes", nbytes)
+    if not 1 <= nbytes <= _KDF_BYTES_MAX:
+        raise errors.ArgumentError(f"nbytes is {nbytes}; it must be from 1 to {_KDF_BYTES_MAX}.")
+    out = ffi.new("uint8_t[]", nbytes)
+    status = lib.ccmem_kdf(
+        number,
+        key_buffer,
+        len(key_buffer),
+        label_buffer,
+        len(label_buffer),
+        context_buffer,
+        len(context_buffer),
+        out,
+        nbytes,
+    )
+    check(status, action="the key derivation")
+    derived = bytes(ffi.buffer(out))
+    lib.ccmem_wipe(out, nbytes)
+    return derived

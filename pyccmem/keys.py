@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The root key: 32 bytes in secret memory, from which every buffer derives keys of its own."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+import warnings
+from types import TracebackType
+from typing import Any, NoReturn
+
+from . import errors
+from ._arguments import exact_bytes, input_buffer, integer
+from ._lib import LEVELS, check, ffi, lib
+
+__all__ = ["Key"]
+
+_REQUIRE = {
+    None: lib.CCMEM_SECRET_MLOCK,
+    "mlock": lib.CCMEM_SECRET_MLOCK,
+    "secretmem": lib.CCMEM_SECRET_MEMFD,
+}
+
+_SALT_SIZE_MIN = 16  # NIST SP 800-132, 5.1: at least 128 bits
+
+
+def _required_level(require: str | None) -> int:
+    """The native number of a secret-memory level's name."""
+    if require is not None and not isinstance(require, str):
+        raise errors.ArgumentTypeError(
+            f"require must be None, 'mlock' or 'secretmem', not {type(require).__name__}."
+        )
+    if require not in _REQUIRE:
+        raise errors.ArgumentError(
+            f"require is {require!r}; it must be None, 'mlock' or 'secretmem'."
+        )
+    return int(_REQUIRE[require])
+
+
+class Key:
+    """A root key of 32 bytes that no dump, swap file, child process or pickle sees.
+
+    Made by generate(), from_bytes(), from_file() or from_passphrase(). The bytes lie in
+    memfd_secret memory where the system has it, else in locked memory left out of dumps;
+    `level` says which. `require="secretmem"` fails with SecretMemoryError rather than fall back.
+
+    Buffers derive their keys when they are made, so a Key may be closed before its buffers.
+    A Key does not follow a fork: in the child its use raises ForkError.
+    """
+
+    __slots__ = ("__weakref__", "_key", "_level")
+
+    _key: Any
+    _level: str
+
+    def __init__(self) -> None:
+        self._key = None
+        raise errors.ArgumentTypeError(
+            "Key() makes no key; use Key.generate(), Key.from_bytes(), Key.from_file() or "
+            "Key.from_passphrase()."
+        )
+
+    @classmethod
+    def _adopt(cls, out: Any) -> Key:
+        """Takes over the native key in *out."""
+        self = cls.__new__(cls)
+        # Closing only drops this reference: a call that runs in another thread holds its own, and
+        # the native key is wiped and freed when the last one goes.
+        self._key = ffi.gc(out[0], lib.ccmem_key_free)
+        self._level = LEVELS[lib.ccmem_key_level(self._key)]
+        return self
+
+    @classmethod
+    def generate(cls, *, require: str | None = None) -> Key:
+        """A new random key.
+
+        Raises SecretMemoryError, LockedMemoryError, OutOfMemoryError, EntropyError.
+        """
+        level = _required_level(require)
+        out = ffi.new("ccmem_key **")
+        status = lib.ccmem_key_generate(level, out)
+        check(status, subject="key", action="a key", require=require)
+        return cls._adopt(out)
+
+    @classmethod
+    def from_bytes(cls, data: Any, *, require: str | None = None) -> Key:
+        """A key from exactly 32 bytes (any contiguous bytes-like object), which are copied.
+
+        The caller's copy stays as it is; a bytearray can be overwritten afterwards, bytes cannot.
+        Raises InvalidKeyError for another length, BufferTypeError, and what generate() raises.
+        """
+        level = _required_level(require)
+        source = exact_bytes("The key", data, (lib.CCMEM_ROOT_KEY_SIZE,), errors.InvalidKeyError)
+        out = ffi.new("ccmem_key **")
+        status = lib.ccmem_key_from_bytes(source, level, out)
+        check(status, subject="key", action="a key", require=require)
+        return cls._adopt(out)
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str], *, require: str | None = None) -> Key:
+        """A key from a regular file of exactly 32 bytes, or of 64 hexadecimal digits and at most
+        one newline. The bytes go straight into secret memory, never through the Python heap.
+
+        Raises KeyFileError when the file cannot be read, InvalidKeyError when it holds something
+        else, and what generate() raises. Warns with InsecureKeyFileWarning when the file's mode
+        lets its group or others read it.
+        """
+        level = _required_level(require)
+        try:
+            name = os.fspath(path)
+        except TypeError:
+            raise errors.ArgumentTypeError(
+                f"path must be a file's name, not {type(path).__name__}."
+            ) from None
+        out = ffi.new("ccmem_key **")
+        descriptor = -1
+        try:
+            # O_NONBLOCK: opening a FIFO that nobody writes to must not hang.
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+            descriptor = os.open(name, flags)
+            mode = os.fstat(descriptor).st_mode
+            if not stat.S_ISREG(mode):
+                error = errors.KeyFileError(
+                    f"{os.fsdecode(name)!r} is not a regular file; a key is read from one only, "
+                    f"never from a pipe, device or directory."
+                )
+                error.errno, error.filename = errno.EINVAL, name
+                raise error
+            status = lib.ccmem_key_from_fd(descriptor, level, out)
+            number = ffi.errno
+        except errors.KeyFileError:
+            raise
+        except ValueError as problem:  # a null byte in the name
+            raise errors.ArgumentError(f"path is not a file's name: {problem}.") from None
+        except OSError as problem:
+            status, number = lib.CCMEM_ERR_IO, problem.errno
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
+        check(
+            status,
+            subject="key",
+            action="a key",
+            require=require,
+            path=os.fsdecode(name),
+            errno=number,
+        )
+        key = cls._adopt(out)
+        if mode & (stat.S_IRGRP | stat.S_IROTH):
+            warnings.warn(
+                f"The key file {os.fsdecode(name)!r} can be read by other users "
+                f"(mode {stat.S_IMODE(mode):04o}); give it mode 0600.",
+                errors.InsecureKeyFileWarning,
+                stacklevel=2,
+            )
+        return key
+
+    @classmethod
+    def from_passphrase(
+        cls,
+        text: str,
+        *,
+        salt: Any,
+        n: int = 2**17,
+        r: int = 8,
+        p: int = 1,
+        require: str | None = None,
+    ) -> Key:
+        """A key from a passphrase by scrypt (RFC 7914): the UTF-8 form of `text` as it is, `salt`
+        of 16 bytes or more, unique to this key but not secret.
+
+        `n`, `r` and `p` are scrypt's cost, block size and parallelism; the defaults take 128 MiB
+        and a fraction of a second. The same passphrase, salt and parameters give the same key.
+
+        The derived bytes and the encoded passphrase are overwritten after use. `text` itself, like
+        any str, cannot be, and what the str and OpenSSL keep for themselves is theirs.
+
+        Raises InvalidKeyError for an empty passphrase or a short salt, ArgumentError for scrypt
+        parameters out of range, and what generate() raises.
+        """
+        level = _required_level(require)
+        if not isinstance(text, str):
+            raise errors.ArgumentTypeError(
+                f"A passphrase must be a str, not {type(text).__name__}; for key bytes use "
+                f"Key.from_bytes()."
+            )
+        if not text:
+            raise errors.InvalidKeyError("The passphrase is empty; use a long, random one.")
+        salt_buffer = input_buffer("salt", salt)
+        if len(salt_buffer) < _SALT_SIZE_MIN:
+            raise errors.InvalidKeyError(
+                f"The salt has {len(salt_buffer)} bytes; use {_SALT_SIZE_MIN} random bytes or more."
+            )
+        n, r, p = integer("n", n), integer("r", r), integer("p", p)
+        if n < 2 or n & (n - 1) or r < 1 or p < 1 or r * p >= 2**30 or 128 * n * r >= 2**40:
+            raise errors.ArgumentError(
+                f"scrypt cannot use n={n}, r={r}, p={p}; n must be a power of two from 2, r and p "
+                f"at least 1, and the memory of 128 * n * r bytes below 1 TiB."
+            )
+        try:
+            encoded = text.encode("utf-8")
+        except UnicodeEncodeError:
+            # Not chained: that exception carries the passphrase.
+            raise errors.InvalidKeyError(
+                "The passphrase has a character that UTF-8 cannot encode (a lone surrogate); use "
+                "whole characters."
+            ) from None
+        derived = b""
+        try:
+            derived = hashlib.scrypt(
+                encoded,
+                salt=bytes(ffi.buffer(salt_buffer)),
+                n=n,
+                r=r,
+                p=p,
+                maxmem=128 * r * (n + p + 2) + 2**20,
+                dklen=lib.CCMEM_ROOT_KEY_SIZE,
+            )
+            out = ffi.new("ccmem_key **")
+            status = lib.ccmem_key_from_bytes(ffi.from_buffer(derived), level, out)
+        except MemoryError:
+            raise errors.OutOfMemoryError(
+                f"scrypt could not get its {128 * n * r} bytes of memory; free some memory or use "
+                f"a smaller n."
+            ) from None
+        except (ValueError, OverflowError) as problem:
+            raise errors.ArgumentError(
+                f"scrypt refused n={n}, r={r}, p={p} ({problem}); use the defaults."
+            ) from None
+        finally:
+            _wipe_bytes(derived)
+            _wipe_bytes(encoded)
+        check(status, subject="key", action="a key", require=require)
+        return cls._adopt(out)
+
+    @property
+    def level(self) -> str:
+        """How well the key's memory hides: "secretmem" (memfd_secret: not even root's
+        /proc/PID/mem sees it) or "mlock" (locked, not dumped, not inherited)."""
+        return self._level
+
+    @property
+    def closed(self) -> bool:
+        """True after close()."""
+        return self._key is None
+
+    def close(self) -> None:
+        """Wipes the key, at once or when the last call that uses it returns. May be repeated."""
+        self._key = None
+
+    def _native(self) -> Any:
+        """The native key for one call; the caller's reference keeps it alive. Raises ClosedError,
+        ForkError."""
+        native = self._key
+        if native is None:
+            raise errors.ClosedError("This key is closed; make a new one or close it later.")
+        check(lib.ccmem_key_check(native), subject="key")
+        return native
+
+    def __enter__(self) -> Key:
+        self._native()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<pyccmem.Key {self._level}, {'closed' if self.closed else 'open'}>"
+
+    def _refuse_copy(self, *_: Any) -> NoReturn:
+        raise errors.NotPicklableError(
+            "A Key cannot be pickled or copied, or its bytes would leave secret memory; share the "
+            "Key object itself, or load the key again in the other process."
+        )
+
+    __reduce__ = _refuse_copy
+    __reduce_ex__ = _refuse_copy
+    __getstate__ = _refuse_copy
+    __copy__ = _refuse_copy
+    __deepcopy__ = _refuse_copy
+
+
+def _wipe_bytes(data: bytes) -> None:
+    """Overwrites a bytes object that this module made and nobody else holds.
+
+    Python offers no way to clear bytes; the memory is reached through the buffer protocol. The
+    empty one and those of a single byte are shared by the whole interpreter, and stay.
+    """
+    if len(data) > 1:
+        lib.ccmem_wipe(ffi.from_buffer(data), len(data))

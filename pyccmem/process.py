@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What holds for the whole process: counts of open buffers, threads, the self-test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from . import errors
+from ._arguments import integer
+from ._lib import CIPHERS, LEVELS, TIERS, active_tier, check, lib, usable_tiers
+from .buffer import EncryptedBuffer, open_buffers
+from .keys import Key
+
+__all__ = ["get_num_threads", "selftest", "set_num_threads", "stats"]
+
+
+def stats() -> dict[str, Any]:
+    """What this process protects now: `buffers` (open ones), `bytes` of plaintext they hold,
+    `ciphertext_bytes` in whole pages, `overhead_bytes` beside them; `tier`, `threads`, and
+    `level`, the best secret-memory level to be had ("secretmem", "mlock" or "none")."""
+    buffers = open_buffers()
+    overhead = 0
+    for buffer in buffers:
+        try:
+            overhead += buffer.stats()["overhead_bytes"]
+        except errors.ClosedError:  # by another thread, since the list was made
+            continue
+    return {
+        "buffers": len(buffers),
+        "bytes": sum(buffer.nbytes for buffer in buffers),
+        "ciphertext_bytes": sum(
+            -(-buffer.nbytes // buffer.page_size) * buffer.page_size for buffer in buffers
+        ),
+        "overhead_bytes": overhead,
+        "tier": active_tier(),
+        "threads": get_num_threads(),
+        "level": LEVELS[lib.ccmem_secret_probe()],
+    }
+
+
+def set_num_threads(threads: int) -> None:
+    """Sets how many threads, the caller's included, one bulk read or write may use, for the whole
+    process: 1 to 256. Raises ArgumentError, ArgumentTypeError."""
+    threads = integer("threads", threads)
+    most = int(lib.CCMEM_MAX_THREADS)
+    if not 1 <= threads <= most:
+        raise errors.ArgumentError(f"threads is {threads}; it must be from 1 to {most}.")
+    check(lib.ccmem_set_threads(threads), action="set_num_threads")
+
+
+def get_num_threads() -> int:
+    """The number set, or the size of the process's CPU affinity when none was."""
+    return int(lib.ccmem_threads())
+
+
+def _round_trip(cipher: str) -> str | None:
+    """Writes and reads a buffer in whole and in part; what went wrong, or None."""
+    size, page = 3 * 4096 + 100, 4096
+    plain = os.urandom(size)
+    with (
+        Key.generate() as key,
+        EncryptedBuffer(size, key=key, cipher=cipher, page_size=page) as buffer,
+    ):
+        if buffer.read() != bytes(size):
+            return "a new buffer does not read as zeros"
+        buffer.write(plain)
+        stored = bytes(buffer.ciphertext)
+        if buffer.read() != plain:
+            return "what was written is not what is read"
+        if any(plain[at : at + 16] in stored for at in range(0, size - 16, 16)):
+            return "the stored bytes hold plaintext"
+        before = buffer.versions
+        out = bytearray(50)
+        if buffer.read_into(out, page - 25) != len(out) or out != plain[page - 25 : page + 25]:
+            return "a read across two pages is wrong"
+        buffer.write(out, page - 25)
+        moved = [int(n) for n in buffer.versions - before]
+        if moved != [1, 1, 0, 0]:
+            return "a write did not move just the pages it touched to their next versions"
+        if buffer.read() != plain:
+            return "a write of the same bytes changed others"
+        if bytes(buffer.ciphertext)[: 2 * page] == stored[: 2 * page]:
+            return "a new version has the ciphertext of the old one"
+    return None
+
+
+def selftest() -> dict[str, Any]:
+    """Runs the known-answer tests of every usable tier, and writes and reads buffers of every
+    cipher with the tier in use.
+
+    Returns {"tier": the one in use, "tiers": {name: "passed" or "unusable"}, "buffers":
+    {cipher: "passed"}}. Raises SelfTestError, which says what failed; its `result` attribute is
+    the same dict with "failed" in it.
+    """
+    usable = usable_tiers()
+    problems: list[str] = []
+
+    def outcome(name: str, test: Callable[[], str | None]) -> str:
+        try:
+            problem = test()
+        except errors.SelfTestError as error:
+            problem = str(error)
+        if problem is None:
+            return "passed"
+        problems.append(f"{name}: {problem.rstrip('.')}")
+        return "failed"
+
+    def known_answers(tier: str) -> None:
+        check(lib.ccmem_selftest(TIERS[tier]), action=f"the {tier} tier", setting="tier", tier=tier)
+
+    result: dict[str, Any] = {
+        "tier": active_tier(),
+        "tiers": {
+            tier: outcome(tier, lambda tier=tier: known_answers(tier))  # type: ignore[misc]
+            if tier in usable
+            else "unusable"
+            for tier in TIERS
+        },
+        "buffers": {
+            cipher: outcome(cipher, lambda cipher=cipher: _round_trip(cipher))  # type: ignore[misc]
+            for cipher in CIPHERS
+        },
+    }
+    if problems:
+        raise errors.SelfTestError(f"The self-test failed: {'; '.join(problems)}.", result)
+    return result
