@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Claim 2: bulk reads and writes at 0.85 (aes-128-xts) and 0.75 (aes-256-xts) of memcpy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from pyccmem import _lib
+from pyccmem.bench import native
+from pyccmem.bench.bulk import Bulk
+
+SIZE = 64 << 20
+
+
+@pytest.fixture(scope="module", params=_lib.CIPHERS)
+def bulk(request: pytest.FixtureRequest) -> Iterator[Bulk]:
+    with native.threads(1):
+        made = Bulk(request.param, SIZE)
+        made.check()
+        yield made
+        made.close()
+
+
+@pytest.mark.parametrize("operation", ["memcpy", "write", "read_into"])
+def bench_bulk(measure: Callable[..., Any], bulk: Bulk, operation: str) -> None:
+    group = f"{SIZE >> 20} MiB in one call, {bulk.buffer.cipher}"
+    measure(group, getattr(bulk, operation), nbytes=SIZE)

@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `pyccmem bench` measures, and how: every claim as a ratio to what the machine can do.
+
+rounds     medians of paired ratios: the method, and what one measured figure is
+native     the timed loops of the native core, in Python's words
+peers      the same work done by OpenSSL, libgcrypt and `cryptography`
+pages      claim 1: pages in L2, against the AES unit's ceiling
+bulk       claim 2: 256 MiB read and written, against one memcpy
+threads    claim 3: two threads against one
+random64   claim 4: 64 bytes at a random place, in cache and from DRAM
+build      claim 5: the memory that building a buffer takes
+report     the table and the JSON document; plot: the picture
+command    the options of `pyccmem bench` and the run itself
+"""
+
+from .command import add_arguments, run
+
+__all__ = ["add_arguments", "run"]

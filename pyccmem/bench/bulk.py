@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Claim 2: a large array read and written at close to the speed of copying it plain.
+
+One thread, DRAM to DRAM, in that thread's own time. The reference is one memcpy of the same bytes
+into memory that has been touched, in the same round.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from time import thread_time
+from typing import Any
+
+import numpy as np
+
+from .. import _lib
+from ..buffer import EncryptedBuffer
+from ..keys import Key
+from . import native, peers
+from .report import number
+from .rounds import (
+    CheckError,
+    Figure,
+    Plan,
+    Summary,
+    Target,
+    aligned,
+    interleave,
+    random_bytes,
+)
+
+GROUP = "bulk from DRAM"
+
+#: Least speed as a share of memcpy's.
+TARGETS = {"aes-128-xts": 0.85, "aes-256-xts": 0.75}
+
+#: What is enough of the slow way to tell its speed.
+SAMPLE = 4 << 20
+
+#: A read into memory that does not begin on a cache line, which is what numpy allocates.
+OFF_LINE = "numpy's alignment"
+
+_HUGE = 2 << 20
+
+
+def size(plan: Plan) -> int:
+    """Bytes read and written: less where a pass would take seconds."""
+    short = plan.quick or _lib.active_tier() == "portable"
+    return (64 if short else 256) << 20
+
+
+class Bulk:
+    """A buffer of `nbytes` bytes, a source and a destination, all touched and checked."""
+
+    def __init__(self, cipher: str, nbytes: int) -> None:
+        self.nbytes = nbytes
+        self.source = random_bytes(nbytes)
+        memory = aligned(nbytes + 64, _HUGE)
+        memory[:] = 0
+        self.out = memory[:nbytes]
+        # Where numpy's own large arrays begin: malloc's header after the start of a page.
+        self.out_off_line = memory[16 : 16 + nbytes]
+        with Key.generate() as key:
+            self.buffer = EncryptedBuffer(nbytes, key=key, cipher=cipher)
+
+    def write(self) -> None:
+        self.buffer.write(self.source)
+
+    def read_into(self) -> None:
+        self.buffer.read_into(self.out)
+
+    def read_off_line(self) -> None:
+        """read_into an array that begins where numpy lets one begin."""
+        self.buffer.read_into(self.out_off_line)
+
+    def memcpy(self) -> None:
+        native.memcpy(self.out, self.source)
+
+    def check(self) -> None:
+        """What was written comes back, and is not what lies in memory."""
+        self.write()
+        self.out[:] = 0
+        self.read_into()
+        native.must_equal(self.out, self.source, "read_into after write")
+        self.read_off_line()
+        native.must_equal(self.out_off_line, self.source, OFF_LINE)
+        stored = np.frombuffer(self.buffer.ciphertext, dtype=np.uint8)[: self.nbytes]
+        # Two unrelated bytes agree once in 256.
+        if np.mean(stored[: 1 << 20] == self.source[: 1 << 20]) > 0.01:
+            raise CheckError("The stored bytes look like the plaintext.")
+
+    def close(self) -> None:
+        self.buffer.close()
+
+
+def figures(plan: Plan) -> Iterator[Figure]:
+    with native.threads(1):
+        for cipher in plan.ciphers:
+            bulk = Bulk(cipher, size(plan))
+            try:
+                yield from _figures(plan, cipher, bulk)
+            finally:
+                bulk.close()
+
+
+def _figures(plan: Plan, cipher: str, bulk: Bulk) -> Iterator[Figure]:
+    title = f"{GROUP}, {cipher}"
+    plan.progress(f"{title}: checking")
+    bulk.check()
+    found = peers.find()
+    # Seconds for a byte, so that samples of different sizes compare.
+    series: dict[tuple[str, str], Callable[[], float]] = {
+        ("memcpy", ""): _per_byte(bulk.memcpy, bulk.nbytes),
+        ("seal", ""): _per_byte(bulk.write, bulk.nbytes),
+        ("open", ""): _per_byte(bulk.read_into, bulk.nbytes),
+        ("open", OFF_LINE): _per_byte(bulk.read_off_line, bulk.nbytes),
+    }
+    for peer in (*found.native, *([found.python] if found.python else [])):
+        nbytes = min(SAMPLE, bulk.nbytes) if peer is found.python else bulk.nbytes
+        for operation, seal in (("seal", True), ("open", False)):
+            key = os.urandom(native.KEY_BYTES[cipher])
+            run = peer.cipher(cipher, seal, key)
+            call = partial(run, bulk.source[:nbytes], bulk.out[:nbytes], 1)
+            series[operation, peer.name] = _per_byte(call, nbytes)
+
+    times = interleave(series, plan.rounds, tries=1, progress=plan.progress, title=title)
+    copy = times["memcpy", ""]
+    gigabytes = float(np.median(1e-9 / copy))
+    mebibytes = bulk.nbytes >> 20
+    yield Figure(
+        id=f"bulk/{cipher}/memcpy",
+        group=GROUP,
+        label=f"memcpy of {mebibytes} MiB, beside {cipher}",
+        value=Summary.of(1e-9 / copy),
+        unit="GB/s",
+        kind="machine",
+    )
+    for (operation, name), taken in times.items():
+        if operation == "memcpy":
+            continue
+        ours = name in ("", OFF_LINE)
+        verb = {"seal": "write", "open": "read_into"}[operation]
+        yield Figure(
+            id=f"bulk/{cipher}/{verb}" + (f"/{name}" if name else ""),
+            group=GROUP,
+            label=f"{cipher} {verb if ours else operation}" + (f", {name}" if name else ""),
+            value=Summary.of(1e-9 / taken),
+            unit="GB/s",
+            reference=gigabytes,
+            reference_label="memcpy",
+            ratio=Summary.of(copy / taken),
+            target=Target(TARGETS[cipher]) if ours else None,
+            kind="ours" if ours else "peer",
+            note="" if ours else _times_faster(times[operation, ""], taken),
+        )
+
+
+def _times_faster(ours: Any, theirs: Any) -> str:
+    return f"pyccmem is {number(float(np.median(theirs / ours)))} x as fast"
+
+
+def _per_byte(call: Callable[[], object], nbytes: int) -> Callable[[], float]:
+    """The calling thread's own time for one byte. A pass is longer than the scheduler's time
+    slice, so on a busy machine the clock on the wall would count other programs' time too."""
+
+    def seconds() -> float:
+        start = thread_time()
+        call()
+        return (thread_time() - start) / nbytes
+
+    return seconds

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The timed loops of the native core, in Python's words. Times are in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Any
+
+from .. import _lib
+from .._lib import ffi, lib
+from ..buffer import EncryptedBuffer
+from .rounds import CheckError
+
+__all__ = [
+    "KEY_BYTES",
+    "PAGE",
+    "ceiling",
+    "ceiling_wall",
+    "copies_seconds",
+    "memcpy",
+    "must_equal",
+    "pages_seconds",
+    "reads_seconds",
+    "store_of",
+    "threads",
+]
+
+#: The page size that every benchmark uses.
+PAGE = 4096
+
+#: AES rounds (FIPS 197) and bytes of the XTS key K1 || K2, by cipher.
+AES_ROUNDS = {"aes-128-xts": 10, "aes-256-xts": 14}
+KEY_BYTES = {"aes-128-xts": 32, "aes-256-xts": 64}
+
+
+def _checked(status: int, action: str) -> None:
+    _lib.check(status, subject="buffer", action=action, offset=0, length=0, nbytes=0)
+
+
+def address(array: Any, *, writable: bool = False) -> Any:
+    """The array's first byte as a native pointer, valid while the array lives."""
+    return ffi.from_buffer("uint8_t[]", array, require_writable=writable)
+
+
+def ceiling(tier: str, cipher: str, repeats: int) -> float:
+    """Bytes a second of a loop of nothing but the tier's AES instruction; 0 for "portable"."""
+    return float(lib.ccmem_measure_ceiling(_lib.TIERS[tier], AES_ROUNDS[cipher], repeats))
+
+
+def ceiling_wall(tier: str, cipher: str, repeats: int) -> float:
+    """Time that `ceiling` itself takes, to choose its repeats by."""
+    start = perf_counter()
+    ceiling(tier, cipher, repeats)
+    return perf_counter() - start
+
+
+def pages_seconds(tier: str, cipher: str, seal: bool, source: Any, out: Any, repeats: int) -> float:
+    """Time for `repeats` kernel calls that each seal or open all pages of `source` into `out`."""
+    seconds = ffi.new("double *")
+    status = lib.ccmem_measure_pages(
+        _lib.TIERS[tier],
+        _lib.CIPHERS[cipher],
+        lib.CCMEM_MEASURE_SEAL if seal else lib.CCMEM_MEASURE_OPEN,
+        address(source),
+        address(out, writable=True),
+        PAGE,
+        len(source) // PAGE,
+        repeats,
+        seconds,
+    )
+    _checked(status, "timing the page kernel")
+    return float(seconds[0])
+
+
+def memcpy(out: Any, source: Any) -> float:
+    """One memcpy of all of `source` to `out`; returns the time it took."""
+    return float(
+        lib.ccmem_measure_memcpy(address(out, writable=True), address(source), source.nbytes)
+    )
+
+
+def store_of(buffer: EncryptedBuffer) -> Any:
+    """The native store behind a buffer, for the loops that must not cross the interpreter."""
+    return buffer._store
+
+
+def reads_seconds(buffer: EncryptedBuffer, count: int, dependent: bool) -> float:
+    """Time of `count` reads of 64 bytes at random places of the buffer through the C API."""
+    seconds = ffi.new("double *")
+    _checked(
+        lib.ccmem_measure_random_reads(store_of(buffer), count, dependent, seconds),
+        "timing random reads",
+    )
+    return float(seconds[0])
+
+
+def copies_seconds(memory: Any, count: int, dependent: bool) -> float:
+    """Time of the same walk over plain memory."""
+    seconds = ffi.new("double *")
+    _checked(
+        lib.ccmem_measure_random_copies(address(memory), memory.nbytes, count, dependent, seconds),
+        "timing random copies",
+    )
+    return float(seconds[0])
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Bulk operations use `number` threads inside, and as many as before afterwards."""
+    before = lib.ccmem_threads()
+    _checked(lib.ccmem_set_threads(number), "setting the number of threads")
+    try:
+        yield
+    finally:
+        _checked(lib.ccmem_set_threads(before), "setting the number of threads")
+
+
+def must_equal(got: Any, expected: Any, what: str) -> None:
+    """Raises CheckError unless the two hold the same bytes."""
+    if memoryview(got).cast("B") != memoryview(expected).cast("B"):
+        raise CheckError(f"{what}: the result is wrong, so its speed means nothing.")

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The picture of a run: shares of what the machine can do, and shares of what was allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from .report import heading, number
+from .rounds import Figure
+
+OURS, PEER, MACHINE, MARK = "#2f6f9f", "#b9bec4", "#8fb58f", "#c0392b"
+
+
+def draw(doc: dict[str, Any], figures: Sequence[Figure], path: Path) -> None:
+    """Saves the run as an image whose format the file's name says (.png, .svg, ...)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Canvas
+
+    ratios = [figure for figure in figures if _is_share(figure, doc["machine"]["tier"])]
+    limits = [figure for figure in figures if figure.target and figure.target.of == "value"]
+    rows = _rows(ratios), _rows(limits)
+    height = 0.24 * (len(rows[0]) + len(rows[1])) + 2.6
+    canvas = Canvas(figsize=(11, height), layout="constrained")
+    FigureCanvasAgg(canvas)
+    canvas.suptitle("\n".join(heading(doc)), fontsize=9, x=0.01, ha="left")
+    panels = canvas.subplots(
+        2, 1, height_ratios=[max(3, len(rows[0])), max(3, len(rows[1]))], squeeze=True
+    )
+    _panel(panels[0], rows[0], "share of the reference (longer is better; the mark is the target)")
+    _panel(
+        panels[1], rows[1], "share of what is allowed (shorter is better; the mark is the limit)"
+    )
+    canvas.savefig(path, dpi=130)
+
+
+def _is_share(figure: Figure, tier: str) -> bool:
+    """Ratios to a reference that says what is possible, of the tier in use and of the peers."""
+    if figure.ratio is None or (figure.target is not None and figure.target.of == "value"):
+        return False
+    if figure.kind == "ours" and figure.id.startswith("pages/"):
+        return figure.id.endswith("/" + tier)
+    return figure.kind != "ours" or figure.target is not None
+
+
+def _rows(figures: Sequence[Figure]) -> list[Figure | str]:
+    """The figures with a heading before each group."""
+    rows: list[Figure | str] = []
+    for group, members in groupby(figures, key=lambda figure: figure.group):
+        rows += [group, *members]
+    return rows
+
+
+def _panel(axes: Any, rows: Sequence[Figure | str], title: str) -> None:
+    axes.set_title(title, fontsize=9, loc="left")
+    if not rows:
+        axes.set_visible(False)
+        return
+    for place, row in enumerate(rows):
+        if isinstance(row, str):
+            continue
+        share, low, high, target, text = _bar(row)
+        colour = {"ours": OURS, "peer": PEER, "machine": MACHINE}[row.kind]
+        axes.barh(place, share, height=0.72, color=colour)
+        if low != high:
+            axes.plot([low, high], [place, place], color="black", linewidth=1)
+        if target is not None:
+            axes.plot([target, target], [place - 0.45, place + 0.45], color=MARK, linewidth=2)
+        end = max(share, high, target or 0)
+        axes.annotate(
+            text, (end, place), (5, 0), textcoords="offset points", va="center", fontsize=8
+        )
+    axes.set_yticks(
+        range(len(rows)), [row if isinstance(row, str) else row.label for row in rows], fontsize=8
+    )
+    for label, row in zip(axes.get_yticklabels(), rows, strict=True):
+        if isinstance(row, str):
+            label.set_fontweight("bold")
+    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlim(0, axes.get_xlim()[1] * 1.12)
+    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+
+
+def _bar(figure: Figure) -> tuple[float, float, float, float | None, str]:
+    """Length, quartiles, target and text of a figure's bar."""
+    value = f"{number(figure.value.median)} {figure.unit}"
+    target = figure.target
+    if target is not None and target.of == "value":
+        value = f"{value} of {target.limit:g}"
+        scaled = figure.value
+        return (
+            scaled.median / target.limit,
+            scaled.low / target.limit,
+            scaled.high / target.limit,
+            1.0,
+            value,
+        )
+    ratio = figure.ratio
+    if ratio is None:
+        raise ValueError(f"{figure.id} has no ratio to draw")
+    limit = None if target is None else target.limit
+    return ratio.median, ratio.low, ratio.high, limit, f"{number(ratio.median)}   {value}"
