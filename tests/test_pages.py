@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page format: tweaks from page number and version, fresh ciphertext on every write.
+
+The stored bytes are checked against an independent implementation by running a buffer whose
+store id is known: a small library, preloaded into a child, answers the system's random generator
+with constant bytes, and the child prints its ciphertext.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+
+import numpy as np
+import pytest
+import support
+from support import lib
+
+import pyccmem
+from pyccmem import EncryptedBuffer, hazmat
+
+LAST_VERSION = 2**63 - 1
+
+
+@pytest.mark.parametrize("key_size", [32, 64])
+def test_tiers_agree_on_pages(tier: int, key_size: int, page_size: int) -> None:
+    """Whole pages at page numbers and versions around the ends of their ranges."""
+    seed = random.Random(page_size + key_size)
+    key = seed.randbytes(key_size)
+    for page in (0, 1, 2**32 - 1, 2**52):
+        for version in (1, 2**32, LAST_VERSION):
+            text = seed.randbytes(page_size)
+            tweak = support.page_tweak(page, version)
+            sealed = support.xts(tier, True, key, tweak, text)
+            assert sealed == support.xts(lib.CCMEM_TIER_PORTABLE, True, key, tweak, text)
+            assert support.xts(tier, False, key, tweak, sealed) == text
+
+
+@pytest.mark.parametrize("key_size", [32, 64])
+def test_pages_agree_with_cryptography(tier: int, key_size: int, page_size: int) -> None:
+    oracle = pytest.importorskip("oracle", reason="needs the [test] extra's cryptography")
+    seed = random.Random(page_size - key_size)
+    for _ in range(8):
+        key, text = seed.randbytes(key_size), seed.randbytes(page_size)
+        tweak = support.page_tweak(seed.getrandbits(52), seed.randint(1, LAST_VERSION))
+        assert support.xts(tier, True, key, tweak, text) == oracle.xts_encrypt(key, tweak, text)
+
+
+# ---- what a buffer stores -------------------------------------------------------------------
+
+WRITER = """
+import json, random, sys
+import pyccmem
+cipher, page_size = sys.argv[1], int(sys.argv[2])
+seed = random.Random(page_size)
+with pyccmem.Key.from_bytes(bytes(range(32))) as key:
+    with pyccmem.EncryptedBuffer(5 * page_size, key=key, cipher=cipher, page_size=page_size) as b:
+        model = bytearray(5 * page_size)
+        for offset, n in ((0, 4 * page_size), (page_size - 3, 6), (3 * page_size + 17, 1), (0, 16)):
+            data = seed.randbytes(n)
+            b.write(data, offset)
+            model[offset : offset + n] = data
+        print(json.dumps([bytes(b.ciphertext).hex(), b.versions.tolist(), model.hex()]))
+"""
+
+
+def test_stored_pages_have_the_documented_format(
+    fixed_random: dict[str, str], cipher: str, page_size: int
+) -> None:
+    """Subkeys by SP 800-108, data units with tweak p + v * 2^64, checked with cryptography.
+
+    Root key known, store id known (16 x 0x37): label = cipher name, context = store id || page
+    size (32-bit big-endian), so the ciphertext is a function of the documented format alone.
+    """
+    oracle = pytest.importorskip("oracle", reason="needs the [test] extra's cryptography")
+    printed = support.check_python(WRITER, cipher, str(page_size), environment=fixed_random)
+    ciphertext_hex, versions, plaintext_hex = json.loads(printed)
+    ciphertext, plaintext = bytes.fromhex(ciphertext_hex), bytes.fromhex(plaintext_hex)
+    assert versions == [3, 2, 1, 2, 0]
+    subkeys = oracle.kdf_counter_cmac(
+        support.KEY_BYTES,
+        cipher.encode(),
+        b"\x37" * 16 + page_size.to_bytes(4, "big"),
+        32 if cipher == "aes-128-xts" else 64,
+    )
+    for page, version in enumerate(versions):
+        stored = ciphertext[page * page_size : (page + 1) * page_size]
+        if version:
+            opened = oracle.xts_decrypt(subkeys, support.page_tweak(page, version), stored)
+            assert opened == plaintext[page * page_size : (page + 1) * page_size], page
+
+
+def test_an_unwritten_buffer_reads_zeros_at_version_0(
+    key: pyccmem.Key, cipher: str, page_size: int
+) -> None:
+    with EncryptedBuffer(3 * page_size + 5, key=key, cipher=cipher, page_size=page_size) as buffer:
+        assert buffer.versions.tolist() == [0, 0, 0, 0]
+        assert buffer.read() == bytes(3 * page_size + 5)
+        assert buffer.read(page_size - 1, 2) == b"\0\0"
+        assert buffer.versions.tolist() == [0, 0, 0, 0]
+
+
+def test_a_partial_first_write_leaves_zeros_around_it(
+    key: pyccmem.Key, cipher: str, page_size: int
+) -> None:
+    with EncryptedBuffer(2 * page_size, key=key, cipher=cipher, page_size=page_size) as buffer:
+        buffer.write(b"xyz", page_size - 1)
+        want = bytes(page_size - 1) + b"xyz" + bytes(page_size - 2)
+        assert buffer.read() == want
+        assert buffer.versions.tolist() == [1, 1]
+
+
+def test_equal_plaintext_never_gives_equal_ciphertext(
+    key: pyccmem.Key, cipher: str, page_size: int
+) -> None:
+    """Across pages, versions and stores, whole pages and 16-byte blocks alike."""
+    seen: set[bytes] = set()
+    text = bytes(2 * page_size)
+    blocks = 0
+    for _ in range(2):
+        with EncryptedBuffer(len(text), key=key, cipher=cipher, page_size=page_size) as buffer:
+            for _ in range(3):
+                buffer.write(text)
+                stored = bytes(buffer.ciphertext)
+                parts = [stored[at : at + 16] for at in range(0, len(stored), 16)]
+                seen.update(parts)
+                blocks += len(parts)
+    assert len(seen) == blocks
+
+
+def test_versions_count_the_writes_of_each_page(
+    key: pyccmem.Key, cipher: str, page_size: int
+) -> None:
+    seed = random.Random(page_size)
+    pages = 6
+    want = np.zeros(pages, np.uint64)
+    with EncryptedBuffer(pages * page_size, key=key, cipher=cipher, page_size=page_size) as buffer:
+        for _ in range(60):
+            offset = seed.randrange(pages * page_size)
+            n = seed.randint(0, min(3 * page_size, pages * page_size - offset))
+            before = bytes(buffer.ciphertext)
+            buffer.write(seed.randbytes(n), offset)
+            after = bytes(buffer.ciphertext)
+            touched = set()
+            if n:
+                touched = set(range(offset // page_size, (offset + n - 1) // page_size + 1))
+            for page in range(pages):
+                cut = slice(page * page_size, (page + 1) * page_size)
+                assert (before[cut] != after[cut]) == (page in touched), page
+                want[page] += page in touched
+            assert buffer.versions.tolist() == want.tolist()
+
+
+def test_ciphertext_shows_nothing_of_the_plaintext(key: pyccmem.Key, cipher: str) -> None:
+    """Neither the text nor, with AES-XTS's 128-bit blocks, any repetition of it."""
+    text = b"attack at dawn! " * 1024
+    with EncryptedBuffer(len(text), key=key, cipher=cipher) as buffer:
+        buffer.write(text)
+        stored = bytes(buffer.ciphertext)
+        assert b"attack" not in stored and b"dawn" not in stored
+        counts = np.bincount(np.frombuffer(stored, np.uint8), minlength=256)
+        expected = len(stored) / 256
+        chi_squared = float(((counts - expected) ** 2 / expected).sum())
+        assert 140 < chi_squared < 430  # 255 degrees of freedom: outside by chance below 1e-9
+        assert buffer.read() == text
+
+
+def test_ciphertext_is_bound_to_page_and_version(key: pyccmem.Key) -> None:
+    """Equal subkeys, another page number or version: the same bytes open to something else."""
+    subkeys = hazmat.kdf_counter_cmac(support.KEY_BYTES, b"aes-128-xts", bytes(20), 32)
+    text = bytes(range(256)) * 16
+    sealed = hazmat.xts_encrypt(subkeys, support.page_tweak(5, 9), text)
+    assert hazmat.xts_decrypt(subkeys, support.page_tweak(5, 9), sealed) == text
+    for page, version in ((4, 9), (6, 9), (5, 8), (5, 10), (9, 5)):
+        assert hazmat.xts_decrypt(subkeys, support.page_tweak(page, version), sealed) != text

@@ -1,0 +1,548 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Secret memory: key bytes are nowhere a dump, a child or /proc/PID/mem would show them.
+
+A child holds keys and buffers; this process, which knows the keys, searches all of the child's
+readable memory. The child never learns the bytes by any way but pyccmem's own.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import support
+from support import child_environment, check_python, lib, linux_only, not_sanitized
+
+import pyccmem
+from pyccmem import errors
+
+pytestmark = linux_only
+
+#: Runs before anything else in a child and makes memfd_secret(2) answer ENOSYS, as old kernels do:
+#: a seccomp filter of four instructions (447 is its number on every architecture).
+WITHOUT_MEMFD_SECRET = """
+import ctypes, struct
+def forbid(number, errno):
+    rules = struct.pack("HBBI" * 4,
+        0x20, 0, 0, 0,                    # load the system call's number
+        0x15, 0, 1, number,               # is it this one?
+        0x06, 0, 0, 0x00050000 | errno,   # yes: fail with errno
+        0x06, 0, 0, 0x7FFF0000)           # no: allow
+    class Program(ctypes.Structure):
+        _fields_ = [("length", ctypes.c_ushort), ("rules", ctypes.c_char_p)]
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong,
+                           ctypes.c_ulong]
+    program = Program(4, rules)
+    if libc.prctl(38, 1, None, 0, 0) or libc.prctl(22, 2, ctypes.addressof(program), 0, 0):
+        raise SystemExit(77)              # no seccomp here
+forbid(447, 38)
+"""
+
+#: Drops root's exemption from RLIMIT_MEMLOCK after everything is imported, then sets the limit.
+WITH_LIMIT = """
+import os, resource, sys
+import pyccmem
+from pyccmem import Key, EncryptedBuffer, errors, stats
+def limit(nbytes):
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (nbytes, nbytes))
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setresgid(65534, 65534, 65534)
+        os.setresuid(65534, 65534, 65534)
+"""
+
+
+def skip_without(done: subprocess.CompletedProcess[str], reason: str) -> None:
+    if done.returncode == 77:
+        pytest.skip(reason)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def secretmem_works() -> bool:
+    return lib.ccmem_secret_probe() == lib.CCMEM_SECRET_MEMFD
+
+
+needs_secretmem = pytest.mark.skipif(
+    not secretmem_works(), reason="this kernel gives no memfd_secret memory"
+)
+
+# ---- reading another process ------------------------------------------------------------------
+
+
+@contextmanager
+def child(script: str, *arguments: str, environment: dict[str, str] | None = None) -> Iterator[int]:
+    """Runs `script` until it prints "ready" and waits on its input; yields its process id."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd="/",
+        env=environment or child_environment(),
+    )
+    try:
+        line = process.stdout.readline()
+        if line != "ready\n":
+            process.stdin.close()
+            rest, problem = process.stdout.read(), process.stderr.read()
+            process.wait()
+            if process.returncode == 77:
+                pytest.skip("no seccomp filter may be installed here")
+            raise AssertionError(f"the child said {line + rest!r}: {problem}")
+        yield process.pid
+        process.stdin.write("\n")
+        process.stdin.close()
+        assert process.wait(30) == 0, process.stderr.read()
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
+
+
+class Mapping:
+    """One entry of /proc/PID/smaps: address range, name, VmFlags."""
+
+    def __init__(self, header: str) -> None:
+        addresses, _, _, _, _, *name = header.split(maxsplit=5)
+        self.start, self.end = (int(part, 16) for part in addresses.split("-"))
+        self.name = name[0] if name else ""
+        self.flags: set[str] = set()
+        self.locked = 0
+
+
+def mappings(pid: int) -> list[Mapping]:
+    found: list[Mapping] = []
+    with open(f"/proc/{pid}/smaps", encoding="ascii", errors="replace") as lines:
+        for line in lines:
+            if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+                found.append(Mapping(line.rstrip("\n")))
+            elif line.startswith("VmFlags:"):
+                found[-1].flags = set(line.split()[1:])
+            elif line.startswith("Locked:"):
+                found[-1].locked = int(line.split()[1]) * 1024
+    return found
+
+
+def readable(pid: int) -> Iterator[tuple[Mapping, bytes]]:
+    """The contents of every mapping that /proc/PID/mem gives to its parent."""
+    try:
+        memory = open(f"/proc/{pid}/mem", "rb", buffering=0)
+    except PermissionError:
+        pytest.skip("this system does not let a parent read its child's memory")
+    with memory:
+        for mapping in mappings(pid):
+            if "rd" not in mapping.flags or mapping.name in ("[vvar]", "[vsyscall]"):
+                continue
+            try:
+                content = os.pread(memory.fileno(), mapping.end - mapping.start, mapping.start)
+            except OSError:
+                continue  # secret memory, or pages that do not exist
+            yield mapping, content
+
+
+def find(pid: int, needles: dict[str, bytes]) -> list[tuple[str, Mapping]]:
+    """Where any needle of 16 bytes or more lies. Looks at multiples of 4 only: compilers, vector
+    registers and allocators place nothing of that size elsewhere."""
+    by_word: dict[int, list[tuple[str, bytes]]] = {}
+    first_halves = np.zeros(65536, np.bool_)
+    for name, needle in needles.items():
+        by_word.setdefault(int.from_bytes(needle[:8], sys.byteorder), []).append((name, needle))
+        first_halves[np.frombuffer(needle, np.uint16, 1)] = True
+    words = np.array(sorted(by_word), np.uint64)
+    found = []
+    for mapping, content in readable(pid):
+        starts = np.flatnonzero(first_halves[np.frombuffer(content, np.uint16)[:-6:2]]) * 4
+        eights = np.lib.stride_tricks.as_strided(
+            np.frombuffer(content, np.uint64, 1), ((len(content) - 4) // 4,), (4,), writeable=False
+        )
+        for at in starts[np.isin(eights[starts // 4], words)].tolist():
+            for name, needle in by_word[int.from_bytes(content[at : at + 8], sys.byteorder)]:
+                if content.startswith(needle, at):
+                    found.append((name, mapping))
+    return found
+
+
+# ---- AES's key schedule, to know every round key that might be left behind ---------------------
+
+
+def sbox() -> list[int]:
+    """FIPS 197's S-box, from its definition: inverse in GF(2^8), then an affine map."""
+    exp, log, x = [0] * 256, [0] * 256, 1
+    for i in range(255):
+        exp[i], log[x] = x, i
+        x ^= (x << 1) ^ (0x11B if x & 0x80 else 0)
+        x &= 0xFF
+    table = []
+    for value in range(256):
+        inverse = exp[-log[value] % 255] if value else 0
+        out = 0x63
+        for shift in range(5):
+            out ^= (inverse << shift | inverse >> (8 - shift)) & 0xFF
+        table.append(out)
+    return table
+
+
+SBOX = sbox()
+
+
+def times(a: int, b: int) -> int:
+    product = 0
+    while b:
+        product ^= a if b & 1 else 0
+        a = (a << 1) ^ (0x11B if a & 0x80 else 0)
+        b >>= 1
+    return product
+
+
+def round_keys(key: bytes) -> list[bytes]:
+    """FIPS 197, 5.2: every round key of the cipher."""
+    words = [key[i : i + 4] for i in range(0, len(key), 4)]
+    size, rounds, constant = len(words), len(words) + 6, 1
+    while len(words) < 4 * (rounds + 1):
+        word = words[-1]
+        if len(words) % size == 0:
+            word = bytes(SBOX[b] for b in word[1:] + word[:1])
+            word = bytes([word[0] ^ constant]) + word[1:]
+            constant = times(constant, 2)
+        elif size > 6 and len(words) % size == 4:
+            word = bytes(SBOX[b] for b in word)
+        words.append(bytes(a ^ b for a, b in zip(words[-size], word, strict=True)))
+    return [b"".join(words[i : i + 4]) for i in range(0, len(words), 4)]
+
+
+def inverse_mix_columns(block: bytes) -> bytes:
+    out = bytearray()
+    for at in range(0, 16, 4):
+        column = block[at : at + 4]
+        for row in range(4):
+            value = 0
+            for i, factor in enumerate((14, 11, 13, 9)):
+                value ^= times(column[(row + i) % 4], factor)
+            out.append(value)
+    return bytes(out)
+
+
+def all_round_keys(name: str, key: bytes, both: bool = True) -> dict[str, bytes]:
+    """Round keys of the cipher and of its equivalent inverse (FIPS 197, 5.3.5)."""
+    keys = {f"{name} round {i}": part for i, part in enumerate(round_keys(key))}
+    if both:
+        keys |= {
+            f"{name} inverse round {i}": inverse_mix_columns(part)
+            for i, part in enumerate(round_keys(key)[1:-1], 1)
+        }
+    return keys
+
+
+def test_the_key_schedule_of_this_test_is_right() -> None:
+    """FIPS 197, A.1 and A.3: the last round keys of the examples."""
+    last = round_keys(bytes.fromhex("2b7e151628aed2a6abf7158809cf4f3c"))[-1]
+    assert last.hex() == "d014f9a8c9ee2589e13f0cc8b6630ca6"
+    key = "603deb1015ca71be2b73aef0857d77811f352c073b6108d72d9810a30914dff4"
+    assert round_keys(bytes.fromhex(key))[-1].hex() == "fe4890d1e6188d0b046df344706c631e"
+    # FIPS 197, B: the state after MixColumns in round 1 of the example, and before it.
+    mixed = bytes.fromhex("046681e5e0cb199a48f8d37a2806264c")
+    assert inverse_mix_columns(mixed).hex() == "d4bf5d30e0b452aeb84111f11e2798e5"
+
+
+# ---- the searches ------------------------------------------------------------------------------
+
+#: Loads the key file, then uses it in every way, from several threads; holds a plain control.
+HOLDER = """
+import random, sys, threading
+import numpy as np
+import pyccmem
+from pyccmem import Key, EncryptedBuffer
+path, control, action = sys.argv[1], bytes.fromhex(sys.argv[2]), sys.argv[3]
+seed = random.Random(1)
+pyccmem.set_num_threads(2)
+keys = [Key.from_file(path) for _ in range(3)]
+buffers = [EncryptedBuffer(3 << 20, key=keys[0], cipher=cipher, page_size=size)
+           for cipher in ("aes-128-xts", "aes-256-xts") for size in (4096, 65536)]
+def use():
+    out = np.empty(3 << 20, np.uint8)
+    for buffer in buffers:
+        buffer.write(bytes(range(256)) * (3 << 12))
+        buffer.read_into(out)
+        for _ in range(200):
+            at = seed.randrange(3 << 20)
+            n = min(seed.choice((1, 16, 64, 5000)), (3 << 20) - at)
+            buffer.read(at, n)
+            buffer.write(bytes(n), at)
+        buffer.stats(), buffer.versions, repr(buffer), repr(keys)
+threads = [threading.Thread(target=use) for _ in range(2)]
+for thread in threads: thread.start()
+use()
+for thread in threads: thread.join()
+if action == "close":
+    for thing in (*buffers, *keys): thing.close()
+kept = bytearray(control)
+del control
+print("ready", flush=True)
+input()
+assert action == "close" or buffers[0].read(0, 4) is not None
+"""
+
+LABELS = {"aes-128-xts": 32, "aes-256-xts": 64}
+
+
+def secrets_of(key: bytes) -> dict[str, bytes]:
+    """Everything that gives the keys away: the root key's schedule and the buffers' (store id
+    16 x 0x37, see fixed_random), in both directions."""
+    needles = all_round_keys("root", key, both=False)
+    for cipher, size in LABELS.items():
+        for page_size in (4096, 65536):
+            subkeys = pyccmem.hazmat.kdf_counter_cmac(
+                key, cipher.encode(), b"\x37" * 16 + page_size.to_bytes(4, "big"), size
+            )
+            name = f"{cipher}/{page_size}"
+            needles |= all_round_keys(f"{name} K1", subkeys[: size // 2])
+            needles |= all_round_keys(f"{name} K2", subkeys[size // 2 :], both=False)
+    return needles
+
+
+@pytest.fixture
+def secret_file(tmp_path: Path) -> tuple[Path, bytes]:
+    key = os.urandom(32)
+    path = tmp_path / "key"
+    path.write_bytes(key)
+    path.chmod(0o600)
+    return path, key
+
+
+@not_sanitized
+@pytest.mark.parametrize("memory", ["secretmem", "mlock"])
+@pytest.mark.parametrize("action", ["hold", "close"])
+@pytest.mark.parametrize("name", support.TIER_NAMES)
+def test_no_key_in_ordinary_memory(
+    fixed_random: dict[str, str],
+    secret_file: tuple[Path, bytes],
+    memory: str,
+    action: str,
+    name: str,
+) -> None:
+    """No part of a key schedule in heap, stacks or anything but the secret mappings, which
+    memfd_secret hides altogether; and after close() not in those either."""
+    if memory == "secretmem" and not secretmem_works():
+        pytest.skip("this kernel gives no memfd_secret memory")
+    path, key = secret_file
+    control = os.urandom(32)
+    # LD_BIND_NOW: the dynamic linker's lazy resolver saves all vector registers on the stack, and
+    # what is in them between two calls of other libraries is not this test's matter.
+    script = HOLDER if memory == "secretmem" else WITHOUT_MEMFD_SECRET + HOLDER
+    environment = fixed_random | {"PYCCMEM_TIER": name, "LD_BIND_NOW": "1"}
+    with child(script, str(path), control.hex(), action, environment=environment) as pid:
+        found = find(pid, secrets_of(key) | {"control": control})
+    assert any(what == "control" for what, _ in found), "the search itself finds nothing"
+    ordinary, locked = [], []
+    for what, mapping in found:
+        if what != "control":
+            if {"lo", "dd", "dc"} <= mapping.flags:
+                locked.append(what)
+            else:
+                ordinary.append(f"{what} in {mapping.name or hex(mapping.start)}")
+    assert not ordinary, f"in ordinary memory: {sorted(set(ordinary))}"
+    if memory == "secretmem" or action == "close":
+        assert not locked, f"in locked memory: {sorted(set(locked))}"
+    else:
+        assert any(what.startswith("root") for what in locked), "the search misses locked memory"
+        assert any("K1" in what for what in locked)
+        assert any("inverse" in what for what in locked)
+
+
+@pytest.mark.parametrize("memory", ["secretmem", "mlock"])
+def test_secret_memory_is_neither_dumped_nor_inherited(
+    secret_file: tuple[Path, bytes], memory: str
+) -> None:
+    """VmFlags lo (locked), dd (not dumped), dc (not copied on fork); the ciphertext is ordinary."""
+    if memory == "secretmem" and not secretmem_works():
+        pytest.skip("this kernel gives no memfd_secret memory")
+    path, _ = secret_file
+    script = HOLDER if memory == "secretmem" else WITHOUT_MEMFD_SECRET + HOLDER
+    with child(script, str(path), "00" * 32, "hold") as pid:
+        protected = [m for m in mappings(pid) if {"lo", "dd", "dc"} <= m.flags]
+        descriptors = [
+            os.readlink(f"/proc/{pid}/fd/{number}") for number in os.listdir(f"/proc/{pid}/fd")
+        ]
+    secret = [m for m in protected if "secretmem" in m.name]
+    if memory == "secretmem":
+        assert secret
+        assert len(secret) == len(protected)
+    else:
+        assert protected and not secret
+        assert all(m.locked == m.end - m.start for m in protected)
+    assert not any("secretmem" in name for name in descriptors), "a descriptor is left open"
+
+
+@not_sanitized
+def test_plaintext_is_not_left_behind(tmp_path: Path) -> None:
+    """What is read into a buffer the caller wipes is nowhere afterwards, nor what was written."""
+    script = """
+import sys
+import numpy as np
+import pyccmem
+pyccmem.set_num_threads(2)
+size = 2 << 20
+with open(sys.argv[1], "rb", buffering=0) as file:
+    data = np.empty(size, np.uint8)
+    file.readinto(data)
+key = pyccmem.Key.generate()
+kept = []
+for cipher in ("aes-128-xts", "aes-256-xts"):
+    for page_size in (4096, 65536):
+        b = pyccmem.EncryptedBuffer(size, key=key, cipher=cipher, page_size=page_size)
+        b.write(data)
+        b.write(data[4000:70000], 4000)   # partial pages: read, change, write
+        out = np.empty(size, np.uint8)
+        b.read_into(out)
+        assert (out == data).all()
+        out[:] = 0
+        for at in range(0, size, 4097):
+            part = out[: min(300, size - at)]
+            b.read_into(part, at)
+            part[:] = 0
+        kept.append(b)
+data[:] = 0
+print("ready", flush=True)
+input()
+"""
+    path = tmp_path / "data"
+    blocks = [os.urandom(16) for _ in range(8)]
+    path.write_bytes(b"".join(blocks) * ((2 << 20) // 128))
+    with child(script, str(path), environment=child_environment(LD_BIND_NOW="1")) as pid:
+        found = find(pid, {str(i): block for i, block in enumerate(blocks)})
+    where = [(what, mapping.name) for what, mapping in found]
+    assert not where, f"plaintext is left in {where}"
+
+
+# ---- levels ------------------------------------------------------------------------------------
+
+
+@needs_secretmem
+def test_secretmem_is_used_where_it_can_be_had() -> None:
+    with pyccmem.Key.generate(require="secretmem") as key:
+        assert key.level == "secretmem"
+        with pyccmem.EncryptedBuffer(100, key=key) as buffer:
+            assert buffer.level == "secretmem"
+    assert pyccmem.stats()["level"] == "secretmem"
+
+
+@pytest.mark.parametrize("errno", [38, 1, 12], ids=["ENOSYS", "EPERM", "ENOMEM"])
+def test_fallback_to_mlock(errno: int) -> None:
+    """Reported, usable, and refused where secretmem is required."""
+    script = WITHOUT_MEMFD_SECRET.replace("forbid(447, 38)", f"forbid(447, {errno})") + """
+from pyccmem import Key, EncryptedBuffer, errors, stats
+for make in (Key.generate, lambda **k: Key.from_bytes(bytes(32), **k)):
+    for require in (None, "mlock"):
+        with make(require=require) as key, EncryptedBuffer(9999, key=key) as buffer:
+            assert key.level == buffer.level == "mlock", key.level
+            assert "mlock" in repr(key)
+            buffer.write(b"works", 4094)
+            assert buffer.read(4094, 5) == b"works"
+    try:
+        make(require="secretmem")
+    except (errors.SecretMemoryError, errors.OutOfMemoryError) as error:
+        print(type(error).__name__, error)
+    else:
+        raise AssertionError("secretmem cannot be had, yet the key was made")
+assert stats()["level"] == "mlock"
+"""
+    done = support.run_python(script)
+    skip_without(done, "no seccomp filter may be installed here")
+    if errno != 12:
+        assert done.stdout.count("SecretMemoryError") == 2
+        assert "'mlock'" in done.stdout and "secretmem" in done.stdout
+
+
+def test_no_secret_memory_at_all_is_an_error() -> None:
+    """Neither memfd_secret nor mlock nor madvise: no key is handed out in unprotected memory."""
+    mlock = {"x86_64": 149, "aarch64": 228}.get(os.uname().machine)
+    if mlock is None:
+        pytest.skip("the number of mlock(2) is not known for this architecture")
+    for errno, names in ((12, ("LockedMemoryError", "OutOfMemoryError")), (38, None)):
+        script = WITHOUT_MEMFD_SECRET + f"""
+forbid({mlock}, {errno})
+from pyccmem import Key, errors, stats
+for make in (Key.generate, lambda: Key.from_bytes(bytes(32))):
+    try:
+        make()
+    except errors.PyccmemError as error:
+        print(type(error).__name__, error)
+    else:
+        raise AssertionError("a key in memory that is not locked")
+assert stats()["level"] == "none"
+"""
+        done = support.run_python(script)
+        skip_without(done, "no seccomp filter may be installed here")
+        if names:
+            assert done.stdout.split()[0] in names
+
+
+# ---- RLIMIT_MEMLOCK ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefix", ["", WITHOUT_MEMFD_SECRET], ids=["best", "mlock"])
+def test_a_limit_of_zero_is_an_error_that_names_it(prefix: str) -> None:
+    script = prefix + WITH_LIMIT + """
+limit(0)
+for make in (Key.generate, lambda: Key.from_bytes(bytes(32))):
+    try:
+        make()
+    except errors.LockedMemoryError as error:
+        assert isinstance(error, MemoryError)
+        assert "RLIMIT_MEMLOCK" in str(error), error
+    else:
+        raise AssertionError("a key was made without any locked memory")
+"""
+    skip_without(support.run_python(script), "no seccomp filter may be installed here")
+
+
+@pytest.mark.parametrize("prefix", ["", WITHOUT_MEMFD_SECRET], ids=["best", "mlock"])
+@pytest.mark.parametrize("nbytes", [16 << 10, 64 << 10, 256 << 10])
+def test_the_limit_bounds_keys_and_loses_none(prefix: str, nbytes: int) -> None:
+    """At the limit: LockedMemoryError; what exists goes on working, and room freed is used."""
+    script = prefix + WITH_LIMIT + f"""
+limit({nbytes})
+keys, buffers = [], []
+try:
+    while len(keys) < 100_000:
+        keys.append(Key.from_bytes(bytes(range(32))))
+except errors.LockedMemoryError as error:
+    assert "RLIMIT_MEMLOCK" in str(error) and "KiB" in str(error), error
+assert 2 < len(keys) < {nbytes} // 240, len(keys)
+assert len({{key.level for key in keys}}) == 1
+for _ in range(3):
+    for key in keys: key.close()
+    keys = [Key.from_bytes(bytes(32)) for _ in keys]
+for key in keys: key.close()
+key = Key.generate()
+try:
+    while len(buffers) < 100_000:
+        buffers.append(EncryptedBuffer(100, key=key))
+        buffers[-1].write(len(buffers).to_bytes(4, "little"))
+except errors.LockedMemoryError as error:
+    assert "RLIMIT_MEMLOCK" in str(error), error
+assert 2 < len(buffers) < {nbytes} // 500, len(buffers)
+for number, buffer in enumerate(buffers, 1):
+    assert buffer.read(0, 4) == number.to_bytes(4, "little")
+count = len(buffers)
+while buffers: buffers.pop().close()
+for _ in range(3):
+    again = [EncryptedBuffer(100, key=key) for _ in range(count)]
+    del again
+"""
+    skip_without(support.run_python(script), "no seccomp filter may be installed here")
+
+
+def test_level_is_an_error_name_in_the_tree() -> None:
+    assert issubclass(errors.LockedMemoryError, errors.OutOfMemoryError)
+    assert issubclass(errors.SecretMemoryError, errors.PyccmemError)
