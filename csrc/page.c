@@ -5,12 +5,13 @@
 
 /* The tweak is the 128-bit number page + version * 2^64, little-endian, so that it never repeats
  * under one key: page numbers tell positions apart, versions the writes to one position. */
+/* out is 16-byte aligned: stored as one vector, which the cipher can load again without a wait. */
 static inline void make_tweak(uint8_t out[16], uint64_t page, uint64_t version) {
 #if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
     page = __builtin_bswap64(page);
     version = __builtin_bswap64(version);
 #endif
-    *(tweak_pair *)out = (tweak_pair){page, version};
+    *(xts_tweak *)out = (xts_tweak){page, version};
 }
 
 static void make_tweaks(const page_context *ctx, uint8_t (*t0)[16], uint64_t page,
@@ -36,13 +37,20 @@ void page_open(const page_context *ctx, uint8_t *dst, const uint8_t *src, uint64
     ccmem_wipe(t0, n * sizeof t0[0]);
 }
 
-/* E_K2 of one page's tweak, from the cache or into it; t0 16-byte aligned. */
-static inline int cached_tweak(const page_context *ctx, uint8_t t0[1][16], uint64_t page,
-                               uint64_t version) {
-    if (__builtin_expect(tweak_cache_get(&ctx->cache, page, version, t0[0]), 1))
-        return 1;
+/* E_K2 of one page's tweak. */
+static inline xts_tweak one_tweak(const page_context *ctx, uint64_t page, uint64_t version) {
+    _Alignas(16) uint8_t t0[1][16];
     make_tweaks(ctx, t0, page, &version, 1);
-    tweak_cache_put(&ctx->cache, page, version, t0[0]);
+    return xts_tweak_load(t0[0]);
+}
+
+/* The same from the cache or into it; 1 when it was there. */
+static inline int cached_tweak(const page_context *ctx, xts_tweak *t0, uint64_t page,
+                               uint64_t version) {
+    if (__builtin_expect(tweak_cache_get(&ctx->cache, page, version, t0), 1))
+        return 1;
+    *t0 = one_tweak(ctx, page, version);
+    tweak_cache_put(&ctx->cache, page, version, *t0);
     return 0;
 }
 
@@ -50,7 +58,7 @@ static inline int cached_tweak(const page_context *ctx, uint8_t t0[1][16], uint6
 enum { SCRATCH_BLOCKS = 8 };
 
 static void open_through_scratch(const page_context *ctx, uint8_t *dst, const uint8_t *src,
-                                 const uint8_t t0[16], uint32_t offset, uint32_t n) {
+                                 xts_tweak t0, uint32_t offset, uint32_t n) {
     _Alignas(64) uint8_t scratch[SCRATCH_BLOCKS * AES_BLOCK];
     uint32_t first = offset / AES_BLOCK, skip = offset % AES_BLOCK;
     uint32_t blocks = (skip + n + AES_BLOCK - 1) / AES_BLOCK;
@@ -61,23 +69,23 @@ static void open_through_scratch(const page_context *ctx, uint8_t *dst, const ui
 
 int page_open_part(const page_context *ctx, uint8_t *dst, const uint8_t *src, uint64_t page,
                    uint64_t version, uint32_t offset, uint32_t n) {
-    _Alignas(16) uint8_t t0[1][16];
-    int hit = cached_tweak(ctx, t0, page, version);
-    uint32_t head = (0 - offset) % AES_BLOCK, tail;
+    xts_tweak t0;
+    int hit = cached_tweak(ctx, &t0, page, version);
 
     if (__builtin_expect((offset | n) % AES_BLOCK == 0, 1)) {
-        ctx->ops->open_blocks(ctx->key, dst, src + offset, n / AES_BLOCK, offset / AES_BLOCK,
-                              t0[0]);
+        ctx->ops->open_blocks(ctx->key, dst, src + offset, n / AES_BLOCK, offset / AES_BLOCK, t0);
     } else if (n <= (SCRATCH_BLOCKS - 1) * AES_BLOCK) {
-        open_through_scratch(ctx, dst, src, t0[0], offset, n);
+        open_through_scratch(ctx, dst, src, t0, offset, n);
     } else {
-        tail = (offset + n) % AES_BLOCK;
+        uint32_t head = (0 - offset) % AES_BLOCK, tail = (offset + n) % AES_BLOCK;
+        xts_tweak t[1] = {t0};
         if (head)
-            open_through_scratch(ctx, dst, src, t0[0], offset, head);
+            open_through_scratch(ctx, dst, src, t[0], offset, head);
         ctx->ops->open_blocks(ctx->key, dst + head, src + offset + head,
-                              (n - head - tail) / AES_BLOCK, (offset + head) / AES_BLOCK, t0[0]);
+                              (n - head - tail) / AES_BLOCK, (offset + head) / AES_BLOCK, t[0]);
         if (tail)
-            open_through_scratch(ctx, dst + n - tail, src, t0[0], offset + n - tail, tail);
+            open_through_scratch(ctx, dst + n - tail, src, t[0], offset + n - tail, tail);
+        ccmem_wipe(t, sizeof t);
     }
     return hit;
 }
@@ -86,28 +94,25 @@ void page_modify(const page_context *ctx, uint8_t *ct, const uint8_t *data, uint
                  uint64_t from, uint64_t to, uint32_t offset, uint32_t n) {
     enum { CHUNK = CCMEM_PAGE_SIZE_MIN };
     _Alignas(64) uint8_t scratch[CHUNK];
-    _Alignas(16) uint8_t t_from[1][16], t_to[1][16];
+    xts_tweak t[2] = {{0}, one_tweak(ctx, page, to)};
     const uint32_t end = offset + n;
 
     if (from)
-        cached_tweak(ctx, t_from, page, from);
-    make_tweaks(ctx, t_to, page, &to, 1);
+        cached_tweak(ctx, &t[0], page, from);
+    tweak_cache_put(&ctx->cache, page, to, t[1]);
     for (uint32_t at = 0; at < ctx->size; at += CHUNK) {
         uint32_t lo = offset > at ? offset - at : 0;
         uint32_t hi = end < at + CHUNK ? (end > at ? end - at : 0) : CHUNK;
         int covered = lo == 0 && hi == CHUNK;
         if (from && !covered)
             ctx->ops->open_blocks(ctx->key, scratch, ct + at, CHUNK / AES_BLOCK, at / AES_BLOCK,
-                                  t_from[0]);
+                                  t[0]);
         else if (!covered)
             memset(scratch, 0, CHUNK);
         if (lo < hi)
             memcpy(scratch + lo, data + (at + lo - offset), hi - lo);
-        ctx->ops->seal_blocks(ctx->key, ct + at, scratch, CHUNK / AES_BLOCK, at / AES_BLOCK,
-                              t_to[0]);
+        ctx->ops->seal_blocks(ctx->key, ct + at, scratch, CHUNK / AES_BLOCK, at / AES_BLOCK, t[1]);
     }
-    tweak_cache_put(&ctx->cache, page, to, t_to[0]);
     ccmem_wipe(scratch, sizeof scratch);
-    ccmem_wipe(t_to, sizeof t_to);
-    ccmem_wipe(t_from, sizeof t_from);
+    ccmem_wipe(t, sizeof t);
 }

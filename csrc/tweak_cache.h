@@ -6,17 +6,15 @@
 #ifndef CCMEM_TWEAK_CACHE_H
 #define CCMEM_TWEAK_CACHE_H
 
-#include "ccmem.h"
+#include "xts.h"
 
 /* Lockless in the manner of chess transposition tables (Hyatt and Mann, 2002): the two words that
  * name the entry are stored xored with the two words of data. A reader that catches halves of two
  * entries finds a name that fits neither: the data are AES outputs, so a false match has
  * probability 2^-128. An empty entry names version 0, which has no tweak. */
-typedef uint64_t tweak_pair __attribute__((vector_size(16), may_alias));
-
 typedef struct tweak_entry {
-    _Alignas(32) tweak_pair name; /* (page, version) ^ tweak */
-    tweak_pair tweak;
+    _Alignas(32) xts_tweak name; /* (page, version) ^ tweak */
+    xts_tweak tweak;
 } tweak_entry;
 
 typedef struct tweak_cache {
@@ -33,29 +31,26 @@ void tweak_cache_destroy(tweak_cache *cache, int alien);
 
 uint64_t tweak_cache_bytes(const tweak_cache *cache);
 
-/* 1 and the tweak in t0 when (page, version) is there, else 0 and t0 as it was. t0 is 16-byte
- * aligned, and written and read as one vector: the kernel that loads it next would wait for two
- * halves stored apart to leave the store buffer. */
+/* 1 and the tweak in *t0 when (page, version) is there, else 0 and *t0 as it was. */
 static inline int tweak_cache_get(const tweak_cache *cache, uint64_t page, uint64_t version,
-                                  uint8_t t0[16]) {
+                                  xts_tweak *t0) {
     if (!cache->entries)
         return 0;
     const volatile tweak_entry *e = &cache->entries[page & cache->mask];
-    tweak_pair tweak = e->tweak, differ = e->name ^ tweak ^ (tweak_pair){page, version};
+    xts_tweak tweak = e->tweak, differ = e->name ^ tweak ^ (xts_tweak){page, version};
     if (differ[0] | differ[1])
         return 0;
-    *(tweak_pair *)t0 = tweak;
+    *t0 = tweak;
     return 1;
 }
 
 static inline void tweak_cache_put(const tweak_cache *cache, uint64_t page, uint64_t version,
-                                   const uint8_t t0[16]) {
+                                   xts_tweak t0) {
     if (!cache->entries)
         return;
     volatile tweak_entry *e = &cache->entries[page & cache->mask];
-    tweak_pair tweak = *(const tweak_pair *)t0;
-    e->name = tweak ^ (tweak_pair){page, version};
-    e->tweak = tweak;
+    e->name = t0 ^ (xts_tweak){page, version};
+    e->tweak = t0;
 }
 
 #endif

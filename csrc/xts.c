@@ -40,7 +40,7 @@ ccmem_status xts_expand(xts_key *out, const uint8_t *key, size_t key_len) {
 
 typedef struct unit {
     const xts_key *key;
-    void (*blocks)(const xts_key *, uint8_t *, const uint8_t *, size_t, size_t, const uint8_t *);
+    void (*blocks)(const xts_key *, uint8_t *, const uint8_t *, size_t, size_t, xts_tweak);
     size_t done; /* blocks of the data unit before the one that `t` belongs to */
     uint8_t t[1][16];
 } unit;
@@ -53,7 +53,8 @@ static void crypt_whole(unit *u, uint8_t *out, const uint8_t *in, size_t nblocks
     for (;;) {
         size_t left = nblocks - u->done, n = left < reach ? left : reach;
         if (n)
-            u->blocks(u->key, out + u->done * AES_BLOCK, in + u->done * AES_BLOCK, n, 0, *u->t);
+            u->blocks(u->key, out + u->done * AES_BLOCK, in + u->done * AES_BLOCK, n, 0,
+                      xts_tweak_load(*u->t));
         if (left <= reach)
             return;
         gf128_store(*u->t, gf128_jump(gf128_load(*u->t), n));
@@ -67,13 +68,14 @@ static void crypt_whole(unit *u, uint8_t *out, const uint8_t *in, size_t nblocks
 static void crypt_stolen(const unit *u, int encrypt, uint8_t *out, const uint8_t *in, size_t whole,
                          size_t tail) {
     size_t at = whole - u->done;
+    xts_tweak t0 = xts_tweak_load(*u->t);
     uint8_t full[AES_BLOCK], mixed[AES_BLOCK];
 
-    u->blocks(u->key, full, in, 1, encrypt ? at : at + 1, *u->t);
+    u->blocks(u->key, full, in, 1, encrypt ? at : at + 1, t0);
     memcpy(mixed, in + AES_BLOCK, tail);
     memcpy(mixed + tail, full + tail, AES_BLOCK - tail);
     memcpy(out + AES_BLOCK, full, tail);
-    u->blocks(u->key, out, mixed, 1, encrypt ? at + 1 : at, *u->t);
+    u->blocks(u->key, out, mixed, 1, encrypt ? at + 1 : at, t0);
     ccmem_wipe(full, sizeof full);
     ccmem_wipe(mixed, sizeof mixed);
 }

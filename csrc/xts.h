@@ -3,6 +3,8 @@
 #ifndef CCMEM_XTS_H
 #define CCMEM_XTS_H
 
+#include <string.h>
+
 #include "aes.h"
 
 typedef struct xts_key {
@@ -10,6 +12,16 @@ typedef struct xts_key {
     aes_key dec;   /* K1, equivalent inverse cipher */
     aes_key tweak; /* K2, encryption */
 } xts_key;
+
+/* An encrypted tweak in one vector register: passed by value, it does not go through memory on its
+ * way to the first AES round of a random read. Little-endian words, as it lies in memory. */
+typedef uint64_t xts_tweak __attribute__((vector_size(16), aligned(16), may_alias));
+
+static inline xts_tweak xts_tweak_load(const uint8_t t0[16]) {
+    xts_tweak t;
+    memcpy(&t, t0, sizeof t);
+    return t;
+}
 
 /* Set for a destination far larger than the caches: write around them. Needs dst % 16 == 0, else
  * it is ignored. */
@@ -27,9 +39,9 @@ typedef struct xts_ops {
                        size_t page_size, const uint8_t (*t0)[16], unsigned flags);
     /* nblocks blocks of one data unit from block number `first` (below 2^20) on. */
     void (*seal_blocks)(const xts_key *key, uint8_t *dst, const uint8_t *src, size_t nblocks,
-                        size_t first, const uint8_t t0[16]);
+                        size_t first, xts_tweak t0);
     void (*open_blocks)(const xts_key *key, uint8_t *dst, const uint8_t *src, size_t nblocks,
-                        size_t first, const uint8_t t0[16]);
+                        size_t first, xts_tweak t0);
 } xts_ops;
 
 /* The tier's kernels; NULL when they are not compiled for this architecture. Says nothing about

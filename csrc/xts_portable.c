@@ -63,10 +63,10 @@ static void crypt_pages(const xts_key *key, int encrypt, uint8_t *dst, const uin
 }
 
 static void crypt_blocks(const xts_key *key, int encrypt, uint8_t *dst, const uint8_t *src,
-                         size_t nblocks, size_t first, const uint8_t t0[16]) {
+                         size_t nblocks, size_t first, xts_tweak t0) {
     scratch s = {0};
     bs_expand(&s.key, &key->enc);
-    s.tweak = gf128_jump(gf128_load(t0), first);
+    s.tweak = gf128_jump(gf128_load((const uint8_t *)&t0), first);
     crypt_run(&s, encrypt, dst, src, nblocks);
     finish(&s);
 }
@@ -88,12 +88,12 @@ static void open_pages(const xts_key *key, uint8_t *dst, const uint8_t *src, siz
 }
 
 static void seal_blocks(const xts_key *key, uint8_t *dst, const uint8_t *src, size_t nblocks,
-                        size_t first, const uint8_t t0[16]) {
+                        size_t first, xts_tweak t0) {
     crypt_blocks(key, 1, dst, src, nblocks, first, t0);
 }
 
 static void open_blocks(const xts_key *key, uint8_t *dst, const uint8_t *src, size_t nblocks,
-                        size_t first, const uint8_t t0[16]) {
+                        size_t first, xts_tweak t0) {
     crypt_blocks(key, 0, dst, src, nblocks, first, t0);
 }
 

@@ -232,8 +232,8 @@ static void open_pages(const xts_key *key, uint8_t *dst, const uint8_t *src, siz
 /* t0 moved to the 4 KiB chunk of block `first`: no multiplication in the first chunk, one in the
  * rest of the largest page, a few more in the larger data units of the low-level functions.
  * Branches and addresses depend on the offset, which is no secret. */
-INLINE __m128i chunk_start(const uint8_t t0[16], size_t first) {
-    __m128i t = _mm_loadu_si128((const __m128i *)t0);
+INLINE __m128i chunk_start(xts_tweak t0, size_t first) {
+    __m128i t = (__m128i)t0;
     size_t chunk = first / GF_CHUNK;
     if (__builtin_expect(chunk != 0, 0)) {
         t = gf_times(t, _mm_load_si128((const __m128i *)gf_chunk_power[chunk % GF_CHUNKS]));
@@ -264,8 +264,8 @@ INLINE VEC jump(VEC t, size_t first) {
 enum { UNIT = 4 / LANES };
 
 INLINE void crypt_blocks(int encrypt, unsigned rounds, const aes_key *key, uint8_t *dst,
-                         const uint8_t *src, size_t nblocks, size_t first, const uint8_t t0[16]) {
-    VEC t = vlift(_mm_loadu_si128((const __m128i *)t0));
+                         const uint8_t *src, size_t nblocks, size_t first, xts_tweak t0) {
+    VEC t = vlift((__m128i)t0);
     size_t at = first % GF_CHUNK;
     if (__builtin_expect(first >= GF_CHUNK, 0))
         t = vlift(chunk_start(t0, first));
@@ -302,7 +302,7 @@ INLINE void crypt_blocks(int encrypt, unsigned rounds, const aes_key *key, uint8
 
 #define BLOCKS_FUNCTION(name, encrypt, schedule)                                                  \
     static TARGET CLEAR_REGISTERS void name(const xts_key *key, uint8_t *dst, const uint8_t *src, \
-                                            size_t nblocks, size_t first, const uint8_t t0[16]) { \
+                                            size_t nblocks, size_t first, xts_tweak t0) {         \
         if (__builtin_expect(key->enc.rounds == 10, 1))                                           \
             crypt_blocks(encrypt, 10, &key->schedule, dst, src, nblocks, first, t0);              \
         else                                                                                      \
