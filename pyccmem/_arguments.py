@@ -17,6 +17,8 @@ __all__ = ["exact_bytes", "input_buffer", "integer", "output_buffer"]
 #: cffi's from_buffer with this type gives an array whose len() is its size in bytes.
 BYTES = ffi.typeof("uint8_t[]")
 
+_TOO_LARGE = 2**128
+
 #: Types whose buffers hold bytes and nothing else.
 _PLAIN = (bytes, bytearray)
 
@@ -25,15 +27,21 @@ _FIELD_NAME = re.compile(r":[^:]*:")
 
 
 def integer(name: str, value: Any) -> int:
-    """`value` as an int: anything with __index__ (NumPy's integers too) but the booleans."""
-    if type(value) is int:
-        return value
-    if not isinstance(value, (bool, np.bool_)):
-        try:
-            return operator.index(value)
-        except TypeError:
-            pass
-    raise errors.ArgumentTypeError(f"{name} must be an integer, not {type(value).__name__}.")
+    """`value` as an int: anything with __index__ (NumPy's integers too) but the booleans. No size or
+    offset needs more than 64 bits, and Python refuses to print what is very much longer."""
+    if isinstance(value, (bool, np.bool_)):
+        raise errors.ArgumentTypeError(f"{name} must be an integer, not {type(value).__name__}.")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise errors.ArgumentTypeError(
+            f"{name} must be an integer, not {type(value).__name__}."
+        ) from None
+    if not -_TOO_LARGE < number < _TOO_LARGE:
+        raise errors.ArgumentError(
+            f"{name} is an integer of {number.bit_length()} bits; it must fit in 64."
+        )
+    return number
 
 
 def holds_objects(value: Any) -> bool:

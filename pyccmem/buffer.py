@@ -257,6 +257,7 @@ class EncryptedBuffer:
         if isinstance(failure, errors.PyccmemError):
             raise failure
         self._opened()
+        offset = integer("offset", offset)
         length = len(output_buffer("out", out))
         if not 0 <= offset < 2**64:
             self._fail(lib.CCMEM_ERR_RANGE, offset, length)

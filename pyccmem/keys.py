@@ -207,6 +207,10 @@ class Key:
                 "The passphrase has a character that UTF-8 cannot encode (a lone surrogate); use "
                 "whole characters."
             ) from None
+        out_of_memory = errors.OutOfMemoryError(
+            f"scrypt could not get its {128 * n * r} bytes of memory; free some memory or use a "
+            f"smaller n."
+        )
         derived = b""
         try:
             derived = hashlib.scrypt(
@@ -221,11 +225,10 @@ class Key:
             out = ffi.new("ccmem_key **")
             status = lib.ccmem_key_from_bytes(ffi.from_buffer(derived), level, out)
         except MemoryError:
-            raise errors.OutOfMemoryError(
-                f"scrypt could not get its {128 * n * r} bytes of memory; free some memory or use "
-                f"a smaller n."
-            ) from None
+            raise out_of_memory from None
         except (ValueError, OverflowError) as problem:
+            if "malloc failure" in str(problem):  # OpenSSL's words for MemoryError
+                raise out_of_memory from None
             raise errors.ArgumentError(
                 f"scrypt refused n={n}, r={r}, p={p} ({problem}); use the defaults."
             ) from None
