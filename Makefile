@@ -67,9 +67,10 @@ asan: ## run the suite under the address and undefined-behaviour sanitizers
 	    PYTHONMALLOC=malloc PYCCMEM_SANITIZE=$(SANITIZE) \
 	    $(ASAN_BIN)/python -m pytest tests $(PYTEST_ARGS)
 
-bench: $(STAMP) ## measure, as ratios to the ceilings of this machine
+bench: $(STAMP) ## measure every claim; table on the screen, JSON and plot in build/
+	mkdir -p build
 	$(BIN)/python -m pytest bench $(PYTEST_ARGS)
-	$(BIN)/python -m pyccmem bench
+	$(BIN)/python -m pyccmem bench --save build/bench.json --plot build/bench.png
 
 wheel: ## build dist/*.whl
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -36,7 +36,7 @@ typedef enum ccmem_status {
 /* ISA levels of the kernels, worst first. */
 typedef enum ccmem_tier {
     CCMEM_TIER_PORTABLE = 0, /* constant-time C, any architecture */
-    CCMEM_TIER_AESNI,        /* AES-NI + PCLMULQDQ + SSE4.1, 128-bit */
+    CCMEM_TIER_AESNI,        /* AES-NI + PCLMULQDQ + SSE4.2, 128-bit */
     CCMEM_TIER_VAES256,      /* VAES + VPCLMULQDQ + AVX2, 256-bit (Zen 3, Alder Lake) */
     CCMEM_TIER_VAES512,      /* VAES + VPCLMULQDQ + AVX-512 F/BW/VL (Ice Lake-SP, Zen 4) */
     CCMEM_TIER_COUNT
@@ -166,7 +166,7 @@ ccmem_status ccmem_store_read(ccmem_store *store, uint64_t offset, void *out, ui
 /* Encrypts n bytes from `data` to `offset`; every page touched moves to its next version, pages
  * covered in part keep their other bytes. `data` must not overlap the store's own ciphertext.
  * On CCMEM_ERR_RANGE, CCMEM_ERR_FORK, CCMEM_ERR_VERSION nothing has changed (CCMEM_ERR_VERSION
- * under concurrent writers to the same pages: a prefix of whole pages may have been written). */
+ * under concurrent writers to the same pages: some whole pages may have been written). */
 ccmem_status ccmem_store_write(ccmem_store *store, uint64_t offset, const void *data, uint64_t n);
 
 /* Copies the versions of `count` pages from page `first`. 0 means never written. */

@@ -29,7 +29,7 @@ static uint32_t detect(void) {
 
     if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx))
         return 0;
-    found = bit_if(ecx, 19, CPU_SSE41) | bit_if(ecx, 25, CPU_AESNI) | bit_if(ecx, 1, CPU_PCLMUL);
+    found = bit_if(ecx, 20, CPU_SSE42) | bit_if(ecx, 25, CPU_AESNI) | bit_if(ecx, 1, CPU_PCLMUL);
     /* Without OSXSAVE, XGETBV itself is undefined; without AVX there is no ymm state to ask for. */
     xcr0 = (ecx >> 27 & 1) && (ecx >> 28 & 1) ? read_xcr0() : 0;
 
@@ -59,7 +59,7 @@ uint32_t cpu_features(void) {
 }
 
 int cpu_supports(ccmem_tier tier) {
-    uint32_t needs = CPU_SSE41 | CPU_AESNI | CPU_PCLMUL;
+    uint32_t needs = CPU_SSE42 | CPU_AESNI | CPU_PCLMUL;
 
     switch (tier) {
     case CCMEM_TIER_PORTABLE:
@@ -79,7 +79,7 @@ int cpu_supports(ccmem_tier tier) {
 }
 
 const char *ccmem_cpu_feature(unsigned index, int *present) {
-    static const char *const names[] = {"sse4.1",     "aes",    "pclmulqdq", "avx2",         "vaes",
+    static const char *const names[] = {"sse4.2",     "aes",    "pclmulqdq", "avx2",         "vaes",
                                         "vpclmulqdq", "avx512", "gfni",      "avx512_vbmi2", "bmi2"};
 
     if (index >= sizeof names / sizeof *names)

@@ -13,7 +13,7 @@
 
 /* Feature bits; the order is that of ccmem_cpu_feature(). */
 enum {
-    CPU_SSE41 = 1u << 0,
+    CPU_SSE42 = 1u << 0,
     CPU_AESNI = 1u << 1,
     CPU_PCLMUL = 1u << 2,
     CPU_AVX2 = 1u << 3,    /* and the system saves ymm state */

@@ -41,7 +41,9 @@ void page_open(const page_context *ctx, uint8_t *dst, const uint8_t *src, uint64
 static inline xts_tweak one_tweak(const page_context *ctx, uint64_t page, uint64_t version) {
     _Alignas(16) uint8_t t0[1][16];
     make_tweaks(ctx, t0, page, &version, 1);
-    return xts_tweak_load(t0[0]);
+    xts_tweak t = xts_tweak_load(t0[0]);
+    ccmem_wipe(t0, sizeof t0);
+    return t;
 }
 
 /* The same from the cache or into it; 1 when it was there. */
