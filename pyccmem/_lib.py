@@ -8,8 +8,11 @@ bulk operation.
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from . import errors
@@ -22,6 +25,7 @@ __all__ = [
     "TIERS",
     "active_tier",
     "check",
+    "destructor",
     "features",
     "ffi",
     "lib",
@@ -49,6 +53,39 @@ TIERS: dict[str, int] = {
     ffi.string(lib.ccmem_tier_name(tier)).decode(): tier
     for tier in reversed(range(lib.CCMEM_TIER_COUNT))
 }
+
+
+# When a reference cycle is collected, cffi runs the destructors of all its members first, and
+# finalizers (`__del__`) that come after may still use the objects. So what dies in a collection is
+# freed when the collection has ended; and at the interpreter's end, whose last collections say
+# neither when they start nor when they stop, by the end of the process.
+_collecting = False
+_dead: list[tuple[Callable[[Any], None], Any]] = []
+
+
+def _free_the_dead(phase: str, _info: dict[str, int]) -> None:
+    global _collecting
+    _collecting = phase == "start"
+    while _dead and not _collecting:
+        free, pointer = _dead.pop()
+        free(pointer)
+
+
+gc.callbacks.append(_free_the_dead)
+
+
+def destructor(free: Callable[[Any], None]) -> Callable[[Any], None]:
+    """`free`, a native function, made fit to be the destructor that ffi.gc() takes."""
+
+    def destroy(
+        pointer: Any, is_finalizing: Callable[[], bool] = sys.is_finalizing, dead: Any = _dead
+    ) -> None:
+        if _collecting or is_finalizing():
+            dead.append((free, pointer))
+        else:
+            free(pointer)
+
+    return destroy
 
 
 def usable_tiers() -> list[str]:

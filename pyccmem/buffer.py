@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from . import errors
 from ._arguments import BYTES, holds_objects, input_buffer, integer, output_buffer
-from ._lib import CIPHERS, LEVELS, OK, check, ffi, lib
+from ._lib import CIPHERS, LEVELS, OK, check, destructor, ffi, lib
 from .keys import Key
 
 __all__ = ["EncryptedBuffer", "open_buffers"]
@@ -22,6 +22,9 @@ __all__ = ["EncryptedBuffer", "open_buffers"]
 _from_buffer = ffi.from_buffer
 _store_read = lib.ccmem_store_read
 _store_write = lib.ccmem_store_write
+
+_free_store = destructor(lib.ccmem_store_free)
+_release_mapping = destructor(lib.ccmem_mapping_release)
 
 #: Every open buffer of the process by id. Plain dict operations are atomic, so that neither a
 #: thread nor a fork can find a lock held.
@@ -128,7 +131,7 @@ class EncryptedBuffer:
         check(status, subject="key", action=action)
         # Closing only drops this reference: a read that runs in another thread holds its own, and
         # the store is wiped and freed when the last one goes.
-        self._store = ffi.gc(out[0], lib.ccmem_store_free)
+        self._store = ffi.gc(out[0], _free_store)
         self._level = LEVELS[lib.ccmem_store_level(self._store)]
         _register(self)
 
@@ -313,7 +316,7 @@ class EncryptedBuffer:
         mapping = lib.ccmem_store_mapping(store)
         if mapping == ffi.NULL:
             check(lib.CCMEM_ERR_NOMEM, action="a view of the ciphertext")
-        mapping = ffi.gc(mapping, lib.ccmem_mapping_release)
+        mapping = ffi.gc(mapping, _release_mapping)
         size = lib.ccmem_mapping_size(mapping)
         if size == 0:
             return memoryview(b"")

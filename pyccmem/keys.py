@@ -13,9 +13,11 @@ from typing import Any, NoReturn
 
 from . import errors
 from ._arguments import exact_bytes, input_buffer, integer
-from ._lib import LEVELS, check, ffi, lib
+from ._lib import LEVELS, check, destructor, ffi, lib
 
 __all__ = ["Key"]
+
+_free_key = destructor(lib.ccmem_key_free)
 
 _REQUIRE = {
     None: lib.CCMEM_SECRET_MLOCK,
@@ -68,7 +70,7 @@ class Key:
         self = cls.__new__(cls)
         # Closing only drops this reference: a call that runs in another thread holds its own, and
         # the native key is wiped and freed when the last one goes.
-        self._key = ffi.gc(out[0], lib.ccmem_key_free)
+        self._key = ffi.gc(out[0], _free_key)
         self._level = LEVELS[lib.ccmem_key_level(self._key)]
         return self
 
