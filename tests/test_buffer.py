@@ -8,7 +8,6 @@ import gc
 import mmap
 import random
 import struct
-import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -152,9 +151,9 @@ BAD_CALLS: list[tuple[str, Callable[[EncryptedBuffer], Any], type[Exception], st
     ),
     ("no data", lambda b: b.write(), TypeError, "data"),
     ("no output", lambda b: b.read_into(), TypeError, "out"),
-    ("set the page size", lambda b: setattr(b, "page_size", 8192), AttributeError, ""),
-    ("set the size", lambda b: setattr(b, "nbytes", 1), AttributeError, ""),
-    ("an attribute", lambda b: setattr(b, "note", 1), AttributeError, ""),
+    ("set the page size", lambda b: setattr(b, "page_size", 8192), AttributeError, "page_size"),
+    ("set the size", lambda b: setattr(b, "nbytes", 1), AttributeError, "nbytes"),
+    ("an attribute", lambda b: setattr(b, "note", 1), AttributeError, "note"),
     ("write to versions", lambda b: b.versions.__setitem__(0, 9), ValueError, "read-only"),
     ("write to ciphertext", lambda b: b.ciphertext.__setitem__(0, 9), TypeError, "read-only"),
 ]
@@ -172,7 +171,6 @@ def test_bad_calls_are_refused_and_change_nothing(
     if issubclass(error, errors.PyccmemError):
         assert type(caught.value) is error
         text = str(caught.value)
-        assert text[0].isupper() or not text[0].isalpha() or text.split()[0].islower()
         assert text.endswith(".") and len(text) > 30, text
     assert (bytes(buffer.ciphertext), buffer.versions.tolist(), buffer.stats()) == before
     assert buffer.read() == CONTENT
@@ -298,28 +296,55 @@ def test_empty_reads_and_writes_move_no_version(buffer: EncryptedBuffer) -> None
 
 
 def test_a_large_buffer_is_sparse_until_written(key: pyccmem.Key) -> None:
-    """64 GiB of address space; memory is taken by what is written."""
-    nbytes = 64 << 30
+    """8 GiB of address space; memory is taken by what is written."""
+    nbytes = 8 << 30
     try:
         made = EncryptedBuffer(nbytes, key=key, page_size=65536)
     except errors.OutOfMemoryError:
-        pytest.skip("this system does not overcommit 64 GiB of address space")
+        pytest.skip("this system does not overcommit 8 GiB of address space")
     with made:
-        for offset in (0, 4 << 30, (32 << 30) - 5, nbytes - 10):
+        before = support.status_field("VmRSS")
+        for offset in (0, 4 << 30, (6 << 30) - 5, nbytes - 10):
             made.write(b"0123456789", offset)
             assert made.read(offset, 10) == b"0123456789"
         assert made.read(1 << 30, 1000) == bytes(1000)
         assert made.read_into(bytearray(70_000), (4 << 30) - 40_000) == 70_000
+        assert support.SANITIZED or support.status_field("VmRSS") - before < 64 << 20
 
 
-def test_a_read_too_large_for_memory_is_an_error(key: pyccmem.Key) -> None:
-    nbytes = 1 << 45
-    try:
-        made = EncryptedBuffer(nbytes, key=key, page_size=65536, tweak_cache=0)
-    except errors.OutOfMemoryError:
-        return  # refused even earlier
-    with made, pytest.raises(errors.OutOfMemoryError, match="read_into"):
-        made.read()
+@support.not_sanitized
+def test_out_of_memory_is_an_error_and_loses_nothing() -> None:
+    """With the address space limited: no new buffer, no large read; what exists goes on."""
+    script = """
+import resource
+import pyccmem
+from pyccmem import EncryptedBuffer, errors
+pyccmem.set_num_threads(1)
+key = pyccmem.Key.generate()
+b = EncryptedBuffer(1 << 30, key=key, page_size=65536)
+b.write(b"kept", 1 << 29)
+with open("/proc/self/statm") as file:
+    used = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20),) * 2)
+for call, word in (
+    (lambda: b.read(), "read_into"),
+    (lambda: EncryptedBuffer(1 << 30, key=key), "memory"),
+    (lambda: EncryptedBuffer(200 << 20, key=key, page_size=65536), "memory"),
+    (lambda: pyccmem.Key.from_passphrase("x", salt=bytes(16)), "scrypt"),
+):
+    for _ in range(3):
+        try:
+            call()
+        except errors.OutOfMemoryError as error:
+            assert isinstance(error, MemoryError) and word in str(error), error
+        else:
+            raise AssertionError("more memory than the limit allows")
+assert b.read(1 << 29, 4) == b"kept"
+with EncryptedBuffer(1 << 20, key=key) as small:
+    small.write(b"small")
+    assert small.read(0, 5) == b"small"
+"""
+    support.check_python(script)
 
 
 # ---- kinds of data ----------------------------------------------------------------------------
@@ -698,6 +723,69 @@ def test_a_buffer_whose_constructor_failed_is_harmless() -> None:
             pass
 
 
+FINALIZERS = """
+import gc, sys
+import pyccmem
+from pyccmem import EncryptedBuffer, Key, errors
+gc.disable()
+uses = {
+    "read": lambda o: o.buffer.read(0, 3) == b"abc",
+    "read_into": lambda o: o.buffer.read_into(bytearray(5000)) == 5000,
+    "write": lambda o: o.buffer.write(bytes(5000)) == 5000,
+    "versions": lambda o: o.buffer.versions.tolist() == [1, 0],
+    "stats": lambda o: o.buffer.stats()["writes"] == 1,
+    "ciphertext": lambda o: len(bytes(o.buffer.ciphertext)) == 8192,
+    "view": lambda o: bytes(o.view) == o.stored,
+    "key": lambda o: len(EncryptedBuffer(100, key=o.key)) == 100,
+    "close": lambda o: o.buffer.close() is None,
+}
+right, refused = 0, 0
+class Owner:
+    def __del__(self):
+        global right, refused
+        try:
+            assert uses[self.use](self), self.use
+            right += 1
+        except errors.ClosedError:
+            refused += 1
+def fill(owner, use):
+    owner.use, owner.cycle, owner.key = use, owner, Key.generate()
+    owner.buffer = EncryptedBuffer(5000, key=owner.key)
+    owner.buffer.write(b"abc")
+    owner.view = owner.buffer.ciphertext
+    owner.stored = bytes(owner.view)
+def owner_first(use):
+    fill(Owner(), use)
+def owner_last(use):
+    class Box: pass
+    box = Box()
+    fill(box, use)
+    owner = Owner()
+    owner.__dict__.update(box.__dict__)
+    owner.cycle = owner
+for use in uses:
+    for make in (owner_first, owner_last):
+        for _ in range(20):
+            make(use)
+        gc.collect()
+assert right + refused == 2 * 20 * len(uses), (right, refused)
+print("collected", flush=True)
+kept = [Owner() for _ in uses]
+for owner, use in zip(kept, uses):
+    fill(owner, use)
+last = Owner()      # and what the interpreter's end finalizes, in whatever order
+fill(last, "read")
+"""
+
+
+def test_finalizers_may_use_what_is_collected_with_them() -> None:
+    """A __del__ in a reference cycle with a key, a buffer or a view finds it working or closed,
+    in whichever order the collector finalizes them; never memory that was freed."""
+    done = support.run_python(FINALIZERS)
+    assert done.returncode == 0, f"{done.returncode}: {done.stdout}{done.stderr[-1500:]}"
+    assert done.stdout == "collected\n"
+
+
 def test_the_context_manager_closes_on_an_exception_too(key: pyccmem.Key) -> None:
     with pytest.raises(ZeroDivisionError), EncryptedBuffer(10, key=key) as made:
         _ = 1 / 0
@@ -711,7 +799,7 @@ def test_wrong_calls_from_an_output_that_lies(buffer: EncryptedBuffer) -> None:
         memoryview(bytearray(8)).cast("?"),
         np.zeros((), np.uint8),
         np.zeros(4, np.dtype([("pad", "V3"), ("x", "u1")])),
-        np.lib.stride_tricks.as_strided(np.zeros(1, np.uint8), (4,), (1,)),
+        np.lib.stride_tricks.as_strided(np.zeros(8, np.uint8), (4,), (1,)),
     ):
         buffer.read_into(out)
     released = memoryview(bytearray(8))
@@ -741,7 +829,8 @@ def test_struct_packing_into_place(buffer: EncryptedBuffer) -> None:
     assert struct.unpack("<id", buffer.read(4090, 12)) == (7, 2.5)
 
 
-def test_big_integers_do_not_make_big_messages(buffer: EncryptedBuffer) -> None:
+def test_integers_too_long_to_print(buffer: EncryptedBuffer) -> None:
+    """Python refuses to print integers of more than 4300 digits; the sentence must not need it."""
     huge = 1 << 20_000
     for call in (
         lambda: buffer.read(huge),
@@ -754,4 +843,3 @@ def test_big_integers_do_not_make_big_messages(buffer: EncryptedBuffer) -> None:
     ):
         with pytest.raises(errors.PyccmemError):
             call()
-    assert sys.get_int_max_str_digits() > 0 if hasattr(sys, "get_int_max_str_digits") else True

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -173,3 +175,84 @@ def test_ciphertext_is_bound_to_page_and_version(key: pyccmem.Key) -> None:
     assert hazmat.xts_decrypt(subkeys, support.page_tweak(5, 9), sealed) == text
     for page, version in ((4, 9), (6, 9), (5, 8), (5, 10), (9, 5)):
         assert hazmat.xts_decrypt(subkeys, support.page_tweak(page, version), sealed) != text
+
+
+# ---- the kernels for many pages, which only a buffer reaches -------------------------------------
+
+#: Reads to and writes from memory at every misalignment that a kernel may treat in its own way,
+#: with and without the non-temporal stores of large calls. Prints the final ciphertext.
+BULK = """
+import random, sys
+import numpy as np
+import pyccmem
+cipher, page_size = sys.argv[1], int(sys.argv[2])
+seed = random.Random(page_size)
+space = np.zeros((6 << 20) + 4096, np.uint8)
+aligned = -space.ctypes.data % 4096
+def at(misalign, n):
+    part = space[aligned + misalign : aligned + misalign + n]
+    assert part.ctypes.data % 64 == misalign % 64
+    return part
+def fenced_read(b, model, misalign, offset, n):
+    around = at(misalign, n + 128)
+    around[:] = 0xEE
+    b.read_into(around[64 : 64 + n], offset)
+    assert around[64 : 64 + n].tobytes() == model[offset : offset + n], (misalign, offset, n)
+    assert (around[:64] == 0xEE).all() and (around[64 + n :] == 0xEE).all(), (misalign, offset, n)
+key = pyccmem.Key.from_bytes(bytes(range(32)))
+for threads, pages, steps in ((1, 9, range(0, 65)), (2, (5 << 20) // page_size + 3, (0, 1, 16, 48))):
+    pyccmem.set_num_threads(threads)
+    n = pages * page_size
+    b = pyccmem.EncryptedBuffer(n, key=key, cipher=cipher, page_size=page_size)
+    model = bytearray(n)
+    for misalign in steps:
+        if not (misalign < 3 or misalign % 8 == 0 or misalign in (15, 17, 33, 47, 63)):
+            continue
+        first, count = seed.randrange(2), seed.randint(1, pages - 1)
+        if misalign % 16 == 0 or pages > 100:
+            first, count = 0, pages
+        offset, size = first * page_size, count * page_size
+        data = at(misalign, size)
+        data[:] = np.frombuffer(seed.randbytes(page_size + 13) * count, np.uint8)[:size]
+        b.write(data, offset)
+        model[offset : offset + size] = data.tobytes()
+        for o, m in ((0, n), (page_size, n - page_size), (page_size, page_size),
+                     (0, 2 * page_size), (7, n - 20), (page_size - 16, n - page_size)):
+            fenced_read(b, model, misalign, o, m)
+    sys.stdout.buffer.write(bytes(b.ciphertext[: 9 * page_size]))
+    sys.stdout.buffer.write(b.versions[:9].tobytes() + model[: 9 * page_size])
+"""
+
+
+@pytest.mark.parametrize("name", support.TIER_NAMES)
+@pytest.mark.parametrize("page_size", [4096, 8192, 65536])
+def test_bulk_reads_and_writes_at_every_misalignment(
+    fixed_random: dict[str, str], cipher: str, page_size: int, name: str
+) -> None:
+    oracle = pytest.importorskip("oracle", reason="needs the [test] extra's cryptography")
+    done = subprocess.run(
+        [sys.executable, "-c", BULK, cipher, str(page_size)],
+        env=fixed_random | {"PYCCMEM_TIER": name},
+        cwd="/",
+        capture_output=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    subkeys = oracle.kdf_counter_cmac(
+        support.KEY_BYTES,
+        cipher.encode(),
+        b"\x37" * 16 + page_size.to_bytes(4, "big"),
+        32 if cipher == "aes-128-xts" else 64,
+    )
+    share = 9 * page_size + 72 + 9 * page_size
+    assert len(done.stdout) == 2 * share
+    for start in (0, share):
+        stored = done.stdout[start : start + 9 * page_size]
+        versions = np.frombuffer(done.stdout, "<u8", 9, start + len(stored))
+        model = done.stdout[start + len(stored) + 72 : start + share]
+        assert versions.min() > 0
+        for page, version in enumerate(versions.tolist()):
+            cut = slice(page * page_size, (page + 1) * page_size)
+            tweak = support.page_tweak(page, version)
+            assert oracle.xts_encrypt(subkeys, tweak, model[cut]) == stored[cut], page
