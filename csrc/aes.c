@@ -7,6 +7,7 @@
 
 #include "aes_bitslice.h"
 #include "cpu.h"
+#include "secret.h"
 
 #include <string.h>
 
@@ -31,7 +32,7 @@ void aes_expand(aes_key *out, const uint8_t *key, size_t key_len) {
     uint8_t(*w)[4] = (uint8_t(*)[4])out->rk, t[4];
 
     out->rounds = nk + 6;
-    memcpy(w, key, key_len);
+    copy_secret(w, key, key_len);
     for (unsigned i = nk; i < words; i++) {
         memcpy(t, w[i - 1], 4);
         if (i % nk == 0) {
@@ -109,7 +110,7 @@ aesni_group(const aes_key *enc, uint8_t *out, const uint8_t *in, int n) {
 }
 
 /* Eight blocks in flight keep the AES unit of every processor that has one busy. */
-static TARGET_AES void aesni_blocks(const aes_key *enc, uint8_t *out, const uint8_t *in,
+static TARGET_AES CLEAR_REGISTERS void aesni_blocks(const aes_key *enc, uint8_t *out, const uint8_t *in,
                                     size_t nblocks) {
     for (; nblocks >= 8; nblocks -= 8, in += 8 * AES_BLOCK, out += 8 * AES_BLOCK)
         aesni_group(enc, out, in, 8);
@@ -120,18 +121,15 @@ static TARGET_AES void aesni_blocks(const aes_key *enc, uint8_t *out, const uint
 
 static void portable_blocks(const aes_key *enc, uint8_t *out, const uint8_t *in, size_t nblocks) {
     uint8_t group[BS_BYTES] = {0};
-    bs_key key;
 
-    bs_expand(&key, enc);
     for (; nblocks >= BS_BLOCKS; nblocks -= BS_BLOCKS, in += BS_BYTES, out += BS_BYTES)
-        bs_encrypt8(&key, out, in);
+        bs_encrypt8(enc, out, in);
     if (nblocks) {
         memcpy(group, in, nblocks * AES_BLOCK);
-        bs_encrypt8(&key, group, group);
+        bs_encrypt8(enc, group, group);
         memcpy(out, group, nblocks * AES_BLOCK);
         ccmem_wipe(group, sizeof group);
     }
-    ccmem_wipe(&key, sizeof key);
     bs_burn_stack();
 }
 

@@ -25,10 +25,4 @@ void aes_invert(aes_key *out, const aes_key *enc);
 void aes_encrypt_blocks(ccmem_tier tier, const aes_key *enc, uint8_t *out, const uint8_t *in,
                         size_t nblocks);
 
-/* ---- the bitsliced implementation, for the portable tier of every mode ---- */
-
-/* Encrypts or decrypts 8 blocks of 16 bytes. `key` is the encryption schedule for both. */
-void aes_portable_encrypt8(const aes_key *enc, uint8_t out[128], const uint8_t in[128]);
-void aes_portable_decrypt8(const aes_key *enc, uint8_t out[128], const uint8_t in[128]);
-
 #endif

@@ -12,18 +12,11 @@ enum { BS_BLOCKS = 8, BS_BYTES = BS_BLOCKS * AES_BLOCK };
  * because every target can shift those; byte order inside a lane does not matter. */
 typedef uint64_t bs_word __attribute__((vector_size(16)));
 
-/* Each bit of the round keys spread over the eight blocks. Secret: wipe it. */
-typedef struct bs_key {
-    bs_word plane[AES_MAX_ROUNDS + 1][8];
-    uint32_t rounds;
-} bs_key;
-
-/* From an encryption schedule, for both directions. */
-void bs_expand(bs_key *out, const aes_key *enc);
-
-/* Eight blocks, in place or not. */
-void bs_encrypt8(const bs_key *key, uint8_t out[BS_BYTES], const uint8_t in[BS_BYTES]);
-void bs_decrypt8(const bs_key *key, uint8_t out[BS_BYTES], const uint8_t in[BS_BYTES]);
+/* Eight blocks, in place or not. `key` is the encryption schedule for both directions. Its bits are
+ * spread over the planes one round at a time, in registers: a schedule of planes would be faster by
+ * a tenth, but 2 KiB a key, which is too much for secret memory and must not lie elsewhere. */
+void bs_encrypt8(const aes_key *key, uint8_t out[BS_BYTES], const uint8_t in[BS_BYTES]);
+void bs_decrypt8(const aes_key *key, uint8_t out[BS_BYTES], const uint8_t in[BS_BYTES]);
 
 /* The S-box on each of 16 bytes, for the key schedule. */
 void bs_sub_bytes(uint8_t bytes[AES_BLOCK]);

@@ -5,6 +5,8 @@
  */
 #include "aes_bitslice.h"
 
+#include "secret.h"
+
 #include <string.h>
 
 typedef bs_word word;
@@ -202,55 +204,48 @@ INLINE void inv_mix_columns(word q[8]) {
 
 /* ---- whole blocks ------------------------------------------------------------------------------ */
 
-INLINE void add_round_key(word q[8], const word key[8]) {
-    UNROLL for (int i = 0; i < 8; i++) q[i] ^= key[i];
-}
-
-void bs_expand(bs_key *out, const aes_key *enc) {
-    out->rounds = enc->rounds;
-    for (uint32_t r = 0; r <= enc->rounds; r++) {
-        word k;
-        memcpy(&k, enc->rk[r], AES_BLOCK);
-        UNROLL for (int i = 0; i < 8; i++) {
-            word bit = (k >> i) & splat(ONES(1));
-            out->plane[r][i] = (bit << 8) - bit; /* 255 times each byte */
-        }
+INLINE void add_round_key(word q[8], const uint8_t round_key[AES_BLOCK]) {
+    word k;
+    memcpy(&k, round_key, AES_BLOCK);
+    UNROLL for (int i = 0; i < 8; i++) {
+        word bit = (k >> i) & splat(ONES(1));
+        q[i] ^= (bit << 8) - bit; /* 255 times each byte: the same bit for all eight blocks */
     }
 }
 
-void bs_encrypt8(const bs_key *key, uint8_t out[BS_BYTES], const uint8_t in[BS_BYTES]) {
+CLEAR_REGISTERS void bs_encrypt8(const aes_key *key, uint8_t out[BS_BYTES], const uint8_t in[BS_BYTES]) {
     word q[8];
     load(q, in);
-    add_round_key(q, key->plane[0]);
+    add_round_key(q, key->rk[0]);
     for (uint32_t r = 1; r < key->rounds; r++) {
         sub_bytes(q);
         shift_rows(q);
         mix_columns(q);
-        add_round_key(q, key->plane[r]);
+        add_round_key(q, key->rk[r]);
     }
     sub_bytes(q);
     shift_rows(q);
-    add_round_key(q, key->plane[key->rounds]);
+    add_round_key(q, key->rk[key->rounds]);
     store(out, q);
 }
 
-void bs_decrypt8(const bs_key *key, uint8_t out[BS_BYTES], const uint8_t in[BS_BYTES]) {
+CLEAR_REGISTERS void bs_decrypt8(const aes_key *key, uint8_t out[BS_BYTES], const uint8_t in[BS_BYTES]) {
     word q[8];
     load(q, in);
-    add_round_key(q, key->plane[key->rounds]);
+    add_round_key(q, key->rk[key->rounds]);
     for (uint32_t r = key->rounds - 1; r; r--) {
         inv_shift_rows(q);
         inv_sub_bytes(q);
-        add_round_key(q, key->plane[r]);
+        add_round_key(q, key->rk[r]);
         inv_mix_columns(q);
     }
     inv_shift_rows(q);
     inv_sub_bytes(q);
-    add_round_key(q, key->plane[0]);
+    add_round_key(q, key->rk[0]);
     store(out, q);
 }
 
-void bs_sub_bytes(uint8_t bytes[AES_BLOCK]) {
+CLEAR_REGISTERS void bs_sub_bytes(uint8_t bytes[AES_BLOCK]) {
     word q[8] = {{0}};
     memcpy(&q[0], bytes, AES_BLOCK);
     transpose(q);
@@ -262,20 +257,4 @@ void bs_sub_bytes(uint8_t bytes[AES_BLOCK]) {
 __attribute__((noinline)) void bs_burn_stack(void) {
     uint8_t below[1024]; /* compiled with optimisation, the frames above are below 200 bytes */
     ccmem_wipe(below, sizeof below);
-}
-
-void aes_portable_encrypt8(const aes_key *enc, uint8_t out[128], const uint8_t in[128]) {
-    bs_key key;
-    bs_expand(&key, enc);
-    bs_encrypt8(&key, out, in);
-    ccmem_wipe(&key, sizeof key);
-    bs_burn_stack();
-}
-
-void aes_portable_decrypt8(const aes_key *enc, uint8_t out[128], const uint8_t in[128]) {
-    bs_key key;
-    bs_expand(&key, enc);
-    bs_decrypt8(&key, out, in);
-    ccmem_wipe(&key, sizeof key);
-    bs_burn_stack();
 }

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "kdf.h"
 
+#include "secret.h"
+
 #include <string.h>
 
 enum { FIELD_MAX = 64, OUT_MAX = 8160 }; /* bytes; both far beyond what subkeys need */
@@ -63,7 +65,7 @@ void kdf_counter_cmac(ccmem_tier tier, const aes_key *key, const uint8_t *label,
         size_t n = out_len < AES_BLOCK ? out_len : AES_BLOCK;
         put_be32(input, ++i);
         cmac(tier, key, input, (size_t)(p - input), block);
-        memcpy(out, block, n);
+        copy_secret(out, block, n);
         out += n;
         out_len -= n;
     }

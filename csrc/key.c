@@ -24,6 +24,7 @@ struct ccmem_key {
     aes_key *schedule; /* AES-256 for CMAC, in secret memory; it begins with the key itself */
     uint64_t generation;
     ccmem_secret_level level;
+    ccmem_secret_level require;
 };
 
 ccmem_status random_bytes(void *out, size_t n) {
@@ -55,6 +56,7 @@ static ccmem_status key_new(const uint8_t *raw, ccmem_secret_level require, ccme
         return status;
     }
     key->schedule = slot;
+    key->require = require;
     key->generation = fork_generation();
     aes_expand(key->schedule, raw, CCMEM_ROOT_KEY_SIZE);
     *out = key;
@@ -159,6 +161,8 @@ ccmem_status ccmem_key_from_fd(int fd, ccmem_secret_level require, ccmem_key **o
 ccmem_secret_level ccmem_key_level(const ccmem_key *key) {
     return key ? key->level : CCMEM_SECRET_NONE;
 }
+
+ccmem_secret_level key_require(const ccmem_key *key) { return key->require; }
 
 ccmem_status ccmem_key_check(const ccmem_key *key) {
     if (!key)

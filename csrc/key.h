@@ -14,4 +14,7 @@ ccmem_status key_derive(const ccmem_key *key, const char *cipher_name,
 /* Fills n bytes from the system's generator. CCMEM_ERR_ENTROPY. */
 ccmem_status random_bytes(void *out, size_t n);
 
+/* The level asked for when the key was made; what is derived from it must reach it too. */
+ccmem_secret_level key_require(const ccmem_key *key);
+
 #endif

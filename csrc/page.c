@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#include "secret.h"
+
 /* The tweak is the 128-bit number page + version * 2^64, little-endian, so that it never repeats
  * under one key: page numbers tell positions apart, versions the writes to one position. */
 /* out is 16-byte aligned: stored as one vector, which the cipher can load again without a wait. */
@@ -65,7 +67,7 @@ static void open_through_scratch(const page_context *ctx, uint8_t *dst, const ui
     uint32_t first = offset / AES_BLOCK, skip = offset % AES_BLOCK;
     uint32_t blocks = (skip + n + AES_BLOCK - 1) / AES_BLOCK;
     ctx->ops->open_blocks(ctx->key, scratch, src + (size_t)first * AES_BLOCK, blocks, first, t0);
-    memcpy(dst, scratch + skip, n);
+    copy_secret(dst, scratch + skip, n);
     ccmem_wipe(scratch, (size_t)blocks * AES_BLOCK);
 }
 
@@ -112,7 +114,7 @@ void page_modify(const page_context *ctx, uint8_t *ct, const uint8_t *data, uint
         else if (!covered)
             memset(scratch, 0, CHUNK);
         if (lo < hi)
-            memcpy(scratch + lo, data + (at + lo - offset), hi - lo);
+            copy_secret(scratch + lo, data + (at + lo - offset), hi - lo);
         ctx->ops->seal_blocks(ctx->key, ct + at, scratch, CHUNK / AES_BLOCK, at / AES_BLOCK, t[1]);
     }
     ccmem_wipe(scratch, sizeof scratch);

@@ -118,10 +118,13 @@ static ccmem_status map_memfd(size_t size, uint8_t **out) {
      * the number whatever close() returns. */
     (void)close(fd);
     if (p == MAP_FAILED)
-        return error == EAGAIN || error == ENOMEM ? refused(error) : CCMEM_ERR_SECRETMEM;
+        return error == EAGAIN   ? refused(error) /* the limit, in mmap(2) of locked memory */
+               : error == ENOMEM ? CCMEM_ERR_NOMEM
+                                 : CCMEM_ERR_SECRETMEM;
     if (madvise(p, size, MADV_DONTFORK) || madvise(p, size, MADV_DONTDUMP)) {
+        error = errno;
         munmap(p, size);
-        return CCMEM_ERR_SECRETMEM;
+        return error == ENOMEM || error == EAGAIN ? CCMEM_ERR_NOMEM : CCMEM_ERR_SECRETMEM;
     }
     *out = p;
     return CCMEM_OK;
@@ -134,7 +137,7 @@ static ccmem_status map_mlock(size_t size, uint8_t **out) {
     if (p == MAP_FAILED)
         return CCMEM_ERR_NOMEM;
     if (madvise(p, size, MADV_DONTFORK) || madvise(p, size, MADV_DONTDUMP))
-        status = CCMEM_ERR_SECRETMEM;
+        status = errno == ENOMEM || errno == EAGAIN ? CCMEM_ERR_NOMEM : CCMEM_ERR_SECRETMEM;
     else if (syscall(SYS_mlock, p, size)) /* sanitizers turn the library's mlock() into nothing */
         status = refused(errno);
     else {

@@ -20,6 +20,18 @@
 #define CLEAR_REGISTERS
 #endif
 
+/* Copies n bytes without the C library, whose copy would leave them in vector registers. */
+static inline void copy_secret(void *out, const void *in, size_t n) {
+#if defined(__x86_64__)
+    __asm__ volatile("rep movsb" : "+D"(out), "+S"(in), "+c"(n) : : "memory");
+#else
+    volatile uint8_t *to = out;
+    const uint8_t *from = in;
+    for (size_t i = 0; i < n; i++)
+        to[i] = from[i];
+#endif
+}
+
 /* A zeroed slot of at least n bytes (n <= SECRET_SLOT_MAX), 64-byte aligned, in memory of at least
  * level `require` (CCMEM_SECRET_MLOCK when the caller does not mind). *level, when not NULL,
  * receives the level reached. CCMEM_ERR_SECRETMEM, _MEMLOCK, _NOMEM, _ARGUMENT. */

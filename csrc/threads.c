@@ -37,7 +37,7 @@ static struct pool {
     pthread_mutex_t busy;  /* held by the one caller that uses the workers */
     pthread_mutex_t lock;  /* guards round, open and joining */
     pthread_cond_t wake;
-    uint64_t generation;   /* of the process the workers live in */
+    uint64_t generation;   /* atomic; of the process the workers live in */
     unsigned workers;      /* started; numbered from 1, the caller is part 0 */
     unsigned round;        /* atomic for spinners; grows by one with every job */
     int open;              /* the job may still be joined */
@@ -125,16 +125,23 @@ static void register_after_fork(void) { (void)pthread_atfork(NULL, NULL, after_f
 static unsigned start_workers(unsigned n) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, register_after_fork);
-    if (!pool.generation)
-        pool.generation = fork_generation();
+    if (!__atomic_load_n(&pool.generation, __ATOMIC_RELAXED))
+        __atomic_store_n(&pool.generation, fork_generation(), __ATOMIC_RELAXED);
     while (pool.workers + 1 < n) {
         pthread_attr_t attr;
         pthread_t thread;
         sigset_t all, old;
         if (pthread_attr_init(&attr))
             break;
-        /* Signals are for the application's own threads. */
+        /* Signals are for the application's own threads; but not those that a thread raises itself by
+         * an access to the caller's memory: blocked, they would kill the process past its handlers. */
         sigfillset(&all);
+        sigdelset(&all, SIGSEGV);
+        sigdelset(&all, SIGBUS);
+        sigdelset(&all, SIGFPE);
+        sigdelset(&all, SIGILL);
+        sigdelset(&all, SIGTRAP);
+        sigdelset(&all, SIGSYS);
         int failed = pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED) ||
                      pthread_sigmask(SIG_SETMASK, &all, &old);
         if (!failed) {
@@ -152,8 +159,9 @@ static unsigned start_workers(unsigned n) {
 void parallel_for(uint64_t n, uint64_t grain, parallel_body body, void *arg) {
     job *j = &pool.job;
     unsigned threads = n > grain ? ccmem_threads() : 1;
+    uint64_t home = __atomic_load_n(&pool.generation, __ATOMIC_RELAXED);
 
-    if (threads < 2 || (pool.generation && fork_alien(pool.generation)) ||
+    if (threads < 2 || (home && fork_alien(home)) ||
         pthread_mutex_trylock(&pool.busy)) {
         for (uint64_t i = 0; i < n; i += grain)
             body(arg, i, n - i < grain ? n : i + grain);

@@ -9,9 +9,10 @@
 #include "xts.h"
 
 /* Lockless in the manner of chess transposition tables (Hyatt and Mann, 2002): the two words that
- * name the entry are stored xored with the two words of data. A reader that catches halves of two
- * entries finds a name that fits neither: the data are AES outputs, so a false match has
- * probability 2^-128. An empty entry names version 0, which has no tweak. */
+ * name the entry are stored xored with a mix of the data. A reader that catches parts of two
+ * entries finds a name that fits neither, unless two AES outputs agree in 64 bits, which has
+ * probability 2^-64 and needs the tear besides. An empty entry names version 0, which has no
+ * tweak. */
 typedef struct tweak_entry {
     _Alignas(32) xts_tweak name; /* (page, version) ^ tweak */
     xts_tweak tweak;
@@ -21,6 +22,14 @@ typedef struct tweak_cache {
     tweak_entry *entries; /* NULL: off */
     uint64_t mask;
 } tweak_cache;
+
+/* Both words of the name depend on both words of the tweak. Where a vector is loaded or stored in
+ * two halves, the low halves may come from one entry and the high halves from another; a name
+ * xored word by word would then fit whenever the two pages have the same version. */
+static inline xts_tweak tweak_mix(xts_tweak t) {
+    uint64_t both = t[0] ^ t[1];
+    return (xts_tweak){both, both};
+}
 
 /* At most `entries` entries, rounded up to a power of two, and no more than `npages` need; 0 is
  * off. CCMEM_ERR_NOMEM, CCMEM_ERR_SECRETMEM. */
@@ -37,7 +46,7 @@ static inline int tweak_cache_get(const tweak_cache *cache, uint64_t page, uint6
     if (!cache->entries)
         return 0;
     const volatile tweak_entry *e = &cache->entries[page & cache->mask];
-    xts_tweak tweak = e->tweak, differ = e->name ^ tweak ^ (xts_tweak){page, version};
+    xts_tweak tweak = e->tweak, differ = e->name ^ tweak_mix(tweak) ^ (xts_tweak){page, version};
     if (differ[0] | differ[1])
         return 0;
     *t0 = tweak;
@@ -49,7 +58,7 @@ static inline void tweak_cache_put(const tweak_cache *cache, uint64_t page, uint
     if (!cache->entries)
         return;
     volatile tweak_entry *e = &cache->entries[page & cache->mask];
-    e->name = t0 ^ (xts_tweak){page, version};
+    e->name = tweak_mix(t0) ^ (xts_tweak){page, version};
     e->tweak = t0;
 }
 

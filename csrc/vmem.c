@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "vmem.h"
 
+#include <errno.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -33,11 +34,15 @@ ccmem_status vmem_map_pages(uint64_t n, void **out) {
         /* Start on a huge-page boundary and give the rest back, so that the kernel can use huge
          * pages from the first byte: a random read then misses the TLB far less often. */
         size_t skip = (HUGE_PAGE - ((uintptr_t)p & (HUGE_PAGE - 1))) & (HUGE_PAGE - 1);
-        if ((skip && munmap(p, skip)) || (slack - skip && munmap(p + skip + size, slack - skip))) {
+        if (skip && munmap(p, skip)) {
             munmap(p, size + slack);
             return CCMEM_ERR_NOMEM;
         }
-        p += skip;
+        p += skip; /* what lay before may already be another thread's */
+        if (slack - skip && munmap(p + size, slack - skip)) {
+            munmap(p, size + slack - skip);
+            return CCMEM_ERR_NOMEM;
+        }
         /* A refusal (no huge pages in this kernel) costs speed only. */
         (void)madvise(p, size, MADV_HUGEPAGE);
     }
@@ -57,8 +62,11 @@ ccmem_status vmem_map_private(uint64_t n, void **out) {
     if (!p)
         return CCMEM_ERR_NOMEM;
     if (madvise(p, size, MADV_DONTDUMP) || madvise(p, size, MADV_DONTFORK)) {
+        /* EAGAIN (madvise(2) makes it of ENOMEM): the mapping would have to be split, and
+         * vm.max_map_count allows no more. */
+        int error = errno;
         munmap(p, size);
-        return CCMEM_ERR_SECRETMEM;
+        return error == ENOMEM || error == EAGAIN ? CCMEM_ERR_NOMEM : CCMEM_ERR_SECRETMEM;
     }
     *out = p;
     return CCMEM_OK;

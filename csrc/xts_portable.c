@@ -9,7 +9,7 @@
 
 /* Everything of one call that must not outlive it. */
 typedef struct scratch {
-    bs_key key;
+    const aes_key *key;
     gf128 tweak;
     uint8_t tweaks[BS_BYTES];
     uint8_t text[BS_BYTES];
@@ -37,7 +37,7 @@ static void crypt_group(scratch *s, int encrypt, uint8_t *dst, const uint8_t *sr
         s->tweak = gf128_double(s->tweak);
     }
     xor_blocks(s->text, src, s->tweaks, nblocks);
-    (encrypt ? bs_encrypt8 : bs_decrypt8)(&s->key, s->text, s->text);
+    (encrypt ? bs_encrypt8 : bs_decrypt8)(s->key, s->text, s->text);
     xor_blocks(dst, s->text, s->tweaks, nblocks);
 }
 
@@ -53,8 +53,7 @@ static void crypt_run(scratch *s, int encrypt, uint8_t *dst, const uint8_t *src,
 
 static void crypt_pages(const xts_key *key, int encrypt, uint8_t *dst, const uint8_t *src,
                         size_t npages, size_t page_size, const uint8_t (*t0)[16]) {
-    scratch s = {0};
-    bs_expand(&s.key, &key->enc);
+    scratch s = {.key = &key->enc};
     for (size_t i = 0; i < npages; i++) {
         s.tweak = gf128_load(t0[i]);
         crypt_run(&s, encrypt, dst + i * page_size, src + i * page_size, page_size / AES_BLOCK);
@@ -64,8 +63,7 @@ static void crypt_pages(const xts_key *key, int encrypt, uint8_t *dst, const uin
 
 static void crypt_blocks(const xts_key *key, int encrypt, uint8_t *dst, const uint8_t *src,
                          size_t nblocks, size_t first, xts_tweak t0) {
-    scratch s = {0};
-    bs_expand(&s.key, &key->enc);
+    scratch s = {.key = &key->enc};
     s.tweak = gf128_jump(gf128_load((const uint8_t *)&t0), first);
     crypt_run(&s, encrypt, dst, src, nblocks);
     finish(&s);
