@@ -8,12 +8,11 @@ bulk operation.
 
 from __future__ import annotations
 
-import gc
 import os
-import sys
 import warnings
-from collections.abc import Callable
 from typing import Any
+
+import numpy as np
 
 from . import errors
 from ._native import ffi, lib
@@ -24,8 +23,8 @@ __all__ = [
     "OK",
     "TIERS",
     "active_tier",
+    "anchor",
     "check",
-    "destructor",
     "features",
     "ffi",
     "lib",
@@ -55,37 +54,17 @@ TIERS: dict[str, int] = {
 }
 
 
-# When a reference cycle is collected, cffi runs the destructors of all its members first, and
-# finalizers (`__del__`) that come after may still use the objects. So what dies in a collection is
-# freed when the collection has ended; and at the interpreter's end, whose last collections say
-# neither when they start nor when they stop, by the end of the process.
-_collecting = False
-_dead: list[tuple[Callable[[Any], None], Any]] = []
+def anchor(owner: Any) -> Any:
+    """Something that keeps `owner`, made by ffi.gc(), out of the garbage collector's sight.
 
-
-def _free_the_dead(phase: str, _info: dict[str, int]) -> None:
-    global _collecting
-    _collecting = phase == "start"
-    while _dead and not _collecting:
-        free, pointer = _dead.pop()
-        free(pointer)
-
-
-gc.callbacks.append(_free_the_dead)
-
-
-def destructor(free: Callable[[Any], None]) -> Callable[[Any], None]:
-    """`free`, a native function, made fit to be the destructor that ffi.gc() takes."""
-
-    def destroy(
-        pointer: Any, is_finalizing: Callable[[], bool] = sys.is_finalizing, dead: Any = _dead
-    ) -> None:
-        if _collecting or is_finalizing():
-            dead.append((free, pointer))
-        else:
-            free(pointer)
-
-    return destroy
+    When a reference cycle is collected, cffi runs the destructors of all its members first, and
+    finalizers (`__del__`) that come after may still use the objects, or even save them. An ndarray
+    is not tracked by the collector, so to it the reference in this one comes from outside: `owner`
+    is never destroyed by a collection, only when its last reference goes.
+    """
+    holder = np.empty((), dtype=object)
+    holder[()] = owner
+    return holder
 
 
 def usable_tiers() -> list[str]:
@@ -169,7 +148,8 @@ def check(status: int, **context: Any) -> None:
         )
     if status == lib.CCMEM_ERR_NOMEM:
         raise errors.OutOfMemoryError(
-            f"The system refused the memory for {action}; free some memory or ask for less."
+            f"The system refused the memory for {action}, or another mapping or file descriptor "
+            f"for it; free some, or ask for less."
         )
     if status == lib.CCMEM_ERR_MEMLOCK:
         raise errors.LockedMemoryError(

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from . import errors
 from ._arguments import BYTES, holds_objects, input_buffer, integer, output_buffer
-from ._lib import CIPHERS, LEVELS, OK, check, destructor, ffi, lib
+from ._lib import CIPHERS, LEVELS, OK, anchor, check, ffi, lib
 from .keys import Key
 
 __all__ = ["EncryptedBuffer", "open_buffers"]
@@ -22,9 +22,6 @@ __all__ = ["EncryptedBuffer", "open_buffers"]
 _from_buffer = ffi.from_buffer
 _store_read = lib.ccmem_store_read
 _store_write = lib.ccmem_store_write
-
-_free_store = destructor(lib.ccmem_store_free)
-_release_mapping = destructor(lib.ccmem_mapping_release)
 
 #: Every open buffer of the process by id. Plain dict operations are atomic, so that neither a
 #: thread nor a fork can find a lock held.
@@ -63,6 +60,7 @@ class EncryptedBuffer:
 
     __slots__ = (
         "__weakref__",
+        "_anchor",
         "_cipher",
         "_level",
         "_mapped",
@@ -72,6 +70,7 @@ class EncryptedBuffer:
     )
 
     _store: Any
+    _anchor: Any
     _mapped: tuple[int, int] | None
 
     def __init__(
@@ -90,6 +89,7 @@ class EncryptedBuffer:
         ForkError for the key, OutOfMemoryError, LockedMemoryError, EntropyError.
         """
         self._store = None
+        self._anchor = None
         self._mapped = None
         self._level = "none"
         nbytes = integer("nbytes", nbytes)
@@ -131,7 +131,8 @@ class EncryptedBuffer:
         check(status, subject="key", action=action)
         # Closing only drops this reference: a read that runs in another thread holds its own, and
         # the store is wiped and freed when the last one goes.
-        self._store = ffi.gc(out[0], _free_store)
+        self._store = ffi.gc(out[0], lib.ccmem_store_free)
+        self._anchor = anchor(self._store)
         self._level = LEVELS[lib.ccmem_store_level(self._store)]
         _register(self)
 
@@ -230,7 +231,8 @@ class EncryptedBuffer:
         Every page touched moves to its next version; the bytes around `data` in it stay the same.
 
         Raises RangeError, BufferTypeError (NonContiguousError), ArgumentTypeError, ClosedError,
-        ForkError, VersionExhaustedError; nothing has changed then.
+        ForkError, VersionExhaustedError; nothing has changed then (but where other threads write the
+        same pages and use up their last versions meanwhile, some pages may have been written).
         """
         offset = integer("offset", offset)
         source = input_buffer("data", data)
@@ -316,16 +318,17 @@ class EncryptedBuffer:
         mapping = lib.ccmem_store_mapping(store)
         if mapping == ffi.NULL:
             check(lib.CCMEM_ERR_NOMEM, action="a view of the ciphertext")
-        mapping = ffi.gc(mapping, _release_mapping)
+        mapping = ffi.gc(mapping, lib.ccmem_mapping_release)
         size = lib.ccmem_mapping_size(mapping)
         if size == 0:
             return memoryview(b"")
         data = lib.ccmem_mapping_data(mapping)
         start = int(ffi.cast("uintptr_t", data))
         self._mapped = (start, start + size)
-        # The view keeps `owner` alive, and its destructor's default argument the mapping.
+        # The view keeps the array alive, the array `owner`, and its destructor's default argument
+        # the mapping. The array is an anchor(), too.
         owner = ffi.gc(data, lambda _, mapping=mapping: None)
-        return memoryview(ffi.buffer(owner, size)).toreadonly()
+        return memoryview(np.frombuffer(ffi.buffer(owner, size), dtype=np.uint8)).toreadonly()
 
     @property
     def versions(self) -> npt.NDArray[np.uint64]:
@@ -366,6 +369,7 @@ class EncryptedBuffer:
         returns; a view of `ciphertext` keeps that alive, but nothing can decrypt it. May be
         repeated."""
         self._store = None
+        self._anchor = None
         _registry.pop(id(self), None)
 
     def __enter__(self) -> EncryptedBuffer:

@@ -20,7 +20,8 @@ from ._lib import check, ffi, lib, tier_number
 __all__ = ["aes_cmac", "kdf_counter_cmac", "xts_decrypt", "xts_encrypt"]
 
 _BLOCK = 16
-_KDF_BYTES_MAX = 2**29 - 1  # the length in bits is encoded in 32 bits
+_KDF_BYTES_MAX = 8160  # what the native function takes, far more than keys need
+_KDF_FIELD_MAX = 64
 
 
 def _xts(encrypt: int, key: Any, tweak: Any, data: Any, tier: str | None) -> bytes:
@@ -85,12 +86,18 @@ def kdf_counter_cmac(
     """`nbytes` bytes derived in counter mode with AES-CMAC (NIST SP 800-108r1, 4.1): the blocks
     CMAC(key, [i]_32 || label || 0x00 || context || [8 * nbytes]_32) for i = 1, 2, ...
 
-    `key` has 16 or 32 bytes. Raises InvalidKeyError, ArgumentError.
+    `key` has 16 or 32 bytes, `label` and `context` at most 64, `nbytes` is at most 8160.
+    Raises InvalidKeyError, ArgumentError.
     """
     number = tier_number(tier)
     key_buffer = exact_bytes("The derivation key", key, (16, 32), errors.InvalidKeyError)
     label_buffer = input_buffer("label", label)
     context_buffer = input_buffer("context", context)
+    for name, field in (("label", label_buffer), ("context", context_buffer)):
+        if len(field) > _KDF_FIELD_MAX:
+            raise errors.ArgumentError(
+                f"{name} has {len(field)} bytes; it must have at most {_KDF_FIELD_MAX}."
+            )
     nbytes = integer("nbytes", nbytes)
     if not 1 <= nbytes <= _KDF_BYTES_MAX:
         raise errors.ArgumentError(f"nbytes is {nbytes}; it must be from 1 to {_KDF_BYTES_MAX}.")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -13,11 +14,9 @@ from typing import Any, NoReturn
 
 from . import errors
 from ._arguments import exact_bytes, input_buffer, integer
-from ._lib import LEVELS, check, destructor, ffi, lib
+from ._lib import LEVELS, anchor, check, ffi, lib
 
 __all__ = ["Key"]
-
-_free_key = destructor(lib.ccmem_key_free)
 
 _REQUIRE = {
     None: lib.CCMEM_SECRET_MLOCK,
@@ -52,13 +51,15 @@ class Key:
     A Key does not follow a fork: in the child its use raises ForkError.
     """
 
-    __slots__ = ("__weakref__", "_key", "_level")
+    __slots__ = ("__weakref__", "_anchor", "_key", "_level")
 
     _key: Any
+    _anchor: Any
     _level: str
 
     def __init__(self) -> None:
         self._key = None
+        self._anchor = None
         raise errors.ArgumentTypeError(
             "Key() makes no key; use Key.generate(), Key.from_bytes(), Key.from_file() or "
             "Key.from_passphrase()."
@@ -70,7 +71,8 @@ class Key:
         self = cls.__new__(cls)
         # Closing only drops this reference: a call that runs in another thread holds its own, and
         # the native key is wiped and freed when the last one goes.
-        self._key = ffi.gc(out[0], _free_key)
+        self._key = ffi.gc(out[0], lib.ccmem_key_free)
+        self._anchor = anchor(self._key)
         self._level = LEVELS[lib.ccmem_key_level(self._key)]
         return self
 
@@ -201,14 +203,16 @@ class Key:
                 f"scrypt cannot use n={n}, r={r}, p={p}; n must be a power of two from 2, r and p "
                 f"at least 1, and the memory of 128 * n * r bytes below 1 TiB."
             )
-        try:
+        encoded = None
+        with contextlib.suppress(UnicodeEncodeError):
             encoded = text.encode("utf-8")
-        except UnicodeEncodeError:
-            # Not chained: that exception carries the passphrase.
+        if encoded is None:
+            # Raised out here, since that exception carries the passphrase and `from None` would
+            # still leave it in __context__.
             raise errors.InvalidKeyError(
                 "The passphrase has a character that UTF-8 cannot encode (a lone surrogate); use "
                 "whole characters."
-            ) from None
+            )
         out_of_memory = errors.OutOfMemoryError(
             f"scrypt could not get its {128 * n * r} bytes of memory; free some memory or use a "
             f"smaller n."
@@ -254,6 +258,7 @@ class Key:
     def close(self) -> None:
         """Wipes the key, at once or when the last call that uses it returns. May be repeated."""
         self._key = None
+        self._anchor = None
 
     def _native(self) -> Any:
         """The native key for one call; the caller's reference keeps it alive. Raises ClosedError,
