@@ -786,6 +786,46 @@ def test_finalizers_may_use_what_is_collected_with_them() -> None:
     assert done.stdout == "collected\n"
 
 
+RESURRECTED = """
+import gc
+import pyccmem
+from pyccmem import EncryptedBuffer, Key, errors
+kept = []
+class Owner:
+    def __init__(self):
+        self.cycle, self.key = self, Key.generate()
+        self.buffer = EncryptedBuffer(50_000, key=self.key)
+        self.buffer.write(b"abc")
+        self.view = self.buffer.ciphertext
+        self.stored = bytes(self.view)
+    def __del__(self):
+        kept.append(self)
+for _ in range(20):
+    Owner()
+gc.collect()
+gc.collect()
+assert len(kept) == 20
+for owner in kept:
+    for use in (
+        lambda: owner.buffer.read(0, 3) == b"abc",
+        lambda: len(EncryptedBuffer(100, key=owner.key)) == 100,
+        lambda: bytes(owner.view) == owner.stored,
+    ):
+        try:
+            assert use()
+        except errors.ClosedError:
+            pass
+print("used")
+"""
+
+
+def test_a_finalizer_may_bring_a_buffer_back() -> None:
+    """What a __del__ saves from the collector works or is closed, also after the collection."""
+    done = support.run_python(RESURRECTED)
+    assert done.returncode == 0, f"{done.returncode}: {done.stdout}{done.stderr[-1500:]}"
+    assert done.stdout == "used\n"
+
+
 def test_the_context_manager_closes_on_an_exception_too(key: pyccmem.Key) -> None:
     with pytest.raises(ZeroDivisionError), EncryptedBuffer(10, key=key) as made:
         _ = 1 / 0

@@ -197,6 +197,21 @@ def test_from_file_refuses_other_contents(tmp_path: Path, content: bytes) -> Non
     assert str(path) in str(caught.value)
 
 
+def test_from_file_knows_exactly_the_hexadecimal_digits(tmp_path: Path) -> None:
+    """Every other byte, at the first, an inner and the last place, spoils the key."""
+    path = write_key_file(tmp_path / "key", b"0" * 64)
+    for value in range(256):
+        for place in (0, 33, 63):
+            text = bytearray(b"0" * 64)
+            text[place] = value
+            path.write_bytes(text)
+            if value in b"0123456789abcdefABCDEF":
+                quiet_key_file(path).close()
+            else:
+                with pytest.raises(errors.InvalidKeyError):
+                    Key.from_file(path)
+
+
 def test_from_file_that_cannot_be_read(tmp_path: Path) -> None:
     for path in (tmp_path / "missing", tmp_path / "a" / "b"):
         with pytest.raises(errors.KeyFileError, match="missing|a/b") as caught:

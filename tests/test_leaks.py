@@ -119,8 +119,8 @@ def test_failures(key: pyccmem.Key, tmp_path: Path) -> None:
 
 @not_sanitized
 def test_reads_and_writes(key: pyccmem.Key) -> None:
-    buffer = EncryptedBuffer(3 << 20, key=key)
-    data, out = bytes(3 << 20), bytearray(3 << 20)
+    buffer = EncryptedBuffer(1 << 20, key=key)
+    data, out = bytes(1 << 20), bytearray(1 << 20)
 
     def work() -> None:
         buffer.write(data)

@@ -258,6 +258,7 @@ def test_the_library_refuses_what_the_package_never_passes(key: pyccmem.Key) -> 
     """The C interface's own checks, reached without the Python layer's."""
     store = ffi.new("ccmem_store **")
     native = key._native()
+    native = getattr(native, "pointer", native)
     for cipher, page_size in ((2, 4096), (99, 4096), (0, 0), (0, 4097), (0, 131072), (0, 2048)):
         status = lib.ccmem_store_new(native, cipher, 100, page_size, 0, 16, store)
         assert status == lib.CCMEM_ERR_ARGUMENT

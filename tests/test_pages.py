@@ -102,6 +102,23 @@ def test_an_unwritten_buffer_reads_zeros_at_version_0(
         assert buffer.versions.tolist() == [0, 0, 0, 0]
 
 
+def test_unwritten_pages_read_as_zeros_between_written_ones(
+    key: pyccmem.Key, cipher: str, page_size: int
+) -> None:
+    """The output is full of other bytes before, and runs of both kinds of pages alternate."""
+    pages = 9
+    model = bytearray(pages * page_size)
+    with EncryptedBuffer(len(model), key=key, cipher=cipher, page_size=page_size) as buffer:
+        for page in (1, 4, 5, 8):
+            data = random.Random(page).randbytes(page_size)
+            buffer.write(data, page * page_size)
+            model[page * page_size : (page + 1) * page_size] = data
+        for first in range(pages):
+            out = bytearray(b"\xff" * (len(model) - first * page_size))
+            buffer.read_into(out, first * page_size)
+            assert out == model[first * page_size :]
+
+
 def test_a_partial_first_write_leaves_zeros_around_it(
     key: pyccmem.Key, cipher: str, page_size: int
 ) -> None:
