@@ -169,6 +169,17 @@ ccmem_status ccmem_store_read(ccmem_store *store, uint64_t offset, void *out, ui
  * under concurrent writers to the same pages: some whole pages may have been written). */
 ccmem_status ccmem_store_write(ccmem_store *store, uint64_t offset, const void *data, uint64_t n);
 
+/* Decrypts `count` runs of `run` bytes each, from offsets[i] to out + i * run. All runs are checked
+ * first: on CCMEM_ERR_RANGE and CCMEM_ERR_FORK nothing is written. */
+ccmem_status ccmem_store_gather(ccmem_store *store, const uint64_t *offsets, uint64_t count,
+                                uint64_t run, void *out);
+
+/* Encrypts `count` runs of `run` bytes each, from data + i * run to offsets[i], in order where runs
+ * overlap. Errors as for ccmem_store_write; CCMEM_ERR_VERSION may leave a prefix of the runs
+ * written. */
+ccmem_status ccmem_store_scatter(ccmem_store *store, const uint64_t *offsets, uint64_t count,
+                                 uint64_t run, const void *data);
+
 /* Copies the versions of `count` pages from page `first`. 0 means never written. */
 ccmem_status ccmem_store_versions(ccmem_store *store, uint64_t first, uint64_t count,
                                   uint64_t *out);
@@ -200,6 +211,26 @@ uint64_t ccmem_mapping_size(const ccmem_mapping *mapping);
 
 /* Drops one reference; the last one unmaps the ciphertext. NULL is allowed. */
 void ccmem_mapping_release(ccmem_mapping *mapping);
+
+/* ---- memory for plaintext that is handed out --------------------------------------------------- */
+
+typedef struct ccmem_plain_stats {
+    uint64_t blocks; /* handed out and not yet freed */
+    uint64_t in_use; /* bytes of these */
+    uint64_t peak;   /* the most bytes ever in use at once */
+    uint64_t kept;   /* bytes of wiped blocks kept for reuse */
+} ccmem_plain_stats;
+
+/* n zero bytes, 64-byte aligned, in memory that is left out of core dumps and that a forked child
+ * finds zeroed. CCMEM_ERR_NOMEM. */
+ccmem_status ccmem_plain_alloc(uint64_t n, uint8_t **out);
+
+/* Wipes a block and gives it back. NULL is allowed. In a forked child a block of the parent's is
+ * left alone. */
+void ccmem_plain_free(uint8_t *block);
+
+/* The pool's state in this process. CCMEM_ERR_NOMEM. */
+ccmem_status ccmem_plain_get_stats(ccmem_plain_stats *out);
 
 /* ---- low-level functions, for checking against published vectors ----------------------------- */
 
@@ -251,5 +282,42 @@ ccmem_status ccmem_measure_random_copies(const uint8_t *memory, uint64_t n, uint
 
 /* Seconds for one memcpy of n bytes. */
 double ccmem_measure_memcpy(void *out, const void *in, uint64_t n);
+
+/* ---- searching memory for samples of a file -------------------------------------------------- */
+
+typedef struct ccmem_samples ccmem_samples; /* 16-byte samples, kept under a random mask */
+
+typedef struct ccmem_scan_hit {
+    uint64_t offset; /* of the sample's first byte in the memory searched */
+    uint32_t sample; /* its number: samples are numbered from 0 in the order they were taken */
+} ccmem_scan_hit;
+
+/* An empty set for up to `capacity` samples (1 to 2^24). On success *out owns it until
+ * ccmem_samples_free. CCMEM_ERR_ARGUMENT, _NOMEM, _ENTROPY. */
+ccmem_status ccmem_samples_new(uint32_t capacity, ccmem_samples **out);
+
+/* Takes the 16 bytes at each data + offsets[i], all within n bytes. taken[i] becomes 1, or 0 for
+ * one that is refused: fewer than 8 different bytes or fewer than 4 in 8 neighbouring ones, numbers
+ * of 1, 2 or 4 bytes at equal steps, equal to one of the set (which then counts as repeated), too
+ * many alike, or no room. Not to be called while another thread uses the set. On CCMEM_ERR_RANGE
+ * nothing has changed. */
+ccmem_status ccmem_samples_add(ccmem_samples *samples, const uint8_t *data, uint64_t n,
+                               const uint64_t *offsets, uint32_t count, uint8_t *taken);
+
+/* How many were taken, the repeated ones included. */
+uint32_t ccmem_samples_count(const ccmem_samples *samples);
+
+/* 1 when the sample can be found; 0 when it was repeated, or is no sample of the set. */
+int ccmem_samples_usable(const ccmem_samples *samples, uint32_t sample);
+
+/* Finds every usable sample that lies within n bytes of memory, at any offset. `from` is 0, and
+ * after a call that filled hits (`capacity` of them, at least 8) the *next of that call; *next is n
+ * when nothing is left. CCMEM_ERR_ARGUMENT. */
+ccmem_status ccmem_scan(const ccmem_samples *samples, const uint8_t *data, uint64_t n,
+                        uint64_t from, ccmem_scan_hit *hits, uint32_t capacity, uint32_t *found,
+                        uint64_t *next);
+
+/* NULL is allowed. */
+void ccmem_samples_free(ccmem_samples *samples);
 
 #endif

@@ -17,6 +17,7 @@
 #include "key.h"
 #include "page.h"
 #include "secret.h"
+#include "store.h"
 #include "threads.h"
 #include "vmem.h"
 
@@ -324,6 +325,16 @@ ccmem_status ccmem_store_read(ccmem_store *s, uint64_t offset, void *out, uint64
     return CCMEM_OK;
 }
 
+void store_prefetch(const ccmem_store *s, uint64_t offset, uint64_t n) {
+    enum { LINE = 64, LINES = 8 }; /* the rest is left to the hardware, which sees a stream by then */
+    uint64_t page = offset >> s->page_shift;
+    __builtin_prefetch(&s->version[page]);
+    if (s->page.cache.entries)
+        __builtin_prefetch(&s->page.cache.entries[page & s->page.cache.mask]);
+    for (uint64_t i = 0; i < n && i < LINES * LINE; i += LINE)
+        __builtin_prefetch(s->ct + offset + i);
+}
+
 /* Looks for room in all pages before the first is touched, so that a refused write changes nothing. */
 static ccmem_status check_versions(const ccmem_store *s, uint64_t offset, uint64_t n) {
     uint64_t last = (offset + n - 1) >> s->page_shift;
@@ -383,7 +394,7 @@ static ccmem_status new_key(ccmem_store *s, const ccmem_key *root, ccmem_cipher 
     uint8_t id[CCMEM_STORE_ID_SIZE];
     void *slot, *subkey;
     size_t len = ciphers[cipher].key_len;
-    ccmem_status status = secret_alloc(sizeof(xts_key), CCMEM_SECRET_MLOCK, &slot, &s->level);
+    ccmem_status status = secret_alloc(sizeof(xts_key), key_require(root), &slot, &s->level);
     if (status != CCMEM_OK)
         return status;
     s->key = slot;
@@ -391,7 +402,7 @@ static ccmem_status new_key(ccmem_store *s, const ccmem_key *root, ccmem_cipher 
     status = random_bytes(id, sizeof id);
     if (status != CCMEM_OK)
         return status;
-    status = secret_alloc(len, CCMEM_SECRET_MLOCK, &subkey, NULL);
+    status = secret_alloc(len, key_require(root), &subkey, NULL);
     if (status != CCMEM_OK)
         return status;
     status = key_derive(root, ciphers[cipher].name, id, s->page.size, subkey, len);

@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Many runs of one length in one call: rows of a table, elements at a stride. */
+#include "store.h"
+#include "threads.h"
+
+enum {
+    AHEAD = 6,              /* runs: their misses in DRAM overlap, which one read cannot do */
+    GRAIN_BYTES = 256 << 10 /* the least that is worth another thread */
+};
+
+typedef struct runs {
+    ccmem_store *store;
+    const uint64_t *offsets;
+    uint64_t count, run;
+    uint8_t *out;
+} runs;
+
+static ccmem_status check_runs(ccmem_store *store, const uint64_t *offsets, uint64_t count,
+                               uint64_t run) {
+    uint64_t size = ccmem_store_size(store);
+    ccmem_status status = ccmem_store_check(store);
+    if (status != CCMEM_OK)
+        return status;
+    for (uint64_t i = 0; i < count; i++)
+        if (run > size || offsets[i] > size - run)
+            return CCMEM_ERR_RANGE;
+    return CCMEM_OK;
+}
+
+/* The runs were checked and the store is this process's: reading cannot fail. */
+static void gather_runs(void *arg, uint64_t begin, uint64_t end) {
+    const runs *r = arg;
+    for (uint64_t i = begin; i < end; i++) {
+        if (i + AHEAD < end)
+            store_prefetch(r->store, r->offsets[i + AHEAD], r->run);
+        (void)ccmem_store_read(r->store, r->offsets[i], r->out + i * r->run, r->run);
+    }
+}
+
+ccmem_status ccmem_store_gather(ccmem_store *store, const uint64_t *offsets, uint64_t count,
+                                uint64_t run, void *out) {
+    runs r = {.store = store, .offsets = offsets, .count = count, .run = run, .out = out};
+    ccmem_status status = check_runs(store, offsets, count, run);
+    if (status != CCMEM_OK || !run)
+        return status;
+    uint64_t grain = GRAIN_BYTES / run;
+    parallel_for(count, grain ? grain : 1, gather_runs, &r);
+    return CCMEM_OK;
+}
+
+ccmem_status ccmem_store_scatter(ccmem_store *store, const uint64_t *offsets, uint64_t count,
+                                 uint64_t run, const void *data) {
+    const uint8_t *from = data;
+    ccmem_status status = check_runs(store, offsets, count, run);
+    if (!run)
+        return status;
+    for (uint64_t i = 0; status == CCMEM_OK && i < count; i++)
+        status = ccmem_store_write(store, offsets[i], from + i * run, run);
+    return status;
+}

@@ -1,0 +1,259 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * A pool of plaintext blocks. Small ones are slots of a 64 KiB slab, large ones have a mapping of
+ * their own; both begin at a multiple of 64 KiB with a header, so that a block's address alone leads
+ * to it. Freed blocks are wiped and kept, up to a bound, since fresh memory is zeroed by the kernel
+ * page by page.
+ *
+ * The memory is left out of dumps, and a forked child finds zeros in it: it must not have the
+ * plaintext, and an array it inherited must not be a fault. */
+#include "plain.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "fork.h"
+
+enum {
+    UNIT = 64 << 10,       /* alignment of slabs and of large mappings */
+    HEADER = 4096,         /* before the first block: keeps blocks aligned to system pages */
+    HUGE_PAGE = 2 << 20,
+    CLASSES = 8,           /* of slots, see slot_size */
+    SLOTS_MAX = (UNIT - HEADER) / 64
+};
+
+static const uint32_t slot_size[CLASSES] = {64, 256, 512, 1024, 2048, 4096, 8192, 16384};
+
+typedef struct header {
+    uint64_t generation; /* of the process that made it; 0 in a child */
+    size_t mapped;       /* bytes, header included */
+    size_t length;       /* large block: bytes asked for */
+    struct header *next, *previous; /* large: in the list of kept blocks; slab: in its class */
+    uint32_t class;      /* CLASSES for a large block */
+    uint32_t used;       /* slots handed out */
+    uint16_t free_count;
+    uint16_t free_slot[SLOTS_MAX];
+} header;
+
+_Static_assert(sizeof(header) <= HEADER, "the header must fit before the first block");
+
+typedef struct pool {
+    uint64_t generation;
+    pthread_mutex_t lock;
+    header *slabs[CLASSES];     /* with at least one free slot */
+    header *kept;               /* large blocks, most recently freed first */
+    header *kept_last;
+    ccmem_plain_stats count;
+} pool;
+
+static pool *current;
+
+/* The pool of this process; after a fork the child starts another and leaves the parent's behind,
+ * whose lock some thread may have held. NULL: no memory. */
+static pool *get_pool(void) {
+    uint64_t generation = fork_generation();
+    pool *seen = __atomic_load_n(&current, __ATOMIC_ACQUIRE), *fresh;
+    if (seen && seen->generation == generation)
+        return seen;
+    fresh = calloc(1, sizeof *fresh);
+    if (!fresh)
+        return NULL;
+    fresh->generation = generation;
+    pthread_mutex_init(&fresh->lock, NULL);
+    if (__atomic_compare_exchange_n(&current, &seen, fresh, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+        return fresh;
+    free(fresh);
+    return seen;
+}
+
+/* `size` bytes from a multiple of UNIT on (of a huge page where they fill some). */
+static header *map(size_t size, uint64_t generation) {
+    size_t align = size >= 2 * (size_t)HUGE_PAGE ? HUGE_PAGE : UNIT;
+    uint8_t *p = mmap(NULL, size + align, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED)
+        return NULL;
+    size_t skip = (align - ((uintptr_t)p & (align - 1))) & (align - 1);
+    if (skip && munmap(p, skip)) {
+        munmap(p, size + align);
+        return NULL;
+    }
+    p += skip; /* what lay before may already be another thread's */
+    if (munmap(p + size, align - skip)) {
+        munmap(p, size + align - skip);
+        return NULL;
+    }
+    if (madvise(p, size, MADV_DONTDUMP))
+        goto failed;
+    /* Old kernels refuse this; the generation in the header then keeps the child from using the
+     * block, and only the promise about the child's copy is lost. */
+    if (madvise(p, size, MADV_WIPEONFORK) && madvise(p, size, MADV_DONTFORK))
+        goto failed;
+    if (align == HUGE_PAGE)
+        (void)madvise(p, size, MADV_HUGEPAGE); /* a refusal costs speed only */
+    header *h = (header *)p;
+    h->generation = generation;
+    h->mapped = size;
+    return h;
+failed:
+    munmap(p, size);
+    return NULL;
+}
+
+static uint8_t *slot_address(header *h, unsigned slot) {
+    return (uint8_t *)h + HEADER + (size_t)slot * slot_size[h->class];
+}
+
+static void unlink_from(header **list, header *h) {
+    if (h->previous)
+        h->previous->next = h->next;
+    else
+        *list = h->next;
+    if (h->next)
+        h->next->previous = h->previous;
+    h->next = h->previous = NULL;
+}
+
+static void push(header **list, header *h) {
+    h->previous = NULL;
+    h->next = *list;
+    if (*list)
+        (*list)->previous = h;
+    *list = h;
+}
+
+static void *take_slot(pool *pl, unsigned class) {
+    header *h = pl->slabs[class];
+    if (!h) {
+        h = map(UNIT, pl->generation);
+        if (!h)
+            return NULL;
+        h->class = class;
+        unsigned slots = (UNIT - HEADER) / slot_size[class];
+        for (unsigned i = slots; i > 0; i--)
+            h->free_slot[h->free_count++] = (uint16_t)(i - 1);
+        push(&pl->slabs[class], h);
+    }
+    unsigned slot = h->free_slot[--h->free_count];
+    h->used++;
+    if (!h->free_count)
+        unlink_from(&pl->slabs[class], h);
+    return slot_address(h, slot);
+}
+
+static void give_slot(pool *pl, header *h, const uint8_t *p) {
+    size_t slot = (size_t)(p - (uint8_t *)h - HEADER) / slot_size[h->class];
+    if (!h->free_count)
+        push(&pl->slabs[h->class], h);
+    h->free_slot[h->free_count++] = (uint16_t)slot;
+    /* One empty slab a class stays, so that a loop of small reads does not map and unmap. */
+    if (--h->used == 0 && (h->next || h->previous)) {
+        unlink_from(&pl->slabs[h->class], h);
+        munmap(h, h->mapped);
+    }
+}
+
+/* Sizes of large mappings: an eighth of a power of two apart, so that similar sizes share blocks. */
+static size_t large_size(size_t n) {
+    size_t size = n + HEADER, step = UNIT;
+    while (step * 16 < size)
+        step *= 2;
+    return (size + step - 1) & ~(step - 1);
+}
+
+static void drop_kept(pool *pl, header *h) {
+    if (pl->kept_last == h)
+        pl->kept_last = h->previous;
+    unlink_from(&pl->kept, h);
+    pl->count.kept -= h->mapped;
+}
+
+static header *take_kept(pool *pl, size_t size) {
+    for (header *h = pl->kept; h; h = h->next)
+        if (h->mapped == size) {
+            drop_kept(pl, h);
+            return h;
+        }
+    return NULL;
+}
+
+ccmem_status ccmem_plain_alloc(uint64_t n, uint8_t **out) {
+    unsigned class = 0;
+    pool *pl = get_pool();
+    void *p = NULL;
+    if (!out)
+        return CCMEM_ERR_ARGUMENT;
+    if (!pl || n > SIZE_MAX / 4)
+        return CCMEM_ERR_NOMEM;
+    while (class < CLASSES && slot_size[class] < n)
+        class++;
+    pthread_mutex_lock(&pl->lock);
+    if (class < CLASSES) {
+        p = take_slot(pl, class);
+        n = slot_size[class];
+    } else {
+        size_t size = large_size((size_t)n);
+        header *h = take_kept(pl, size);
+        if (!h) {
+            pthread_mutex_unlock(&pl->lock);
+            h = map(size, pl->generation);
+            if (h)
+                h->class = CLASSES;
+            pthread_mutex_lock(&pl->lock);
+        }
+        if (h) {
+            h->length = (size_t)n;
+            p = (uint8_t *)h + HEADER;
+        }
+    }
+    if (p) {
+        pl->count.in_use += n;
+        pl->count.blocks++;
+        if (pl->count.in_use > pl->count.peak)
+            pl->count.peak = pl->count.in_use;
+    }
+    pthread_mutex_unlock(&pl->lock);
+    if (!p)
+        return CCMEM_ERR_NOMEM;
+    *out = p;
+    return CCMEM_OK;
+}
+
+void ccmem_plain_free(uint8_t *p) {
+    if (!p)
+        return;
+    header *h = (header *)((uintptr_t)p & ~(uintptr_t)(UNIT - 1));
+    pool *pl = get_pool();
+    if (!pl || h->generation != pl->generation)
+        return;
+    size_t n = h->class < CLASSES ? slot_size[h->class] : h->length;
+    ccmem_wipe(p, n);
+    pthread_mutex_lock(&pl->lock);
+    pl->count.in_use -= n;
+    pl->count.blocks--;
+    if (h->class < CLASSES) {
+        give_slot(pl, h, p);
+    } else {
+        push(&pl->kept, h);
+        if (!pl->kept_last)
+            pl->kept_last = h;
+        pl->count.kept += h->mapped;
+        while (pl->count.kept > PLAIN_KEEP_BYTES) {
+            header *oldest = pl->kept_last;
+            drop_kept(pl, oldest);
+            munmap(oldest, oldest->mapped);
+        }
+    }
+    pthread_mutex_unlock(&pl->lock);
+}
+
+ccmem_status ccmem_plain_get_stats(ccmem_plain_stats *out) {
+    pool *pl = get_pool();
+    if (!pl)
+        return CCMEM_ERR_NOMEM;
+    pthread_mutex_lock(&pl->lock);
+    *out = pl->count;
+    pthread_mutex_unlock(&pl->lock);
+    return CCMEM_OK;
+}
