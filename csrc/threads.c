@@ -17,7 +17,7 @@
 
 /* Before it sleeps, a worker looks this many times whether more work has come: about 20 us, so that
  * bulk calls in quick succession do not pay the 5 to 50 us of a wake-up each. */
-enum { SPINS = 500 };
+enum { SPINS = 500, PIECES = 4 };
 
 /* One thread's part of the range; on a cache line of its own, since others only peek at it. */
 typedef struct part {
@@ -28,7 +28,7 @@ typedef struct part {
 typedef struct job {
     parallel_body body;
     void *arg;
-    uint64_t grain;
+    uint64_t piece;
     unsigned parts;
     part part[CCMEM_MAX_THREADS];
 } job;
@@ -73,11 +73,11 @@ static void run_part(job *j, part *p) {
         uint64_t begin = __atomic_load_n(&p->next, __ATOMIC_RELAXED);
         if (begin >= p->end)
             return;
-        begin = __atomic_fetch_add(&p->next, j->grain, __ATOMIC_RELAXED);
+        begin = __atomic_fetch_add(&p->next, j->piece, __ATOMIC_RELAXED);
         if (begin >= p->end)
             return;
         uint64_t left = p->end - begin;
-        j->body(j->arg, begin, begin + (left < j->grain ? left : j->grain));
+        j->body(j->arg, begin, begin + (left < j->piece ? left : j->piece));
     }
 }
 
@@ -158,26 +158,28 @@ static unsigned start_workers(unsigned n) {
 
 void parallel_for(uint64_t n, uint64_t grain, parallel_body body, void *arg) {
     job *j = &pool.job;
-    unsigned threads = n > grain ? ccmem_threads() : 1;
+    uint64_t worth = n / grain;
+    unsigned threads = worth > 1 ? ccmem_threads() : 1;
     uint64_t home = __atomic_load_n(&pool.generation, __ATOMIC_RELAXED);
 
     if (threads < 2 || (home && fork_alien(home)) ||
         pthread_mutex_trylock(&pool.busy)) {
-        for (uint64_t i = 0; i < n; i += grain)
-            body(arg, i, n - i < grain ? n : i + grain);
+        if (n)
+            body(arg, 0, n);
         return;
     }
-    uint64_t pieces = (n + grain - 1) / grain;
+    if (threads > worth)
+        threads = (unsigned)worth;
     threads = start_workers(threads);
-    if (threads > pieces)
-        threads = (unsigned)pieces;
+    /* Smaller pieces than a thread's worth, so that who finishes early finds something to take. */
+    uint64_t piece = grain / PIECES ? grain / PIECES : 1, pieces = (n + piece - 1) / piece;
     j->body = body;
     j->arg = arg;
-    j->grain = grain;
+    j->piece = piece;
     j->parts = threads;
     for (unsigned i = 0; i < threads; i++) {
-        j->part[i].next = pieces * i / threads * grain;
-        j->part[i].end = i + 1 == threads ? n : pieces * (i + 1) / threads * grain;
+        j->part[i].next = pieces * i / threads * piece;
+        j->part[i].end = i + 1 == threads ? n : pieces * (i + 1) / threads * piece;
     }
     pthread_mutex_lock(&pool.lock);
     pool.open = 1;
