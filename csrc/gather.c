@@ -48,13 +48,40 @@ ccmem_status ccmem_store_gather(ccmem_store *store, const uint64_t *offsets, uin
     return CCMEM_OK;
 }
 
+/* How many runs from the first on follow each other in the store too. */
+static uint64_t adjoining(const uint64_t *offsets, uint64_t count, uint64_t run) {
+    uint64_t n = 1;
+    while (n < count && offsets[n] == offsets[n - 1] + run)
+        n++;
+    return n;
+}
+
+/* How many from the first on lie wholly in its page; 0 when it reaches into the next one itself. */
+static uint64_t in_one_page(const uint64_t *offsets, uint64_t count, uint64_t run, uint64_t size) {
+    uint64_t page = offsets[0] & ~(size - 1), n = 0;
+    while (n < count && offsets[n] >= page && offsets[n] - page <= size - run)
+        n++;
+    return n;
+}
+
 ccmem_status ccmem_store_scatter(ccmem_store *store, const uint64_t *offsets, uint64_t count,
                                  uint64_t run, const void *data) {
     const uint8_t *from = data;
     ccmem_status status = check_runs(store, offsets, count, run);
-    if (!run)
+    uint64_t size, n;
+    if (status != CCMEM_OK || !run)
         return status;
-    for (uint64_t i = 0; status == CCMEM_OK && i < count; i++)
-        status = ccmem_store_write(store, offsets[i], from + i * run, run);
+    size = store_page_size(store);
+    for (uint64_t i = 0; status == CCMEM_OK && i < count; i += n) {
+        uint64_t left = count - i, alike = adjoining(offsets + i, left, run);
+        /* Every write re-encrypts a whole page, so those of one page are made together. */
+        n = run <= size ? in_one_page(offsets + i, left, run, size) : 0;
+        if (alike * run > size || n <= alike) {
+            n = alike;
+            status = ccmem_store_write(store, offsets[i], from + i * run, n * run);
+        } else {
+            status = store_write_in_page(store, offsets + i, n, from + i * run, (uint32_t)run);
+        }
+    }
     return status;
 }

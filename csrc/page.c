@@ -94,27 +94,58 @@ int page_open_part(const page_context *ctx, uint8_t *dst, const uint8_t *src, ui
     return hit;
 }
 
+/* n bytes for `offset` of a page, as far as they lie in the 4 KiB from `at` on that scratch holds. */
+static inline void copy_run(uint8_t *scratch, uint32_t at, const uint8_t *run, uint32_t offset,
+                            uint32_t n) {
+    enum { CHUNK = CCMEM_PAGE_SIZE_MIN };
+    uint32_t end = offset + n;
+    uint32_t lo = offset > at ? offset - at : 0;
+    uint32_t hi = end < at + CHUNK ? (end > at ? end - at : 0) : CHUNK;
+    if (lo < hi)
+        copy_secret(scratch + lo, run + (at + lo - offset), hi - lo);
+}
+
+/* Many runs of n bytes, a constant that one move copies: a general copy takes far longer. */
+static inline __attribute__((always_inline)) void copy_items(uint8_t *scratch, uint32_t at,
+                                                             const uint8_t *items,
+                                                             const uint64_t *offsets, size_t count,
+                                                             uint32_t mask, uint32_t n) {
+    for (size_t i = 0; i < count; i++) {
+        uint32_t offset = (uint32_t)offsets[i] & mask;
+        if (offset - at <= CCMEM_PAGE_SIZE_MIN - n) /* wraps, and fails, below `at` */
+            memcpy(scratch + (offset - at), items + i * n, n);
+        else
+            copy_run(scratch, at, items + i * n, offset, n);
+    }
+}
+
 void page_modify(const page_context *ctx, uint8_t *ct, const uint8_t *data, uint64_t page,
-                 uint64_t from, uint64_t to, uint32_t offset, uint32_t n) {
+                 uint64_t from, uint64_t to, const uint64_t *offsets, size_t count, uint32_t n) {
     enum { CHUNK = CCMEM_PAGE_SIZE_MIN };
     _Alignas(64) uint8_t scratch[CHUNK];
     xts_tweak t[2] = {{0}, one_tweak(ctx, page, to)};
-    const uint32_t end = offset + n;
+    const uint32_t mask = ctx->size - 1;
 
     if (from)
         cached_tweak(ctx, &t[0], page, from);
     tweak_cache_put(&ctx->cache, page, to, t[1]);
     for (uint32_t at = 0; at < ctx->size; at += CHUNK) {
-        uint32_t lo = offset > at ? offset - at : 0;
-        uint32_t hi = end < at + CHUNK ? (end > at ? end - at : 0) : CHUNK;
-        int covered = lo == 0 && hi == CHUNK;
+        uint32_t first = (uint32_t)offsets[0] & mask;
+        int covered = first <= at && first + n >= at + CHUNK;
         if (from && !covered)
             ctx->ops->open_blocks(ctx->key, scratch, ct + at, CHUNK / AES_BLOCK, at / AES_BLOCK,
                                   t[0]);
         else if (!covered)
             memset(scratch, 0, CHUNK);
-        if (lo < hi)
-            copy_secret(scratch + lo, data + (at + lo - offset), hi - lo);
+        switch (n) {
+        case 1: copy_items(scratch, at, data, offsets, count, mask, 1); break;
+        case 2: copy_items(scratch, at, data, offsets, count, mask, 2); break;
+        case 4: copy_items(scratch, at, data, offsets, count, mask, 4); break;
+        case 8: copy_items(scratch, at, data, offsets, count, mask, 8); break;
+        default:
+            for (size_t i = 0; i < count; i++)
+                copy_run(scratch, at, data + i * n, (uint32_t)offsets[i] & mask, n);
+        }
         ctx->ops->seal_blocks(ctx->key, ct + at, scratch, CHUNK / AES_BLOCK, at / AES_BLOCK, t[1]);
     }
     ccmem_wipe(scratch, sizeof scratch);

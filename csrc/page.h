@@ -32,10 +32,11 @@ void page_open(const page_context *ctx, uint8_t *dst, const uint8_t *src, uint64
 int page_open_part(const page_context *ctx, uint8_t *dst, const uint8_t *src, uint64_t page,
                    uint64_t version, uint32_t offset, uint32_t n);
 
-/* Replaces n bytes at `offset` of the page whose ciphertext lies at ct, moving it from version
- * `from` (0: all zeros, ct is not read) to version `to`. Plaintext exists 4 KiB at a time, in
- * scratch that is wiped. */
+/* Replaces `count` runs, at least 1, of n bytes each in the page whose ciphertext lies at ct, moving
+ * it once, from version `from` (0: all zeros, ct is not read) to version `to`. Run i comes from
+ * data + i * n and goes to offset offsets[i] modulo the page's size; all lie inside the page, and a
+ * later one wins. Plaintext exists 4 KiB at a time, in scratch that is wiped. */
 void page_modify(const page_context *ctx, uint8_t *ct, const uint8_t *data, uint64_t page,
-                 uint64_t from, uint64_t to, uint32_t offset, uint32_t n);
+                 uint64_t from, uint64_t to, const uint64_t *offsets, size_t count, uint32_t n);
 
 #endif

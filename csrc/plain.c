@@ -14,14 +14,23 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "cpu.h"
 #include "fork.h"
+#include "threads.h"
+
+#if CCMEM_X86
+#include <immintrin.h>
+#endif
 
 enum {
     UNIT = 64 << 10,       /* alignment of slabs and of large mappings */
     HEADER = 4096,         /* before the first block: keeps blocks aligned to system pages */
     HUGE_PAGE = 2 << 20,
     CLASSES = 8,           /* of slots, see slot_size */
-    SLOTS_MAX = (UNIT - HEADER) / 64
+    SLOTS_MAX = (UNIT - HEADER) / 64,
+    BINS = 8 * 48,            /* sizes of large mappings, eight to each power of two */
+    WIPE_GRAIN = 1 << 20,     /* the least that is worth another thread */
+    WIPE_STREAM = 4 << 20     /* from here on wiping goes around the caches */
 };
 
 static const uint32_t slot_size[CLASSES] = {64, 256, 512, 1024, 2048, 4096, 8192, 16384};
@@ -31,6 +40,7 @@ typedef struct header {
     size_t mapped;       /* bytes, header included */
     size_t length;       /* large block: bytes asked for */
     struct header *next, *previous; /* large: in the list of kept blocks; slab: in its class */
+    struct header *bin_next, *bin_previous; /* large: among the kept blocks of its size */
     uint32_t class;      /* CLASSES for a large block */
     uint32_t used;       /* slots handed out */
     uint16_t free_count;
@@ -45,6 +55,7 @@ typedef struct pool {
     header *slabs[CLASSES];     /* with at least one free slot */
     header *kept;               /* large blocks, most recently freed first */
     header *kept_last;
+    header *bins[BINS];         /* the same, by size */
     ccmem_plain_stats count;
 } pool;
 
@@ -86,10 +97,10 @@ static header *map(size_t size, uint64_t generation) {
     }
     if (madvise(p, size, MADV_DONTDUMP))
         goto failed;
-    /* Old kernels refuse this; the generation in the header then keeps the child from using the
-     * block, and only the promise about the child's copy is lost. */
-    if (madvise(p, size, MADV_WIPEONFORK) && madvise(p, size, MADV_DONTFORK))
-        goto failed;
+    /* Kernels before 4.14 refuse this. The child then has a copy, and the promise about it is lost;
+     * MADV_DONTFORK would make every array it inherited a fault. The generation in the header keeps
+     * the child from using the block either way. */
+    (void)madvise(p, size, MADV_WIPEONFORK);
     if (align == HUGE_PAGE)
         (void)madvise(p, size, MADV_HUGEPAGE); /* a refusal costs speed only */
     header *h = (header *)p;
@@ -162,20 +173,71 @@ static size_t large_size(size_t n) {
     return (size + step - 1) & ~(step - 1);
 }
 
+/* Which bin a size that large_size() gave belongs to: sizes are eighths of a power of two apart. */
+static unsigned bin_of(size_t size) {
+    unsigned top = 63 - (unsigned)__builtin_clzll(size), log = top < 16 ? 16 : top;
+    size_t eighth = (size >> (log - 3)) & 7;
+    unsigned bin = (log - 16) * 8 + (unsigned)eighth;
+    return bin < BINS ? bin : BINS - 1;
+}
+
+static void keep(pool *pl, header *h) {
+    header **bin = &pl->bins[bin_of(h->mapped)];
+    push(&pl->kept, h);
+    if (!pl->kept_last)
+        pl->kept_last = h;
+    h->bin_previous = NULL;
+    h->bin_next = *bin;
+    if (*bin)
+        (*bin)->bin_previous = h;
+    *bin = h;
+    pl->count.kept += h->mapped;
+}
+
 static void drop_kept(pool *pl, header *h) {
     if (pl->kept_last == h)
         pl->kept_last = h->previous;
     unlink_from(&pl->kept, h);
+    if (h->bin_previous)
+        h->bin_previous->bin_next = h->bin_next;
+    else
+        pl->bins[bin_of(h->mapped)] = h->bin_next;
+    if (h->bin_next)
+        h->bin_next->bin_previous = h->bin_previous;
+    h->bin_next = h->bin_previous = NULL;
     pl->count.kept -= h->mapped;
 }
 
+/* The most recently freed one, which the caches may still hold. */
 static header *take_kept(pool *pl, size_t size) {
-    for (header *h = pl->kept; h; h = h->next)
-        if (h->mapped == size) {
-            drop_kept(pl, h);
-            return h;
-        }
-    return NULL;
+    header *h = pl->bins[bin_of(size)];
+    while (h && h->mapped != size) /* other sizes share the last bin only */
+        h = h->bin_next;
+    if (h)
+        drop_kept(pl, h);
+    return h;
+}
+
+static void wipe_part(void *arg, uint64_t begin, uint64_t end) {
+    uint8_t *p = (uint8_t *)arg + begin;
+    size_t n = (size_t)(end - begin);
+#if CCMEM_X86
+    /* Around the caches: a block of this size is not in them any more, and an ordinary store would
+     * first read what it overwrites. Blocks begin at multiples of 64, pieces too. */
+    __m128i zero = _mm_setzero_si128();
+    for (; n >= 64; n -= 64, p += 64)
+        for (int i = 0; i < 4; i++)
+            _mm_stream_si128((__m128i *)p + i, zero);
+    _mm_sfence();
+#endif
+    ccmem_wipe(p, n);
+}
+
+static void wipe_block(uint8_t *p, size_t n) {
+    if (n >= WIPE_STREAM)
+        parallel_for(n, WIPE_GRAIN, wipe_part, p);
+    else
+        ccmem_wipe(p, n);
 }
 
 ccmem_status ccmem_plain_alloc(uint64_t n, uint8_t **out) {
@@ -228,22 +290,21 @@ void ccmem_plain_free(uint8_t *p) {
     if (!pl || h->generation != pl->generation)
         return;
     size_t n = h->class < CLASSES ? slot_size[h->class] : h->length;
-    ccmem_wipe(p, n);
+    wipe_block(p, n);
     pthread_mutex_lock(&pl->lock);
     pl->count.in_use -= n;
     pl->count.blocks--;
     if (h->class < CLASSES) {
         give_slot(pl, h, p);
-    } else {
-        push(&pl->kept, h);
-        if (!pl->kept_last)
-            pl->kept_last = h;
-        pl->count.kept += h->mapped;
+    } else if (h->mapped <= PLAIN_KEEP_BYTES) {
+        keep(pl, h);
         while (pl->count.kept > PLAIN_KEEP_BYTES) {
             header *oldest = pl->kept_last;
             drop_kept(pl, oldest);
             munmap(oldest, oldest->mapped);
         }
+    } else {
+        munmap(h, h->mapped);
     }
     pthread_mutex_unlock(&pl->lock);
 }

@@ -160,18 +160,23 @@ static void read_part(ccmem_store *s, shard *sh, uint64_t page, uint32_t offset,
     publish(word, v);
 }
 
-static ccmem_status write_part(ccmem_store *s, shard *sh, uint64_t page, uint32_t offset,
-                               const uint8_t *data, uint32_t n) {
+static ccmem_status write_parts(ccmem_store *s, shard *sh, uint64_t page, const uint64_t *offsets,
+                                size_t count, const uint8_t *data, uint32_t n) {
     uint64_t *word = &s->version[page];
     uint64_t v = lock_page(word);
     if (v >= s->version_limit) {
         publish(word, v);
         return CCMEM_ERR_VERSION;
     }
-    page_modify(&s->page, s->ct + (page << s->page_shift), data, page, v, v + 1, offset, n);
+    page_modify(&s->page, s->ct + (page << s->page_shift), data, page, v, v + 1, offsets, count, n);
     publish(word, v + 1);
     add(&sh->count.pages_sealed, 1);
     return CCMEM_OK;
+}
+
+static ccmem_status write_part(ccmem_store *s, shard *sh, uint64_t page, uint64_t offset,
+                               const uint8_t *data, uint32_t n) {
+    return write_parts(s, sh, page, &offset, 1, data, n);
 }
 
 /* ---- whole pages ----------------------------------------------------------------------------- */
@@ -367,6 +372,19 @@ ccmem_status ccmem_store_write(ccmem_store *s, uint64_t offset, const void *data
     add(&sh->count.writes, 1);
     add(&sh->count.bytes_written, n);
     return CCMEM_OK;
+}
+
+uint32_t store_page_size(const ccmem_store *s) { return s->page.size; }
+
+ccmem_status store_write_in_page(ccmem_store *s, const uint64_t *offsets, size_t count,
+                                 const void *data, uint32_t n) {
+    shard *sh = my_shard(s);
+    ccmem_status status = write_parts(s, sh, offsets[0] >> s->page_shift, offsets, count, data, n);
+    if (status == CCMEM_OK) {
+        add(&sh->count.writes, 1);
+        add(&sh->count.bytes_written, (uint64_t)count * n);
+    }
+    return status;
 }
 
 /* ---- life ------------------------------------------------------------------------------------ */
