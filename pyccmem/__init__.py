@@ -21,6 +21,7 @@ try:
     from .cpu import cpu_info
     from .keys import Key
     from .process import get_num_threads, selftest, set_num_threads, stats
+    from .tensor import EncryptedTensor
 except errors.PyccmemError as _error:
     from ._command import end_with
 
@@ -29,6 +30,7 @@ except errors.PyccmemError as _error:
 
 __all__ = [
     "EncryptedBuffer",
+    "EncryptedTensor",
     "Key",
     "__version__",
     "cpu_info",

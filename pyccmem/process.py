@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from . import errors
+from . import _plain, errors
 from ._arguments import integer
 from ._lib import CIPHERS, LEVELS, TIERS, active_tier, check, lib, usable_tiers
 from .buffer import EncryptedBuffer, open_buffers
@@ -19,7 +19,9 @@ __all__ = ["get_num_threads", "selftest", "set_num_threads", "stats"]
 def stats() -> dict[str, Any]:
     """What this process protects now: `buffers` (open ones), `bytes` of plaintext they hold,
     `ciphertext_bytes` in whole pages, `overhead_bytes` beside them; `tier`, `threads`, and
-    `level`, the best secret-memory level to be had ("secretmem", "mlock" or "none")."""
+    `level`, the best secret-memory level to be had ("secretmem", "mlock" or "none"); and of the
+    memory for plaintext that tensors hand out `plain_blocks` (in use), `plain_in_use` (their
+    bytes), `plain_peak` (the most at once) and `plain_kept` (wiped bytes kept for reuse)."""
     buffers = open_buffers()
     overhead = 0
     for buffer in buffers:
@@ -37,6 +39,7 @@ def stats() -> dict[str, Any]:
         "tier": active_tier(),
         "threads": get_num_threads(),
         "level": LEVELS[lib.ccmem_secret_probe()],
+        **_plain.stats(),
     }
 
 

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory for the plaintext that pyccmem hands out: wiped when its last user lets go of it.
+
+A block comes from the native pool, is left out of core dumps, reads as zeros in a forked child, and
+is wiped and kept for reuse as soon as nothing refers to it any more: no array, no view of one, no
+memoryview.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import errors
+from ._lib import OK, check, ffi, lib
+
+__all__ = ["block", "empty", "stats", "wipe"]
+
+# Looked up once: these are most of what one small read costs.
+_new = ffi.new
+_gc = ffi.gc
+_buffer = ffi.buffer
+_alloc = lib.ccmem_plain_alloc
+_free = lib.ccmem_plain_free
+_CELL = ffi.typeof("uint8_t **")
+
+
+def block(nbytes: int) -> tuple[Any, Any]:
+    """`nbytes` zero bytes, at least 1, aligned to 64: as a native pointer and as a writable buffer.
+    Either keeps the block alive. Raises OutOfMemoryError."""
+    cell = _new(_CELL)
+    status = _alloc(nbytes, cell)
+    if status != OK:
+        check(status, action=f"{nbytes} bytes of plaintext")
+    pointer = _gc(cell[0], _free)
+    return pointer, _buffer(pointer, nbytes)
+
+
+def empty(shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """A C-contiguous array of zeros in a block of its own. Zero-size arrays need no block.
+
+    Raises OutOfMemoryError; ArgumentTypeError for a dtype that holds Python objects.
+    """
+    kind: np.dtype[Any] = np.dtype(dtype)
+    if kind.hasobject:
+        raise errors.ArgumentTypeError(
+            f"dtype {kind} holds references to Python objects, not data; use one of fixed size."
+        )
+    nbytes = kind.itemsize * (math.prod(shape) if isinstance(shape, tuple) else shape)
+    if nbytes <= 0:
+        return np.zeros(shape, kind)
+    if nbytes >= 2**63:
+        check(lib.CCMEM_ERR_NOMEM, action=f"{nbytes} bytes of plaintext")
+    array: npt.NDArray[Any] = np.ndarray(shape, kind, block(nbytes)[1])
+    return array
+
+
+def wipe(buffer: Any) -> None:
+    """Overwrites a block that other references may keep alive with zeros, now."""
+    lib.ccmem_wipe(ffi.from_buffer(buffer), len(buffer))
+
+
+def stats() -> dict[str, int]:
+    """The pool's state: `plain_blocks`, blocks in use; `plain_in_use`, their bytes; `plain_peak`,
+    the most bytes ever in use at once; `plain_kept`, bytes of wiped blocks kept for reuse.
+    Raises OutOfMemoryError."""
+    found = ffi.new("ccmem_plain_stats *")
+    check(lib.ccmem_plain_get_stats(found), action="the pool of plaintext blocks")
+    return {f"plain_{name}": int(getattr(found, name)) for name in dir(found)}

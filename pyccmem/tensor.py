@@ -1,0 +1,704 @@
+# SPDX-License-Identifier: Apache-2.0
+"""EncryptedTensor: an n-dimensional array that lies in memory as ciphertext, read and written by
+numpy's index expressions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from types import TracebackType
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _plain, errors
+from ._arguments import BYTES, integer
+from ._indexing import (
+    TABLE_ROW_BYTES,
+    How,
+    Offsets,
+    Selection,
+    address,
+    phantom,
+    refuse,
+    reshaped,
+    select,
+)
+from ._lib import OK, check, ffi, lib
+from ._runs import Layout, flat_bytes, gather, read, write
+from .buffer import EncryptedBuffer
+from .keys import Key
+
+__all__ = ["EncryptedTensor"]
+
+Array = npt.NDArray[Any]
+
+_block = _plain.block
+_store_read = lib.ccmem_store_read
+_store_write = lib.ccmem_store_write
+_ndarray = np.ndarray
+
+#: Values that need a conversion on their way in are converted this many bytes at a time.
+STAGING_BYTES = 1 << 20
+
+#: Assignment of 0 to one of these is the cheapest way to clear a scalar's bytes.
+_WORDS = {1: "u1", 2: "u2", 4: "u4", 8: "u8"}
+
+
+def _checked_shape(shape: Any) -> tuple[int, ...]:
+    """A shape as a tuple of ints. Raises ArgumentError, ArgumentTypeError."""
+    if isinstance(shape, (tuple, list)):
+        lengths = tuple(integer("a length in shape", n) for n in shape)
+    else:
+        lengths = (integer("shape", shape),)
+    if any(n < 0 for n in lengths):
+        raise errors.ArgumentError(f"shape is {lengths}; its lengths must be at least 0.")
+    return lengths
+
+
+def _checked_dtype(dtype: Any) -> np.dtype[Any]:
+    """A dtype whose items are bytes of fixed size. Raises ArgumentTypeError."""
+    try:
+        kind: np.dtype[Any] = np.dtype(dtype)
+    except (TypeError, ValueError, SyntaxError) as error:
+        raise errors.ArgumentTypeError(f"dtype is not one: {str(error).rstrip('.')}.") from None
+    if kind.hasobject:
+        raise errors.ArgumentTypeError(
+            f"dtype {kind} holds references to Python objects, not data; use one of fixed size."
+        )
+    if kind.itemsize == 0:
+        raise errors.ArgumentTypeError(
+            f"dtype {kind!r} has items of no size; give it one, as in 'S8'."
+        )
+    return kind
+
+
+def _checked_form(shape: Any, dtype: Any) -> tuple[Array, np.dtype[Any]]:
+    """The phantom of a tensor of this shape and dtype, and its dtype: as in numpy an array of
+    arrays gains their dimensions. Raises ArgumentError, ArgumentTypeError."""
+    lengths, kind = _checked_shape(shape), _checked_dtype(dtype)
+    if kind.subdtype is not None:
+        kind, inner = kind.subdtype
+        lengths += inner
+    try:
+        return phantom(lengths, kind.itemsize), kind
+    except (ValueError, OverflowError) as error:
+        raise errors.ArgumentError(
+            f"No array can have shape {lengths} and dtype {kind}: {str(error).rstrip('.')}."
+        ) from None
+
+
+class EncryptedTensor:
+    """An n-dimensional C-contiguous array held as ciphertext, of any dtype of fixed size (of
+    ml_dtypes too, when installed).
+
+    Made by from_numpy(), empty() or zeros(). `t[index]` decrypts what `index` names and returns an
+    ordinary array (a scalar where numpy returns one), `t[index] = values` encrypts, with numpy's
+    rules for shapes, broadcasting and casting. Every array handed out is a copy in memory that is
+    wiped when the last reference to it goes.
+
+    reshape() and view() give tensors that share the buffer; close() closes it for all of them.
+
+    All methods may be called from several threads at once; a read beside a concurrent write may
+    see some pages before and some after it.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_address",
+        "_buffer",
+        "_dtype",
+        "_ghost",
+        "_itemsize",
+        "_length",
+        "_nbytes",
+        "_ndim",
+        "_offset",
+        "_row_nbytes",
+        "_row_shape",
+        "_scratch",
+        "_shape",
+        "_strides",
+        "_table",
+    )
+
+    _buffer: EncryptedBuffer
+    _offset: int  # of the first element in the buffer
+    _ghost: Array  # the phantom, see _indexing
+    _address: int
+    _shape: tuple[int, ...]
+    _strides: tuple[int, ...]
+    _dtype: np.dtype[Any]
+    _itemsize: int
+    _nbytes: int
+    _ndim: int
+    _length: int  # rows along the first axis; 0 where there is no byte to read
+    _row_shape: tuple[int, ...]
+    _row_nbytes: int
+    _scratch: list[tuple[Array, Array, Any]]
+    _table: Offsets | None
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        raise errors.ArgumentTypeError(
+            "EncryptedTensor() makes no tensor; use EncryptedTensor.from_numpy(array, key=...), "
+            ".zeros(shape, dtype, key=...) or .empty(shape, dtype, key=...)."
+        )
+
+    # ---- making ----
+
+    @classmethod
+    def from_numpy(
+        cls,
+        array: npt.ArrayLike,
+        *,
+        key: Key,
+        cipher: str = "aes-128-xts",
+        page_size: int = 4096,
+    ) -> EncryptedTensor:
+        """A tensor with the contents, shape and dtype of `array` (or of what numpy makes of it),
+        which stays as it is: overwrite it yourself. A C-contiguous array is encrypted without a
+        copy in between.
+
+        Raises ArgumentTypeError for a dtype of objects or of no size, and what EncryptedBuffer
+        raises.
+        """
+        source = np.asarray(array)
+        self = cls.zeros(source.shape, source.dtype, key=key, cipher=cipher, page_size=page_size)
+        try:
+            self[...] = source
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    @classmethod
+    def zeros(
+        cls,
+        shape: int | tuple[int, ...],
+        dtype: npt.DTypeLike = np.float64,
+        *,
+        key: Key,
+        cipher: str = "aes-128-xts",
+        page_size: int = 4096,
+    ) -> EncryptedTensor:
+        """A tensor whose bytes are all zero; pages take memory when they are first written.
+
+        Raises ArgumentError for a shape that cannot be, ArgumentTypeError for a dtype of objects
+        or of no size, and what EncryptedBuffer raises.
+        """
+        ghost, kind = _checked_form(shape, dtype)
+        nbytes = ghost.size * kind.itemsize
+        buffer = EncryptedBuffer(nbytes, key=key, cipher=cipher, page_size=page_size)
+        return cls._of(buffer, ghost, kind, 0)
+
+    @classmethod
+    def empty(
+        cls,
+        shape: int | tuple[int, ...],
+        dtype: npt.DTypeLike = np.float64,
+        *,
+        key: Key,
+        cipher: str = "aes-128-xts",
+        page_size: int = 4096,
+    ) -> EncryptedTensor:
+        """The same as zeros(): what was never written reads as zeros and costs nothing."""
+        return cls.zeros(shape, dtype, key=key, cipher=cipher, page_size=page_size)
+
+    @classmethod
+    def _adopt(
+        cls, buffer: EncryptedBuffer, shape: Any, dtype: Any, offset: int = 0
+    ) -> EncryptedTensor:
+        """A tensor over the bytes that `buffer` already holds from `offset` on. Raises RangeError
+        when they are too few."""
+        ghost, kind = _checked_form(shape, dtype)
+        nbytes = ghost.size * kind.itemsize
+        offset = integer("offset", offset)
+        if offset < 0 or offset + nbytes > buffer.nbytes:
+            raise errors.RangeError(
+                f"A tensor of {nbytes} bytes at offset {offset} reaches outside the buffer "
+                f"of {buffer.nbytes} bytes."
+            )
+        return cls._of(buffer, ghost, kind, offset)
+
+    @classmethod
+    def _of(
+        cls, buffer: EncryptedBuffer, ghost: Array, dtype: np.dtype[Any], offset: int
+    ) -> EncryptedTensor:
+        self = object.__new__(cls)
+        self._buffer, self._ghost, self._dtype, self._offset = buffer, ghost, dtype, offset
+        self._address = address(ghost)
+        self._shape, self._strides, self._ndim = ghost.shape, ghost.strides, ghost.ndim
+        self._itemsize, self._nbytes = dtype.itemsize, ghost.size * dtype.itemsize
+        self._scratch, self._table = [], None
+        self._length, self._row_shape, self._row_nbytes = 0, (), 0
+        if self._ndim and self._nbytes:
+            self._length = self._shape[0]
+            self._row_shape, self._row_nbytes = self._shape[1:], self._strides[0]
+        return self
+
+    # ---- reading ----
+
+    def __getitem__(self, index: Any) -> Any:
+        """What numpy's `array[index]` would give, decrypted: basic indexing, integer and boolean
+        arrays, names of fields. Only the pages that hold it are decrypted.
+
+        Always a copy, unlike numpy's view. Raises IndexingError, ArgumentError, ArgumentTypeError
+        where numpy raises IndexError, ValueError, TypeError; ClosedError, ForkError,
+        OutOfMemoryError.
+        """
+        run = self._run(index)
+        if run is not None:
+            offset, shape, nbytes = run
+            if shape is None:
+                return self._read_scalar(offset)
+            return self._read_run(offset, shape, nbytes)
+        if type(index) is np.ndarray and self._row_table() is not None and index.dtype.kind == "i":
+            return self._read_rows(index)
+        return self._read_selection(index)
+
+    def _run(self, index: Any) -> tuple[int, tuple[int, ...] | None, int] | None:
+        """The short way, for an index that is a number, a slice of step 1, an Ellipsis or a tuple
+        of numbers, and names at least a byte: the offset in the buffer, shape (None: a scalar) and
+        size of the one run of bytes. None for any other."""
+        kind = type(index)
+        if kind is int:
+            n = self._length
+            if not -n <= index < n:
+                return None
+            at = self._offset + (index if index >= 0 else index + n) * self._row_nbytes
+            return at, self._row_shape if self._ndim > 1 else None, self._row_nbytes
+        if not self._nbytes:
+            return None
+        if kind is tuple:
+            depth = len(index)
+            if depth > self._ndim:
+                return None
+            at = self._offset
+            for item, n, stride in zip(index, self._shape, self._strides):  # noqa: B905
+                if type(item) is not int or not -n <= item < n:
+                    return None
+                at += (item if item >= 0 else item + n) * stride
+            if depth == self._ndim:
+                return at, None, self._itemsize
+            nbytes = self._strides[depth - 1] if depth else self._nbytes
+            return at, self._shape[depth:], nbytes
+        if index is Ellipsis:
+            return self._offset, self._shape, self._nbytes
+        if kind is slice and self._ndim:
+            try:
+                start, stop, step = index.indices(self._length)
+            except (TypeError, ValueError):
+                return None
+            if step != 1 or stop <= start:
+                return None
+            nbytes = (stop - start) * self._row_nbytes
+            return self._offset + start * self._row_nbytes, (stop - start, *self._row_shape), nbytes
+        return None
+
+    def _read_run(self, offset: int, shape: tuple[int, ...], nbytes: int) -> Array:
+        """One run of the buffer as an array."""
+        pointer, memory = _block(nbytes)
+        status = _store_read(self._buffer._store or self._store(), offset, pointer, nbytes)
+        if status != OK:
+            self._buffer._fail(status, offset, nbytes)
+        array: Array = _ndarray(shape, self._dtype, memory)
+        return array
+
+    def _read_scalar(self, offset: int) -> Any:
+        """The element at an offset of the buffer, as a numpy scalar."""
+        nbytes = self._itemsize
+        if self._dtype.kind == "V":
+            # numpy's scalars of this kind refer to the memory that they came from.
+            return self._read_run(offset, (), nbytes)[()]
+        place = self._take_scratch()
+        array, words, pointer = place
+        status = _store_read(self._buffer._store or self._store(), offset, pointer, nbytes)
+        if status != OK:
+            self._buffer._fail(status, offset, nbytes)
+        element = array[()]
+        words[...] = 0
+        self._scratch.append(place)
+        return element
+
+    def _take_scratch(self) -> tuple[Array, Array, Any]:
+        """Room for one element, for one call at a time: as an array, as words to clear it, as a
+        pointer. The caller puts it back to _scratch."""
+        try:
+            return self._scratch.pop()
+        except IndexError:
+            pointer, memory = _block(self._itemsize)
+            word = _WORDS.get(self._itemsize)
+            words = _ndarray(() if word else (self._itemsize,), word or "u1", memory)
+            return _ndarray((), self._dtype, memory), words, pointer
+
+    def _store(self) -> Any:
+        """The native store, for one call. Raises ClosedError."""
+        return self._buffer._opened()
+
+    def _read_selection(self, index: Any) -> Any:
+        """The long way: any index."""
+        chosen = select(index, self._ghost, self._address, self._dtype)
+        layout = Layout(chosen)
+        shape = chosen.full_shape
+        if layout.nbytes == 0:
+            return self._nothing(shape, chosen.dtype)
+        pointer, memory = _block(layout.nbytes)
+        read(self._buffer, self._offset, layout, pointer)
+        array: Array = _ndarray(shape, chosen.dtype, memory)
+        return array[()] if chosen.how is How.ELEMENT else array
+
+    def _row_table(self) -> Offsets | None:
+        """The offsets of the rows in the buffer, for rows large enough to make them a small part;
+        else None."""
+        if self._table is None and self._row_nbytes >= TABLE_ROW_BYTES:
+            self._table = np.arange(self._length, dtype=np.int64) * self._row_nbytes + self._offset
+        return self._table
+
+    def _read_rows(self, numbers: Array) -> Array:
+        """Rows by an array of their numbers, all in one call."""
+        table = self._table
+        assert table is not None
+        try:
+            offsets = table[numbers]
+        except IndexError as error:
+            raise refuse(error, "The index", self._shape) from None
+        nbytes = offsets.size * self._row_nbytes
+        if not nbytes:
+            return self._nothing((*numbers.shape, *self._row_shape), self._dtype)
+        pointer, memory = _block(nbytes)
+        gather(self._buffer, offsets, self._row_nbytes, pointer)
+        array: Array = _ndarray(numbers.shape + self._row_shape, self._dtype, memory)
+        return array
+
+    def _nothing(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """An array without a byte, from a tensor that is open."""
+        check(lib.ccmem_store_check(self._store()), subject="tensor")
+        return np.empty(shape, dtype)
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
+        """The whole tensor as a plain array, for np.asarray() and np.array(). `copy=False` is an
+        ArgumentError (a ValueError, as NumPy 2 has it): there is no plaintext to share.
+        """
+        if copy is False:
+            raise errors.ArgumentError(
+                "A plain array of an EncryptedTensor is always a copy; use copy=None or copy=True."
+            )
+        array: Array = self[...]
+        if dtype is None:
+            return array
+        wanted = np.dtype(dtype)
+        if wanted == array.dtype:
+            return array
+        if not wanted.itemsize or wanted.hasobject:  # numpy finds the size, or makes objects
+            return array.astype(wanted)
+        converted = _plain.empty(array.shape, wanted)
+        np.copyto(converted, array, casting="unsafe")
+        return converted
+
+    def __len__(self) -> int:
+        if not self._ndim:
+            raise errors.ArgumentTypeError("A tensor of no dimensions has no length.")
+        return self._shape[0]
+
+    def __bool__(self) -> bool:
+        if self.size != 1:
+            raise errors.ArgumentError(
+                f"The truth of a tensor of {self.size} elements is ambiguous; read it and use "
+                f"any() or all()."
+            )
+        return bool(self[...])
+
+    def __iter__(self) -> Iterator[Any]:
+        """t[0], t[1], ...: each decrypted when it is asked for."""
+        if not self._ndim:
+            raise errors.ArgumentTypeError("A tensor of no dimensions cannot be iterated over.")
+        return map(self.__getitem__, range(self._shape[0]))
+
+    def __contains__(self, value: object) -> bool:
+        """True when any element equals `value`; decrypts 1 MiB at a time."""
+        parts = self.reshape(-1).blocks(max(STAGING_BYTES, self._itemsize))
+        return any(bool(np.any(part == value)) for part in parts)
+
+    def blocks(self, nbytes: int = 1 << 20) -> Iterator[Array]:
+        """The tensor in order along its first axis, as arrays of as many whole rows as fit in
+        `nbytes` bytes; the last may have fewer. Keep no more than one of them to stay within
+        twice `nbytes` of plaintext.
+
+        Raises ArgumentError when not even one row fits (reshape(-1) makes rows of one element),
+        ArgumentTypeError for a tensor of no dimensions.
+        """
+        nbytes = integer("nbytes", nbytes)
+        if not self._ndim:
+            raise errors.ArgumentTypeError(
+                "A tensor of no dimensions has no rows; use reshape(1) first."
+            )
+        row = math.prod(self._shape[1:]) * self._itemsize
+        if nbytes < max(row, 1):
+            raise errors.ArgumentError(
+                f"nbytes is {nbytes}; one row of this tensor takes {row} bytes, so use at least "
+                f"{max(row, 1)}, or reshape(-1) first."
+            )
+        rows = nbytes // row if row else max(self._shape[0], 1)
+        return (self[at : at + rows] for at in range(0, self._shape[0], rows))
+
+    # ---- writing ----
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        """Encrypts `value` to where `index` says, converted and broadcast as numpy would; where an
+        index names an element twice, the last value stays.
+
+        Values that need no conversion are encrypted from where they lie; others are converted in
+        memory that is wiped. Raises as __getitem__() does, ArgumentError and ArgumentTypeError
+        where numpy raises ValueError and TypeError for the value, VersionExhaustedError.
+        """
+        try:
+            run = self._run(index)
+            if run is not None and run[2] <= STAGING_BYTES:
+                self._write_run(run, value)
+                return
+            if isinstance(index, list) and index and isinstance(index[0], str):
+                raise IndexError("assign to one field at a time")
+            self._write_selection(select(index, self._ghost, self._address, self._dtype), value)
+        except errors.PyccmemError:
+            raise
+        except (IndexError, TypeError, ValueError) as error:
+            raise refuse(error, "The assignment", self._shape) from None
+
+    def _is_stored(self, value: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
+        """True for an array whose bytes are just what a selection of this shape and dtype is to
+        hold. None is once someone has a view of the ciphertext, which could be the array."""
+        return (
+            type(value) is np.ndarray
+            and value.shape == shape
+            and value.dtype == dtype
+            and value.flags.c_contiguous
+            and self._buffer._mapped is None
+        )
+
+    def _as_stored(self, value: Any, chosen: Selection) -> Array:
+        """`value` as a C-contiguous array of the selection's shape and dtype: itself where it is
+        one, or converted in memory that is wiped, by numpy's rule for this kind of index."""
+        shape = chosen.full_shape
+        if self._is_stored(value, shape, chosen.dtype):
+            same: Array = value
+            return same
+        staging = _plain.empty(shape, chosen.dtype)
+        if chosen.how is How.VIEW:
+            staging[...] = value
+        elif chosen.how is How.ELEMENT:
+            staging.reshape(1)[0] = value
+        elif chosen.how is How.MASK:
+            staging[np.ones(shape, np.bool_)] = value
+        else:
+            rows = np.arange(len(chosen.outer))
+            staging.reshape(len(rows), *chosen.shape)[rows.reshape(chosen.outer_shape)] = value
+        return staging
+
+    def _write_run(self, run: tuple[int, tuple[int, ...] | None, int], value: Any) -> None:
+        """Writes `value` to one run of the buffer."""
+        offset, shape, nbytes = run
+        if shape is None or not self._is_stored(value, shape, self._dtype):
+            pointer, memory = _block(nbytes)
+            if shape is None:
+                _ndarray(1, self._dtype, memory)[0] = value
+            else:
+                _ndarray(shape, self._dtype, memory)[...] = value
+        else:
+            pointer = ffi.from_buffer(BYTES, flat_bytes(value))
+        status = _store_write(self._buffer._store or self._store(), offset, pointer, nbytes)
+        if status != OK:
+            self._buffer._fail(status, offset, nbytes)
+
+    def _write_selection(self, chosen: Selection, value: Any) -> None:
+        """Writes `value` to a selection."""
+        shape, nbytes = chosen.full_shape, chosen.nbytes
+        if chosen.how is How.VIEW and nbytes > STAGING_BYTES:
+            if isinstance(value, (bool, int, float, complex, np.generic)):
+                one = _plain.empty((), chosen.dtype)
+                one[...] = value
+                value = one
+            if type(value) is np.ndarray and not self._is_stored(value, shape, chosen.dtype):
+                while value.ndim > len(shape) and value.shape[0] == 1:
+                    value = value[0]
+                self._write_pieces(chosen, np.broadcast_to(value, shape))
+                return
+        source = self._as_stored(value, chosen)
+        check(lib.ccmem_store_check(self._store()), subject="tensor")
+        if nbytes:
+            memory = ffi.from_buffer(BYTES, flat_bytes(source))
+            write(self._buffer, self._offset, Layout(chosen), memory)
+
+    def _write_pieces(self, chosen: Selection, value: Array) -> None:
+        """Writes an array of the selection's shape that has to be converted, some rows at a time
+        along the first axis, or along the next where one row is too large."""
+        if chosen.nbytes <= STAGING_BYTES:
+            self._write_selection(chosen, value)
+            return
+        n, *rest = chosen.shape
+        step, *strides = chosen.strides
+        rows = STAGING_BYTES * n // chosen.nbytes
+        for at in range(0, n, max(rows, 1)):
+            outer = chosen.outer + at * step
+            if rows > 1:
+                part = value[at : at + rows]
+                self._write_pieces(chosen._replace(outer=outer, shape=part.shape), part)
+            else:
+                row = chosen._replace(outer=outer, shape=tuple(rest), strides=tuple(strides))
+                self._write_pieces(row, value[at, ...])
+
+    @contextmanager
+    def _opened_as(self, writable: bool) -> Iterator[Array]:
+        if not self._nbytes:
+            yield self[...]
+            return
+        _, memory = _block(self._nbytes)
+        array = _ndarray(self._shape, self._dtype, memory)
+        try:
+            self._buffer.read_into(memory, self._offset)
+            array.flags.writeable = writable
+            yield array
+            if writable:
+                self._buffer.write(memory, self._offset)
+        finally:
+            _plain.wipe(memory)
+
+    def open(self, mode: str = "r") -> AbstractContextManager[Array]:
+        """The whole tensor as a plain array for the length of a `with` block.
+
+        With "r" it is read-only; with "r+" it is written back when the block ends without an
+        exception, and dropped when it ends with one. Either way it is overwritten with zeros at
+        the end, even where references to it remain. What others write to the tensor meanwhile is
+        lost with "r+".
+
+        Raises ArgumentError for another mode.
+        """
+        if not isinstance(mode, str) or mode not in ("r", "r+"):
+            raise errors.ArgumentError(f"mode is {mode!r}; it must be 'r' or 'r+'.")
+        return self._opened_as(mode == "r+")
+
+    # ---- the same bytes in another form ----
+
+    def reshape(self, *shape: Any) -> EncryptedTensor:
+        """A tensor of another shape over the same buffer, in C order; one length may be -1.
+        Moves no data. Raises ArgumentError, ArgumentTypeError."""
+        wanted = shape[0] if len(shape) == 1 else shape
+        try:
+            lengths = reshaped(self._shape, wanted)
+        except (TypeError, ValueError) as error:
+            raise refuse(error, "The new shape", self._shape) from None
+        return self._of(self._buffer, phantom(lengths, self._itemsize), self._dtype, self._offset)
+
+    def view(self, dtype: npt.DTypeLike) -> EncryptedTensor:
+        """A tensor over the same buffer whose bytes are read as another dtype; where the size of
+        items differs, the last axis gets shorter or longer, as numpy's does. Moves no data.
+        Raises ArgumentError, ArgumentTypeError."""
+        kind = _checked_dtype(dtype)
+        shape = self._shape
+        if kind.itemsize != self._itemsize:
+            last = shape[-1] * self._itemsize if shape else 0
+            if not shape or last % kind.itemsize:
+                raise errors.ArgumentError(
+                    f"dtype {kind} of {kind.itemsize} bytes does not fit a tensor of shape "
+                    f"{shape} and items of {self._itemsize} bytes: the last axis must hold a whole "
+                    f"number of its items."
+                )
+            shape = (*shape[:-1], last // kind.itemsize)
+        ghost, kind = _checked_form(shape, kind)
+        return self._of(self._buffer, ghost, kind, self._offset)
+
+    # ---- what it is ----
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The lengths of the dimensions."""
+        return self._shape
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Bytes from one element to the next along each axis."""
+        return self._strides
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of the elements."""
+        return self._dtype
+
+    @property
+    def ndim(self) -> int:
+        """The number of dimensions."""
+        return self._ndim
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return self._ghost.size
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return self._itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements in the clear."""
+        return self._nbytes
+
+    @property
+    def cipher(self) -> str:
+        """Name of the cipher suite."""
+        return self._buffer.cipher
+
+    @property
+    def page_size(self) -> int:
+        """Bytes of the unit of encryption."""
+        return self._buffer.page_size
+
+    @property
+    def buffer(self) -> EncryptedBuffer:
+        """The buffer that holds the ciphertext, which other tensors may share."""
+        return self._buffer
+
+    @property
+    def closed(self) -> bool:
+        """True after close() of this tensor or of another that shares its buffer."""
+        return self._buffer.closed
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "open"
+        return (
+            f"<pyccmem.EncryptedTensor of shape {self._shape}, {self._dtype}, {self.cipher}, "
+            f"{state}>"
+        )
+
+    # ---- lifetime ----
+
+    def close(self) -> None:
+        """Closes the buffer, for every tensor that shares it: keys wiped, ciphertext freed. Arrays
+        that were handed out stay valid. May be repeated."""
+        self._buffer.close()
+
+    def __enter__(self) -> EncryptedTensor:
+        self._store()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _refuse_copy(self, *_: Any) -> NoReturn:
+        raise errors.NotPicklableError(
+            "An EncryptedTensor cannot be pickled or copied, or its keys would leave secret "
+            "memory; share the object itself, or make a new one with from_numpy(tensor[...])."
+        )
+
+    __reduce__ = _refuse_copy
+    __reduce_ex__ = _refuse_copy
+    __getstate__ = _refuse_copy
+    __copy__ = _refuse_copy
+    __deepcopy__ = _refuse_copy
