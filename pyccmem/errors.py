@@ -9,6 +9,7 @@ its text is a sentence that says what was wrong and what would be right::
     │   ├── InvalidKeyError                   length or contents of a key, a salt, a passphrase
     │   ├── PageSizeError                     not a power of two from 4096 to 65536
     │   ├── RangeError (IndexError)           offset or length outside the buffer
+    │   ├── IndexingError (IndexError)        an index that a tensor's shape does not allow
     │   ├── ConfigError                       an environment variable's value
     │   └── TierError                         unknown tier, or one this processor cannot run
     ├── ArgumentTypeError (TypeError)         an argument of the wrong type
@@ -18,7 +19,14 @@ its text is a sentence that says what was wrong and what would be right::
     │   └── NotPicklableError                 pickling or copying what must stay in one process
     ├── ClosedError (ValueError)              used after close()
     ├── ForkError (RuntimeError)              used in a process forked from its owner
-    ├── KeyFileError (OSError)                a key file that cannot be opened or read
+    ├── FileReadError (OSError)               a file that cannot be opened or read
+    │   └── KeyFileError                      a key file that cannot be opened or read
+    ├── FileFormatError (ValueError)          a file whose contents are not what they must be
+    ├── ProcessAccessError (OSError)          a process whose memory cannot be read
+    │   ├── NoProcessError (ProcessLookupError)   no such process, or it has ended
+    │   └── NoPermissionError (PermissionError)   this user may not read its memory
+    ├── MissingPackageError (ImportError)     an optional package that is not installed
+    ├── DemoError (RuntimeError)              the demo could not run to its end
     ├── OutOfMemoryError (MemoryError)        the system refused memory
     │   └── LockedMemoryError                 RLIMIT_MEMLOCK leaves no room for another locked page
     ├── SecretMemoryError (RuntimeError)      the required secret-memory level cannot be had
@@ -41,17 +49,25 @@ __all__ = [
     "BufferTypeError",
     "ClosedError",
     "ConfigError",
+    "DemoError",
     "EntropyError",
+    "FileFormatError",
+    "FileReadError",
     "ForkError",
+    "IndexingError",
     "InsecureKeyFileWarning",
     "InvalidKeyError",
     "KeyFileError",
     "LockedMemoryError",
+    "MissingPackageError",
+    "NoPermissionError",
+    "NoProcessError",
     "NonContiguousError",
     "NotPicklableError",
     "OutOfMemoryError",
     "PageSizeError",
     "PortableTierWarning",
+    "ProcessAccessError",
     "PyccmemError",
     "PyccmemWarning",
     "RangeError",
@@ -81,6 +97,11 @@ class PageSizeError(ArgumentError):
 
 class RangeError(ArgumentError, IndexError):
     """An offset or a length that reaches outside the buffer. Nothing was read or written."""
+
+
+class IndexingError(ArgumentError, IndexError):
+    """An index that a tensor of its shape does not allow, or that is none. Nothing was read or
+    written."""
 
 
 class ConfigError(ArgumentError):
@@ -119,12 +140,40 @@ class ForkError(PyccmemError, RuntimeError):
     """A key or buffer used in a process forked from the one that made it."""
 
 
-class KeyFileError(PyccmemError, OSError):
-    """A key file that cannot be opened or read; `errno` and `filename` are set where known."""
+class FileReadError(PyccmemError, OSError):
+    """A file that cannot be opened or read; `errno` and `filename` are set where known."""
 
     def __str__(self) -> str:
         # OSError's own text would leave out the sentence as soon as `filename` is set.
         return str(self.args[0]) if self.args else ""
+
+
+class KeyFileError(FileReadError):
+    """A key file that cannot be opened or read; `errno` and `filename` are set where known."""
+
+
+class FileFormatError(PyccmemError, ValueError):
+    """A file whose contents are not what its format demands. Nothing was taken from it."""
+
+
+class ProcessAccessError(PyccmemError, OSError):
+    """A process whose memory cannot be read; `errno` is set where known."""
+
+
+class NoProcessError(ProcessAccessError, ProcessLookupError):
+    """There is no such process, or it ended while its memory was read."""
+
+
+class NoPermissionError(ProcessAccessError, PermissionError):
+    """This user may not read the memory of that process."""
+
+
+class MissingPackageError(PyccmemError, ImportError):
+    """A package that only this operation needs is not installed."""
+
+
+class DemoError(PyccmemError, RuntimeError):
+    """The demo could not run to its end; the sentence says why."""
 
 
 class OutOfMemoryError(PyccmemError, MemoryError):

@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The memory of a process as Linux shows it under /proc: what is mapped, what is there, reading it.
+
+proc_pid_maps(5), proc_pid_mem(5), proc_pid_pagemap(5), proc_pid_map_files(5).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from .. import errors
+from .scratch import Scratch
+
+__all__ = ["Mapping", "ProcessMemory", "Range", "subtract"]
+
+#: Addresses from the first up to the second, which is left out.
+Range = tuple[int, int]
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+#: An entry of pagemap is 0 in these bits for a page that is neither present (63) nor swapped (62).
+_THERE = np.uint64(3 << 62)
+_PAGEMAP_PAGES = 1 << 16  # entries read at once
+
+#: Names that the kernel gives to memory that has a file of its own, without a file system.
+_MEMORY_NAMES = ("/dev/zero (deleted)", "/memfd:", "/SYSV", "/anon_hugepage")
+_MEMORY_FILE_SYSTEMS = ("tmpfs", "hugetlbfs", "ramfs")
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """One line of /proc/PID/maps."""
+
+    start: int
+    end: int
+    permissions: str
+    name: str  #: a path, "[heap]", "[stack]", ...; "" for anonymous memory
+    device: int
+    inode: int
+    offset: int  #: of its first byte in the file, in bytes
+
+    @property
+    def anonymous(self) -> bool:
+        """Private memory without a file: a page never touched holds zeros."""
+        return (
+            self.inode == 0
+            and self.permissions.endswith("p")
+            and (self.name in ("", "[heap]") or self.name.startswith(("[anon", "[stack")))
+        )
+
+
+def subtract(ranges: list[Range], taken: list[Range]) -> list[Range]:
+    """What of the sorted `ranges` is not in `taken`, which need not be sorted."""
+    taken = sorted(taken)
+    left: list[Range] = []
+    first = 0
+    for start, end in ranges:
+        while first < len(taken) and taken[first][1] <= start:
+            first += 1
+        for begin, until in taken[first:]:
+            if begin >= end:
+                break
+            if begin > start:
+                left.append((start, begin))
+            start = max(start, until)
+        if start < end:
+            left.append((start, end))
+    return left
+
+
+class ProcessMemory:
+    """Reads the memory of process `pid`, without stopping it.
+
+    All files are opened through one descriptor of /proc/PID, so that another process that gets the
+    same number later is never taken for this one.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._open: list[int] = []
+        try:
+            self._directory = self._descriptor(f"/proc/{pid}", os.O_DIRECTORY)
+            self._memory = self._descriptor("mem")
+            self._pagemap = self._optional("pagemap")
+            self.mappings()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> ProcessMemory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the descriptors."""
+        while self._open:
+            os.close(self._open.pop())
+
+    # ---- opening, and what can go wrong with it
+
+    def _descriptor(self, path: str, flags: int = 0) -> int:
+        directory = None if path.startswith("/") else self._directory
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags, dir_fd=directory)
+        except OSError as error:
+            raise self._refused(error) from None
+        self._open.append(descriptor)
+        return descriptor
+
+    def _optional(self, path: str) -> int | None:
+        try:
+            return self._descriptor(path)
+        except errors.NoPermissionError:
+            return None
+
+    def _refused(self, error: OSError) -> errors.ProcessAccessError:
+        answer: errors.ProcessAccessError
+        if error.errno in (errno.EACCES, errno.EPERM) or self._hidden(error):
+            answer = errors.NoPermissionError(
+                f"The memory of process {self.pid} may not be read by this user. It takes the same "
+                f"user as the process, which must not have forbidden it (PR_SET_DUMPABLE), and "
+                f"kernel.yama.ptrace_scope 0 ({_ptrace_scope()}) or a process of one's own "
+                f"descent; or CAP_SYS_PTRACE, which root has."
+            )
+        elif not os.path.isdir("/proc/self"):
+            answer = errors.ProcessAccessError(
+                "There is no /proc here, through which the memory of processes is read; audit "
+                "needs Linux."
+            )
+        elif error.errno in (errno.ENOENT, errno.ESRCH):
+            answer = errors.NoProcessError(
+                f"There is no process {self.pid}; name the number of a process that runs."
+            )
+        else:
+            answer = errors.ProcessAccessError(
+                f"The memory of process {self.pid} cannot be read: {error.strerror}."
+            )
+        answer.errno = error.errno
+        return answer
+
+    def _hidden(self, error: OSError) -> bool:
+        """True when the process exists and /proc hides it (mount option hidepid)."""
+        try:
+            if error.errno == errno.ENOENT:
+                os.kill(self.pid, 0)
+        except PermissionError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def _ended(self) -> errors.NoProcessError:
+        answer = errors.NoProcessError(
+            f"Process {self.pid} ended, or became another program, while its memory was read; what "
+            f"was found until then is no answer."
+        )
+        answer.errno = errno.ESRCH
+        return answer
+
+    def _text(self, path: str) -> str:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory)
+            with open(
+                descriptor, encoding="utf-8", errors="backslashreplace", newline="\n"
+            ) as file:
+                return file.read()
+        except OSError as error:
+            if error.errno == errno.ESRCH:
+                raise self._ended() from None
+            raise self._refused(error) from None
+
+    def _lines(self, path: str) -> list[str]:
+        # Not splitlines(): a file's name may hold any character but NUL and, as shown here, "\n".
+        return [line for line in self._text(path).split("\n") if line]
+
+    # ---- what there is
+
+    def command(self) -> str:
+        """The short name of its program."""
+        return self._text("comm").rstrip("\n")
+
+    def is_this_process(self) -> bool:
+        """True for the process that asks, also when it is named by one of its threads."""
+        for line in self._lines("status"):
+            if line.startswith("Tgid:"):
+                return int(line.split()[1]) == os.getpid()
+        return False
+
+    def mappings(self) -> list[Mapping]:
+        """All its mappings by address. Raises NoProcessError when it has ended."""
+        found = []
+        for line in self._lines("maps"):
+            place, permissions, offset, device, inode, *name = line.split(None, 5)
+            start, _, end = place.partition("-")
+            major, _, minor = device.partition(":")
+            found.append(
+                Mapping(
+                    int(start, 16),
+                    int(end, 16),
+                    permissions,
+                    name[0] if name else "",
+                    os.makedev(int(major, 16), int(minor, 16)),
+                    int(inode),
+                    int(offset, 16),
+                )
+            )
+        if not found:
+            state = self._text("stat").rpartition(")")[2].split()[0]
+            if state in "ZXx":
+                raise self._ended()
+            raise errors.ProcessAccessError(
+                f"Process {self.pid} has no memory of its own: it is a thread of the kernel."
+            )
+        return found
+
+    def memory_devices(self, mappings: list[Mapping]) -> set[int]:
+        """Devices of files that lie in memory only: their unused pages must not be touched,
+        because reading one through a mapping makes the kernel allocate it."""
+        devices = {m.device for m in mappings if m.inode and m.name.startswith(_MEMORY_NAMES)}
+        with contextlib.suppress(errors.ProcessAccessError):
+            for line in self._lines("mountinfo"):
+                words = line.split()
+                if words[words.index("-") + 1] in _MEMORY_FILE_SYSTEMS:
+                    major, _, minor = words[2].partition(":")
+                    devices.add(os.makedev(int(major), int(minor)))
+        return devices
+
+    def maps_file(self, mapping: Mapping, file_id: tuple[int, int]) -> bool:
+        """True when the mapping shows the file with these st_dev and st_ino."""
+        if mapping.inode == 0:
+            return False
+        if (mapping.device, mapping.inode) == file_id:
+            return True
+        # On some file systems (overlayfs, btrfs) maps and stat name different devices.
+        with contextlib.suppress(OSError, ValueError):
+            status = os.stat(f"root{mapping.name}", dir_fd=self._directory)
+            return (status.st_dev, status.st_ino) == file_id
+        return False
+
+    def resident(self, mapping: Mapping) -> list[Range] | None:
+        """Where the mapping has pages of its own, in memory or swapped out; None: not known."""
+        if self._pagemap is None:
+            return None
+        runs: list[Range] = []
+        first, last = mapping.start // PAGE, mapping.end // PAGE
+        while first < last:
+            wanted = min(last - first, _PAGEMAP_PAGES)
+            try:
+                raw = os.pread(self._pagemap, wanted * 8, first * 8)
+            except OSError:
+                return None
+            entries = np.frombuffer(raw[: len(raw) // 8 * 8], dtype=np.uint64)
+            if not len(entries):
+                raise self._ended()
+            there = np.concatenate(([False], (entries & _THERE) != 0, [False]))
+            edges = first + np.flatnonzero(there[1:] != there[:-1])
+            for begin, end in edges.reshape(-1, 2).tolist():
+                if runs and runs[-1][1] == begin * PAGE:
+                    runs[-1] = (runs[-1][0], end * PAGE)
+                else:
+                    runs.append((begin * PAGE, end * PAGE))
+            first += len(entries)
+        return runs
+
+    def file_data(self, mapping: Mapping) -> list[Range] | None:
+        """Where the file in memory behind a mapping has data; None: this user may not see it."""
+        path = f"map_files/{mapping.start:x}-{mapping.end:x}"
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory)
+        except OSError:
+            return None
+        try:
+            return list(_data(descriptor, mapping))
+        except OSError:
+            return None
+        finally:
+            os.close(descriptor)
+
+    # ---- reading
+
+    def read(self, scratch: Scratch, at: int, address: int, count: int) -> int:
+        """Reads up to `count` bytes to offset `at` of the scratch memory. Returns how many there
+        were up to the first page that cannot be read: 0 when that is the first."""
+        try:
+            got = scratch.read(self._memory, address, at, count)
+        except OverflowError:  # [vsyscall] lies beyond what a file offset can name
+            return 0
+        except OSError as error:
+            if error.errno in (errno.EIO, errno.EFAULT, errno.EINVAL):
+                return 0
+            if error.errno == errno.ESRCH:
+                raise self._ended() from None
+            raise self._refused(error) from None
+        if got == 0:
+            raise self._ended()
+        return got
+
+
+def _data(descriptor: int, mapping: Mapping) -> Iterator[Range]:
+    at = offset = mapping.offset
+    end = offset + mapping.end - mapping.start
+    while at < end:
+        try:
+            at = os.lseek(descriptor, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return
+            raise
+        if at >= end:
+            return
+        hole = min(os.lseek(descriptor, at, os.SEEK_HOLE), end)
+        yield (
+            mapping.start + (at - offset) // PAGE * PAGE,
+            mapping.start + -(-(hole - offset) // PAGE) * PAGE,
+        )
+        at = hole
+
+
+def _ptrace_scope() -> str:
+    try:
+        with open("/proc/sys/kernel/yama/ptrace_scope", encoding="ascii") as file:
+            return f"here {file.read().strip()}"
+    except OSError:
+        return "not used here"

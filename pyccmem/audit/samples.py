@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which 16 bytes of a file to look for, and where in it they come from."""
+
+from __future__ import annotations
+
+import os
+import random
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import errors
+from .._arguments import integer
+from .._lib import check, ffi, lib
+from .._safetensors_header import Entry, open_file, read_header
+from .scratch import Scratch
+
+__all__ = [
+    "DEFAULT_SAMPLES",
+    "MAX_SAMPLES",
+    "SAMPLE_BYTES",
+    "Samples",
+    "samples_from_safetensors",
+]
+
+SAMPLE_BYTES = 16
+DEFAULT_SAMPLES = 32768
+MAX_SAMPLES = 1_000_000
+
+#: Every tensor gets this many before the rest is shared out by size, if there are enough.
+_LEAST_PER_TENSOR = 4
+#: How often the samples that were refused are replaced by others.
+_ROUNDS = 6
+#: A tensor of which fewer than one in this many samples is usable is not asked for more.
+_WORTHWHILE = 20
+
+_WINDOW = 1 << 20  # bytes of the file read at once
+_GAP = 1 << 14  # bytes between samples that are read rather than skipped by another system call
+
+
+class Samples:
+    """Samples of a file's tensors, ready to be looked for. Made by samples_from_safetensors().
+
+    len() is the number of samples that can be found. They are kept natively and masked; no method
+    gives them away, and they cannot be pickled.
+    """
+
+    def __init__(self, path: str, file: BinaryIO, tensors: Sequence[Entry], capacity: int) -> None:
+        out = ffi.new("ccmem_samples **")
+        check(lib.ccmem_samples_new(capacity, out), action="the samples")
+        self.native: Any = ffi.gc(out[0], lib.ccmem_samples_free)
+        #: Path of the file, as it was given.
+        self.path = path
+        status = os.fstat(file.fileno())
+        #: st_dev and st_ino of the file, by which its mappings are known.
+        self.file_id = (status.st_dev, status.st_ino)
+        #: Names of all tensors of the file that are not empty, in the order of their data.
+        self.tensors = tuple(entry.name for entry in tensors)
+        self._starts = array("Q", (entry.start for entry in tensors))
+        self._positions = array("Q")  # in the file, by sample
+        self._tensor = array("Q")  # index into tensors, by sample
+
+    def __len__(self) -> int:
+        return int(np.count_nonzero(self.usable()))
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} samples of {len(self.tensors)} tensors of {self.path!r}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise errors.NotPicklableError(
+            "Samples cannot be pickled or copied; make them in the process that needs them."
+        )
+
+    def usable(self) -> npt.NDArray[np.bool_]:
+        """For each sample taken whether it can be found: False for one that turned up again."""
+        count = len(self._positions)
+        return np.fromiter(
+            (lib.ccmem_samples_usable(self.native, sample) for sample in range(count)),
+            dtype=np.bool_,
+            count=count,
+        )
+
+    def origin(self, sample: int) -> tuple[str, int]:
+        """The tensor that a sample is from, and the offset in bytes within its data."""
+        tensor = self._tensor[sample]
+        return self.tensors[tensor], self._positions[sample] - self._starts[tensor]
+
+    def per_tensor(self, chosen: npt.NDArray[np.bool_]) -> dict[str, int]:
+        """How many of the chosen samples each tensor has; tensors without any are left out."""
+        owners = np.frombuffer(self._tensor, dtype=np.uint64)[chosen].astype(np.intp)
+        counts = np.bincount(owners, minlength=len(self.tensors))
+        return {self.tensors[i]: int(counts[i]) for i in np.flatnonzero(counts)}
+
+    def without_samples(self) -> list[str]:
+        """Tensors of which nothing is looked for: constants, zeros, less than 16 bytes."""
+        covered = self.per_tensor(self.usable())
+        return [name for name in self.tensors if name not in covered]
+
+    def take(self, file: BinaryIO, scratch: Scratch, wanted: list[tuple[int, int]]) -> list[int]:
+        """Reads samples at (position in the file, tensor), in ascending order, and keeps those
+        that are telling and new; the tensor of each one kept."""
+        kept: list[int] = []
+        for window in _windows(wanted):
+            begin, length = window[0][0], window[-1][0] + SAMPLE_BYTES - window[0][0]
+            _read(file, scratch, begin, length, self.path)
+            offsets = array("Q", (position - begin for position, _ in window))
+            taken = bytearray(len(window))
+            check(
+                lib.ccmem_samples_add(
+                    self.native,
+                    scratch.native,
+                    length,
+                    ffi.from_buffer("uint64_t[]", offsets),
+                    len(window),
+                    ffi.from_buffer("uint8_t[]", taken, require_writable=True),
+                ),
+                action="the samples",
+            )
+            for (position, tensor), was_taken in zip(window, taken, strict=True):
+                if was_taken:
+                    self._positions.append(position)
+                    self._tensor.append(tensor)
+                    kept.append(tensor)
+        return kept
+
+
+def _windows(wanted: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+    """Cuts a sorted list into parts that one read each serves."""
+    window: list[tuple[int, int]] = []
+    for item in wanted:
+        if window and (
+            item[0] - window[-1][0] > _GAP or item[0] + SAMPLE_BYTES - window[0][0] > _WINDOW
+        ):
+            yield window
+            window = []
+        window.append(item)
+    if window:
+        yield window
+
+
+def _read(file: BinaryIO, scratch: Scratch, begin: int, length: int, path: str) -> None:
+    done = 0
+    while done < length:
+        try:
+            got = scratch.read(file.fileno(), begin + done, done, length - done)
+        except OSError as error:
+            raise errors.FileReadError(
+                f"The file {path!r} cannot be read: {error.strerror}."
+            ) from None
+        if got == 0:
+            raise errors.FileReadError(
+                f"The file {path!r} became shorter while it was read; audit it when no one writes "
+                f"to it."
+            )
+        done += got
+
+
+@dataclass
+class _Source:
+    """A tensor as a source of samples."""
+
+    start: int
+    places: int  # offsets at which a sample can begin
+    asked: int = 0
+    kept: int = 0
+
+    def worthwhile(self) -> bool:
+        return self.asked < self.places and (
+            self.asked < 2 * _WORTHWHILE or self.kept * _WORTHWHILE >= self.asked
+        )
+
+
+def _shares(sources: list[_Source], count: int) -> list[int]:
+    """Shares out `count` by size, after a few for each while there are enough."""
+    least = min(_LEAST_PER_TENSOR, count // len(sources))
+    rest = count - least * len(sources)
+    total = sum(source.places for source in sources)
+    shares, before, reached = [], 0, 0
+    for source in sources:
+        reached += source.places
+        until = (rest * reached + total // 2) // total
+        shares.append(min(least + until - before, source.places))
+        before = until
+    return shares
+
+
+def _pick(source: _Source, count: int, used: set[int], rng: random.Random) -> Iterator[int]:
+    """Up to `count` unused positions, one in each of `count` equal parts of the tensor."""
+    for i in range(count):
+        low, high = source.places * i // count, source.places * (i + 1) // count
+        position = source.start + low + int(rng.random() * (high - low))
+        if position not in used:
+            used.add(position)
+            yield position
+
+
+def samples_from_safetensors(
+    path: str | os.PathLike[str], count: int = DEFAULT_SAMPLES, seed: int = 0
+) -> Samples:
+    """Takes `count` (1 to MAX_SAMPLES) samples of 16 bytes from the tensors of a safetensors file.
+
+    They are spread over all tensors in proportion to their sizes, at least four of each while there
+    are enough, at any byte offset. Equal `seed` and equal file give equal samples. A sample is
+    refused if it has fewer than 8 different bytes, or fewer than 4 in 8 neighbouring ones, or holds
+    numbers of 1, 2 or 4 bytes at equal steps, or is found again among the samples: zeros,
+    constants, counters and alphabets lie in the memory of any process.
+    For those refused others are tried, so a file that has enough telling bytes gives `count`.
+
+    The file is read in parts into memory that is wiped, and the samples are kept masked, so that
+    this process does not come to hold what it looks for.
+
+    Raises FileReadError, FileFormatError (not a safetensors file, or one without any telling
+    bytes), ArgumentError, ArgumentTypeError.
+    """
+    count, seed = integer("count", count), integer("seed", seed)
+    if not 1 <= count <= MAX_SAMPLES:
+        raise errors.ArgumentError(f"count is {count}; it must be from 1 to {MAX_SAMPLES}.")
+    name = os.fsdecode(path)
+    with open_file(path) as file, Scratch(_WINDOW) as scratch:
+        tensors = [entry for entry in read_header(file) if entry.nbytes > 0]
+        samples = Samples(name, file, tensors, capacity=count + count // 4 + 16)
+        sources = [_Source(t.start, max(0, t.nbytes - SAMPLE_BYTES + 1)) for t in tensors]
+        rng = random.Random(seed)
+        used: set[int] = set()
+        missing = count
+        for _ in range(_ROUNDS):
+            able = [i for i, source in enumerate(sources) if source.worthwhile()]
+            if missing <= 0 or not able:
+                break
+            shares = _shares([sources[i] for i in able], missing)
+            wanted: list[tuple[int, int]] = []
+            for i, share in zip(able, shares, strict=True):
+                wanted += [(position, i) for position in _pick(sources[i], share, used, rng)]
+                sources[i].asked += share
+            wanted.sort()
+            for i in samples.take(file, scratch, wanted):
+                sources[i].kept += 1
+            missing = count - len(samples)
+    if not len(samples):
+        raise errors.FileFormatError(
+            f"The file {name!r} has no bytes that would be known again: all its tensors are empty, "
+            f"constant or periodic; name a file with trained weights."
+        )
+    return samples

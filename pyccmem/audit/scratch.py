@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Native memory that foreign bytes are read into, and wiped from."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from .._lib import check, ffi, lib
+
+__all__ = ["Scratch"]
+
+
+class Scratch:
+    """`nbytes` of memory that is left out of core dumps and is wiped when closed.
+
+    Nothing read into it passes through an object of the interpreter, which would leave copies.
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        out = ffi.new("uint8_t **")
+        check(lib.ccmem_plain_alloc(nbytes, out), action="the scanner's buffer")
+        self.nbytes = nbytes
+        self.native: Any = ffi.gc(out[0], lib.ccmem_plain_free)
+        self._view = memoryview(ffi.buffer(self.native, nbytes))
+
+    @property
+    def address(self) -> int:
+        """Where it begins in this process."""
+        return int(ffi.cast("uintptr_t", self.native))
+
+    def read(self, descriptor: int, position: int, at: int, count: int) -> int:
+        """Reads up to `count` bytes from `position` of a file to offset `at`; how many it got."""
+        with self._view[at : at + count] as part:
+            return os.preadv(descriptor, [part], position)
+
+    def move(self, to: int, at: int, count: int) -> None:
+        """Copies `count` bytes from offset `at` to offset `to`."""
+        ffi.memmove(self.native + to, self.native + at, count)
+
+    def close(self) -> None:
+        """Wipes and frees."""
+        self._view.release()
+        ffi.release(self.native)
+
+    def __enter__(self) -> Scratch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
