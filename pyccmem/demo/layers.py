@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The layers of the encoder on float32 arrays. A weight may be an ndarray or an EncryptedTensor."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from .._plain import empty
+from ..tensor import EncryptedTensor
+
+__all__ = [
+    "Array",
+    "Weight",
+    "add_rows",
+    "clear_blas",
+    "gelu",
+    "layer_norm",
+    "linear",
+    "rowwise",
+    "softmax",
+    "vector",
+]
+
+Array: TypeAlias = npt.NDArray[np.float32]
+Weight: TypeAlias = "Array | EncryptedTensor"
+
+#: The most plaintext bytes of an encrypted weight that `linear` holds at once.
+OPEN_BYTES = 4 << 20
+
+#: The same for the rows of a table.
+_TABLE_BYTES = 1 << 20
+
+#: Elements that an elementwise function works on at a time: a few such arrays stay in L2.
+_TILE = 1 << 15
+
+
+def linear(x: Array, weight: Weight, bias: Weight) -> Array:
+    """x · weightᵀ + bias for x of shape (..., inputs), weight (outputs, inputs), bias (outputs,).
+
+    The one place where an activation meets a weight matrix. An encrypted one is opened a block of
+    rows at a time into memory that is wiped when the block has been used.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    outputs, inputs = weight.shape
+    out = np.empty((rows.shape[0], outputs), np.float32)
+    if isinstance(weight, EncryptedTensor):
+        step = max(1, OPEN_BYTES // (inputs * weight.itemsize))
+        for start in range(0, outputs, step):
+            block = weight[start : start + step]
+            np.matmul(rows, block.T, out=out[:, start : start + len(block)])
+            del block  # wiped here, not when the next one has been opened beside it
+    else:
+        np.matmul(rows, weight.T, out=out)
+    rowwise(np.add, out, vector(bias))
+    return out.reshape(*x.shape[:-1], outputs)
+
+
+def clear_blas(rows: int, outputs: int, inputs: int) -> None:
+    """Overwrites what a BLAS keeps of the weights it multiplied.
+
+    A BLAS copies tiles of each matrix, their rows interleaved, into buffers of its own (OpenBLAS:
+    some 700 KB a thread) and leaves them there. A product of zeros in the shape of the largest one
+    of the model goes the same way through the same buffers.
+    """
+    zeros = np.zeros((max(rows, outputs), inputs), np.float32)
+    np.matmul(zeros[:rows], zeros[:outputs].T)
+
+
+def vector(weight: Weight) -> Array:
+    """The whole of a small weight, such as a bias: the array itself, or a decrypted one that is
+    wiped when the caller drops it."""
+    values: Array = weight[...]
+    return values
+
+
+def rowwise(operation: np.ufunc, x: Array, values: Array) -> None:
+    """x = operation(x, values) in place: values of shape (width,), x (..., width) C-contiguous.
+
+    Not by broadcasting: NumPy may then repeat the values in a buffer of its own on the heap, which
+    nobody wipes. Here they are repeated in memory that is.
+    """
+    width = x.shape[-1]
+    rows = x.reshape(-1, width)
+    tile = empty((max(1, min(len(rows), _TILE // width)), width), np.float32)
+    tile[...] = values
+    for start in range(0, len(rows), len(tile)):
+        part = rows[start : start + len(tile)]
+        operation(part, tile[: len(part)], out=part)
+
+
+def add_rows(x: Array, table: Weight, ids: npt.NDArray[np.int64]) -> None:
+    """Adds row ids[i] of an embedding table to x[i], for x of shape (len(ids), width)."""
+    step = max(1, _TABLE_BYTES // (x.shape[1] * x.itemsize))
+    for start in range(0, len(ids), step):
+        x[start : start + step] += table[ids[start : start + step]]
+
+
+def layer_norm(x: Array, scale: Weight, shift: Weight, epsilon: float) -> Array:
+    """(x - mean) / sqrt(variance + epsilon) * scale + shift over the last axis, in place."""
+    x -= x.mean(axis=-1, keepdims=True)
+    variance = np.einsum("...i,...i->...", x, x)[..., None] / np.float32(x.shape[-1])
+    x /= np.sqrt(variance + np.float32(epsilon))
+    rowwise(np.multiply, x, vector(scale))
+    rowwise(np.add, x, vector(shift))
+    return x
+
+
+def softmax(x: Array) -> Array:
+    """exp(x) / sum(exp(x)) over the last axis, in place."""
+    x -= x.max(axis=-1, keepdims=True)
+    np.exp(x, out=x)
+    x /= x.sum(axis=-1, keepdims=True)
+    return x
+
+
+# erf(z) = 1 - (a1 t + ... + a5 t^5) exp(-z^2), t = 1 / (1 + p z), for z >= 0; error below 1.5e-7:
+# Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26.
+_P = np.float32(0.3275911)
+_A = [np.float32(a) for a in (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)]
+
+
+def gelu(x: Array) -> Array:
+    """x · Φ(x), Φ the standard normal distribution function: x (1 + erf(x / sqrt 2)) / 2, in place,
+    for a C-contiguous x."""
+    flat = x.reshape(-1)
+    for start in range(0, flat.size, _TILE):
+        part = flat[start : start + _TILE]
+        z = np.abs(part)
+        z *= np.float32(np.sqrt(0.5))
+        t = z * _P
+        t += np.float32(1)
+        np.reciprocal(t, out=t)
+        tail = t * _A[0]
+        for a in _A[1:]:
+            tail += a
+            tail *= t
+        z *= z
+        np.negative(z, out=z)
+        tail *= np.exp(z, out=z)  # 1 - erf(|x| / sqrt 2)
+        tail *= np.float32(0.5)  # Φ(-|x|)
+        # x Φ(x) is max(x, 0) - |x| Φ(-|x|) for either sign of x.
+        tail *= np.abs(part, out=t)
+        np.maximum(part, np.float32(0), out=part)
+        part -= tail
+    return x

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Looks for the weights in the memory of the children, from the parent.
+
+Two kinds of samples: 16 bytes as they lie in the file, and four numbers of one column of a matrix
+from four neighbouring rows, which is what a BLAS makes of a matrix when it packs it for its kernel.
+The second kind finds copies that a search for the file's own bytes would miss.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .. import audit, errors
+from .._safetensors_header import Entry, open_file, read_header
+from .worker import Worker
+
+__all__ = ["Finding", "Samples", "look", "samples", "watch"]
+
+#: Rows that a BLAS interleaves, or a divisor of their number: OpenBLAS packs groups of 4, 8 or 16.
+_PACKED_ROWS = 4
+_STORED_SAMPLES = 16384
+_PACKED_SAMPLES = 4096
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What to look for."""
+
+    stored: audit.Samples
+    packed: audit.Samples
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one look at one process found."""
+
+    moment: str
+    stored: int  # samples found, of stored_samples
+    stored_samples: int
+    stored_tensors: tuple[str, ...]  # that the samples found are from
+    packed: int
+    packed_samples: int
+    packed_tensors: tuple[str, ...]
+    bytes_scanned: int
+    unreadable_bytes: int
+    unreadable: tuple[str, ...]  # names of the mappings not read
+
+    @property
+    def found_out(self) -> bool:
+        """True when the weights lie there in the clear: what the control must show."""
+        return self.stored >= 0.9 * self.stored_samples
+
+    @property
+    def clean(self) -> bool:
+        """True when nothing of them was found."""
+        return self.stored == 0 and self.packed == 0
+
+    @property
+    def only_in_use(self) -> bool:
+        """True when what was found can be what is being worked with: one weight, or the rows of two
+        tables that are being added, and tiles of the last few matrices in buffers of the BLAS."""
+        return (
+            len(self.stored_tensors) <= 2
+            and len(self.packed_tensors) <= 4
+            and self.stored <= 0.1 * self.stored_samples
+            and self.packed <= 0.25 * self.packed_samples
+        )
+
+
+@contextmanager
+def samples(weights: Path) -> Iterator[Samples]:
+    """Samples of the model's weights."""
+    stored = audit.samples_from_safetensors(weights, _STORED_SAMPLES)
+    descriptor = _packed_file(weights)
+    try:
+        packed = audit.samples_from_safetensors(f"/proc/self/fd/{descriptor}", _PACKED_SAMPLES)
+        yield Samples(stored, packed)
+    finally:
+        os.close(descriptor)
+
+
+def _packed_file(weights: Path) -> int:
+    """A safetensors file in memory of groups of numbers as a BLAS packs them; its descriptor.
+
+    Each group is a tensor of 16 bytes, so that a sample is exactly one group.
+    """
+    width = _PACKED_ROWS * 4
+    header: dict[str, object] = {}
+    groups: list[bytes] = []
+    with open_file(weights) as file:
+        matrices = [entry for entry in read_header(file) if _is_multiplied(entry)]
+        values = sum(entry.nbytes for entry in matrices)
+        for entry in matrices:
+            rows, columns = entry.shape
+            matrix = np.fromfile(
+                file, "<f4", rows * columns, offset=entry.start - file.tell()
+            ).reshape(rows, columns)
+            count = max(1, _PACKED_SAMPLES * entry.nbytes // values)
+            for i in range(count):
+                place = i * (rows // _PACKED_ROWS * columns) // count
+                row, column = place // columns * _PACKED_ROWS, place % columns
+                at = len(groups) * width
+                header[f"{entry.name}[{row}:{row + _PACKED_ROWS}, {column}]"] = {
+                    "dtype": "F32",
+                    "shape": [_PACKED_ROWS],
+                    "data_offsets": [at, at + width],
+                }
+                groups.append(matrix[row : row + _PACKED_ROWS, column].tobytes())
+    text = json.dumps(header).encode()
+    descriptor = os.memfd_create("pyccmem-demo-samples", os.MFD_CLOEXEC)
+    with open(descriptor, "wb", closefd=False) as out:
+        out.write(len(text).to_bytes(8, "little") + text + b"".join(groups))
+    return descriptor
+
+
+def _is_multiplied(entry: Entry) -> bool:
+    """True for the matrices that go through a BLAS: not the tables, of which rows are taken."""
+    return (
+        entry.dtype == "F32"
+        and len(entry.shape) == 2
+        and entry.shape[0] >= _PACKED_ROWS
+        and entry.name.startswith("encoder.")
+    )
+
+
+def look(worker: Worker, wanted: Samples, moment: str) -> Finding:
+    """Stops the child where it is, reads all its memory, and lets it go on."""
+    with worker.halted():
+        stored = audit.scan(worker.pid, wanted.stored)
+        packed = audit.scan(worker.pid, wanted.packed)
+    # A process that maps the weights' file holds them in the clear like any other.
+    return Finding(
+        moment=moment,
+        stored=stored.found + stored.found_in_file,
+        stored_samples=stored.samples,
+        stored_tensors=tuple(stored.tensors),
+        packed=packed.found,
+        packed_samples=packed.samples,
+        packed_tensors=tuple(sorted({name.partition("[")[0] for name in packed.tensors})),
+        bytes_scanned=stored.bytes_scanned,
+        unreadable_bytes=sum(part.nbytes for part in stored.unreadable),
+        unreadable=tuple(sorted({part.mapping for part in stored.unreadable})),
+    )
+
+
+def watch(
+    worker: Worker, wanted: Samples, passages: Sequence[Sequence[int]], moments: int
+) -> list[Finding]:
+    """Looks at the child at moments spread over its work on `passages`."""
+    _, seconds = worker.embed(passages)
+    findings = []
+    for number in range(moments):
+        halted = 0.0
+        worker.ask(passages)
+        if not worker.answered(seconds * (number + 0.5) / moments):
+            began = time.perf_counter()
+            findings.append(look(worker, wanted, f"encrypted, at work, look {number + 1}"))
+            halted = time.perf_counter() - began
+        seconds = worker.answer()[1] - halted
+    if not findings:
+        raise errors.DemoError(
+            "The model was done before it could be looked at; give it more passages."
+        )
+    return findings

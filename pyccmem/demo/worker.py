@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A child process that holds the model, seen from the parent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Any
+
+from .. import errors
+from .layers import Array
+from .model import Config
+
+__all__ = ["Job", "Worker"]
+
+
+#: Environment variables that bound the threads of OpenBLAS, MKL, BLIS, OpenMP and pyccmem.
+_THREADS = (
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "PYCCMEM_NUM_THREADS",
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a child is to load."""
+
+    weights: str
+    config: Config
+    encrypted: bool
+    cipher: str
+    progress: bool | None
+    threads: int  # of the BLAS and of pyccmem
+
+
+class Worker:
+    """Runs the model in a process of its own, so that its memory is that of one kind of run."""
+
+    def __init__(self, job: Job) -> None:
+        """Starts the child and has it load the weights. Raises what the child reports."""
+        here, there = socket.socketpair()
+        with there:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "pyccmem.demo.child", str(there.fileno())],
+                pass_fds=[there.fileno()],
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, **dict.fromkeys(_THREADS, str(job.threads))},
+            )
+        self._channel: Connection = Connection(here.detach())
+        try:
+            self._channel.send(job)
+            answer = self._receive()
+            if isinstance(answer, str):
+                raise errors.DemoError(f"The demo's process could not load the model: {answer}")
+        except BaseException:
+            self.close()
+            raise
+        #: Seconds that loading the weights took.
+        self.load_seconds = float(answer)
+        #: The most plaintext bytes that pyccmem ever handed out at once in the child.
+        self.peak_plaintext = 0
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def ask(self, passages: Sequence[Sequence[int]]) -> None:
+        """Has the child start to embed passages; answer() must follow."""
+        self._channel.send(passages)
+
+    def answered(self, timeout: float) -> bool:
+        """Waits up to `timeout` seconds; True when answer() would not wait any longer."""
+        return self._channel.poll(timeout)
+
+    def answer(self) -> tuple[Array, float]:
+        """The vectors of the passages asked for, and the seconds the model took."""
+        vectors, seconds, self.peak_plaintext = self._receive()
+        return vectors, float(seconds)
+
+    def embed(self, passages: Sequence[Sequence[int]]) -> tuple[Array, float]:
+        """ask() and answer()."""
+        self.ask(passages)
+        return self.answer()
+
+    def peak_memory(self) -> int:
+        """The most bytes of RAM that the child ever had at once (VmHWM of proc(5))."""
+        with open(f"/proc/{self.pid}/status", encoding="ascii") as lines:
+            for line in lines:
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+        raise errors.DemoError("The system does not tell a process's peak memory.")
+
+    @contextmanager
+    def halted(self) -> Iterator[None]:
+        """Stops the child where it is for the length of a `with` block."""
+        os.kill(self.pid, signal.SIGSTOP)
+        try:
+            while self._state() not in "TtZX":
+                time.sleep(0.0005)
+            yield
+        finally:
+            os.kill(self.pid, signal.SIGCONT)
+
+    def _state(self) -> str:
+        with open(f"/proc/{self.pid}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[0]
+
+    def _receive(self) -> Any:
+        try:
+            return self._channel.recv()
+        except (EOFError, ConnectionResetError):
+            status = self._process.wait()
+            raise errors.DemoError(
+                f"The demo's process ended with status {status} instead of an answer; what it "
+                f"printed says why."
+            ) from None
+
+    def close(self) -> None:
+        """Ends the child. May be repeated."""
+        self._channel.close()
+        self._process.kill()
+        self._process.wait()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
