@@ -25,7 +25,7 @@ ccmem_status vmem_map_pages(uint64_t n, void **out) {
     size_t size;
     if (!rounded(n, &size))
         return CCMEM_ERR_NOMEM;
-    int huge = size >= 2 * (size_t)HUGE_PAGE;
+    int huge = size >= (size_t)HUGE_PAGE;
     size_t slack = huge ? HUGE_PAGE : 0;
     uint8_t *p = map_anonymous(size + slack);
     if (!p)

@@ -328,7 +328,8 @@ class EncryptedBuffer:
         # The view keeps the array alive, the array `owner`, and its destructor's default argument
         # the mapping. The array is an anchor(), too.
         owner = ffi.gc(data, lambda _, mapping=mapping: None)
-        return memoryview(np.frombuffer(ffi.buffer(owner, size), dtype=np.uint8)).toreadonly()
+        array: Any = np.frombuffer(ffi.buffer(owner, size), dtype=np.uint8)
+        return memoryview(array).toreadonly()
 
     @property
     def versions(self) -> npt.NDArray[np.uint64]:
