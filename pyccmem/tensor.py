@@ -40,6 +40,9 @@ _store_read = lib.ccmem_store_read
 _store_write = lib.ccmem_store_write
 _ndarray = np.ndarray
 
+#: numpy's own types of integers (np.integer is a base of np.timedelta64, too).
+_INTEGERS = frozenset(np.dtype(code).type for code in "bBhHiIlLqQ")
+
 #: Values that need a conversion on their way in are converted this many bytes at a time.
 STAGING_BYTES = 1 << 20
 
@@ -295,7 +298,7 @@ class EncryptedTensor:
                 return None
             nbytes = (stop - start) * self._row_nbytes
             return self._offset + start * self._row_nbytes, (stop - start, *self._row_shape), nbytes
-        return None
+        return self._run(int(index)) if kind in _INTEGERS else None
 
     def _read_run(self, offset: int, shape: tuple[int, ...], nbytes: int) -> Array:
         """One run of the buffer as an array."""
@@ -380,6 +383,9 @@ class EncryptedTensor:
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
         """The whole tensor as a plain array, for np.asarray() and np.array(). `copy=False` is an
         ArgumentError (a ValueError, as NumPy 2 has it): there is no plaintext to share.
+
+        NumPy 1 copies what np.array() gets here once more, to memory of its own that nobody wipes;
+        np.asarray() does not.
         """
         if copy is False:
             raise errors.ArgumentError(

@@ -24,7 +24,7 @@ RNG = np.random.default_rng(3)
 
 DTYPES = [
     *("?", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8", "c8", "c16"),
-    *(">i4", ">f8", "g", "S5", "U3", "V7", "M8[ns]", "m8[s]"),
+    *(">i4", ">f8", "S5", "U3", "V7", "M8[ns]", "m8[s]"),
     "i4,f8,(2,3)u1",
 ]
 
@@ -366,7 +366,7 @@ def test_len_iteration_membership_and_truth(
 
 
 def test_conversion_to_an_array(tensor: EncryptedTensor, plain: np.ndarray) -> None:
-    for made in (np.asarray(tensor), np.array(tensor), np.asarray(tensor, copy=None)):
+    for made in (np.asarray(tensor), np.array(tensor)):
         assert type(made) is np.ndarray and made.dtype == np.float32
         assert np.array_equal(made, plain)
     for dtype in ("f8", "f2", "i4", "S8", "?", object):
@@ -790,7 +790,9 @@ with open(path, "rb", buffering=0) as file:
         raw[:] = 0
 for name, t in tensors.items():
     count = t.shape[0]
-    t[...], np.asarray(t), np.array(t, copy=True)
+    t[...], np.asarray(t)
+    if np.__version__[0] != "1":  # whose array() makes a copy of its own
+        np.array(t, copy=True)
     for row in t: pass
     for block in t.blocks(max(t.nbytes // 7, t.nbytes // count)): pass
     for part in (t[::2], t[1::2], t[::-1], t[np.arange(count)], t[list(range(count))], t[1:-1],
@@ -842,11 +844,24 @@ def test_arrays_that_were_dropped_are_nowhere_in_memory(tmp_path: Any, control: 
     assert found == (inside if control else set())
 
 
-def test_warnings_of_casts_come_through(tensor: EncryptedTensor) -> None:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        tensor.view("i4")[0, :1] = np.array([np.nan])
-    assert any("invalid value" in str(warning.message) for warning in caught)
+def test_long_doubles(key: pyccmem.Key) -> None:
+    """Their padding bytes are nobody's, so only values can be compared."""
+    array = sample((300, 7), np.longdouble) / 3
+    tensor = EncryptedTensor.from_numpy(array, key=key)
+    assert tensor.dtype == array.dtype and np.array_equal(tensor[...], array)
+    assert np.array_equal(tensor[::-2, ::3], array[::-2, ::3]) and tensor[5, 6] == array[5, 6]
+    tensor[::3, 1] = array[::3, 2]
+    assert np.array_equal(tensor[::3, 1], array[::3, 2])
+
+
+def test_warnings_of_casts_come_through(tensor: EncryptedTensor, plain: np.ndarray) -> None:
+    def warned(target: Any) -> set[str]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            target[0, :1] = np.array([1 + 2j])
+        return {str(warning.message) for warning in caught}
+
+    assert warned(tensor) == warned(plain) != set()
 
 
 FINALIZERS = """

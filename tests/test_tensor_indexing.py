@@ -159,7 +159,22 @@ def anything(draw: st.DrawFn, shape: tuple[int, ...]) -> Any:
         elif choice < 8:
             items.append(draw(numbers(left[0]) | slices(left[0])))
         else:
-            odd = (True, False, np.True_, 1.5, "x", [[1, 0]], [], None, ..., [1.0], 1j, 2**70, b"a")
+            odd = (
+                True,
+                False,
+                np.True_,
+                1.5,
+                "x",
+                [[1, 0]],
+                [],
+                None,
+                ...,
+                [1.0],
+                1j,
+                2**70,
+                b"a",
+                np.timedelta64(1, "s"),
+            )
             items.append(draw(st.sampled_from(odd)))
     return items[0] if len(items) == 1 and draw(st.booleans()) else tuple(items)
 
