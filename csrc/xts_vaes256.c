@@ -31,6 +31,7 @@ typedef __m256i VEC;
 #define vshl64(v) _mm256_slli_si256(v, 8)
 #define vshr64(v) _mm256_srli_si256(v, 8)
 #define vsrl(v, n) _mm256_srli_epi64(v, n)
+#define vstep(t) vxor(_mm256_slli_si256(t, 1), vclmul(_mm256_srli_si256(t, 15), vremainder(), 0x00))
 #define vremainder() _mm256_set1_epi64x(GF_REMAINDER)
 #define vdouble_carry(t) _mm256_shuffle_epi32(_mm256_cmpgt_epi64(_mm256_setzero_si256(), t), 0x4e)
 #define vcarry() _mm256_set_epi64x(1, GF_REMAINDER, 1, GF_REMAINDER)

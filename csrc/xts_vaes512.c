@@ -31,6 +31,7 @@ typedef __m512i VEC;
 #define vshl64(v) _mm512_bslli_epi128(v, 8)
 #define vshr64(v) _mm512_bsrli_epi128(v, 8)
 #define vsrl(v, n) _mm512_srli_epi64(v, n)
+#define vstep(t) vxor(_mm512_bslli_epi128(t, 2), vclmul(_mm512_bsrli_epi128(t, 14), vremainder(), 0x00))
 #define vremainder() _mm512_set1_epi64(GF_REMAINDER)
 
 /* The tweak generator (see xts_template.h). */
