@@ -351,6 +351,7 @@ def running(script: str, *arguments: str) -> subprocess.Popen[str]:
 
 
 @linux_only
+@support.not_sanitized
 @pytest.mark.parametrize("fails", [False, True])
 def test_nothing_of_the_file_is_left_in_memory(tmp_path: Path, fails: bool) -> None:
     audit = pytest.importorskip("pyccmem.audit")
