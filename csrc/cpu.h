@@ -11,6 +11,13 @@
 #define CCMEM_X86 0
 #endif
 
+/* Inside a loop that waits for another thread: leaves the core's shared resources to it. */
+static inline void cpu_relax(void) {
+#if CCMEM_X86
+    __builtin_ia32_pause();
+#endif
+}
+
 /* Feature bits; the order is that of ccmem_cpu_feature(). */
 enum {
     CPU_SSE42 = 1u << 0,

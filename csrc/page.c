@@ -6,8 +6,8 @@
 #include "secret.h"
 
 /* The tweak is the 128-bit number page + version * 2^64, little-endian, so that it never repeats
- * under one key: page numbers tell positions apart, versions the writes to one position. */
-/* out is 16-byte aligned: stored as one vector, which the cipher can load again without a wait. */
+ * under one key: page numbers tell positions apart, versions the writes to one position. out is
+ * 16-byte aligned: stored as one vector, which the cipher can load again without a wait. */
 static inline void make_tweak(uint8_t out[16], uint64_t page, uint64_t version) {
 #if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
     page = __builtin_bswap64(page);

@@ -21,13 +21,6 @@
 #include "threads.h"
 #include "vmem.h"
 
-#if CCMEM_X86
-#include <immintrin.h>
-#define relax() _mm_pause()
-#else
-#define relax() ((void)0)
-#endif
-
 static const uint64_t LOCK = (uint64_t)1 << 63;
 static const uint64_t VERSION_MAX = ((uint64_t)1 << 63) - 1;
 
@@ -93,7 +86,7 @@ static inline void add(uint64_t *counter, uint64_t n) {
 
 static void back_off(unsigned *spins) {
     if (++*spins % 64)
-        relax();
+        cpu_relax();
     else
         sched_yield();
 }

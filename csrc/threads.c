@@ -8,13 +8,6 @@
 #include "cpu.h"
 #include "fork.h"
 
-#if CCMEM_X86
-#include <immintrin.h>
-#define relax() _mm_pause()
-#else
-#define relax() ((void)0)
-#endif
-
 /* Before it sleeps, a worker looks this many times whether more work has come: about 20 us, so that
  * bulk calls in quick succession do not pay the 5 to 50 us of a wake-up each. */
 enum { SPINS = 500, PIECES = 4 };
@@ -92,7 +85,7 @@ static void *worker(void *arg) {
         for (int i = 0; i < SPINS; i++) {
             if (__atomic_load_n(&pool.round, __ATOMIC_ACQUIRE) != seen)
                 break;
-            relax();
+            cpu_relax();
         }
         /* A worker that wakes after the caller has finished the job alone does not hold it up. */
         pthread_mutex_lock(&pool.lock);
@@ -193,7 +186,7 @@ void parallel_for(uint64_t n, uint64_t grain, parallel_body body, void *arg) {
     /* Workers may still be inside their last piece; it is short, so spin before yielding. */
     for (unsigned spin = 0; __atomic_load_n(&pool.active, __ATOMIC_ACQUIRE); spin++) {
         if (spin < SPINS)
-            relax();
+            cpu_relax();
         else
             sched_yield();
     }
