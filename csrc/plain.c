@@ -17,6 +17,7 @@
 #include "cpu.h"
 #include "fork.h"
 #include "threads.h"
+#include "vmem.h"
 
 #if CCMEM_X86
 #include <immintrin.h>
@@ -25,7 +26,6 @@
 enum {
     UNIT = 64 << 10,       /* alignment of slabs and of large mappings */
     HEADER = 4096,         /* before the first block: keeps blocks aligned to system pages */
-    HUGE_PAGE = 2 << 20,
     CLASSES = 8,           /* of slots, see slot_size */
     SLOTS_MAX = (UNIT - HEADER) / 64,
     BINS = 8 * 48,            /* sizes of large mappings, eight to each power of two */
@@ -72,44 +72,29 @@ static pool *get_pool(void) {
     if (!fresh)
         return NULL;
     fresh->generation = generation;
-    pthread_mutex_init(&fresh->lock, NULL);
+    if (pthread_mutex_init(&fresh->lock, NULL)) {
+        free(fresh);
+        return NULL;
+    }
     if (__atomic_compare_exchange_n(&current, &seen, fresh, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
         return fresh;
+    pthread_mutex_destroy(&fresh->lock);
     free(fresh);
     return seen;
 }
 
 /* `size` bytes from a multiple of UNIT on (of a huge page where they fill some). */
 static header *map(size_t size, uint64_t generation) {
-    size_t align = size >= 2 * (size_t)HUGE_PAGE ? HUGE_PAGE : UNIT;
-    uint8_t *p = mmap(NULL, size + align, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (p == MAP_FAILED)
+    header *h = vmem_map_aligned(size, size >= 2 * HUGE_PAGE ? HUGE_PAGE : UNIT);
+    if (!h)
         return NULL;
-    size_t skip = (align - ((uintptr_t)p & (align - 1))) & (align - 1);
-    if (skip && munmap(p, skip)) {
-        munmap(p, size + align);
-        return NULL;
-    }
-    p += skip; /* what lay before may already be another thread's */
-    if (munmap(p + size, align - skip)) {
-        munmap(p, size + align - skip);
-        return NULL;
-    }
-    if (madvise(p, size, MADV_DONTDUMP))
-        goto failed;
     /* Kernels before 4.14 refuse this. The child then has a copy, and the promise about it is lost;
      * MADV_DONTFORK would make every array it inherited a fault. The generation in the header keeps
      * the child from using the block either way. */
-    (void)madvise(p, size, MADV_WIPEONFORK);
-    if (align == HUGE_PAGE)
-        (void)madvise(p, size, MADV_HUGEPAGE); /* a refusal costs speed only */
-    header *h = (header *)p;
+    (void)madvise(h, size, MADV_WIPEONFORK);
     h->generation = generation;
     h->mapped = size;
     return h;
-failed:
-    munmap(p, size);
-    return NULL;
 }
 
 static uint8_t *slot_address(header *h, unsigned slot) {

@@ -2,10 +2,9 @@
 #include "vmem.h"
 
 #include <errno.h>
+#include <stdint.h>
 #include <sys/mman.h>
 #include <unistd.h>
-
-enum { HUGE_PAGE = 2 << 20 };
 
 /* Mappings are whole system pages; the largest size that rounds up without overflow. */
 static int rounded(uint64_t n, size_t *size) {
@@ -21,35 +20,38 @@ static void *map_anonymous(size_t size) {
     return p == MAP_FAILED ? NULL : p;
 }
 
+void *vmem_map_aligned(size_t size, size_t align) {
+    uint8_t *p = map_anonymous(size + align);
+    if (!p)
+        return NULL;
+    size_t skip = (0 - (uintptr_t)p) & (align - 1);
+    if (skip && munmap(p, skip)) {
+        munmap(p, size + align);
+        return NULL;
+    }
+    p += skip; /* what lay before may already be another thread's */
+    if (munmap(p + size, align - skip)) {
+        munmap(p, size + align - skip);
+        return NULL;
+    }
+    if (madvise(p, size, MADV_DONTDUMP)) {
+        munmap(p, size);
+        return NULL;
+    }
+    if (align >= HUGE_PAGE)
+        (void)madvise(p, size, MADV_HUGEPAGE); /* a refusal costs speed only */
+    return p;
+}
+
 ccmem_status vmem_map_pages(uint64_t n, void **out) {
     size_t size;
     if (!rounded(n, &size))
         return CCMEM_ERR_NOMEM;
-    int huge = size >= (size_t)HUGE_PAGE;
-    size_t slack = huge ? HUGE_PAGE : 0;
-    uint8_t *p = map_anonymous(size + slack);
+    /* On a huge-page boundary the kernel can use huge pages from the first byte: a random read then
+     * misses the TLB far less often. */
+    void *p = vmem_map_aligned(size, size >= HUGE_PAGE ? HUGE_PAGE : (size_t)sysconf(_SC_PAGESIZE));
     if (!p)
         return CCMEM_ERR_NOMEM;
-    if (huge) {
-        /* Start on a huge-page boundary and give the rest back, so that the kernel can use huge
-         * pages from the first byte: a random read then misses the TLB far less often. */
-        size_t skip = (HUGE_PAGE - ((uintptr_t)p & (HUGE_PAGE - 1))) & (HUGE_PAGE - 1);
-        if (skip && munmap(p, skip)) {
-            munmap(p, size + slack);
-            return CCMEM_ERR_NOMEM;
-        }
-        p += skip; /* what lay before may already be another thread's */
-        if (slack - skip && munmap(p + size, slack - skip)) {
-            munmap(p, size + slack - skip);
-            return CCMEM_ERR_NOMEM;
-        }
-        /* A refusal (no huge pages in this kernel) costs speed only. */
-        (void)madvise(p, size, MADV_HUGEPAGE);
-    }
-    if (madvise(p, size, MADV_DONTDUMP)) {
-        munmap(p, size);
-        return CCMEM_ERR_NOMEM;
-    }
     *out = p;
     return CCMEM_OK;
 }
