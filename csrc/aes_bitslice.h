@@ -18,10 +18,18 @@ typedef uint64_t bs_word __attribute__((vector_size(16)));
 void bs_encrypt8(const aes_key *key, uint8_t out[BS_BYTES], const uint8_t in[BS_BYTES]);
 void bs_decrypt8(const aes_key *key, uint8_t out[BS_BYTES], const uint8_t in[BS_BYTES]);
 
+/* Eight blocks, one a word, become eight planes, or back: its own inverse. */
+void bs_transpose(bs_word q[BS_BLOCKS]);
+
+/* SubBytes, ShiftRows and MixColumns of eight blocks as planes: an AES round but for its round key.
+ * For ciphers that are made of such rounds. */
+void bs_round8(bs_word out[BS_BLOCKS], const bs_word in[BS_BLOCKS]);
+
 /* The S-box on each of 16 bytes, for the key schedule. */
 void bs_sub_bytes(uint8_t bytes[AES_BLOCK]);
 
-/* Overwrites the stack below the caller, where the functions above have spilled registers. */
+/* Overwrites the stack below the caller, where the functions above have spilled registers: 1 KiB,
+ * which has room for 700 bytes of functions between the caller and them. */
 void bs_burn_stack(void);
 
 #endif

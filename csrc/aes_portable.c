@@ -245,6 +245,17 @@ CLEAR_REGISTERS void bs_decrypt8(const aes_key *key, uint8_t out[BS_BYTES], cons
     store(out, q);
 }
 
+CLEAR_REGISTERS void bs_transpose(word q[BS_BLOCKS]) { transpose(q); }
+
+CLEAR_REGISTERS void bs_round8(word out[BS_BLOCKS], const word in[BS_BLOCKS]) {
+    word q[8];
+    memcpy(q, in, sizeof q);
+    sub_bytes(q);
+    shift_rows(q);
+    mix_columns(q);
+    memcpy(out, q, sizeof q);
+}
+
 CLEAR_REGISTERS void bs_sub_bytes(uint8_t bytes[AES_BLOCK]) {
     word q[8] = {{0}};
     memcpy(&q[0], bytes, AES_BLOCK);
@@ -255,6 +266,6 @@ CLEAR_REGISTERS void bs_sub_bytes(uint8_t bytes[AES_BLOCK]) {
 }
 
 __attribute__((noinline)) void bs_burn_stack(void) {
-    uint8_t below[1024]; /* compiled with optimisation, the frames above are below 200 bytes */
+    uint8_t below[1024]; /* compiled with optimisation, the frames above are below 250 bytes */
     ccmem_wipe(below, sizeof below);
 }

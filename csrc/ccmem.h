@@ -30,7 +30,8 @@ typedef enum ccmem_status {
     CCMEM_ERR_SELFTEST,     /* a known-answer test failed */
     CCMEM_ERR_ENTROPY,      /* the system's random generator failed */
     CCMEM_ERR_IO,           /* reading a key file failed; errno says why */
-    CCMEM_ERR_KEYFILE       /* a key file that holds neither 32 bytes nor 64 hexadecimal digits */
+    CCMEM_ERR_KEYFILE,      /* a key file that holds neither 32 bytes nor 64 hexadecimal digits */
+    CCMEM_ERR_INTEGRITY     /* a page or a message does not match its tag */
 } ccmem_status;
 
 /* ISA levels of the kernels, worst first. */
@@ -45,6 +46,7 @@ typedef enum ccmem_tier {
 typedef enum ccmem_cipher {
     CCMEM_AES_128_XTS = 0,
     CCMEM_AES_256_XTS,
+    CCMEM_AEGIS_128X2, /* authenticated: every changed page is noticed */
     CCMEM_CIPHER_COUNT
 } ccmem_cipher;
 
@@ -137,52 +139,81 @@ void ccmem_wipe(void *p, size_t n);
 /* ---- stores -------------------------------------------------------------------------------- */
 
 typedef struct ccmem_stats {
-    uint64_t reads;         /* calls of ccmem_store_read */
-    uint64_t writes;        /* calls of ccmem_store_write */
-    uint64_t bytes_read;    /* plaintext bytes handed out */
-    uint64_t bytes_written; /* plaintext bytes taken in */
-    uint64_t pages_opened;  /* whole or partial page decryptions */
-    uint64_t pages_sealed;  /* whole page encryptions, each one under a new version */
-    uint64_t tweak_hits;    /* tweaks found in the cache */
-    uint64_t tweak_misses;  /* tweaks computed for lack of a cache entry */
-    uint64_t retries;       /* reads repeated because a writer changed the page meanwhile */
+    uint64_t reads;              /* calls of ccmem_store_read */
+    uint64_t writes;             /* calls of ccmem_store_write */
+    uint64_t bytes_read;         /* plaintext bytes handed out */
+    uint64_t bytes_written;      /* plaintext bytes taken in */
+    uint64_t pages_opened;       /* whole or partial page decryptions */
+    uint64_t pages_sealed;       /* whole page encryptions, each one under a new version */
+    uint64_t tweak_hits;         /* tweaks found in the cache */
+    uint64_t tweak_misses;       /* tweaks computed for lack of a cache entry */
+    uint64_t retries;            /* reads repeated because a writer changed the page meanwhile */
+    uint64_t integrity_failures; /* times a page did not match its tag */
 } ccmem_stats;
+
+/* Which page a call found changed. */
+typedef struct ccmem_failure {
+    uint64_t page;
+    uint64_t version; /* it was opened under; 0: it is marked as never written; from 2^63 on: it is
+                       * marked as being written, and no thread is writing */
+} ccmem_failure;
 
 /* A store of `nbytes` bytes, rounded up to whole pages, that reads as zeros. Subkeys are derived
  * from `key` and a fresh random store id (SP 800-108 counter mode, AES-CMAC); the key is not
  * needed afterwards. `page_size` is a power of two from CCMEM_PAGE_SIZE_MIN to _MAX.
  * `version_limit` is the highest version a page may reach (0: the format's own limit, 2^63 - 1).
- * `tweak_cache_entries` bounds the tweak cache (0: off; rounded up to a power of two, never more
- * than the pages need). CCMEM_ERR_ARGUMENT, _NOMEM, _MEMLOCK, _FORK, _ENTROPY. */
+ * `tweak_cache_entries` bounds the tweak cache of the XTS ciphers (0: off; rounded up to a power of
+ * two, never more than the pages need). CCMEM_ERR_ARGUMENT, _NOMEM, _MEMLOCK, _FORK, _ENTROPY. */
 ccmem_status ccmem_store_new(const ccmem_key *key, ccmem_cipher cipher, uint64_t nbytes,
                              uint32_t page_size, uint64_t version_limit,
                              uint32_t tweak_cache_entries, ccmem_store **out);
 
 /* Decrypts n bytes from `offset` into `out`. Each page is read as one writer left it; a range over
  * several pages may see some before and some after a concurrent write. On CCMEM_ERR_RANGE and
- * CCMEM_ERR_FORK nothing is written. */
+ * CCMEM_ERR_FORK nothing is written. CCMEM_ERR_INTEGRITY (authenticated ciphers): a page was
+ * changed, all n bytes of `out` are zero, and ccmem_last_failure tells which page. */
 ccmem_status ccmem_store_read(ccmem_store *store, uint64_t offset, void *out, uint64_t n);
 
 /* Encrypts n bytes from `data` to `offset`; every page touched moves to its next version, pages
  * covered in part keep their other bytes. `data` must not overlap the store's own ciphertext.
- * On CCMEM_ERR_RANGE, CCMEM_ERR_FORK, CCMEM_ERR_VERSION nothing has changed (CCMEM_ERR_VERSION
- * under concurrent writers to the same pages: some whole pages may have been written). */
+ * On CCMEM_ERR_RANGE, CCMEM_ERR_FORK, CCMEM_ERR_VERSION nothing has changed, nor on
+ * CCMEM_ERR_INTEGRITY: a page to be covered in part was changed (both under concurrent writers to
+ * the same pages: some whole pages may have been written). A page covered as a whole, up to the end
+ * of the store, is replaced without a look at what it was. */
 ccmem_status ccmem_store_write(ccmem_store *store, uint64_t offset, const void *data, uint64_t n);
 
 /* Decrypts `count` runs of `run` bytes each, from offsets[i] to out + i * run. All runs are checked
- * first: on CCMEM_ERR_RANGE and CCMEM_ERR_FORK nothing is written. */
+ * first: on CCMEM_ERR_RANGE and CCMEM_ERR_FORK nothing is written. On CCMEM_ERR_INTEGRITY all of
+ * `out` is zero. */
 ccmem_status ccmem_store_gather(ccmem_store *store, const uint64_t *offsets, uint64_t count,
                                 uint64_t run, void *out);
 
 /* Encrypts `count` runs of `run` bytes each, from data + i * run to offsets[i], in order where runs
- * overlap. Errors as for ccmem_store_write; CCMEM_ERR_VERSION may leave a prefix of the runs
- * written. */
+ * overlap. Errors as for ccmem_store_write; CCMEM_ERR_VERSION and CCMEM_ERR_INTEGRITY may leave a
+ * prefix of the runs written. */
 ccmem_status ccmem_store_scatter(ccmem_store *store, const uint64_t *offsets, uint64_t count,
                                  uint64_t run, const void *data);
 
 /* Copies the versions of `count` pages from page `first`. 0 means never written. */
 ccmem_status ccmem_store_versions(ccmem_store *store, uint64_t first, uint64_t count,
                                   uint64_t *out);
+
+/* Opens `count` pages from page `first` without handing anything out, in several threads. bad[i] is
+ * set to 1 for a page that does not match its tag, else to 0; *failures counts these, and the status
+ * is CCMEM_OK all the same. CCMEM_ERR_ARGUMENT for a cipher without tags, CCMEM_ERR_RANGE,
+ * CCMEM_ERR_FORK. */
+ccmem_status ccmem_store_verify(ccmem_store *store, uint64_t first, uint64_t count, uint8_t *bad,
+                                uint64_t *failures);
+
+/* The page behind the last CCMEM_ERR_INTEGRITY that a store function returned in this thread. */
+ccmem_failure ccmem_last_failure(void);
+
+/* 1 when pages of this cipher carry a tag, else 0. */
+int ccmem_cipher_authenticated(ccmem_cipher cipher);
+
+/* Where the store keeps its versions and tags (16 bytes a page; NULL for a cipher without), for
+ * tests that damage them. Nothing else may write there. CCMEM_ERR_FORK. */
+ccmem_status ccmem_store_records(ccmem_store *store, uint64_t **versions, uint8_t **tags);
 
 /* Adds up the store's counters. They are exact while no other thread uses the store. */
 ccmem_status ccmem_store_stats(ccmem_store *store, ccmem_stats *out);
@@ -241,6 +272,21 @@ ccmem_status ccmem_plain_get_stats(ccmem_plain_stats *out);
 ccmem_status ccmem_xts(ccmem_tier tier, int encrypt, const uint8_t *key, size_t key_len,
                        const uint8_t tweak[16], const uint8_t *in, uint8_t *out, size_t n);
 
+/* AEGIS-128L (lanes = 1) or AEGIS-128X2 (lanes = 2) as in RFC 10032 (draft-irtf-cfrg-aegis-aead):
+ * encrypts n bytes from `in` to `out` (the same, or no overlap) and writes a tag of tag_len bytes, 16
+ * or 32. `in` and `out` may be NULL when n is 0, and so may `ad` when ad_len is 0.
+ * CCMEM_ERR_ARGUMENT, _TIER. */
+ccmem_status ccmem_aegis_encrypt(ccmem_tier tier, unsigned lanes, const uint8_t key[16],
+                                 const uint8_t nonce[16], const uint8_t *ad, size_t ad_len,
+                                 const uint8_t *in, uint8_t *out, size_t n, uint8_t *tag,
+                                 size_t tag_len);
+
+/* The reverse. CCMEM_ERR_INTEGRITY when the tag does not match: `out` is zero then. */
+ccmem_status ccmem_aegis_decrypt(ccmem_tier tier, unsigned lanes, const uint8_t key[16],
+                                 const uint8_t nonce[16], const uint8_t *ad, size_t ad_len,
+                                 const uint8_t *in, uint8_t *out, size_t n, const uint8_t *tag,
+                                 size_t tag_len);
+
 /* AES-CMAC (SP 800-38B) of n bytes under a key of 16, 24 or 32 bytes. CCMEM_ERR_ARGUMENT, _TIER. */
 ccmem_status ccmem_cmac(ccmem_tier tier, const uint8_t *key, size_t key_len, const uint8_t *msg,
                         size_t n, uint8_t tag[16]);
@@ -258,7 +304,8 @@ int ccmem_equal(const void *a, const void *b, size_t n);
 /* ---- measuring: timed loops that must not cross the interpreter ----------------------------- */
 
 /* Bytes per second that the AES unit alone could encrypt with `tier`'s instructions and the given
- * number of rounds (10 or 14): `repeats` passes over 8 independent registers, nothing else.
+ * number of AES rounds a block (10 or 14; 4 for AEGIS-128): `repeats` passes over 8 independent
+ * registers, nothing else.
  * 0 for the portable tier, which has no such unit. */
 double ccmem_measure_ceiling(ccmem_tier tier, unsigned rounds, uint64_t repeats);
 
@@ -266,9 +313,11 @@ double ccmem_measure_ceiling(ccmem_tier tier, unsigned rounds, uint64_t repeats)
 typedef enum ccmem_measure_op { CCMEM_MEASURE_SEAL = 0, CCMEM_MEASURE_OPEN } ccmem_measure_op;
 
 /* Seconds for `repeats` calls that seal or open `npages` contiguous pages from `in` to `out` (the
- * same address: in place), one kernel call for all pages, with a random key. */
+ * same address: in place), one kernel call for all pages, with a random key. To be opened, pages of
+ * an authenticated cipher are sealed in `in` before the clock starts, and must not be opened in
+ * place (CCMEM_ERR_ARGUMENT). */
 ccmem_status ccmem_measure_pages(ccmem_tier tier, ccmem_cipher cipher, ccmem_measure_op op,
-                                 const uint8_t *in, uint8_t *out, uint32_t page_size,
+                                 uint8_t *in, uint8_t *out, uint32_t page_size,
                                  uint64_t npages, uint64_t repeats, double *seconds);
 
 /* Seconds for `count` reads of 64 bytes at pseudo-random 64-byte-aligned offsets of the store. With
@@ -279,6 +328,15 @@ ccmem_status ccmem_measure_random_reads(ccmem_store *store, uint64_t count, int 
 /* The same walk over plain memory of n bytes with a 64-byte copy in place of the read. */
 ccmem_status ccmem_measure_random_copies(const uint8_t *memory, uint64_t n, uint64_t count,
                                          int dependent, double *seconds);
+
+/* Seconds for one pass over the store that opens `step` bytes at a time into the same scratch of
+ * `step` bytes, which stays in the cache. Errors of ccmem_store_read. */
+ccmem_status ccmem_measure_open_to_scratch(ccmem_store *store, uint8_t *scratch, uint64_t step,
+                                           double *seconds);
+
+/* Seconds for one pass that reads n bytes, a multiple of 256, with the widest loads that the tier in
+ * use has, and does nothing with them. */
+double ccmem_measure_plain_read(const uint8_t *memory, uint64_t n);
 
 /* Seconds for one memcpy of n bytes. */
 double ccmem_measure_memcpy(void *out, const void *in, uint64_t n);

@@ -13,6 +13,8 @@ typedef struct runs {
     const uint64_t *offsets;
     uint64_t count, run;
     uint8_t *out;
+    int status;            /* atomic */
+    ccmem_failure failure; /* written by the thread that set `status` from CCMEM_OK */
 } runs;
 
 static ccmem_status check_runs(ccmem_store *store, const uint64_t *offsets, uint64_t count,
@@ -27,13 +29,20 @@ static ccmem_status check_runs(ccmem_store *store, const uint64_t *offsets, uint
     return CCMEM_OK;
 }
 
-/* The runs were checked and the store is this process's: reading cannot fail. */
 static void gather_runs(void *arg, uint64_t begin, uint64_t end) {
-    const runs *r = arg;
+    runs *r = arg;
     for (uint64_t i = begin; i < end; i++) {
         if (i + AHEAD < end)
             store_prefetch(r->store, r->offsets[i + AHEAD], r->run);
-        (void)ccmem_store_read(r->store, r->offsets[i], r->out + i * r->run, r->run);
+        ccmem_status status =
+            ccmem_store_read(r->store, r->offsets[i], r->out + i * r->run, r->run);
+        if (__builtin_expect(status != CCMEM_OK, 0)) {
+            int none = CCMEM_OK;
+            if (__atomic_compare_exchange_n(&r->status, &none, (int)status, 0, __ATOMIC_RELAXED,
+                                            __ATOMIC_RELAXED))
+                r->failure = ccmem_last_failure();
+            return;
+        }
     }
 }
 
@@ -45,7 +54,11 @@ ccmem_status ccmem_store_gather(ccmem_store *store, const uint64_t *offsets, uin
         return status;
     uint64_t grain = GRAIN_BYTES / run;
     parallel_for(count, grain ? grain : 1, gather_runs, &r);
-    return CCMEM_OK;
+    if (r.status != CCMEM_OK)
+        ccmem_wipe(out, count * run);
+    if (r.status == CCMEM_ERR_INTEGRITY)
+        store_set_failure(r.failure);
+    return (ccmem_status)r.status;
 }
 
 /* How many runs from the first on follow each other in the store too. */

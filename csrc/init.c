@@ -125,6 +125,8 @@ const char *ccmem_status_text(ccmem_status status) {
     case CCMEM_ERR_KEYFILE:
         return "the key file must hold exactly 32 bytes, or 64 hexadecimal digits with at most one "
                "newline after them";
+    case CCMEM_ERR_INTEGRITY:
+        return "a page or a message does not match its tag";
     }
     return "unknown status";
 }

@@ -106,6 +106,7 @@ static ccmem_status hex_decode(uint8_t *text) {
         unsigned hi = hex_digit(text[2 * i], &bad), lo = hex_digit(text[2 * i + 1], &bad);
         text[i] = (uint8_t)(hi << 4 | lo);
     }
+    DECLASSIFY(bad); /* that some digit is none is what the caller is told; not which */
     return bad ? CCMEM_ERR_KEYFILE : CCMEM_OK;
 }
 
@@ -133,6 +134,7 @@ static ccmem_status read_key(int fd, uint8_t *raw) {
         return status;
     if (length == CCMEM_ROOT_KEY_SIZE)
         return CCMEM_OK;
+    DECLASSIFY(raw[HEX_DIGITS]); /* no byte of the key: anything but a newline is refused */
     if (length == HEX_DIGITS || (length == KEY_FILE_MAX && raw[HEX_DIGITS] == '\n'))
         return hex_decode(raw);
     return CCMEM_ERR_KEYFILE;

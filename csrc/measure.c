@@ -2,12 +2,14 @@
  *
  * Timed loops for the benchmarks. They live here because a call from the interpreter costs more
  * than what most of them measure. */
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
 #include "cpu.h"
 #include "key.h"
 #include "page.h"
+#include "xts.h"
 
 #if CCMEM_X86
 #include <immintrin.h>
@@ -77,40 +79,64 @@ double ccmem_measure_ceiling(ccmem_tier tier, unsigned rounds, uint64_t repeats)
 
 /* ---- pages ----------------------------------------------------------------------------------- */
 
+/* Seals or opens all pages once, page p under number p. Not 0 when one did not match its tag. */
+static uint64_t pass(const page_context *ctx, ccmem_measure_op op, uint8_t *out, const uint8_t *in,
+                     page_tag *tag, uint64_t npages) {
+    uint64_t version[PAGE_BATCH], bad = 0;
+
+    for (int i = 0; i < PAGE_BATCH; i++)
+        version[i] = 1 + (uint64_t)i;
+    for (uint64_t p = 0, n; p < npages; p += n) {
+        uint64_t at = p * ctx->size;
+        page_tag *tags = tag ? tag + p : NULL;
+        n = npages - p < PAGE_BATCH ? npages - p : PAGE_BATCH;
+        if (op == CCMEM_MEASURE_SEAL)
+            ctx->ops->seal(ctx, out + at, in + at, p, version, tags, (size_t)n, 0);
+        else
+            bad |= ctx->ops->open(ctx, out + at, in + at, p, version, (const page_tag *)tags,
+                                  (size_t)n, 0);
+    }
+    return bad;
+}
+
 ccmem_status ccmem_measure_pages(ccmem_tier tier, ccmem_cipher cipher, ccmem_measure_op op,
-                                 const uint8_t *in, uint8_t *out, uint32_t page_size,
-                                 uint64_t npages, uint64_t repeats, double *seconds) {
+                                 uint8_t *in, uint8_t *out, uint32_t page_size, uint64_t npages,
+                                 uint64_t repeats, double *seconds) {
+    const page_suite *suite = page_suite_of(cipher);
+    _Alignas(64) uint8_t key[sizeof(xts_key)]; /* the largest of all ciphers */
     uint8_t raw[64];
-    xts_key key;
-    uint64_t version[PAGE_BATCH];
-    page_context ctx = {.key = &key, .size = page_size};
-    size_t key_len = cipher == CCMEM_AES_128_XTS ? 32 : 64;
+    page_context ctx;
+    page_tag *tag = NULL;
 
     if (!ccmem_tier_usable(tier))
         return CCMEM_ERR_TIER;
-    if ((unsigned)cipher >= CCMEM_CIPHER_COUNT || page_size < CCMEM_PAGE_SIZE_MIN ||
-        page_size > CCMEM_PAGE_SIZE_MAX || (page_size & (page_size - 1)))
+    if (!suite || page_size < CCMEM_PAGE_SIZE_MIN || page_size > CCMEM_PAGE_SIZE_MAX ||
+        (page_size & (page_size - 1)))
         return CCMEM_ERR_ARGUMENT;
-    ccmem_status status = random_bytes(raw, key_len);
+    if (suite->authenticated && op == CCMEM_MEASURE_OPEN && in == out)
+        return CCMEM_ERR_ARGUMENT;
+    ccmem_status status = random_bytes(raw, suite->subkey_size);
     if (status == CCMEM_OK)
-        status = xts_expand(&key, raw, key_len);
-    if (status != CCMEM_OK)
-        return status;
-    ctx.ops = xts_tier(tier);
-    for (int i = 0; i < PAGE_BATCH; i++)
-        version[i] = 1 + (uint64_t)i;
-    double start = seconds_now();
-    for (uint64_t r = 0; r < repeats; r++) {
-        for (uint64_t p = 0, n; p < npages; p += n) {
-            n = npages - p < PAGE_BATCH ? npages - p : PAGE_BATCH;
-            (op == CCMEM_MEASURE_SEAL ? page_seal : page_open)(
-                &ctx, out + p * page_size, in + p * page_size, p, version, (size_t)n, 0);
-        }
+        status = page_init(&ctx, cipher, tier, page_size, key, raw);
+    if (status == CCMEM_OK && suite->authenticated &&
+        !(tag = malloc((npages ? npages : 1) * sizeof tag[0])))
+        status = CCMEM_ERR_NOMEM;
+    if (status == CCMEM_OK) {
+        uint64_t bad = 0;
+        if (tag && op == CCMEM_MEASURE_OPEN)
+            pass(&ctx, CCMEM_MEASURE_SEAL, in, in, tag, npages);
+        double start = seconds_now();
+        for (uint64_t r = 0; r < repeats; r++)
+            bad |= pass(&ctx, op, out, in, tag, npages);
+        *seconds = seconds_now() - start;
+        /* Pages that do not open again would be a fault of the kernel. */
+        if (bad)
+            status = CCMEM_ERR_INTEGRITY;
     }
-    *seconds = seconds_now() - start;
+    free(tag);
     ccmem_wipe(raw, sizeof raw);
-    ccmem_wipe(&key, sizeof key);
-    return CCMEM_OK;
+    ccmem_wipe(key, sizeof key);
+    return status;
 }
 
 /* ---- 64 bytes at random ---------------------------------------------------------------------- */
@@ -166,6 +192,60 @@ ccmem_status ccmem_measure_random_copies(const uint8_t *memory, uint64_t n, uint
     }
     *seconds = seconds_now() - start;
     return CCMEM_OK;
+}
+
+/* ---- a whole store, and plain memory ----------------------------------------------------------- */
+
+ccmem_status ccmem_measure_open_to_scratch(ccmem_store *store, uint8_t *scratch, uint64_t step,
+                                           double *seconds) {
+    uint64_t size = ccmem_store_size(store);
+    if (!step)
+        return CCMEM_ERR_ARGUMENT;
+    double start = seconds_now();
+    for (uint64_t at = 0, n; at < size; at += n) {
+        n = size - at < step ? size - at : step;
+        ccmem_status status = ccmem_store_read(store, at, scratch, n);
+        if (status != CCMEM_OK)
+            return status;
+    }
+    *seconds = seconds_now() - start;
+    return CCMEM_OK;
+}
+
+/* Loads whose values an empty assembler statement asks for, so that the compiler keeps them all; no
+ * addition waits for another. */
+#define PLAIN_READ(name, attribute, type, constraint)                                             \
+    attribute static void name(const uint8_t *memory, uint64_t n) {                               \
+        enum { LOADS = 256 / sizeof(type) };                                                      \
+        for (uint64_t at = 0; at < n; at += 256) {                                                \
+            _Pragma("GCC unroll 32") for (int i = 0; i < LOADS; i++) {                            \
+                type value;                                                                       \
+                memcpy(&value, memory + at + (size_t)i * sizeof value, sizeof value);             \
+                __asm__ volatile("" : : constraint(value));                                       \
+            }                                                                                     \
+        }                                                                                         \
+    }
+
+PLAIN_READ(plain_read64, __attribute__((noinline)), uint64_t, "r")
+#if CCMEM_X86
+PLAIN_READ(plain_read128, __attribute__((target("sse2"), noinline)), __m128i, "x")
+PLAIN_READ(plain_read256, __attribute__((target("avx2"), noinline)), __m256i, "x")
+PLAIN_READ(plain_read512, __attribute__((target("avx512f"), noinline)), __m512i, "v")
+#endif
+
+double ccmem_measure_plain_read(const uint8_t *memory, uint64_t n) {
+    void (*read)(const uint8_t *, uint64_t) = plain_read64;
+#if CCMEM_X86
+    switch (ccmem_tier_active()) {
+    case CCMEM_TIER_AESNI: read = plain_read128; break;
+    case CCMEM_TIER_VAES256: read = plain_read256; break;
+    case CCMEM_TIER_VAES512: read = plain_read512; break;
+    default: break;
+    }
+#endif
+    double start = seconds_now();
+    read(memory, n);
+    return seconds_now() - start;
 }
 
 double ccmem_measure_memcpy(void *out, const void *in, uint64_t n) {

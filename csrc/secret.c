@@ -74,7 +74,11 @@ int ccmem_equal(const void *a, const void *b, size_t n) {
         /* Hides the value, so that no compiler leaves the loop at the first difference. */
         __asm__("" : "+r"(differ));
     }
-    return (int)((differ - 1) >> 8 & 1);
+    differ = (differ - 1) >> 8 & 1;
+    /* One bit, which every caller reports to its own: whether a tag, or half of a key, was the same.
+     * Where they differ stays secret. */
+    DECLASSIFY(differ);
+    return (int)differ;
 }
 
 /* ---- mapping --------------------------------------------------------------------------------- */

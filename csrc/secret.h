@@ -20,6 +20,16 @@
 #define CLEAR_REGISTERS
 #endif
 
+/* Marks a variable, computed from secrets, as one that everybody may know, for the proof of constant
+ * time (`make ct`, tests/ct), which reports every branch and address that depends on a secret. Each
+ * use says why. Elsewhere it is nothing. */
+#ifdef CCMEM_CT
+#include <valgrind/memcheck.h>
+#define DECLASSIFY(variable) (void)VALGRIND_MAKE_MEM_DEFINED(&(variable), sizeof(variable))
+#else
+#define DECLASSIFY(variable) (void)0
+#endif
+
 /* Copies n bytes without the C library, whose copy would leave them in vector registers. */
 static inline void copy_secret(void *out, const void *in, size_t n) {
 #if defined(__x86_64__)

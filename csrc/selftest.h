@@ -5,6 +5,14 @@
 
 #include "ccmem.h"
 
+/* splitmix64 (Steele, Lea, Flood 2014) into n bytes: the data only has to look different
+ * everywhere. */
+void selftest_fill(uint8_t *p, size_t n, uint64_t seed);
+
+/* AEGIS with the kernels of a tier that the processor supports. CCMEM_ERR_SELFTEST,
+ * CCMEM_ERR_NOMEM. */
+ccmem_status selftest_aegis(ccmem_tier tier);
+
 /* Tests a tier that the processor supports. CCMEM_ERR_SELFTEST, CCMEM_ERR_NOMEM. */
 ccmem_status selftest_run(ccmem_tier tier);
 

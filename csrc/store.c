@@ -1,13 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Where ciphertext and versions live, and who may touch them when.
+ * Where ciphertext, versions and tags live, and who may touch them when.
  *
  * Each page has one 64-bit word: its version, and in the top bit a writer's lock. Writers take the
  * lock, seal the page under version + 1 and publish that version, which drops the lock. Readers
  * take nothing: they decrypt under the version they saw and look again afterwards, as with a
  * sequence lock, and repeat when a writer came between. So a read costs no locked instruction, and
  * readers never wait for each other; a version also never repeats, which makes the second look
- * conclusive. */
+ * conclusive. A page that matches its tag needs no second look; one that does not is an error only if
+ * no writer came between.
+ *
+ * The word may be damaged like any memory. A lock that is set while no thread writes is such damage
+ * (for this the shards count their writers) and ends as an error, not in a wait without end. */
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
@@ -44,11 +48,13 @@ struct ccmem_mapping {
  * of one group may lose a count, and no thread ever waits for another's cache line. */
 typedef struct shard {
     _Alignas(128) ccmem_stats count;
+    uint64_t writers; /* atomic: threads of the group that may hold a page's lock */
 } shard;
 
 struct ccmem_store {
     page_context page;
     uint64_t *version; /* one word a page */
+    page_tag *tag;     /* NULL for a cipher without */
     uint8_t *ct;
     uint64_t generation;
     uint64_t nbytes;
@@ -56,18 +62,18 @@ struct ccmem_store {
     uint64_t version_limit;
     uint32_t page_shift;
     ccmem_secret_level level;
-    xts_key *key;
+    void *key; /* expanded, in secret memory */
+    const page_suite *suite;
     ccmem_mapping *mapping;
     shard shards[SHARDS];
 };
 
-static const struct {
-    const char *name; /* the key derivation's label */
-    size_t key_len;
-} ciphers[CCMEM_CIPHER_COUNT] = {
-    [CCMEM_AES_128_XTS] = {"aes-128-xts", 32},
-    [CCMEM_AES_256_XTS] = {"aes-256-xts", 64},
-};
+/* As errno: the page that the last failed call in this thread was about. */
+static _Thread_local ccmem_failure last_failure;
+
+ccmem_failure ccmem_last_failure(void) { return last_failure; }
+
+void store_set_failure(ccmem_failure failure) { last_failure = failure; }
 
 static shard *my_shard(ccmem_store *s) {
     static unsigned threads; /* atomic */
@@ -84,19 +90,50 @@ static inline void add(uint64_t *counter, uint64_t n) {
 
 /* ---- page words ------------------------------------------------------------------------------ */
 
-static void back_off(unsigned *spins) {
-    if (++*spins % 64)
-        cpu_relax();
-    else
-        sched_yield();
+/* A lock without a holder is seen this often in a row before it is believed. */
+enum { ORPHAN_LOOKS = 64 };
+
+/* The number of threads that may hold a lock. When it is 0, every lock seen before has been dropped
+ * since. */
+static uint64_t writers(const ccmem_store *s) {
+    uint64_t n = 0;
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    for (int i = 0; i < SHARDS; i++)
+        n += __atomic_load_n(&s->shards[i].writers, __ATOMIC_ACQUIRE);
+    return n;
 }
 
-/* The page's version, once no writer holds it. */
-static inline uint64_t stable_version(const uint64_t *word) {
+/* One turn of waiting for the lock in `word`, last seen as `seen`. 0 when nobody holds it: after no
+ * writer was there, it was the same as before, ORPHAN_LOOKS times. */
+static int wait_for_writer(const ccmem_store *s, const uint64_t *word, uint64_t seen,
+                           unsigned *spins, unsigned *orphan) {
+    if (++*spins % 64) {
+        cpu_relax();
+        return 1;
+    }
+    if (writers(s) == 0 && __atomic_load_n(word, __ATOMIC_ACQUIRE) == seen) {
+        if (++*orphan == ORPHAN_LOOKS)
+            return 0;
+    } else {
+        *orphan = 0;
+    }
+    sched_yield();
+    return 1;
+}
+
+static ccmem_status damaged(shard *sh, uint64_t page, uint64_t version) {
+    add(&sh->count.integrity_failures, 1);
+    last_failure = (ccmem_failure){page, version};
+    return CCMEM_ERR_INTEGRITY;
+}
+
+/* The page's version, once no writer holds it; with LOCK when nobody will ever drop it. */
+static inline uint64_t stable_version(const ccmem_store *s, const uint64_t *word) {
     uint64_t v = __atomic_load_n(word, __ATOMIC_ACQUIRE);
-    unsigned spins = 0;
+    unsigned spins = 0, orphan = 0;
     while (__builtin_expect((v & LOCK) != 0, 0)) {
-        back_off(&spins);
+        if (!wait_for_writer(s, word, v, &spins, &orphan))
+            return v;
         v = __atomic_load_n(word, __ATOMIC_ACQUIRE);
     }
     return v;
@@ -107,69 +144,125 @@ static inline int unchanged(const uint64_t *word, uint64_t version) {
     return __builtin_expect(__atomic_load_n(word, __ATOMIC_RELAXED) == version, 1);
 }
 
-/* Locks one page for writing and returns its version. */
-static uint64_t lock_page(uint64_t *word) {
-    for (unsigned spins = 0;; back_off(&spins)) {
-        uint64_t v = __atomic_load_n(word, __ATOMIC_RELAXED);
-        if (!(v & LOCK) && __atomic_compare_exchange_n(word, &v, v | LOCK, 0, __ATOMIC_ACQUIRE,
-                                                       __ATOMIC_RELAXED)) {
-            /* The page must not change before the lock shows. */
-            __atomic_thread_fence(__ATOMIC_RELEASE);
-            return v;
-        }
+/* Locks pages from `first` on for writing, as many of n as nobody holds, and returns how many; v[i] is
+ * what page i had for a version. Until publish() this thread counts as a writer; it never waits while it
+ * does, so writers that wait hold nothing and wait for no one in a circle. */
+static uint64_t lock_free_pages(ccmem_store *s, shard *sh, uint64_t first, uint64_t n,
+                                uint64_t *v) {
+    uint64_t i = 0;
+    __atomic_fetch_add(&sh->writers, 1, __ATOMIC_SEQ_CST);
+    for (; i < n; i++) {
+        uint64_t *word = &s->version[first + i];
+        v[i] = __atomic_load_n(word, __ATOMIC_RELAXED);
+        if ((v[i] & LOCK) || !__atomic_compare_exchange_n(word, &v[i], v[i] | LOCK, 0,
+                                                          __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
+            break;
+    }
+    if (i) /* no page may change before its lock shows */
+        __atomic_thread_fence(__ATOMIC_RELEASE);
+    else
+        __atomic_fetch_sub(&sh->writers, 1, __ATOMIC_RELEASE);
+    return i;
+}
+
+/* The same for at least one page, waiting for its writer. 0 when nobody will ever drop its lock; v[0]
+ * is then what its word holds. */
+static uint64_t lock_pages(ccmem_store *s, shard *sh, uint64_t first, uint64_t n, uint64_t *v) {
+    unsigned spins = 0, orphan = 0;
+    for (;;) {
+        uint64_t locked = lock_free_pages(s, sh, first, n, v);
+        if (locked)
+            return locked;
+        if ((v[0] & LOCK) && !wait_for_writer(s, &s->version[first], v[0], &spins, &orphan))
+            return 0;
     }
 }
 
-static inline void publish(uint64_t *word, uint64_t version) {
-    __atomic_store_n(word, version, __ATOMIC_RELEASE);
+/* Gives the n pages that were locked together their versions, which drops the locks. */
+static inline void publish(ccmem_store *s, shard *sh, uint64_t first, const uint64_t *v,
+                           uint64_t n) {
+    for (uint64_t i = 0; i < n; i++)
+        __atomic_store_n(&s->version[first + i], v[i], __ATOMIC_RELEASE);
+    __atomic_fetch_sub(&sh->writers, 1, __ATOMIC_RELEASE);
 }
 
 /* ---- part of a page -------------------------------------------------------------------------- */
 
-static void open_part(ccmem_store *s, shard *sh, uint64_t page, uint64_t version, uint32_t offset,
-                      uint8_t *out, uint32_t n) {
+/* A page marked as never written has no tag; a version that was put back to 0 leaves one behind. */
+static int never_written(const ccmem_store *s, uint64_t page) {
+    static const page_tag none;
+    return !s->tag || ccmem_equal(s->tag[page], none, sizeof none);
+}
+
+static inline uint8_t *tag_of(const ccmem_store *s, uint64_t page) {
+    return s->tag ? s->tag[page] : NULL;
+}
+
+/* 0 when the page does not match its tag; the n bytes are zero then. */
+static int open_part(ccmem_store *s, shard *sh, uint64_t page, uint64_t version, uint32_t offset,
+                     uint8_t *out, uint32_t n) {
     if (version == 0) {
         memset(out, 0, n);
-        return;
+        return never_written(s, page);
     }
-    int hit = page_open_part(&s->page, out, s->ct + (page << s->page_shift), page, version, offset,
-                             n);
-    add(hit ? &sh->count.tweak_hits : &sh->count.tweak_misses, 1);
+    page_result result =
+        s->page.ops->open_part(&s->page, out, s->ct + (page << s->page_shift), page, version,
+                               tag_of(s, page), offset, n);
+    if (__builtin_expect(result == PAGE_HIT, 1))
+        add(&sh->count.tweak_hits, 1);
+    else if (result == PAGE_MISS)
+        add(&sh->count.tweak_misses, 1);
     add(&sh->count.pages_opened, 1);
+    return result != PAGE_BAD;
 }
 
-static void read_part(ccmem_store *s, shard *sh, uint64_t page, uint32_t offset, uint8_t *out,
-                      uint32_t n) {
-    uint64_t *word = &s->version[page];
+static ccmem_status read_part(ccmem_store *s, shard *sh, uint64_t page, uint32_t offset,
+                              uint8_t *out, uint32_t n) {
+    uint64_t *word = &s->version[page], v;
     for (int tries = 0; tries < READ_RETRIES; tries++) {
-        uint64_t v = stable_version(word);
-        open_part(s, sh, page, v, offset, out, n);
+        v = stable_version(s, word);
+        if (__builtin_expect((v & LOCK) != 0, 0)) {
+            memset(out, 0, n);
+            return damaged(sh, page, v);
+        }
+        int good = open_part(s, sh, page, v, offset, out, n);
         if (unchanged(word, v))
-            return;
+            return __builtin_expect(good, 1) ? CCMEM_OK : damaged(sh, page, v);
         add(&sh->count.retries, 1);
     }
-    uint64_t v = lock_page(word);
-    open_part(s, sh, page, v, offset, out, n);
-    publish(word, v);
+    if (!lock_pages(s, sh, page, 1, &v)) {
+        memset(out, 0, n);
+        return damaged(sh, page, v);
+    }
+    int good = open_part(s, sh, page, v, offset, out, n);
+    publish(s, sh, page, &v, 1);
+    return good ? CCMEM_OK : damaged(sh, page, v);
 }
 
+/* `anew`: the runs are all that the page is to hold, whatever became of it, and the rest zeros. */
 static ccmem_status write_parts(ccmem_store *s, shard *sh, uint64_t page, const uint64_t *offsets,
-                                size_t count, const uint8_t *data, uint32_t n) {
-    uint64_t *word = &s->version[page];
-    uint64_t v = lock_page(word);
-    if (v >= s->version_limit) {
-        publish(word, v);
-        return CCMEM_ERR_VERSION;
-    }
-    page_modify(&s->page, s->ct + (page << s->page_shift), data, page, v, v + 1, offsets, count, n);
-    publish(word, v + 1);
-    add(&sh->count.pages_sealed, 1);
-    return CCMEM_OK;
+                                size_t count, const uint8_t *data, uint32_t n, int anew) {
+    ccmem_status status = CCMEM_OK;
+    uint64_t v;
+    if (!lock_pages(s, sh, page, 1, &v))
+        return damaged(sh, page, v);
+    if (v >= s->version_limit)
+        status = CCMEM_ERR_VERSION;
+    else if ((v == 0 && !anew && !never_written(s, page)) ||
+             s->page.ops->modify(&s->page, s->ct + (page << s->page_shift), data, page,
+                                 anew ? 0 : v, v + 1, tag_of(s, page), offsets, count,
+                                 n) == PAGE_BAD)
+        status = damaged(sh, page, v);
+    v += status == CCMEM_OK;
+    publish(s, sh, page, &v, 1);
+    if (status == CCMEM_OK)
+        add(&sh->count.pages_sealed, 1);
+    return status;
 }
 
 static ccmem_status write_part(ccmem_store *s, shard *sh, uint64_t page, uint64_t offset,
-                               const uint8_t *data, uint32_t n) {
-    return write_parts(s, sh, page, &offset, 1, data, n);
+                               const uint8_t *data, uint32_t n, int anew) {
+    return write_parts(s, sh, page, &offset, 1, data, n, anew);
 }
 
 /* ---- whole pages ----------------------------------------------------------------------------- */
@@ -179,38 +272,68 @@ typedef struct bulk {
     uint64_t first;
     uint8_t *out;
     const uint8_t *data;
+    uint8_t *bad; /* one byte a page, for verifying */
+    uint64_t failures; /* atomic */
     unsigned flags;
-    int status; /* atomic */
+    int status;            /* atomic */
+    ccmem_failure failure; /* written by the thread that set `status` from CCMEM_OK */
 } bulk;
+
+static int stopped(const bulk *b) {
+    return __atomic_load_n(&b->status, __ATOMIC_RELAXED) != CCMEM_OK;
+}
+
+/* Of several threads that fail, one tells. */
+static void stop(bulk *b, ccmem_status status) {
+    int none = CCMEM_OK;
+    if (__atomic_compare_exchange_n(&b->status, &none, (int)status, 0, __ATOMIC_RELAXED,
+                                    __ATOMIC_RELAXED))
+        b->failure = last_failure;
+}
 
 static uint64_t batch_pages(const ccmem_store *s) {
     uint64_t n = BATCH_BYTES >> s->page_shift;
     return n < PAGE_BATCH ? n : PAGE_BATCH;
 }
 
-static void read_batch(ccmem_store *s, shard *sh, uint64_t first, uint8_t *out, uint64_t n,
-                       unsigned flags) {
-    uint64_t v[PAGE_BATCH];
+/* Pages first + [0, n), all written or all never written. The mask of those that are bad. */
+static uint64_t open_run(ccmem_store *s, shard *sh, uint64_t first, const uint64_t *v, uint8_t *to,
+                         uint64_t n, unsigned flags) {
+    uint64_t bad = 0;
+    if (v[0]) {
+        bad = s->page.ops->open(&s->page, to, s->ct + (first << s->page_shift), first, v,
+                                s->tag ? s->tag + first : NULL, n, flags);
+        add(&sh->count.pages_opened, n);
+    } else {
+        memset(to, 0, n << s->page_shift);
+        for (uint64_t i = 0; i < n; i++)
+            bad |= (uint64_t)!never_written(s, first + i) << i;
+    }
+    return bad;
+}
+
+static ccmem_status read_batch(ccmem_store *s, shard *sh, uint64_t first, uint8_t *out, uint64_t n,
+                               unsigned flags) {
+    uint64_t v[PAGE_BATCH], bad = 0;
     for (uint64_t i = 0; i < n; i++)
-        v[i] = stable_version(&s->version[first + i]);
+        v[i] = stable_version(s, &s->version[first + i]);
     for (uint64_t i = 0, run; i < n; i += run) {
         for (run = 1; i + run < n && !v[i + run] == !v[i];)
             run++;
-        uint8_t *to = out + (i << s->page_shift);
-        if (v[i]) {
-            page_open(&s->page, to, s->ct + ((first + i) << s->page_shift), first + i, v + i, run,
-                      flags);
-            add(&sh->count.pages_opened, run);
-        } else {
-            memset(to, 0, run << s->page_shift);
-        }
+        bad |= open_run(s, sh, first + i, v + i, out + (i << s->page_shift), run, flags) << i;
     }
     for (uint64_t i = 0; i < n; i++) {
-        if (!unchanged(&s->version[first + i], v[i])) {
+        if (__builtin_expect(!unchanged(&s->version[first + i], v[i]) || (v[i] & LOCK), 0)) {
             add(&sh->count.retries, 1);
-            read_part(s, sh, first + i, 0, out + (i << s->page_shift), s->page.size);
+            ccmem_status status =
+                read_part(s, sh, first + i, 0, out + (i << s->page_shift), s->page.size);
+            if (status != CCMEM_OK)
+                return status;
+        } else if (__builtin_expect(bad >> i & 1, 0)) {
+            return damaged(sh, first + i, v[i]);
         }
     }
+    return CCMEM_OK;
 }
 
 static void read_pages(void *arg, uint64_t begin, uint64_t end) {
@@ -218,29 +341,44 @@ static void read_pages(void *arg, uint64_t begin, uint64_t end) {
     ccmem_store *s = b->store;
     shard *sh = my_shard(s);
     uint64_t most = batch_pages(s);
-    for (uint64_t i = begin, n; i < end; i += n) {
+    for (uint64_t i = begin, n; i < end && !stopped(b); i += n) {
         n = end - i < most ? end - i : most;
-        read_batch(s, sh, b->first + i, b->out + (i << s->page_shift), n, b->flags);
+        ccmem_status status =
+            read_batch(s, sh, b->first + i, b->out + (i << s->page_shift), n, b->flags);
+        if (status != CCMEM_OK)
+            stop(b, status);
     }
+}
+
+/* Pages first + [0, n), which are locked at the versions v; they are published here. */
+static ccmem_status write_locked(ccmem_store *s, shard *sh, uint64_t first, const uint8_t *data,
+                                 uint64_t *v, uint64_t n, unsigned flags) {
+    ccmem_status status = CCMEM_OK;
+    for (uint64_t i = 0; i < n; i++)
+        if (v[i] >= s->version_limit)
+            status = CCMEM_ERR_VERSION;
+    if (status == CCMEM_OK) {
+        for (uint64_t i = 0; i < n; i++)
+            v[i]++;
+        s->page.ops->seal(&s->page, s->ct + (first << s->page_shift), data, first, v,
+                          s->tag ? s->tag + first : NULL, n, flags);
+        add(&sh->count.pages_sealed, n);
+    }
+    publish(s, sh, first, v, n);
+    return status;
 }
 
 static ccmem_status write_batch(ccmem_store *s, shard *sh, uint64_t first, const uint8_t *data,
                                 uint64_t n, unsigned flags) {
-    uint64_t v[PAGE_BATCH] = {0};
-    int room = 1;
-    /* Every writer locks pages in ascending order, so no two wait for each other. */
-    for (uint64_t i = 0; i < n; i++) {
-        v[i] = lock_page(&s->version[first + i]) + 1;
-        room &= v[i] <= s->version_limit;
+    ccmem_status status = CCMEM_OK;
+    for (uint64_t i = 0, locked; i < n && status == CCMEM_OK; i += locked) {
+        uint64_t v[PAGE_BATCH];
+        locked = lock_pages(s, sh, first + i, n - i, v);
+        if (!locked)
+            return damaged(sh, first + i, v[0]);
+        status = write_locked(s, sh, first + i, data + (i << s->page_shift), v, locked, flags);
     }
-    if (room)
-        page_seal(&s->page, s->ct + (first << s->page_shift), data, first, v, n, flags);
-    for (uint64_t i = 0; i < n; i++)
-        publish(&s->version[first + i], room ? v[i] : v[i] - 1);
-    if (!room)
-        return CCMEM_ERR_VERSION;
-    add(&sh->count.pages_sealed, n);
-    return CCMEM_OK;
+    return status;
 }
 
 static void write_pages(void *arg, uint64_t begin, uint64_t end) {
@@ -248,15 +386,25 @@ static void write_pages(void *arg, uint64_t begin, uint64_t end) {
     ccmem_store *s = b->store;
     shard *sh = my_shard(s);
     uint64_t most = batch_pages(s);
-    for (uint64_t i = begin, n; i < end; i += n) {
+    for (uint64_t i = begin, n; i < end && !stopped(b); i += n) {
         n = end - i < most ? end - i : most;
         ccmem_status status =
             write_batch(s, sh, b->first + i, b->data + (i << s->page_shift), n, b->flags);
-        if (status != CCMEM_OK) {
-            __atomic_store_n(&b->status, status, __ATOMIC_RELAXED);
-            return;
-        }
+        if (status != CCMEM_OK)
+            stop(b, status);
     }
+}
+
+static void verify_pages(void *arg, uint64_t begin, uint64_t end) {
+    bulk *b = arg;
+    ccmem_store *s = b->store;
+    shard *sh = my_shard(s);
+    uint64_t failures = 0;
+    for (uint64_t i = begin; i < end; i++) {
+        b->bad[i] = read_part(s, sh, b->first + i, 0, NULL, 0) != CCMEM_OK;
+        failures += b->bad[i];
+    }
+    __atomic_fetch_add(&b->failures, failures, __ATOMIC_RELAXED);
 }
 
 /* ---- reading and writing --------------------------------------------------------------------- */
@@ -266,11 +414,13 @@ typedef struct range {
     uint64_t first, pages; /* whole pages */
     uint32_t head, tail;   /* bytes before and after */
     uint32_t head_offset;
+    int ends; /* at the end of the store: its last page is covered, though it may not be filled */
 } range;
 
 static range split(const ccmem_store *s, uint64_t offset, uint64_t n) {
     range r = {0};
     uint32_t size = s->page.size;
+    r.ends = offset + n == s->nbytes;
     r.first = offset >> s->page_shift;
     r.head_offset = (uint32_t)(offset & (size - 1));
     if (r.head_offset || n < size) {
@@ -283,10 +433,13 @@ static range split(const ccmem_store *s, uint64_t offset, uint64_t n) {
     return r;
 }
 
-static void run_bulk(bulk *b, uint64_t pages, parallel_body body) {
+static ccmem_status run_bulk(bulk *b, uint64_t pages, parallel_body body) {
     const ccmem_store *s = b->store;
-    b->flags = (pages << s->page_shift) >= STREAM_BYTES ? XTS_STREAM : 0;
+    b->flags = (pages << s->page_shift) >= STREAM_BYTES ? PAGE_STREAM : 0;
     parallel_for(pages, GRAIN_BYTES >> s->page_shift, body, b);
+    if (b->status == CCMEM_ERR_INTEGRITY)
+        last_failure = b->failure;
+    return (ccmem_status)b->status;
 }
 
 static inline ccmem_status check_call(const ccmem_store *s, uint64_t offset, uint64_t n) {
@@ -304,66 +457,118 @@ ccmem_status ccmem_store_read(ccmem_store *s, uint64_t offset, void *out, uint64
     shard *sh = my_shard(s);
     uint8_t *to = out;
     add(&sh->count.reads, 1);
-    add(&sh->count.bytes_read, n);
     uint32_t in_page = (uint32_t)(offset & (s->page.size - 1));
     if (n <= s->page.size - in_page) {
         if (n)
-            read_part(s, sh, offset >> s->page_shift, in_page, to, (uint32_t)n);
-        return CCMEM_OK;
+            status = read_part(s, sh, offset >> s->page_shift, in_page, to, (uint32_t)n);
+        if (__builtin_expect(status == CCMEM_OK, 1))
+            add(&sh->count.bytes_read, n);
+        return status;
     }
     range r = split(s, offset, n);
     if (r.head)
-        read_part(s, sh, r.first - 1, r.head_offset, to, r.head);
-    if (r.pages) {
+        status = read_part(s, sh, r.first - 1, r.head_offset, to, r.head);
+    if (status == CCMEM_OK && r.pages) {
         bulk b = {.store = s, .first = r.first, .out = to + r.head};
-        run_bulk(&b, r.pages, read_pages);
+        status = run_bulk(&b, r.pages, read_pages);
     }
-    if (r.tail)
-        read_part(s, sh, r.first + r.pages, 0, to + (n - r.tail), r.tail);
-    return CCMEM_OK;
+    if (status == CCMEM_OK && r.tail)
+        status = read_part(s, sh, r.first + r.pages, 0, to + (n - r.tail), r.tail);
+    if (status == CCMEM_OK)
+        add(&sh->count.bytes_read, n);
+    else
+        ccmem_wipe(out, n); /* the good pages too: no part of a refused read is handed out */
+    return status;
 }
 
 void store_prefetch(const ccmem_store *s, uint64_t offset, uint64_t n) {
     enum { LINE = 64, LINES = 8 }; /* the rest is left to the hardware, which sees a stream by then */
     uint64_t page = offset >> s->page_shift;
     __builtin_prefetch(&s->version[page]);
-    if (s->page.cache.entries)
+    if (s->tag) {
+        /* A page is read from its start, whatever part of it is wanted. */
+        __builtin_prefetch(s->tag[page]);
+        n += offset - (page << s->page_shift);
+        offset = page << s->page_shift;
+    } else if (s->page.cache.entries) {
         __builtin_prefetch(&s->page.cache.entries[page & s->page.cache.mask]);
+    }
     for (uint64_t i = 0; i < n && i < LINES * LINE; i += LINE)
         __builtin_prefetch(s->ct + offset + i);
 }
 
-/* Looks for room in all pages before the first is touched, so that a refused write changes nothing. */
-static ccmem_status check_versions(const ccmem_store *s, uint64_t offset, uint64_t n) {
+/* Looks for room, and for locks that nobody holds, in all pages before the first is touched, so that a
+ * refused write changes nothing. */
+static ccmem_status check_versions(ccmem_store *s, shard *sh, uint64_t offset, uint64_t n) {
     uint64_t last = (offset + n - 1) >> s->page_shift;
-    for (uint64_t p = offset >> s->page_shift; p <= last; p++)
-        if ((__atomic_load_n(&s->version[p], __ATOMIC_RELAXED) & ~LOCK) >= s->version_limit)
+    for (uint64_t p = offset >> s->page_shift; p <= last; p++) {
+        uint64_t v = __atomic_load_n(&s->version[p], __ATOMIC_RELAXED);
+        if (__builtin_expect((v & LOCK) != 0, 0)) {
+            v = stable_version(s, &s->version[p]);
+            if (v & LOCK)
+                return damaged(sh, p, v);
+        }
+        if (v >= s->version_limit)
             return CCMEM_ERR_VERSION;
+    }
     return CCMEM_OK;
+}
+
+/* A page that is covered in part has to be opened first. All of them are looked at before any page
+ * changes, so that a refused write changes nothing. */
+static ccmem_status check_parts(ccmem_store *s, shard *sh, const range *r) {
+    ccmem_status status = CCMEM_OK;
+    if (!s->tag || (r->head != 0) + (r->pages != 0) + (r->tail != 0) < 2)
+        return CCMEM_OK;
+    if (r->head)
+        status = read_part(s, sh, r->first - 1, 0, NULL, 0);
+    if (status == CCMEM_OK && r->tail && !r->ends)
+        status = read_part(s, sh, r->first + r->pages, 0, NULL, 0);
+    return status;
 }
 
 ccmem_status ccmem_store_write(ccmem_store *s, uint64_t offset, const void *data, uint64_t n) {
     ccmem_status status = check_call(s, offset, n);
     const uint8_t *from = data;
-    if (status == CCMEM_OK && n)
-        status = check_versions(s, offset, n);
     if (status != CCMEM_OK)
         return status;
     shard *sh = my_shard(s);
+    if (n)
+        status = check_versions(s, sh, offset, n);
+    if (status != CCMEM_OK)
+        return status;
     range r = split(s, offset, n);
-    if (r.head)
-        status = write_part(s, sh, r.first - 1, r.head_offset, from, r.head);
+    status = check_parts(s, sh, &r);
+    if (status == CCMEM_OK && r.head)
+        status = write_part(s, sh, r.first - 1, r.head_offset, from, r.head,
+                            r.ends && !r.head_offset && r.head == n);
     if (status == CCMEM_OK && r.pages) {
         bulk b = {.store = s, .first = r.first, .data = from + r.head};
-        run_bulk(&b, r.pages, write_pages);
-        status = (ccmem_status)b.status;
+        status = run_bulk(&b, r.pages, write_pages);
     }
     if (status == CCMEM_OK && r.tail)
-        status = write_part(s, sh, r.first + r.pages, 0, from + (n - r.tail), r.tail);
+        status = write_part(s, sh, r.first + r.pages, 0, from + (n - r.tail), r.tail, r.ends);
     if (status != CCMEM_OK)
         return status;
     add(&sh->count.writes, 1);
     add(&sh->count.bytes_written, n);
+    return CCMEM_OK;
+}
+
+ccmem_status ccmem_store_verify(ccmem_store *s, uint64_t first, uint64_t count, uint8_t *bad,
+                                uint64_t *failures) {
+    if (fork_alien(s->generation))
+        return CCMEM_ERR_FORK;
+    if (!s->tag && s->npages)
+        return CCMEM_ERR_ARGUMENT;
+    if (count > s->npages || first > s->npages - count)
+        return CCMEM_ERR_RANGE;
+    bulk b = {.store = s, .first = first, .bad = bad};
+    ccmem_failure before = last_failure; /* the status is CCMEM_OK, so it tells of no page */
+    if (count)
+        (void)run_bulk(&b, count, verify_pages);
+    last_failure = before;
+    *failures = b.failures;
     return CCMEM_OK;
 }
 
@@ -372,7 +577,7 @@ uint32_t store_page_size(const ccmem_store *s) { return s->page.size; }
 ccmem_status store_write_in_page(ccmem_store *s, const uint64_t *offsets, size_t count,
                                  const void *data, uint32_t n) {
     shard *sh = my_shard(s);
-    ccmem_status status = write_parts(s, sh, offsets[0] >> s->page_shift, offsets, count, data, n);
+    ccmem_status status = write_parts(s, sh, offsets[0] >> s->page_shift, offsets, count, data, n, 0);
     if (status == CCMEM_OK) {
         add(&sh->count.writes, 1);
         add(&sh->count.bytes_written, (uint64_t)count * n);
@@ -403,23 +608,38 @@ static ccmem_status new_mapping(uint64_t size, ccmem_mapping **out) {
 
 static ccmem_status new_key(ccmem_store *s, const ccmem_key *root, ccmem_cipher cipher) {
     uint8_t id[CCMEM_STORE_ID_SIZE];
-    void *slot, *subkey;
-    size_t len = ciphers[cipher].key_len;
-    ccmem_status status = secret_alloc(sizeof(xts_key), key_require(root), &slot, &s->level);
+    const page_suite *suite = s->suite;
+    void *subkey;
+    ccmem_status status = secret_alloc(suite->key_size, key_require(root), &s->key, &s->level);
     if (status != CCMEM_OK)
         return status;
-    s->key = slot;
-    s->page.key = slot;
     status = random_bytes(id, sizeof id);
     if (status != CCMEM_OK)
         return status;
-    status = secret_alloc(len, key_require(root), &subkey, NULL);
+    status = secret_alloc(suite->subkey_size, key_require(root), &subkey, NULL);
     if (status != CCMEM_OK)
         return status;
-    status = key_derive(root, ciphers[cipher].name, id, s->page.size, subkey, len);
+    status = key_derive(root, suite->name, id, s->page.size, subkey, suite->subkey_size);
     if (status == CCMEM_OK)
-        status = xts_expand(s->key, subkey, len);
+        status = page_init(&s->page, cipher, ccmem_tier_active(), s->page.size, s->key, subkey);
     secret_free(subkey);
+    return status;
+}
+
+/* Versions, tags and tweaks, neither dumped nor inherited. */
+static ccmem_status new_records(ccmem_store *s, uint32_t tweak_cache_entries) {
+    void *versions = NULL, *tags = NULL;
+    ccmem_status status = CCMEM_OK;
+    if (!s->npages)
+        return CCMEM_OK;
+    status = vmem_map_private(s->npages * sizeof *s->version, &versions);
+    s->version = versions;
+    if (!s->suite->authenticated)
+        return status != CCMEM_OK ? status
+                                  : tweak_cache_init(&s->page.cache, tweak_cache_entries, s->npages);
+    if (status == CCMEM_OK)
+        status = vmem_map_private(s->npages * sizeof *s->tag, &tags);
+    s->tag = tags;
     return status;
 }
 
@@ -427,8 +647,7 @@ ccmem_status ccmem_store_new(const ccmem_key *key, ccmem_cipher cipher, uint64_t
                              uint32_t page_size, uint64_t version_limit,
                              uint32_t tweak_cache_entries, ccmem_store **out) {
     ccmem_store *s;
-    void *versions = NULL;
-    if (!key || !out || (unsigned)cipher >= CCMEM_CIPHER_COUNT || version_limit > VERSION_MAX ||
+    if (!key || !out || !page_suite_of(cipher) || version_limit > VERSION_MAX ||
         page_size < CCMEM_PAGE_SIZE_MIN || page_size > CCMEM_PAGE_SIZE_MAX ||
         (page_size & (page_size - 1)))
         return CCMEM_ERR_ARGUMENT;
@@ -443,18 +662,15 @@ ccmem_status ccmem_store_new(const ccmem_key *key, ccmem_cipher cipher, uint64_t
     s->generation = fork_generation();
     s->page_shift = (uint32_t)__builtin_ctz(page_size);
     s->page.size = page_size;
-    s->page.ops = xts_tier(ccmem_tier_active());
+    s->suite = page_suite_of(cipher);
     s->nbytes = nbytes;
     s->npages = (nbytes + page_size - 1) >> s->page_shift;
     s->version_limit = version_limit ? version_limit : VERSION_MAX;
     status = new_key(s, key, cipher);
     if (status == CCMEM_OK)
         status = new_mapping(s->npages << s->page_shift, &s->mapping);
-    if (status == CCMEM_OK && s->npages)
-        status = vmem_map_private(s->npages * sizeof *s->version, &versions);
     if (status == CCMEM_OK)
-        status = tweak_cache_init(&s->page.cache, tweak_cache_entries, s->npages);
-    s->version = versions;
+        status = new_records(s, tweak_cache_entries);
     if (s->mapping)
         s->ct = s->mapping->data;
     if (status != CCMEM_OK) {
@@ -473,6 +689,7 @@ void ccmem_store_free(ccmem_store *s) {
     if (!alien) {
         secret_free(s->key);
         vmem_unmap(s->version, s->npages * sizeof *s->version);
+        vmem_unmap(s->tag, s->npages * sizeof *s->tag);
     }
     ccmem_mapping_release(s->mapping);
     free(s);
@@ -514,6 +731,14 @@ ccmem_status ccmem_store_versions(ccmem_store *s, uint64_t first, uint64_t count
     return CCMEM_OK;
 }
 
+ccmem_status ccmem_store_records(ccmem_store *s, uint64_t **versions, uint8_t **tags) {
+    if (fork_alien(s->generation))
+        return CCMEM_ERR_FORK;
+    *versions = s->version;
+    *tags = (uint8_t *)s->tag;
+    return CCMEM_OK;
+}
+
 ccmem_status ccmem_store_stats(ccmem_store *s, ccmem_stats *out) {
     enum { WORDS = sizeof(ccmem_stats) / sizeof(uint64_t) };
     uint64_t *sum = (uint64_t *)out;
@@ -529,6 +754,7 @@ ccmem_status ccmem_store_stats(ccmem_store *s, ccmem_stats *out) {
 }
 
 uint64_t ccmem_store_overhead(const ccmem_store *s) {
-    return sizeof *s + sizeof(ccmem_mapping) + sizeof(xts_key) +
-           s->npages * sizeof *s->version + tweak_cache_bytes(&s->page.cache);
+    return sizeof *s + sizeof(ccmem_mapping) + s->suite->key_size +
+           s->npages * (sizeof *s->version + (s->tag ? sizeof *s->tag : 0)) +
+           tweak_cache_bytes(&s->page.cache);
 }

@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Pages under AEGIS-128X2: a page is one message with a 16-byte tag and no associated data. */
+#include "page.h"
+
+#include <string.h>
+
+#include "aegis.h"
+#include "secret.h"
+
+_Static_assert((int)PAGE_BATCH <= (int)AEGIS_BATCH, "a batch is one call of the kernel");
+_Static_assert((int)PAGE_TAG == (int)AEGIS_TAG_SIZE, "tags have the cipher's size");
+
+static inline const aegis_ops *kernels(const page_context *ctx) { return ctx->kernels; }
+
+static inline unsigned stream(unsigned flags) { return flags & PAGE_STREAM ? AEGIS_STREAM : 0; }
+
+/* page || version, each 8 bytes, little-endian: it never repeats under one key, since page numbers
+ * tell positions apart and versions the writes to one position. */
+static inline void make_nonce(uint8_t out[16], uint64_t page, uint64_t version) {
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    page = __builtin_bswap64(page);
+    version = __builtin_bswap64(version);
+#endif
+    memcpy(out, &page, 8);
+    memcpy(out + 8, &version, 8);
+}
+
+static void make_nonces(uint8_t (*out)[16], uint64_t page, const uint64_t *version, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        make_nonce(out[i], page + i, version[i]);
+}
+
+static void seal(const page_context *ctx, uint8_t *dst, const uint8_t *src, uint64_t page,
+                 const uint64_t *version, page_tag *tag, size_t n, unsigned flags) {
+    uint8_t nonce[PAGE_BATCH][16];
+    make_nonces(nonce, page, version, n);
+    kernels(ctx)->seal_pages(ctx->key, dst, src, n, ctx->size, (const uint8_t(*)[16])nonce, tag,
+                             stream(flags));
+}
+
+static uint64_t open(const page_context *ctx, uint8_t *dst, const uint8_t *src, uint64_t page,
+                     const uint64_t *version, const page_tag *tag, size_t n, unsigned flags) {
+    uint8_t nonce[PAGE_BATCH][16];
+    make_nonces(nonce, page, version, n);
+    return kernels(ctx)->open_pages(ctx->key, dst, src, n, ctx->size,
+                                    (const uint8_t(*)[16])nonce, tag, stream(flags));
+}
+
+static page_result open_part(const page_context *ctx, uint8_t *dst, const uint8_t *src,
+                             uint64_t page, uint64_t version, const uint8_t *tag, uint32_t offset,
+                             uint32_t n) {
+    uint8_t nonce[16];
+    make_nonce(nonce, page, version);
+    return kernels(ctx)->open_part(ctx->key, dst, src, ctx->size, nonce, tag, offset, n) ? PAGE_GOOD
+                                                                                       : PAGE_BAD;
+}
+
+/* The page as a whole goes through scratch: its ciphertext must not be overwritten before the last
+ * byte of it is verified. */
+static page_result modify(const page_context *ctx, uint8_t *ct, const uint8_t *data, uint64_t page,
+                          uint64_t from, uint64_t to, uint8_t *tag, const uint64_t *offsets,
+                          size_t count, uint32_t n) {
+    _Alignas(64) uint8_t scratch[CCMEM_PAGE_SIZE_MAX];
+    page_result result = PAGE_GOOD;
+
+    if (!from)
+        memset(scratch, 0, ctx->size);
+    else if (open(ctx, scratch, ct, page, &from, (const page_tag *)tag, 1, 0))
+        result = PAGE_BAD;
+    if (result == PAGE_GOOD) {
+        page_place(scratch, 0, ctx->size, data, offsets, count, ctx->size - 1, n);
+        seal(ctx, ct, scratch, page, &to, (page_tag *)tag, 1, 0);
+    }
+    ccmem_wipe(scratch, ctx->size);
+    return result;
+}
+
+const page_ops page_aegis = {
+    .seal = seal, .open = open, .open_part = open_part, .modify = modify};
