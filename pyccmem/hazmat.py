@@ -2,7 +2,8 @@
 """The bare primitives under pyccmem, so that anyone can check them against published vectors.
 
 They protect nothing by themselves: keys are ordinary Python objects here, XTS without a fresh
-tweak for every write shows what changed, and XTS never detects a change. Use EncryptedBuffer.
+tweak for every write shows what changed and never detects a change, and AEGIS with a nonce used
+twice under one key gives its state away. Use EncryptedBuffer.
 
 `tier` names the code to run ("portable", "aesni", "vaes256", "vaes512"); None is the one in use.
 Every function takes any C-contiguous bytes-like objects. Wrong types raise BufferTypeError or
@@ -17,9 +18,20 @@ from . import errors
 from ._arguments import exact_bytes, input_buffer, integer
 from ._lib import check, ffi, lib, tier_number
 
-__all__ = ["aes_cmac", "kdf_counter_cmac", "xts_decrypt", "xts_encrypt"]
+__all__ = [
+    "aegis128l_decrypt",
+    "aegis128l_encrypt",
+    "aegis128x2_decrypt",
+    "aegis128x2_encrypt",
+    "aes_cmac",
+    "kdf_counter_cmac",
+    "xts_decrypt",
+    "xts_encrypt",
+]
 
 _BLOCK = 16
+_AEGIS_NAMES = {1: "AEGIS-128L", 2: "AEGIS-128X2"}  # by the number of lanes
+_AEGIS_TAG_SIZES = (16, 32)
 _KDF_BYTES_MAX = 8160  # what the native function takes, far more than keys need
 _KDF_FIELD_MAX = 64
 
@@ -64,6 +76,114 @@ def xts_decrypt(key: Any, tweak: Any, data: Any, *, tier: str | None = None) -> 
     """What xts_encrypt() with the same arguments encrypted. Nothing is authenticated: a changed
     ciphertext decrypts to something else without an error. Raises as xts_encrypt()."""
     return _xts(0, key, tweak, data, tier)
+
+
+def _aegis_encrypt(
+    lanes: int, key: Any, nonce: Any, data: Any, ad: Any, tag_len: Any, tier: str | None
+) -> tuple[bytes, bytes]:
+    number = tier_number(tier)
+    key_buffer = exact_bytes("The AEGIS key", key, (_BLOCK,), errors.InvalidKeyError)
+    nonce_buffer = exact_bytes("nonce", nonce, (_BLOCK,), errors.ArgumentError)
+    source = input_buffer("data", data)
+    ad_buffer = input_buffer("ad", ad)
+    tag_len = integer("tag_len", tag_len)
+    if tag_len not in _AEGIS_TAG_SIZES:
+        raise errors.ArgumentError(f"tag_len is {tag_len}; it must be 16 or 32.")
+    out = ffi.new("uint8_t[]", len(source))
+    tag = ffi.new("uint8_t[]", tag_len)
+    status = lib.ccmem_aegis_encrypt(
+        number,
+        lanes,
+        key_buffer,
+        nonce_buffer,
+        ad_buffer,
+        len(ad_buffer),
+        source,
+        out,
+        len(source),
+        tag,
+        tag_len,
+    )
+    check(status, action=_AEGIS_NAMES[lanes])
+    return bytes(ffi.buffer(out)), bytes(ffi.buffer(tag))
+
+
+def _aegis_decrypt(
+    lanes: int, key: Any, nonce: Any, ciphertext: Any, tag: Any, ad: Any, tier: str | None
+) -> bytes:
+    number = tier_number(tier)
+    key_buffer = exact_bytes("The AEGIS key", key, (_BLOCK,), errors.InvalidKeyError)
+    nonce_buffer = exact_bytes("nonce", nonce, (_BLOCK,), errors.ArgumentError)
+    source = input_buffer("ciphertext", ciphertext)
+    tag_buffer = exact_bytes("tag", tag, _AEGIS_TAG_SIZES, errors.ArgumentError)
+    ad_buffer = input_buffer("ad", ad)
+    out = ffi.new("uint8_t[]", len(source))
+    status = lib.ccmem_aegis_decrypt(
+        number,
+        lanes,
+        key_buffer,
+        nonce_buffer,
+        ad_buffer,
+        len(ad_buffer),
+        source,
+        out,
+        len(source),
+        tag_buffer,
+        len(tag_buffer),
+    )
+    check(status, action=_AEGIS_NAMES[lanes])  # `out` holds zeros when it does not match the tag
+    plaintext = bytes(ffi.buffer(out))
+    lib.ccmem_wipe(out, len(source))
+    return plaintext
+
+
+def aegis128l_encrypt(
+    key: Any,
+    nonce: Any,
+    data: Any,
+    ad: Any = b"",
+    *,
+    tag_len: int = 16,
+    tier: str | None = None,
+) -> tuple[bytes, bytes]:
+    """`data` encrypted by AEGIS-128L (RFC 10032, 3.1), and a tag of 16 or 32 bytes over it and the
+    associated data `ad`, which is not encrypted.
+
+    `key` and `nonce` have 16 bytes each; a nonce must never be used twice with one key.
+    Raises InvalidKeyError, ArgumentError.
+    """
+    return _aegis_encrypt(1, key, nonce, data, ad, tag_len, tier)
+
+
+def aegis128l_decrypt(
+    key: Any, nonce: Any, ciphertext: Any, tag: Any, ad: Any = b"", *, tier: str | None = None
+) -> bytes:
+    """What aegis128l_encrypt() encrypted, if the ciphertext, the tag and `ad` are the ones that
+    belong together under this key and nonce; else nothing of it.
+    Raises IntegrityError, InvalidKeyError, ArgumentError.
+    """
+    return _aegis_decrypt(1, key, nonce, ciphertext, tag, ad, tier)
+
+
+def aegis128x2_encrypt(
+    key: Any,
+    nonce: Any,
+    data: Any,
+    ad: Any = b"",
+    *,
+    tag_len: int = 16,
+    tier: str | None = None,
+) -> tuple[bytes, bytes]:
+    """The same by AEGIS-128X2 (RFC 10032, 5), the cipher of pages: two lanes of AEGIS-128L side by
+    side, joined in one tag. Raises as aegis128l_encrypt()."""
+    return _aegis_encrypt(2, key, nonce, data, ad, tag_len, tier)
+
+
+def aegis128x2_decrypt(
+    key: Any, nonce: Any, ciphertext: Any, tag: Any, ad: Any = b"", *, tier: str | None = None
+) -> bytes:
+    """What aegis128x2_encrypt() encrypted, or nothing of it. Raises as aegis128l_decrypt()."""
+    return _aegis_decrypt(2, key, nonce, ciphertext, tag, ad, tier)
 
 
 def aes_cmac(key: Any, message: Any, *, tier: str | None = None) -> bytes:

@@ -17,7 +17,13 @@ MISALIGNMENTS = (0, 1, 7, 13)
 REFUSED = (lib.CCMEM_ERR_ARGUMENT, lib.CCMEM_ERR_EQUAL_HALVES)
 
 #: How many cases each file of tests/vectors holds, so that a lost file or line is noticed.
-KNOWN_COUNTS = {"aes-xts.jsonl.gz": 2202, "aes-xts-generated.jsonl.gz": 60, "aes-cmac.jsonl.gz": 0}
+KNOWN_COUNTS = {
+    "aes-xts.jsonl.gz": 2202,
+    "aes-xts-generated.jsonl.gz": 60,
+    "aes-cmac.jsonl.gz": 0,
+    "aegis.jsonl.gz": 0,
+    "aegis-generated.jsonl.gz": 0,
+}
 
 
 def data_units(case: dict) -> list[tuple[bytes, bytes, bytes]]:
