@@ -14,8 +14,8 @@ STAMP   := $(VENV)/.installed
 NATIVE  := setup.py build_ffi.py $(wildcard csrc/*.c csrc/*.h)
 
 # Tests whose outcome can depend on the tier; the rest of the suite checks what all tiers share.
-TIER_TESTS ?= $(addprefix tests/test_,buffer.py fork.py guard_pages.py kdf.py keys.py pages.py plain.py \
-                secret.py state_machine.py tensor.py threads.py xts.py)
+TIER_TESTS ?= $(addprefix tests/test_,aegis.py buffer.py fork.py guard_pages.py integrity.py kdf.py keys.py pages.py \
+                plain.py secret.py state_machine.py tensor.py threads.py xts.py)
 
 ASAN_DIR  := build/asan
 ASAN_TREE := $(ASAN_DIR)/tree
@@ -23,7 +23,7 @@ ASAN_BIN  := $(CURDIR)/$(ASAN_DIR)/venv/bin
 SANITIZE  := address,undefined
 
 .DEFAULT_GOAL := help
-.PHONY: help install test demo check-tiers asan bench wheel sdist clean
+.PHONY: help install test demo check-tiers asan ct bench wheel sdist clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -75,6 +75,9 @@ asan: ## run the suite under the address and undefined-behaviour sanitizers
 	    UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	    PYTHONMALLOC=malloc PYCCMEM_SANITIZE=$(SANITIZE) \
 	    $(ASAN_BIN)/python -m pytest tests $(PYTEST_ARGS)
+
+ct: ## prove with Valgrind that no branch and no address depends on a secret
+	$(PYTHON) tests/ct/run.py
 
 bench: $(STAMP) ## measure every claim; table on the screen, JSON and plot in build/
 	mkdir -p build

@@ -1,0 +1,463 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The library's code under memcheck with keys and plaintext marked secret. One subject and one tier
+ * a run: subjects NAME TIER; without arguments the names are listed. run.py builds and runs this.
+ *
+ * What becomes public, and where: ciphertext and tags, which the store keeps in the open, after
+ * they were sealed (here); the answers that DECLASSIFY marks in csrc/, each with its reason.
+ * Lengths, offsets, page numbers, versions, nonces and tweak numbers are never secret.
+ */
+#include "ct.h"
+
+#include <sys/random.h>
+#include <unistd.h>
+
+#include "aegis.h"
+#include "aes_bitslice.h"
+#include "gf128_portable.h"
+#include "xts.h"
+
+static ccmem_tier tier;
+
+enum { SEED_PLAIN = 1, SEED_KEY, SEED_PUBLIC, SEED_MORE };
+
+/* ---- where root keys come from --------------------------------------------------------------- */
+
+/* memcheck takes whatever a system call delivers for defined; the linker puts these in between. */
+ssize_t __real_read(int fd, void *p, size_t n);
+ssize_t __real_getrandom(void *p, size_t n, unsigned flags);
+ssize_t __wrap_read(int fd, void *p, size_t n);
+ssize_t __wrap_getrandom(void *p, size_t n, unsigned flags);
+
+ssize_t __wrap_read(int fd, void *p, size_t n) {
+    ssize_t got = __real_read(fd, p, n);
+    if (got > 0)
+        make_secret(p, (size_t)got);
+    return got;
+}
+
+ssize_t __wrap_getrandom(void *p, size_t n, unsigned flags) {
+    ssize_t got = __real_getrandom(p, n, flags);
+    if (got > 0)
+        make_secret(p, (size_t)got);
+    return got;
+}
+
+/* A store under the key gives secret ciphertext: so the key was secret in there as well. */
+static void check_key(ccmem_key *key) {
+    uint8_t zeros[CCMEM_PAGE_SIZE_MIN] = {0};
+    ccmem_mapping *mapping;
+    ccmem_store *store;
+
+    REQUIRE(!ccmem_store_new(key, CCMEM_AES_128_XTS, sizeof zeros, sizeof zeros, 0, 0, &store));
+    REQUIRE(!ccmem_store_write(store, 0, zeros, sizeof zeros));
+    mapping = ccmem_store_mapping(store);
+    REQUIRE(is_secret(ccmem_mapping_data(mapping), sizeof zeros));
+    ccmem_mapping_release(mapping);
+    ccmem_store_free(store);
+    ccmem_key_free(key);
+}
+
+static ccmem_status key_from_file(const char *content, size_t n, ccmem_key **key) {
+    FILE *file = tmpfile();
+    ccmem_status status;
+
+    REQUIRE(file && fwrite(content, 1, n, file) == n && !fflush(file));
+    rewind(file);
+    status = ccmem_key_from_fd(fileno(file), CCMEM_SECRET_MLOCK, key);
+    fclose(file);
+    return status;
+}
+
+static void keys(void) {
+    static const char digits[] = "00112233445566778899aabbccddeeff"
+                                 "FFEEDDCCBBAA99887766554433221100\n";
+    static const char wrong[] = "00112233445566778899aabbccddeeff"
+                                "/:@G`g\xff ccBBAA998877665544332211";
+    uint8_t raw[CCMEM_ROOT_KEY_SIZE];
+    ccmem_key *key;
+
+    fill_secret(raw, sizeof raw, SEED_KEY);
+    REQUIRE(!ccmem_key_from_bytes(raw, CCMEM_SECRET_MLOCK, &key));
+    check_key(key);
+    REQUIRE(!ccmem_key_generate(CCMEM_SECRET_MLOCK, &key));
+    check_key(key);
+    REQUIRE(!key_from_file(digits, 32, &key));
+    check_key(key);
+    REQUIRE(!key_from_file(digits, 64, &key));
+    check_key(key);
+    REQUIRE(!key_from_file(digits, 65, &key));
+    check_key(key);
+    REQUIRE(key_from_file(wrong, 64, &key) == CCMEM_ERR_KEYFILE);
+}
+
+/* ---- AES, CMAC, key derivation --------------------------------------------------------------- */
+
+static void aes(void) {
+    for (size_t key_len = 16; key_len <= 32; key_len += 8) {
+        uint8_t key[32], plain[BS_BYTES + AES_BLOCK], sealed[sizeof plain];
+        aes_key enc, dec;
+
+        fill_secret(key, key_len, SEED_KEY);
+        fill_secret(plain, sizeof plain, SEED_PLAIN);
+        aes_expand(&enc, key, key_len);
+        aes_invert(&dec, &enc);
+        REQUIRE(is_secret(enc.rk, (enc.rounds + 1) * AES_BLOCK));
+        REQUIRE(is_secret(dec.rk, (dec.rounds + 1) * AES_BLOCK));
+        aes_encrypt_blocks(tier, &enc, sealed, plain, BS_BLOCKS + 1);
+        REQUIRE(is_secret(sealed, sizeof sealed));
+        bs_decrypt8(&enc, sealed, sealed);
+        REQUIRE(is_secret(sealed, BS_BYTES));
+        make_public(sealed, sizeof sealed);
+        REQUIRE(is_filled(sealed, BS_BYTES, SEED_PLAIN));
+        aes_encrypt_blocks(tier, &enc, sealed, plain, 3);
+        REQUIRE(is_secret(sealed, 3 * AES_BLOCK));
+    }
+}
+
+static void kdf(void) {
+    for (size_t key_len = 16; key_len <= 32; key_len += 8)
+        for (size_t n = 0; n <= 40; n += 8) {
+            uint8_t key[32], msg[40], tag[16];
+            fill_secret(key, sizeof key, SEED_KEY);
+            fill_secret(msg, sizeof msg, SEED_PLAIN);
+            REQUIRE(!ccmem_cmac(tier, key, key_len, msg, n, tag));
+            REQUIRE(is_secret(tag, sizeof tag));
+        }
+    for (size_t key_len = 16; key_len <= 32; key_len += 16) {
+        uint8_t key[32], context[20], out[64];
+        fill_secret(key, sizeof key, SEED_KEY);
+        fill(context, sizeof context, SEED_PUBLIC);
+        REQUIRE(!ccmem_kdf(tier, key, key_len, (const uint8_t *)"ct", 2, context, sizeof context,
+                           out, sizeof out - 5));
+        REQUIRE(is_secret(out, sizeof out - 5));
+    }
+}
+
+/* ---- XTS ------------------------------------------------------------------------------------- */
+
+enum { TEXT = 3 * 8192 };
+static _Alignas(64) uint8_t plain[TEXT + 64], sealed[TEXT + 64], opened[TEXT + 64];
+
+/* The bytes opened must be secret, and right. */
+static void check_opened(const uint8_t *p, size_t n, unsigned seed) {
+    REQUIRE(is_secret(p, n));
+    make_public(p, n);
+    REQUIRE(is_filled(p, n, seed));
+}
+
+static void check_sealed(const void *p, size_t n) {
+    REQUIRE(is_secret(p, n));
+    make_public(p, n);
+}
+
+static void gf128_arithmetic(void) {
+    static const size_t jumps[] = {0, 1, 63, 64, 65, 127, 128, 300};
+    uint8_t block[16];
+
+    for (size_t i = 0; i < sizeof jumps / sizeof *jumps; i++) {
+        fill_secret(block, sizeof block, SEED_KEY);
+        gf128_store(block, gf128_jump(gf128_double(gf128_load(block)), jumps[i]));
+        REQUIRE(is_secret(block, sizeof block));
+    }
+}
+
+static void xts_units(void) {
+    static const size_t lengths[] = {16, 17, 31, 32, 48, 63, 64, 65, 127, 128, 200, 513, 5000};
+    uint8_t key[64], tweak[16];
+
+    fill(tweak, sizeof tweak, SEED_PUBLIC);
+    for (size_t key_len = 32; key_len <= 64; key_len += 32) {
+        fill_secret(key, sizeof key, SEED_KEY);
+        for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
+            size_t n = lengths[i];
+            fill_secret(plain, n, SEED_PLAIN);
+            REQUIRE(!ccmem_xts(tier, 1, key, key_len, tweak, plain, sealed, n));
+            check_sealed(sealed, n);
+            REQUIRE(!ccmem_xts(tier, 0, key, key_len, tweak, sealed, opened, n));
+            check_opened(opened, n, SEED_PLAIN);
+        }
+        /* Equal halves: the answer is public, the halves are not. */
+        fill(key, key_len / 2, SEED_KEY);
+        memcpy(key + key_len / 2, key, key_len / 2);
+        make_secret(key, key_len);
+        REQUIRE(ccmem_xts(tier, 1, key, key_len, tweak, plain, sealed, 16) ==
+                CCMEM_ERR_EQUAL_HALVES);
+    }
+}
+
+static void xts_page_kernels(const xts_key *key, size_t page_size, size_t misalign,
+                             unsigned flags) {
+    const xts_ops *ops = xts_tier(tier);
+    const size_t npages = 3, n = npages * page_size;
+    uint8_t t0[3][16];
+
+    fill(t0, sizeof t0, SEED_PUBLIC);
+    ops->tweaks(key, t0, npages);
+    REQUIRE(is_secret(t0, sizeof t0));
+    fill_secret(plain, n, SEED_PLAIN);
+    ops->seal_pages(key, sealed + misalign, plain, npages, page_size, (const uint8_t(*)[16])t0,
+                    flags);
+    check_sealed(sealed + misalign, n);
+    ops->open_pages(key, opened + misalign, sealed + misalign, npages, page_size,
+                    (const uint8_t(*)[16])t0, flags);
+    check_opened(opened + misalign, n, SEED_PLAIN);
+}
+
+static void xts_block_kernels(const xts_key *key) {
+    static const uint32_t firsts[] = {0, 1, 250, 256, 1000, 4090, 70001, (1u << 20) - 40};
+    static const size_t counts[] = {1, 3, 4, 9, 33};
+    const xts_ops *ops = xts_tier(tier);
+
+    for (size_t i = 0; i < sizeof firsts / sizeof *firsts; i++)
+        for (size_t k = 0; k < sizeof counts / sizeof *counts; k++) {
+            uint8_t t0[1][16];
+            size_t n = counts[k] * AES_BLOCK;
+            fill(t0, sizeof t0, SEED_PUBLIC);
+            ops->tweaks(key, t0, 1);
+            fill_secret(plain, n, SEED_PLAIN);
+            ops->seal_blocks(key, sealed, plain, counts[k], firsts[i], xts_tweak_load(*t0));
+            check_sealed(sealed, n);
+            ops->open_blocks(key, opened, sealed, counts[k], firsts[i], xts_tweak_load(*t0));
+            check_opened(opened, n, SEED_PLAIN);
+        }
+}
+
+static void xts_kernels(void) {
+    uint8_t raw[64], t0[33][16];
+    xts_key key;
+
+    for (size_t key_len = 32; key_len <= 64; key_len += 32) {
+        fill_secret(raw, sizeof raw, SEED_KEY);
+        REQUIRE(!xts_expand(&key, raw, key_len));
+        fill(t0, sizeof t0, SEED_PUBLIC);
+        xts_tier(tier)->tweaks(&key, t0, 33);
+        REQUIRE(is_secret(t0, sizeof t0));
+        xts_page_kernels(&key, 4096, 0, 0);
+        xts_page_kernels(&key, 4096, 16, XTS_STREAM);
+        xts_page_kernels(&key, 8192, 1, 0);
+        xts_block_kernels(&key);
+    }
+}
+
+/* ---- AEGIS ----------------------------------------------------------------------------------- */
+
+static void aegis_message(unsigned lanes, size_t n, size_t ad_len, size_t tag_len) {
+    uint8_t key[16], nonce[16], ad[100], tag[32];
+
+    fill_secret(key, sizeof key, SEED_KEY);
+    fill(nonce, sizeof nonce, SEED_PUBLIC);
+    fill_secret(ad, sizeof ad, SEED_MORE);
+    fill_secret(plain, n, SEED_PLAIN);
+    REQUIRE(!ccmem_aegis_encrypt(tier, lanes, key, nonce, ad, ad_len, plain, sealed, n, tag,
+                                 tag_len));
+    check_sealed(sealed, n);
+    check_sealed(tag, tag_len);
+    REQUIRE(!ccmem_aegis_decrypt(tier, lanes, key, nonce, ad, ad_len, sealed, opened, n, tag,
+                                 tag_len));
+    check_opened(opened, n, SEED_PLAIN);
+    tag[tag_len - 1] ^= 0x80;
+    REQUIRE(ccmem_aegis_decrypt(tier, lanes, key, nonce, ad, ad_len, sealed, opened, n, tag,
+                                tag_len) == CCMEM_ERR_INTEGRITY);
+    REQUIRE(is_zero(opened, n));
+}
+
+static void aegis_messages(void) {
+    static const size_t lengths[] = {0, 1, 16, 31, 32, 33, 63, 64, 65, 127, 128, 1000};
+    static const size_t ad_lengths[] = {0, 5, 32, 64, 100};
+
+    for (unsigned lanes = 1; lanes <= 2; lanes++)
+        for (size_t tag_len = 16; tag_len <= 32; tag_len += 16)
+            for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++)
+                aegis_message(lanes, lengths[i], ad_lengths[i % 5], tag_len);
+}
+
+/* One bit of the second page's tag is wrong: its plaintext must be gone, the others' must not. */
+static void aegis_bad_page(const uint8_t *key, const uint8_t *text, size_t page_size,
+                           const uint8_t (*nonce)[16], uint8_t (*tag)[16]) {
+    const aegis_ops *ops = aegis_tier(tier);
+    const uint8_t *in = text + page_size;
+
+    tag[1][15] ^= 1;
+    REQUIRE(ops->open_pages(key, opened, text, 3, page_size, nonce, (const uint8_t(*)[16])tag,
+                            0) == 2);
+    REQUIRE(is_zero(opened + page_size, page_size));
+    REQUIRE(is_secret(opened, page_size) && is_secret(opened + 2 * page_size, page_size));
+    REQUIRE(!ops->open_part(key, opened, in, page_size, nonce[1], tag[1], 100, 500));
+    REQUIRE(is_zero(opened, 500));
+}
+
+static void aegis_page_kernels(size_t page_size, size_t misalign, unsigned flags) {
+    static const size_t parts[][2] = {{0, 1},  {0, 64},   {64, 128},  {5, 20},
+                                      {30, 70}, {1000, 999}, {4095, 1}, {0, 0}};
+    const aegis_ops *ops = aegis_tier(tier);
+    const size_t npages = 3, n = npages * page_size;
+    uint8_t key[16], nonce[3][16], tag[3][16], *text = sealed + misalign;
+
+    fill_secret(key, sizeof key, SEED_KEY);
+    fill(nonce, sizeof nonce, SEED_PUBLIC);
+    fill_secret(plain, n, SEED_PLAIN);
+    ops->seal_pages(key, text, plain, npages, page_size, (const uint8_t(*)[16])nonce, tag, flags);
+    check_sealed(text, n);
+    check_sealed(tag, sizeof tag);
+    REQUIRE(!ops->open_pages(key, opened + misalign, text, npages, page_size,
+                             (const uint8_t(*)[16])nonce, (const uint8_t(*)[16])tag, flags));
+    check_opened(opened + misalign, n, SEED_PLAIN);
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        size_t offset = parts[i][0], size = parts[i][1];
+        make_public(plain, n);
+        REQUIRE(ops->open_part(key, opened, text, page_size, nonce[0], tag[0], offset, size));
+        REQUIRE(is_secret(opened, size));
+        make_public(opened, size);
+        REQUIRE(!memcmp(opened, plain + offset, size));
+    }
+    aegis_bad_page(key, text, page_size, (const uint8_t(*)[16])nonce, tag);
+}
+
+static void aegis_pages(void) {
+    aegis_page_kernels(4096, 0, 0);
+    aegis_page_kernels(4096, 32, AEGIS_STREAM);
+    aegis_page_kernels(8192, 1, 0);
+}
+
+/* ---- the real objects ------------------------------------------------------------------------ */
+
+enum { STORE_PAGES = 5 };
+
+/* What lies in the open becomes public. */
+static void publish_store(ccmem_store *store, ccmem_cipher cipher) {
+    ccmem_mapping *mapping = ccmem_store_mapping(store);
+    uint64_t *versions;
+    uint8_t *tags;
+
+    make_public(ccmem_mapping_data(mapping), ccmem_mapping_size(mapping));
+    ccmem_mapping_release(mapping);
+    if (ccmem_cipher_authenticated(cipher)) {
+        REQUIRE(!ccmem_store_records(store, &versions, &tags));
+        make_public(tags, (size_t)16 * STORE_PAGES);
+    }
+}
+
+static void write_secret(ccmem_store *store, ccmem_cipher cipher, uint64_t offset, size_t n) {
+    make_secret(plain + offset, n);
+    REQUIRE(!ccmem_store_write(store, offset, plain + offset, n));
+    publish_store(store, cipher);
+}
+
+static void read_secret(ccmem_store *store, uint64_t offset, size_t n) {
+    REQUIRE(!ccmem_store_read(store, offset, opened, n));
+    REQUIRE(is_secret(opened, n));
+    make_public(opened, n);
+    make_public(plain + offset, n);
+    REQUIRE(!memcmp(opened, plain + offset, n));
+}
+
+static void use_store(ccmem_store *store, ccmem_cipher cipher, size_t page_size) {
+    static const uint64_t near[] = {8, 40, 1000, 1016}, far[] = {5, 5000, 12000};
+    const size_t all = STORE_PAGES * page_size;
+    uint8_t runs[3 * 8];
+
+    fill(plain, all, SEED_PLAIN);
+    write_secret(store, cipher, 0, all);                   /* whole pages */
+    write_secret(store, cipher, 100, 64);                  /* a part */
+    write_secret(store, cipher, 4001, page_size + 1000);   /* parts and a page */
+    write_secret(store, cipher, 2 * page_size + 16, 1);
+    for (int again = 0; again < 2; again++) { /* the second time from the tweak cache */
+        read_secret(store, 0, all);
+        read_secret(store, 64, 64);
+        read_secret(store, 77, 5);
+        read_secret(store, 333, 1000);
+        read_secret(store, page_size - 7, page_size + 100);
+    }
+    fill(runs, sizeof runs, SEED_MORE);
+    make_secret(runs, sizeof runs);
+    REQUIRE(!ccmem_store_scatter(store, near, 4, 6, runs));
+    publish_store(store, cipher);
+    REQUIRE(!ccmem_store_gather(store, near, 4, 6, opened));
+    check_opened(opened, 24, SEED_MORE);
+    REQUIRE(!ccmem_store_scatter(store, far, 3, 8, runs));
+    publish_store(store, cipher);
+    REQUIRE(!ccmem_store_gather(store, far, 3, 8, opened));
+    check_opened(opened, 24, SEED_MORE);
+}
+
+/* A changed page: refused as a whole and in part, found by the check of all. */
+static void damage_store(ccmem_store *store, size_t page_size) {
+    uint8_t *tags, bad[STORE_PAGES];
+    uint64_t *versions, failures;
+
+    REQUIRE(!ccmem_store_records(store, &versions, &tags));
+    REQUIRE(!ccmem_store_verify(store, 0, STORE_PAGES, bad, &failures) && !failures);
+    tags[16] ^= 1;
+    REQUIRE(ccmem_store_read(store, 0, opened, 3 * page_size) == CCMEM_ERR_INTEGRITY);
+    REQUIRE(is_zero(opened, 3 * page_size));
+    REQUIRE(ccmem_store_read(store, page_size + 9, opened, 30) == CCMEM_ERR_INTEGRITY);
+    REQUIRE(is_zero(opened, 30));
+    REQUIRE(ccmem_store_write(store, page_size + 9, plain, 30) == CCMEM_ERR_INTEGRITY);
+    REQUIRE(!ccmem_store_verify(store, 0, STORE_PAGES, bad, &failures));
+    REQUIRE(failures == 1 && bad[1] && !bad[0]);
+}
+
+static void store(ccmem_cipher cipher) {
+    for (uint32_t cached = 0; cached <= STORE_PAGES; cached += STORE_PAGES) {
+        const uint32_t page_size = 4096;
+        uint8_t raw[CCMEM_ROOT_KEY_SIZE];
+        ccmem_store *s;
+        ccmem_key *key;
+
+        fill_secret(raw, sizeof raw, SEED_KEY);
+        REQUIRE(!ccmem_key_from_bytes(raw, CCMEM_SECRET_MLOCK, &key));
+        REQUIRE(!ccmem_store_new(key, cipher, STORE_PAGES * page_size, page_size, 0, cached, &s));
+        use_store(s, cipher, page_size);
+        if (ccmem_cipher_authenticated(cipher))
+            damage_store(s, page_size);
+        ccmem_store_free(s);
+        ccmem_key_free(key);
+    }
+}
+
+static void store_aes_128_xts(void) { store(CCMEM_AES_128_XTS); }
+static void store_aes_256_xts(void) { store(CCMEM_AES_256_XTS); }
+static void store_aegis_128x2(void) { store(CCMEM_AEGIS_128X2); }
+
+/* ---- main ------------------------------------------------------------------------------------ */
+
+static const struct {
+    const char *name;
+    void (*run)(void);
+} subjects[] = {
+    {"aes", aes},
+    {"cmac-and-kdf", kdf},
+    {"gf128", gf128_arithmetic},
+    {"xts-data-units", xts_units},
+    {"xts-kernels", xts_kernels},
+    {"aegis-messages", aegis_messages},
+    {"aegis-kernels", aegis_pages},
+    {"root-keys", keys},
+    {"store-aes-128-xts", store_aes_128_xts},
+    {"store-aes-256-xts", store_aes_256_xts},
+    {"store-aegis-128x2", store_aegis_128x2},
+};
+
+enum { SUBJECTS = sizeof subjects / sizeof *subjects };
+
+int main(int argc, char **argv) {
+    if (argc != 3) {
+        for (int i = 0; i < SUBJECTS; i++)
+            puts(subjects[i].name);
+        return 0;
+    }
+    REQUIRE(RUNNING_ON_VALGRIND);
+    if (ccmem_init(argv[2]) == CCMEM_ERR_TIER)
+        return NOT_ON_THIS_PROCESSOR;
+    tier = ccmem_tier_active();
+    REQUIRE(!strcmp(ccmem_tier_name(tier), argv[2]) && ccmem_tier_usable(tier));
+    REQUIRE(!ccmem_set_threads(1));
+    for (int i = 0; i < SUBJECTS; i++)
+        if (!strcmp(subjects[i].name, argv[1])) {
+            subjects[i].run();
+            return 0;
+        }
+    fprintf(stderr, "no subject named %s\n", argv[1]);
+    return 1;
+}
