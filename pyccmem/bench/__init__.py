@@ -3,12 +3,13 @@
 
 rounds     medians of paired ratios: the method, and what one measured figure is
 native     the timed loops of the native core, in Python's words
-peers      the same work done by OpenSSL, libgcrypt and `cryptography`
-pages      claim 1: pages in L2, against the AES unit's ceiling
-bulk       claim 2: 256 MiB read and written, against one memcpy
+peers      the same work done by OpenSSL, libgcrypt, libaegis and `cryptography`
+pages      claim 1: pages in L2, against the AES unit's ceiling and libaegis
+bulk       claim 2: 256 MiB read and written against one memcpy, opened into scratch against a read
 threads    claim 3: two threads against one
 random64   claim 4: 64 bytes at a random place, in cache and from DRAM
 build      claim 5: the memory that building a buffer takes
+rows       claim 6: rows of 1536 bytes at random places, against numpy's take
 report     the table and the JSON document; plot: the picture
 command    the options of `pyccmem bench` and the run itself
 """

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+from .native import representatives
 from .rounds import CheckError, Figure, Plan, Summary, Target
 
 GROUP = "building"
@@ -41,7 +42,7 @@ def measure(nbytes: int, cipher: str) -> dict[str, float]:
 def figures(plan: Plan) -> Iterator[Figure]:
     nbytes = size(plan)
     mebibytes = nbytes >> 20
-    for cipher in plan.ciphers[:1]:
+    for cipher in representatives(plan):
         plan.progress(f"{GROUP} from {mebibytes} MiB, {cipher}")
         result = measure(nbytes, cipher)
         if "peak" in result:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .. import _lib
 from .._command import EXIT_ERROR
-from . import build, bulk, pages, peers, random64, report, threads
+from . import build, bulk, pages, peers, random64, report, rows, threads
 from .rounds import CheckError, Figure, Plan
 
 EXIT_WRONG_RESULT = 1
@@ -24,6 +24,7 @@ CLAIMS: dict[str, Callable[[Plan], Iterator[Figure]]] = {
     "bulk": bulk.figures,
     "threads": threads.figures,
     "random64": random64.figures,
+    "rows": rows.figures,
     "build": build.figures,
 }
 
@@ -41,8 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Measures how fast pyccmem is, as ratios to what this machine can do in the same run: "
         "medians over rounds in which subject and reference take turns. Every result is checked "
-        "before it is timed. Takes about a minute and 2.5 GiB of memory, with --quick "
-        "a few seconds and about 1 GiB."
+        "before it is timed. Takes a few minutes and 2.5 GiB of memory, with --quick "
+        "half a minute and about 1 GiB."
     )
     parser.epilog = (
         "PYCCMEM_TIER chooses the tier. Exit status: 0 measured, whether or not the targets were "

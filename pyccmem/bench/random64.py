@@ -4,6 +4,9 @@
 In cache the time is the cipher's; from DRAM it is what the cipher adds to the wait for memory, so
 it is given over the same walk that copies 64 plain bytes. A dependent walk takes each place from
 the bytes just read and shows the latency; an independent one shows the throughput.
+
+An authenticated cipher has to open the whole page to hand out any of its bytes. There is no target
+for that; it is measured for two page sizes, to show what it costs.
 """
 
 from __future__ import annotations
@@ -39,6 +42,9 @@ TARGET_DRAM = 40.0  # ns over a plain copy
 TARGET_TWEAKS = 1.4  # times as fast as without the tweak cache
 TARGET_PYTHON = 1.2  # us a call
 
+#: Page sizes of the authenticated ciphers' rows.
+PAGE_SIZES = (4096, 16384)
+
 WALKS = {"dependent": True, "independent": False}
 
 
@@ -50,11 +56,18 @@ def dram_size(plan: Plan) -> int:
 class Random64:
     """A filled buffer and the plain bytes it holds, for walks over both."""
 
-    def __init__(self, cipher: str, nbytes: int, *, tweak_cache: int = 4096) -> None:
+    def __init__(
+        self,
+        cipher: str,
+        nbytes: int,
+        *,
+        tweak_cache: int = 4096,
+        page_size: int = native.PAGE,
+    ) -> None:
         self.plain = random_bytes(nbytes)
         with Key.generate() as key:
             self.buffer = EncryptedBuffer.from_data(
-                self.plain, key=key, cipher=cipher, tweak_cache=tweak_cache
+                self.plain, key=key, cipher=cipher, page_size=page_size, tweak_cache=tweak_cache
             )
         self.out = bytearray(64)
         places = np.random.default_rng(7).integers(0, nbytes // 64, 4096)
@@ -91,11 +104,12 @@ class Random64:
 def figures(plan: Plan) -> Iterator[Figure]:
     with native.threads(1):
         for cipher in plan.ciphers:
-            yield from _cached(plan, cipher)
-        # One cipher tells what the memory does; the other adds the same few nanoseconds as in
-        # cache, and filling the store takes a while.
-        for cipher in plan.ciphers[:1]:
-            yield from _dram(plan, cipher)
+            yield from (_whole_pages if cipher in native.TAGGED else _cached)(plan, cipher)
+        # One cipher of either kind tells what the memory does; the others add the same few
+        # nanoseconds as in cache, and filling the store takes a while.
+        for cipher in native.representatives(plan):
+            if cipher not in native.TAGGED:
+                yield from _dram(plan, cipher)
 
 
 def _cached(plan: Plan, cipher: str) -> Iterator[Figure]:
@@ -178,6 +192,49 @@ def _dram(plan: Plan, cipher: str) -> Iterator[Figure]:
             ratio=Summary.of(read / plain),
             target=Target(TARGET_DRAM, of="value", at_least=False),
         )
+
+
+def _whole_pages(plan: Plan, cipher: str) -> Iterator[Figure]:
+    """Reads that open a page each, from cache and from DRAM, for each page size."""
+    for place, nbytes in (("L2", CACHED), ("DRAM", dram_size(plan) // 4)):
+        title = f"{GROUP} from {place}, {cipher}"
+        plan.progress(f"{title}: filling {nbytes >> 10} KiB")
+        stores = {size: Random64(cipher, nbytes, page_size=size) for size in PAGE_SIZES}
+        series: dict[tuple[str, int], Callable[[], float]] = {}
+        try:
+            for size, store in stores.items():
+                store.check()
+                if place == "L2":
+                    series["python", size] = _each(plan, store.python_reads)
+                for walk, dependent in WALKS.items():
+                    series[walk, size] = _each(plan, partial(store.reads, dependent))
+            for walk, dependent in WALKS.items():
+                series[walk, 0] = _each(plan, partial(stores[PAGE_SIZES[0]].copies, dependent))
+            times = interleave(series, plan.rounds, progress=plan.progress, title=title)
+        finally:
+            for store in stores.values():
+                store.close()
+        for size in PAGE_SIZES:
+            for walk in WALKS:
+                read, plain = times[walk, size], times[walk, 0]
+                yield Figure(
+                    id=f"random64/{cipher}/{place.lower()}/{size}/{walk}",
+                    group=GROUP,
+                    label=f"{cipher} in {place}, {walk}, pages of {size >> 10} KiB",
+                    value=Summary.of(read * 1e9),
+                    unit="ns",
+                    reference=_median(plain) * 1e9,
+                    reference_label="plain copy",
+                    ratio=Summary.of(read / plain),
+                )
+            if place == "L2":
+                yield Figure(
+                    id=f"random64/{cipher}/python/{size}",
+                    group=GROUP,
+                    label=f"{cipher} in L2, Python read_into, pages of {size >> 10} KiB",
+                    value=Summary.of(times["python", size] * 1e6),
+                    unit="us",
+                )
 
 
 def _each(plan: Plan, seconds: Callable[[int], float]) -> Callable[[], float]:

@@ -105,7 +105,7 @@ class Plan:
 
     rounds: int = 15
     quick: bool = False
-    ciphers: tuple[str, ...] = ("aes-128-xts", "aes-256-xts")
+    ciphers: tuple[str, ...] = ("aegis-128x2", "aes-128-xts", "aes-256-xts")
     progress: Callable[[str], None] = field(default=_no_progress, repr=False)
 
     @property
