@@ -27,8 +27,8 @@ _FIELD_NAME = re.compile(r":[^:]*:")
 
 
 def integer(name: str, value: Any) -> int:
-    """`value` as an int: anything with __index__ (NumPy's integers too) but the booleans. No size or
-    offset needs more than 64 bits, and Python refuses to print what is very much longer."""
+    """`value` as an int: anything with __index__ (NumPy's integers too) but the booleans. No size
+    or offset needs more than 64 bits, and Python refuses to print what is very much longer."""
     if isinstance(value, (bool, np.bool_)):
         raise errors.ArgumentTypeError(f"{name} must be an integer, not {type(value).__name__}.")
     try:

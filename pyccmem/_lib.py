@@ -18,9 +18,13 @@ from . import errors
 from ._native import ffi, lib
 
 __all__ = [
+    "AUTHENTICATED",
+    "BUFFER_PAGE_SIZE",
     "CIPHERS",
+    "DEFAULT_CIPHER",
     "LEVELS",
     "OK",
+    "TENSOR_PAGE_SIZE",
     "TIERS",
     "active_tier",
     "anchor",
@@ -34,11 +38,24 @@ __all__ = [
 
 OK: int = lib.CCMEM_OK
 
-#: Cipher suites by name.
+#: Cipher suites by name, the default first.
 CIPHERS: dict[str, int] = {
+    "aegis-128x2": lib.CCMEM_AEGIS_128X2,
     "aes-128-xts": lib.CCMEM_AES_128_XTS,
     "aes-256-xts": lib.CCMEM_AES_256_XTS,
 }
+
+#: The cipher of everything that is made without naming one.
+DEFAULT_CIPHER = "aegis-128x2"
+
+#: The names of those whose pages have a tag, so that every change is noticed.
+AUTHENTICATED = frozenset(
+    name for name, number in CIPHERS.items() if lib.ccmem_cipher_authenticated(number)
+)
+
+#: Bytes of a page where none are named.
+BUFFER_PAGE_SIZE = 4096
+TENSOR_PAGE_SIZE = 4096
 
 #: Names of the secret-memory levels, weakest first.
 LEVELS: dict[int, str] = {
@@ -117,15 +134,61 @@ def _tier_message(setting: str, tier: str) -> str:
     return f"{setting}={tier!r} {known}; use one of {usable}, or {auto} for the default."
 
 
+#: Set in a page's version word while it is written.
+_WRITING = 1 << 63
+
+
+def _changed_page(name: str, page_size: int, nbytes: int) -> errors.IntegrityError:
+    """What the last CCMEM_ERR_INTEGRITY of a store in this thread means."""
+    failure = lib.ccmem_last_failure()
+    page, version = int(failure.page), int(failure.version)
+    first = page * page_size
+    where = f"Page {page} of buffer {name!a} (bytes {first} to {min(first + page_size, nbytes) - 1}"
+    if version >= _WRITING:
+        version -= _WRITING
+        what = (
+            f"{where}) has a damaged version: it is marked as being written, and nothing is "
+            f"writing. Nothing of it was handed out; copy the other pages to a new buffer."
+        )
+    else:
+        what = (
+            f"{where}, version {version}) does not match its tag: "
+            + (
+                "its ciphertext, its tag or its version was changed since it was written"
+                if version
+                else "it is marked as never written but has a tag"
+            )
+            + ". Nothing of it was handed out; write the whole page anew from a good copy, or use "
+            "the other pages only."
+        )
+    return errors.IntegrityError(
+        what,
+        name=name,
+        page=page,
+        version=version,
+        offset=first,
+    )
+
+
 def check(status: int, **context: Any) -> None:
     """Does nothing for CCMEM_OK, and raises the exception that any other status stands for.
 
     This is the one place where a native status becomes an exception. `context` holds what the
     caller knows and the sentence should say: `subject` ("key" or "buffer"), `action`, `offset`,
-    `length`, `nbytes`, `setting`, `tier`, `require`, `path`, `errno`.
+    `length`, `nbytes`, `name` and `page_size` of a buffer, `setting`, `tier`, `require`, `path`,
+    `errno`.
     """
     if status == OK:
         return
+    if status == lib.CCMEM_ERR_INTEGRITY:
+        # First of all: which page it was is known until the next failure in this thread.
+        if "page_size" in context:
+            raise _changed_page(context["name"], context["page_size"], context["nbytes"])
+        raise errors.IntegrityError(
+            "The message does not match its tag: the ciphertext, the tag, the nonce, the "
+            "associated data or the key is not what it was when the message was sealed; nothing "
+            "was decrypted, so ask for the message again."
+        )
     native = ffi.string(lib.ccmem_status_text(status)).decode()
     subject = context.get("subject", "object")
     action = context.get("action", "this operation")

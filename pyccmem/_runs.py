@@ -91,31 +91,39 @@ def _many(buffer: EncryptedBuffer, offsets: Offsets, run: int, memory: Any, call
 
 def gather(buffer: EncryptedBuffer, offsets: Offsets, run: int, target: Any) -> None:
     """Decrypts `run` bytes from each of the offsets in `buffer` to the pointer `target`, in one
-    native call. Raises ClosedError, ForkError."""
+    native call. Raises ClosedError, ForkError, IntegrityError."""
     _many(buffer, offsets, run, target, _store_gather)
 
 
 def scatter(buffer: EncryptedBuffer, offsets: Offsets, run: int, source: Any) -> None:
     """Encrypts `run` bytes from the pointer `source` to each of the offsets in `buffer`, in their
-    order. Raises ClosedError, ForkError, VersionExhaustedError."""
+    order. Raises ClosedError, ForkError, IntegrityError, VersionExhaustedError."""
     _many(buffer, offsets, run, source, _store_scatter)
 
 
 def read(buffer: EncryptedBuffer, base: int, layout: Layout, target: Any) -> None:
     """Decrypts the selection of a tensor at offset `base` of `buffer` to the pointer `target`,
-    which has room for layout.nbytes bytes, at least 1. Raises ClosedError, ForkError."""
+    which has room for layout.nbytes bytes, at least 1, and is all zeros when this raises.
+    Raises ClosedError, ForkError, IntegrityError."""
     outer, dims, run = layout.outer, layout.dims, layout.run
     if not dims and len(outer) == 1:
         offset = int(outer[0]) + base
         status = lib.ccmem_store_read(buffer._opened(), offset, target, run)
         if status != OK:
             buffer._fail(status, offset, run)
-    elif dims and abs(dims[-1][1]) < SPAN_STRIDE:
-        _read_spans(buffer, base, layout, target)
-    else:
+        return
+    try:
+        if dims and abs(dims[-1][1]) < SPAN_STRIDE:
+            _read_spans(buffer, base, layout, target)
+            return
+        place = target
         for points in _pieces(outer, dims, OFFSETS):
-            gather(buffer, points + base, run, target)
-            target += len(points) * run
+            gather(buffer, points + base, run, place)
+            place += len(points) * run
+    except BaseException:
+        # Pieces before the one that failed were read, and a traceback would keep them alive.
+        lib.ccmem_wipe(target, layout.nbytes)
+        raise
 
 
 def _read_spans(buffer: EncryptedBuffer, base: int, layout: Layout, target: Any) -> None:
@@ -129,24 +137,30 @@ def _read_spans(buffer: EncryptedBuffer, base: int, layout: Layout, target: Any)
     rows = max(STAGING_BYTES // (part * distance), 1) if part == count else 1
     staging: Any = None
     room = done = 0
-    for starts in _pieces(layout.outer, layout.dims[:-1], rows):
-        for first in range(0, count, part):
-            n = min(part, count - first)
-            span = (n - 1) * distance + run
-            if len(starts) * span > room:
-                room = len(starts) * span
-                staging, memory = _plain.block(room)
-            lowest = first if stride > 0 else first + n - 1
-            gather(buffer, starts + (base + lowest * stride), span, staging)
-            rows_read = np.ndarray((len(starts), n), item, memory, 0, (span, distance))
-            copied = out[done : done + len(starts) * n].reshape(len(starts), n)
-            copied[...] = rows_read if stride > 0 else rows_read[:, ::-1]
-            done += len(starts) * n
+    try:
+        for starts in _pieces(layout.outer, layout.dims[:-1], rows):
+            for first in range(0, count, part):
+                n = min(part, count - first)
+                span = (n - 1) * distance + run
+                if len(starts) * span > room:
+                    room = len(starts) * span
+                    staging, memory = _plain.block(room)
+                lowest = first if stride > 0 else first + n - 1
+                gather(buffer, starts + (base + lowest * stride), span, staging)
+                rows_read = np.ndarray((len(starts), n), item, memory, 0, (span, distance))
+                copied = out[done : done + len(starts) * n].reshape(len(starts), n)
+                copied[...] = rows_read if stride > 0 else rows_read[:, ::-1]
+                done += len(starts) * n
+    except BaseException:
+        if room:
+            lib.ccmem_wipe(staging, room)
+        raise
 
 
 def write(buffer: EncryptedBuffer, base: int, layout: Layout, source: Any) -> None:
     """Encrypts layout.nbytes bytes, at least 1, from the pointer `source` to the selection; where
-    runs overlap the last one stays. Raises ClosedError, ForkError, VersionExhaustedError."""
+    runs overlap the last one stays. Raises ClosedError, ForkError, IntegrityError,
+    VersionExhaustedError."""
     outer, dims, run = layout.outer, layout.dims, layout.run
     if not dims and len(outer) == 1:
         offset = int(outer[0]) + base

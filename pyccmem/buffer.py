@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import weakref
-from types import TracebackType
 from typing import Any, NoReturn
 
 import numpy as np
@@ -13,7 +13,19 @@ import numpy.typing as npt
 
 from . import errors
 from ._arguments import BYTES, holds_objects, input_buffer, integer, output_buffer
-from ._lib import CIPHERS, LEVELS, OK, anchor, check, ffi, lib
+from ._lib import (
+    AUTHENTICATED,
+    BUFFER_PAGE_SIZE,
+    CIPHERS,
+    DEFAULT_CIPHER,
+    LEVELS,
+    OK,
+    anchor,
+    check,
+    ffi,
+    lib,
+)
+from ._resource import Resource
 from .keys import Key
 
 __all__ = ["EncryptedBuffer", "open_buffers"]
@@ -22,6 +34,9 @@ __all__ = ["EncryptedBuffer", "open_buffers"]
 _from_buffer = ffi.from_buffer
 _store_read = lib.ccmem_store_read
 _store_write = lib.ccmem_store_write
+
+#: What tells buffers apart that were given no name.
+_numbers = itertools.count(1)
 
 #: Every open buffer of the process by id. Plain dict operations are atomic, so that neither a
 #: thread nor a fork can find a lock held.
@@ -43,31 +58,37 @@ def open_buffers() -> list[EncryptedBuffer]:
     return [buffer for buffer in found if buffer is not None and buffer._usable()]
 
 
-class EncryptedBuffer:
-    """`nbytes` bytes held as AES-XTS ciphertext, which read as zeros until they are written.
+class EncryptedBuffer(Resource):
+    """`nbytes` bytes held as ciphertext, which read as zeros until they are written.
 
     Each page of `page_size` bytes (a power of two from 4096 to 65536) is encrypted on its own,
     and every write moves the pages it touches to a new version, so equal contents never give equal
-    ciphertext twice. XTS hides contents; it does not detect that ciphertext was changed.
+    ciphertext twice. `cipher` is "aegis-128x2", where each page has a tag, and a page that was
+    changed, moved, or put back from an earlier time raises IntegrityError when it is read; or
+    "aes-128-xts" or "aes-256-xts", which hide contents, but do not detect a change.
 
     The keys are derived from `key` (NIST SP 800-108) when the buffer is made; `key` may be closed
-    afterwards. `tweak_cache` is the number of encrypted tweaks to remember (32 bytes each; 0:
-    none), which makes small reads in recently touched pages faster.
+    afterwards. `name` is what errors and repr() call the buffer; without one it gets a number.
+    `tweak_cache` is the number of encrypted tweaks to remember (32 bytes each; 0: none), which
+    makes small reads in recently touched pages faster with an XTS cipher; others have no use for
+    it.
 
     All methods may be called from several threads at once. Each page is read as one write left it;
     a read over several pages may see some before and some after a concurrent write.
     """
 
     __slots__ = (
-        "__weakref__",
         "_anchor",
         "_cipher",
         "_level",
         "_mapped",
+        "_name",
         "_nbytes",
         "_page_size",
         "_store",
     )
+
+    _instead_of_a_copy = "read() it into a new buffer"
 
     _store: Any
     _anchor: Any
@@ -78,9 +99,10 @@ class EncryptedBuffer:
         nbytes: int,
         *,
         key: Key,
-        cipher: str = "aes-128-xts",
-        page_size: int = 4096,
+        cipher: str = DEFAULT_CIPHER,
+        page_size: int = BUFFER_PAGE_SIZE,
         tweak_cache: int = 4096,
+        name: str | None = None,
         _version_limit: int = 0,
     ) -> None:
         """A buffer of zeros.
@@ -98,6 +120,10 @@ class EncryptedBuffer:
         if not isinstance(cipher, str):
             raise errors.ArgumentTypeError(
                 f"cipher must be a cipher's name, not {type(cipher).__name__}."
+            )
+        if not (name is None or isinstance(name, str)):
+            raise errors.ArgumentTypeError(
+                f"name must be a str or None, not {type(name).__name__}."
             )
         self._nbytes, self._cipher, self._page_size = nbytes, cipher, page_size
         if nbytes < 0:
@@ -120,7 +146,7 @@ class EncryptedBuffer:
                 f"key must be a pyccmem.Key, not {type(key).__name__}; for key bytes use "
                 f"Key.from_bytes()."
             )
-        native_key = key._native()
+        native_key = key._opened()
         action = f"a buffer of {nbytes} bytes"
         if nbytes > sys.maxsize - largest:
             check(lib.CCMEM_ERR_NOMEM, action=action)
@@ -134,6 +160,7 @@ class EncryptedBuffer:
         self._store = ffi.gc(out[0], lib.ccmem_store_free)
         self._anchor = anchor(self._store)
         self._level = LEVELS[lib.ccmem_store_level(self._store)]
+        self._name = f"buffer-{next(_numbers)}" if name is None else name
         _register(self)
 
     @classmethod
@@ -142,9 +169,10 @@ class EncryptedBuffer:
         data: Any,
         *,
         key: Key,
-        cipher: str = "aes-128-xts",
-        page_size: int = 4096,
+        cipher: str = DEFAULT_CIPHER,
+        page_size: int = BUFFER_PAGE_SIZE,
         tweak_cache: int = 4096,
+        name: str | None = None,
         _version_limit: int = 0,
     ) -> EncryptedBuffer:
         """A buffer that holds the bytes of `data` (any C-contiguous buffer), encrypted without a
@@ -159,6 +187,7 @@ class EncryptedBuffer:
             cipher=cipher,
             page_size=page_size,
             tweak_cache=tweak_cache,
+            name=name,
             _version_limit=_version_limit,
         )
         try:
@@ -178,7 +207,8 @@ class EncryptedBuffer:
         read with this method and not with read().
 
         Raises RangeError, BufferTypeError (ReadOnlyOutputError, NonContiguousError),
-        ArgumentTypeError, ClosedError, ForkError; `out` is unchanged then.
+        ArgumentTypeError, ClosedError, ForkError; `out` is unchanged then. Raises IntegrityError
+        when a page was changed; all of `out` is zeros then.
         """
         # The straight way: whatever is wrong makes one of these calls fail, and is told apart
         # only then.
@@ -204,7 +234,8 @@ class EncryptedBuffer:
         Python cannot overwrite bytes, so this plaintext stays in memory until its place is reused;
         for secrets use read_into() with a buffer that you wipe.
 
-        Raises RangeError, ArgumentTypeError, ClosedError, ForkError, OutOfMemoryError.
+        Raises RangeError, ArgumentTypeError, ClosedError, ForkError, OutOfMemoryError,
+        IntegrityError.
         """
         offset = integer("offset", offset)
         length = max(self._nbytes - offset, 0) if nbytes is None else integer("nbytes", nbytes)
@@ -231,8 +262,10 @@ class EncryptedBuffer:
         Every page touched moves to its next version; the bytes around `data` in it stay the same.
 
         Raises RangeError, BufferTypeError (NonContiguousError), ArgumentTypeError, ClosedError,
-        ForkError, VersionExhaustedError; nothing has changed then (but where other threads write the
-        same pages and use up their last versions meanwhile, some pages may have been written).
+        ForkError, VersionExhaustedError, and IntegrityError for a changed page of which `data`
+        covers a part; nothing has changed then (but where other threads write the same pages
+        meanwhile, some pages may have been written). A page that `data` covers as a whole is
+        replaced, whatever became of it.
         """
         offset = integer("offset", offset)
         source = input_buffer("data", data)
@@ -251,7 +284,8 @@ class EncryptedBuffer:
         return length
 
     def _opened(self) -> Any:
-        """The native store for one call; the caller's reference keeps it alive."""
+        """The native store for one call; the caller's reference keeps it alive. Raises
+        ClosedError."""
         store = self._store
         if store is None:
             raise errors.ClosedError("This buffer is closed; read what you need before close().")
@@ -276,13 +310,49 @@ class EncryptedBuffer:
             offset=offset,
             length=length,
             nbytes=self._nbytes,
+            name=self._name,
+            page_size=self._page_size,
         )
         raise AssertionError("check() returned for a status that is not CCMEM_OK")
+
+    # ---- checking ----
+
+    def verify(self) -> list[int]:
+        """Checks every page against its tag, in several threads: the numbers of those that do not
+        match, in ascending order; none when all is as it was written. Raises NotAuthenticatedError
+        for a cipher without tags, ClosedError, ForkError."""
+        return self._verify(0, self._nbytes)
+
+    def _verify(self, offset: int, nbytes: int) -> list[int]:
+        """verify() of the pages that hold `nbytes` bytes from `offset`, which lie inside."""
+        store = self._opened()
+        check(lib.ccmem_store_check(store), subject="buffer")
+        if not self.authenticated:
+            raise errors.NotAuthenticatedError(
+                f"Buffer {self._name!a} is encrypted with {self._cipher}, which has no tags to "
+                f"check its pages against; use {' or '.join(sorted(AUTHENTICATED))}, which has."
+            )
+        if not nbytes:
+            return []
+        first = offset // self._page_size
+        count = (offset + nbytes - 1) // self._page_size - first + 1
+        bad = np.zeros(count, dtype=np.uint8)
+        status = lib.ccmem_store_verify(
+            store, first, count, _from_buffer(BYTES, bad, True), ffi.new("uint64_t *")
+        )
+        if status != OK:
+            self._fail(status, offset, nbytes)
+        return [first + int(at) for at in np.flatnonzero(bad)]
 
     # ---- what it is ----
 
     def __len__(self) -> int:
         return self._nbytes
+
+    @property
+    def name(self) -> str:
+        """What errors call the buffer."""
+        return self._name
 
     @property
     def nbytes(self) -> int:
@@ -293,6 +363,11 @@ class EncryptedBuffer:
     def cipher(self) -> str:
         """Name of the cipher suite."""
         return self._cipher
+
+    @property
+    def authenticated(self) -> bool:
+        """True when each page has a tag, so that a change raises IntegrityError."""
+        return self._cipher in AUTHENTICATED
 
     @property
     def page_size(self) -> int:
@@ -348,9 +423,9 @@ class EncryptedBuffer:
     def stats(self) -> dict[str, int]:
         """What the buffer has done since it was made: `reads`, `writes` (calls), `bytes_read`,
         `bytes_written`, `pages_opened`, `pages_sealed`, `tweak_hits`, `tweak_misses`, `retries`
-        (reads repeated because of a concurrent write); and `overhead_bytes`, the memory beside the
-        pages. The counts are exact while no other thread uses the buffer.
-        Raises ClosedError, ForkError."""
+        (reads repeated because of a concurrent write), `integrity_failures` (times a page did not
+        match its tag); and `overhead_bytes`, the memory beside the pages. The counts are exact
+        while no other thread uses the buffer. Raises ClosedError, ForkError."""
         store = self._opened()
         counters = ffi.new("ccmem_stats *")
         check(lib.ccmem_store_stats(store, counters), subject="buffer", action="the counters")
@@ -373,33 +448,5 @@ class EncryptedBuffer:
         self._anchor = None
         _registry.pop(id(self), None)
 
-    def __enter__(self) -> EncryptedBuffer:
-        self._opened()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        state = "closed" if self.closed else "open"
-        return (
-            f"<pyccmem.EncryptedBuffer of {self._nbytes} bytes, {self._cipher}, "
-            f"pages of {self._page_size}, {state}>"
-        )
-
-    def _refuse_copy(self, *_: Any) -> NoReturn:
-        raise errors.NotPicklableError(
-            "An EncryptedBuffer cannot be pickled or copied, or its keys would leave secret "
-            "memory; share the object itself, or read() it into a new buffer."
-        )
-
-    __reduce__ = _refuse_copy
-    __reduce_ex__ = _refuse_copy
-    __getstate__ = _refuse_copy
-    __copy__ = _refuse_copy
-    __deepcopy__ = _refuse_copy
+    def _description(self) -> str:
+        return f"{self._name!a} of {self._nbytes} bytes, {self._cipher}, pages of {self._page_size}"

@@ -19,6 +19,7 @@ from typing import Any
 
 from . import __version__, errors
 from ._command import EXIT_ERROR
+from ._lib import CIPHERS, DEFAULT_CIPHER
 from .cpu import cpu_info
 from .process import selftest, stats
 
@@ -59,7 +60,8 @@ def _info(arguments: argparse.Namespace) -> int:
     info = cpu_info(measure=arguments.measure)
     level = stats()["level"]
     if arguments.json:
-        _show_json({"version": __version__, **info, "secret_memory": level})
+        ciphers = {"ciphers": list(CIPHERS), "default_cipher": DEFAULT_CIPHER}
+        _show_json({"version": __version__, **info, **ciphers, "secret_memory": level})
         return 0
     present = [name for name, there in info["features"].items() if there]
     rows = [
@@ -69,6 +71,10 @@ def _info(arguments: argparse.Namespace) -> int:
         ("features", " ".join(present) or "none of those pyccmem uses"),
         ("tiers", ", ".join(info["tiers"])),
         ("tier in use", info["tier"]),
+        (
+            "ciphers",
+            ", ".join(f"{name} (default)" if name == DEFAULT_CIPHER else name for name in CIPHERS),
+        ),
         ("threads", str(info["threads"])),
         ("secret memory", level),
     ]

@@ -12,8 +12,8 @@ from ._lib import TIERS, active_tier, features, lib, usable_tiers
 
 __all__ = ["cpu_info"]
 
-#: AES rounds of each cipher suite's data key.
-_ROUNDS = {"aes-128": 10, "aes-256": 14}
+#: AES rounds a block of 16 bytes of each kind of cipher.
+_ROUNDS = {"aegis-128": 2, "aes-128": 10, "aes-256": 14}
 
 
 def _ceiling(tier: int, rounds: int, seconds: float = 0.2) -> float:
@@ -36,9 +36,9 @@ def cpu_info(*, measure: bool = False) -> dict[str, Any]:
     - `tiers`: names of the usable tiers, best first; `tier`: the one in use
     - `threads`: how many threads one bulk read or write may use
     - `memory_encryption`: see host.memory_encryption()
-    - `ceiling`: None, or with `measure=True` (which takes half a second) bytes per second that one
-      core's AES unit could encrypt with the tier in use, for "aes-128" and "aes-256"; None for the
-      portable tier, which uses no such unit
+    - `ceiling`: None, or with `measure=True` (which takes most of a second) bytes per second that
+      one core's AES unit could encrypt with the tier in use, for "aegis-128", "aes-128" and
+      "aes-256"; None for the portable tier, which uses no such unit
     """
     tier = active_tier()
     ceiling = None

@@ -32,6 +32,8 @@ its text is a sentence that says what was wrong and what would be right::
     ├── SecretMemoryError (RuntimeError)      the required secret-memory level cannot be had
     ├── EntropyError (RuntimeError)           the system's random generator failed
     ├── VersionExhaustedError (RuntimeError)  a page has no unused version left under its key
+    ├── IntegrityError (ValueError)           a page or a message that does not match its tag
+    ├── NotAuthenticatedError (RuntimeError)  a check of tags where the cipher has none
     └── SelfTestError (RuntimeError)          a known-answer test failed
 
     PyccmemWarning (UserWarning)
@@ -56,6 +58,7 @@ __all__ = [
     "ForkError",
     "IndexingError",
     "InsecureKeyFileWarning",
+    "IntegrityError",
     "InvalidKeyError",
     "KeyFileError",
     "LockedMemoryError",
@@ -63,6 +66,7 @@ __all__ = [
     "NoPermissionError",
     "NoProcessError",
     "NonContiguousError",
+    "NotAuthenticatedError",
     "NotPicklableError",
     "OutOfMemoryError",
     "PageSizeError",
@@ -194,6 +198,35 @@ class EntropyError(PyccmemError, RuntimeError):
 
 class VersionExhaustedError(PyccmemError, RuntimeError):
     """A page has no unused version left under its key, so it can be read but not written."""
+
+
+class IntegrityError(PyccmemError, ValueError):
+    """A page or a message that does not match its tag: someone or something changed it. Nothing of
+    it was handed out; other pages can still be read."""
+
+    #: The buffer's name; None for a message.
+    name: str | None
+    #: The page's number, the version it was to be opened under, the offset of its first byte in the
+    #: buffer; None for a message.
+    page: int | None
+    version: int | None
+    offset: int | None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        name: str | None = None,
+        page: int | None = None,
+        version: int | None = None,
+        offset: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.name, self.page, self.version, self.offset = name, page, version, offset
+
+
+class NotAuthenticatedError(PyccmemError, RuntimeError):
+    """A check of tags asked for where the cipher has none, so that a change cannot be noticed."""
 
 
 class SelfTestError(PyccmemError, RuntimeError):

@@ -9,12 +9,12 @@ import hashlib
 import os
 import stat
 import warnings
-from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any
 
 from . import errors
 from ._arguments import exact_bytes, input_buffer, integer
 from ._lib import LEVELS, anchor, check, ffi, lib
+from ._resource import Resource
 
 __all__ = ["Key"]
 
@@ -40,7 +40,7 @@ def _required_level(require: str | None) -> int:
     return int(_REQUIRE[require])
 
 
-class Key:
+class Key(Resource):
     """A root key of 32 bytes that no dump, swap file, child process or pickle sees.
 
     Made by generate(), from_bytes(), from_file() or from_passphrase(). The bytes lie in
@@ -51,7 +51,9 @@ class Key:
     A Key does not follow a fork: in the child its use raises ForkError.
     """
 
-    __slots__ = ("__weakref__", "_anchor", "_key", "_level")
+    __slots__ = ("_anchor", "_key", "_level")
+
+    _instead_of_a_copy = "load the key again in the other process"
 
     _key: Any
     _anchor: Any
@@ -260,7 +262,7 @@ class Key:
         self._key = None
         self._anchor = None
 
-    def _native(self) -> Any:
+    def _opened(self) -> Any:
         """The native key for one call; the caller's reference keeps it alive. Raises ClosedError,
         ForkError."""
         native = self._key
@@ -269,32 +271,8 @@ class Key:
         check(lib.ccmem_key_check(native), subject="key")
         return native
 
-    def __enter__(self) -> Key:
-        self._native()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"<pyccmem.Key {self._level}, {'closed' if self.closed else 'open'}>"
-
-    def _refuse_copy(self, *_: Any) -> NoReturn:
-        raise errors.NotPicklableError(
-            "A Key cannot be pickled or copied, or its bytes would leave secret memory; share the "
-            "Key object itself, or load the key again in the other process."
-        )
-
-    __reduce__ = _refuse_copy
-    __reduce_ex__ = _refuse_copy
-    __getstate__ = _refuse_copy
-    __copy__ = _refuse_copy
-    __deepcopy__ = _refuse_copy
+    def _description(self) -> str:
+        return self._level
 
 
 def _wipe_bytes(data: bytes) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from . import _plain, errors
 from ._arguments import integer
-from ._lib import CIPHERS, LEVELS, TIERS, active_tier, check, lib, usable_tiers
+from ._lib import CIPHERS, LEVELS, TIERS, active_tier, check, ffi, lib, usable_tiers
 from .buffer import EncryptedBuffer, open_buffers
 from .keys import Key
 
@@ -18,24 +18,27 @@ __all__ = ["get_num_threads", "selftest", "set_num_threads", "stats"]
 
 def stats() -> dict[str, Any]:
     """What this process protects now: `buffers` (open ones), `bytes` of plaintext they hold,
-    `ciphertext_bytes` in whole pages, `overhead_bytes` beside them; `tier`, `threads`, and
-    `level`, the best secret-memory level to be had ("secretmem", "mlock" or "none"); and of the
-    memory for plaintext that tensors hand out `plain_blocks` (in use), `plain_in_use` (their
-    bytes), `plain_peak` (the most at once) and `plain_kept` (wiped bytes kept for reuse)."""
+    `ciphertext_bytes` in whole pages, `overhead_bytes` beside them, `integrity_failures` (times
+    one of their pages did not match its tag); `tier`, `threads`, and `level`, the best
+    secret-memory level to be had ("secretmem", "mlock" or "none"); and of the memory for plaintext
+    that tensors hand out `plain_blocks` (in use), `plain_in_use` (their bytes), `plain_peak` (the
+    most at once) and `plain_kept` (wiped bytes kept for reuse)."""
     buffers = open_buffers()
-    overhead = 0
+    sums = {"overhead_bytes": 0, "integrity_failures": 0}
     for buffer in buffers:
         try:
-            overhead += buffer.stats()["overhead_bytes"]
+            counts = buffer.stats()
         except errors.ClosedError:  # by another thread, since the list was made
             continue
+        for name in sums:
+            sums[name] += counts[name]
     return {
         "buffers": len(buffers),
         "bytes": sum(buffer.nbytes for buffer in buffers),
         "ciphertext_bytes": sum(
             -(-buffer.nbytes // buffer.page_size) * buffer.page_size for buffer in buffers
         ),
-        "overhead_bytes": overhead,
+        **sums,
         "tier": active_tier(),
         "threads": get_num_threads(),
         "level": LEVELS[lib.ccmem_secret_probe()],
@@ -56,6 +59,26 @@ def set_num_threads(threads: int) -> None:
 def get_num_threads() -> int:
     """The number set, or the size of the process's CPU affinity when none was."""
     return int(lib.ccmem_threads())
+
+
+def _notices_changes(buffer: EncryptedBuffer) -> str | None:
+    """Changes one bit of a tag, and later puts it back; what went wrong, or None."""
+    if buffer.verify():
+        return "a page as it was written does not match its tag"
+    records = ffi.new("uint64_t **"), ffi.new("uint8_t **")
+    check(lib.ccmem_store_records(buffer._opened(), *records), subject="buffer")
+    tag = records[1][0]
+    tag[0] ^= 1
+    try:
+        buffer.read(0, 1)
+    except errors.IntegrityError:
+        noticed = buffer.verify() == [0]
+    else:
+        noticed = False
+    tag[0] ^= 1
+    if not noticed:
+        return "a changed tag is not noticed"
+    return "a tag put back does not match" if buffer.verify() else None
 
 
 def _round_trip(cipher: str) -> str | None:
@@ -86,12 +109,12 @@ def _round_trip(cipher: str) -> str | None:
             return "a write of the same bytes changed others"
         if bytes(buffer.ciphertext)[: 2 * page] == stored[: 2 * page]:
             return "a new version has the ciphertext of the old one"
-    return None
+        return _notices_changes(buffer) if buffer.authenticated else None
 
 
 def selftest() -> dict[str, Any]:
     """Runs the known-answer tests of every usable tier, and writes and reads buffers of every
-    cipher with the tier in use.
+    cipher with the tier in use; where pages have tags, changes one to see it noticed.
 
     Returns {"tier": the one in use, "tiers": {name: "passed" or "unusable"}, "buffers":
     {cipher: "passed"}}. Raises SelfTestError, which says what failed; its `result` attribute is

@@ -32,6 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import errors
+from ._lib import DEFAULT_CIPHER, TENSOR_PAGE_SIZE
 from ._plain import empty
 from ._safetensors_header import Entry, open_file, read_header
 from .buffer import EncryptedBuffer
@@ -104,11 +105,12 @@ def load_file(
     path: str | os.PathLike[str],
     *,
     key: Key,
-    cipher: str = "aes-128-xts",
-    page_size: int = 4096,
+    cipher: str = DEFAULT_CIPHER,
+    page_size: int = TENSOR_PAGE_SIZE,
     progress: bool | Progress | None = None,
 ) -> dict[str, EncryptedTensor]:
-    """Every tensor of a safetensors file by name, each in an EncryptedBuffer of its own.
+    """Every tensor of a safetensors file by name, each in an EncryptedBuffer of its own and of the
+    tensor's name.
 
     At most 1 MiB of plaintext exists at once, and none when the call returns or raises.
     `progress`: None for a bar on standard error when that is a terminal, rich is installed and the
@@ -136,12 +138,7 @@ def load_file(
                 done = 0
                 for entry, dtype in zip(entries, dtypes, strict=True):
                     buffer = EncryptedBuffer(
-                        entry.nbytes,
-                        key=key,
-                        cipher=cipher,
-                        page_size=page_size,
-                        # No more entries than pages: most tensors of a model are small vectors.
-                        tweak_cache=min(4096, -(-entry.nbytes // page_size)),
+                        entry.nbytes, key=key, cipher=cipher, page_size=page_size, name=entry.name
                     )
                     opened.append(buffer)
                     for count in _fill(buffer, file, entry, block):

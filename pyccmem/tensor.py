@@ -7,8 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +25,8 @@ from ._indexing import (
     reshaped,
     select,
 )
-from ._lib import OK, check, ffi, lib
+from ._lib import DEFAULT_CIPHER, OK, TENSOR_PAGE_SIZE, check, ffi, lib
+from ._resource import Resource
 from ._runs import Layout, flat_bytes, gather, read, write
 from .buffer import EncryptedBuffer
 from .keys import Key
@@ -93,14 +93,14 @@ def _checked_form(shape: Any, dtype: Any) -> tuple[Array, np.dtype[Any]]:
         ) from None
 
 
-class EncryptedTensor:
+class EncryptedTensor(Resource):
     """An n-dimensional C-contiguous array held as ciphertext, of any dtype of fixed size (of
     ml_dtypes too, when installed).
 
     Made by from_numpy(), empty() or zeros(). `t[index]` decrypts what `index` names and returns an
     ordinary array (a scalar where numpy returns one), `t[index] = values` encrypts, with numpy's
     rules for shapes, broadcasting and casting. Every array handed out is a copy in memory that is
-    wiped when the last reference to it goes.
+    wiped when the last reference to it goes. `name` is what errors and repr() call the tensor.
 
     reshape() and view() give tensors that share the buffer; close() closes it for all of them.
 
@@ -109,7 +109,6 @@ class EncryptedTensor:
     """
 
     __slots__ = (
-        "__weakref__",
         "_address",
         "_buffer",
         "_dtype",
@@ -126,6 +125,8 @@ class EncryptedTensor:
         "_strides",
         "_table",
     )
+
+    _instead_of_a_copy = "make a new one with from_numpy(tensor[...])"
 
     _buffer: EncryptedBuffer
     _offset: int  # of the first element in the buffer
@@ -157,8 +158,9 @@ class EncryptedTensor:
         array: npt.ArrayLike,
         *,
         key: Key,
-        cipher: str = "aes-128-xts",
-        page_size: int = 4096,
+        cipher: str = DEFAULT_CIPHER,
+        page_size: int = TENSOR_PAGE_SIZE,
+        name: str | None = None,
     ) -> EncryptedTensor:
         """A tensor with the contents, shape and dtype of `array` (or of what numpy makes of it),
         which stays as it is: overwrite it yourself. A C-contiguous array is encrypted without a
@@ -168,7 +170,9 @@ class EncryptedTensor:
         raises.
         """
         source = np.asarray(array)
-        self = cls.zeros(source.shape, source.dtype, key=key, cipher=cipher, page_size=page_size)
+        self = cls.zeros(
+            source.shape, source.dtype, key=key, cipher=cipher, page_size=page_size, name=name
+        )
         try:
             self[...] = source
         except BaseException:
@@ -183,8 +187,9 @@ class EncryptedTensor:
         dtype: npt.DTypeLike = np.float64,
         *,
         key: Key,
-        cipher: str = "aes-128-xts",
-        page_size: int = 4096,
+        cipher: str = DEFAULT_CIPHER,
+        page_size: int = TENSOR_PAGE_SIZE,
+        name: str | None = None,
     ) -> EncryptedTensor:
         """A tensor whose bytes are all zero; pages take memory when they are first written.
 
@@ -193,7 +198,7 @@ class EncryptedTensor:
         """
         ghost, kind = _checked_form(shape, dtype)
         nbytes = ghost.size * kind.itemsize
-        buffer = EncryptedBuffer(nbytes, key=key, cipher=cipher, page_size=page_size)
+        buffer = EncryptedBuffer(nbytes, key=key, cipher=cipher, page_size=page_size, name=name)
         return cls._of(buffer, ghost, kind, 0)
 
     @classmethod
@@ -203,11 +208,12 @@ class EncryptedTensor:
         dtype: npt.DTypeLike = np.float64,
         *,
         key: Key,
-        cipher: str = "aes-128-xts",
-        page_size: int = 4096,
+        cipher: str = DEFAULT_CIPHER,
+        page_size: int = TENSOR_PAGE_SIZE,
+        name: str | None = None,
     ) -> EncryptedTensor:
         """The same as zeros(): what was never written reads as zeros and costs nothing."""
-        return cls.zeros(shape, dtype, key=key, cipher=cipher, page_size=page_size)
+        return cls.zeros(shape, dtype, key=key, cipher=cipher, page_size=page_size, name=name)
 
     @classmethod
     def _adopt(
@@ -248,8 +254,8 @@ class EncryptedTensor:
         arrays, names of fields. Only the pages that hold it are decrypted.
 
         Always a copy, unlike numpy's view. Raises IndexingError, ArgumentError, ArgumentTypeError
-        where numpy raises IndexError, ValueError, TypeError; ClosedError, ForkError,
-        OutOfMemoryError.
+        where numpy raises IndexError, ValueError, TypeError; IntegrityError when one of the pages
+        was changed, and nothing is handed out then; ClosedError, ForkError, OutOfMemoryError.
         """
         run = self._run(index)
         if run is not None:
@@ -303,7 +309,7 @@ class EncryptedTensor:
     def _read_run(self, offset: int, shape: tuple[int, ...], nbytes: int) -> Array:
         """One run of the buffer as an array."""
         pointer, memory = _block(nbytes)
-        status = _store_read(self._buffer._store or self._store(), offset, pointer, nbytes)
+        status = _store_read(self._buffer._store or self._opened(), offset, pointer, nbytes)
         if status != OK:
             self._buffer._fail(status, offset, nbytes)
         array: Array = _ndarray(shape, self._dtype, memory)
@@ -317,12 +323,12 @@ class EncryptedTensor:
             return self._read_run(offset, (), nbytes)[()]
         place = self._take_scratch()
         array, words, pointer = place
-        status = _store_read(self._buffer._store or self._store(), offset, pointer, nbytes)
-        if status != OK:
-            self._buffer._fail(status, offset, nbytes)
-        element = array[()]
+        status = _store_read(self._buffer._store or self._opened(), offset, pointer, nbytes)
+        element = array[()] if status == OK else None
         words[...] = 0
         self._scratch.append(place)
+        if status != OK:
+            self._buffer._fail(status, offset, nbytes)
         return element
 
     def _take_scratch(self) -> tuple[Array, Array, Any]:
@@ -336,7 +342,7 @@ class EncryptedTensor:
             words = _ndarray(() if word else (self._itemsize,), word or "u1", memory)
             return _ndarray((), self._dtype, memory), words, pointer
 
-    def _store(self) -> Any:
+    def _opened(self) -> Any:
         """The native store, for one call. Raises ClosedError."""
         return self._buffer._opened()
 
@@ -377,7 +383,7 @@ class EncryptedTensor:
 
     def _nothing(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """An array without a byte, from a tensor that is open."""
-        check(lib.ccmem_store_check(self._store()), subject="tensor")
+        check(lib.ccmem_store_check(self._opened()), subject="tensor")
         return np.empty(shape, dtype)
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
@@ -456,8 +462,10 @@ class EncryptedTensor:
         index names an element twice, the last value stays.
 
         Values that need no conversion are encrypted from where they lie; others are converted in
-        memory that is wiped. Raises as __getitem__() does, ArgumentError and ArgumentTypeError
-        where numpy raises ValueError and TypeError for the value, VersionExhaustedError.
+        memory that is wiped. Raises as __getitem__() does (IntegrityError for a changed page that
+        is covered in part; one that is covered as a whole is replaced), ArgumentError and
+        ArgumentTypeError where numpy raises ValueError and TypeError for the value,
+        VersionExhaustedError.
         """
         try:
             run = self._run(index)
@@ -513,7 +521,7 @@ class EncryptedTensor:
                 _ndarray(shape, self._dtype, memory)[...] = value
         else:
             pointer = ffi.from_buffer(BYTES, flat_bytes(value))
-        status = _store_write(self._buffer._store or self._store(), offset, pointer, nbytes)
+        status = _store_write(self._buffer._store or self._opened(), offset, pointer, nbytes)
         if status != OK:
             self._buffer._fail(status, offset, nbytes)
 
@@ -531,7 +539,7 @@ class EncryptedTensor:
                 self._write_pieces(chosen, np.broadcast_to(value, shape))
                 return
         source = self._as_stored(value, chosen)
-        check(lib.ccmem_store_check(self._store()), subject="tensor")
+        check(lib.ccmem_store_check(self._opened()), subject="tensor")
         if nbytes:
             memory = ffi.from_buffer(BYTES, flat_bytes(source))
             write(self._buffer, self._offset, Layout(chosen), memory)
@@ -583,6 +591,12 @@ class EncryptedTensor:
         if not isinstance(mode, str) or mode not in ("r", "r+"):
             raise errors.ArgumentError(f"mode is {mode!r}; it must be 'r' or 'r+'.")
         return self._opened_as(mode == "r+")
+
+    def verify(self) -> list[int]:
+        """Checks the pages that the tensor's bytes lie in against their tags, in several threads:
+        the numbers (of the buffer's pages) of those that do not match; none when all is as it was
+        written. Raises NotAuthenticatedError for a cipher without tags, ClosedError, ForkError."""
+        return self._buffer._verify(self._offset, self._nbytes)
 
     # ---- the same bytes in another form ----
 
@@ -652,9 +666,19 @@ class EncryptedTensor:
         return self._nbytes
 
     @property
+    def name(self) -> str:
+        """What errors call the tensor: the name of its buffer."""
+        return self._buffer.name
+
+    @property
     def cipher(self) -> str:
         """Name of the cipher suite."""
         return self._buffer.cipher
+
+    @property
+    def authenticated(self) -> bool:
+        """True when each page has a tag, so that a change raises IntegrityError."""
+        return self._buffer.authenticated
 
     @property
     def page_size(self) -> int:
@@ -671,12 +695,8 @@ class EncryptedTensor:
         """True after close() of this tensor or of another that shares its buffer."""
         return self._buffer.closed
 
-    def __repr__(self) -> str:
-        state = "closed" if self.closed else "open"
-        return (
-            f"<pyccmem.EncryptedTensor of shape {self._shape}, {self._dtype}, {self.cipher}, "
-            f"{state}>"
-        )
+    def _description(self) -> str:
+        return f"{self.name!a} of shape {self._shape}, {self._dtype}, {self.cipher}"
 
     # ---- lifetime ----
 
@@ -684,27 +704,3 @@ class EncryptedTensor:
         """Closes the buffer, for every tensor that shares it: keys wiped, ciphertext freed. Arrays
         that were handed out stay valid. May be repeated."""
         self._buffer.close()
-
-    def __enter__(self) -> EncryptedTensor:
-        self._store()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def _refuse_copy(self, *_: Any) -> NoReturn:
-        raise errors.NotPicklableError(
-            "An EncryptedTensor cannot be pickled or copied, or its keys would leave secret "
-            "memory; share the object itself, or make a new one with from_numpy(tensor[...])."
-        )
-
-    __reduce__ = _refuse_copy
-    __reduce_ex__ = _refuse_copy
-    __getstate__ = _refuse_copy
-    __copy__ = _refuse_copy
-    __deepcopy__ = _refuse_copy

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The independent implementation the tests compare with: pyca/cryptography over OpenSSL.
+"""The independent implementations the tests compare with: pyca/cryptography over OpenSSL, and
+pyaegis, which is libaegis.
 
 Import it with pytest.importorskip: without the [test] extra the comparisons are skipped.
 """
 
 from __future__ import annotations
 
+import pytest
+import support
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.cmac import CMAC
 from cryptography.hazmat.primitives.kdf.kbkdf import KBKDFCMAC, CounterLocation, Mode
@@ -44,3 +47,32 @@ def kdf_counter_cmac(key: bytes, label: bytes, context: bytes, nbytes: int) -> b
         fixed=None,
     )
     return kdf.derive(key)
+
+
+def subkey(cipher: str, store_id: bytes, page_size: int) -> bytes:
+    """What a buffer under the tests' root key derives for its pages."""
+    context = store_id + page_size.to_bytes(4, "big")
+    size = support.SUBKEY_BYTES[cipher]
+    return kdf_counter_cmac(support.KEY_BYTES, cipher.encode(), context, size)
+
+
+def seal_page(cipher: str, key: bytes, page: int, version: int, data: bytes) -> tuple[bytes, bytes]:
+    """The ciphertext of a page and its tag, which is zeros for XTS."""
+    place = support.page_tweak(page, version)  # the tweak of XTS, the nonce of AEGIS
+    if cipher != support.AEGIS:
+        return xts_encrypt(key, place, data), bytes(16)
+    pyaegis = pytest.importorskip("pyaegis", reason="AEGIS pages are compared with pyaegis")
+    ciphertext, tag = pyaegis.Aegis128X2(tag_size=16).encrypt_detached(key, place, data)
+    return bytes(ciphertext), bytes(tag)
+
+
+def open_page(
+    cipher: str, key: bytes, page: int, version: int, ciphertext: bytes, tag: bytes
+) -> bytes:
+    """The plaintext of a page. An exception of pyaegis when it does not match its tag."""
+    place = support.page_tweak(page, version)
+    if cipher != support.AEGIS:
+        assert tag == bytes(16)
+        return xts_decrypt(key, place, ciphertext)
+    pyaegis = pytest.importorskip("pyaegis", reason="AEGIS pages are compared with pyaegis")
+    return bytes(pyaegis.Aegis128X2(tag_size=16).decrypt_detached(key, place, ciphertext, tag))

@@ -18,7 +18,11 @@ from pyccmem._lib import ffi, lib
 
 VECTOR_DIR = Path(__file__).resolve().parent / "vectors"
 PAGE_SIZES = (4096, 8192, 16384, 32768, 65536)
-CIPHERS = ("aes-128-xts", "aes-256-xts")
+AEGIS = "aegis-128x2"
+XTS_CIPHERS = ("aes-128-xts", "aes-256-xts")
+CIPHERS = (AEGIS, *XTS_CIPHERS)
+#: Bytes that the key derivation gives each cipher.
+SUBKEY_BYTES = {AEGIS: 16, "aes-128-xts": 32, "aes-256-xts": 64}
 KEY_BYTES = bytes(range(32))
 
 #: Memory figures and address-space scans mean nothing under a sanitizer, and fork may hang there.
@@ -123,6 +127,31 @@ def xts(tier: int, encrypt: bool, key: bytes, tweak: bytes, data: bytes) -> byte
 def page_tweak(page: int, version: int) -> bytes:
     """The tweak of a page at a version: page + version * 2^64, little-endian."""
     return (page + (version << 64)).to_bytes(16, "little")
+
+
+#: For scripts that run in a child: the tags of a buffer's pages; zeros where it has none.
+TAGS_OF = """
+def tags_of(buffer):
+    from pyccmem._lib import ffi, lib
+    versions, tags = ffi.new("uint64_t **"), ffi.new("uint8_t **")
+    assert lib.ccmem_store_records(buffer._opened(), versions, tags) == 0
+    assert (tags[0] != ffi.NULL) == buffer.authenticated
+    nbytes = 16 * len(buffer.versions)
+    return bytes(ffi.buffer(tags[0], nbytes)) if tags[0] else bytes(nbytes)
+"""
+
+
+def records(buffer: pyccmem.EncryptedBuffer) -> tuple[object, object]:
+    """Where a buffer keeps the versions and tags of its pages, as native pointers."""
+    versions, tags = ffi.new("uint64_t **"), ffi.new("uint8_t **")
+    assert lib.ccmem_store_records(buffer._opened(), versions, tags) == OK
+    return versions[0], tags[0]
+
+
+def damage(buffer: pyccmem.EncryptedBuffer, page: int, bit: int = 0) -> None:
+    """Flips one bit of a page's ciphertext. Called again, it puts it back."""
+    stored = ffi.cast("uint8_t *", ffi.from_buffer(buffer.ciphertext))
+    stored[page * buffer.page_size + bit // 8] ^= 1 << bit % 8
 
 
 # ---- child processes ------------------------------------------------------------------------

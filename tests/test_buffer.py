@@ -6,7 +6,9 @@ from __future__ import annotations
 import array
 import gc
 import mmap
+import pickle
 import random
+import re
 import struct
 import weakref
 from collections.abc import Callable
@@ -200,12 +202,14 @@ BAD_BUFFERS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"page_size": 2**64}, E.PageSizeError, "65536"),
     ({"page_size": 4096.0}, E.ArgumentTypeError, "page_size"),
     ({"page_size": "4096"}, E.ArgumentTypeError, "page_size"),
-    ({"cipher": "aes-128-gcm"}, E.ArgumentError, "aes-128-xts"),
+    ({"cipher": "aes-128-gcm"}, E.ArgumentError, "aegis-128x2, aes-128-xts"),
     ({"cipher": "AES-128-XTS"}, E.ArgumentError, "aes-128-xts"),
     ({"cipher": ""}, E.ArgumentError, "aes-256-xts"),
     ({"cipher": None}, E.ArgumentTypeError, "cipher"),
     ({"cipher": 0}, E.ArgumentTypeError, "cipher"),
     ({"cipher": b"aes-128-xts"}, E.ArgumentTypeError, "cipher"),
+    ({"name": 5}, E.ArgumentTypeError, "name"),
+    ({"name": b"weights"}, E.ArgumentTypeError, "name"),
     ({"key": None}, E.ArgumentTypeError, "Key"),
     ({"key": support.KEY_BYTES}, E.ArgumentTypeError, "Key.from_bytes"),
     ({"key": "secret"}, E.ArgumentTypeError, "Key"),
@@ -245,6 +249,8 @@ def test_every_error_is_a_builtin_too() -> None:
         (E.KeyFileError, OSError),
         (E.ClosedError, ValueError),
         (E.ForkError, RuntimeError),
+        (E.IntegrityError, ValueError),
+        (E.NotAuthenticatedError, RuntimeError),
     ):
         assert issubclass(error, builtin) and issubclass(error, E.PyccmemError)
     for name in E.__all__:
@@ -597,8 +603,8 @@ def test_versions_run_out_without_loss(key: pyccmem.Key, cipher: str) -> None:
         assert made.versions.tolist() == [0, 3, 1, 0]
 
 
-def test_a_limit_of_one_allows_one_write(key: pyccmem.Key) -> None:
-    with EncryptedBuffer(100 << 12, key=key, _version_limit=1) as made:
+def test_a_limit_of_one_allows_one_write(key: pyccmem.Key, cipher: str) -> None:
+    with EncryptedBuffer(100 << 12, key=key, cipher=cipher, _version_limit=1) as made:
         data = random.Random(9).randbytes(100 << 12)
         made.write(data)
         with pytest.raises(errors.VersionExhaustedError):
@@ -609,8 +615,8 @@ def test_a_limit_of_one_allows_one_write(key: pyccmem.Key) -> None:
 # ---- counters ---------------------------------------------------------------------------------
 
 
-def test_stats_count_calls_bytes_and_pages(key: pyccmem.Key) -> None:
-    with EncryptedBuffer(10 * 4096, key=key) as made:
+def test_stats_count_calls_bytes_and_pages(key: pyccmem.Key, cipher: str) -> None:
+    with EncryptedBuffer(10 * 4096, key=key, cipher=cipher) as made:
         zero = made.stats()
         assert {name: zero[name] for name in zero if name != "overhead_bytes"} == dict.fromkeys(
             (
@@ -623,6 +629,7 @@ def test_stats_count_calls_bytes_and_pages(key: pyccmem.Key) -> None:
                 "tweak_hits",
                 "tweak_misses",
                 "retries",
+                "integrity_failures",
             ),
             0,
         )
@@ -640,11 +647,13 @@ def test_stats_count_calls_bytes_and_pages(key: pyccmem.Key) -> None:
         now = made.stats()
         assert (now["reads"], now["bytes_read"]) == (3, 10 * 4096 + 64)
         assert now["pages_opened"] >= 11 and now["retries"] == 0
+        assert now["integrity_failures"] == 0
+        assert made.authenticated <= (now["tweak_hits"] + now["tweak_misses"] == 0)
 
 
 def test_the_tweak_cache_remembers_recent_pages(key: pyccmem.Key) -> None:
     for entries, hits in ((0, 0), (4096, 99)):
-        with EncryptedBuffer(4096, key=key, tweak_cache=entries) as made:
+        with EncryptedBuffer(4096, key=key, cipher="aes-128-xts", tweak_cache=entries) as made:
             made.write(bytes(4096))
             for _ in range(100):
                 made.read(100, 64)
@@ -654,9 +663,12 @@ def test_the_tweak_cache_remembers_recent_pages(key: pyccmem.Key) -> None:
 
 
 @pytest.mark.parametrize("entries", [0, 1, 2, 3, 7, 64, 4096, 2**31 - 1])
-def test_any_size_of_tweak_cache_gives_the_same_bytes(key: pyccmem.Key, entries: int) -> None:
+def test_any_size_of_tweak_cache_gives_the_same_bytes(
+    key: pyccmem.Key, cipher: str, entries: int
+) -> None:
+    """Also where the cipher has no tweaks to remember."""
     seed = random.Random(entries)
-    with EncryptedBuffer(50 * 4096, key=key, tweak_cache=entries) as made:
+    with EncryptedBuffer(50 * 4096, key=key, cipher=cipher, tweak_cache=entries) as made:
         model = bytearray(50 * 4096)
         for _ in range(400):
             offset = seed.randrange(len(model))
@@ -685,6 +697,146 @@ def test_process_wide_stats(key: pyccmem.Key) -> None:
     assert pyccmem.stats() == before
 
 
+# ---- names ------------------------------------------------------------------------------------
+
+
+def test_a_buffer_has_the_name_it_was_given(key: pyccmem.Key) -> None:
+    for name in ("weights", "", "Gewichte \u00fc\n"):
+        with (
+            EncryptedBuffer(100, key=key, name=name) as a,
+            EncryptedBuffer.from_data(b"x", key=key, name=name) as b,
+        ):
+            assert a.name == b.name == name
+            assert ascii(name) in repr(a) and repr(a).isascii()
+    with pytest.raises(AttributeError):
+        a.name = "other"  # type: ignore[misc]
+
+
+def test_buffers_without_a_name_are_told_apart(key: pyccmem.Key) -> None:
+    names = [EncryptedBuffer(100, key=key).name for _ in range(50)]
+    assert len(set(names)) == 50 and all(re.fullmatch("buffer-[0-9]+", name) for name in names)
+    with EncryptedBuffer(100, key=key) as made:
+        shown = f"{made.name!r} of 100 bytes, aegis-128x2, pages of 4096, open"
+        assert repr(made) == f"<pyccmem.EncryptedBuffer {shown}>"
+
+
+# ---- verify() and what a failure says ----------------------------------------------------------
+
+
+def test_a_buffer_as_it_was_written_is_good(key: pyccmem.Key, page_size: int) -> None:
+    with EncryptedBuffer(9 * page_size + 5, key=key, page_size=page_size) as made:
+        assert made.authenticated and made.verify() == []
+        made.write(b"x" * (3 * page_size), page_size + 7)
+        assert made.verify() == []
+        before = made.stats()
+        assert made.verify() == []
+        assert made.stats()["bytes_read"] == before["bytes_read"]
+    with EncryptedBuffer(0, key=key) as empty:
+        assert empty.verify() == []
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_verify_lists_the_pages_that_were_changed(key: pyccmem.Key, threads: int) -> None:
+    """Any set of pages of a buffer that several threads share; put back, all are good again."""
+    seed = random.Random(threads)
+    pages = 700
+    before = pyccmem.get_num_threads()
+    pyccmem.set_num_threads(threads)
+    try:
+        with EncryptedBuffer(pages * 4096 - 9, key=key) as made:
+            made.write(seed.randbytes(made.nbytes))
+            for count in (1, 2, 40, pages):
+                chosen = sorted(seed.sample(range(pages), count))
+                bits = [seed.randrange(8 * 4096) for _ in chosen]
+                failures = made.stats()["integrity_failures"]
+                for page, bit in zip(chosen, bits, strict=True):
+                    support.damage(made, page, bit)
+                assert made.verify() == chosen
+                assert made.stats()["integrity_failures"] == failures + count
+                for page, bit in zip(chosen, bits, strict=True):
+                    support.damage(made, page, bit)
+                assert made.verify() == []
+    finally:
+        pyccmem.set_num_threads(before)
+
+
+def test_a_changed_page_is_an_error_that_says_what_it_is(key: pyccmem.Key) -> None:
+    with EncryptedBuffer(3 * 8192 + 100, key=key, page_size=8192, name="weights") as made:
+        content = random.Random(3).randbytes(made.nbytes)
+        made.write(content)
+        made.write(content[:8192])
+        for page, version, span in ((0, 2, "0 to 8191"), (3, 1, "24576 to 24675")):
+            support.damage(made, page, 77)
+            first = page * 8192
+            part = bytearray(b"\x77" * 50)
+            whole = bytearray(b"\x77" * made.nbytes)
+            for call, *arguments in (
+                (made.read, first, 10),
+                (made.read,),
+                (made.read_into, part, first + 20),
+                (made.read_into, whole),
+                (made.write, b"part of a page", first + 1),
+            ):
+                with pytest.raises(errors.IntegrityError) as caught:
+                    call(*arguments)
+                error = caught.value
+                assert type(error) is errors.IntegrityError
+                assert (error.name, error.page, error.version) == ("weights", page, version)
+                assert error.offset == first
+                text = str(error)
+                assert text.startswith(f"Page {page} of buffer 'weights' (bytes {span}, "), text
+                assert f"version {version})" in text and "was changed since" in text
+                assert text.endswith(".")
+            assert not any(part) and not any(whole), "the output is zeros"
+            copied = pickle.loads(pickle.dumps(error))
+            assert str(copied) == text and copied.page == page and copied.name == "weights"
+            assert made.read(8192, 2 * 8192) == content[8192 : 3 * 8192], "the rest is readable"
+            support.damage(made, page, 77)
+            assert made.read() == content
+        assert made.stats()["integrity_failures"] == 10
+        assert pyccmem.stats()["integrity_failures"] >= 10
+
+
+def test_a_page_marked_as_never_written_that_has_a_tag(key: pyccmem.Key) -> None:
+    with EncryptedBuffer(3 * 4096, key=key) as made:
+        made.write(b"x" * 4096, 4096)
+        versions, tags = support.records(made)
+        versions[1] = 0
+        with pytest.raises(errors.IntegrityError, match="never written but has a tag") as caught:
+            made.read(5000, 1)
+        assert (caught.value.page, caught.value.version, caught.value.offset) == (1, 0, 4096)
+        assert made.verify() == [1]
+        versions[1] = 1
+        assert made.read(5000, 1) == b"x" and made.verify() == []
+        tags[2 * 16] = 1
+        assert made.verify() == [2]
+
+
+def test_a_changed_page_may_be_replaced_as_a_whole(key: pyccmem.Key) -> None:
+    with EncryptedBuffer(2 * 4096, key=key) as made:
+        made.write(CONTENT[:8192])
+        support.damage(made, 1, 9)
+        before = bytes(made.ciphertext), made.versions.tolist()
+        with pytest.raises(errors.IntegrityError):
+            made.write(b"a part", 4096)
+        assert (bytes(made.ciphertext), made.versions.tolist()) == before
+        made.write(CONTENT[:4096], 4096)
+        assert made.verify() == [] and made.read(4096) == CONTENT[:4096]
+
+
+@pytest.mark.parametrize("name", support.XTS_CIPHERS)
+def test_xts_has_nothing_to_verify(key: pyccmem.Key, name: str) -> None:
+    with EncryptedBuffer.from_data(CONTENT, key=key, cipher=name, name="weights") as made:
+        assert not made.authenticated
+        with pytest.raises(errors.NotAuthenticatedError) as caught:
+            made.verify()
+        for word in ("'weights'", name, "no tags", "aegis-128x2"):
+            assert word in str(caught.value)
+    with pytest.raises(errors.ClosedError):
+        made.verify()
+    assert not made.authenticated
+
+
 # ---- closed -----------------------------------------------------------------------------------
 
 USES: dict[str, Callable[[EncryptedBuffer], Any]] = {
@@ -697,6 +849,7 @@ USES: dict[str, Callable[[EncryptedBuffer], Any]] = {
     "ciphertext": lambda b: b.ciphertext,
     "versions": lambda b: b.versions,
     "stats": lambda b: b.stats(),
+    "verify": lambda b: b.verify(),
     "with": lambda b: b.__enter__(),
 }
 
@@ -710,17 +863,21 @@ def test_use_after_close(buffer: EncryptedBuffer, use: Callable) -> None:
     assert buffer.closed
     with pytest.raises(errors.ClosedError, match="closed"):
         use(buffer)
-    assert (len(buffer), buffer.page_size, buffer.cipher) == (N, 4096, "aes-128-xts")
-    assert "closed" in repr(buffer)
+    assert (len(buffer), buffer.page_size, buffer.cipher) == (N, 4096, "aegis-128x2")
+    assert buffer.name in repr(buffer) and "closed" in repr(buffer)
 
 
 def test_a_buffer_whose_constructor_failed_is_harmless() -> None:
     empty = EncryptedBuffer.__new__(EncryptedBuffer)
-    for use in (*USES.values(), repr, len, lambda b: b.close()):
-        try:
+    for use in (*USES.values(), len, lambda b: b.name, lambda b: b.cipher, lambda b: b.closed):
+        with pytest.raises(errors.ClosedError, match="never made"):
             use(empty)
-        except (errors.PyccmemError, AttributeError):
-            pass
+    assert repr(empty) == "<pyccmem.EncryptedBuffer, never made>"
+    with pytest.raises(AttributeError, match="nothing"):
+        empty.nothing  # noqa: B018
+    empty.close()
+    with pytest.raises(errors.ClosedError, match="closed"):
+        empty.read(0, 0)
 
 
 FINALIZERS = """

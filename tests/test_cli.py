@@ -35,6 +35,7 @@ def test_info() -> None:
     for word in (pyccmem.__version__, info["tier"], "secret memory", "SEV", "TDX", "CSV", "SME"):
         assert word in done.stdout, word
     assert all(tier in done.stdout for tier in info["tiers"])
+    assert "aegis-128x2 (default), aes-128-xts, aes-256-xts" in done.stdout
 
 
 def test_info_json() -> None:
@@ -44,6 +45,8 @@ def test_info_json() -> None:
     info = pyccmem.cpu_info()
     assert found["version"] == pyccmem.__version__
     assert (found["tier"], found["tiers"]) == (info["tier"], info["tiers"])
+    assert found["ciphers"] == list(support.CIPHERS)
+    assert found["default_cipher"] == found["ciphers"][0] == "aegis-128x2"
     assert found["secret_memory"] in ("secretmem", "mlock", "none")
     assert {"sme", "sev", "tdx", "csv"} <= set(found["memory_encryption"])
     assert found["ceiling"] is None
@@ -59,9 +62,11 @@ def test_info_measure() -> None:
 def test_selftest() -> None:
     done = run("selftest")
     assert done.returncode == 0 and "passed" in done.stdout and "failed" not in done.stdout
+    assert all(cipher in done.stdout for cipher in support.CIPHERS)
     done = run("selftest", "--json")
     found = json.loads(done.stdout)
     assert found["passed"] is True
+    assert found["buffers"] == dict.fromkeys(support.CIPHERS, "passed")
     assert {name for name, outcome in found["tiers"].items() if outcome == "passed"} == set(
         support.TIER_NAMES
     )

@@ -70,31 +70,37 @@ Bake the bread for forty minutes until it is brown.
 @not_sanitized
 def test_demo(tmp_path: Path) -> None:
     (tmp_path / "text").write_text(TEXT)
-    words = ["--text", str(tmp_path / "text"), "--rounds", "1", "--looks", "6", "--json"]
+    words = ["--text", str(tmp_path / "text"), "--rounds", "1", "--looks", "4", "--json"]
     child = command(*words, "--query", "a sleeping animal", "--query", "make data smaller")
     out, problems = child.communicate(timeout=600)
     assert child.returncode == 0, problems
     found = json.loads(out)
     assert found["passed"] and found["passages"] == 6
-    assert found["agreement"]["max_difference"] <= 1e-5
-    assert found["agreement"]["min_cosine"] >= 0.99999
     assert [answer["hits"][0][1] for answer in found["answers"]] == ["line 2", "line 1"]
     # The positive control: the search does find weights that lie in the clear.
-    control = found["control"]
+    control = found["plain"]["control"]
     assert control["stored"] >= 0.9 * control["stored_samples"] > 10_000
     assert len(control["stored_tensors"]) > 100
     if "openblas" in printed_by(np.show_config):
         assert control["packed"] > 0, "OpenBLAS leaves tiles of what it multiplied behind"
-    first, *working, last = found["findings"]
-    for rest in (first, last):
-        assert rest["stored_samples"] == control["stored_samples"]
-        assert rest["packed_samples"] == control["packed_samples"] > 4000
-        assert (rest["stored"], rest["packed"]) == (0, 0)
-        assert rest["bytes_scanned"] > 80e6, "the ciphertext alone is more"
-    for look in working:
-        assert len(look["stored_tensors"]) <= 2
-    assert 0 < found["peak_plaintext"] <= 4 << 20
-    assert all(ratio["ratio"] > 0 for ratio in found["timings"])
+    assert [run["cipher"] for run in found["encrypted"]] == ["aegis-128x2", "aes-128-xts"]
+    for run in found["encrypted"]:
+        assert run["agreement"]["max_difference"] <= 1e-5
+        assert run["agreement"]["min_cosine"] >= 0.99999
+        first, *working, last = run["findings"]
+        assert working, "not one look at work"
+        for rest in (first, last):
+            assert rest["stored_samples"] == control["stored_samples"]
+            assert rest["packed_samples"] == control["packed_samples"] > 4000
+            assert (rest["stored"], rest["packed"]) == (0, 0)
+            assert rest["bytes_scanned"] > 80e6, "the ciphertext alone is more"
+        for look in working:
+            assert len(look["stored_tensors"]) <= 2
+        assert 0 < run["peak_plaintext"] <= 4 << 20
+    for timing in found["timings"]:
+        costs = timing["encrypted"]
+        assert list(costs) == [run["cipher"] for run in found["encrypted"]]
+        assert all(cost["ratio"] > 0 for cost in costs.values())
 
 
 @needs_model

@@ -136,6 +136,37 @@ def test_keys_tweaks_and_tags(areas: tuple[Guarded, Guarded], tier: int) -> None
             assert status == OK
 
 
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_aegis_messages(areas: tuple[Guarded, Guarded], tier: int, lanes: int) -> None:
+    """Lengths of data and associated data around whole blocks, at all four pairs of ends."""
+    seed = random.Random(lanes)
+    source, target = areas
+    key, nonce = seed.randbytes(16), seed.randbytes(16)
+    for n in [*range(0, 140), 255, 256, 257, 4095, 4096, 4097]:
+        text, ad, size = seed.randbytes(n), seed.randbytes(n * 7 % 131), 16 << n % 2
+        want, tag = ffi.new("uint8_t[]", n), ffi.new("uint8_t[]", size)
+        message = (tier, lanes, key, nonce, ad, len(ad))
+        assert lib.ccmem_aegis_encrypt(*message, text, want, n, tag, size) == OK
+        sealed = bytes(ffi.buffer(want))
+        for src in ends(source, n):
+            for dst in ends(target, n):
+                ffi.memmove(src, text, n)
+                assert lib.ccmem_aegis_encrypt(*message, src, dst, n, tag, size) == OK
+                assert bytes(ffi.buffer(dst, n)) == sealed
+                assert lib.ccmem_aegis_decrypt(*message, dst, src, n, tag, size) == OK
+                assert bytes(ffi.buffer(src, n)) == text
+            assert lib.ccmem_aegis_encrypt(*message, src, src, n, tag, size) == OK
+            assert bytes(ffi.buffer(src, n)) == sealed
+        for ad_at, tag_at in zip(ends(source, len(ad)), ends(target, size), strict=True):
+            ffi.memmove(ad_at, ad, len(ad))
+            ffi.memmove(tag_at, bytes(ffi.buffer(tag)), size)
+            at_ends = (tier, lanes, key, nonce, ad_at, len(ad))
+            assert lib.ccmem_aegis_decrypt(*at_ends, sealed, want, n, tag_at, size) == OK
+            assert bytes(ffi.buffer(want)) == text
+            assert lib.ccmem_aegis_encrypt(*at_ends, text, want, n, tag_at, size) == OK
+            assert bytes(ffi.buffer(tag_at, size)) == bytes(ffi.buffer(tag))
+
+
 def test_buffer_reads_and_writes(
     areas: tuple[Guarded, Guarded], key: pyccmem.Key, cipher: str, page_size: int
 ) -> None:
@@ -163,11 +194,13 @@ def test_buffer_reads_and_writes(
         assert buffer.read() == model
 
 
-def test_a_buffer_of_one_page_ends_where_its_pages_end(key: pyccmem.Key, page_size: int) -> None:
+def test_a_buffer_of_one_page_ends_where_its_pages_end(
+    key: pyccmem.Key, cipher: str, page_size: int
+) -> None:
     """Reads of the last byte and the whole of exactly full buffers (a sanitizer looks on)."""
     for pages in (1, 2, 7):
         nbytes = pages * page_size
-        with EncryptedBuffer(nbytes, key=key, page_size=page_size) as buffer:
+        with EncryptedBuffer(nbytes, key=key, cipher=cipher, page_size=page_size) as buffer:
             data = bytes(i & 255 for i in range(nbytes))
             buffer.write(data)
             assert buffer.read(nbytes - 1) == data[-1:]

@@ -13,7 +13,7 @@ import support
 from support import linux_only, not_sanitized
 
 import pyccmem
-from pyccmem import EncryptedBuffer, Key, errors
+from pyccmem import EncryptedBuffer, EncryptedTensor, Key, errors
 
 pytestmark = linux_only
 
@@ -101,8 +101,12 @@ def test_failures(key: pyccmem.Key, tmp_path: Path) -> None:
     bad = tmp_path / "bad"
     bad.write_bytes(b"not a key")
     buffer = EncryptedBuffer(1000, key=key)
+    changed = EncryptedBuffer.from_data(bytes(100_000), key=key)
+    support.damage(changed, 9)
+    tensor = EncryptedTensor._adopt(changed, (1000, 100), "u1")
 
     def work() -> None:
+        assert changed.verify() == [9]
         for call in (
             lambda: EncryptedBuffer(1 << 62, key=key),
             lambda: EncryptedBuffer((1 << 63) - (1 << 20), key=key, page_size=65536),
@@ -110,6 +114,11 @@ def test_failures(key: pyccmem.Key, tmp_path: Path) -> None:
             lambda: Key.from_file(tmp_path),
             lambda: buffer.read_into(bytearray(2000)),
             lambda: buffer.write("text"),
+            changed.read,
+            lambda: changed.write(b"part", 9 * 4096 + 1),
+            lambda: tensor[...],
+            lambda: tensor[::2, ::3],
+            lambda: tensor[9 * 4096 // 100 + 1, 5],
         ):
             with pytest.raises(errors.PyccmemError):
                 call()

@@ -222,8 +222,11 @@ def test_numbers_outside_the_tiers() -> None:
         assert lib.ccmem_selftest(number) == lib.CCMEM_ERR_TIER
 
 
+LAST_STATUS = lib.CCMEM_ERR_INTEGRITY
+
+
 def test_a_text_for_every_status() -> None:
-    texts = [ffi.string(lib.ccmem_status_text(s)).decode() for s in range(lib.CCMEM_ERR_KEYFILE + 1)]
+    texts = [ffi.string(lib.ccmem_status_text(s)).decode() for s in range(LAST_STATUS + 1)]
     assert len(set(texts)) == len(texts) and all(len(text) > 3 for text in texts[1:])
     assert not any(text.endswith(".") for text in texts)
     for status in (99, 2**31 - 1):
@@ -251,15 +254,16 @@ def test_the_ceiling_is_measured_on_demand() -> None:
     if pyccmem.cpu_info()["tier"] == "portable":
         assert ceiling is None
     else:
-        assert ceiling["aes-128"] > ceiling["aes-256"] > 1e8
+        assert ceiling["aegis-128"] > ceiling["aes-128"] > ceiling["aes-256"] > 1e8
 
 
 def test_the_library_refuses_what_the_package_never_passes(key: pyccmem.Key) -> None:
     """The C interface's own checks, reached without the Python layer's."""
     store = ffi.new("ccmem_store **")
-    native = key._native()
+    native = key._opened()
     native = getattr(native, "pointer", native)
-    for cipher, page_size in ((2, 4096), (99, 4096), (0, 0), (0, 4097), (0, 131072), (0, 2048)):
+    unknown = lib.CCMEM_CIPHER_COUNT
+    for cipher, page_size in ((unknown, 4096), (99, 4096), *((0, n) for n in (0, 4097, 131072, 2048))):
         status = lib.ccmem_store_new(native, cipher, 100, page_size, 0, 16, store)
         assert status == lib.CCMEM_ERR_ARGUMENT
     status = lib.ccmem_store_new(native, 0, 100, 4096, 2**63, 16, store)
@@ -276,6 +280,18 @@ def test_the_library_refuses_what_the_package_never_passes(key: pyccmem.Key) -> 
     for first, count in ((0, 3), (2, 1), (2**64 - 1, 2), (1, 2**64 - 1)):
         assert lib.ccmem_store_versions(made, first, count, versions) == lib.CCMEM_ERR_RANGE
     assert lib.ccmem_store_versions(made, 0, 2, versions) == lib.CCMEM_OK
+    bad, failures = ffi.new("uint8_t[8]"), ffi.new("uint64_t *")
+    assert lib.ccmem_store_verify(made, 0, 2, bad, failures) == lib.CCMEM_ERR_ARGUMENT
+    assert lib.ccmem_store_new(native, lib.CCMEM_AEGIS_128X2, 5000, 4096, 0, 0, store) == 0
+    tagged = ffi.gc(store[0], lib.ccmem_store_free)
+    for first, count in ((0, 3), (2, 1), (2**64 - 1, 2), (1, 2**64 - 1)):
+        status = lib.ccmem_store_verify(tagged, first, count, bad, failures)
+        assert status == lib.CCMEM_ERR_RANGE
+    failures[0] = 7
+    assert lib.ccmem_store_verify(tagged, 0, 2, bad, failures) == lib.CCMEM_OK
+    assert failures[0] == 0 and bytes(ffi.buffer(bad)) == bytes(8)
+    for number, tags in ((0, 0), (1, 0), (lib.CCMEM_AEGIS_128X2, 1), (unknown, 0), (99, 0)):
+        assert lib.ccmem_cipher_authenticated(number) == tags
     for free in (lib.ccmem_key_free, lib.ccmem_store_free):
         free(ffi.NULL)
     lib.ccmem_mapping_release(ffi.NULL)

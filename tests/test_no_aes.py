@@ -20,7 +20,7 @@ with warnings.catch_warnings(record=True) as caught:
     info = pyccmem.cpu_info()
     assert info["tier"] == "TIER" and info["tiers"] == TIERS, info
     with pyccmem.Key.from_bytes(bytes(range(32))) as key:
-        for cipher in ("aes-128-xts", "aes-256-xts"):
+        for cipher in ("aegis-128x2", "aes-128-xts", "aes-256-xts"):
             with pyccmem.EncryptedBuffer(20_000, key=key, cipher=cipher) as buffer:
                 data = bytes(range(250)) * 80
                 buffer.write(data)

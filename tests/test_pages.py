@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page format: tweaks from page number and version, fresh ciphertext on every write.
+"""The page format: tweaks and nonces from page number and version, fresh ciphertext on every write.
 
 The stored bytes are checked against an independent implementation by running a buffer whose
 store id is known: a small library, preloaded into a child, answers the system's random generator
@@ -19,9 +19,12 @@ import support
 from support import lib
 
 import pyccmem
-from pyccmem import EncryptedBuffer, hazmat
+from pyccmem import EncryptedBuffer, errors, hazmat
 
 LAST_VERSION = 2**63 - 1
+
+#: What the stand-in for the system's random generator makes of every store id.
+STORE_ID = b"\x37" * 16
 
 
 @pytest.mark.parametrize("key_size", [32, 64])
@@ -50,7 +53,7 @@ def test_pages_agree_with_cryptography(tier: int, key_size: int, page_size: int)
 
 # ---- what a buffer stores -------------------------------------------------------------------
 
-WRITER = """
+WRITER = support.TAGS_OF + """
 import json, random, sys
 import pyccmem
 cipher, page_size = sys.argv[1], int(sys.argv[2])
@@ -62,34 +65,34 @@ with pyccmem.Key.from_bytes(bytes(range(32))) as key:
             data = seed.randbytes(n)
             b.write(data, offset)
             model[offset : offset + n] = data
-        print(json.dumps([bytes(b.ciphertext).hex(), b.versions.tolist(), model.hex()]))
+        stored = bytes(b.ciphertext).hex(), tags_of(b).hex()
+        print(json.dumps([*stored, b.versions.tolist(), model.hex()]))
 """
 
 
 def test_stored_pages_have_the_documented_format(
     fixed_random: dict[str, str], cipher: str, page_size: int
 ) -> None:
-    """Subkeys by SP 800-108, data units with tweak p + v * 2^64, checked with cryptography.
+    """Subkeys by SP 800-108; data units with tweak p + v * 2^64, checked with cryptography, or
+    messages with nonce p || v and a tag of 16 bytes, checked with pyaegis.
 
     Root key known, store id known (16 x 0x37): label = cipher name, context = store id || page
     size (32-bit big-endian), so the ciphertext is a function of the documented format alone.
     """
     oracle = pytest.importorskip("oracle", reason="needs the [test] extra's cryptography")
     printed = support.check_python(WRITER, cipher, str(page_size), environment=fixed_random)
-    ciphertext_hex, versions, plaintext_hex = json.loads(printed)
-    ciphertext, plaintext = bytes.fromhex(ciphertext_hex), bytes.fromhex(plaintext_hex)
+    *texts, versions, plaintext_hex = json.loads(printed)
+    ciphertext, tags, plaintext = (bytes.fromhex(text) for text in (*texts, plaintext_hex))
     assert versions == [3, 2, 1, 2, 0]
-    subkeys = oracle.kdf_counter_cmac(
-        support.KEY_BYTES,
-        cipher.encode(),
-        b"\x37" * 16 + page_size.to_bytes(4, "big"),
-        32 if cipher == "aes-128-xts" else 64,
-    )
+    subkey = oracle.subkey(cipher, STORE_ID, page_size)
     for page, version in enumerate(versions):
-        stored = ciphertext[page * page_size : (page + 1) * page_size]
+        cut = slice(page * page_size, (page + 1) * page_size)
+        tag = tags[16 * page : 16 * page + 16]
         if version:
-            opened = oracle.xts_decrypt(subkeys, support.page_tweak(page, version), stored)
-            assert opened == plaintext[page * page_size : (page + 1) * page_size], page
+            opened = oracle.open_page(cipher, subkey, page, version, ciphertext[cut], tag)
+            assert opened == plaintext[cut], page
+        else:
+            assert tag == bytes(16), "a page never written has no tag"
 
 
 def test_an_unwritten_buffer_reads_zeros_at_version_0(
@@ -171,7 +174,7 @@ def test_versions_count_the_writes_of_each_page(
 
 
 def test_ciphertext_shows_nothing_of_the_plaintext(key: pyccmem.Key, cipher: str) -> None:
-    """Neither the text nor, with AES-XTS's 128-bit blocks, any repetition of it."""
+    """Neither the text nor, whatever the size of the cipher's blocks, any repetition of it."""
     text = b"attack at dawn! " * 1024
     with EncryptedBuffer(len(text), key=key, cipher=cipher) as buffer:
         buffer.write(text)
@@ -184,21 +187,29 @@ def test_ciphertext_shows_nothing_of_the_plaintext(key: pyccmem.Key, cipher: str
         assert buffer.read() == text
 
 
-def test_ciphertext_is_bound_to_page_and_version(key: pyccmem.Key) -> None:
-    """Equal subkeys, another page number or version: the same bytes open to something else."""
-    subkeys = hazmat.kdf_counter_cmac(support.KEY_BYTES, b"aes-128-xts", bytes(20), 32)
+def test_ciphertext_is_bound_to_page_and_version() -> None:
+    """Equal subkeys, another page number or version: the same bytes open to something else under
+    XTS, and not at all under AEGIS."""
     text = bytes(range(256)) * 16
+    others = ((4, 9), (6, 9), (5, 8), (5, 10), (9, 5))
+    subkeys = hazmat.kdf_counter_cmac(support.KEY_BYTES, b"aes-128-xts", bytes(20), 32)
     sealed = hazmat.xts_encrypt(subkeys, support.page_tweak(5, 9), text)
     assert hazmat.xts_decrypt(subkeys, support.page_tweak(5, 9), sealed) == text
-    for page, version in ((4, 9), (6, 9), (5, 8), (5, 10), (9, 5)):
-        assert hazmat.xts_decrypt(subkeys, support.page_tweak(page, version), sealed) != text
+    for place in others:
+        assert hazmat.xts_decrypt(subkeys, support.page_tweak(*place), sealed) != text
+    subkey = hazmat.kdf_counter_cmac(support.KEY_BYTES, b"aegis-128x2", bytes(20), 16)
+    sealed, tag = hazmat.aegis128x2_encrypt(subkey, support.page_tweak(5, 9), text)
+    assert hazmat.aegis128x2_decrypt(subkey, support.page_tweak(5, 9), sealed, tag) == text
+    for place in others:
+        with pytest.raises(errors.IntegrityError):
+            hazmat.aegis128x2_decrypt(subkey, support.page_tweak(*place), sealed, tag)
 
 
 # ---- the kernels for many pages, which only a buffer reaches -------------------------------------
 
 #: Reads to and writes from memory at every misalignment that a kernel may treat in its own way,
 #: with and without the non-temporal stores of large calls. Prints the final ciphertext.
-BULK = """
+BULK = support.TAGS_OF + """
 import random, sys
 import numpy as np
 import pyccmem
@@ -237,6 +248,7 @@ for threads, pages, steps in ((1, 9, range(0, 65)), (2, (5 << 20) // page_size +
                      (0, 2 * page_size), (7, n - 20), (page_size - 16, n - page_size)):
             fenced_read(b, model, misalign, o, m)
     sys.stdout.buffer.write(bytes(b.ciphertext[: 9 * page_size]))
+    sys.stdout.buffer.write(tags_of(b)[: 9 * 16])
     sys.stdout.buffer.write(b.versions[:9].tobytes() + model[: 9 * page_size])
 """
 
@@ -256,20 +268,16 @@ def test_bulk_reads_and_writes_at_every_misalignment(
         check=False,
     )
     assert done.returncode == 0, done.stderr.decode()
-    subkeys = oracle.kdf_counter_cmac(
-        support.KEY_BYTES,
-        cipher.encode(),
-        b"\x37" * 16 + page_size.to_bytes(4, "big"),
-        32 if cipher == "aes-128-xts" else 64,
-    )
-    share = 9 * page_size + 72 + 9 * page_size
-    assert len(done.stdout) == 2 * share
-    for start in (0, share):
-        stored = done.stdout[start : start + 9 * page_size]
-        versions = np.frombuffer(done.stdout, "<u8", 9, start + len(stored))
-        model = done.stdout[start + len(stored) + 72 : start + share]
+    subkey = oracle.subkey(cipher, STORE_ID, page_size)
+    printed = memoryview(done.stdout)
+    assert len(printed) == 2 * 9 * (page_size + 16 + 8 + page_size)
+    while printed:
+        stored, printed = printed[: 9 * page_size], printed[9 * page_size :]
+        tags, printed = printed[: 9 * 16], printed[9 * 16 :]
+        versions, printed = np.frombuffer(printed, "<u8", 9), printed[9 * 8 :]
+        model, printed = printed[: 9 * page_size], printed[9 * page_size :]
         assert versions.min() > 0
         for page, version in enumerate(versions.tolist()):
             cut = slice(page * page_size, (page + 1) * page_size)
-            tweak = support.page_tweak(page, version)
-            assert oracle.xts_encrypt(subkeys, tweak, model[cut]) == stored[cut], page
+            sealed, tag = oracle.seal_page(cipher, subkey, page, version, bytes(model[cut]))
+            assert sealed == stored[cut] and tag == tags[16 * page : 16 * page + 16], page

@@ -96,6 +96,7 @@ def test_every_dtype(tmp_path: Path, key: Key, name: str) -> None:
 def test_shapes_and_options(model: Path, key: Key, cipher: str) -> None:
     weights = loader.load_file(str(model), key=key, cipher=cipher, page_size=8192)
     assert list(weights) == ["bias", "matrix", "nothing", "scalar"]
+    assert [weight.name for weight in weights.values()] == list(weights)
     assert {weight.cipher for weight in weights.values()} == {cipher}
     assert {weight.buffer.page_size for weight in weights.values()} == {8192}
     assert weights["matrix"][...].tobytes() == random_bytes(2_800_000, 2)
@@ -103,6 +104,16 @@ def test_shapes_and_options(model: Path, key: Key, cipher: str) -> None:
     assert weights["nothing"].shape == (0, 5) and weights["scalar"][()] == -5
     weights["bias"].close()
     assert weights["matrix"][0, 0] == weights["matrix"][:1][0, 0], "each has a buffer of its own"
+
+
+def test_the_cipher_is_one_with_tags_unless_another_is_named(model: Path, key: Key) -> None:
+    weights = loader.load_file(model, key=key)
+    assert {weight.cipher for weight in weights.values()} == {"aegis-128x2"}
+    assert all(weight.verify() == [] for weight in weights.values())
+    support.damage(weights["matrix"].buffer, 100)
+    assert weights["matrix"].verify() == [100] and weights["bias"].verify() == []
+    with pytest.raises(errors.IntegrityError, match="'matrix'"):
+        weights["matrix"][...]
 
 
 def test_every_page_is_written_once(model: Path, key: Key) -> None:

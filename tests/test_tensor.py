@@ -18,7 +18,7 @@ import support
 from support import linux_only, not_sanitized
 
 import pyccmem
-from pyccmem import EncryptedBuffer, EncryptedTensor, errors
+from pyccmem import EncryptedBuffer, EncryptedTensor, _runs, errors
 
 RNG = np.random.default_rng(3)
 
@@ -51,8 +51,8 @@ def plain() -> np.ndarray:
 
 
 @pytest.fixture
-def tensor(key: pyccmem.Key, plain: np.ndarray) -> EncryptedTensor:
-    return EncryptedTensor.from_numpy(plain, key=key)
+def tensor(key: pyccmem.Key, cipher: str, plain: np.ndarray) -> EncryptedTensor:
+    return EncryptedTensor.from_numpy(plain, key=key, cipher=cipher)
 
 
 def opened(tensor: EncryptedTensor, work: Callable[[], Any]) -> int:
@@ -262,10 +262,10 @@ def test_a_read_is_a_copy_of_its_own(tensor: EncryptedTensor, plain: np.ndarray)
         assert np.array_equal(tensor[index], plain[index])
 
 
-def test_only_the_pages_of_an_index_are_decrypted(key: pyccmem.Key) -> None:
+def test_only_the_pages_of_an_index_are_decrypted(key: pyccmem.Key, cipher: str) -> None:
     """Rows of one page each; and an axis whose items lie a page or more apart."""
     array = RNG.integers(0, 255, (64, 4096), dtype=np.uint8)
-    tensor = EncryptedTensor.from_numpy(array, key=key)
+    tensor = EncryptedTensor.from_numpy(array, key=key, cipher=cipher, page_size=4096)
     assert opened(tensor, lambda: tensor[5]) == 1
     assert opened(tensor, lambda: tensor[5, 7]) == 1
     assert opened(tensor, lambda: tensor[5, 100:3000:3]) == 1
@@ -402,13 +402,14 @@ def test_duplicate_indices_the_last_one_wins(key: pyccmem.Key) -> None:
         assert np.array_equal(tensor[...], array)
 
 
+@pytest.mark.parametrize("cipher", ["aegis-128x2", "aes-128-xts"])
 @pytest.mark.parametrize("page_size", [4096, 65536])
 @pytest.mark.parametrize("item", ["u1", "i2", "f4", "f8", "V5", "V3000", "V5000"])
-def test_strided_writes(key: pyccmem.Key, page_size: int, item: str) -> None:
+def test_strided_writes(key: pyccmem.Key, cipher: str, page_size: int, item: str) -> None:
     """Many runs in one page, runs across pages, runs that adjoin, in every order."""
     rows = max(8, 200_000 // (9 * np.dtype(item).itemsize))
     array = sample((rows, 9), item)
-    tensor = EncryptedTensor.from_numpy(array, key=key, page_size=page_size)
+    tensor = EncryptedTensor.from_numpy(array, key=key, cipher=cipher, page_size=page_size)
     fresh = sample((rows, 9), item)
     order = RNG.permutation(rows)
     for index in (
@@ -420,8 +421,8 @@ def test_strided_writes(key: pyccmem.Key, page_size: int, item: str) -> None:
         assert tensor[...].tobytes() == array.tobytes(), index
 
 
-def test_a_page_moves_one_version_for_many_elements(key: pyccmem.Key) -> None:
-    tensor = EncryptedTensor.zeros((8, 1024), "f4", key=key)
+def test_a_page_moves_one_version_for_many_elements(key: pyccmem.Key, cipher: str) -> None:
+    tensor = EncryptedTensor.zeros((8, 1024), "f4", key=key, cipher=cipher, page_size=4096)
     tensor[...] = 1
     assert tensor.buffer.versions.tolist() == [1] * 8
     tensor[:, ::2] = 5
@@ -505,6 +506,167 @@ def test_versions_that_run_out(key: pyccmem.Key) -> None:
         with pytest.raises(errors.VersionExhaustedError):
             tensor[index] = 9
     assert tensor[...].tolist() == [2, 0] * 512
+
+
+# ---- names, and pages that were changed ----------------------------------------------------------
+
+
+def test_a_tensor_has_the_name_of_its_buffer(key: pyccmem.Key) -> None:
+    for make in (
+        lambda **how: EncryptedTensor.from_numpy(np.ones((4, 5)), **how),
+        lambda **how: EncryptedTensor.zeros((4, 5), **how),
+        lambda **how: EncryptedTensor.empty((4, 5), **how),
+    ):
+        tensor = make(key=key, name="layer.0")
+        assert tensor.name == tensor.buffer.name == tensor.reshape(-1).name == "layer.0"
+        assert repr(tensor) == (
+            "<pyccmem.EncryptedTensor 'layer.0' of shape (4, 5), float64, aegis-128x2, open>"
+        )
+        assert make(key=key).name != make(key=key).name
+
+
+def test_a_tensor_that_was_never_made(key: pyccmem.Key) -> None:
+    empty = EncryptedTensor.__new__(EncryptedTensor)
+    assert repr(empty) == "<pyccmem.EncryptedTensor, never made>"
+    for use in (
+        lambda: empty[0],
+        lambda: empty[...],
+        lambda: empty.shape,
+        lambda: empty.verify(),
+        lambda: empty.close(),
+        lambda: empty.__enter__(),
+        lambda: empty.__setitem__(0, 1),
+    ):
+        with pytest.raises(errors.ClosedError, match="never made"):
+            use()
+    with pytest.raises(AttributeError, match="shapes"):
+        empty.shapes  # type: ignore[attr-defined]  # noqa: B018
+
+
+#: Every way to read that has code of its own; each touches the page in the middle of 64 x 4096.
+READS: dict[str, Callable[[EncryptedTensor], Any]] = {
+    "all": lambda t: t[...],
+    "a row": lambda t: t[32],
+    "a scalar": lambda t: t[32, 5],
+    "a numpy number": lambda t: t[np.int64(32)],
+    "a slice": lambda t: t[30:40],
+    "every other row": lambda t: t[::2],
+    "a column": lambda t: t[:, 7],
+    "items close together": lambda t: t[20:50, 3::50],
+    "items backwards": lambda t: t[:, ::-3],
+    "a last piece that is shorter": lambda t: t.reshape(-1)[: 32 * 4096 + 60 : 50],
+    "rows by number": lambda t: t[np.array([1, 32, 63])],
+    "rows by list": lambda t: t[[0, 32, 5]],
+    "a mask": lambda t: t[np.arange(64) % 4 == 0],
+    "elements by number": lambda t: t[[1, 32], [3, 4]],
+    "nested rows": lambda t: t[np.array([[1, 2], [32, 3]])],
+    "asarray": lambda t: np.asarray(t),
+    "asarray of another dtype": lambda t: np.asarray(t, np.float64),
+    "blocks": lambda t: list(t.blocks(5 * 4096)),
+    "iteration": lambda t: list(t),
+    "open": lambda t: t.open().__enter__(),
+    "contains": lambda t: 0x5A in t,
+    "a record": lambda t: t.view("V4096")[32, 0],
+    "a view": lambda t: t.view("i8")[32, 1],
+    "reshaped": lambda t: t.reshape(-1)[32 * 4096 - 2 : 32 * 4096 + 2],
+}
+
+
+@pytest.mark.parametrize("pieces", ["one call", "small pieces"])
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_every_way_to_read_refuses_a_changed_page(
+    key: pyccmem.Key, monkeypatch: pytest.MonkeyPatch, read: Callable, pieces: str
+) -> None:
+    """Nothing comes out, nothing is left in memory that the traceback keeps, and the tensor goes on
+    where the page is not touched."""
+    if pieces == "small pieces":  # so that some are read before the one that fails
+        monkeypatch.setattr(_runs, "OFFSETS", 2)
+        monkeypatch.setattr(_runs, "STAGING_BYTES", 4000)
+    array = np.full((64, 4096), 0x77, np.uint8)
+    tensor = EncryptedTensor.from_numpy(array, key=key, page_size=4096, name="weights")
+    read(tensor)
+    gc.collect()
+    used = pyccmem.stats()["plain_in_use"]
+    support.damage(tensor.buffer, 32, 999)
+    with pytest.raises(errors.IntegrityError, match="Page 32 of buffer 'weights'") as caught:
+        read(tensor)
+    assert (caught.value.page, caught.value.offset) == (32, 32 * 4096)
+    assert kept_plaintext(caught.value) == 0
+    assert np.array_equal(tensor[:32], array[:32]) and np.array_equal(tensor[33:], array[33:])
+    assert tensor[31, 5] == 0x77 and tensor[33, 5] == 0x77
+    assert tensor.verify() == [32]
+    support.damage(tensor.buffer, 32, 999)
+    assert np.array_equal(tensor[...], array) and tensor.verify() == []
+    del caught
+    gc.collect()
+    assert pyccmem.stats()["plain_in_use"] <= used + 64
+
+
+def kept_plaintext(error: BaseException) -> int:
+    """How many bytes of plaintext the frames of an exception's traceback hold in this package."""
+    kept = 0
+    trace = error.__traceback__
+    while trace is not None:
+        if "pyccmem" in trace.tb_frame.f_globals.get("__name__", ""):
+            for value in trace.tb_frame.f_locals.values():
+                if isinstance(value, support.ffi.buffer):
+                    kept += bytes(value).count(0x77)
+                elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
+                    kept += value.tobytes().count(0x77)
+        trace = trace.tb_next
+    return kept
+
+
+def test_the_search_for_kept_plaintext_finds_some(key: pyccmem.Key) -> None:
+    """The control of the test above: what a frame of this package holds is seen."""
+    tensor = EncryptedTensor.from_numpy(np.full(1000, 0x77, np.uint8), key=key)
+    with pytest.raises(ZeroDivisionError) as caught, tensor.open():
+        _ = 1 / 0
+    assert kept_plaintext(caught.value) == 0, "open() has wiped it"
+    names = {"__name__": "pyccmem.test", "tensor": tensor}
+    with pytest.raises(ZeroDivisionError) as caught:
+        exec("def f():\n    array = tensor[...]\n    1 / 0\nf()", names)
+    assert kept_plaintext(caught.value) == 1000
+
+
+def test_writing_to_a_changed_page(key: pyccmem.Key) -> None:
+    """A part of it is refused and changes nothing; a whole page is replaced."""
+    array = np.full((64, 4096), 0x77, np.uint8)
+    tensor = EncryptedTensor.from_numpy(array, key=key, page_size=4096)
+    support.damage(tensor.buffer, 32)
+    before = tensor.buffer.versions.tolist()
+    for index in ((32, 5), np.s_[32, 3:9], np.s_[32, ::5], (32, [1, 5])):
+        with pytest.raises(errors.IntegrityError):
+            tensor[index] = 1
+    assert tensor.buffer.versions.tolist() == before and tensor.verify() == [32]
+    tensor[3, 5] = array[3, 5] = 9
+    tensor[32] = array[32] = 5
+    assert tensor.verify() == [] and np.array_equal(tensor[...], array)
+
+
+def test_verify_looks_at_the_pages_of_the_tensor_only(key: pyccmem.Key) -> None:
+    buffer = EncryptedBuffer(20 * 4096, key=key)
+    buffer.write(RNG.bytes(20 * 4096))
+    for page in (2, 6, 9, 10, 15):
+        support.damage(buffer, page)
+    for first, last, expected in ((3, 6, []), (6, 7, [6]), (0, 20, [2, 6, 9, 10, 15])):
+        tensor = EncryptedTensor._adopt(buffer, (last - first, 4096), "u1", first * 4096)
+        assert tensor.verify() == tensor.reshape(-1).verify() == expected
+    for offset, nbytes, expected in (
+        (9 * 4096 - 1, 1, []),
+        (9 * 4096 - 1, 2, [9]),
+        (10 * 4096 + 4095, 2, [10]),
+        (10 * 4096 + 4096, 1, []),
+        (2 * 4096 + 100, 5 * 4096, [2, 6]),
+        (2 * 4096, 0, []),
+    ):
+        assert EncryptedTensor._adopt(buffer, nbytes, "u1", offset).verify() == expected
+    xts = EncryptedTensor.zeros(5, key=key, cipher="aes-256-xts", name="weights")
+    with pytest.raises(errors.NotAuthenticatedError, match="'weights'"):
+        xts.verify()
+    tensor.close()
+    with pytest.raises(errors.ClosedError):
+        tensor.verify()
 
 
 # ---- open() ------------------------------------------------------------------------------------
@@ -620,7 +782,7 @@ def test_what_a_debugger_would_print_reads_no_memory(key: pyccmem.Key) -> None:
     """A tensor's own attributes hold no address that printing them would follow."""
     tensor = EncryptedTensor.zeros((1 << 16, 1 << 14), "f8", key=key)
     assert tensor._ghost.nbytes == 0 and tensor[:2, :3].tolist() == [[0.0] * 3] * 2
-    assert len(repr({name: getattr(tensor, name) for name in tensor.__slots__[1:]})) < 5000
+    assert len(repr({name: getattr(tensor, name) for name in tensor.__slots__})) < 5000
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 """`pyccmem demo`: a real model answers with its weights encrypted in RAM, and shows what it costs.
 
 The model is all-MiniLM-L6-v2, which turns a passage into a vector of 384 numbers; passages that
-mean much the same lie close together. It runs twice, in two child processes: once with plain
-weights and once with every weight an EncryptedTensor, in the same code.
+mean much the same lie close together. It runs in child processes, one for each kind of weights:
+plain ones, and for each cipher shown every weight an EncryptedTensor; all in the same code.
 
 layers     what the model computes with, among it `linear`, which multiplies by a weight
 model      the BERT encoder over a mapping of weights, plain or encrypted
@@ -11,7 +11,7 @@ files      where the model's files lie, and the tokenizer
 passages   docstrings of the Python standard library, read and never run
 worker     a child process that holds the model and does as it is told
 proof      looks for the weights in the memory of the children
-measure    times both children in turn
+measure    times the children in turn
 command    the options of `pyccmem demo` and the run itself; report: what it prints
 """
 

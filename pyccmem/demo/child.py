@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m pyccmem.demo.child DESCRIPTOR`: holds the model and does what the parent asks.
 
-The first message says which file of weights to load and whether to keep them plain; each later one
+The first message says which file of weights to load and how to encrypt them; each later one
 is a list of passages to embed, and is answered with their vectors, the seconds it took and the
 most plaintext bytes that pyccmem has handed out at once so far.
 """
@@ -36,7 +36,7 @@ def load_plain(path: str) -> dict[str, Any]:
 
 
 def _encoder(job: Job) -> Encoder:
-    if not job.encrypted:
+    if job.cipher is None:
         return Encoder(job.config, load_plain(job.weights))
     with Key.generate() as key:
         weights = load_file(job.weights, key=key, cipher=job.cipher, progress=job.progress)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times the plain and the encrypted model in turn, so that both see the machine in one state."""
+"""Times the plain and the encrypted models in turn, so that all see the machine in one state."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from .layers import Array
 from .worker import Worker
 
-__all__ = ["Agreement", "Timing", "agreement", "timing"]
+__all__ = ["Agreement", "Cost", "Timing", "agreement", "timing"]
 
 
 @dataclass(frozen=True)
@@ -36,40 +36,55 @@ def agreement(plain: Array, encrypted: Array) -> Agreement:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What one cipher makes of the model's time. The ratio is that of the times of one round."""
+
+    seconds: float  # median, for the whole batch
+    ratio: float  # to plain weights: median
+    lower_ratio: float  # quartiles of the rounds' ratios
+    upper_ratio: float
+
+
+@dataclass(frozen=True)
 class Timing:
-    """Medians over rounds. The ratio is that of the two times of one round."""
+    """The time of one batch of passages."""
 
     passages: int
     tokens: int
-    plain_seconds: float  # for the whole batch
-    encrypted_seconds: float
-    ratio: float
-    lower_ratio: float  # quartiles of the rounds' ratios
-    upper_ratio: float
     rounds: int
+    plain_seconds: float  # median, for the whole batch
+    encrypted: dict[str, Cost]  # by cipher
 
 
 def timing(
-    plain: Worker, encrypted: Worker, passages: Sequence[Sequence[int]], rounds: int
+    plain: Worker, encrypted: Mapping[str, Worker], passages: Sequence[Sequence[int]], rounds: int
 ) -> Timing:
-    """Embeds the same batch in both, one after the other, changing which is first; the first round
-    is not counted."""
-    seconds: dict[Worker, list[float]] = {plain: [], encrypted: []}
+    """Embeds the same batch in all, one after the other, each first in its turn; the first round is
+    not counted."""
+    workers = {"": plain, **encrypted}
+    names = list(workers)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds + 1):
-        order = (plain, encrypted) if number % 2 else (encrypted, plain)
-        for worker in order:
-            _, took = worker.embed(passages)
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            _, took = workers[name].embed(passages)
             if number:
-                seconds[worker].append(took)
-    ratios = [e / p for p, e in zip(seconds[plain], seconds[encrypted], strict=True)]
-    lower, _, upper = np.quantile(ratios, (0.25, 0.5, 0.75))
+                seconds[name].append(took)
     return Timing(
         passages=len(passages),
         tokens=sum(map(len, passages)),
-        plain_seconds=statistics.median(seconds[plain]),
-        encrypted_seconds=statistics.median(seconds[encrypted]),
+        rounds=rounds,
+        plain_seconds=statistics.median(seconds[""]),
+        encrypted={name: _cost(seconds[""], seconds[name]) for name in encrypted},
+    )
+
+
+def _cost(plain: Sequence[float], encrypted: Sequence[float]) -> Cost:
+    ratios = [e / p for p, e in zip(plain, encrypted, strict=True)]
+    lower, _, upper = np.quantile(ratios, (0.25, 0.5, 0.75))
+    return Cost(
+        seconds=statistics.median(encrypted),
         ratio=statistics.median(ratios),
         lower_ratio=float(lower),
         upper_ratio=float(upper),
-        rounds=rounds,
     )

@@ -152,9 +152,9 @@ def look(worker: Worker, wanted: Samples, moment: str) -> Finding:
 
 
 def watch(
-    worker: Worker, wanted: Samples, passages: Sequence[Sequence[int]], moments: int
+    worker: Worker, wanted: Samples, passages: Sequence[Sequence[int]], moments: int, name: str
 ) -> list[Finding]:
-    """Looks at the child at moments spread over its work on `passages`."""
+    """Looks at the child, called `name`, at moments spread over its work on `passages`."""
     _, seconds = worker.embed(passages)
     findings = []
     for number in range(moments):
@@ -162,7 +162,7 @@ def watch(
         worker.ask(passages)
         if not worker.answered(seconds * (number + 0.5) / moments):
             began = time.perf_counter()
-            findings.append(look(worker, wanted, f"encrypted, at work, look {number + 1}"))
+            findings.append(look(worker, wanted, f"{name}, at work, look {number + 1}"))
             halted = time.perf_counter() - began
         seconds = worker.answer()[1] - halted
     if not findings:

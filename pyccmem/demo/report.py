@@ -11,10 +11,10 @@ from typing import Any
 from .measure import Agreement, Timing
 from .proof import Finding
 
-__all__ = ["Answer", "Outcome", "narrator", "show"]
+__all__ = ["Answer", "Encrypted", "Outcome", "Plain", "narrator", "show"]
 
 #: Changes when a field of the JSON document changes its meaning.
-SCHEMA = 1
+SCHEMA = 2
 
 Row = tuple[str, ...]
 
@@ -28,36 +28,34 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """All that the demo found. Pairs are (plain, encrypted)."""
+class Plain:
+    """The model with plain weights."""
 
-    passages: int
-    tokens: int
-    cipher: str
-    threads: int
-    weight_bytes: int
-    load_seconds: tuple[float, float]
-    all_seconds: tuple[float, float]
-    agreement: Agreement
-    answers: list[Answer]
-    timings: list[Timing]
-    peak_bytes: tuple[int, int]
-    peak_plaintext: int
+    load_seconds: float
+    all_seconds: float
+    peak_bytes: int
     control: Finding
-    findings: list[Finding]  # of the encrypted process: the first and the last at rest
+
+
+@dataclass(frozen=True)
+class Encrypted:
+    """The model under one cipher."""
+
+    cipher: str
+    load_seconds: float
+    all_seconds: float
+    peak_bytes: int
+    peak_plaintext: int
+    agreement: Agreement
+    findings: list[Finding]  # the first and the last at rest
 
     def failures(self) -> list[str]:
-        """What the demo was to show and did not."""
+        """What the run was to show and did not."""
         failures = []
         if not self.agreement.close:
             failures.append(
-                f"the encrypted model differs from the plain one by "
+                f"the model under {self.cipher} differs from the plain one by "
                 f"{self.agreement.max_difference:.2g}, more than rounding explains."
-            )
-        if not self.control.found_out:
-            failures.append(
-                f"only {self.control.stored} of {self.control.stored_samples} samples were found "
-                f"in the plain process, so the search proves nothing."
             )
         first, *working, last = self.findings
         failures += [
@@ -71,6 +69,33 @@ class Outcome:
             for finding in working
             if not finding.only_in_use
         ]
+        return failures
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All that the demo found."""
+
+    passages: int
+    tokens: int
+    threads: int
+    weight_bytes: int
+    answers: list[Answer]
+    timings: list[Timing]
+    plain: Plain
+    encrypted: list[Encrypted]
+
+    def failures(self) -> list[str]:
+        """What the demo was to show and did not."""
+        control = self.plain.control
+        failures = []
+        if not control.found_out:
+            failures.append(
+                f"only {control.stored} of {control.stored_samples} samples were found in the "
+                f"plain process, so the search proves nothing."
+            )
+        for run in self.encrypted:
+            failures += run.failures()
         return failures
 
     def document(self) -> dict[str, Any]:
@@ -90,9 +115,10 @@ def narrator(quiet: bool) -> Callable[[str], None]:
 
 def show(outcome: Outcome) -> None:
     """Prints the outcome, as coloured tables on a terminal that rich is installed for."""
+    ciphers = [run.cipher for run in outcome.encrypted]
     print(
         f"all-MiniLM-L6-v2, {outcome.passages} passages of {outcome.tokens} tokens, "
-        f"every weight of the encrypted run under {outcome.cipher}, "
+        f"weights plain and under {' and '.join(ciphers)}, "
         f"{outcome.threads} thread{'s' if outcome.threads > 1 else ''} each"
     )
     for answer in outcome.answers:
@@ -101,57 +127,51 @@ def show(outcome: Outcome) -> None:
             ("cosine", "passage", ""),
             [(f"{score:.3f}", name, _short(text)) for score, name, text in answer.hits],
         )
-    _table("What encryption costs", ("", "plain", "encrypted", "ratio"), _costs(outcome))
+    headings = [heading for cipher in ciphers for heading in (cipher, "ratio")]
+    _table("What encryption costs", ("", "plain", *headings), _costs(outcome))
+    findings = [finding for run in outcome.encrypted for finding in run.findings]
     _table(
-        "Samples of the weights that a second process found in memory",
+        "Samples of the weights that another process found in memory",
         ("process", "as in the file", "as packed by the BLAS", "of the tensors"),
-        [_seen(finding) for finding in (outcome.control, *outcome.findings)],
+        [_seen(finding) for finding in (outcome.plain.control, *findings)],
     )
     for line in _remarks(outcome):
         print(line)
 
 
 def _costs(outcome: Outcome) -> list[Row]:
+    plain, runs = outcome.plain, outcome.encrypted
     rows: list[Row] = []
     for timing in outcome.timings:
         each = 1e3 / timing.passages
         many = f"batch of {timing.passages}" if timing.passages > 1 else "one passage"
-        rows.append(
-            (
-                f"time a passage, {many}, {timing.tokens} tokens",
-                f"{timing.plain_seconds * each:.2f} ms",
-                f"{timing.encrypted_seconds * each:.2f} ms",
-                f"{timing.ratio:.2f} ({timing.lower_ratio:.2f} to {timing.upper_ratio:.2f})",
-            )
-        )
-    plain, encrypted = outcome.load_seconds
-    size = outcome.weight_bytes / 1e9
-    rows.append(
-        (
-            f"loading {outcome.weight_bytes / 1e6:.0f} MB",
-            f"{size / plain:.2f} GB/s",
-            f"{size / encrypted:.2f} GB/s",
-            f"{encrypted / plain:.2f}",
-        )
-    )
-    plain_peak, encrypted_peak = outcome.peak_bytes
-    rows.append(
-        (
-            "peak memory of the process",
-            f"{plain_peak / 2**20:.0f} MiB",
-            f"{encrypted_peak / 2**20:.0f} MiB",
-            f"{encrypted_peak / plain_peak:.2f}",
-        )
-    )
-    rows.append(
-        (
-            "most plaintext of weights at once",
-            f"{outcome.weight_bytes / 2**20:.1f} MiB",
-            f"{outcome.peak_plaintext / 2**20:.1f} MiB",
-            "",
-        )
-    )
+        row = [f"time a passage, {many}, {timing.tokens} tokens"]
+        row.append(f"{timing.plain_seconds * each:.2f} ms")
+        for run in runs:
+            cost = timing.encrypted[run.cipher]
+            row.append(f"{cost.seconds * each:.2f} ms")
+            row.append(f"{cost.ratio:.2f} ({cost.lower_ratio:.2f} to {cost.upper_ratio:.2f})")
+        rows.append(tuple(row))
+
+    size = outcome.weight_bytes
+    row = [f"loading {size / 1e6:.0f} MB", f"{size / 1e9 / plain.load_seconds:.2f} GB/s"]
+    for run in runs:
+        row.append(f"{size / 1e9 / run.load_seconds:.2f} GB/s")
+        row.append(f"{run.load_seconds / plain.load_seconds:.2f}")
+    rows.append(tuple(row))
+    row = ["peak memory of the process", _mebibytes(plain.peak_bytes, 0)]
+    for run in runs:
+        row += [_mebibytes(run.peak_bytes, 0), f"{run.peak_bytes / plain.peak_bytes:.2f}"]
+    rows.append(tuple(row))
+    row = ["most plaintext of weights at once", _mebibytes(size, 1)]
+    for run in runs:
+        row += [_mebibytes(run.peak_plaintext, 1), ""]
+    rows.append(tuple(row))
     return rows
+
+
+def _mebibytes(nbytes: int, digits: int) -> str:
+    return f"{nbytes / 2**20:.{digits}f} MiB"
 
 
 def _seen(finding: Finding) -> Row:
@@ -167,18 +187,20 @@ def _seen(finding: Finding) -> Row:
 
 
 def _remarks(outcome: Outcome) -> list[str]:
-    last = outcome.findings[-1]
-    agreement = outcome.agreement
     lines = [
-        f"Agreement with the plain model: largest difference {agreement.max_difference:.2g}, "
-        f"smallest cosine {agreement.min_cosine:.7f}.",
+        f"Agreement of {run.cipher} with the plain model: largest difference "
+        f"{run.agreement.max_difference:.2g}, smallest cosine {run.agreement.min_cosine:.7f}."
+        for run in outcome.encrypted
+    ]
+    last = outcome.encrypted[0].findings[-1]
+    lines.append(
         f"Read at rest: {last.bytes_scanned / 2**20:.0f} MiB, every mapping but "
         f"{last.unreadable_bytes / 2**20:.1f} MiB that the kernel lets no one read "
-        f"({', '.join(_base(name) for name in last.unreadable) or 'none'}).",
-    ]
+        f"({', '.join(_base(name) for name in last.unreadable) or 'none'})."
+    )
     if not outcome.failures():
         lines.append(
-            "The plain process was found out. In the encrypted one nothing was found at rest, and "
+            "The plain process was found out. In the encrypted ones nothing was found at rest, and "
             "at work only what was in use."
         )
     return lines

@@ -39,8 +39,7 @@ class Job:
 
     weights: str
     config: Config
-    encrypted: bool
-    cipher: str
+    cipher: str | None  # None: plain weights
     progress: bool | None
     threads: int  # of the BLAS and of pyccmem
 
