@@ -45,26 +45,28 @@
  * destination (each with its displacement), `put` a
  * macro that stores. The old registers 0 and 4 end as the ciphertext. */
 #define AEGIS_SEAL_BLOCK(a, b, p, q, x, y, put)                                                   \
+    "vmovdqu " p "," b(4) "\n\t"                                                                  \
     AEGIS_ROUND(a, b, 3, 2)                                                                       \
     AEGIS_ROUND(a, b, 6, 5)                                                                       \
     AEGIS_ROUND(a, b, 5, 4)                                                                       \
     AEGIS_ROUND(a, b, 2, 1)                                                                       \
     AEGIS_ROUND(a, b, 7, 6)                                                                       \
-    "vaesenc " p "," a(7) "," b(0) "\n\t"                                                         \
-    AEGIS_XOR(a(0), b(0), b(0))                                                                   \
+    "vaesenc " b(4) "," a(7) "," b(0) "\n\t"                                                      \
     AEGIS_ROUND(a, b, 1, 0)                                                                       \
-    "vaesenc " q "," a(3) "," b(4) "\n\t"                                                         \
+    AEGIS_XOR(a(0), b(0), b(0))                                                                   \
+    "vpand " a(2) "," a(3) "," a(0) "\n\t"                                                        \
+    AEGIS_XOR(a(1), a(0), a(0))                                                                   \
+    AEGIS_XOR(a(6), a(0), a(0))                                                                   \
+    AEGIS_XOR(b(4), a(0), a(0))                                                                   \
+    put(a(0), a##_X(0), x)                                                                        \
+    "vmovdqu " q "," a(0) "\n\t"                                                                  \
+    "vaesenc " a(0) "," a(3) "," b(4) "\n\t"                                                      \
     AEGIS_XOR(a(4), b(4), b(4))                                                                   \
     "vpand " a(6) "," a(7) "," a(4) "\n\t"                                                        \
     AEGIS_XOR(a(5), a(4), a(4))                                                                   \
     AEGIS_XOR(a(2), a(4), a(4))                                                                   \
-    AEGIS_XOR(q, a(4), a(4))                                                                      \
-    put(a(4), a##_X(4), y)                                                                        \
-    "vpand " a(2) "," a(3) "," a(0) "\n\t"                                                        \
-    AEGIS_XOR(a(1), a(0), a(0))                                                                   \
-    AEGIS_XOR(a(6), a(0), a(0))                                                                   \
-    AEGIS_XOR(p, a(0), a(0))                                                                      \
-    put(a(0), a##_X(0), x)
+    AEGIS_XOR(a(0), a(4), a(4))                                                                   \
+    put(a(4), a##_X(4), y)
 
 /* The plaintext is what the new registers 0 and 4 wait for. */
 #define AEGIS_OPEN_BLOCK(a, b, p, q, x, y, put)                                                   \

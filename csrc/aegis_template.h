@@ -121,6 +121,9 @@ INLINE void put(uint8_t *out, VEC v, storing how) {
 
 INLINE void seal_block(VEC s[8], uint8_t *out, const uint8_t *in, shape at, storing how) {
     VEC p0 = vload(in + at.first), p1 = vload(in + at.second);
+    /* Each is used twice and must be loaded once: a caller's thread may change it meanwhile, and a page
+     * whose ciphertext and tag are of different bytes could never be opened again. */
+    __asm__("" : "+x"(p0), "+x"(p1));
     VEC c0 = vxor(vxor(p0, s[6]), vandxor(s[1], s[2], s[3]));
     VEC c1 = vxor(vxor(p1, s[5]), vandxor(s[2], s[6], s[7]));
     update(s, p0, p1);

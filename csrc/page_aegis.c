@@ -57,10 +57,9 @@ static page_result open_part(const page_context *ctx, uint8_t *dst, const uint8_
 
 /* The page as a whole goes through scratch: its ciphertext must not be overwritten before the last
  * byte of it is verified. */
-static page_result modify(const page_context *ctx, uint8_t *ct, const uint8_t *data, uint64_t page,
-                          uint64_t from, uint64_t to, uint8_t *tag, const uint64_t *offsets,
-                          size_t count, uint32_t n) {
-    _Alignas(64) uint8_t scratch[CCMEM_PAGE_SIZE_MAX];
+static page_result modify_in(uint8_t *scratch, const page_context *ctx, uint8_t *ct,
+                             const uint8_t *data, uint64_t page, uint64_t from, uint64_t to,
+                             uint8_t *tag, const uint64_t *offsets, size_t count, uint32_t n) {
     page_result result = PAGE_GOOD;
 
     if (!from)
@@ -73,6 +72,26 @@ static page_result modify(const page_context *ctx, uint8_t *ct, const uint8_t *d
     }
     ccmem_wipe(scratch, ctx->size);
     return result;
+}
+
+/* A frame of its own for large pages: threads may have small stacks, and a frame that is larger than
+ * what is left could miss the guard page. */
+static __attribute__((noinline)) page_result
+modify_large(const page_context *ctx, uint8_t *ct, const uint8_t *data, uint64_t page,
+             uint64_t from, uint64_t to, uint8_t *tag, const uint64_t *offsets, size_t count,
+             uint32_t n) {
+    _Alignas(64) uint8_t scratch[CCMEM_PAGE_SIZE_MAX];
+    return modify_in(scratch, ctx, ct, data, page, from, to, tag, offsets, count, n);
+}
+
+static page_result modify(const page_context *ctx, uint8_t *ct, const uint8_t *data, uint64_t page,
+                          uint64_t from, uint64_t to, uint8_t *tag, const uint64_t *offsets,
+                          size_t count, uint32_t n) {
+    enum { USUAL = 4 * CCMEM_PAGE_SIZE_MIN };
+    _Alignas(64) uint8_t scratch[USUAL];
+    if (ctx->size > USUAL)
+        return modify_large(ctx, ct, data, page, from, to, tag, offsets, count, n);
+    return modify_in(scratch, ctx, ct, data, page, from, to, tag, offsets, count, n);
 }
 
 const page_ops page_aegis = {

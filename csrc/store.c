@@ -10,8 +10,9 @@
  * conclusive. A page that matches its tag needs no second look; one that does not is an error only if
  * no writer came between.
  *
- * The word may be damaged like any memory. A lock that is set while no thread writes is such damage
- * (for this the shards count their writers) and ends as an error, not in a wait without end. */
+ * The word may be damaged like any memory. A lock that is set while no thread writes in the page's group
+ * is such damage, and ends as an error, not in a wait without end. A version that damage puts back must
+ * not be used for a second time: the last one that each page was sealed under is kept apart as well. */
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
@@ -48,12 +49,16 @@ struct ccmem_mapping {
  * of one group may lose a count, and no thread ever waits for another's cache line. */
 typedef struct shard {
     _Alignas(128) ccmem_stats count;
-    uint64_t writers; /* atomic: threads of the group that may hold a page's lock */
 } shard;
+
+/* Whoever may hold locks in a group of PAGE_BATCH pages counts in the group's slot: the low half is how
+ * many there are, the high half grows with each. */
+enum { SLOTS = 256 };
 
 struct ccmem_store {
     page_context page;
     uint64_t *version; /* one word a page */
+    uint64_t *sealed;  /* the last version each page was sealed under, whatever became of its word */
     page_tag *tag;     /* NULL for a cipher without */
     uint8_t *ct;
     uint64_t generation;
@@ -65,6 +70,7 @@ struct ccmem_store {
     void *key; /* expanded, in secret memory */
     const page_suite *suite;
     ccmem_mapping *mapping;
+    uint64_t slots[SLOTS]; /* atomic, see orphaned() */
     shard shards[SHARDS];
 };
 
@@ -90,33 +96,28 @@ static inline void add(uint64_t *counter, uint64_t n) {
 
 /* ---- page words ------------------------------------------------------------------------------ */
 
-/* A lock without a holder is seen this often in a row before it is believed. */
-enum { ORPHAN_LOOKS = 64 };
+static const uint64_t ENTER = ((uint64_t)1 << 32) + 1;
 
-/* The number of threads that may hold a lock. When it is 0, every lock seen before has been dropped
- * since. */
-static uint64_t writers(const ccmem_store *s) {
-    uint64_t n = 0;
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
-    for (int i = 0; i < SHARDS; i++)
-        n += __atomic_load_n(&s->shards[i].writers, __ATOMIC_ACQUIRE);
-    return n;
+static inline uint64_t *slot_of(ccmem_store *s, uint64_t page) {
+    return &s->slots[page / PAGE_BATCH % SLOTS];
 }
 
-/* One turn of waiting for the lock in `word`, last seen as `seen`. 0 when nobody holds it: after no
- * writer was there, it was the same as before, ORPHAN_LOOKS times. */
-static int wait_for_writer(const ccmem_store *s, const uint64_t *word, uint64_t seen,
-                           unsigned *spins, unsigned *orphan) {
+/* 1 when nobody holds the lock that the page's word shows: nobody was in its slot before the look at
+ * the word, and nobody had come by the time after it. *slot is what the slot was. */
+static int orphaned(ccmem_store *s, uint64_t page, uint64_t *slot) {
+    *slot = __atomic_load_n(slot_of(s, page), __ATOMIC_ACQUIRE);
+    return (uint32_t)*slot == 0 && (__atomic_load_n(&s->version[page], __ATOMIC_ACQUIRE) & LOCK) &&
+           __atomic_load_n(slot_of(s, page), __ATOMIC_ACQUIRE) == *slot;
+}
+
+/* One turn of waiting for the lock of a page. 0 when nobody holds it. */
+static int wait_for_writer(ccmem_store *s, uint64_t page, unsigned *spins, uint64_t *slot) {
     if (++*spins % 64) {
         cpu_relax();
         return 1;
     }
-    if (writers(s) == 0 && __atomic_load_n(word, __ATOMIC_ACQUIRE) == seen) {
-        if (++*orphan == ORPHAN_LOOKS)
-            return 0;
-    } else {
-        *orphan = 0;
-    }
+    if (orphaned(s, page, slot))
+        return 0;
     sched_yield();
     return 1;
 }
@@ -128,13 +129,13 @@ static ccmem_status damaged(shard *sh, uint64_t page, uint64_t version) {
 }
 
 /* The page's version, once no writer holds it; with LOCK when nobody will ever drop it. */
-static inline uint64_t stable_version(const ccmem_store *s, const uint64_t *word) {
-    uint64_t v = __atomic_load_n(word, __ATOMIC_ACQUIRE);
-    unsigned spins = 0, orphan = 0;
+static inline uint64_t stable_version(ccmem_store *s, uint64_t page) {
+    uint64_t v = __atomic_load_n(&s->version[page], __ATOMIC_ACQUIRE), slot;
+    unsigned spins = 0;
     while (__builtin_expect((v & LOCK) != 0, 0)) {
-        if (!wait_for_writer(s, word, v, &spins, &orphan))
+        if (!wait_for_writer(s, page, &spins, &slot))
             return v;
-        v = __atomic_load_n(word, __ATOMIC_ACQUIRE);
+        v = __atomic_load_n(&s->version[page], __ATOMIC_ACQUIRE);
     }
     return v;
 }
@@ -144,14 +145,16 @@ static inline int unchanged(const uint64_t *word, uint64_t version) {
     return __builtin_expect(__atomic_load_n(word, __ATOMIC_RELAXED) == version, 1);
 }
 
-/* Locks pages from `first` on for writing, as many of n as nobody holds, and returns how many; v[i] is
- * what page i had for a version. Until publish() this thread counts as a writer; it never waits while it
- * does, so writers that wait hold nothing and wait for no one in a circle. */
-static uint64_t lock_free_pages(ccmem_store *s, shard *sh, uint64_t first, uint64_t n,
-                                uint64_t *v) {
-    uint64_t i = 0;
-    __atomic_fetch_add(&sh->writers, 1, __ATOMIC_SEQ_CST);
-    for (; i < n; i++) {
+/* Locks pages from `first` on for writing, as many of n as nobody holds, none beyond the group, and
+ * returns how many; v[i] is what page i had for a version. It never waits, so writers that wait hold
+ * nothing and wait for no one in a circle. */
+static uint64_t lock_free_pages(ccmem_store *s, uint64_t first, uint64_t n, uint64_t *v) {
+    uint64_t i = 0, left = PAGE_BATCH - first % PAGE_BATCH;
+    v[0] = __atomic_load_n(&s->version[first], __ATOMIC_RELAXED);
+    if (v[0] & LOCK)
+        return 0;
+    __atomic_fetch_add(slot_of(s, first), ENTER, __ATOMIC_SEQ_CST);
+    for (; i < n && i < left; i++) {
         uint64_t *word = &s->version[first + i];
         v[i] = __atomic_load_n(word, __ATOMIC_RELAXED);
         if ((v[i] & LOCK) || !__atomic_compare_exchange_n(word, &v[i], v[i] | LOCK, 0,
@@ -161,29 +164,43 @@ static uint64_t lock_free_pages(ccmem_store *s, shard *sh, uint64_t first, uint6
     if (i) /* no page may change before its lock shows */
         __atomic_thread_fence(__ATOMIC_RELEASE);
     else
-        __atomic_fetch_sub(&sh->writers, 1, __ATOMIC_RELEASE);
+        __atomic_fetch_sub(slot_of(s, first), 1, __ATOMIC_RELEASE);
     return i;
 }
 
-/* The same for at least one page, waiting for its writer. 0 when nobody will ever drop its lock; v[0]
- * is then what its word holds. */
-static uint64_t lock_pages(ccmem_store *s, shard *sh, uint64_t first, uint64_t n, uint64_t *v) {
-    unsigned spins = 0, orphan = 0;
+/* The same for at least one page, waiting for its writer. A lock that nobody will ever drop is taken
+ * over with `seize`, by the one thread that enters its slot next; without, 0 is returned, and v[0] is
+ * what the page's word holds. */
+static uint64_t lock_pages(ccmem_store *s, uint64_t first, uint64_t n, uint64_t *v, int seize) {
+    unsigned spins = 0;
+    uint64_t slot, locked;
     for (;;) {
-        uint64_t locked = lock_free_pages(s, sh, first, n, v);
-        if (locked)
+        if ((locked = lock_free_pages(s, first, n, v)))
             return locked;
-        if ((v[0] & LOCK) && !wait_for_writer(s, &s->version[first], v[0], &spins, &orphan))
+        if (!(v[0] & LOCK) || wait_for_writer(s, first, &spins, &slot))
+            continue;
+        if (!seize)
             return 0;
+        if (__atomic_fetch_add(slot_of(s, first), ENTER, __ATOMIC_SEQ_CST) == slot) {
+            v[0] = __atomic_load_n(&s->version[first], __ATOMIC_RELAXED) & ~LOCK;
+            return 1;
+        }
+        __atomic_fetch_sub(slot_of(s, first), 1, __ATOMIC_RELEASE);
     }
 }
 
+/* The last version that a page was sealed under as far as its damaged word or the copy can tell: no
+ * other than the next one may be used, or a nonce would repeat. */
+static inline uint64_t used_version(const ccmem_store *s, uint64_t page, uint64_t v) {
+    uint64_t sealed = __atomic_load_n(&s->sealed[page], __ATOMIC_RELAXED);
+    return sealed > v ? sealed : v;
+}
+
 /* Gives the n pages that were locked together their versions, which drops the locks. */
-static inline void publish(ccmem_store *s, shard *sh, uint64_t first, const uint64_t *v,
-                           uint64_t n) {
+static inline void publish(ccmem_store *s, uint64_t first, const uint64_t *v, uint64_t n) {
     for (uint64_t i = 0; i < n; i++)
         __atomic_store_n(&s->version[first + i], v[i], __ATOMIC_RELEASE);
-    __atomic_fetch_sub(&sh->writers, 1, __ATOMIC_RELEASE);
+    __atomic_fetch_sub(slot_of(s, first), 1, __ATOMIC_RELEASE);
 }
 
 /* ---- part of a page -------------------------------------------------------------------------- */
@@ -191,7 +208,8 @@ static inline void publish(ccmem_store *s, shard *sh, uint64_t first, const uint
 /* A page marked as never written has no tag; a version that was put back to 0 leaves one behind. */
 static int never_written(const ccmem_store *s, uint64_t page) {
     static const page_tag none;
-    return !s->tag || ccmem_equal(s->tag[page], none, sizeof none);
+    return !s->tag || (ccmem_equal(s->tag[page], none, sizeof none) &&
+                       !__atomic_load_n(&s->sealed[page], __ATOMIC_RELAXED));
 }
 
 static inline uint8_t *tag_of(const ccmem_store *s, uint64_t page) {
@@ -220,7 +238,7 @@ static ccmem_status read_part(ccmem_store *s, shard *sh, uint64_t page, uint32_t
                               uint8_t *out, uint32_t n) {
     uint64_t *word = &s->version[page], v;
     for (int tries = 0; tries < READ_RETRIES; tries++) {
-        v = stable_version(s, word);
+        v = stable_version(s, page);
         if (__builtin_expect((v & LOCK) != 0, 0)) {
             memset(out, 0, n);
             return damaged(sh, page, v);
@@ -230,12 +248,12 @@ static ccmem_status read_part(ccmem_store *s, shard *sh, uint64_t page, uint32_t
             return __builtin_expect(good, 1) ? CCMEM_OK : damaged(sh, page, v);
         add(&sh->count.retries, 1);
     }
-    if (!lock_pages(s, sh, page, 1, &v)) {
+    if (!lock_pages(s, page, 1, &v, 0)) {
         memset(out, 0, n);
         return damaged(sh, page, v);
     }
     int good = open_part(s, sh, page, v, offset, out, n);
-    publish(s, sh, page, &v, 1);
+    publish(s, page, &v, 1);
     return good ? CCMEM_OK : damaged(sh, page, v);
 }
 
@@ -244,17 +262,21 @@ static ccmem_status write_parts(ccmem_store *s, shard *sh, uint64_t page, const 
                                 size_t count, const uint8_t *data, uint32_t n, int anew) {
     ccmem_status status = CCMEM_OK;
     uint64_t v;
-    if (!lock_pages(s, sh, page, 1, &v))
+    if (!lock_pages(s, page, 1, &v, anew))
         return damaged(sh, page, v);
-    if (v >= s->version_limit)
+    uint64_t used = used_version(s, page, v);
+    if (used >= s->version_limit)
         status = CCMEM_ERR_VERSION;
     else if ((v == 0 && !anew && !never_written(s, page)) ||
              s->page.ops->modify(&s->page, s->ct + (page << s->page_shift), data, page,
-                                 anew ? 0 : v, v + 1, tag_of(s, page), offsets, count,
+                                 anew ? 0 : v, used + 1, tag_of(s, page), offsets, count,
                                  n) == PAGE_BAD)
         status = damaged(sh, page, v);
-    v += status == CCMEM_OK;
-    publish(s, sh, page, &v, 1);
+    if (status == CCMEM_OK) {
+        v = used + 1;
+        __atomic_store_n(&s->sealed[page], v, __ATOMIC_RELAXED);
+    }
+    publish(s, page, &v, 1);
     if (status == CCMEM_OK)
         add(&sh->count.pages_sealed, 1);
     return status;
@@ -316,7 +338,7 @@ static ccmem_status read_batch(ccmem_store *s, shard *sh, uint64_t first, uint8_
                                unsigned flags) {
     uint64_t v[PAGE_BATCH], bad = 0;
     for (uint64_t i = 0; i < n; i++)
-        v[i] = stable_version(s, &s->version[first + i]);
+        v[i] = stable_version(s, first + i);
     for (uint64_t i = 0, run; i < n; i += run) {
         for (run = 1; i + run < n && !v[i + run] == !v[i];)
             run++;
@@ -355,16 +377,18 @@ static ccmem_status write_locked(ccmem_store *s, shard *sh, uint64_t first, cons
                                  uint64_t *v, uint64_t n, unsigned flags) {
     ccmem_status status = CCMEM_OK;
     for (uint64_t i = 0; i < n; i++)
-        if (v[i] >= s->version_limit)
+        if (used_version(s, first + i, v[i]) >= s->version_limit)
             status = CCMEM_ERR_VERSION;
     if (status == CCMEM_OK) {
-        for (uint64_t i = 0; i < n; i++)
-            v[i]++;
+        for (uint64_t i = 0; i < n; i++) {
+            v[i] = used_version(s, first + i, v[i]) + 1;
+            __atomic_store_n(&s->sealed[first + i], v[i], __ATOMIC_RELAXED);
+        }
         s->page.ops->seal(&s->page, s->ct + (first << s->page_shift), data, first, v,
                           s->tag ? s->tag + first : NULL, n, flags);
         add(&sh->count.pages_sealed, n);
     }
-    publish(s, sh, first, v, n);
+    publish(s, first, v, n);
     return status;
 }
 
@@ -373,9 +397,7 @@ static ccmem_status write_batch(ccmem_store *s, shard *sh, uint64_t first, const
     ccmem_status status = CCMEM_OK;
     for (uint64_t i = 0, locked; i < n && status == CCMEM_OK; i += locked) {
         uint64_t v[PAGE_BATCH];
-        locked = lock_pages(s, sh, first + i, n - i, v);
-        if (!locked)
-            return damaged(sh, first + i, v[0]);
+        locked = lock_pages(s, first + i, n - i, v, 1);
         status = write_locked(s, sh, first + i, data + (i << s->page_shift), v, locked, flags);
     }
     return status;
@@ -387,7 +409,9 @@ static void write_pages(void *arg, uint64_t begin, uint64_t end) {
     shard *sh = my_shard(s);
     uint64_t most = batch_pages(s);
     for (uint64_t i = begin, n; i < end && !stopped(b); i += n) {
+        uint64_t left = PAGE_BATCH - (b->first + i) % PAGE_BATCH; /* locks end with their group */
         n = end - i < most ? end - i : most;
+        n = n < left ? n : left;
         ccmem_status status =
             write_batch(s, sh, b->first + i, b->data + (i << s->page_shift), n, b->flags);
         if (status != CCMEM_OK)
@@ -497,20 +521,13 @@ void store_prefetch(const ccmem_store *s, uint64_t offset, uint64_t n) {
         __builtin_prefetch(s->ct + offset + i);
 }
 
-/* Looks for room, and for locks that nobody holds, in all pages before the first is touched, so that a
- * refused write changes nothing. */
-static ccmem_status check_versions(ccmem_store *s, shard *sh, uint64_t offset, uint64_t n) {
+/* Looks for room in all pages before the first is touched, so that a refused write changes nothing. */
+static ccmem_status check_versions(const ccmem_store *s, uint64_t offset, uint64_t n) {
     uint64_t last = (offset + n - 1) >> s->page_shift;
-    for (uint64_t p = offset >> s->page_shift; p <= last; p++) {
-        uint64_t v = __atomic_load_n(&s->version[p], __ATOMIC_RELAXED);
-        if (__builtin_expect((v & LOCK) != 0, 0)) {
-            v = stable_version(s, &s->version[p]);
-            if (v & LOCK)
-                return damaged(sh, p, v);
-        }
-        if (v >= s->version_limit)
+    for (uint64_t p = offset >> s->page_shift; p <= last; p++)
+        if (used_version(s, p, __atomic_load_n(&s->version[p], __ATOMIC_RELAXED) & ~LOCK) >=
+            s->version_limit)
             return CCMEM_ERR_VERSION;
-    }
     return CCMEM_OK;
 }
 
@@ -534,7 +551,7 @@ ccmem_status ccmem_store_write(ccmem_store *s, uint64_t offset, const void *data
         return status;
     shard *sh = my_shard(s);
     if (n)
-        status = check_versions(s, sh, offset, n);
+        status = check_versions(s, offset, n);
     if (status != CCMEM_OK)
         return status;
     range r = split(s, offset, n);
@@ -628,12 +645,15 @@ static ccmem_status new_key(ccmem_store *s, const ccmem_key *root, ccmem_cipher 
 
 /* Versions, tags and tweaks, neither dumped nor inherited. */
 static ccmem_status new_records(ccmem_store *s, uint32_t tweak_cache_entries) {
-    void *versions = NULL, *tags = NULL;
+    void *versions = NULL, *sealed = NULL, *tags = NULL;
     ccmem_status status = CCMEM_OK;
     if (!s->npages)
         return CCMEM_OK;
     status = vmem_map_private(s->npages * sizeof *s->version, &versions);
     s->version = versions;
+    if (status == CCMEM_OK)
+        status = vmem_map_private(s->npages * sizeof *s->sealed, &sealed);
+    s->sealed = sealed;
     if (!s->suite->authenticated)
         return status != CCMEM_OK ? status
                                   : tweak_cache_init(&s->page.cache, tweak_cache_entries, s->npages);
@@ -689,6 +709,7 @@ void ccmem_store_free(ccmem_store *s) {
     if (!alien) {
         secret_free(s->key);
         vmem_unmap(s->version, s->npages * sizeof *s->version);
+        vmem_unmap(s->sealed, s->npages * sizeof *s->sealed);
         vmem_unmap(s->tag, s->npages * sizeof *s->tag);
     }
     ccmem_mapping_release(s->mapping);
@@ -755,6 +776,6 @@ ccmem_status ccmem_store_stats(ccmem_store *s, ccmem_stats *out) {
 
 uint64_t ccmem_store_overhead(const ccmem_store *s) {
     return sizeof *s + sizeof(ccmem_mapping) + s->suite->key_size +
-           s->npages * (sizeof *s->version + (s->tag ? sizeof *s->tag : 0)) +
+           s->npages * (sizeof *s->version + sizeof *s->sealed + (s->tag ? sizeof *s->tag : 0)) +
            tweak_cache_bytes(&s->page.cache);
 }

@@ -146,23 +146,17 @@ def _changed_page(name: str, page_size: int, nbytes: int) -> errors.IntegrityErr
     where = f"Page {page} of buffer {name!a} (bytes {first} to {min(first + page_size, nbytes) - 1}"
     if version >= _WRITING:
         version -= _WRITING
+        what = f"{where}) is marked as being written, and nothing is writing"
+    elif version:
         what = (
-            f"{where}) has a damaged version: it is marked as being written, and nothing is "
-            f"writing. Nothing of it was handed out; copy the other pages to a new buffer."
+            f"{where}, version {version}) does not match its tag: its ciphertext, its tag or its "
+            f"version was changed since it was written"
         )
     else:
-        what = (
-            f"{where}, version {version}) does not match its tag: "
-            + (
-                "its ciphertext, its tag or its version was changed since it was written"
-                if version
-                else "it is marked as never written but has a tag"
-            )
-            + ". Nothing of it was handed out; write the whole page anew from a good copy, or use "
-            "the other pages only."
-        )
+        what = f"{where}) is marked as never written, but was written"
     return errors.IntegrityError(
-        what,
+        f"{what}. Nothing of it was handed out; write the whole page anew from a good copy, or use "
+        f"the other pages only.",
         name=name,
         page=page,
         version=version,
