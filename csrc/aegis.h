@@ -22,6 +22,25 @@ typedef struct aegis_state {
     _Alignas(32) uint8_t s[8][2][16];
 } aegis_state;
 
+/* Some rows of a matrix W, each of in_features elements, that lie in consecutive pages, and one row of
+ * x, packed as for a block of 32 (matmul.h). */
+typedef struct aegis_dot {
+    size_t from, to;    /* W's bytes, from the first page's start on, the first and the last page among
+                           them: multiples of 128. The rest is verified only. */
+    size_t in_features; /* a multiple of 128 bytes of W */
+    size_t done;        /* elements of the first row that lie before `from` */
+    const float *x;     /* 32-byte aligned, as are the sums */
+    const float *first; /* the first row's partial sums so far */
+    float (*sums)[32];  /* receives those of each row that ends in here, then those of the row that
+                           does not, zeros if there is none */
+} aegis_dot;
+
+/* Opens npages pages into registers only, and adds their products. Returns how many of them match
+ * their tags, up to the first that does not: if not all, the sums mean nothing. */
+typedef size_t (*aegis_dot_function)(const uint8_t key[16], const uint8_t *src, size_t npages,
+                                     size_t page_size, const uint8_t (*nonce)[16],
+                                     const uint8_t (*tag)[16], const aegis_dot *dot);
+
 /* dst == src or no overlap, no alignment required; `key` may lie in secret memory and is read where
  * it lies. `lanes` is 1 or 2, and a block 32 * lanes bytes. */
 typedef struct aegis_ops {
@@ -50,6 +69,8 @@ typedef struct aegis_ops {
     /* ad_len and msg_len in bytes; tag_len 16 or 32. The state is used up. */
     void (*finish)(aegis_state *state, unsigned lanes, uint64_t ad_len, uint64_t msg_len,
                    uint8_t *tag, size_t tag_len);
+    /* By type of W's elements (ccmem_dtype), for processors with AVX2, FMA and F16C; NULL: none. */
+    const aegis_dot_function *dot;
 } aegis_ops;
 
 /* The tier's kernels; NULL when they are not compiled for this architecture. Says nothing about

@@ -445,6 +445,9 @@ KERNEL void message_finish(aegis_state *state, unsigned lanes, uint64_t ad_len, 
         _mm_storeu_si128((__m128i *)tag + i, sum[i]);
 }
 
+#ifndef AEGIS_DOT
+#define AEGIS_DOT NULL
+#endif
 #if WIDE == 2
 /* One lane is a matter of 128-bit registers, whatever the tier. */
 #define BY_LANES(ret, name, params, args)                                                         \
@@ -471,9 +474,9 @@ BY_LANES(void, finish,
          (state, lanes, ad_len, msg_len, tag, tag_len))
 #undef BY_LANES
 const aegis_ops AEGIS_OPS = {seal_pages, open_pages, open_part,  one_start,
-                             one_absorb, one_seal,   one_open,   one_finish};
+                             one_absorb, one_seal,   one_open,   one_finish, AEGIS_DOT};
 #else
 const aegis_ops AEGIS_OPS = {seal_pages,     open_pages,   open_part,    message_start,
-                             message_absorb, message_seal, message_open, message_finish};
+                             message_absorb, message_seal, message_open, message_finish, AEGIS_DOT};
 #endif
 #undef KERNEL

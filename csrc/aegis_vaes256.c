@@ -30,5 +30,10 @@ typedef __m256i VEC;
 /* Bytes that the loops of aegis_run_vaes256.h take a turn. */
 #define AEGIS_TURN 128
 #define AEGIS_OPS aegis_vaes256
+#define AEGIS_DOT dots
+static const aegis_dot_function dots[4];
 #include "aegis_template.h"
+
+#define DOT_TARGET __attribute__((target("aes,avx2,vaes,fma,f16c")))
+#include "aegis_dot.h"
 #endif

@@ -243,6 +243,39 @@ uint64_t ccmem_mapping_size(const ccmem_mapping *mapping);
 /* Drops one reference; the last one unmaps the ciphertext. NULL is allowed. */
 void ccmem_mapping_release(ccmem_mapping *mapping);
 
+/* ---- products with an encrypted matrix --------------------------------------------------------- */
+
+/* What the elements of an encrypted matrix are, in the processor's byte order. */
+typedef enum ccmem_dtype {
+    CCMEM_F32 = 0,
+    CCMEM_F16,  /* IEEE 754 binary16 */
+    CCMEM_BF16, /* the upper half of a float32 */
+    CCMEM_I8
+} ccmem_dtype;
+
+/* For r < nrows and o < out_features:
+ *
+ *     y[r * ldy + o] = scale[o] * sum over i of x[r * ldx + i] * W[o][i] + bias[o]
+ *
+ * W has out_features rows of in_features elements each, one after the other from byte `offset` of the
+ * store, any byte. `scale` and `bias` may be NULL: 1 and 0. y overlaps nothing else. W is opened a
+ * few pages at a time into blocks of ccmem_plain_alloc(), one in each thread, that are wiped.
+ *
+ * Sums and products are float32: the result differs from the exact one by at most
+ * g * (|scale[o]| * sum over i of |x[r][i] * W[o][i]| + |bias[o]|), where g = k*u / (1 - k*u),
+ * u = 2^-24, k = in_features / 32 rounded up, plus 9, unless a float32 overflows or underflows. Its
+ * bits depend on the row of x, the row of W, scale[o], bias[o] and the tier alone: not on where W lies,
+ * on the cipher, on other rows, on threads, or on the caller's rounding mode.
+ *
+ * Each page is read as one writer left it. On any failure all of y that lies in its rows is zero:
+ * CCMEM_ERR_ARGUMENT (ldx < in_features or ldy < out_features with more than one row, an unknown type,
+ * a NULL that is needed; y is then left alone), _RANGE, _FORK, _NOMEM; CCMEM_ERR_INTEGRITY as for
+ * ccmem_store_read. */
+ccmem_status ccmem_store_linear(ccmem_store *store, uint64_t offset, ccmem_dtype dtype,
+                                uint64_t out_features, uint64_t in_features, const float *scale,
+                                const float *x, uint64_t nrows, uint64_t ldx, const float *bias,
+                                float *y, uint64_t ldy);
+
 /* ---- memory for plaintext that is handed out --------------------------------------------------- */
 
 typedef struct ccmem_plain_stats {

@@ -24,12 +24,13 @@ static uint32_t bit_if(uint32_t reg, unsigned bit, uint32_t feature) {
 
 static uint32_t detect(void) {
     const uint32_t avx512_parts = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* F, DQ, BW, VL */
-    uint32_t eax, ebx, ecx, edx, found;
+    uint32_t eax, ebx, ecx, edx, found, floats;
     uint64_t xcr0;
 
     if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx))
         return 0;
     found = bit_if(ecx, 20, CPU_SSE42) | bit_if(ecx, 25, CPU_AESNI) | bit_if(ecx, 1, CPU_PCLMUL);
+    floats = bit_if(ecx, 12, CPU_FMA) | bit_if(ecx, 29, CPU_F16C);
     /* Without OSXSAVE, XGETBV itself is undefined; without AVX there is no ymm state to ask for. */
     xcr0 = (ecx >> 27 & 1) && (ecx >> 28 & 1) ? read_xcr0() : 0;
 
@@ -37,7 +38,7 @@ static uint32_t detect(void) {
         return found;
     found |= bit_if(ebx, 8, CPU_BMI2) | bit_if(ecx, 8, CPU_GFNI);
     if ((xcr0 & XCR0_YMM) == XCR0_YMM)
-        found |= bit_if(ebx, 5, CPU_AVX2) | bit_if(ecx, 9, CPU_VAES) |
+        found |= floats | bit_if(ebx, 5, CPU_AVX2) | bit_if(ecx, 9, CPU_VAES) |
                  bit_if(ecx, 10, CPU_VPCLMUL);
     if ((xcr0 & XCR0_ZMM) == XCR0_ZMM && (ebx & avx512_parts) == avx512_parts)
         found |= CPU_AVX512 | bit_if(ecx, 6, CPU_VBMI2);
@@ -80,7 +81,8 @@ int cpu_supports(ccmem_tier tier) {
 
 const char *ccmem_cpu_feature(unsigned index, int *present) {
     static const char *const names[] = {"sse4.2",     "aes",    "pclmulqdq", "avx2",         "vaes",
-                                        "vpclmulqdq", "avx512", "gfni",      "avx512_vbmi2", "bmi2"};
+                                        "vpclmulqdq", "avx512", "gfni",      "avx512_vbmi2", "bmi2",
+                                        "fma",        "f16c"};
 
     if (index >= sizeof names / sizeof *names)
         return NULL;

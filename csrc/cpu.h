@@ -30,6 +30,8 @@ enum {
     CPU_GFNI = 1u << 7,
     CPU_VBMI2 = 1u << 8,
     CPU_BMI2 = 1u << 9,
+    CPU_FMA = 1u << 10,    /* and the system saves ymm state, as for the next */
+    CPU_F16C = 1u << 11,
     CPU_UNSET = 1u << 31   /* internal: not detected yet */
 };
 

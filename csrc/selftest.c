@@ -274,5 +274,8 @@ ccmem_status selftest_run(ccmem_tier tier) {
         return CCMEM_ERR_NOMEM;
     good = check_against_portable(ops, p, 32) && check_against_portable(ops, p, 64);
     free(p);
-    return good ? selftest_aegis(tier) : CCMEM_ERR_SELFTEST;
+    if (!good)
+        return CCMEM_ERR_SELFTEST;
+    ccmem_status status = selftest_aegis(tier);
+    return status == CCMEM_OK ? selftest_matmul(tier) : status;
 }

@@ -13,6 +13,9 @@ void selftest_fill(uint8_t *p, size_t n, uint64_t seed);
  * CCMEM_ERR_NOMEM. */
 ccmem_status selftest_aegis(ccmem_tier tier);
 
+/* Products with the arithmetic that goes with a tier. CCMEM_ERR_SELFTEST, CCMEM_ERR_NOMEM. */
+ccmem_status selftest_matmul(ccmem_tier tier);
+
 /* Tests a tier that the processor supports. CCMEM_ERR_SELFTEST, CCMEM_ERR_NOMEM. */
 ccmem_status selftest_run(ccmem_tier tier);
 

@@ -216,11 +216,17 @@ static inline uint8_t *tag_of(const ccmem_store *s, uint64_t page) {
     return s->tag ? s->tag[page] : NULL;
 }
 
+/* n may be 0, and out NULL then, which memset() does not take. */
+static inline void clear(uint8_t *out, uint32_t n) {
+    if (n)
+        memset(out, 0, n);
+}
+
 /* 0 when the page does not match its tag; the n bytes are zero then. */
 static int open_part(ccmem_store *s, shard *sh, uint64_t page, uint64_t version, uint32_t offset,
                      uint8_t *out, uint32_t n) {
     if (version == 0) {
-        memset(out, 0, n);
+        clear(out, n);
         return never_written(s, page);
     }
     page_result result =
@@ -240,7 +246,7 @@ static ccmem_status read_part(ccmem_store *s, shard *sh, uint64_t page, uint32_t
     for (int tries = 0; tries < READ_RETRIES; tries++) {
         v = stable_version(s, page);
         if (__builtin_expect((v & LOCK) != 0, 0)) {
-            memset(out, 0, n);
+            clear(out, n);
             return damaged(sh, page, v);
         }
         int good = open_part(s, sh, page, v, offset, out, n);
@@ -249,7 +255,7 @@ static ccmem_status read_part(ccmem_store *s, shard *sh, uint64_t page, uint32_t
         add(&sh->count.retries, 1);
     }
     if (!lock_pages(s, page, 1, &v, 0)) {
-        memset(out, 0, n);
+        clear(out, n);
         return damaged(sh, page, v);
     }
     int good = open_part(s, sh, page, v, offset, out, n);
@@ -590,6 +596,40 @@ ccmem_status ccmem_store_verify(ccmem_store *s, uint64_t first, uint64_t count, 
 }
 
 uint32_t store_page_size(const ccmem_store *s) { return s->page.size; }
+
+int store_can_dot(const ccmem_store *s) {
+    return s->page.ops->can_dot && s->page.ops->can_dot(&s->page);
+}
+
+ccmem_status store_dot(ccmem_store *s, uint64_t first, uint64_t n, ccmem_dtype dtype,
+                       const aegis_dot *dot, int *done) {
+    shard *sh = my_shard(s);
+    uint64_t v[STORE_OPEN_MAX];
+    *done = 0;
+    for (uint64_t i = 0; i < n; i++) {
+        v[i] = stable_version(s, first + i);
+        if (!v[i] || (v[i] & LOCK))
+            return CCMEM_OK;
+    }
+    size_t good = s->page.ops->dot(&s->page, s->ct + (first << s->page_shift), first, v,
+                                   s->tag + first, n, dtype, dot);
+    add(&sh->count.pages_opened, n);
+    for (uint64_t i = 0; i < n; i++)
+        if (!unchanged(&s->version[first + i], v[i])) {
+            add(&sh->count.retries, 1);
+            return CCMEM_OK;
+        }
+    if (good < n)
+        return damaged(sh, first + good, v[good]);
+    *done = 1;
+    return CCMEM_OK;
+}
+
+_Static_assert((int)STORE_OPEN_MAX <= (int)PAGE_BATCH, "a call is one batch");
+
+ccmem_status store_open_pages(ccmem_store *s, uint64_t first, uint8_t *to, uint64_t n) {
+    return read_batch(s, my_shard(s), first, to, n, 0);
+}
 
 ccmem_status store_write_in_page(ccmem_store *s, const uint64_t *offsets, size_t count,
                                  const void *data, uint32_t n) {

@@ -3,6 +3,7 @@
 #ifndef CCMEM_STORE_H
 #define CCMEM_STORE_H
 
+#include "aegis.h"
 #include "ccmem.h"
 
 /* Starts fetching what a read of n bytes at `offset` will touch first, which must lie inside the
@@ -13,6 +14,22 @@ void store_prefetch(const ccmem_store *store, uint64_t offset, uint64_t n);
 void store_set_failure(ccmem_failure failure);
 
 uint32_t store_page_size(const ccmem_store *store);
+
+enum { STORE_OPEN_MAX = 16 };
+
+/* Opens n <= STORE_OPEN_MAX whole pages from page `first`, all of them the store's, into `to`, in the
+ * calling thread, each as one writer left it. The store was checked to be this process's.
+ * CCMEM_ERR_INTEGRITY: a page was changed; `to` may hold what is not verified. */
+ccmem_status store_open_pages(ccmem_store *store, uint64_t first, uint8_t *to, uint64_t n);
+
+/* 1 when pages can be multiplied in the registers they are opened in. */
+int store_can_dot(const ccmem_store *store);
+
+/* Opens n <= STORE_OPEN_MAX pages from page `first` into registers and adds their products (aegis.h).
+ * *done is 0 when that could not be, since one was never written or changed meanwhile: the sums then
+ * mean nothing, and store_open_pages() will do. CCMEM_ERR_INTEGRITY. */
+ccmem_status store_dot(ccmem_store *store, uint64_t first, uint64_t n, ccmem_dtype dtype,
+                       const aegis_dot *dot, int *done);
 
 /* Writes `count` runs, at least 1, of n bytes each that lie in one page, from data + i * n to
  * offsets[i], as one change of that page: one version. The runs were checked and the store is this

@@ -17,6 +17,7 @@ from ._version import __version__
 
 try:
     from . import hazmat
+    from ._matmul import linear
     from .buffer import EncryptedBuffer
     from .cpu import cpu_info
     from .keys import Key
@@ -37,6 +38,7 @@ __all__ = [
     "errors",
     "get_num_threads",
     "hazmat",
+    "linear",
     "selftest",
     "set_num_threads",
     "stats",

@@ -455,6 +455,36 @@ class EncryptedTensor(Resource):
         rows = nbytes // row if row else max(self._shape[0], 1)
         return (self[at : at + rows] for at in range(0, self._shape[0], rows))
 
+    # ---- products ----
+
+    def __matmul__(self, other: Any) -> Array:
+        """self @ other, as np.matmul: a matrix is opened a tile at a time, see pyccmem.linear()."""
+        from ._matmul import matmul  # built on tensors
+
+        return matmul(self, other)
+
+    def __rmatmul__(self, other: Any) -> Array:
+        """other @ self, likewise."""
+        from ._matmul import matmul
+
+        return matmul(other, self)
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
+        """numpy's functions of arrays: np.matmul() as `@` does it, any other on the whole tensor
+        decrypted. Raises ArgumentTypeError for a tensor as `out`: assign the result to it."""
+        out = options.get("out", ())
+        if any(isinstance(array, EncryptedTensor) for array in out):
+            raise errors.ArgumentTypeError(
+                f"An EncryptedTensor cannot be the out of np.{ufunc.__name__}; assign the result "
+                f"to it: tensor[...] = np.{ufunc.__name__}(...)."
+            )
+        if ufunc is np.matmul and method == "__call__" and len(inputs) == 2 and not options:
+            from ._matmul import matmul
+
+            return matmul(*inputs)
+        plain = [np.asarray(x) if isinstance(x, EncryptedTensor) else x for x in inputs]
+        return getattr(ufunc, method)(*plain, **options)
+
     # ---- writing ----
 
     def __setitem__(self, index: Any, value: Any) -> None:

@@ -1,0 +1,159 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Opens a page of AEGIS-128X2 and multiplies it in the registers it was opened in: included after
+ * aegis_template.h by tiers whose vectors hold both lanes, eight floats, and that have FMA and F16C.
+ *
+ * A page that is opened and then multiplied fetches nothing from memory while it is multiplied,
+ * and what one core can fetch in the rest of the time is less than it could multiply. Here both are one
+ * loop, and memory is read at an even pace.
+ */
+
+#define DOT_INLINE static inline __attribute__((always_inline)) DOT_TARGET
+
+/* In two stages, into L2 and then into L1: see PREFETCH_L2 in xts_template.h. */
+enum { DOT_NEAR = 1024, DOT_FAR = 8192 };
+
+DOT_INLINE void dot_block(VEC s[8], const uint8_t *in, VEC *p) {
+    VEC c0 = vload(in), c1 = vload(in + 32);
+    VEC p0 = vxor(vxor(c0, s[6]), vandxor(s[1], s[2], s[3]));
+    VEC p1 = vxor(vxor(c1, s[5]), vandxor(s[2], s[6], s[7]));
+    VEC last = s[7];
+    s[7] = vround(s[6], s[7]);
+    s[6] = vround(s[5], s[6]);
+    s[5] = vround(s[4], s[5]);
+    s[4] = vxor(vround(s[3], s[4]), p1);
+    s[3] = vround(s[2], s[3]);
+    s[2] = vround(s[1], s[2]);
+    s[1] = vround(s[0], s[1]);
+    s[0] = vxor(vround(last, s[0]), p0);
+    p[0] = p0;
+    p[1] = p1;
+}
+
+DOT_INLINE __m256 dot_fma(__m256 w, const float *x, __m256 sum) {
+    return _mm256_fmadd_ps(w, _mm256_load_ps(x), sum);
+}
+
+/* The products of 32 bytes of W, number `i` (a constant) of 128. The sums go by the element's place in
+ * its block of 32, as in matmul_template.h. */
+DOT_INLINE void dot_vector(ccmem_dtype dtype, __m256 sum[4], VEC w, const float *x, int i) {
+    const __m256i high = _mm256_set1_epi32((int)0xffff0000);
+    switch (dtype) {
+    case CCMEM_F32:
+        sum[i] = dot_fma(_mm256_castsi256_ps(w), x + 8 * i, sum[i]);
+        break;
+    case CCMEM_F16: {
+        int k = 2 * (i & 1);
+        sum[k] = dot_fma(_mm256_cvtph_ps(_mm256_castsi256_si128(w)), x + 16 * i, sum[k]);
+        sum[k + 1] =
+            dot_fma(_mm256_cvtph_ps(_mm256_extracti128_si256(w, 1)), x + 16 * i + 8, sum[k + 1]);
+        break;
+    }
+    case CCMEM_BF16: {
+        int k = 2 * (i & 1);
+        sum[k] = dot_fma(_mm256_castsi256_ps(_mm256_slli_epi32(w, 16)), x + 16 * i, sum[k]);
+        sum[k + 1] =
+            dot_fma(_mm256_castsi256_ps(_mm256_and_si256(w, high)), x + 16 * i + 8, sum[k + 1]);
+        break;
+    }
+    case CCMEM_I8:
+#define DOT_BYTE(k, v)                                                                            \
+    sum[k] = dot_fma(_mm256_cvtepi32_ps(_mm256_srai_epi32(v, 24)), x + 32 * i + 8 * (k), sum[k])
+        DOT_BYTE(0, _mm256_slli_epi32(w, 24));
+        DOT_BYTE(1, _mm256_slli_epi32(w, 16));
+        DOT_BYTE(2, _mm256_slli_epi32(w, 8));
+        DOT_BYTE(3, w);
+#undef DOT_BYTE
+        break;
+    }
+}
+
+/* Sums up one run of W's bytes that lies in one page and one row. */
+DOT_INLINE void dot_run(ccmem_dtype dtype, size_t element, VEC s[8], __m256 sum[4],
+                        const uint8_t *p, size_t n, const float *x) {
+    for (const uint8_t *end = p + n; p != end; p += 128) {
+        VEC w[2];
+        __builtin_prefetch(p + DOT_NEAR, 0, 3);
+        __builtin_prefetch(p + DOT_FAR, 0, 2);
+        dot_block(s, p, w);
+        dot_vector(dtype, sum, w[0], x, 0);
+        dot_vector(dtype, sum, w[1], x, 1);
+        __builtin_prefetch(p + DOT_NEAR + 64, 0, 3);
+        __builtin_prefetch(p + DOT_FAR + 64, 0, 2);
+        dot_block(s, p + 64, w);
+        dot_vector(dtype, sum, w[0], x, 2);
+        dot_vector(dtype, sum, w[1], x, 3);
+        x += 128 / element;
+    }
+}
+
+DOT_INLINE void load_sums(__m256 sum[4], const float *from) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++)
+        sum[j] = _mm256_load_ps(from + 8 * j);
+}
+
+DOT_INLINE void save_sums(float *to, const __m256 sum[4]) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++)
+        _mm256_store_ps(to + 8 * j, sum[j]);
+}
+
+DOT_INLINE size_t open_dot(ccmem_dtype dtype, size_t element, const uint8_t *key,
+                           const uint8_t *src, size_t npages, size_t size,
+                           const uint8_t (*nonce)[16], const uint8_t (*tag)[16],
+                           const aegis_dot *d) {
+    const shape at = shape_of(2, 0);
+    const size_t row_bytes = d->in_features * element;
+    size_t i = d->from, done = d->done * element, good = 0;
+    float(*sums)[32] = d->sums;
+    __m256 sum[4];
+    load_sums(sum, d->first);
+    save_sums(*sums, sum);
+    for (size_t page = 0; page < npages && good == page; page++) {
+        const size_t end = (page + 1) * size;
+        VEC s[8];
+        start(s, load128(key), load128(nonce[page]), vcontext(0, 2));
+        if (!page)
+            verify_run(s, src, i, at);
+        load_sums(sum, *sums);
+        while (i < d->to && i < end) {
+            size_t stop = d->to < end ? d->to : end, n = stop - i;
+            if (n > row_bytes - done)
+                n = row_bytes - done;
+            dot_run(dtype, element, s, sum, src + i, n, d->x + done / element);
+            i += n;
+            done += n;
+            if (done == row_bytes) {
+                save_sums(*sums++, sum);
+                done = 0;
+#pragma GCC unroll 4
+                for (int j = 0; j < 4; j++)
+                    sum[j] = _mm256_setzero_ps();
+            }
+        }
+        save_sums(*sums, sum); /* here, not on the stack while the registers are needed */
+        if (i < end)
+            verify_run(s, src + i, end - i, at);
+        finish(s, 0, size);
+        good += (size_t)same_tag(short_tag(s), tag[page]);
+    }
+    return good;
+}
+
+#define DOT(name, dtype, element)                                                                 \
+    static DOT_TARGET CLEAR_REGISTERS __attribute__((noinline)) size_t name(                      \
+        const uint8_t *key, const uint8_t *src, size_t npages, size_t size,                       \
+        const uint8_t (*nonce)[16], const uint8_t (*tag)[16], const aegis_dot *d) {               \
+        return open_dot(dtype, element, key, src, npages, size, nonce, tag, d);                   \
+    }
+DOT(open_dot_f32, CCMEM_F32, 4)
+DOT(open_dot_f16, CCMEM_F16, 2)
+DOT(open_dot_bf16, CCMEM_BF16, 2)
+DOT(open_dot_i8, CCMEM_I8, 1)
+#undef DOT
+
+static const aegis_dot_function AEGIS_DOT[4] = {[CCMEM_F32] = open_dot_f32,
+                                         [CCMEM_F16] = open_dot_f16,
+                                         [CCMEM_BF16] = open_dot_bf16,
+                                         [CCMEM_I8] = open_dot_i8};

@@ -1,0 +1,350 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Products of an encrypted matrix with plain vectors. Each thread takes rows of W, opens their pages
+ * in order into a tile in its own cache, and multiplies from there; with one row of x, AEGIS pages are
+ * multiplied in the registers they are opened in (aegis_dot.h). Memory is read once, as ciphertext; the
+ * tile is wiped at the end of a thread's piece.
+ *
+ * Rows and pages have nothing to do with each other. A row is cut into blocks; a block that the
+ * end of a page cuts waits, in front of where the next pages will be opened, for its rest. So a block is
+ * always whole when it is multiplied, and a result does not depend on where the pages end. The last
+ * block of a row is filled up with zeros.
+ */
+#include "matmul.h"
+
+#include <string.h>
+
+#include "cpu.h"
+#include "secret.h"
+#include "store.h"
+#include "threads.h"
+
+#if CCMEM_X86
+#include <immintrin.h>
+#endif
+
+enum {
+    PASS = 4 * MATMUL_ROWS, /* rows of x that one opening of W serves */
+    GROUPS = PASS / MATMUL_ROWS,
+    TILE_BYTES = 64 << 10,  /* opened at a time: XTS starts slowly, and an L2 is large enough */
+    FUSED_BYTES = 32 << 10, /* multiplied at a time in registers */
+    BLOCK_BYTES = MATMUL_BLOCK_MAX * 4,
+    GRAIN_BYTES = 512 << 10 /* the least that is worth another thread */
+};
+
+const matmul_ops *matmul_tier(ccmem_tier tier) {
+#if CCMEM_X86
+    const uint32_t avx2 = CPU_AVX2 | CPU_FMA | CPU_F16C;
+    if (tier == CCMEM_TIER_VAES512)
+        return &matmul_avx512;
+    if (tier != CCMEM_TIER_PORTABLE && (cpu_features() & avx2) == avx2)
+        return &matmul_avx2;
+#endif
+    (void)tier;
+    return &matmul_portable;
+}
+
+size_t matmul_element(ccmem_dtype dtype) {
+    switch (dtype) {
+    case CCMEM_F32: return 4;
+    case CCMEM_F16:
+    case CCMEM_BF16: return 2;
+    case CCMEM_I8: return 1;
+    }
+    return 0;
+}
+
+CLEAR_REGISTERS void matmul_pack(const matmul_ops *ops, ccmem_dtype dtype, float *packed,
+                                 const float *x, size_t n) {
+    const size_t stride = ops->stride[dtype], lanes = ops->block / MATMUL_CHAINS;
+    const size_t group = stride * lanes, whole = n / group * group;
+    float *last = packed + whole;
+    for (size_t first = 0; first < whole; first += group)
+        for (size_t k = 0; k < stride; k++)
+            for (size_t i = 0; i < lanes; i++)
+                *packed++ = x[first + i * stride + k];
+    memset(last, 0, (matmul_padded(ops, n) - whole) * sizeof *last);
+    for (size_t i = whole; i < n; i++)
+        last[(i - whole) % stride * lanes + (i - whole) / stride] = x[i];
+}
+
+/* ---- one call ---------------------------------------------------------------------------------- */
+
+typedef struct linear {
+    ccmem_store *store;
+    const matmul_ops *ops;
+    uint64_t offset;
+    ccmem_dtype dtype;
+    size_t element;
+    uint64_t in_features;
+    const float *scale, *bias;
+    const float *x; /* packed, the rows of this pass */
+    size_t ldx;
+    size_t rows;    /* of this pass */
+    float *y;
+    uint64_t ldy;
+    size_t batch;          /* pages opened at a time */
+    size_t fused;          /* pages multiplied at a time in the registers they are opened in; 0: none */
+    size_t fused_rows;     /* rows of W that may end in these, and one more */
+    int status;            /* atomic */
+    ccmem_failure failure; /* written by the thread that set `status` from CCMEM_OK */
+} linear;
+
+/* All that a thread has of the plaintext. */
+typedef struct tile {
+    matmul_sums sums[GROUPS];
+    _Alignas(64) uint8_t edge[BLOCK_BYTES]; /* the last block of a row */
+    uint8_t before[BLOCK_BYTES];            /* the beginning of a block, up to the first page */
+    uint8_t pages[]; /* and after them, when fused, the sums of the rows of one page */
+} tile;
+
+/* Where a thread is. */
+typedef struct position {
+    uint64_t row;  /* of W */
+    uint64_t done; /* elements of it */
+} position;
+
+static int stopped(const linear *l) {
+    return __atomic_load_n(&l->status, __ATOMIC_RELAXED) != CCMEM_OK;
+}
+
+/* Of several threads that fail, one tells. */
+static void stop(linear *l, ccmem_status status) {
+    int none = CCMEM_OK;
+    if (__atomic_compare_exchange_n(&l->status, &none, (int)status, 0, __ATOMIC_RELAXED,
+                                    __ATOMIC_RELAXED))
+        l->failure = ccmem_last_failure();
+}
+
+static void add_products(const linear *l, tile *t, const uint8_t *w, uint64_t first, size_t blocks) {
+    for (size_t r = 0, n; r < l->rows; r += n) {
+        n = l->rows - r < MATMUL_ROWS ? l->rows - r : MATMUL_ROWS;
+        l->ops->dot[l->dtype][n - 1](&t->sums[r / MATMUL_ROWS], w, l->x + r * l->ldx + first,
+                                     l->ldx, blocks);
+    }
+}
+
+static void finish_row(const linear *l, tile *t, uint64_t row) {
+    for (size_t r = 0, n; r < l->rows; r += n) {
+        float sum[MATMUL_ROWS];
+        n = l->rows - r < MATMUL_ROWS ? l->rows - r : MATMUL_ROWS;
+        l->ops->total(&t->sums[r / MATMUL_ROWS], sum, n);
+        for (size_t i = 0; i < n; i++) {
+            float v = l->scale ? sum[i] * l->scale[row] : sum[i];
+            l->y[(r + i) * l->ldy + row] = l->bias ? v + l->bias[row] : v;
+        }
+    }
+}
+
+static void copy_sums(float *to, const float *from) {
+    for (int i = 0; i < 32; i++)
+        to[i] = from[i];
+}
+
+/* Multiplies what n bytes at w hold of W's rows up to `end`, and returns how many bytes at their end
+ * are the beginning of a block. */
+static size_t multiply(const linear *l, tile *t, position *at, uint64_t end, const uint8_t *w,
+                       size_t n) {
+    const size_t block = l->ops->block, block_bytes = block * l->element;
+    while (at->row < end) {
+        uint64_t left = l->in_features - at->done;
+        size_t have = n / l->element;
+        size_t blocks = (have < left ? have : (size_t)left) / block;
+        if (blocks) {
+            add_products(l, t, w, at->done, blocks);
+            at->done += blocks * block;
+            left -= blocks * block;
+            w += blocks * block_bytes;
+            n -= blocks * block_bytes;
+        }
+        if (left >= block || left * l->element > n)
+            return n;
+        if (left) {
+            copy_secret(t->edge, w, left * l->element);
+            memset(t->edge + left * l->element, 0, block_bytes - left * l->element);
+            add_products(l, t, t->edge, at->done, 1);
+            w += left * l->element;
+            n -= left * l->element;
+        }
+        finish_row(l, t, at->row);
+        at->row++;
+        at->done = 0;
+    }
+    return 0;
+}
+
+/* The same for n pages that are opened into registers: bytes [from, to) of them are W's. 0 when that
+ * could not be. */
+static int multiply_fused(linear *l, tile *t, position *at, uint64_t page, size_t n, size_t from,
+                          size_t to) {
+    float(*sums)[32] = (float(*)[32])(t->pages + l->batch * store_page_size(l->store));
+    float *lane = t->sums[0].lane[0];
+    aegis_dot dot = {.from = from, .to = to, .in_features = (size_t)l->in_features,
+                     .done = (size_t)at->done, .x = l->x, .first = lane, .sums = sums};
+    int done;
+    ccmem_status status = store_dot(l->store, page, n, l->dtype, &dot, &done);
+    if (status != CCMEM_OK)
+        stop(l, status);
+    if (!done)
+        return 0;
+    at->done += (to - from) / l->element;
+    for (; at->done >= l->in_features; at->done -= l->in_features, at->row++) {
+        copy_sums(lane, *sums++);
+        finish_row(l, t, at->row);
+    }
+    copy_sums(lane, *sums);
+    return 1;
+}
+
+static void multiply_rows(linear *l, tile *t, uint64_t begin, uint64_t end) {
+    const uint64_t size = store_page_size(l->store);
+    const uint64_t row_bytes = l->in_features * l->element;
+    const uint64_t last = l->offset + end * row_bytes;
+    uint64_t from = l->offset + begin * row_bytes;
+    size_t cut = 0; /* bytes of a block that wait in front of the pages */
+    position at = {begin, 0};
+
+    memset(t->sums, 0, sizeof t->sums);
+    while (from < last && !stopped(l)) {
+        uint64_t page = from / size, skip = from % size, left = (last - 1) / size + 1 - page;
+        if (l->fused) {
+            size_t n = left < l->fused ? (size_t)left : l->fused;
+            uint64_t to = (page + n) * size < last ? (page + n) * size : last;
+            if (multiply_fused(l, t, &at, page, n, (size_t)skip, (size_t)(to - page * size))) {
+                from = to;
+                continue;
+            }
+            if (stopped(l))
+                return;
+        }
+        size_t n = left < l->batch ? (size_t)left : l->batch;
+        uint64_t to = (page + n) * size < last ? (page + n) * size : last;
+        ccmem_status status = store_open_pages(l->store, page, t->pages, n);
+        if (status != CCMEM_OK) {
+            stop(l, status);
+            return;
+        }
+        uint8_t *w = t->pages + skip - cut;
+        size_t have = (size_t)(to - from) + cut;
+        cut = multiply(l, t, &at, end, w, have);
+        if (cut) /* to copy nothing takes its time too */
+            copy_secret(t->pages - cut, w + have - cut, cut);
+        from = to;
+    }
+}
+
+static void run_piece(void *arg, uint64_t begin, uint64_t end) {
+    linear *l = arg;
+    uint8_t *block;
+    ccmem_status status = ccmem_plain_alloc(sizeof(tile) + l->batch * store_page_size(l->store) +
+                                                l->fused_rows * 32 * sizeof(float),
+                                            &block);
+    if (status != CCMEM_OK) {
+        stop(l, status);
+        return;
+    }
+#if CCMEM_X86
+    /* The default rounding, and subnormal numbers as they are, whatever the caller or the thread has. */
+    enum { MXCSR_DEFAULT = 0x1f80 };
+    unsigned mxcsr = _mm_getcsr();
+    _mm_setcsr(MXCSR_DEFAULT);
+#endif
+    multiply_rows(l, (tile *)block, begin, end);
+#if CCMEM_X86
+    _mm_setcsr(mxcsr);
+#endif
+    ccmem_plain_free(block);
+}
+
+/* Pages are multiplied in registers when there is one row of x and nothing of W lies across the
+ * vectors that the loop takes at a time. */
+static void choose_way(linear *l) {
+    enum { TURN = 128 };
+    const size_t size = store_page_size(l->store), row_bytes = l->in_features * l->element;
+    l->fused = l->fused_rows = 0;
+    l->batch = size < TILE_BYTES ? TILE_BYTES / size : 1;
+    if (l->batch > STORE_OPEN_MAX)
+        l->batch = STORE_OPEN_MAX;
+    if (l->rows == 1 && l->ops == &matmul_avx2 && l->offset % TURN == 0 &&
+        row_bytes % TURN == 0 && store_can_dot(l->store)) {
+        l->fused = size < FUSED_BYTES ? FUSED_BYTES / size : 1;
+        l->fused_rows = l->fused * size / row_bytes + 2;
+        l->batch = 1;
+    }
+}
+
+/* The product with no element: what is left of it is the bias. */
+static void only_bias(const linear *l, uint64_t out_features) {
+    for (size_t r = 0; r < l->rows; r++)
+        for (uint64_t o = 0; o < out_features; o++)
+            l->y[r * l->ldy + o] = l->bias ? l->bias[o] : 0.0f;
+}
+
+static ccmem_status run_passes(linear *l, uint64_t out_features, const float *x, uint64_t nrows,
+                               uint64_t ldx) {
+    const uint64_t row_bytes = l->in_features * l->element;
+    const uint64_t grain = row_bytes < GRAIN_BYTES ? GRAIN_BYTES / row_bytes : 1;
+    const size_t most = nrows < PASS ? (size_t)nrows : PASS;
+    uint8_t *packed;
+    float *y = l->y;
+    ccmem_status status = ccmem_plain_alloc(most * l->ldx * sizeof *l->x, &packed);
+    if (status != CCMEM_OK)
+        return status;
+    l->x = (float *)packed;
+    for (uint64_t r = 0; r < nrows && l->status == CCMEM_OK; r += l->rows) {
+        l->rows = nrows - r < PASS ? (size_t)(nrows - r) : PASS;
+        l->y = y + r * l->ldy;
+        choose_way(l);
+        for (size_t i = 0; i < l->rows; i++)
+            matmul_pack(l->ops, l->dtype, (float *)packed + i * l->ldx, x + (r + i) * ldx,
+                        (size_t)l->in_features);
+        parallel_for(out_features, grain, run_piece, l);
+    }
+    ccmem_plain_free(packed);
+    return (ccmem_status)l->status;
+}
+
+/* CCMEM_OK when W lies in the store. */
+static ccmem_status check_matrix(const ccmem_store *store, uint64_t offset, uint64_t element,
+                                 uint64_t out_features, uint64_t in_features) {
+    uint64_t size = ccmem_store_size(store), row_bytes, bytes;
+    ccmem_status status = ccmem_store_check(store);
+    if (status != CCMEM_OK)
+        return status;
+    if (__builtin_mul_overflow(in_features, element, &row_bytes) ||
+        __builtin_mul_overflow(row_bytes, out_features, &bytes) || bytes > size ||
+        offset > size - bytes)
+        return CCMEM_ERR_RANGE;
+    return CCMEM_OK;
+}
+
+ccmem_status ccmem_store_linear(ccmem_store *store, uint64_t offset, ccmem_dtype dtype,
+                                uint64_t out_features, uint64_t in_features, const float *scale,
+                                const float *x, uint64_t nrows, uint64_t ldx, const float *bias,
+                                float *y, uint64_t ldy) {
+    const size_t element = matmul_element(dtype);
+    ccmem_status status;
+    if (!store || !element || (nrows && in_features && !x) || (nrows && out_features && !y) ||
+        (nrows > 1 && (ldx < in_features || ldy < out_features)))
+        return CCMEM_ERR_ARGUMENT;
+    status = check_matrix(store, offset, element, out_features, in_features);
+    if (status == CCMEM_OK && nrows && out_features) {
+        const matmul_ops *ops = matmul_tier(ccmem_tier_active());
+        linear l = {.store = store, .ops = ops, .offset = offset, .dtype = dtype,
+                    .element = element, .in_features = in_features, .scale = scale, .bias = bias,
+                    .y = y, .ldy = ldy};
+        if (!in_features) {
+            l.rows = (size_t)nrows;
+            only_bias(&l, out_features);
+            return CCMEM_OK;
+        }
+        l.ldx = matmul_padded(ops, (size_t)in_features);
+        status = run_passes(&l, out_features, x, nrows, ldx);
+        if (status == CCMEM_ERR_INTEGRITY)
+            store_set_failure(l.failure);
+    }
+    if (status != CCMEM_OK)
+        for (uint64_t r = 0; r < nrows; r++)
+            ccmem_wipe(y + r * ldy, out_features * sizeof *y);
+    return status;
+}

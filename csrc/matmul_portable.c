@@ -1,0 +1,90 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Products in plain C: the reference for the other tiers. Where the processor rounds a product
+ * before it is added, this adds one rounding to the bound of ccmem_store_linear(). */
+#include <string.h>
+
+#include "matmul.h"
+#include "secret.h"
+
+enum { BLOCK = 32 };
+
+_Static_assert((int)BLOCK <= (int)MATMUL_BLOCK_MAX, "the sums must hold a block");
+
+static inline float float_of_bits(uint32_t bits) {
+    float f;
+    memcpy(&f, &bits, sizeof f);
+    return f;
+}
+
+static inline uint32_t half_bits(const uint8_t *p) {
+    uint16_t h;
+    memcpy(&h, p, sizeof h);
+    return h;
+}
+
+/* IEEE 754 binary16, all values: a NaN keeps its payload and becomes quiet, as VCVTPH2PS does it. */
+static inline float from_f16(const uint8_t *p) {
+    uint32_t h = half_bits(p), sign = h >> 15 << 31, rest = h & 0x7fff;
+    float f;
+    if (rest >= 0x7c00)
+        f = float_of_bits(sign | 0x7f800000 | (rest & 0x3ff) << 13 | (rest > 0x7c00 ? 0x400000 : 0));
+    else if (rest >= 0x400)
+        f = float_of_bits(sign | ((rest << 13) + ((127 - 15) << 23)));
+    else
+        f = (sign ? -1.0f : 1.0f) * (float)rest * 0x1p-24f;
+    return f;
+}
+
+static inline float from_f32(const uint8_t *p) {
+    float f;
+    memcpy(&f, p, sizeof f);
+    return f;
+}
+
+static inline float from_bf16(const uint8_t *p) { return float_of_bits(half_bits(p) << 16); }
+
+static inline float from_i8(const uint8_t *p) { return (float)(int8_t)*p; }
+
+/* A block at a time, so that a compiler can keep the sums in vectors. */
+#define DOT(name, rows, element, convert)                                                         \
+    static void name(matmul_sums *sums, const uint8_t *w, const float *x, size_t ldx,             \
+                     size_t blocks) {                                       \
+        float v[BLOCK];                                                                           \
+        for (; blocks; blocks--, w += BLOCK * (element), x += BLOCK) {                            \
+            for (size_t i = 0; i < BLOCK; i++)                                                    \
+                v[i] = convert(w + i * (element));                                                \
+            for (size_t r = 0; r < (rows); r++)                                                   \
+                for (size_t i = 0; i < BLOCK; i++)                                                \
+                    sums->lane[r][i] += v[i] * x[r * ldx + i];                                    \
+        }                                                                                         \
+        ccmem_wipe(v, sizeof v);                                                                  \
+    }
+#define DOTS(name, element, convert)                                                              \
+    DOT(name##_1, 1, element, convert)                                                            \
+    DOT(name##_2, 2, element, convert)                                                            \
+    DOT(name##_3, 3, element, convert)
+DOTS(dot_f32, 4, from_f32)
+DOTS(dot_f16, 2, from_f16)
+DOTS(dot_bf16, 2, from_bf16)
+DOTS(dot_i8, 1, from_i8)
+
+static void total(matmul_sums *sums, float *out, size_t rows) {
+    for (size_t r = 0; r < rows; r++) {
+        float t[BLOCK];
+        memcpy(t, sums->lane[r], sizeof t);
+        memset(sums->lane[r], 0, sizeof t);
+        for (size_t half = BLOCK / 2; half; half /= 2)
+            for (size_t i = 0; i < half; i++)
+                t[i] += t[i + half];
+        out[r] = t[0];
+    }
+}
+
+const matmul_ops matmul_portable = {
+    .block = BLOCK,
+    .stride = {1, 1, 1, 1},
+    .dot = {[CCMEM_F32] = {dot_f32_1, dot_f32_2, dot_f32_3},
+            [CCMEM_F16] = {dot_f16_1, dot_f16_2, dot_f16_3},
+            [CCMEM_BF16] = {dot_bf16_1, dot_bf16_2, dot_bf16_3},
+            [CCMEM_I8] = {dot_i8_1, dot_i8_2, dot_i8_3}},
+    .total = total};
