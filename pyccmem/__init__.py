@@ -17,7 +17,7 @@ from ._version import __version__
 
 try:
     from . import hazmat
-    from ._matmul import linear
+    from ._matmul import batched_products, linear
     from .buffer import EncryptedBuffer
     from .cpu import cpu_info
     from .keys import Key
@@ -34,6 +34,7 @@ __all__ = [
     "EncryptedTensor",
     "Key",
     "__version__",
+    "batched_products",
     "cpu_info",
     "errors",
     "get_num_threads",

@@ -8,7 +8,9 @@ takes the time and a BLAS does it best.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from . import _plain, errors
 from ._lib import OK, ffi, lib
 from .tensor import EncryptedTensor
 
-__all__ = ["linear", "matmul"]
+__all__ = ["batched_products", "linear", "matmul", "rowwise"]
 
 Array = npt.NDArray[Any]
 
@@ -48,6 +50,11 @@ LARGE_TILE_BYTES = 4 << 20
 #: How much of the common dimension a product of zeros needs to overwrite a BLAS's buffers: more
 #: than the block of it that any packs at a time (OpenBLAS: at most 640).
 _BLAS_DEPTH = 1024
+_CLEARING_ROWS = 4
+
+#: The zeros of that product, by type, as many as were needed yet: fresh memory would cost more than
+#: the product.
+_zeros: dict[np.dtype[Any], Array] = {}
 
 
 def linear(
@@ -68,7 +75,8 @@ def linear(
     arguments give the same bits on every call, with any number of threads. For x of float64 the
     result is float64.
 
-    The weight is opened a tile at a time, which is wiped. A changed page raises IntegrityError, and
+    The weight is opened a tile at a time, which is wiped; so is what the BLAS keeps of it, at the end
+    of the call or of a batched_products() block. A changed page raises IntegrityError, and
     no part of the result is handed out.
 
     Raises ArgumentError for shapes that do not fit, ArgumentTypeError for types that are not those
@@ -199,8 +207,10 @@ def _rows(
     outputs, inputs = weight.shape
     rows = np.ascontiguousarray(x.reshape(-1, inputs) if x.size else np.empty((_lines(x), inputs)))
     rows = rows.astype(kind, copy=False)
-    out = np.zeros((len(rows), outputs), kind)
+    out = np.empty((len(rows), outputs), kind)
     store = weight._opened()
+    if not inputs:
+        out[...] = 0
     if kind == np.float32 and len(rows) < BLAS_ROWS and weight.dtype.name in _NATIVE:
         _native(store, rows, weight, bias, scale, out)
     elif out.size:
@@ -211,7 +221,7 @@ def _rows(
             out[...] = 0
             raise
         finally:
-            _clear_blas(len(rows), weight, kind)
+            _used_blas(_tile_rows(weight, kind, len(rows)), inputs, kind)
         for operation, vector in ((np.multiply, scale), (np.add, bias)):
             if vector is not None:
                 rowwise(operation, out, vector)
@@ -261,9 +271,12 @@ def _floats(array: Array | None) -> Any:
 
 
 def _tile_rows(weight: EncryptedTensor, kind: np.dtype[Any], lines: int) -> int:
-    """How many rows of the matrix are opened at a time for `lines` rows of x."""
-    most = LARGE_TILE_BYTES if lines >= MANY_ROWS else TILE_BYTES
-    return max(1, min(weight.shape[0], most // max(1, weight.shape[1] * kind.itemsize)))
+    """How many rows of the matrix are opened at a time for `lines` rows of x: as many in each tile,
+    but for the last."""
+    height = max(1, weight.shape[0])
+    nbytes = LARGE_TILE_BYTES if lines >= MANY_ROWS else TILE_BYTES
+    most = max(1, nbytes // max(1, weight.shape[1] * kind.itemsize))
+    return -(-height // -(-height // most))
 
 
 def _tiles(
@@ -291,15 +304,58 @@ def _tiles(
         yield at, converted[:n]
 
 
-def _clear_blas(rows: int, weight: EncryptedTensor, kind: np.dtype[Any]) -> None:
+class _Unclear(threading.local):
+    """What this thread has yet to overwrite in its BLAS: the most rows and columns of a tile, by
+    type; and how many batched_products() blocks it is in."""
+
+    def __init__(self) -> None:
+        self.blocks = 0
+        self.sizes: dict[np.dtype[Any], tuple[int, int]] = {}
+
+
+_unclear = _Unclear()
+
+
+@contextmanager
+def batched_products() -> Iterator[None]:
+    """A block in which what a BLAS keeps of encrypted matrices is overwritten once, when it ends,
+    instead of after each product: for a forward pass of many layers. Blocks may be nested; each
+    thread has its own.
+    """
+    _unclear.blocks += 1
+    try:
+        yield
+    finally:
+        _unclear.blocks -= 1
+        if not _unclear.blocks:
+            _clear_blas()
+
+
+def _used_blas(height: int, width: int, kind: np.dtype[Any]) -> None:
+    """Notes that tiles of this size went through the BLAS, and overwrites its buffers unless that
+    is to be done later."""
+    most = _unclear.sizes.get(kind, (0, 0))
+    _unclear.sizes[kind] = max(height, most[0]), max(min(width, _BLAS_DEPTH), most[1])
+    if not _unclear.blocks:
+        _clear_blas()
+
+
+def _clear_blas() -> None:
     """Overwrites what a BLAS keeps of the tiles that it multiplied.
 
-    A BLAS copies blocks of each matrix into buffers of its own and leaves them there. A product of
-    zeros as wide and high as a tile's goes the same way through the same buffers.
+    A BLAS copies blocks of each matrix into buffers of its own and leaves them there (OpenBLAS: some
+    700 KB a thread). A product of zeros with a tile's number of rows goes the same way through the
+    same buffers; few rows of x will do, but more than one, which would not be copied.
     """
-    height = _tile_rows(weight, kind, rows)
-    zeros = np.zeros((max(rows, height), min(weight.shape[1], _BLAS_DEPTH)), kind)
-    np.matmul(zeros[:rows], zeros[:height].T)
+    for kind, (height, width) in _unclear.sizes.items():
+        size = height * width
+        zeros = _zeros.get(kind)
+        if zeros is None or len(zeros) < size:
+            zeros = _zeros[kind] = np.zeros(size, kind)
+            zeros.flags.writeable = False
+        matrix = zeros[:size].reshape(height, width)
+        np.matmul(np.zeros((_CLEARING_ROWS, width), kind), matrix.T)
+    _unclear.sizes.clear()
 
 
 def rowwise(operation: np.ufunc, x: Array, values: Array) -> None:
@@ -338,5 +394,5 @@ def _columns(x: Array, weight: EncryptedTensor, kind: np.dtype[Any]) -> Array:
             out[...] = 0
             raise
         finally:
-            _clear_blas(len(rows), weight, kind)
+            _used_blas(_tile_rows(weight, kind, len(rows)), outputs, kind)
     return out.reshape(*x.shape[:-1], outputs)

@@ -23,7 +23,7 @@ import pytest
 import support
 from support import linux_only, not_sanitized
 
-from pyccmem import EncryptedTensor, Key, _plain, errors
+from pyccmem import EncryptedTensor, Key, _matmul, _plain, errors
 from pyccmem.demo import files, layers, passages
 from pyccmem.demo.measure import agreement
 from pyccmem.demo.model import Config, Encoder
@@ -169,9 +169,9 @@ def test_rowwise() -> None:
         assert np.array_equal(x, expected)
 
 
-@pytest.mark.parametrize("open_bytes", [1, 1000, 4 << 20])
-def test_linear(key: Key, monkeypatch: pytest.MonkeyPatch, open_bytes: int) -> None:
-    monkeypatch.setattr(layers, "OPEN_BYTES", open_bytes)
+@pytest.mark.parametrize("tile_bytes", [1, 1000, 4 << 20])
+def test_linear(key: Key, monkeypatch: pytest.MonkeyPatch, tile_bytes: int) -> None:
+    monkeypatch.setattr(_matmul, "TILE_BYTES", tile_bytes)
     rng = np.random.default_rng(2)
     x, weight, bias = (
         rng.standard_normal(s).astype(np.float32) for s in ((2, 5, 30), (37, 30), (37,))

@@ -8,14 +8,14 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from .._plain import empty
+from .._matmul import linear as encrypted_linear
+from .._matmul import rowwise
 from ..tensor import EncryptedTensor
 
 __all__ = [
     "Array",
     "Weight",
     "add_rows",
-    "clear_blas",
     "gelu",
     "layer_norm",
     "linear",
@@ -27,10 +27,7 @@ __all__ = [
 Array: TypeAlias = npt.NDArray[np.float32]
 Weight: TypeAlias = "Array | EncryptedTensor"
 
-#: The most plaintext bytes of an encrypted weight that `linear` holds at once.
-OPEN_BYTES = 4 << 20
-
-#: The same for the rows of a table.
+#: The most plaintext bytes of the rows of an encrypted table at once.
 _TABLE_BYTES = 1 << 20
 
 #: Elements that an elementwise function works on at a time: a few such arrays stay in L2.
@@ -40,33 +37,15 @@ _TILE = 1 << 15
 def linear(x: Array, weight: Weight, bias: Weight) -> Array:
     """x · weightᵀ + bias for x of shape (..., inputs), weight (outputs, inputs), bias (outputs,).
 
-    The one place where an activation meets a weight matrix. An encrypted one is opened a block of
-    rows at a time into memory that is wiped when the block has been used.
+    The one place where an activation meets a weight matrix; an encrypted one is multiplied by
+    pyccmem.linear().
     """
-    rows = x.reshape(-1, x.shape[-1])
-    outputs, inputs = weight.shape
-    out = np.empty((rows.shape[0], outputs), np.float32)
     if isinstance(weight, EncryptedTensor):
-        step = max(1, OPEN_BYTES // (inputs * weight.itemsize))
-        for start in range(0, outputs, step):
-            block = weight[start : start + step]
-            np.matmul(rows, block.T, out=out[:, start : start + len(block)])
-            del block  # wiped here, not when the next one has been opened beside it
-    else:
-        np.matmul(rows, weight.T, out=out)
+        return encrypted_linear(x, weight, bias)
+    rows = x.reshape(-1, x.shape[-1])
+    out = np.matmul(rows, weight.T)
     rowwise(np.add, out, vector(bias))
-    return out.reshape(*x.shape[:-1], outputs)
-
-
-def clear_blas(rows: int, outputs: int, inputs: int) -> None:
-    """Overwrites what a BLAS keeps of the weights it multiplied.
-
-    A BLAS copies tiles of each matrix, their rows interleaved, into buffers of its own (OpenBLAS:
-    some 700 KB a thread) and leaves them there. A product of zeros in the shape of the largest one
-    of the model goes the same way through the same buffers.
-    """
-    zeros = np.zeros((max(rows, outputs), inputs), np.float32)
-    np.matmul(zeros[:rows], zeros[:outputs].T)
+    return out.reshape(*x.shape[:-1], weight.shape[0])
 
 
 def vector(weight: Weight) -> Array:
@@ -74,21 +53,6 @@ def vector(weight: Weight) -> Array:
     wiped when the caller drops it."""
     values: Array = weight[...]
     return values
-
-
-def rowwise(operation: np.ufunc, x: Array, values: Array) -> None:
-    """x = operation(x, values) in place: values of shape (width,), x (..., width) C-contiguous.
-
-    Not by broadcasting: NumPy may then repeat the values in a buffer of its own on the heap, which
-    nobody wipes. Here they are repeated in memory that is.
-    """
-    width = x.shape[-1]
-    rows = x.reshape(-1, width)
-    tile = empty((max(1, min(len(rows), _TILE // width)), width), np.float32)
-    tile[...] = values
-    for start in range(0, len(rows), len(tile)):
-        part = rows[start : start + len(tile)]
-        operation(part, tile[: len(part)], out=part)
 
 
 def add_rows(x: Array, table: Weight, ids: npt.NDArray[np.int64]) -> None:

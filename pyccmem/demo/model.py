@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..tensor import EncryptedTensor
+from .._matmul import batched_products
 from . import layers
 from .layers import Array, Weight
 
@@ -49,21 +49,14 @@ class Encoder:
     def embed(self, passages: Sequence[Sequence[int]], batch: int = 32) -> Array:
         """One unit vector a passage of token ids: shape (len(passages), H).
 
-        Passages of like length share a batch, so that little of it is padding. With encrypted
-        weights nothing of them is left in the BLAS's memory at the end.
+        Passages of like length share a batch, so that little of it is padding.
         """
         order = sorted(range(len(passages)), key=lambda i: len(passages[i]))
         parts = []
-        sizes = set()
-        for start in range(0, len(order), batch):
-            ids, mask = _padded([passages[i] for i in order[start : start + batch]])
-            parts.append(self.embed_batch(ids, mask))
-            sizes.add(ids.size)
-        widest = self.weights["encoder.layer.0.intermediate.dense.weight"]
-        if isinstance(widest, EncryptedTensor):
-            # Few rows and many may be shared out among the BLAS's threads in different ways.
-            for tokens in {min(sizes), max(sizes)}:
-                layers.clear_blas(tokens, *widest.shape)
+        with batched_products():
+            for start in range(0, len(order), batch):
+                ids, mask = _padded([passages[i] for i in order[start : start + batch]])
+                parts.append(self.embed_batch(ids, mask))
         out = np.concatenate(parts)
         out[order] = out.copy()
         return out
