@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .. import _lib
 from .._command import EXIT_ERROR
-from . import build, bulk, pages, peers, random64, report, rows, threads
+from . import build, bulk, linear, pages, peers, random64, report, rows, threads
 from .rounds import CheckError, Figure, Plan
 
 EXIT_WRONG_RESULT = 1
@@ -25,6 +25,7 @@ CLAIMS: dict[str, Callable[[Plan], Iterator[Figure]]] = {
     "threads": threads.figures,
     "random64": random64.figures,
     "rows": rows.figures,
+    "linear": linear.figures,
     "build": build.figures,
 }
 
@@ -83,6 +84,8 @@ def run(arguments: argparse.Namespace) -> int:
         for name in claims:
             figures += CLAIMS[name](plan)
         missing = peers.find().missing if {"pages", "bulk"} & {*claims} else ()
+        if "linear" in claims:
+            missing = (*missing, *linear.missing())
     except CheckError as error:
         progress.clear()
         return _complain(str(error), EXIT_WRONG_RESULT)

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The picture of a run: shares of what the machine can do, and shares of what was allowed."""
+"""The picture of a run: shares of what the machine can do, shares of what was allowed, and the time
+of a product against its rows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from .linear import curves
 from .report import heading, number
 from .rounds import Figure
 
@@ -22,17 +24,21 @@ def draw(doc: dict[str, Any], figures: Sequence[Figure], path: Path) -> None:
     ratios = [figure for figure in figures if _is_share(figure, doc["machine"]["tier"])]
     limits = [figure for figure in figures if figure.target and figure.target.of == "value"]
     rows = _rows(ratios), _rows(limits)
-    height = 0.24 * (len(rows[0]) + len(rows[1])) + 2.6
+    lines = curves(figures)
+    # The panel of lines is as high as this many bars; a hidden one keeps a little room.
+    below = 14 if lines else 1
+    height = 0.24 * (len(rows[0]) + len(rows[1]) + below) + 2.6
     canvas = Canvas(figsize=(11, height), layout="constrained")
     FigureCanvasAgg(canvas)
     canvas.suptitle("\n".join(heading(doc)), fontsize=9, x=0.01, ha="left")
     panels = canvas.subplots(
-        2, 1, height_ratios=[max(3, len(rows[0])), max(3, len(rows[1]))], squeeze=True
+        3, 1, height_ratios=[max(3, len(rows[0])), max(3, len(rows[1])), below], squeeze=True
     )
     _panel(panels[0], rows[0], "share of the reference (longer is better; the mark is the target)")
     _panel(
         panels[1], rows[1], "share of what is allowed (shorter is better; the mark is the limit)"
     )
+    _lines(panels[2], lines)
     canvas.savefig(path, dpi=130)
 
 
@@ -85,6 +91,31 @@ def _panel(axes: Any, rows: Sequence[Figure | str], title: str) -> None:
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+
+
+def _lines(axes: Any, lines: Mapping[int, Sequence[tuple[int, float, float]]]) -> None:
+    """Time of a product against rows of x: one line plain and one encrypted for each number of
+    threads."""
+    title = "linear: ms for a product with 4096 x 4096 float32, by rows of x (lower is better)"
+    axes.set_title(title, fontsize=9, loc="left")
+    if not lines:
+        axes.set_visible(False)
+        return
+    for threads, points in lines.items():
+        rows, encrypted, plain = zip(*points, strict=True)
+        style = "-" if threads == 1 else "--"
+        name = "1 thread" if threads == 1 else f"{threads} threads"
+        axes.plot(rows, plain, style, color=PEER, marker="o", label=f"numpy, plain, {name}")
+        axes.plot(rows, encrypted, style, color=OURS, marker="o", label=f"encrypted, {name}")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    ticks = sorted({row for points in lines.values() for row, _, _ in points})
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.tick_params(labelsize=8)
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.legend(fontsize=8, frameon=False)
+    for side in ("top", "right"):
         axes.spines[side].set_visible(False)
 
 
