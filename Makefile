@@ -14,7 +14,7 @@ STAMP   := $(VENV)/.installed
 NATIVE  := setup.py build_ffi.py $(wildcard csrc/*.c csrc/*.h)
 
 # Tests whose outcome can depend on the tier; the rest of the suite checks what all tiers share.
-TIER_TESTS ?= $(addprefix tests/test_,aegis.py buffer.py fork.py guard_pages.py integrity.py kdf.py keys.py pages.py \
+TIER_TESTS ?= $(addprefix tests/test_,aegis.py buffer.py fork.py guard_pages.py integrity.py kdf.py keys.py linear.py matmul_native.py pages.py \
                 plain.py secret.py state_machine.py tensor.py threads.py xts.py)
 
 ASAN_DIR  := build/asan

@@ -259,7 +259,8 @@ typedef enum ccmem_dtype {
  *
  * W has out_features rows of in_features elements each, one after the other from byte `offset` of the
  * store, any byte. `scale` and `bias` may be NULL: 1 and 0. y overlaps nothing else. W is opened a
- * few pages at a time into blocks of ccmem_plain_alloc(), one in each thread, that are wiped.
+ * few pages at a time into registers, or into blocks of ccmem_plain_alloc(), one in each thread, that are
+ * wiped.
  *
  * Sums and products are float32: the result differs from the exact one by at most
  * g * (|scale[o]| * sum over i of |x[r][i] * W[o][i]| + |bias[o]|), where g = k*u / (1 - k*u),

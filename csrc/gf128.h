@@ -8,7 +8,8 @@
 
 enum {
     GF_CHUNK = 256,           /* blocks reached by one multiplication: 4 KiB */
-    GF_POWERS = GF_CHUNK + 4, /* and the further lanes of a vector that starts at the last */
+    /* With the further lanes of a vector that starts at the last, and all times x^64. */
+    GF_POWERS = GF_CHUNK + 4 + 64,
     GF_CHUNKS = 16,           /* chunks of the largest page */
     GF_FAR = 8                /* 2^8 times 16 chunks: data units of 2^20 blocks */
 };

@@ -22,17 +22,21 @@ static inline uint32_t half_bits(const uint8_t *p) {
     return h;
 }
 
-/* IEEE 754 binary16, all values: a NaN keeps its payload and becomes quiet, as VCVTPH2PS does it. */
+/* All ones when a < b, else 0, without a comparison that could become a branch; both below 2^31. */
+static inline uint32_t below(uint32_t a, uint32_t b) { return 0 - ((a - b) >> 31); }
+
+/* IEEE 754 binary16, all values, in the same time for each: a NaN keeps its payload and becomes quiet, as
+ * VCVTPH2PS does it. */
 static inline float from_f16(const uint8_t *p) {
-    uint32_t h = half_bits(p), sign = h >> 15 << 31, rest = h & 0x7fff;
-    float f;
-    if (rest >= 0x7c00)
-        f = float_of_bits(sign | 0x7f800000 | (rest & 0x3ff) << 13 | (rest > 0x7c00 ? 0x400000 : 0));
-    else if (rest >= 0x400)
-        f = float_of_bits(sign | ((rest << 13) + ((127 - 15) << 23)));
-    else
-        f = (sign ? -1.0f : 1.0f) * (float)rest * 0x1p-24f;
-    return f;
+    const uint32_t h = half_bits(p), sign = h >> 15 << 31, rest = h & 0x7fff;
+    const uint32_t small = below(rest, 0x400), special = below(0x7bff, rest);
+    const uint32_t nan = 0x7f800000 | (rest & 0x3ff) << 13 | (below(0x7c00, rest) & 0x400000);
+    float subnormal = (float)rest * 0x1p-24f;
+    uint32_t bits;
+    memcpy(&bits, &subnormal, sizeof bits);
+    bits = (bits & small) | (nan & special) |
+           (((rest << 13) + ((127 - 15) << 23)) & ~(small | special));
+    return float_of_bits(sign | bits);
 }
 
 static inline float from_f32(const uint8_t *p) {
@@ -48,7 +52,7 @@ static inline float from_i8(const uint8_t *p) { return (float)(int8_t)*p; }
 /* A block at a time, so that a compiler can keep the sums in vectors. */
 #define DOT(name, rows, element, convert)                                                         \
     static void name(matmul_sums *sums, const uint8_t *w, const float *x, size_t ldx,             \
-                     size_t blocks) {                                       \
+                     size_t blocks) {                                                          \
         float v[BLOCK];                                                                           \
         for (; blocks; blocks--, w += BLOCK * (element), x += BLOCK) {                            \
             for (size_t i = 0; i < BLOCK; i++)                                                    \

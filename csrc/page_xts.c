@@ -7,6 +7,10 @@
 #include "secret.h"
 #include "xts.h"
 
+/* Keeps what is seldom needed out of functions that are often called: there it would cost registers
+ * to be saved and a stack to be aligned. */
+#define NOINLINE __attribute__((noinline))
+
 static inline const xts_ops *kernels(const page_context *ctx) { return ctx->kernels; }
 
 static inline const xts_key *key_of(const page_context *ctx) { return ctx->key; }
@@ -51,7 +55,7 @@ static uint64_t open(const page_context *ctx, uint8_t *dst, const uint8_t *src, 
 }
 
 /* E_K2 of one page's tweak. */
-static inline xts_tweak one_tweak(const page_context *ctx, uint64_t page, uint64_t version) {
+NOINLINE static xts_tweak one_tweak(const page_context *ctx, uint64_t page, uint64_t version) {
     _Alignas(16) uint8_t t0[1][16];
     make_tweaks(ctx, t0, page, &version, 1);
     xts_tweak t = xts_tweak_load(t0[0]);
@@ -82,29 +86,40 @@ static void open_through_scratch(const page_context *ctx, uint8_t *dst, const ui
     ccmem_wipe(scratch, (size_t)blocks * AES_BLOCK);
 }
 
+/* A part whose tweak is not in the cache, or which does not start and end with a block. */
+NOINLINE static page_result open_slowly(const page_context *ctx, uint8_t *dst, const uint8_t *src,
+                                        uint64_t page, uint64_t version, uint32_t offset,
+                                        uint32_t n) {
+    xts_tweak t[1];
+    int hit = cached_tweak(ctx, t, page, version);
+    uint32_t head = (0 - offset) % AES_BLOCK, tail = (offset + n) % AES_BLOCK;
+
+    if ((head | tail) && n <= (SCRATCH_BLOCKS - 1) * AES_BLOCK) {
+        open_through_scratch(ctx, dst, src, t[0], offset, n);
+    } else {
+        if (head)
+            open_through_scratch(ctx, dst, src, t[0], offset, head);
+        kernels(ctx)->open_blocks(key_of(ctx), dst + head, src + offset + head,
+                                  (n - head - tail) / AES_BLOCK, (offset + head) / AES_BLOCK, t[0]);
+        if (tail)
+            open_through_scratch(ctx, dst + n - tail, src, t[0], offset + n - tail, tail);
+    }
+    ccmem_wipe(t, sizeof t);
+    return hit ? PAGE_HIT : PAGE_MISS;
+}
+
+/* Nothing here is needed after the kernel's call, so that no register has to be saved: overlapping
+ * small reads are bounded by how many stores the processor can have under way. */
 static page_result open_part(const page_context *ctx, uint8_t *dst, const uint8_t *src,
                              uint64_t page, uint64_t version, const uint8_t *tag, uint32_t offset,
                              uint32_t n) {
     xts_tweak t0;
     (void)tag;
-    int hit = cached_tweak(ctx, &t0, page, version);
-
-    if (__builtin_expect((offset | n) % AES_BLOCK == 0, 1)) {
-        kernels(ctx)->open_blocks(key_of(ctx), dst, src + offset, n / AES_BLOCK, offset / AES_BLOCK, t0);
-    } else if (n <= (SCRATCH_BLOCKS - 1) * AES_BLOCK) {
-        open_through_scratch(ctx, dst, src, t0, offset, n);
-    } else {
-        uint32_t head = (0 - offset) % AES_BLOCK, tail = (offset + n) % AES_BLOCK;
-        xts_tweak t[1] = {t0};
-        if (head)
-            open_through_scratch(ctx, dst, src, t[0], offset, head);
-        kernels(ctx)->open_blocks(key_of(ctx), dst + head, src + offset + head,
-                              (n - head - tail) / AES_BLOCK, (offset + head) / AES_BLOCK, t[0]);
-        if (tail)
-            open_through_scratch(ctx, dst + n - tail, src, t[0], offset + n - tail, tail);
-        ccmem_wipe(t, sizeof t);
-    }
-    return hit ? PAGE_HIT : PAGE_MISS;
+    if (__builtin_expect((offset | n) % AES_BLOCK != 0, 0) ||
+        __builtin_expect(!tweak_cache_get(&ctx->cache, page, version, &t0), 0))
+        return open_slowly(ctx, dst, src, page, version, offset, n);
+    kernels(ctx)->open_blocks(key_of(ctx), dst, src + offset, n / AES_BLOCK, offset / AES_BLOCK, t0);
+    return PAGE_HIT;
 }
 
 static page_result modify(const page_context *ctx, uint8_t *ct, const uint8_t *data, uint64_t page,

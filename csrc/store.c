@@ -7,8 +7,7 @@
  * take nothing: they decrypt under the version they saw and look again afterwards, as with a
  * sequence lock, and repeat when a writer came between. So a read costs no locked instruction, and
  * readers never wait for each other; a version also never repeats, which makes the second look
- * conclusive. A page that matches its tag needs no second look; one that does not is an error only if
- * no writer came between.
+ * conclusive. A page that does not match its tag is an error only if no writer came between.
  *
  * The word may be damaged like any memory. A lock that is set while no thread writes in the page's group
  * is such damage, and ends as an error, not in a wait without end. A version that damage puts back must

@@ -32,13 +32,10 @@ typedef __m128i VEC;
 #define vaesdeclast(x, k) _mm_aesdeclast_si128(x, k)
 #define vclmul(a, b, imm) _mm_clmulepi64_si128(a, b, imm)
 #define vshl64(v) _mm_slli_si128(v, 8)
-#define vshr64(v) _mm_srli_si128(v, 8)
-#define vsrl(v, n) _mm_srli_epi64(v, n)
 #define vremainder() _mm_cvtsi32_si128(GF_REMAINDER)
 #define vdouble_carry(t) _mm_shuffle_epi32(_mm_cmpgt_epi64(_mm_setzero_si128(), t), 0x4e)
 #define vcarry() _mm_set_epi64x(1, GF_REMAINDER)
-#define vlanes(lo, hi) (lo)
-#define vstore_lanes(p, v, stride) vstore(p, v)
+#define vnext(t) vdouble(t)
 
 #include "xts_gen_doubling.h"
 #define XTS_OPS xts_aesni

@@ -12,42 +12,30 @@
  *   vaesenc vaesenclast vaesdec vaesdeclast
  *   vlift(t)                  the 128-bit tweak t in every lane
  *   vclmul(a, b, imm)         carry-less product of 64-bit halves, lane by lane
- *   vshl64 vshr64 vsrl        lanes shifted by 8 bytes; 64-bit halves shifted right by n bits
+ *   vshl64                    lanes shifted by 8 bytes
  *   vremainder()              GF_REMAINDER in the low half of every lane
  *   vload_part vstore_part    n < LANES blocks, the rest of the vector not touched
+ *   vnext(t)                  t times x^LANES in every lane, where a vector has less than 64 bytes
  *   vstep(t)                  t times x^(4 * LANES) in every lane; may be left out
- *   gen, gen_start, gen_step  the tweak generator, see below
+ *   gen, gen_start, gen_step  the tweak generator, see below; or
+ *   XTS_PAGES                 the header of the tier's own crypt_pages()
  *   XTS_OPS                   the name of the table to define
  *
- * How the work is laid out. A page is cut into chunks of 256 blocks (4 KiB). Two buffers in L1
- * hold the tweaks of one chunk each: while chunk c is encrypted with the tweaks in one, the tweaks
- * of chunk c+1 are made into the other, between the AES rounds, in issue slots that the AES unit
- * leaves free. This runs on across page boundaries, so only the first chunk of a call waits for
- * its tweaks: callers pass many pages at once. Eight vectors are in flight: VAESENC has a latency
- * of 3 to 4 cycles and a throughput of 2 a cycle on Zen 3 and Golden Cove, so fewer than eight
- * leave the unit idle. Round keys are broadcast from memory, which costs load slots only.
+ * How the work is laid out, in a tier without XTS_PAGES. A page is cut into chunks of 256 blocks
+ * (4 KiB). Two buffers in L1 hold the tweaks of one chunk each: while chunk c is encrypted with
+ * the tweaks in one, the tweaks of chunk c+1 are made into the other, between the AES rounds, in
+ * issue slots that the AES unit leaves free. This runs on across page boundaries, so only the
+ * first chunk of a call waits for its tweaks: callers pass many pages at once. Eight vectors are
+ * in flight: VAESENC has a latency of 3 to 4 cycles and a throughput of 2 a cycle on Zen 3 and
+ * Golden Cove, so fewer than eight leave the unit idle. Round keys are broadcast from memory,
+ * which costs load slots only.
  *
  * gen_start(g, t) puts the generator at a chunk whose first tweak is t. gen_step(g, out, i), for
  * i = 0 .. GEN_STEPS - 1, makes the next share of the chunk's tweaks; the shares may be scattered
  * over `out`, and all 256 are there after the last step.
  */
 
-enum {
-    CHUNK_BLOCKS = 256,
-    CHUNK_BYTES = CHUNK_BLOCKS * AES_BLOCK,
-    GROUP = 8, /* vectors in flight */
-    GROUP_BYTES = GROUP * LANES * AES_BLOCK,
-    GROUPS = CHUNK_BYTES / GROUP_BYTES,
-    GEN_STEPS = 4 * GROUPS, /* four between the rounds of each group */
-    CACHE_LINE = 64,
-    /* Prefetched twice: into L2 two pages ahead, beyond the 4 KiB boundary where the hardware
-     * prefetchers stop, and into L1 shortly before the load. From DRAM to DRAM this gave 0.96 of
-     * memcpy where one prefetch into L1 a page ahead gave 0.85 (Sapphire Rapids): the latency of
-     * DRAM is waited out in L2's queue, not in the few line-fill buffers of L1, which the
-     * non-temporal stores need as well. */
-    PREFETCH_L2 = 8192,
-    PREFETCH_L1 = 1024
-};
+enum { GROUP = 8 /* vectors in flight */ };
 
 /* Makes the compiler fetch round keys anew from their secret memory: hoisted out of a loop they
  * overflow the registers and would be spilled to the stack, where they would stay. */
@@ -73,6 +61,25 @@ INLINE void crypt_vectors(int encrypt, unsigned rounds, const aes_key *key, VEC 
     for (int i = 0; i < n; i++)
         x[i] = encrypt ? vaesenclast(x[i], vxor(t[i], k)) : vaesdeclast(x[i], vxor(t[i], k));
 }
+
+#ifdef XTS_PAGES
+#include XTS_PAGES
+#else
+enum {
+    CHUNK_BLOCKS = 256,
+    CHUNK_BYTES = CHUNK_BLOCKS * AES_BLOCK,
+    GROUP_BYTES = GROUP * LANES * AES_BLOCK,
+    GROUPS = CHUNK_BYTES / GROUP_BYTES,
+    GEN_STEPS = 4 * GROUPS, /* four between the rounds of each group */
+    CACHE_LINE = 64,
+    /* Prefetched twice: into L2 two pages ahead, beyond the 4 KiB boundary where the hardware
+     * prefetchers stop, and into L1 shortly before the load. From DRAM to DRAM this gave 0.96 of
+     * memcpy where one prefetch into L1 a page ahead gave 0.85 (Sapphire Rapids): the latency of
+     * DRAM is waited out in L2's queue, not in the few line-fill buffers of L1, which the
+     * non-temporal stores need as well. */
+    PREFETCH_L2 = 8192,
+    PREFETCH_L1 = 1024
+};
 
 INLINE void group_rounds(int encrypt, unsigned rounds, const aes_key *key, VEC x[GROUP],
                          const VEC *tweak, gen *g, uint8_t *next, unsigned step) {
@@ -188,6 +195,8 @@ INLINE void crypt_pages(int encrypt, unsigned rounds, const xts_key *key, uint8_
     ccmem_wipe(tweaks, sizeof tweaks);
 }
 
+#endif
+
 /* One specialised copy for each key size, direction and kind of store. */
 #define PAGES_FUNCTION(name, encrypt, rounds, stream)                                             \
     static TARGET CLEAR_REGISTERS __attribute__((noinline)) void name(                            \
@@ -248,20 +257,20 @@ INLINE __m128i chunk_start(xts_tweak t0, size_t first) {
     return t;
 }
 
-/* t in every lane times x^first, x^(first+1), ...: the jump inside a chunk. A full carry-less product
- * by consecutive table entries, one in each lane, then two folds side by side: what the fold of the
- * top quarter would carry into the third is cheaper to know from its highest bits (x^7 + x^2 + x
- * reach past the quarter by 7, 2 and 1 bits) than to wait for, since this stands before the first
- * AES round of every random read. */
+/* t in every lane times x^first, x^(first+1), ...: the jump inside a chunk. The table also has the
+ * power times x^64, for the upper half of t: of the sum of the four products only 63 bits lie
+ * beyond x^128, and one fold brings them back. This stands before the first AES round of every
+ * random read. */
 INLINE VEC jump(VEC t, size_t first) {
-    VEC m = vload((const VEC *)gf_power[first]), c = vremainder();
-    VEC mid = vxor(vclmul(t, m, 0x10), vclmul(t, m, 0x01));
-    VEC high = vxor(vclmul(t, m, 0x11), vshr64(mid));
-    VEC low = vxor(vclmul(t, m, 0x00), vshl64(mid));
-    VEC top = vshr64(high);
-    VEC third = vxor(high, vxor3(vsrl(top, 57), vsrl(top, 62), vsrl(top, 63)));
-    return vxor3(low, vshl64(vclmul(high, c, 0x01)), vclmul(third, c, 0x00));
+    VEC m = vload((const VEC *)gf_power[first]), m64 = vload((const VEC *)gf_power[first + 64]);
+    VEC upper = vxor(vclmul(t, m, 0x10), vclmul(t, m64, 0x11));
+    VEC lower = vxor(vclmul(t, m, 0x00), vclmul(t, m64, 0x01));
+    return vxor3(lower, vshl64(upper), vclmul(upper, vremainder(), 0x01));
 }
+
+#ifndef vnext
+#define vnext(t) (t) /* one vector is a unit */
+#endif
 
 /* Vectors for 64 bytes, the unit of random access: enough to keep the AES unit busy for its
  * latency on the narrow tiers, and one vector on the widest. */
@@ -284,7 +293,7 @@ INLINE void crypt_blocks(int encrypt, unsigned rounds, const aes_key *key, uint8
 #pragma GCC unroll 4
             for (size_t i = 0; i < UNIT; i++) {
                 x[i] = vload((const VEC *)src + i);
-                tweak[i] = jump(t, at + i * LANES);
+                tweak[i] = i ? vnext(tweak[i - 1]) : jump(t, at);
             }
             crypt_vectors(encrypt, rounds, key, x, tweak, UNIT);
 #pragma GCC unroll 4

@@ -29,8 +29,6 @@ typedef __m512i VEC;
 #define vaesdeclast(x, k) _mm512_aesdeclast_epi128(x, k)
 #define vclmul(a, b, imm) _mm512_clmulepi64_epi128(a, b, imm)
 #define vshl64(v) _mm512_bslli_epi128(v, 8)
-#define vshr64(v) _mm512_bsrli_epi128(v, 8)
-#define vsrl(v, n) _mm512_srli_epi64(v, n)
 #define vstep(t) vxor(_mm512_bslli_epi128(t, 2), vclmul(_mm512_bsrli_epi128(t, 14), vremainder(), 0x00))
 #define vremainder() _mm512_set1_epi64(GF_REMAINDER)
 

@@ -8,6 +8,7 @@ takes the time and a BLAS does it best.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,16 +43,19 @@ BLAS_ROWS = 10
 
 #: Bytes of the matrix in the clear at a time and thread on that way, in the type that is multiplied
 #: (with two threads, tiles of 1 MiB reach 0.70 for 16 rows of x, of 2 MiB 0.81); and with
-#: MANY_ROWS of x or more in all: a BLAS copies all of x anew for each tile (512 rows of x: tiles of 1 MiB
-#: are multiplied at 0.79 of the plain product's speed, of 4 MiB at 0.92).
+#: MANY_ROWS of x or more in all: a BLAS copies all of x anew for each tile (512 rows of x: tiles of
+#: 1 MiB are multiplied at 0.79 of the plain product's speed, of 4 MiB at 0.92).
 TILE_BYTES = 1 << 20
 MANY_ROWS = 256
 LARGE_TILE_BYTES = 4 << 20
 
-#: How much of the common dimension a product of zeros needs to overwrite a BLAS's buffers: more
-#: than the block of it that any packs at a time (OpenBLAS: at most 640).
-_BLAS_DEPTH = 1024
-_CLEARING_ROWS = 4
+#: The product of zeros that overwrites a BLAS's buffers may be smaller than the one that filled
+#: them: along the common dimension, twice the block of it that any packs at a time (OpenBLAS: at
+#: most 640), and in rows of x; but it must not make fewer multiplications than a BLAS makes in one
+#: thread (OpenBLAS: 2**18), as the buffers of the others would not be overwritten.
+_BLAS_DEPTH = 1280
+_BLAS_ROWS = 512
+_CLEARING_PRODUCTS = 1 << 22
 
 #: The zeros of that product, by type, as many as were needed yet: fresh memory would cost more than
 #: the product.
@@ -72,13 +76,13 @@ def linear(
     factor for each row: weight[i] stands for scale[i] * weight[i]. `bias` and `scale` have shape
     (out_features,) and may be encrypted too. For x of float32 (or float16, bfloat16) the products
     are summed in float32 and the result is float32; each of its elements differs from the exact one
-    by at most (n + 8) * 2**-24 * sum_i |x_i * w_i|, n = in_features, to first order. The same
-    arguments give the same bits on every call, with any number of threads. For x of float64 the
-    result is float64.
+    by at most (n + 10) * 2**-24 * (sum_i |x_i * w_i * scale| + |bias|), n = in_features, to first
+    order. The same arguments give the same bits on every call with the same number of threads, and
+    for fewer than 10 rows of x with any. For x of float64 the result is float64.
 
-    The weight is opened a tile at a time, which is wiped; so is what the BLAS keeps of it, at the end
-    of the call or of a batched_products() block. A changed page raises IntegrityError, and
-    no part of the result is handed out.
+    The weight is opened a tile at a time, which is wiped; so is what the BLAS keeps of it, at the
+    end of the call or of a batched_products() block. A changed page raises IntegrityError, and no
+    part of the result is handed out.
 
     Raises ArgumentError for shapes that do not fit, ArgumentTypeError for types that are not those
     above; IntegrityError, ClosedError, ForkError, OutOfMemoryError.
@@ -108,13 +112,14 @@ def linear(
         raise errors.ArgumentError(
             f"scale is for weights of int8, and this one is of {weight.dtype}; leave it out."
         )
-    kind = _result_type(plain, weight)
+    kind = _floating(plain, weight)
     return _rows(
         plain,
         weight,
         kind,
         _vector("bias", bias, outputs, kind),
         _vector("scale", scale, outputs, kind),
+        secret=isinstance(x, EncryptedTensor),
     )
 
 
@@ -129,18 +134,23 @@ def matmul(a: Any, b: Any) -> Array:
         plain = _operand("The right operand", b)
         _check_shapes(a.shape, plain.shape, a.shape[1], plain.shape[-2:][:1])
         kind = _result_type(plain, a)
+        secret = isinstance(b, EncryptedTensor)
         if plain.ndim == 1:
-            return _rows(plain, a, kind)
-        columns: Array = _rows(plain.swapaxes(-1, -2), a, kind).swapaxes(-1, -2)
+            return _rows(plain, a, kind, secret=secret)
+        columns: Array = _rows(plain.swapaxes(-1, -2), a, kind, secret=secret).swapaxes(-1, -2)
         return columns
     if isinstance(b, EncryptedTensor) and b.ndim == 2:
         plain = _operand("The left operand", a)
         _check_shapes(plain.shape, b.shape, b.shape[0], plain.shape[-1:])
-        return _columns(plain, b, _result_type(plain, b))
+        secret = isinstance(a, EncryptedTensor)
+        return _columns(plain, b, _result_type(plain, b), secret=secret)
+    left, right = _operand("An operand", a), _operand("An operand", b)
     try:
-        product: Array = np.matmul(_operand("An operand", a), _operand("An operand", b))
+        product: Array = np.matmul(left, right)
     except ValueError as error:
         raise errors.ArgumentError(f"The operands do not fit: {str(error).rstrip('.')}.") from None
+    if left.ndim > 1 and right.ndim > 1:
+        _used_blas(left.shape[-2], right.shape[-2:], product.dtype)
     return product
 
 
@@ -151,6 +161,8 @@ def _operand(name: str, value: Any) -> Array:
     """A plain array of numbers; an encrypted one is opened."""
     try:
         array: Array = np.asarray(value)
+    except errors.PyccmemError:  # of an encrypted one; some are a ValueError as well
+        raise
     except (TypeError, ValueError) as error:
         raise errors.ArgumentTypeError(
             f"{name} is not an array of numbers: {str(error).rstrip('.')}."
@@ -175,6 +187,10 @@ def _vector(
         )
     if given.dtype == kind and given.flags.c_contiguous:
         return given
+    if given.dtype.kind == "c" and kind.kind != "c":
+        raise errors.ArgumentTypeError(
+            f"{name} is of {given.dtype}, and the result of {kind}; it must hold real numbers."
+        )
     vector = _plain.empty(length, kind)
     np.copyto(vector, given, casting="unsafe")
     return vector
@@ -188,6 +204,13 @@ def _check_shapes(
             f"Shapes {left} and {right} do not fit: the last dimension of the left operand must "
             f"be the first of the right one's last two."
         )
+
+
+def _floating(plain: Array, weight: EncryptedTensor) -> np.dtype[Any]:
+    """The type of linear()'s result: at least float32, since scale and bias are no integers."""
+    single = np.dtype(np.float32)
+    kinds = (d for d in (plain.dtype, weight.dtype) if d.name != "bfloat16")
+    return np.result_type(single, *(single if d == np.float16 else d for d in kinds))
 
 
 def _result_type(plain: Array, weight: EncryptedTensor) -> np.dtype[Any]:
@@ -205,10 +228,12 @@ def _rows(
     kind: np.dtype[Any],
     bias: Array | None = None,
     scale: Array | None = None,
+    *,
+    secret: bool,
 ) -> Array:
+    """x · Wᵀ * scale + bias; `secret`: x was encrypted."""
     outputs, inputs = weight.shape
-    rows = np.ascontiguousarray(x.reshape(-1, inputs) if x.size else np.empty((_lines(x), inputs)))
-    rows = rows.astype(kind, copy=False)
+    rows = _lines(x, inputs, kind)
     out = np.empty((len(rows), outputs), kind)
     store = weight._opened()
     if not inputs:
@@ -223,19 +248,23 @@ def _rows(
             out[...] = 0
             raise
         finally:
-            _used_blas(_tile_rows(weight, kind, len(rows)), inputs, kind)
+            height = _tile_rows(weight, kind, len(rows))
+            _used_blas(_telling(rows, secret), (inputs, height), kind, turned=True)
         for operation, vector in ((np.multiply, scale), (np.add, bias)):
             if vector is not None:
                 rowwise(operation, out, vector)
     return out.reshape(*x.shape[:-1], outputs)
 
 
-def _lines(x: Array) -> int:
-    """How many vectors an array without elements has along its last axis."""
-    n = 1
-    for length in x.shape[:-1]:
-        n *= length
-    return n
+def _lines(x: Array, width: int, kind: np.dtype[Any]) -> Array:
+    """x as a C-contiguous matrix of `kind` of `width` columns: x itself where it is one, or a copy
+    in memory that is wiped, as x may be what an encrypted tensor was opened to."""
+    shape = (math.prod(x.shape[:-1]), width)
+    if x.flags.c_contiguous and x.dtype == kind:
+        return x.reshape(shape)
+    rows = _plain.empty(shape, kind)
+    np.copyto(rows.reshape(x.shape), x, casting="unsafe")
+    return rows
 
 
 def _native(
@@ -276,7 +305,7 @@ def _tile_rows(weight: EncryptedTensor, kind: np.dtype[Any], lines: int) -> int:
     """How many rows of the matrix are opened at a time for `lines` rows of x: as many in each tile,
     but for the last."""
     height = max(1, weight.shape[0])
-    nbytes = LARGE_TILE_BYTES if lines >= MANY_ROWS else TILE_BYTES * lib.ccmem_threads()
+    nbytes = LARGE_TILE_BYTES if lines >= MANY_ROWS else TILE_BYTES * min(lib.ccmem_threads(), 4)
     most = max(1, nbytes // max(1, weight.shape[1] * kind.itemsize))
     return -(-height // -(-height // most))
 
@@ -306,13 +335,19 @@ def _tiles(
         yield at, converted[:n]
 
 
+def _telling(rows: Array, secret: bool) -> int:
+    """How many rows of x a product of zeros needs."""
+    return len(rows) if secret else min(len(rows), _BLAS_ROWS)
+
+
 class _Unclear(threading.local):
-    """What this thread has yet to overwrite in its BLAS: the most rows and columns of a tile, by
-    type; and how many batched_products() blocks it is in."""
+    """What this thread has yet to overwrite in its BLAS: the most rows of x and the largest right
+    operand, by type and whether this is a transposed one; and how many batched_products() blocks
+    it is in."""
 
     def __init__(self) -> None:
         self.blocks = 0
-        self.sizes: dict[np.dtype[Any], tuple[int, int]] = {}
+        self.products: dict[tuple[np.dtype[Any], bool], tuple[int, int, int]] = {}
 
 
 _unclear = _Unclear()
@@ -333,31 +368,39 @@ def batched_products() -> Iterator[None]:
             _clear_blas()
 
 
-def _used_blas(height: int, width: int, kind: np.dtype[Any]) -> None:
-    """Notes that tiles of this size went through the BLAS, and overwrites its buffers unless that
-    is to be done later."""
-    most = _unclear.sizes.get(kind, (0, 0))
-    _unclear.sizes[kind] = max(height, most[0]), max(min(width, _BLAS_DEPTH), most[1])
+def _used_blas(
+    rows: int, shape: tuple[int, ...], kind: np.dtype[Any], *, turned: bool = False
+) -> None:
+    """Notes that a matrix of this shape, `turned`: a transposed one, was multiplied by that many
+    rows, and overwrites the BLAS's buffers unless that is to be done later."""
+    if rows and all(shape):
+        old = _unclear.products.get((kind, turned), (0, 0, 0))
+        new = (max(pair) for pair in zip((rows, *shape), old, strict=True))
+        _unclear.products[kind, turned] = tuple(new)  # type: ignore[assignment]
     if not _unclear.blocks:
         _clear_blas()
 
 
 def _clear_blas() -> None:
-    """Overwrites what a BLAS keeps of the tiles that it multiplied.
+    """Overwrites what a BLAS keeps of the matrices that it multiplied.
 
-    A BLAS copies blocks of each matrix into buffers of its own and leaves them there (OpenBLAS: some
-    700 KB a thread). A product of zeros with a tile's number of rows goes the same way through the
-    same buffers; few rows of x will do, but more than one, which would not be copied.
+    A BLAS copies blocks of each matrix into buffers of its own, one in each of its threads, and
+    leaves them there (OpenBLAS: some 700 KB a thread). A product of zeros of the size of the largest
+    goes the same way through the same buffers.
     """
-    for kind, (height, width) in _unclear.sizes.items():
-        size = height * width
+    for (kind, turned), (rows, inputs, outputs) in _unclear.products.items():
+        inputs = min(inputs, max(_BLAS_DEPTH, -(-_CLEARING_PRODUCTS // (rows * outputs))))
+        left, right = rows * inputs, inputs * outputs
         zeros = _zeros.get(kind)
-        if zeros is None or len(zeros) < size:
-            zeros = _zeros[kind] = np.zeros(size, kind)
+        if zeros is None or len(zeros) < left + right:
+            zeros = _zeros[kind] = np.zeros(left + right, kind)
             zeros.flags.writeable = False
-        matrix = zeros[:size].reshape(height, width)
-        np.matmul(np.zeros((_CLEARING_ROWS, width), kind), matrix.T)
-    _unclear.sizes.clear()
+        matrix = zeros[left : left + right]
+        np.matmul(
+            zeros[:left].reshape(rows, inputs),
+            matrix.reshape(outputs, inputs).T if turned else matrix.reshape(inputs, outputs),
+        )
+    _unclear.products.clear()
 
 
 def rowwise(operation: np.ufunc, x: Array, values: Array) -> None:
@@ -379,11 +422,11 @@ def rowwise(operation: np.ufunc, x: Array, values: Array) -> None:
 _ROWWISE_ITEMS = 1 << 15
 
 
-def _columns(x: Array, weight: EncryptedTensor, kind: np.dtype[Any]) -> Array:
-    """x · W: the rows of W in order, each tile's product added to what is there."""
+def _columns(x: Array, weight: EncryptedTensor, kind: np.dtype[Any], *, secret: bool) -> Array:
+    """x · W: the rows of W in order, each tile's product added to what is there; `secret`: x was
+    encrypted."""
     inputs, outputs = weight.shape
-    rows = np.ascontiguousarray(x.reshape(-1, inputs) if x.size else np.empty((_lines(x), inputs)))
-    rows = rows.astype(kind, copy=False)
+    rows = _lines(x, inputs, kind)
     out = np.zeros((len(rows), outputs), kind)
     weight._opened()
     if out.size:
@@ -393,8 +436,9 @@ def _columns(x: Array, weight: EncryptedTensor, kind: np.dtype[Any]) -> Array:
                 np.matmul(rows[:, at : at + len(tile)], tile, out=part)
                 out += part
         except BaseException:
-            out[...] = 0
+            out[...] = part[...] = 0
             raise
         finally:
-            _used_blas(_tile_rows(weight, kind, len(rows)), outputs, kind)
+            height = _tile_rows(weight, kind, len(rows))
+            _used_blas(_telling(rows, secret), (height, outputs), kind)
     return out.reshape(*x.shape[:-1], outputs)
