@@ -13,23 +13,6 @@
 /* In two stages, into L2 and then into L1: see PREFETCH_L2 in xts_template.h. */
 enum { DOT_NEAR = 1024, DOT_FAR = 8192 };
 
-DOT_INLINE void dot_block(VEC s[8], const uint8_t *in, VEC *p) {
-    VEC c0 = vload(in), c1 = vload(in + 32);
-    VEC p0 = vxor(vxor(c0, s[6]), vandxor(s[1], s[2], s[3]));
-    VEC p1 = vxor(vxor(c1, s[5]), vandxor(s[2], s[6], s[7]));
-    VEC last = s[7];
-    s[7] = vround(s[6], s[7]);
-    s[6] = vround(s[5], s[6]);
-    s[5] = vround(s[4], s[5]);
-    s[4] = vxor(vround(s[3], s[4]), p1);
-    s[3] = vround(s[2], s[3]);
-    s[2] = vround(s[1], s[2]);
-    s[1] = vround(s[0], s[1]);
-    s[0] = vxor(vround(last, s[0]), p0);
-    p[0] = p0;
-    p[1] = p1;
-}
-
 DOT_INLINE __m256 dot_fma(__m256 w, const float *x, __m256 sum) {
     return _mm256_fmadd_ps(w, _mm256_load_ps(x), sum);
 }
@@ -72,15 +55,17 @@ DOT_INLINE void dot_vector(ccmem_dtype dtype, __m256 sum[4], VEC w, const float 
 DOT_INLINE void dot_run(ccmem_dtype dtype, size_t element, VEC s[8], __m256 sum[4],
                         const uint8_t *p, size_t n, const float *x) {
     for (const uint8_t *end = p + n; p != end; p += 128) {
-        VEC w[2];
+        VEC w[2] = {vload(p), vload(p + 32)};
         __builtin_prefetch(p + DOT_NEAR, 0, 3);
         __builtin_prefetch(p + DOT_FAR, 0, 2);
-        dot_block(s, p, w);
+        open_halves(s, &w[0], &w[1]);
         dot_vector(dtype, sum, w[0], x, 0);
         dot_vector(dtype, sum, w[1], x, 1);
         __builtin_prefetch(p + DOT_NEAR + 64, 0, 3);
         __builtin_prefetch(p + DOT_FAR + 64, 0, 2);
-        dot_block(s, p + 64, w);
+        w[0] = vload(p + 64);
+        w[1] = vload(p + 96);
+        open_halves(s, &w[0], &w[1]);
         dot_vector(dtype, sum, w[0], x, 2);
         dot_vector(dtype, sum, w[1], x, 3);
         x += 128 / element;

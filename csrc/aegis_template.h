@@ -131,11 +131,10 @@ INLINE void seal_block(VEC s[8], uint8_t *out, const uint8_t *in, shape at, stor
     put(out + at.second, c1, how);
 }
 
-/* `out` NULL: the plaintext is not stored. */
-INLINE void open_block(VEC s[8], uint8_t *out, const uint8_t *in, shape at, storing how) {
-    VEC c0 = vload(in + at.first), c1 = vload(in + at.second);
-    VEC p0 = vxor(vxor(c0, s[6]), vandxor(s[1], s[2], s[3]));
-    VEC p1 = vxor(vxor(c1, s[5]), vandxor(s[2], s[6], s[7]));
+/* The two halves of a block opened: the plaintext takes their place. */
+INLINE void open_halves(VEC s[8], VEC *half0, VEC *half1) {
+    VEC p0 = vxor(vxor(*half0, s[6]), vandxor(s[1], s[2], s[3]));
+    VEC p1 = vxor(vxor(*half1, s[5]), vandxor(s[2], s[6], s[7]));
     VEC last = s[7];
     s[7] = vround(s[6], s[7]);
     s[6] = vround(s[5], s[6]);
@@ -145,6 +144,14 @@ INLINE void open_block(VEC s[8], uint8_t *out, const uint8_t *in, shape at, stor
     s[2] = vround(s[1], s[2]);
     s[1] = vround(s[0], s[1]);
     s[0] = vxor(vround(last, s[0]), p0);
+    *half0 = p0;
+    *half1 = p1;
+}
+
+/* `out` NULL: the plaintext is not stored. */
+INLINE void open_block(VEC s[8], uint8_t *out, const uint8_t *in, shape at, storing how) {
+    VEC p0 = vload(in + at.first), p1 = vload(in + at.second);
+    open_halves(s, &p0, &p1);
     if (out) {
         put(out + at.first, p0, how);
         put(out + at.second, p1, how);
