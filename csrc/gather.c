@@ -13,8 +13,7 @@ typedef struct runs {
     const uint64_t *offsets;
     uint64_t count, run;
     uint8_t *out;
-    int status;            /* atomic */
-    ccmem_failure failure; /* written by the thread that set `status` from CCMEM_OK */
+    outcome end;
 } runs;
 
 static ccmem_status check_runs(ccmem_store *store, const uint64_t *offsets, uint64_t count,
@@ -37,10 +36,7 @@ static void gather_runs(void *arg, uint64_t begin, uint64_t end) {
         ccmem_status status =
             ccmem_store_read(r->store, r->offsets[i], r->out + i * r->run, r->run);
         if (__builtin_expect(status != CCMEM_OK, 0)) {
-            int none = CCMEM_OK;
-            if (__atomic_compare_exchange_n(&r->status, &none, (int)status, 0, __ATOMIC_RELAXED,
-                                            __ATOMIC_RELAXED))
-                r->failure = ccmem_last_failure();
+            outcome_stop(&r->end, status);
             return;
         }
     }
@@ -54,11 +50,10 @@ ccmem_status ccmem_store_gather(ccmem_store *store, const uint64_t *offsets, uin
         return status;
     uint64_t grain = GRAIN_BYTES / run;
     parallel_for(count, grain ? grain : 1, gather_runs, &r);
-    if (r.status != CCMEM_OK)
+    status = outcome_end(&r.end);
+    if (status != CCMEM_OK)
         ccmem_wipe(out, count * run);
-    if (r.status == CCMEM_ERR_INTEGRITY)
-        store_set_failure(r.failure);
-    return (ccmem_status)r.status;
+    return status;
 }
 
 /* How many runs from the first on follow each other in the store too. */

@@ -86,8 +86,7 @@ typedef struct linear {
     size_t batch;          /* pages opened at a time */
     size_t fused;          /* pages multiplied at a time in the registers they are opened in; 0: none */
     size_t fused_rows;     /* rows of W that may end in these, and one more */
-    int status;            /* atomic */
-    ccmem_failure failure; /* written by the thread that set `status` from CCMEM_OK */
+    outcome end;
 } linear;
 
 /* All that a thread has of the plaintext. */
@@ -103,18 +102,6 @@ typedef struct position {
     uint64_t row;  /* of W */
     uint64_t done; /* elements of it */
 } position;
-
-static int stopped(const linear *l) {
-    return __atomic_load_n(&l->status, __ATOMIC_RELAXED) != CCMEM_OK;
-}
-
-/* Of several threads that fail, one tells. */
-static void stop(linear *l, ccmem_status status) {
-    int none = CCMEM_OK;
-    if (__atomic_compare_exchange_n(&l->status, &none, (int)status, 0, __ATOMIC_RELAXED,
-                                    __ATOMIC_RELAXED))
-        l->failure = ccmem_last_failure();
-}
 
 static void add_products(const linear *l, tile *t, const uint8_t *w, uint64_t first, size_t blocks) {
     for (size_t r = 0, n; r < l->rows; r += n) {
@@ -184,7 +171,7 @@ static int multiply_fused(linear *l, tile *t, position *at, uint64_t page, size_
     int done;
     ccmem_status status = store_dot(l->store, page, n, l->dtype, &dot, &done);
     if (status != CCMEM_OK)
-        stop(l, status);
+        outcome_stop(&l->end, status);
     if (!done)
         return 0;
     at->done += (to - from) / l->element;
@@ -205,7 +192,7 @@ static void multiply_rows(linear *l, tile *t, uint64_t begin, uint64_t end) {
     position at = {begin, 0};
 
     memset(t->sums, 0, sizeof t->sums);
-    while (from < last && !stopped(l)) {
+    while (from < last && !outcome_stopped(&l->end)) {
         uint64_t page = from / size, skip = from % size, left = (last - 1) / size + 1 - page;
         if (l->fused) {
             size_t n = left < l->fused ? (size_t)left : l->fused;
@@ -214,14 +201,14 @@ static void multiply_rows(linear *l, tile *t, uint64_t begin, uint64_t end) {
                 from = to;
                 continue;
             }
-            if (stopped(l))
+            if (outcome_stopped(&l->end))
                 return;
         }
         size_t n = left < l->batch ? (size_t)left : l->batch;
         uint64_t to = (page + n) * size < last ? (page + n) * size : last;
         ccmem_status status = store_open_pages(l->store, page, t->pages, n);
         if (status != CCMEM_OK) {
-            stop(l, status);
+            outcome_stop(&l->end, status);
             return;
         }
         uint8_t *w = t->pages + skip - cut;
@@ -240,7 +227,7 @@ static void run_piece(void *arg, uint64_t begin, uint64_t end) {
                                                 l->fused_rows * 32 * sizeof(float),
                                             &block);
     if (status != CCMEM_OK) {
-        stop(l, status);
+        outcome_stop(&l->end, status);
         return;
     }
 #if CCMEM_X86
@@ -291,7 +278,7 @@ static ccmem_status run_passes(linear *l, uint64_t out_features, const float *x,
     if (status != CCMEM_OK)
         return status;
     l->x = (float *)packed;
-    for (uint64_t r = 0; r < nrows && l->status == CCMEM_OK; r += l->rows) {
+    for (uint64_t r = 0; r < nrows && !outcome_stopped(&l->end); r += l->rows) {
         l->rows = nrows - r < PASS ? (size_t)(nrows - r) : PASS;
         l->y = y + r * l->ldy;
         choose_way(l);
@@ -301,7 +288,7 @@ static ccmem_status run_passes(linear *l, uint64_t out_features, const float *x,
         parallel_for(out_features, grain, run_piece, l);
     }
     ccmem_plain_free(packed);
-    return (ccmem_status)l->status;
+    return outcome_end(&l->end);
 }
 
 /* CCMEM_OK when W lies in the store. */
@@ -340,8 +327,6 @@ ccmem_status ccmem_store_linear(ccmem_store *store, uint64_t offset, ccmem_dtype
         }
         l.ldx = matmul_padded(ops, (size_t)in_features);
         status = run_passes(&l, out_features, x, nrows, ldx);
-        if (status == CCMEM_ERR_INTEGRITY)
-            store_set_failure(l.failure);
     }
     if (status != CCMEM_OK)
         for (uint64_t r = 0; r < nrows; r++)

@@ -302,21 +302,8 @@ typedef struct bulk {
     uint8_t *bad; /* one byte a page, for verifying */
     uint64_t failures; /* atomic */
     unsigned flags;
-    int status;            /* atomic */
-    ccmem_failure failure; /* written by the thread that set `status` from CCMEM_OK */
+    outcome end;
 } bulk;
-
-static int stopped(const bulk *b) {
-    return __atomic_load_n(&b->status, __ATOMIC_RELAXED) != CCMEM_OK;
-}
-
-/* Of several threads that fail, one tells. */
-static void stop(bulk *b, ccmem_status status) {
-    int none = CCMEM_OK;
-    if (__atomic_compare_exchange_n(&b->status, &none, (int)status, 0, __ATOMIC_RELAXED,
-                                    __ATOMIC_RELAXED))
-        b->failure = last_failure;
-}
 
 static uint64_t batch_pages(const ccmem_store *s) {
     uint64_t n = BATCH_BYTES >> s->page_shift;
@@ -368,12 +355,12 @@ static void read_pages(void *arg, uint64_t begin, uint64_t end) {
     ccmem_store *s = b->store;
     shard *sh = my_shard(s);
     uint64_t most = batch_pages(s);
-    for (uint64_t i = begin, n; i < end && !stopped(b); i += n) {
+    for (uint64_t i = begin, n; i < end && !outcome_stopped(&b->end); i += n) {
         n = end - i < most ? end - i : most;
         ccmem_status status =
             read_batch(s, sh, b->first + i, b->out + (i << s->page_shift), n, b->flags);
         if (status != CCMEM_OK)
-            stop(b, status);
+            outcome_stop(&b->end, status);
     }
 }
 
@@ -413,14 +400,14 @@ static void write_pages(void *arg, uint64_t begin, uint64_t end) {
     ccmem_store *s = b->store;
     shard *sh = my_shard(s);
     uint64_t most = batch_pages(s);
-    for (uint64_t i = begin, n; i < end && !stopped(b); i += n) {
+    for (uint64_t i = begin, n; i < end && !outcome_stopped(&b->end); i += n) {
         uint64_t left = PAGE_BATCH - (b->first + i) % PAGE_BATCH; /* locks end with their group */
         n = end - i < most ? end - i : most;
         n = n < left ? n : left;
         ccmem_status status =
             write_batch(s, sh, b->first + i, b->data + (i << s->page_shift), n, b->flags);
         if (status != CCMEM_OK)
-            stop(b, status);
+            outcome_stop(&b->end, status);
     }
 }
 
@@ -466,9 +453,7 @@ static ccmem_status run_bulk(bulk *b, uint64_t pages, parallel_body body) {
     const ccmem_store *s = b->store;
     b->flags = (pages << s->page_shift) >= STREAM_BYTES ? PAGE_STREAM : 0;
     parallel_for(pages, GRAIN_BYTES >> s->page_shift, body, b);
-    if (b->status == CCMEM_ERR_INTEGRITY)
-        last_failure = b->failure;
-    return (ccmem_status)b->status;
+    return outcome_end(&b->end);
 }
 
 static inline ccmem_status check_call(const ccmem_store *s, uint64_t offset, uint64_t n) {

@@ -13,6 +13,32 @@ void store_prefetch(const ccmem_store *store, uint64_t offset, uint64_t n);
 /* What ccmem_last_failure will tell in this thread: for a failure that another thread met. */
 void store_set_failure(ccmem_failure failure);
 
+/* How a loop that several threads share ends; starts as zeros. Of several that fail, one tells. */
+typedef struct outcome {
+    int status;            /* atomic */
+    ccmem_failure failure; /* written by the thread that set `status` from CCMEM_OK */
+} outcome;
+
+/* 1 when some thread has failed, and the others need not go on. */
+static inline int outcome_stopped(const outcome *o) {
+    return __atomic_load_n(&o->status, __ATOMIC_RELAXED) != CCMEM_OK;
+}
+
+/* Notes the failure that a store function has just returned in this thread. */
+static inline void outcome_stop(outcome *o, ccmem_status status) {
+    int none = CCMEM_OK;
+    if (__atomic_compare_exchange_n(&o->status, &none, (int)status, 0, __ATOMIC_RELAXED,
+                                    __ATOMIC_RELAXED))
+        o->failure = ccmem_last_failure();
+}
+
+/* After the loop, in the thread that began it: the status, and the failure as its own. */
+static inline ccmem_status outcome_end(const outcome *o) {
+    if (o->status == CCMEM_ERR_INTEGRITY)
+        store_set_failure(o->failure);
+    return (ccmem_status)o->status;
+}
+
 uint32_t store_page_size(const ccmem_store *store);
 
 enum { STORE_OPEN_MAX = 16 };
