@@ -31,8 +31,9 @@ typedef struct aegis_dot {
     size_t done;        /* elements of the first row that lie before `from` */
     const float *x;     /* 32-byte aligned, as are the sums */
     const float *first; /* the first row's partial sums so far */
-    float (*sums)[32];  /* receives those of each row that ends in here, then those of the row that
-                           does not, zeros if there is none */
+    float (*sums)[32];  /* receives those of each row that ends in here */
+    float *rest;        /* receives those of the row that does not, zeros if there is none; not where
+                           `first` lies */
 } aegis_dot;
 
 /* Opens npages pages into registers only, and adds their products. Returns how many of them match

@@ -91,17 +91,17 @@ DOT_INLINE size_t open_dot(ccmem_dtype dtype, size_t element, const uint8_t *key
     const shape at = shape_of(2, 0);
     const size_t row_bytes = d->in_features * element;
     size_t i = d->from, done = d->done * element, good = 0;
-    float(*sums)[32] = d->sums;
+    float(*sums)[32] = d->sums, *rest = d->rest;
     __m256 sum[4];
     load_sums(sum, d->first);
-    save_sums(*sums, sum);
+    save_sums(rest, sum);
     for (size_t page = 0; page < npages && good == page; page++) {
         const size_t end = (page + 1) * size;
         VEC s[8];
         start(s, load128(key), load128(nonce[page]), vcontext(0, 2));
         if (!page)
             verify_run(s, src, i, at);
-        load_sums(sum, *sums);
+        load_sums(sum, rest);
         while (i < d->to && i < end) {
             size_t stop = d->to < end ? d->to : end, n = stop - i;
             if (n > row_bytes - done)
@@ -117,7 +117,7 @@ DOT_INLINE size_t open_dot(ccmem_dtype dtype, size_t element, const uint8_t *key
                     sum[j] = _mm256_setzero_ps();
             }
         }
-        save_sums(*sums, sum); /* here, not on the stack while the registers are needed */
+        save_sums(rest, sum); /* here, not on the stack while the registers are needed */
         if (i < end)
             verify_run(s, src + i, end - i, at);
         finish(s, 0, size);

@@ -92,6 +92,10 @@ typedef struct linear {
 /* All that a thread has of the plaintext. */
 typedef struct tile {
     matmul_sums sums[GROUPS];
+    /* The sums of the row that is being multiplied when fused, in one of two places in turn: what a
+     * call leaves is what the next starts from, and nothing is copied. */
+    _Alignas(64) float lane[2][MATMUL_FUSED_BLOCK];
+    unsigned at; /* which */
     _Alignas(64) uint8_t edge[BLOCK_BYTES]; /* the last block of a row */
     uint8_t before[BLOCK_BYTES];            /* the beginning of a block, up to the first page */
     uint8_t pages[]; /* and after them, when fused, the sums of the rows of one page */
@@ -111,21 +115,19 @@ static void add_products(const linear *l, tile *t, const uint8_t *w, uint64_t fi
     }
 }
 
+static inline void put_result(const linear *l, size_t r, uint64_t row, float sum) {
+    float v = l->scale ? sum * l->scale[row] : sum;
+    l->y[r * l->ldy + row] = l->bias ? v + l->bias[row] : v;
+}
+
 static void finish_row(const linear *l, tile *t, uint64_t row) {
     for (size_t r = 0, n; r < l->rows; r += n) {
         float sum[MATMUL_ROWS];
         n = l->rows - r < MATMUL_ROWS ? l->rows - r : MATMUL_ROWS;
         l->ops->total(&t->sums[r / MATMUL_ROWS], sum, n);
-        for (size_t i = 0; i < n; i++) {
-            float v = l->scale ? sum[i] * l->scale[row] : sum[i];
-            l->y[(r + i) * l->ldy + row] = l->bias ? v + l->bias[row] : v;
-        }
+        for (size_t i = 0; i < n; i++)
+            put_result(l, r + i, row, sum[i]);
     }
-}
-
-static void copy_sums(float *to, const float *from) {
-    for (int i = 0; i < 32; i++)
-        to[i] = from[i];
 }
 
 /* Multiplies what n bytes at w hold of W's rows up to `end`, and returns how many bytes at their end
@@ -164,22 +166,21 @@ static size_t multiply(const linear *l, tile *t, position *at, uint64_t end, con
  * could not be. */
 static int multiply_fused(linear *l, tile *t, position *at, uint64_t page, size_t n, size_t from,
                           size_t to) {
-    float(*sums)[32] = (float(*)[32])(t->pages + l->batch * store_page_size(l->store));
-    float *lane = t->sums[0].lane[0];
+    float(*sums)[MATMUL_FUSED_BLOCK] =
+        (float(*)[MATMUL_FUSED_BLOCK])(t->pages + l->batch * store_page_size(l->store));
     aegis_dot dot = {.from = from, .to = to, .in_features = (size_t)l->in_features,
-                     .done = (size_t)at->done, .x = l->x, .first = lane, .sums = sums};
+                     .done = (size_t)at->done, .x = l->x, .first = t->lane[t->at], .sums = sums,
+                     .rest = t->lane[t->at ^ 1]};
     int done;
     ccmem_status status = store_dot(l->store, page, n, l->dtype, &dot, &done);
     if (status != CCMEM_OK)
         outcome_stop(&l->end, status);
     if (!done)
         return 0;
+    t->at ^= 1;
     at->done += (to - from) / l->element;
-    for (; at->done >= l->in_features; at->done -= l->in_features, at->row++) {
-        copy_sums(lane, *sums++);
-        finish_row(l, t, at->row);
-    }
-    copy_sums(lane, *sums);
+    for (; at->done >= l->in_features; at->done -= l->in_features, at->row++)
+        put_result(l, 0, at->row, l->ops->sum(*sums++));
     return 1;
 }
 
@@ -192,6 +193,8 @@ static void multiply_rows(linear *l, tile *t, uint64_t begin, uint64_t end) {
     position at = {begin, 0};
 
     memset(t->sums, 0, sizeof t->sums);
+    memset(t->lane, 0, sizeof t->lane);
+    t->at = 0;
     while (from < last && !outcome_stopped(&l->end)) {
         uint64_t page = from / size, skip = from % size, left = (last - 1) / size + 1 - page;
         if (l->fused) {
@@ -203,6 +206,7 @@ static void multiply_rows(linear *l, tile *t, uint64_t begin, uint64_t end) {
             }
             if (outcome_stopped(&l->end))
                 return;
+            memcpy(t->sums[0].lane[0], t->lane[t->at], sizeof t->lane[0]);
         }
         size_t n = left < l->batch ? (size_t)left : l->batch;
         uint64_t to = (page + n) * size < last ? (page + n) * size : last;
@@ -216,6 +220,8 @@ static void multiply_rows(linear *l, tile *t, uint64_t begin, uint64_t end) {
         cut = multiply(l, t, &at, end, w, have);
         if (cut) /* to copy nothing takes its time too */
             copy_secret(t->pages - cut, w + have - cut, cut);
+        if (l->fused)
+            memcpy(t->lane[t->at], t->sums[0].lane[0], sizeof t->lane[0]);
         from = to;
     }
 }
@@ -224,7 +230,7 @@ static void run_piece(void *arg, uint64_t begin, uint64_t end) {
     linear *l = arg;
     uint8_t *block;
     ccmem_status status = ccmem_plain_alloc(sizeof(tile) + l->batch * store_page_size(l->store) +
-                                                l->fused_rows * 32 * sizeof(float),
+                                                l->fused_rows * MATMUL_FUSED_BLOCK * sizeof(float),
                                             &block);
     if (status != CCMEM_OK) {
         outcome_stop(&l->end, status);

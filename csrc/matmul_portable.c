@@ -72,15 +72,19 @@ DOTS(dot_f16, 2, from_f16)
 DOTS(dot_bf16, 2, from_bf16)
 DOTS(dot_i8, 1, from_i8)
 
+static float add_up(const float *lane) {
+    float t[BLOCK];
+    memcpy(t, lane, sizeof t);
+    for (size_t half = BLOCK / 2; half; half /= 2)
+        for (size_t i = 0; i < half; i++)
+            t[i] += t[i + half];
+    return t[0];
+}
+
 static void total(matmul_sums *sums, float *out, size_t rows) {
     for (size_t r = 0; r < rows; r++) {
-        float t[BLOCK];
-        memcpy(t, sums->lane[r], sizeof t);
-        memset(sums->lane[r], 0, sizeof t);
-        for (size_t half = BLOCK / 2; half; half /= 2)
-            for (size_t i = 0; i < half; i++)
-                t[i] += t[i + half];
-        out[r] = t[0];
+        out[r] = add_up(sums->lane[r]);
+        memset(sums->lane[r], 0, BLOCK * sizeof(float));
     }
 }
 
@@ -91,4 +95,5 @@ const matmul_ops matmul_portable = {
             [CCMEM_F16] = {dot_f16_1, dot_f16_2, dot_f16_3},
             [CCMEM_BF16] = {dot_bf16_1, dot_bf16_2, dot_bf16_3},
             [CCMEM_I8] = {dot_i8_1, dot_i8_2, dot_i8_3}},
-    .total = total};
+    .total = total,
+    .sum = add_up};

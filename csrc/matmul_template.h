@@ -78,16 +78,22 @@ DOTS(dot_i8, CCMEM_I8, 1)
 #undef DOTS
 
 /* Halves on halves: the chains first, then the lanes. */
+INLINE float add_up(const float *lane) {
+    return vtotal(vadd(vadd(vload(lane), vload(lane + 2 * LANES)),
+                       vadd(vload(lane + LANES), vload(lane + 3 * LANES))));
+}
+
 static TARGET CLEAR_REGISTERS void total(matmul_sums *sums, float *out, size_t rows) {
     for (size_t r = 0; r < rows; r++) {
         float *lane = sums->lane[r];
-        out[r] = vtotal(vadd(vadd(vload(lane), vload(lane + 2 * LANES)),
-                             vadd(vload(lane + LANES), vload(lane + 3 * LANES))));
+        out[r] = add_up(lane);
 #pragma GCC unroll 4
         for (int i = 0; i < MATMUL_CHAINS; i++)
             vstore(lane + i * LANES, vzero());
     }
 }
+
+static TARGET CLEAR_REGISTERS float sum_up(const float *lane) { return add_up(lane); }
 
 const matmul_ops MATMUL_OPS = {
     .block = BLOCK,
@@ -96,4 +102,5 @@ const matmul_ops MATMUL_OPS = {
             [CCMEM_F16] = {dot_f16_1, dot_f16_2, dot_f16_3},
             [CCMEM_BF16] = {dot_bf16_1, dot_bf16_2, dot_bf16_3},
             [CCMEM_I8] = {dot_i8_1, dot_i8_2, dot_i8_3}},
-    .total = total};
+    .total = total,
+    .sum = sum_up};
