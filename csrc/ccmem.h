@@ -29,9 +29,10 @@ typedef enum ccmem_status {
     CCMEM_ERR_TIER,         /* unknown tier name, or one that this processor cannot run */
     CCMEM_ERR_SELFTEST,     /* a known-answer test failed */
     CCMEM_ERR_ENTROPY,      /* the system's random generator failed */
-    CCMEM_ERR_IO,           /* reading a key file failed; errno says why */
+    CCMEM_ERR_IO,           /* reading or mapping a file failed; errno says why */
     CCMEM_ERR_KEYFILE,      /* a key file that holds neither 32 bytes nor 64 hexadecimal digits */
-    CCMEM_ERR_INTEGRITY     /* a page or a message does not match its tag */
+    CCMEM_ERR_INTEGRITY,    /* a page, a message or a wrapped key does not match its tag */
+    CCMEM_ERR_READONLY      /* the store is over a file that others may have mapped as well */
 } ccmem_status;
 
 /* ISA levels of the kernels, worst first. */
@@ -60,6 +61,9 @@ typedef enum ccmem_secret_level {
 enum {
     CCMEM_ROOT_KEY_SIZE = 32,
     CCMEM_STORE_ID_SIZE = 16,
+    CCMEM_WRAPPED_KEY_SIZE = 40,
+    CCMEM_KEY_ID_SIZE = 16,
+    CCMEM_MAC_SIZE = 16,
     CCMEM_PAGE_SIZE_MIN = 4096,
     CCMEM_PAGE_SIZE_MAX = 65536,
     CCMEM_MAX_THREADS = 256
@@ -68,6 +72,7 @@ enum {
 typedef struct ccmem_key ccmem_key;         /* a root key in secret memory */
 typedef struct ccmem_store ccmem_store;     /* ciphertext pages with their versions */
 typedef struct ccmem_mapping ccmem_mapping; /* a counted reference to a store's ciphertext */
+typedef struct ccmem_sealer ccmem_sealer;   /* seals the pages of a file */
 
 /* ---- start-up, processor, tiers ------------------------------------------------------------ */
 
@@ -179,7 +184,8 @@ ccmem_status ccmem_store_read(ccmem_store *store, uint64_t offset, void *out, ui
  * On CCMEM_ERR_RANGE, CCMEM_ERR_FORK, CCMEM_ERR_VERSION nothing has changed, nor on
  * CCMEM_ERR_INTEGRITY: a page to be covered in part was changed (both under concurrent writers to
  * the same pages: some whole pages may have been written). A page covered as a whole, up to the end
- * of the store, is replaced without a look at what it was. */
+ * of the store, is replaced without a look at what it was. A store that ccmem_store_map()
+ * made: CCMEM_ERR_READONLY, here and below. */
 ccmem_status ccmem_store_write(ccmem_store *store, uint64_t offset, const void *data, uint64_t n);
 
 /* Decrypts `count` runs of `run` bytes each, from offsets[i] to out + i * run. All runs are checked
@@ -242,6 +248,67 @@ uint64_t ccmem_mapping_size(const ccmem_mapping *mapping);
 
 /* Drops one reference; the last one unmaps the ciphertext. NULL is allowed. */
 void ccmem_mapping_release(ccmem_mapping *mapping);
+
+/* ---- files --------------------------------------------------------------------------------- */
+
+/* Wraps the 32 bytes of `data_key` (AES-256 key wrap: KW of SP 800-38F, RFC 3394) under a
+ * key-encryption key that is derived from `key` (SP 800-108, label "key-wrap"). CCMEM_ERR_ARGUMENT,
+ * _FORK, _MEMLOCK, _SECRETMEM, _NOMEM. */
+ccmem_status ccmem_key_wrap(const ccmem_key *key, const ccmem_key *data_key, uint8_t wrapped[40]);
+
+/* The key that ccmem_key_wrap() wrapped, in secret memory of at least level `require`. On success
+ * *out owns it until ccmem_key_free. CCMEM_ERR_INTEGRITY: it was wrapped under another key, or
+ * changed. Other errors as above. */
+ccmem_status ccmem_key_unwrap(const ccmem_key *key, const uint8_t wrapped[40],
+                              ccmem_secret_level require, ccmem_key **out);
+
+/* A name of the key for everybody, derived with a label of its own ("key-id"): it tells keys apart
+ * and reveals nothing else. CCMEM_ERR_ARGUMENT, _FORK. */
+ccmem_status ccmem_key_id(const ccmem_key *key, uint8_t id[16]);
+
+/* AES-CMAC of n bytes under an AES-256 key that is derived from `key` for this purpose (label
+ * "key-mac") and this context. CCMEM_ERR_ARGUMENT, _FORK, _MEMLOCK, _SECRETMEM, _NOMEM. */
+ccmem_status ccmem_key_mac(const ccmem_key *key, const uint8_t context[16], const uint8_t *msg,
+                           size_t n, uint8_t tag[16]);
+
+/* The key's 32 bytes, for a key service that wraps them itself. The caller wipes `out`.
+ * CCMEM_ERR_ARGUMENT, _FORK. */
+ccmem_status ccmem_key_copy(const ccmem_key *key, uint8_t out[32]);
+
+/* A sealer of the pages of the store `id`, which nothing else seals or has sealed under this key:
+ * the caller draws it at random. Authenticated ciphers only. CCMEM_ERR_ARGUMENT, _FORK, _MEMLOCK,
+ * _SECRETMEM, _NOMEM. */
+ccmem_status ccmem_sealer_new(const ccmem_key *key, ccmem_cipher cipher, const uint8_t id[16],
+                              uint32_t page_size, ccmem_sealer **out);
+
+/* Encrypts `npages` pages, the first with number `first_page`, from `in` to `out` (the same, or no
+ * overlap), all under version 1, and writes their tags, 16 bytes a page; in several threads. Pages
+ * go up: CCMEM_ERR_ARGUMENT, and nothing is sealed, for one at or below a page that this sealer has
+ * sealed. CCMEM_ERR_FORK. */
+ccmem_status ccmem_sealer_seal(ccmem_sealer *sealer, uint64_t first_page, uint64_t npages,
+                               const uint8_t *in, uint8_t *out, uint8_t *tags);
+
+/* Wipes and frees. NULL is allowed. */
+void ccmem_sealer_free(ccmem_sealer *sealer);
+
+/* A read-only store over `nbytes` bytes, rounded up to whole pages, of the open file `fd` from byte
+ * `offset`, a multiple of CCMEM_PAGE_SIZE_MIN. The pages are mapped (MAP_SHARED, PROT_READ), so
+ * that processes share them in the page cache; the descriptor may be closed afterwards. Whoever can
+ * write the file may do so: a page that is not as it was sealed is CCMEM_ERR_INTEGRITY when it is
+ * opened. Whoever can cut it off can end this process by SIGBUS; with `anonymous` the pages are
+ * read into memory of their own instead.
+ *
+ * Versions (1 to 2^63 - 1) and tags (16 bytes a page) are copied. Subkeys are derived from `key`
+ * and `id`, as those of ccmem_sealer_new(). Whatever would write to such a store returns
+ * CCMEM_ERR_READONLY.
+ *
+ * CCMEM_ERR_ARGUMENT (among others: a cipher that is not authenticated, a version out of range),
+ * CCMEM_ERR_RANGE (the file ends before its pages do), CCMEM_ERR_IO (errno says why), _FORK,
+ * _NOMEM, _MEMLOCK, _SECRETMEM. */
+ccmem_status ccmem_store_map(const ccmem_key *key, ccmem_cipher cipher, const uint8_t id[16],
+                             uint64_t nbytes, uint32_t page_size, int fd, uint64_t offset,
+                             int anonymous, const uint64_t *versions, const uint8_t *tags,
+                             ccmem_store **out);
 
 /* ---- products with an encrypted matrix --------------------------------------------------------- */
 
@@ -331,6 +398,13 @@ ccmem_status ccmem_cmac(ccmem_tier tier, const uint8_t *key, size_t key_len, con
 ccmem_status ccmem_kdf(ccmem_tier tier, const uint8_t *key, size_t key_len, const uint8_t *label,
                        size_t label_len, const uint8_t *context, size_t context_len, uint8_t *out,
                        size_t out_len);
+
+/* AES key wrap (KW of SP 800-38F, RFC 3394) under a key of 16, 24 or 32 bytes, from `in` to `out`,
+ * which do not overlap. `wrap` is 1: n bytes, a multiple of 8 from 16 to 2^16, become n + 8. 0: n
+ * bytes become n - 8; CCMEM_ERR_INTEGRITY when they were not wrapped under this key: `out` is zero
+ * then. CCMEM_ERR_ARGUMENT, _TIER. */
+ccmem_status ccmem_aes_kw(ccmem_tier tier, int wrap, const uint8_t *kek, size_t kek_len,
+                          const uint8_t *in, size_t n, uint8_t *out);
 
 /* 1 when the n bytes at a and b are equal, else 0, in time that depends on n alone. */
 int ccmem_equal(const void *a, const void *b, size_t n);

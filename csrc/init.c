@@ -121,12 +121,15 @@ const char *ccmem_status_text(ccmem_status status) {
     case CCMEM_ERR_ENTROPY:
         return "the system's random generator failed";
     case CCMEM_ERR_IO:
-        return "reading the key file failed";
+        return "reading or mapping the file failed";
     case CCMEM_ERR_KEYFILE:
         return "the key file must hold exactly 32 bytes, or 64 hexadecimal digits with at most one "
                "newline after them";
     case CCMEM_ERR_INTEGRITY:
-        return "a page or a message does not match its tag";
+        return "a page, a message or a wrapped key does not match its tag";
+    case CCMEM_ERR_READONLY:
+        return "the store is over a file that others may have mapped, and cannot be written; copy "
+               "the data to a new buffer";
     }
     return "unknown status";
 }

@@ -7,6 +7,7 @@
 #include "aes.h"
 #include "fork.h"
 #include "kdf.h"
+#include "keywrap.h"
 #include "secret.h"
 
 #include <errno.h>
@@ -180,17 +181,131 @@ void ccmem_key_free(ccmem_key *key) {
     free(key);
 }
 
+/* The labels, cipher names among them, are all different: what is derived for one purpose tells
+ * nothing of what is derived for another. */
+static ccmem_status derive(const ccmem_key *key, const char *label, const uint8_t *context,
+                           size_t context_len, uint8_t *out, size_t out_len) {
+    if (fork_alien(key->generation))
+        return CCMEM_ERR_FORK;
+    kdf_counter_cmac(ccmem_tier_active(), key->schedule, (const uint8_t *)label, strlen(label),
+                     context, context_len, out, out_len);
+    return CCMEM_OK;
+}
+
 ccmem_status key_derive(const ccmem_key *key, const char *cipher_name,
                         const uint8_t store_id[CCMEM_STORE_ID_SIZE], uint32_t page_size,
                         uint8_t *out, size_t out_len) {
     uint8_t context[CCMEM_STORE_ID_SIZE + 4];
 
-    if (fork_alien(key->generation))
-        return CCMEM_ERR_FORK;
     memcpy(context, store_id, CCMEM_STORE_ID_SIZE);
     for (int i = 0; i < 4; i++)
         context[CCMEM_STORE_ID_SIZE + i] = (uint8_t)(page_size >> (24 - 8 * i));
-    kdf_counter_cmac(ccmem_tier_active(), key->schedule, (const uint8_t *)cipher_name,
-                     strlen(cipher_name), context, sizeof context, out, out_len);
+    return derive(key, cipher_name, context, sizeof context, out, out_len);
+}
+
+/* ---- keys of files -----------------------------------------------------------------------------
+ * */
+
+/* One slot of secret memory for what wrapping takes. */
+typedef struct wrapping {
+    keywrap_key kek;
+    uint8_t raw[CCMEM_ROOT_KEY_SIZE]; /* the key-encryption key, then the key that was unwrapped */
+} wrapping;
+
+static ccmem_status wrapping_new(const ccmem_key *key, wrapping **out) {
+    ccmem_status status;
+    wrapping *w;
+    void *slot;
+
+    status = secret_alloc(sizeof *w, key->require, &slot, NULL);
+    if (status)
+        return status;
+    w = slot;
+    status = derive(key, "key-wrap", NULL, 0, w->raw, sizeof w->raw);
+    if (status) {
+        secret_free(slot);
+        return status;
+    }
+    keywrap_expand(&w->kek, w->raw, sizeof w->raw);
+    *out = w;
     return CCMEM_OK;
+}
+
+ccmem_status ccmem_key_wrap(const ccmem_key *key, const ccmem_key *data_key, uint8_t wrapped[40]) {
+    ccmem_status status;
+    wrapping *w;
+
+    if (!wrapped)
+        return CCMEM_ERR_ARGUMENT;
+    status = ccmem_key_check(key);
+    if (!status)
+        status = ccmem_key_check(data_key);
+    if (!status)
+        status = wrapping_new(key, &w);
+    if (status)
+        return status;
+    keywrap_wrap(ccmem_tier_active(), &w->kek, data_key->schedule->rk[0], CCMEM_ROOT_KEY_SIZE,
+                 wrapped);
+    secret_free(w);
+    return CCMEM_OK;
+}
+
+ccmem_status ccmem_key_unwrap(const ccmem_key *key, const uint8_t wrapped[40],
+                              ccmem_secret_level require, ccmem_key **out) {
+    ccmem_status status;
+    wrapping *w;
+
+    if (!wrapped || !out)
+        return CCMEM_ERR_ARGUMENT;
+    status = ccmem_key_check(key);
+    if (!status)
+        status = wrapping_new(key, &w);
+    if (status)
+        return status;
+    if (!keywrap_unwrap(ccmem_tier_active(), &w->kek, wrapped, CCMEM_WRAPPED_KEY_SIZE, w->raw))
+        status = CCMEM_ERR_INTEGRITY;
+    else
+        status = key_new(w->raw, require, out);
+    secret_free(w);
+    return status;
+}
+
+ccmem_status ccmem_key_id(const ccmem_key *key, uint8_t id[16]) {
+    ccmem_status status = id ? ccmem_key_check(key) : CCMEM_ERR_ARGUMENT;
+
+    return status ? status : derive(key, "key-id", NULL, 0, id, CCMEM_KEY_ID_SIZE);
+}
+
+ccmem_status ccmem_key_mac(const ccmem_key *key, const uint8_t context[16], const uint8_t *msg,
+                           size_t n, uint8_t tag[16]) {
+    struct {
+        aes_key schedule;
+        uint8_t raw[CCMEM_ROOT_KEY_SIZE];
+    } *mac;
+    ccmem_status status;
+    void *slot;
+
+    if (!context || (!msg && n) || !tag)
+        return CCMEM_ERR_ARGUMENT;
+    status = ccmem_key_check(key);
+    if (!status)
+        status = secret_alloc(sizeof *mac, key->require, &slot, NULL);
+    if (status)
+        return status;
+    mac = slot;
+    status = derive(key, "key-mac", context, CCMEM_STORE_ID_SIZE, mac->raw, sizeof mac->raw);
+    if (!status) {
+        aes_expand(&mac->schedule, mac->raw, sizeof mac->raw);
+        cmac(ccmem_tier_active(), &mac->schedule, msg, n, tag);
+    }
+    secret_free(slot);
+    return status;
+}
+
+ccmem_status ccmem_key_copy(const ccmem_key *key, uint8_t out[32]) {
+    ccmem_status status = out ? ccmem_key_check(key) : CCMEM_ERR_ARGUMENT;
+
+    if (!status)
+        copy_secret(out, key->schedule->rk[0], CCMEM_ROOT_KEY_SIZE);
+    return status;
 }

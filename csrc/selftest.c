@@ -2,6 +2,7 @@
 #include "selftest.h"
 
 #include "kdf.h"
+#include "keywrap.h"
 #include "xts.h"
 
 #include <stdlib.h>
@@ -60,6 +61,28 @@ static int check_cmac(ccmem_tier tier) {
     aes_expand(&expanded, key, sizeof key);
     cmac(tier, &expanded, msg, sizeof msg, tag);
     return same(tag, expected, sizeof tag);
+}
+
+/* RFC 3394, 4.6: 256 bits under a key of 256 bits. */
+static int check_key_wrap(ccmem_tier tier) {
+    static const uint8_t expected[40] = {0x28, 0xc9, 0xf4, 0x04, 0xc4, 0xb8, 0x10, 0xf4, 0xcb, 0xcc,
+                                         0xb3, 0x5c, 0xfb, 0x87, 0xf8, 0x26, 0x3f, 0x57, 0x86, 0xe2,
+                                         0xd8, 0x0e, 0xd3, 0x26, 0xcb, 0xc7, 0xf0, 0xe7, 0x1a, 0x99,
+                                         0xf4, 0x3b, 0xfb, 0x98, 0x8b, 0x9b, 0x7a, 0x02, 0xdd, 0x21};
+    uint8_t raw[32], data[32], wrapped[40], got[32];
+    keywrap_key key;
+    int good;
+
+    count_up(raw, sizeof raw);
+    for (size_t i = 0; i < sizeof data; i++)
+        data[i] = (uint8_t)(i < AES_BLOCK ? i * 0x11 : i - AES_BLOCK);
+    keywrap_expand(&key, raw, sizeof raw);
+    keywrap_wrap(tier, &key, data, sizeof data, wrapped);
+    good = same(wrapped, expected, sizeof wrapped) &&
+           keywrap_unwrap(tier, &key, wrapped, sizeof wrapped, got) &&
+           same(got, data, sizeof data);
+    wrapped[sizeof wrapped - 1] ^= 1;
+    return good && !keywrap_unwrap(tier, &key, wrapped, sizeof wrapped, got);
 }
 
 typedef struct xts_vector {
@@ -265,7 +288,8 @@ static int check_against_portable(const xts_ops *ops, pages *p, size_t key_len) 
 
 ccmem_status selftest_run(ccmem_tier tier) {
     const xts_ops *ops = xts_tier(tier);
-    int good = check_block_cipher(tier) && check_cmac(tier) && check_vectors(ops);
+    int good = check_block_cipher(tier) && check_cmac(tier) && check_key_wrap(tier) &&
+               check_vectors(ops);
     pages *p;
 
     if (!good)

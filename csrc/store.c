@@ -9,17 +9,20 @@
  * readers never wait for each other; a version also never repeats, which makes the second look
  * conclusive. A page that does not match its tag is an error only if no writer came between.
  *
- * The word may be damaged like any memory. A lock that is set while no thread writes in the page's group
- * is such damage, and ends as an error, not in a wait without end. A version that damage puts back must
- * not be used for a second time: the last one that each page was sealed under is kept apart as well. */
+ * The word may be damaged like any memory. A lock that is set while no thread writes in the page's
+ * group is such damage, and ends as an error, not in a wait without end. A version that damage puts
+ * back must not be used for a second time: the last one that each page was sealed under is kept
+ * apart as well.
+ *
+ * A store over pages that others may have as well (store_over()) is never written: two processes
+ * that write the same page would use a nonce twice. It has no record of what was sealed. */
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "cpu.h"
 #include "fork.h"
-#include "key.h"
-#include "page.h"
+#include "page_key.h"
 #include "secret.h"
 #include "store.h"
 #include "threads.h"
@@ -57,7 +60,8 @@ enum { SLOTS = 256 };
 struct ccmem_store {
     page_context page;
     uint64_t *version; /* one word a page */
-    uint64_t *sealed;  /* the last version each page was sealed under, whatever became of its word */
+    uint64_t *sealed;  /* the last version each page was sealed under, whatever became of its word;
+                          NULL when read-only */
     page_tag *tag;     /* NULL for a cipher without */
     uint8_t *ct;
     uint64_t generation;
@@ -65,6 +69,7 @@ struct ccmem_store {
     uint64_t npages;
     uint64_t version_limit;
     uint32_t page_shift;
+    int read_only;
     ccmem_secret_level level;
     void *key; /* expanded, in secret memory */
     const page_suite *suite;
@@ -204,9 +209,12 @@ static inline void publish(ccmem_store *s, uint64_t first, const uint64_t *v, ui
 
 /* ---- part of a page -------------------------------------------------------------------------- */
 
-/* A page marked as never written has no tag; a version that was put back to 0 leaves one behind. */
+/* A page marked as never written has no tag; a version that was put back to 0 leaves one behind. A
+ * read-only store has no such pages. */
 static int never_written(const ccmem_store *s, uint64_t page) {
     static const page_tag none;
+    if (s->read_only)
+        return 0;
     return !s->tag || (ccmem_equal(s->tag[page], none, sizeof none) &&
                        !__atomic_load_n(&s->sealed[page], __ATOMIC_RELAXED));
 }
@@ -539,6 +547,8 @@ ccmem_status ccmem_store_write(ccmem_store *s, uint64_t offset, const void *data
     const uint8_t *from = data;
     if (status != CCMEM_OK)
         return status;
+    if (s->read_only)
+        return CCMEM_ERR_READONLY;
     shard *sh = my_shard(s);
     if (n)
         status = check_versions(s, offset, n);
@@ -617,6 +627,8 @@ ccmem_status store_open_pages(ccmem_store *s, uint64_t first, uint8_t *to, uint6
 
 ccmem_status store_write_in_page(ccmem_store *s, const uint64_t *offsets, size_t count,
                                  const void *data, uint32_t n) {
+    if (s->read_only)
+        return CCMEM_ERR_READONLY;
     shard *sh = my_shard(s);
     ccmem_status status = write_parts(s, sh, offsets[0] >> s->page_shift, offsets, count, data, n, 0);
     if (status == CCMEM_OK) {
@@ -628,42 +640,28 @@ ccmem_status store_write_in_page(ccmem_store *s, const uint64_t *offsets, size_t
 
 /* ---- life ------------------------------------------------------------------------------------ */
 
-static ccmem_status new_mapping(uint64_t size, ccmem_mapping **out) {
+/* `size` bytes from vmem.h at `data`, or none: on success the mapping's. */
+static ccmem_status new_mapping(void *data, uint64_t size, ccmem_mapping **out) {
     ccmem_mapping *m = calloc(1, sizeof *m);
-    void *p = NULL;
     if (!m)
         return CCMEM_ERR_NOMEM;
-    if (size) {
-        ccmem_status status = vmem_map_pages(size, &p);
-        if (status != CCMEM_OK) {
-            free(m);
-            return status;
-        }
-    }
     m->refs = 1;
     m->size = size;
-    m->data = p;
+    m->data = data;
     *out = m;
     return CCMEM_OK;
 }
 
-static ccmem_status new_key(ccmem_store *s, const ccmem_key *root, ccmem_cipher cipher) {
-    uint8_t id[CCMEM_STORE_ID_SIZE];
-    const page_suite *suite = s->suite;
-    void *subkey;
-    ccmem_status status = secret_alloc(suite->key_size, key_require(root), &s->key, &s->level);
+/* Memory for pages that are yet to be written. */
+static ccmem_status new_pages(ccmem_store *s) {
+    uint64_t size = s->npages << s->page_shift;
+    void *data = NULL;
+    ccmem_status status = size ? vmem_map_pages(size, &data) : CCMEM_OK;
     if (status != CCMEM_OK)
         return status;
-    status = random_bytes(id, sizeof id);
+    status = new_mapping(data, size, &s->mapping);
     if (status != CCMEM_OK)
-        return status;
-    status = secret_alloc(suite->subkey_size, key_require(root), &subkey, NULL);
-    if (status != CCMEM_OK)
-        return status;
-    status = key_derive(root, suite->name, id, s->page.size, subkey, suite->subkey_size);
-    if (status == CCMEM_OK)
-        status = page_init(&s->page, cipher, ccmem_tier_active(), s->page.size, s->key, subkey);
-    secret_free(subkey);
+        vmem_unmap(data, size);
     return status;
 }
 
@@ -675,7 +673,7 @@ static ccmem_status new_records(ccmem_store *s, uint32_t tweak_cache_entries) {
         return CCMEM_OK;
     status = vmem_map_private(s->npages * sizeof *s->version, &versions);
     s->version = versions;
-    if (status == CCMEM_OK)
+    if (status == CCMEM_OK && !s->read_only)
         status = vmem_map_private(s->npages * sizeof *s->sealed, &sealed);
     s->sealed = sealed;
     if (!s->suite->authenticated)
@@ -687,40 +685,91 @@ static ccmem_status new_records(ccmem_store *s, uint32_t tweak_cache_entries) {
     return status;
 }
 
-ccmem_status ccmem_store_new(const ccmem_key *key, ccmem_cipher cipher, uint64_t nbytes,
-                             uint32_t page_size, uint64_t version_limit,
-                             uint32_t tweak_cache_entries, ccmem_store **out) {
+/* A store with its keys, but without memory for pages and records. */
+static ccmem_status new_store(const ccmem_key *key, ccmem_cipher cipher, const uint8_t id[16],
+                              uint64_t nbytes, uint32_t page_size, ccmem_store **out) {
     ccmem_store *s;
-    if (!key || !out || !page_suite_of(cipher) || version_limit > VERSION_MAX ||
-        page_size < CCMEM_PAGE_SIZE_MIN || page_size > CCMEM_PAGE_SIZE_MAX ||
-        (page_size & (page_size - 1)))
-        return CCMEM_ERR_ARGUMENT;
-    ccmem_status status = ccmem_key_check(key);
-    if (status != CCMEM_OK)
-        return status;
-    if (nbytes > (uint64_t)INT64_MAX - page_size)
-        return CCMEM_ERR_NOMEM;
     if (posix_memalign((void **)&s, _Alignof(ccmem_store), sizeof *s))
         return CCMEM_ERR_NOMEM;
     memset(s, 0, sizeof *s);
     s->generation = fork_generation();
     s->page_shift = (uint32_t)__builtin_ctz(page_size);
-    s->page.size = page_size;
     s->suite = page_suite_of(cipher);
     s->nbytes = nbytes;
     s->npages = (nbytes + page_size - 1) >> s->page_shift;
-    s->version_limit = version_limit ? version_limit : VERSION_MAX;
-    status = new_key(s, key, cipher);
+    s->version_limit = VERSION_MAX;
+    ccmem_status status =
+        page_key_new(&s->page, key, cipher, id, page_size, &s->key, &s->level);
+    if (status != CCMEM_OK) {
+        free(s);
+        return status;
+    }
+    *out = s;
+    return CCMEM_OK;
+}
+
+ccmem_status ccmem_store_new(const ccmem_key *key, ccmem_cipher cipher, uint64_t nbytes,
+                             uint32_t page_size, uint64_t version_limit,
+                             uint32_t tweak_cache_entries, ccmem_store **out) {
+    uint8_t id[CCMEM_STORE_ID_SIZE];
+    ccmem_store *s;
+    if (!key || !out || !page_suite_of(cipher) || version_limit > VERSION_MAX ||
+        !page_size_allowed(page_size))
+        return CCMEM_ERR_ARGUMENT;
+    ccmem_status status = ccmem_key_check(key);
+    if (status != CCMEM_OK)
+        return status;
+    if (nbytes > STORE_BYTES_MAX)
+        return CCMEM_ERR_NOMEM;
+    status = random_bytes(id, sizeof id);
     if (status == CCMEM_OK)
-        status = new_mapping(s->npages << s->page_shift, &s->mapping);
+        status = new_store(key, cipher, id, nbytes, page_size, &s);
+    if (status != CCMEM_OK)
+        return status;
+    if (version_limit)
+        s->version_limit = version_limit;
+    status = new_pages(s);
     if (status == CCMEM_OK)
         status = new_records(s, tweak_cache_entries);
-    if (s->mapping)
-        s->ct = s->mapping->data;
     if (status != CCMEM_OK) {
         ccmem_store_free(s);
         return status;
     }
+    s->ct = s->mapping->data;
+    *out = s;
+    return CCMEM_OK;
+}
+
+/* Looks at its own copy: the caller's may change meanwhile. */
+static ccmem_status copy_records(ccmem_store *s, const uint64_t *versions, const uint8_t *tags) {
+    int good = 1;
+    if (!s->npages)
+        return CCMEM_OK;
+    memcpy(s->version, versions, s->npages * sizeof *s->version);
+    memcpy(s->tag, tags, s->npages * sizeof *s->tag);
+    for (uint64_t i = 0; i < s->npages; i++)
+        good &= s->version[i] - 1 < VERSION_MAX;
+    return good ? CCMEM_OK : CCMEM_ERR_ARGUMENT;
+}
+
+ccmem_status store_over(const ccmem_key *key, ccmem_cipher cipher, const uint8_t id[16],
+                        uint64_t nbytes, uint32_t page_size, void *pages, const uint64_t *versions,
+                        const uint8_t *tags, ccmem_store **out) {
+    ccmem_store *s;
+    ccmem_status status = new_store(key, cipher, id, nbytes, page_size, &s);
+    if (status != CCMEM_OK)
+        return status;
+    s->read_only = 1;
+    status = new_records(s, 0);
+    if (status == CCMEM_OK)
+        status = copy_records(s, versions, tags);
+    if (status == CCMEM_OK) /* last: until now the pages are the caller's */
+        status = new_mapping(pages, s->npages << s->page_shift, &s->mapping);
+    if (status != CCMEM_OK) {
+        ccmem_store_free(s);
+        return status;
+    }
+    s->ct = s->mapping->data;
     *out = s;
     return CCMEM_OK;
 }
@@ -800,6 +849,7 @@ ccmem_status ccmem_store_stats(ccmem_store *s, ccmem_stats *out) {
 
 uint64_t ccmem_store_overhead(const ccmem_store *s) {
     return sizeof *s + sizeof(ccmem_mapping) + s->suite->key_size +
-           s->npages * (sizeof *s->version + sizeof *s->sealed + (s->tag ? sizeof *s->tag : 0)) +
+           s->npages * (sizeof *s->version + (s->sealed ? sizeof *s->sealed : 0) +
+                        (s->tag ? sizeof *s->tag : 0)) +
            tweak_cache_bytes(&s->page.cache);
 }

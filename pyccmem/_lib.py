@@ -170,7 +170,7 @@ def check(status: int, **context: Any) -> None:
     This is the one place where a native status becomes an exception. `context` holds what the
     caller knows and the sentence should say: `subject` ("key" or "buffer"), `action`, `offset`,
     `length`, `nbytes`, `name` and `page_size` of a buffer, `setting`, `tier`, `require`, `path`,
-    `errno`.
+    `errno`; `unwrapping` a key, `mapping` a file's pages.
     """
     if status == OK:
         return
@@ -178,6 +178,11 @@ def check(status: int, **context: Any) -> None:
         # First of all: which page it was is known until the next failure in this thread.
         if "page_size" in context:
             raise _changed_page(context["name"], context["page_size"], context["nbytes"])
+        if "unwrapping" in context:
+            raise errors.IntegrityError(
+                "The wrapped key cannot be unwrapped with this key: it was wrapped under another "
+                "one, or changed since; use the key that it was wrapped under."
+            )
         raise errors.IntegrityError(
             "The message does not match its tag: the ciphertext, the tag, the nonce, the "
             "associated data or the key is not what it was when the message was sealed; nothing "
@@ -186,6 +191,17 @@ def check(status: int, **context: Any) -> None:
     native = ffi.string(lib.ccmem_status_text(status)).decode()
     subject = context.get("subject", "object")
     action = context.get("action", "this operation")
+    if status == lib.CCMEM_ERR_READONLY:
+        raise errors.ReadOnlyError(
+            f"Buffer {context['name']!a} is read-only, since its pages lie in a sealed file that "
+            f"other processes may have loaded too; make a writable copy of the tensor with "
+            f"tensor.copy(key=...)."
+        )
+    if status == lib.CCMEM_ERR_RANGE and "mapping" in context:
+        raise errors.FileFormatError(
+            f"The file ends before the pages of {context['name']!a}, which begin at byte "
+            f"{context['offset']} and take {context['length']} bytes; use the whole file."
+        )
     if status == lib.CCMEM_ERR_RANGE:
         offset, length, nbytes = context["offset"], context["length"], context["nbytes"]
         raise errors.RangeError(
@@ -243,6 +259,13 @@ def check(status: int, **context: Any) -> None:
         )
     if status == lib.CCMEM_ERR_IO:
         number = context.get("errno") or 0
+        if "mapping" in context:
+            unreadable = errors.FileReadError(
+                f"The pages of {context['name']!a} cannot be had from their file: "
+                f"{os.strerror(number)}; use a regular file that is open for reading."
+            )
+            unreadable.errno = number
+            raise unreadable
         path = context.get("path", "")
         error = errors.KeyFileError(
             f"The key file {path!r} cannot be read: {os.strerror(number)}; name a regular file "

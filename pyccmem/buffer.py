@@ -12,7 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from . import errors
-from ._arguments import BYTES, holds_objects, input_buffer, integer, output_buffer
+from ._arguments import (
+    BYTES,
+    exact_bytes,
+    holds_objects,
+    input_buffer,
+    integer,
+    output_buffer,
+)
 from ._lib import (
     AUTHENTICATED,
     BUFFER_PAGE_SIZE,
@@ -38,6 +45,9 @@ _store_write = lib.ccmem_store_write
 #: What tells buffers apart that were given no name.
 _numbers = itertools.count(1)
 
+#: Versions end below it: the bit that it sets in a page's word says that the page is being written.
+_WRITING = 1 << 63
+
 #: Every open buffer of the process by id. Plain dict operations are atomic, so that neither a
 #: thread nor a fork can find a lock held.
 _registry: dict[int, weakref.ref[EncryptedBuffer]] = {}
@@ -56,6 +66,31 @@ def open_buffers() -> list[EncryptedBuffer]:
     """The buffers that this process has made and neither closed nor dropped."""
     found = (reference() for reference in list(_registry.values()))
     return [buffer for buffer in found if buffer is not None and buffer._usable()]
+
+
+#: Sizes above it round up to more than an index can say.
+_LARGEST = sys.maxsize - int(lib.CCMEM_PAGE_SIZE_MAX)
+
+
+def _native(key: Any) -> Any:
+    """The native key of a Key. Raises ArgumentTypeError, ClosedError, ForkError."""
+    if not isinstance(key, Key):
+        raise errors.ArgumentTypeError(
+            f"key must be a pyccmem.Key, not {type(key).__name__}; for key bytes use "
+            f"Key.from_bytes()."
+        )
+    return key._opened()
+
+
+def _refuse_versions(name: str, word: Any) -> None:
+    """Raises FileFormatError when a version is not one that a sealed page can have."""
+    versions = np.frombuffer(ffi.buffer(word), dtype="<u8")
+    bad = np.flatnonzero((versions == 0) | (versions >= _WRITING))
+    if bad.size:
+        raise errors.FileFormatError(
+            f"Page {bad[0]} of {name!a} has version {versions[bad[0]]} in its file's table; a "
+            f"sealed page has one from 1 to {_WRITING - 1}."
+        )
 
 
 class EncryptedBuffer(Resource):
@@ -80,19 +115,26 @@ class EncryptedBuffer(Resource):
     __slots__ = (
         "_anchor",
         "_cipher",
+        "_exposed",
         "_level",
-        "_mapped",
         "_name",
         "_nbytes",
         "_page_size",
         "_store",
+        "_writable",
     )
 
     _instead_of_a_copy = "read() it into a new buffer"
 
     _store: Any
     _anchor: Any
-    _mapped: tuple[int, int] | None
+    _exposed: tuple[int, int] | None  # where a view of the ciphertext showed it
+    _writable: bool
+    _nbytes: int
+    _page_size: int
+    _cipher: str
+    _level: str
+    _name: str
 
     def __init__(
         self,
@@ -110,13 +152,38 @@ class EncryptedBuffer(Resource):
         Raises ArgumentError (PageSizeError for the page size), ArgumentTypeError, ClosedError or
         ForkError for the key, OutOfMemoryError, LockedMemoryError, EntropyError.
         """
+        self._begin(nbytes, cipher, page_size, name)
+        tweak_cache = integer("tweak_cache", tweak_cache)
+        if not 0 <= tweak_cache < 2**31:
+            raise errors.ArgumentError(
+                f"tweak_cache is {tweak_cache}; it must be from 0 (off) to {2**31 - 1} entries."
+            )
+        native_key = _native(key)
+        action = f"a buffer of {self._nbytes} bytes"
+        if self._nbytes > _LARGEST:
+            check(lib.CCMEM_ERR_NOMEM, action=action)
+        out = ffi.new("ccmem_store **")
+        status = lib.ccmem_store_new(
+            native_key,
+            CIPHERS[cipher],
+            self._nbytes,
+            self._page_size,
+            _version_limit,
+            tweak_cache,
+            out,
+        )
+        check(status, subject="key", action=action)
+        self._finish(out, name)
+
+    def _begin(self, nbytes: Any, cipher: Any, page_size: Any, name: Any) -> None:
+        """Sets what a buffer without a store has. Raises ArgumentError, ArgumentTypeError."""
         self._store = None
         self._anchor = None
-        self._mapped = None
+        self._exposed = None
+        self._writable = True
         self._level = "none"
         nbytes = integer("nbytes", nbytes)
         page_size = integer("page_size", page_size)
-        tweak_cache = integer("tweak_cache", tweak_cache)
         if not isinstance(cipher, str):
             raise errors.ArgumentTypeError(
                 f"cipher must be a cipher's name, not {type(cipher).__name__}."
@@ -137,24 +204,9 @@ class EncryptedBuffer(Resource):
             raise errors.PageSizeError(
                 f"page_size is {page_size}; it must be a power of two from {smallest} to {largest}."
             )
-        if not 0 <= tweak_cache < 2**31:
-            raise errors.ArgumentError(
-                f"tweak_cache is {tweak_cache}; it must be from 0 (off) to {2**31 - 1} entries."
-            )
-        if not isinstance(key, Key):
-            raise errors.ArgumentTypeError(
-                f"key must be a pyccmem.Key, not {type(key).__name__}; for key bytes use "
-                f"Key.from_bytes()."
-            )
-        native_key = key._opened()
-        action = f"a buffer of {nbytes} bytes"
-        if nbytes > sys.maxsize - largest:
-            check(lib.CCMEM_ERR_NOMEM, action=action)
-        out = ffi.new("ccmem_store **")
-        status = lib.ccmem_store_new(
-            native_key, CIPHERS[cipher], nbytes, page_size, _version_limit, tweak_cache, out
-        )
-        check(status, subject="key", action=action)
+
+    def _finish(self, out: Any, name: str | None) -> None:
+        """Takes over the native store in *out."""
         # Closing only drops this reference: a read that runs in another thread holds its own, and
         # the store is wiped and freed when the last one goes.
         self._store = ffi.gc(out[0], lib.ccmem_store_free)
@@ -195,6 +247,96 @@ class EncryptedBuffer(Resource):
         except BaseException:
             self.close()
             raise
+        return self
+
+    @classmethod
+    def _mapped(
+        cls,
+        fd: int,
+        offset: int,
+        nbytes: int,
+        *,
+        key: Key,
+        cipher: str,
+        store_id: Any,
+        page_size: int,
+        versions: Any,
+        tags: Any,
+        name: str,
+        anonymous: bool = False,
+    ) -> EncryptedBuffer:
+        """A read-only buffer over the pages of `nbytes` bytes in the open file `fd` from `offset`
+        on, a multiple of 4096. Nothing is decrypted, nothing but the records is copied: the pages
+        are mapped, and the processes that map them share one copy in the page cache.
+
+        `key` and the 16 bytes of `store_id` are what the pages were sealed under; `versions` holds
+        a uint64 a page, little-endian, `tags` 16 bytes a page. Both are to be verified before, in
+        memory of the caller's own. The file may be closed afterwards. It may also be changed by
+        whoever can write it: a page that is not as it was sealed raises IntegrityError when it is
+        read.
+
+        Whoever can write the file can also cut it off, and then the system ends a process that
+        touches what is gone (SIGBUS). With `anonymous` the pages are read into memory of this
+        process instead, which takes that memory and that time, and needs the file no longer.
+
+        Raises ReadOnlyError from everything that writes. Here: FileFormatError when the file ends
+        too early or a version is not one that a sealed page has, FileReadError when it cannot be
+        mapped or read, ArgumentError (among others for a cipher without tags: a page put back could
+        not be noticed), ArgumentTypeError, and what the constructor raises.
+        """
+        self = cls.__new__(cls)
+        self._begin(nbytes, cipher, page_size, name)
+        self._writable = False
+        if cipher not in AUTHENTICATED:
+            raise errors.ArgumentError(
+                f"cipher is {cipher!r}, which has no tags to check a file's pages against; it must "
+                f"be {' or '.join(sorted(AUTHENTICATED))}."
+            )
+        count = -(-self._nbytes // self._page_size)
+        record = (lib.CCMEM_STORE_ID_SIZE,)
+        identity = exact_bytes("store_id", store_id, record, errors.ArgumentError)
+        word = exact_bytes("versions", versions, (8 * count,), errors.ArgumentError)
+        tag = exact_bytes("tags", tags, (16 * count,), errors.ArgumentError)
+        fd, offset = integer("fd", fd), integer("offset", offset)
+        smallest = lib.CCMEM_PAGE_SIZE_MIN
+        if not 0 <= fd < 2**31:
+            raise errors.ArgumentError(f"fd is {fd}; it must be an open file's descriptor.")
+        if not 0 <= offset < 2**63 or offset % smallest:
+            raise errors.ArgumentError(
+                f"offset is {offset}; it must be a multiple of {smallest} inside a file."
+            )
+        native_key = _native(key)
+        action = f"a mapping of {self._nbytes} bytes"
+        if self._nbytes > _LARGEST:
+            check(lib.CCMEM_ERR_NOMEM, action=action)
+        out = ffi.new("ccmem_store **")
+        status = lib.ccmem_store_map(
+            native_key,
+            CIPHERS[cipher],
+            identity,
+            self._nbytes,
+            self._page_size,
+            fd,
+            offset,
+            bool(anonymous),
+            ffi.cast("uint64_t *", word),
+            tag,
+            out,
+        )
+        number = ffi.errno
+        if status == lib.CCMEM_ERR_ARGUMENT:
+            _refuse_versions(name, word)
+        check(
+            status,
+            subject="key",
+            action=action,
+            mapping=True,
+            name=name,
+            offset=offset,
+            length=count * self._page_size,
+            errno=number,
+        )
+        self._finish(out, name)
         return self
 
     # ---- reading and writing ----
@@ -262,10 +404,10 @@ class EncryptedBuffer(Resource):
         Every page touched moves to its next version; the bytes around `data` in it stay the same.
 
         Raises RangeError, BufferTypeError (NonContiguousError), ArgumentTypeError, ClosedError,
-        ForkError, VersionExhaustedError, and IntegrityError for a changed page of which `data`
-        covers a part; nothing has changed then (but where other threads write the same pages
-        meanwhile, some pages may have been written). A page that `data` covers as a whole is
-        replaced, whatever became of it.
+        ForkError, VersionExhaustedError, ReadOnlyError (see `writable`), and IntegrityError for a
+        changed page of which `data` covers a part; nothing has changed then (but where other
+        threads write the same pages meanwhile, some pages may have been written). A page that
+        `data` covers as a whole is replaced, whatever became of it.
         """
         offset = integer("offset", offset)
         source = input_buffer("data", data)
@@ -273,10 +415,10 @@ class EncryptedBuffer(Resource):
         store = self._opened()
         if offset < 0 or offset + length > self._nbytes:
             self._fail(lib.CCMEM_ERR_RANGE, offset, length)
-        if self._mapped is not None:
+        if self._exposed is not None:
             # The store must not overwrite what it is still reading: its own ciphertext as data.
             start = int(ffi.cast("uintptr_t", source))
-            if start < self._mapped[1] and start + length > self._mapped[0]:
+            if start < self._exposed[1] and start + length > self._exposed[0]:
                 source = _from_buffer(BYTES, ffi.buffer(source)[:])
         status = _store_write(store, offset, source, length)
         if status != OK:
@@ -370,6 +512,18 @@ class EncryptedBuffer(Resource):
         return self._cipher in AUTHENTICATED
 
     @property
+    def writable(self) -> bool:
+        """False for pages in a sealed file, which other processes may have loaded too: two that
+        wrote the same page would use a nonce twice."""
+        return self._writable
+
+    def _check_writable(self) -> None:
+        """Raises ReadOnlyError; for a read-only buffer ClosedError and ForkError first."""
+        if not self._writable:
+            check(lib.ccmem_store_check(self._opened()), subject="buffer")
+            self._fail(lib.CCMEM_ERR_READONLY, 0, 0)
+
+    @property
     def page_size(self) -> int:
         """Size in bytes of the unit of encryption."""
         return self._page_size
@@ -399,7 +553,7 @@ class EncryptedBuffer(Resource):
             return memoryview(b"")
         data = lib.ccmem_mapping_data(mapping)
         start = int(ffi.cast("uintptr_t", data))
-        self._mapped = (start, start + size)
+        self._exposed = (start, start + size)
         # The view keeps the array alive, the array `owner`, and its destructor's default argument
         # the mapping. The array is an anchor(), too.
         owner = ffi.gc(data, lambda _, mapping=mapping: None)
@@ -449,4 +603,8 @@ class EncryptedBuffer(Resource):
         _registry.pop(id(self), None)
 
     def _description(self) -> str:
-        return f"{self._name!a} of {self._nbytes} bytes, {self._cipher}, pages of {self._page_size}"
+        kind = "" if self._writable else ", read-only"
+        return (
+            f"{self._name!a} of {self._nbytes} bytes, {self._cipher}, pages of {self._page_size}"
+            f"{kind}"
+        )

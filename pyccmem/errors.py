@@ -21,6 +21,7 @@ its text is a sentence that says what was wrong and what would be right::
     ├── ForkError (RuntimeError)              used in a process forked from its owner
     ├── FileReadError (OSError)               a file that cannot be opened or read
     │   └── KeyFileError                      a key file that cannot be opened or read
+    ├── FileWriteError (OSError)              a file that cannot be written
     ├── FileFormatError (ValueError)          a file whose contents are not what they must be
     ├── ProcessAccessError (OSError)          a process whose memory cannot be read
     │   ├── NoProcessError (ProcessLookupError)   no such process, or it has ended
@@ -32,6 +33,7 @@ its text is a sentence that says what was wrong and what would be right::
     ├── SecretMemoryError (RuntimeError)      the required secret-memory level cannot be had
     ├── EntropyError (RuntimeError)           the system's random generator failed
     ├── VersionExhaustedError (RuntimeError)  a page has no unused version left under its key
+    ├── ReadOnlyError (ValueError)            a write to what lies in a sealed file
     ├── IntegrityError (ValueError)           a page or a message that does not match its tag
     ├── NotAuthenticatedError (RuntimeError)  a check of tags where the cipher has none
     └── SelfTestError (RuntimeError)          a known-answer test failed
@@ -55,6 +57,7 @@ __all__ = [
     "EntropyError",
     "FileFormatError",
     "FileReadError",
+    "FileWriteError",
     "ForkError",
     "IndexingError",
     "InsecureKeyFileWarning",
@@ -75,6 +78,7 @@ __all__ = [
     "PyccmemError",
     "PyccmemWarning",
     "RangeError",
+    "ReadOnlyError",
     "ReadOnlyOutputError",
     "SecretMemoryError",
     "SelfTestError",
@@ -156,6 +160,14 @@ class KeyFileError(FileReadError):
     """A key file that cannot be opened or read; `errno` and `filename` are set where known."""
 
 
+class FileWriteError(PyccmemError, OSError):
+    """A file that cannot be written; `errno` and `filename` are set where known. What was there
+    before is unchanged."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
 class FileFormatError(PyccmemError, ValueError):
     """A file whose contents are not what its format demands. Nothing was taken from it."""
 
@@ -200,14 +212,19 @@ class VersionExhaustedError(PyccmemError, RuntimeError):
     """A page has no unused version left under its key, so it can be read but not written."""
 
 
-class IntegrityError(PyccmemError, ValueError):
-    """A page or a message that does not match its tag: someone or something changed it. Nothing of
-    it was handed out; other pages can still be read."""
+class ReadOnlyError(PyccmemError, ValueError):
+    """A write to a buffer or tensor over the pages of a sealed file, which other processes may have
+    loaded too: two that wrote the same page would use a nonce twice. Nothing has changed."""
 
-    #: The buffer's name; None for a message.
+
+class IntegrityError(PyccmemError, ValueError):
+    """A page, a message or a wrapped key that does not match its tag: someone or something changed
+    it. Nothing of it was handed out; other pages can still be read."""
+
+    #: The buffer's name; None for a message and a wrapped key, and so are the next three.
     name: str | None
     #: The page's number, the version it was to be opened under, the offset of its first byte in the
-    #: buffer; None for a message.
+    #: buffer.
     page: int | None
     version: int | None
     offset: int | None

@@ -24,6 +24,8 @@ __all__ = [
     "aegis128x2_decrypt",
     "aegis128x2_encrypt",
     "aes_cmac",
+    "aes_key_unwrap",
+    "aes_key_wrap",
     "kdf_counter_cmac",
     "xts_decrypt",
     "xts_encrypt",
@@ -34,6 +36,7 @@ _AEGIS_NAMES = {1: "AEGIS-128L", 2: "AEGIS-128X2"}  # by the number of lanes
 _AEGIS_TAG_SIZES = (16, 32)
 _KDF_BYTES_MAX = 8160  # what the native function takes, far more than keys need
 _KDF_FIELD_MAX = 64
+_KW_BYTES_MIN, _KW_BYTES_MAX = 16, 2**16  # of the key that is wrapped
 
 
 def _xts(encrypt: int, key: Any, tweak: Any, data: Any, tier: str | None) -> bytes:
@@ -198,6 +201,37 @@ def aes_cmac(key: Any, message: Any, *, tier: str | None = None) -> bytes:
         action="AES-CMAC",
     )
     return bytes(ffi.buffer(tag))
+
+
+def _key_wrap(wrap: int, kek: Any, name: str, key: Any, tier: str | None) -> bytes:
+    number = tier_number(tier)
+    kek_buffer = exact_bytes("The wrapping key", kek, (16, 24, 32), errors.InvalidKeyError)
+    source = input_buffer(name, key)
+    length, extra = len(source), 0 if wrap else 8
+    least, most = _KW_BYTES_MIN + extra, _KW_BYTES_MAX + extra
+    if length % 8 or not least <= length <= most:
+        raise errors.ArgumentError(
+            f"{name} has {length} bytes; it must have a multiple of 8, from {least} to {most}."
+        )
+    size = length + 8 if wrap else length - 8
+    out = ffi.new("uint8_t[]", size)
+    status = lib.ccmem_aes_kw(number, wrap, kek_buffer, len(kek_buffer), source, length, out)
+    check(status, action="AES key wrap", unwrapping=True)
+    result = bytes(ffi.buffer(out))
+    lib.ccmem_wipe(out, size)
+    return result
+
+
+def aes_key_wrap(kek: Any, key: Any, *, tier: str | None = None) -> bytes:
+    """`key`, a multiple of 8 bytes from 16 on, wrapped under `kek` of 16, 24 or 32 bytes: 8 bytes
+    more (AES key wrap: KW of NIST SP 800-38F, RFC 3394). Raises InvalidKeyError, ArgumentError."""
+    return _key_wrap(1, kek, "key", key, tier)
+
+
+def aes_key_unwrap(kek: Any, wrapped: Any, *, tier: str | None = None) -> bytes:
+    """What aes_key_wrap() wrapped. Raises IntegrityError when it was wrapped under another key or
+    changed, InvalidKeyError, ArgumentError."""
+    return _key_wrap(0, kek, "wrapped", wrapped, tier)
 
 
 def kdf_counter_cmac(

@@ -12,7 +12,7 @@ import warnings
 from typing import Any
 
 from . import errors
-from ._arguments import exact_bytes, input_buffer, integer
+from ._arguments import exact_bytes, input_buffer, integer, output_buffer
 from ._lib import LEVELS, anchor, check, ffi, lib
 from ._resource import Resource
 
@@ -245,6 +245,67 @@ class Key(Resource):
             _wipe_bytes(encoded)
         check(status, subject="key", action="a key", require=require)
         return cls._adopt(out)
+
+    # ---- keys of files ----
+
+    @property
+    def id(self) -> str:
+        """A name of the key for everybody: 32 hexadecimal digits derived from it, which tell keys
+        apart and reveal nothing else. Raises ClosedError, ForkError."""
+        out = ffi.new("uint8_t[]", lib.CCMEM_KEY_ID_SIZE)
+        check(lib.ccmem_key_id(self._opened(), out), subject="key", action="the key's id")
+        return bytes(ffi.buffer(out)).hex()
+
+    def _wrap(self, data_key: Key) -> bytes:
+        """`data_key` encrypted under this key (AES-256 key wrap, RFC 3394), 40 bytes.
+
+        Raises ClosedError, ForkError, LockedMemoryError, OutOfMemoryError.
+        """
+        out = ffi.new("uint8_t[]", lib.CCMEM_WRAPPED_KEY_SIZE)
+        status = lib.ccmem_key_wrap(self._opened(), data_key._opened(), out)
+        check(status, subject="key", action="wrapping a key")
+        return bytes(ffi.buffer(out))
+
+    def _unwrap(self, wrapped: Any, require: str | None = None) -> Key:
+        """The key that _wrap() encrypted, in secret memory.
+
+        Raises IntegrityError when it was wrapped under another key or changed, ArgumentError for
+        another length, ClosedError, ForkError, and what generate() raises.
+        """
+        level = _required_level(require)
+        sizes = (lib.CCMEM_WRAPPED_KEY_SIZE,)
+        source = exact_bytes("The wrapped key", wrapped, sizes, errors.ArgumentError)
+        out = ffi.new("ccmem_key **")
+        status = lib.ccmem_key_unwrap(self._opened(), source, level, out)
+        check(status, subject="key", action="unwrapping a key", require=require, unwrapping=True)
+        return self._adopt(out)
+
+    def _mac(self, context: Any, data: Any) -> bytes:
+        """The AES-CMAC of `data` under a key derived from this one for `context` of 16 bytes.
+
+        Raises ArgumentError, BufferTypeError, ClosedError, ForkError, LockedMemoryError.
+        """
+        purpose = exact_bytes("context", context, (lib.CCMEM_STORE_ID_SIZE,), errors.ArgumentError)
+        source = input_buffer("data", data)
+        tag = ffi.new("uint8_t[]", lib.CCMEM_MAC_SIZE)
+        status = lib.ccmem_key_mac(self._opened(), purpose, source, len(source), tag)
+        check(status, subject="key", action="a message authentication code")
+        return bytes(ffi.buffer(tag))
+
+    def _copy_into(self, out: Any) -> None:
+        """Puts the key's bytes into `out`, a writable buffer of 32 bytes, which the caller wipes:
+        for a key service that wraps them itself.
+
+        Raises ArgumentError, BufferTypeError, ClosedError, ForkError.
+        """
+        target = output_buffer("out", out)
+        if len(target) != lib.CCMEM_ROOT_KEY_SIZE:
+            raise errors.ArgumentError(
+                f"out has {len(target)} bytes; it must have {lib.CCMEM_ROOT_KEY_SIZE}."
+            )
+        check(lib.ccmem_key_copy(self._opened(), target), subject="key", action="a copy of the key")
+
+    # ---- what it is ----
 
     @property
     def level(self) -> str:

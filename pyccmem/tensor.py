@@ -126,7 +126,7 @@ class EncryptedTensor(Resource):
         "_table",
     )
 
-    _instead_of_a_copy = "make a new one with from_numpy(tensor[...])"
+    _instead_of_a_copy = "make a new one with copy(key=...)"
 
     _buffer: EncryptedBuffer
     _offset: int  # of the first element in the buffer
@@ -214,6 +214,54 @@ class EncryptedTensor(Resource):
     ) -> EncryptedTensor:
         """The same as zeros(): what was never written reads as zeros and costs nothing."""
         return cls.zeros(shape, dtype, key=key, cipher=cipher, page_size=page_size, name=name)
+
+    def copy(
+        self,
+        *,
+        key: Key,
+        cipher: str | None = None,
+        page_size: int | None = None,
+        name: str | None = None,
+    ) -> EncryptedTensor:
+        """A tensor of the same contents, shape and dtype in a buffer of its own, which can be
+        written even where this one cannot (see `writable`). What is not named stays as it is here.
+        Opened and sealed anew 1 MiB at a time, in memory that is wiped.
+
+        Raises IntegrityError when one of the pages was changed, ClosedError, ForkError,
+        OutOfMemoryError, and what EncryptedBuffer raises.
+        """
+        buffer = EncryptedBuffer(
+            self._nbytes,
+            key=key,
+            cipher=self.cipher if cipher is None else cipher,
+            page_size=self.page_size if page_size is None else page_size,
+            name=self.name if name is None else name,
+        )
+        try:
+            self._copy_to(buffer)
+        except BaseException:
+            buffer.close()
+            raise
+        return self._of(buffer, self._ghost, self._dtype, 0)
+
+    def _copy_to(self, buffer: EncryptedBuffer) -> None:
+        """Fills a buffer of this tensor's size with its bytes."""
+        source = self._opened()
+        check(lib.ccmem_store_check(source), subject="tensor")
+        if not self._nbytes:
+            return
+        pointer, memory = _block(min(self._nbytes, STAGING_BYTES))
+        try:
+            for at in range(0, self._nbytes, STAGING_BYTES):
+                nbytes = min(self._nbytes - at, STAGING_BYTES)
+                status = _store_read(source, self._offset + at, pointer, nbytes)
+                if status != OK:
+                    self._buffer._fail(status, self._offset + at, nbytes)
+                status = _store_write(buffer._opened(), at, pointer, nbytes)
+                if status != OK:
+                    buffer._fail(status, at, nbytes)
+        finally:
+            _plain.wipe(memory)
 
     @classmethod
     def _adopt(
@@ -495,7 +543,7 @@ class EncryptedTensor(Resource):
         memory that is wiped. Raises as __getitem__() does (IntegrityError for a changed page that
         is covered in part; one that is covered as a whole is replaced), ArgumentError and
         ArgumentTypeError where numpy raises ValueError and TypeError for the value,
-        VersionExhaustedError.
+        VersionExhaustedError, ReadOnlyError.
         """
         try:
             run = self._run(index)
@@ -518,7 +566,7 @@ class EncryptedTensor(Resource):
             and value.shape == shape
             and value.dtype == dtype
             and value.flags.c_contiguous
-            and self._buffer._mapped is None
+            and self._buffer._exposed is None
         )
 
     def _as_stored(self, value: Any, chosen: Selection) -> Array:
@@ -557,6 +605,7 @@ class EncryptedTensor(Resource):
 
     def _write_selection(self, chosen: Selection, value: Any) -> None:
         """Writes `value` to a selection."""
+        self._buffer._check_writable()
         shape, nbytes = chosen.full_shape, chosen.nbytes
         if chosen.how is How.VIEW and nbytes > STAGING_BYTES:
             if isinstance(value, (bool, int, float, complex, np.generic)):
@@ -594,6 +643,8 @@ class EncryptedTensor(Resource):
 
     @contextmanager
     def _opened_as(self, writable: bool) -> Iterator[Array]:
+        if writable:
+            self._buffer._check_writable()
         if not self._nbytes:
             yield self[...]
             return
@@ -616,7 +667,8 @@ class EncryptedTensor(Resource):
         the end, even where references to it remain. What others write to the tensor meanwhile is
         lost with "r+".
 
-        Raises ArgumentError for another mode.
+        Raises ArgumentError for another mode, ReadOnlyError for "r+" where the tensor lies in a
+        sealed file.
         """
         if not isinstance(mode, str) or mode not in ("r", "r+"):
             raise errors.ArgumentError(f"mode is {mode!r}; it must be 'r' or 'r+'.")
@@ -701,6 +753,12 @@ class EncryptedTensor(Resource):
         return self._buffer.name
 
     @property
+    def writable(self) -> bool:
+        """False for a tensor that lies in a sealed file: writing raises ReadOnlyError, and copy()
+        makes one that can be written."""
+        return self._buffer.writable
+
+    @property
     def cipher(self) -> str:
         """Name of the cipher suite."""
         return self._buffer.cipher
@@ -726,7 +784,8 @@ class EncryptedTensor(Resource):
         return self._buffer.closed
 
     def _description(self) -> str:
-        return f"{self.name!a} of shape {self._shape}, {self._dtype}, {self.cipher}"
+        kind = "" if self.writable else ", read-only"
+        return f"{self.name!a} of shape {self._shape}, {self._dtype}, {self.cipher}{kind}"
 
     # ---- lifetime ----
 

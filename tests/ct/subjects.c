@@ -15,6 +15,7 @@
 #include "aegis.h"
 #include "aes_bitslice.h"
 #include "gf128_portable.h"
+#include "keywrap.h"
 #include "xts.h"
 
 static ccmem_tier tier;
@@ -132,6 +133,52 @@ static void kdf(void) {
                            out, sizeof out - 5));
         REQUIRE(is_secret(out, sizeof out - 5));
     }
+}
+
+/* ---- keys of files ---------------------------------------------------------------------------- */
+
+static void key_wrap(void) {
+    for (size_t key_len = 16; key_len <= 32; key_len += 8)
+        for (size_t n = KEYWRAP_MIN; n <= 40; n += KEYWRAP_UNIT) {
+            uint8_t key[32], plain[40], wrapped[48], got[40];
+            fill_secret(key, sizeof key, SEED_KEY);
+            fill_secret(plain, sizeof plain, SEED_PLAIN);
+            REQUIRE(!ccmem_aes_kw(tier, 1, key, key_len, plain, n, wrapped));
+            REQUIRE(is_secret(wrapped, n + KEYWRAP_UNIT));
+            make_public(wrapped, n + KEYWRAP_UNIT);
+            REQUIRE(!ccmem_aes_kw(tier, 0, key, key_len, wrapped, n + KEYWRAP_UNIT, got));
+            REQUIRE(is_secret(got, n));
+            make_public(got, n);
+            REQUIRE(is_filled(got, n, SEED_PLAIN));
+            wrapped[n] ^= 1;
+            REQUIRE(ccmem_aes_kw(tier, 0, key, key_len, wrapped, n + KEYWRAP_UNIT, got) ==
+                    CCMEM_ERR_INTEGRITY);
+        }
+}
+
+/* A root key wraps a data key, names it, and makes a tag with it. */
+static void file_keys(void) {
+    uint8_t raw[32], wrapped[CCMEM_WRAPPED_KEY_SIZE], context[16], msg[50], out[32];
+    ccmem_key *root, *data, *again;
+
+    fill_secret(raw, sizeof raw, SEED_KEY);
+    fill(context, sizeof context, SEED_PUBLIC);
+    fill(msg, sizeof msg, SEED_PUBLIC);
+    REQUIRE(!ccmem_key_from_bytes(raw, CCMEM_SECRET_MLOCK, &root));
+    REQUIRE(!ccmem_key_generate(CCMEM_SECRET_MLOCK, &data));
+    REQUIRE(!ccmem_key_wrap(root, data, wrapped));
+    REQUIRE(is_secret(wrapped, sizeof wrapped));
+    make_public(wrapped, sizeof wrapped);
+    REQUIRE(!ccmem_key_unwrap(root, wrapped, CCMEM_SECRET_MLOCK, &again));
+    REQUIRE(!ccmem_key_copy(again, out));
+    REQUIRE(is_secret(out, sizeof out));
+    REQUIRE(!ccmem_key_id(again, out));
+    REQUIRE(is_secret(out, CCMEM_KEY_ID_SIZE));
+    REQUIRE(!ccmem_key_mac(again, context, msg, sizeof msg, out));
+    REQUIRE(is_secret(out, CCMEM_MAC_SIZE));
+    ccmem_key_free(data);
+    ccmem_key_free(root);
+    check_key(again);
 }
 
 /* ---- XTS ------------------------------------------------------------------------------------- */
@@ -428,6 +475,8 @@ static const struct {
 } subjects[] = {
     {"aes", aes},
     {"cmac-and-kdf", kdf},
+    {"key-wrap", key_wrap},
+    {"keys-of-files", file_keys},
     {"gf128", gf128_arithmetic},
     {"xts-data-units", xts_units},
     {"xts-kernels", xts_kernels},
