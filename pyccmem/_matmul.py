@@ -41,11 +41,12 @@ _SINGLE = frozenset(("float32", "float16", "bfloat16"))
 #: 0.78 and 0.96; two threads: 8 rows 0.80 and 0.66, 12 rows 0.56 and 0.62.
 BLAS_ROWS = 10
 
-#: Bytes of the matrix in the clear at a time and thread on that way, in the type that is multiplied
-#: (with two threads, tiles of 1 MiB reach 0.70 for 16 rows of x, of 2 MiB 0.81); and with
-#: MANY_ROWS of x or more in all: a BLAS copies all of x anew for each tile (512 rows of x: tiles of
-#: 1 MiB are multiplied at 0.79 of the plain product's speed, of 4 MiB at 0.92).
-TILE_BYTES = 1 << 20
+#: Bytes of the matrix in the clear at a time on that way, in the type that is multiplied: TILE_BYTES
+#: for one thread and fewer than MANY_ROWS of x in all, else LARGE_TILE_BYTES a thread, up to four. A BLAS
+#: copies all of x anew for each tile, and its threads wait for each other at the end of each. In times the
+#: plain product's speed (4096 x 4096): one thread, 64 rows, tiles of 1 / 2 / 4 MiB 0.87 / 0.91 / 0.88, 512
+#: rows 0.77 / 0.83 / 0.98; two threads, 64 rows, 2 / 4 / 8 / 16 MiB 0.55 / 0.71 / 0.76 / 0.82.
+TILE_BYTES = 2 << 20
 MANY_ROWS = 256
 LARGE_TILE_BYTES = 4 << 20
 
@@ -301,11 +302,17 @@ def _floats(array: Array | None) -> Any:
 # ---- by tiles ------------------------------------------------------------------------------------
 
 
+def tile_bytes(lines: int) -> int:
+    """The most bytes of a tile for `lines` rows of x, in the type that is multiplied."""
+    threads: int = min(lib.ccmem_threads(), 4)
+    return LARGE_TILE_BYTES * threads if lines >= MANY_ROWS or threads > 1 else TILE_BYTES
+
+
 def _tile_rows(weight: EncryptedTensor, kind: np.dtype[Any], lines: int) -> int:
     """How many rows of the matrix are opened at a time for `lines` rows of x: as many in each tile,
     but for the last."""
     height = max(1, weight.shape[0])
-    nbytes = LARGE_TILE_BYTES if lines >= MANY_ROWS else TILE_BYTES * min(lib.ccmem_threads(), 4)
+    nbytes = tile_bytes(lines)
     most = max(1, nbytes // max(1, weight.shape[1] * kind.itemsize))
     return -(-height // -(-height // most))
 

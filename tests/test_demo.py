@@ -172,6 +172,7 @@ def test_rowwise() -> None:
 @pytest.mark.parametrize("tile_bytes", [1, 1000, 4 << 20])
 def test_linear(key: Key, monkeypatch: pytest.MonkeyPatch, tile_bytes: int) -> None:
     monkeypatch.setattr(_matmul, "TILE_BYTES", tile_bytes)
+    monkeypatch.setattr(_matmul, "LARGE_TILE_BYTES", tile_bytes)
     rng = np.random.default_rng(2)
     x, weight, bias = (
         rng.standard_normal(s).astype(np.float32) for s in ((2, 5, 30), (37, 30), (37,))

@@ -413,7 +413,7 @@ assert measure(1, "f4", 2 * (160 << 10) + 2 * 8000) > 0
 measure(9, "f4", 2 * (160 << 10) + 9 * 2 * 8000)
 # By tiles, larger for more threads: as stored, and converted where the types differ.
 size = np.dtype(sys.argv[1]).itemsize
-tile = _matmul.TILE_BYTES * pyccmem.get_num_threads()
+tile = _matmul.tile_bytes(20)
 peak = measure(20, "f4", tile if size == 4 else tile * (4 + size) // 4)
 assert peak > tile // 2
 measure(20, "f8", max(peak, tile * (8 + size) // 8))
@@ -520,7 +520,7 @@ import sys, threading
 import numpy as np, pyccmem
 from pyccmem import Key, linear, _matmul
 from pyccmem.safetensors import load_file
-_matmul.TILE_BYTES = int(sys.argv[2])
+_matmul.TILE_BYTES = _matmul.LARGE_TILE_BYTES = int(sys.argv[2])
 t = load_file(sys.argv[1], key=Key.generate())["w"]
 way = sys.argv[3]
 rows = {"native": 1, "tiles": 20, "whole": 20}[way]
