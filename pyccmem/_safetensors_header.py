@@ -14,12 +14,26 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from . import errors
 
-__all__ = ["DTYPE_BITS", "MAX_HEADER_BYTES", "Entry", "open_file", "read_header"]
+__all__ = [
+    "DTYPE_BITS",
+    "LENGTH_BYTES",
+    "MAX_ELEMENTS",
+    "MAX_HEADER_BYTES",
+    "Entry",
+    "Header",
+    "open_file",
+    "parse_object",
+    "read_all",
+    "read_header",
+    "shown",
+    "tensor_bytes",
+]
 
 #: Longest header that is read, in bytes; the format's own limit.
 MAX_HEADER_BYTES = 100_000_000
@@ -50,9 +64,13 @@ DTYPE_BITS: dict[str, int] = {
     "C64": 64,
 }
 
-_LENGTH_BYTES = 8
+#: Bytes before the header that hold its length.
+LENGTH_BYTES = 8
+
+#: No tensor of the format has more elements.
+MAX_ELEMENTS = 2**63 - 1
+
 _FIELDS = ("dtype", "shape", "data_offsets")
-_MOST_ELEMENTS = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -69,6 +87,21 @@ class Entry:
     def nbytes(self) -> int:
         """Bytes of data."""
         return self.end - self.start
+
+
+@dataclass(frozen=True)
+class Header:
+    """All that precedes the data of a file of `size` bytes."""
+
+    raw: bytes  # the length, the JSON text and its padding, as they are in the file
+    metadata: dict[str, str]
+    entries: list[Entry]  # in the order of their data
+    size: int
+
+    @property
+    def data_start(self) -> int:
+        """Offset in the file of the first byte of data."""
+        return len(self.raw)
 
 
 def open_file(path: str | os.PathLike[str]) -> BinaryIO:
@@ -91,7 +124,13 @@ def _open_at_once(path: str, flags: int) -> int:
 
 
 def read_header(file: BinaryIO) -> list[Entry]:
-    """The tensors of an open safetensors file, in the order of their data.
+    """The tensors of an open safetensors file, in the order of their data; reads and raises as
+    read_all()."""
+    return read_all(file).entries
+
+
+def read_all(file: BinaryIO) -> Header:
+    """The header of an open safetensors file.
 
     Reads the header and nothing more, and leaves the position at the first byte of the data.
     Raises FileFormatError with what is wrong, FileReadError when the system refuses a read.
@@ -100,18 +139,19 @@ def read_header(file: BinaryIO) -> list[Entry]:
     try:
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
-        if size < _LENGTH_BYTES:
+        if size < LENGTH_BYTES:
             raise _wrong(
-                f"the file has {size} bytes; the length of the header alone takes {_LENGTH_BYTES}"
+                f"the file has {size} bytes; the length of the header alone takes {LENGTH_BYTES}"
             )
-        length = int.from_bytes(_read_exactly(file, _LENGTH_BYTES), "little")
+        prefix = _read_exactly(file, LENGTH_BYTES)
+        length = int.from_bytes(prefix, "little")
         if length > MAX_HEADER_BYTES:
             raise _wrong(
                 f"it announces a header of {length} bytes; the format allows {MAX_HEADER_BYTES}"
             )
-        if length > size - _LENGTH_BYTES:
+        if length > size - LENGTH_BYTES:
             raise _wrong(
-                f"it announces a header of {length} bytes and only {size - _LENGTH_BYTES} follow; "
+                f"it announces a header of {length} bytes and only {size - LENGTH_BYTES} follow; "
                 f"the file is cut short or no safetensors file"
             )
         header = _read_exactly(file, length)
@@ -119,15 +159,13 @@ def read_header(file: BinaryIO) -> list[Entry]:
         if isinstance(error, errors.PyccmemError):
             raise
         raise _unreadable(name, error) from None
-    data_start = _LENGTH_BYTES + length
-    entries = [
-        _entry(tensor, fields, data_start, size)
-        for tensor, fields in _parse(header).items()
-        if tensor != "__metadata__"
-    ]
+    data_start = LENGTH_BYTES + length
+    document = _parse(header)
+    metadata = document.pop("__metadata__", {})
+    entries = [_entry(tensor, fields, data_start, size) for tensor, fields in document.items()]
     entries.sort(key=lambda entry: (entry.start, entry.end))
     _check_coverage(entries, data_start, size)
-    return entries
+    return Header(prefix + header, metadata, entries, size)
 
 
 def _unreadable(path: str | os.PathLike[str], error: Exception) -> errors.FileReadError:
@@ -156,47 +194,58 @@ def _read_exactly(file: BinaryIO, count: int) -> bytes:
     return b"".join(parts)
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """A value out of the header for an error message: ASCII, one line, short."""
     text = ascii(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        seen: set[str] = set()
-        for name, _ in pairs:
-            if name in seen:
-                raise _wrong(f"its header has {_shown(name)} twice")
-            seen.add(name)
-    return found
+def parse_object(text: str, what: str, wrong: Callable[[str], Exception]) -> dict[str, Any]:
+    """A JSON object: no name twice in any object, no NaN, no number that Python cannot convert.
+    Otherwise raises what `wrong` makes of a clause that begins with `what`."""
+
+    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            seen: set[str] = set()
+            for name, _ in pairs:
+                if name in seen:
+                    raise _Refused(f"has {shown(name)} twice")
+                seen.add(name)
+        return found
+
+    def no_constant(name: str) -> None:
+        raise _Refused(f"has {name}, which is not JSON")
+
+    try:
+        document = json.loads(text, object_pairs_hook=no_duplicates, parse_constant=no_constant)
+        if not isinstance(document, dict):
+            raise _Refused("is not an object")
+    except _Refused as refusal:
+        why = str(refusal)
+    except RecursionError:
+        why = "is nested too deeply"
+    except json.JSONDecodeError as error:
+        why = f"is not JSON ({error.msg} at character {error.pos})"
+    except ValueError:  # a number of more digits than Python converts
+        why = "has a number that is far too large"
+    else:
+        return document
+    raise wrong(f"{what} {why}")
 
 
-def _no_constant(name: str) -> None:
-    raise _wrong(f"its header has {name}, which is not JSON")
+class _Refused(Exception):
+    """What json cannot say of an object; never leaves parse_object()."""
 
 
 def _parse(header: bytes) -> dict[str, Any]:
     if header[:1] != b"{":
         raise _wrong("its header does not begin with '{'")
     try:
-        document = json.loads(
-            header.decode("utf-8"),
-            object_pairs_hook=_no_duplicates,
-            parse_constant=_no_constant,
-        )
-    except errors.FileFormatError:
-        raise
-    except RecursionError:
-        raise _wrong("its header is nested too deeply") from None
+        text = header.decode("utf-8")
     except UnicodeDecodeError as error:
         raise _wrong(f"byte {error.start} of its header is not UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise _wrong(f"its header is not JSON ({error.msg} at character {error.pos})") from None
-    except ValueError:  # a number of more digits than Python converts
-        raise _wrong("its header has a number that is far too large") from None
-    assert isinstance(document, dict), "JSON that begins with '{' is an object"
+    document = parse_object(text, "its header", _wrong)
     metadata = document.get("__metadata__", {})
     if not isinstance(metadata, dict) or not all(
         isinstance(value, str) for value in metadata.values()
@@ -208,50 +257,59 @@ def _parse(header: bytes) -> dict[str, Any]:
 def _counts(what: str, value: object, tensor: str) -> tuple[int, ...]:
     # type() rather than isinstance(): true and false are numbers to Python.
     if not isinstance(value, list) or not all(
-        type(number) is int and 0 <= number <= _MOST_ELEMENTS for number in value
+        type(number) is int and 0 <= number <= MAX_ELEMENTS for number in value
     ):
         raise _wrong(
-            f"the {what} of tensor {_shown(tensor)} is {_shown(value)}; it must be a list of whole "
+            f"the {what} of tensor {shown(tensor)} is {shown(value)}; it must be a list of whole "
             f"numbers from 0 to 2^63 - 1"
         )
     return tuple(value)
 
 
+def tensor_bytes(
+    dtype: str, shape: tuple[int, ...], name: str, wrong: Callable[[str], Exception]
+) -> int:
+    """Bytes of a tensor of a dtype of DTYPE_BITS; raises what `wrong` makes of a clause about the
+    tensor, `name` as it is to be shown."""
+    elements = 1
+    for extent in shape:
+        elements *= extent
+        if elements > MAX_ELEMENTS:
+            raise wrong(f"the shape of tensor {name} has more than 2^63 - 1 elements")
+    bits = elements * DTYPE_BITS[dtype]
+    if bits % 8:
+        raise wrong(f"tensor {name} does not fill whole bytes")
+    return bits // 8
+
+
 def _entry(tensor: str, fields: object, data_start: int, size: int) -> Entry:
-    shown = _shown(tensor)
+    quoted = shown(tensor)
     try:
         tensor.encode("utf-8")
     except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell
-        raise _wrong(f"the name {shown} is not Unicode text") from None
+        raise _wrong(f"the name {quoted} is not Unicode text") from None
     if not isinstance(fields, dict) or sorted(fields) != sorted(_FIELDS):
-        raise _wrong(f"tensor {shown} must have exactly the fields {', '.join(_FIELDS)}")
+        raise _wrong(f"tensor {quoted} must have exactly the fields {', '.join(_FIELDS)}")
     dtype = fields["dtype"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         raise _wrong(
-            f"the dtype of tensor {shown} is {_shown(dtype)}; the known ones are "
+            f"the dtype of tensor {quoted} is {shown(dtype)}; the known ones are "
             f"{', '.join(DTYPE_BITS)}"
         )
     shape = _counts("shape", fields["shape"], tensor)
     offsets = _counts("data_offsets", fields["data_offsets"], tensor)
-    elements = 1
-    for extent in shape:
-        elements *= extent
-        if elements > _MOST_ELEMENTS:
-            raise _wrong(f"the shape of tensor {shown} has more than 2^63 - 1 elements")
-    bits = elements * DTYPE_BITS[dtype]
-    if bits % 8:
-        raise _wrong(f"tensor {shown} does not fill whole bytes")
+    nbytes = tensor_bytes(dtype, shape, quoted, _wrong)
     data_bytes = size - data_start
     if len(offsets) != 2 or not offsets[0] <= offsets[1] <= data_bytes:
         raise _wrong(
-            f"the data_offsets of tensor {shown} are {_shown(list(offsets))}; they must be a begin "
+            f"the data_offsets of tensor {quoted} are {shown(list(offsets))}; they must be a begin "
             f"and an end within the {data_bytes} bytes of data"
         )
     begin, end = offsets
-    if end - begin != bits // 8:
+    if end - begin != nbytes:
         raise _wrong(
-            f"tensor {shown} has {end - begin} bytes; dtype {dtype} and shape "
-            f"{_shown(list(shape))} need {_shown(bits // 8)}"
+            f"tensor {quoted} has {end - begin} bytes; dtype {dtype} and shape "
+            f"{shown(list(shape))} need {shown(nbytes)}"
         )
     return Entry(tensor, dtype, shape, data_start + begin, data_start + end)
 
@@ -261,7 +319,7 @@ def _check_coverage(entries: list[Entry], data_start: int, size: int) -> None:
     for entry in entries:
         if entry.start != at:
             what = "overlaps the one before it" if entry.start < at else "follows a hole"
-            raise _wrong(f"the data of tensor {_shown(entry.name)} {what}")
+            raise _wrong(f"the data of tensor {shown(entry.name)} {what}")
         at = entry.end
     if at != size:
         raise _wrong(f"{size - at} bytes at its end belong to no tensor")

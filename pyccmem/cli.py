@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `pyccmem`: what this machine offers, whether it works, how fast it is; a demo on a
-real model; a search for weights in the memory of a process.
+"""The command `pyccmem`: what this machine offers, whether it works, how fast it is; keys and
+sealed files; a demo on a real model; a search for weights in the memory of a process.
 
 Exit status: 0 success; 1 a self-test or a benchmark's check of its results failed, the demo did not
-show what it should, or the audit found something; 2 wrong usage, or any other error of pyccmem; 130
-interrupted.
+show what it should, a sealed file was changed, or the audit found something; 2 wrong usage, or any
+other error of pyccmem; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -116,12 +116,18 @@ def _selftest(arguments: argparse.Namespace) -> int:
     return 0
 
 
-#: Commands with a package of their own, imported by name and only when asked for: they import more
-#: than the other commands need.
-_PACKAGES = {
-    "bench": "how fast, as ratios to what this machine could do",
-    "demo": "a real model answers with its weights encrypted in RAM",
-    "audit": "look for a file's weights in the memory of a process",
+#: Commands with a module of their own, imported only when asked for: they import more than the
+#: other commands need.
+_MODULES = {
+    "keygen": ("sealed_commands.keygen", "make a key file"),
+    "encrypt": ("sealed_commands.encrypt", "seal a safetensors file or a model's directory"),
+    "decrypt": ("sealed_commands.decrypt", "write a sealed file or directory in the clear"),
+    "inspect": ("sealed_commands.inspect", "what a sealed file says of itself"),
+    "verify": ("sealed_commands.verify", "is a sealed file as it was sealed?"),
+    "rewrap": ("sealed_commands.rewrap", "have a sealed file opened by another key"),
+    "bench": ("bench", "how fast, as ratios to what this machine could do"),
+    "demo": ("demo", "a real model answers with its weights encrypted in RAM"),
+    "audit": ("audit", "look for a file's weights in the memory of a process"),
 }
 
 
@@ -129,9 +135,9 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pyccmem",
         description="Memory that holds tensors and buffers as ciphertext while a program runs.",
-        epilog="Exit status: 0 success, 1 a test failed or the audit found something, 2 wrong "
-        "usage or another error, 130 interrupted. Environment: PYCCMEM_TIER, "
-        "PYCCMEM_NUM_THREADS.",
+        epilog="Exit status: 0 success, 1 a test failed, a sealed file was changed or the audit "
+        "found something, 2 wrong usage or another error, 130 interrupted. Environment: "
+        "PYCCMEM_TIER, PYCCMEM_NUM_THREADS.",
     )
     parser.add_argument("--version", action="version", version=f"pyccmem {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -145,12 +151,12 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
     test.add_argument("--json", action="store_true", help="print JSON")
     test.set_defaults(run=_selftest)
 
-    for name, summary in _PACKAGES.items():
+    for name, (module, summary) in _MODULES.items():
         own = commands.add_parser(name, help=summary)
         if command == name:
-            module = importlib.import_module(f"pyccmem.{name}")
-            module.add_arguments(own)
-            own.set_defaults(run=module.run)
+            found = importlib.import_module(f"pyccmem.{module}")
+            found.add_arguments(own)
+            own.set_defaults(run=found.run)
     return parser
 
 

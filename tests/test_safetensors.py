@@ -18,6 +18,7 @@ from support import linux_only
 import pyccmem
 from pyccmem import EncryptedTensor, Key, _plain, errors
 from pyccmem import safetensors as loader
+from pyccmem.safetensors import _load
 
 NUMPY = {
     "F64": "float64",
@@ -266,8 +267,8 @@ def test_reads_that_give_less_than_asked(
         opened.append(Slow(real(path)))
         return opened[-1]
 
-    real = loader.open_file
-    monkeypatch.setattr(loader, "open_file", open_slow)
+    real = _load.open_file
+    monkeypatch.setattr(_load, "open_file", open_slow)
     weights = loader.load_file(model, key=key)
     assert weights["matrix"][...].tobytes() == random_bytes(2_800_000, 2)
     assert opened[0].calls > 10, "the reads were not cut into pieces"
@@ -290,8 +291,8 @@ def test_error_of_the_disk(model: Path, key: Key, monkeypatch: pytest.MonkeyPatc
         def __exit__(self, *_: object) -> None:
             self.file.close()
 
-    real = loader.open_file
-    monkeypatch.setattr(loader, "open_file", lambda path: Broken(real(path)))
+    real = _load.open_file
+    monkeypatch.setattr(_load, "open_file", lambda path: Broken(real(path)))
     with pytest.raises(errors.FileReadError, match="Input/output error") as caught:
         loader.load_file(model, key=key)
     assert caught.value.errno == 5

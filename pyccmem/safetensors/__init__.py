@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Safetensors files, plain and sealed.
+
+    weights = load_file("model.safetensors", key=key)
+
+gives EncryptedTensors of either kind. Of a plain file, the bytes pass through one block of 1 MiB of
+plaintext, which is wiped; the file itself stays what it was, and whoever may read it, on disk or in
+the kernel's page cache, reads the weights. A sealed file holds them as they lie in memory, and is
+mapped:
+
+    encrypt_file(src, dst, key)       a plain file, sealed
+    save_file(tensors, path, key=)    tensors, sealed
+    load_file, safe_open              ... and mapped, with no decryption
+    inspect_file, verify_file         what it says, and whether it is whole
+    rewrap_file(path, old, new)       for another key
+    decrypt_file(src, dst, key)       back in the clear, on disk
+
+`key` is a pyccmem.Key, a Passphrase, or a KeyProvider. The format: see _format.
+
+    header dtype            dtype of the tensor
+    F64 F32 F16             float64 float32 float16
+    C64                     complex64
+    I64 I32 I16 I8          int64 int32 int16 int8
+    U64 U32 U16 U8          uint64 uint32 uint16 uint8
+    BOOL                    bool
+    BF16                    bfloat16 of ml_dtypes, like all that follow
+    F8_E4M3 F8_E5M2         float8_e4m3fn float8_e5m2
+    F8_E4M3FNUZ F8_E5M2FNUZ float8_e4m3fnuz float8_e5m2fnuz
+    F8_E8M0                 float8_e8m0fnu
+    F4 F6_E2M3 F6_E3M2      sealed and decrypted as files, but not loaded: NumPy has no type for
+                            elements of less than a byte
+"""
+
+from __future__ import annotations
+
+from ._convert import decrypt_file, encrypt_file, rewrap_file
+from ._dtypes import dtype_of
+from ._inspect import FileInfo, inspect_file, verify_file
+from ._load import is_sealed, load_file, safe_open, save_file
+from ._progress import Progress
+from ._reader import SealedFile, TensorInfo
+from .providers import KeyProvider, Passphrase, WrappedKey, provider_named
+
+__all__ = [
+    "FileInfo",
+    "KeyProvider",
+    "Passphrase",
+    "Progress",
+    "SealedFile",
+    "TensorInfo",
+    "WrappedKey",
+    "decrypt_file",
+    "dtype_of",
+    "encrypt_file",
+    "inspect_file",
+    "is_sealed",
+    "load_file",
+    "provider_named",
+    "rewrap_file",
+    "safe_open",
+    "save_file",
+    "verify_file",
+]

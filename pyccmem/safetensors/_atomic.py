@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A file that appears under its name whole or not at all, whatever becomes of its writer.
+
+The contents go into a temporary file of the same directory, which is synced to the disk and renamed
+over the target; then the directory is synced. A writer that is killed leaves the target as it was,
+and a temporary file whose name begins with ".pyccmem-": the next writer of the same target removes
+it. A temporary file is locked (flock) by its living writer, so that none removes another's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import secrets
+import stat
+from types import TracebackType
+from typing import Any
+
+from .. import errors
+
+__all__ = ["TEMPORARY_PREFIX", "AtomicFile", "refused", "sync_directory"]
+
+#: How the names of temporary files begin.
+TEMPORARY_PREFIX = ".pyccmem-"
+
+
+def refused(path: str, error: Exception) -> errors.FileWriteError:
+    """What a failed system call on the way to a written file means."""
+    why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    answer = errors.FileWriteError(
+        f"The file {path!r} cannot be written: {why}; name a place this user may write to, with "
+        f"room for the file. What was there before is unchanged."
+    )
+    if isinstance(error, OSError):
+        answer.errno, answer.filename = error.errno, path
+    return answer
+
+
+def sync_directory(path: str) -> None:
+    """Has the name of a new file on the disk. Raises FileWriteError."""
+    try:
+        directory = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # a filesystem that has nothing to sync there
+            return
+        answer = errors.FileWriteError(
+            f"The file {path!r} was written, but its directory could not be synced "
+            f"({error.strerror}), so that it may be gone after a loss of power; check the disk."
+        )
+        answer.errno, answer.filename = error.errno, path
+        raise answer from None
+
+
+class AtomicFile:
+    """The new contents of `path`, written in a `with` block that ends with commit().
+
+    Without commit() nothing is left behind. The file gets `mode`; by default that of the file it
+    replaces, or 0600. A symbolic link is followed. Raises FileWriteError.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], mode: int | None = None) -> None:
+        try:
+            name = os.fsdecode(path)
+        except TypeError:
+            raise errors.ArgumentTypeError(
+                f"A path must be a file's name, not {type(path).__name__}."
+            ) from None
+        try:
+            self.path = os.path.realpath(name)
+            found = os.stat(self.path)
+        except FileNotFoundError:
+            self._mode = 0o600
+        except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
+            raise refused(name, error) from None
+        else:
+            if not stat.S_ISREG(found.st_mode):
+                raise errors.FileWriteError(
+                    f"{name!r} is there and is not a regular file; name another place for the file."
+                )
+            self._mode = stat.S_IMODE(found.st_mode) & 0o777
+        if mode is not None:
+            self._mode = mode
+        self._directory, base = os.path.split(self.path)
+        digest = hashlib.sha256(os.fsencode(base)).hexdigest()[:16]
+        self._prefix = f"{TEMPORARY_PREFIX}{digest}-"
+        self._temporary = ""
+        self._descriptor = -1
+
+    def __enter__(self) -> AtomicFile:
+        self._remove_left_behind()
+        try:
+            while not self._create():
+                pass
+        except OSError as error:
+            raise refused(self.path, error) from None
+        return self
+
+    def _create(self) -> bool:
+        """Makes the temporary file and locks it. False when another writer took it for one that
+        was left behind, between the two steps."""
+        name = f"{self._prefix}{secrets.token_hex(8)}.tmp"
+        self._temporary = os.path.join(self._directory, name)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._descriptor = os.open(self._temporary, flags, 0o600)
+        # A filesystem may have no locks; then nobody can remove what is left behind, either.
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(self._descriptor).st_nlink:
+            return True
+        os.close(self._descriptor)
+        self._descriptor = -1
+        return False
+
+    def _remove_left_behind(self) -> None:
+        """Removes temporary files of this target whose writers are gone."""
+        with contextlib.suppress(OSError), os.scandir(self._directory) as found:
+            names = [entry.path for entry in found if entry.name.startswith(self._prefix)]
+            for name in names:
+                with contextlib.suppress(OSError):
+                    descriptor = os.open(name, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+                    try:
+                        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        os.unlink(name)
+                    finally:
+                        os.close(descriptor)
+
+    @property
+    def descriptor(self) -> int:
+        """The open temporary file."""
+        return self._descriptor
+
+    def write_at(self, data: Any, offset: int) -> None:
+        """Writes all of `data`, a contiguous buffer of bytes, to `offset`."""
+        with memoryview(data) as view, view.cast("B") as flat:
+            at = 0
+            try:
+                while at < len(flat):
+                    with flat[at:] as rest:
+                        at += os.pwrite(self._descriptor, rest, offset + at)
+            except OSError as error:
+                raise refused(self.path, error) from None
+
+    def commit(self) -> None:
+        """Makes the contents the file's, on the disk."""
+        try:
+            os.fchmod(self._descriptor, self._mode)
+            os.fsync(self._descriptor)
+            os.rename(self._temporary, self.path)
+        except OSError as error:
+            raise refused(self.path, error) from None
+        self._temporary = ""
+        sync_directory(self.path)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._temporary:
+            with contextlib.suppress(OSError):
+                os.unlink(self._temporary)
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A plain file into a sealed one, and back; a sealed file for another key."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from .. import _plain, errors
+from .._arguments import integer
+from .._lib import TENSOR_PAGE_SIZE
+from .._safetensors_header import DTYPE_BITS, LENGTH_BYTES, open_file, read_all
+from ._atomic import AtomicFile
+from ._format import (
+    HEADER_CONTEXT,
+    MAX_GENERATION,
+    RESERVED_PREFIX,
+    Index,
+    layout,
+    parse,
+    serialized,
+    to_json,
+)
+from ._plain_file import BLOCK, will_read_in_order
+from ._progress import Progress, check_progress, reporting
+from ._reader import SealedFile, expected, looks_sealed, open_sealed
+from ._sources import FileSource, Source
+from ._writer import check_page_size, write_sealed
+from .providers import AnyKey, check_key, wrap
+
+__all__ = ["decrypt_file", "encrypt_file", "rewrap_file"]
+
+#: Data are aligned to it in the plain files that decrypt_file() writes, as the format asks.
+_ALIGNMENT = 8
+
+#: Bytes that are copied between two reports.
+_COPY = 16 << 20
+
+_Path = str | os.PathLike[str]
+
+
+def encrypt_file(
+    src: _Path,
+    dst: _Path,
+    key: AnyKey,
+    *,
+    seal_names: bool = False,
+    page_size: int = TENSOR_PAGE_SIZE,
+    progress: bool | Progress | None = None,
+) -> str:
+    """Writes the plain safetensors file `src`, its `__metadata__` included, to `dst` as a sealed
+    one; see save_file(). Returns what `expect` pins it by: "FILE_ID:GENERATION".
+
+    `dst` may be `src`, which is replaced then; the plaintext stays on the disk until its blocks are
+    used for something else, and in every backup. `progress` is as for load_file().
+
+    Raises FileReadError, FileFormatError for a file that is sealed already or no safetensors file,
+    FileWriteError, and what a key provider raises.
+    """
+    check_progress(progress)
+    check_key(key)
+    page_size = integer("page_size", page_size)
+    check_page_size(page_size)
+    with open_file(src) as file:
+        header = read_all(file)
+        if looks_sealed(header):
+            raise errors.FileFormatError(
+                f"{os.fspath(src)!r} is sealed already; use rewrap_file() for another key."
+            )
+        will_read_in_order(file)
+        sources: list[Source] = [FileSource(file, entry) for entry in header.entries]
+        for entry in header.entries:
+            if entry.name.startswith(RESERVED_PREFIX):
+                raise errors.FileFormatError(
+                    f"{os.fspath(src)!r} has a tensor called {entry.name!a}, a name that sealed "
+                    f"files use for themselves; rename it."
+                )
+        written = write_sealed(
+            dst,
+            sources,
+            header.metadata,
+            key=key,
+            page_size=page_size,
+            seal_names=bool(seal_names),
+            progress=progress,
+        )
+    return f"{written.file_id.hex()}:{written.generation}"
+
+
+def decrypt_file(
+    src: _Path,
+    dst: _Path,
+    key: AnyKey,
+    *,
+    expect: Any = None,
+    mmap: bool = True,
+    progress: bool | Progress | None = None,
+) -> None:
+    """Writes the sealed file `src` to `dst` as a plain safetensors file, of mode 0600. `expect`,
+    `mmap` and `progress` are as for load_file().
+
+    Warning: `dst` holds every weight in the clear, for anybody who can read the file, its disk or
+    its backups, and deleting it does not overwrite it. Nothing else in pyccmem writes plaintext to
+    a disk. Programs that can use pyccmem need no plain file.
+
+    Every page is verified on the way. When one does not match its tag nothing appears at `dst`, but
+    what had been decrypted before it was in a temporary file on that disk; when the process is
+    killed that file (".pyccmem-...", mode 0600) stays until the next decrypt_file() to `dst`.
+    Raises what load_file() raises for a sealed file, and FileWriteError.
+    """
+    check_progress(progress)
+    with open_sealed(src, key=key, expect=expected(expect), mmap=mmap) as opened:
+        # The larger elements first, as the format's own writer has them: all are aligned then.
+        names = sorted(opened.keys(), key=lambda name: -DTYPE_BITS[opened.info(name).dtype])
+        document: dict[str, Any] = {}
+        if opened.metadata():
+            document["__metadata__"] = opened.metadata()
+        total = 0
+        for name in names:
+            info = opened.info(name)
+            document[name] = {
+                "dtype": info.dtype,
+                "shape": list(info.shape),
+                "data_offsets": [total, total + info.nbytes],
+            }
+            total += info.nbytes
+        text = to_json(document)
+        text += b" " * (-(LENGTH_BYTES + len(text)) % _ALIGNMENT)
+        raw = len(text).to_bytes(LENGTH_BYTES, "little") + text
+        block = _plain.empty((min(BLOCK, max(total, 1)),), np.uint8)
+        try:
+            with (
+                AtomicFile(dst, mode=0o600) as out,
+                reporting(progress, src, total) as report,
+            ):
+                out.write_at(raw, 0)
+                done = 0
+                for name in names:
+                    with opened._tensor_buffer(name) as buffer:
+                        for at in range(0, buffer.nbytes, BLOCK):
+                            part = block[: min(BLOCK, buffer.nbytes - at)]
+                            buffer.read_into(part, at)
+                            out.write_at(part, len(raw) + done)
+                            done += len(part)
+                            report(done, total)
+                out.commit()
+        finally:
+            block.fill(0)
+
+
+def rewrap_file(
+    path: _Path,
+    old: AnyKey,
+    new: AnyKey,
+    *,
+    expect: Any = None,
+    progress: bool | Progress | None = None,
+) -> str:
+    """Has the sealed file `path` opened by `new` in place of `old`. Returns what `expect` pins it
+    by: the same file id, and the next generation.
+
+    The data key and the pages stay the same: nothing is decrypted, and the file is copied to a new
+    one that replaces it whole or not at all. Whoever had `old` and kept the old file, or the data
+    key, can still read these contents; to shut them out, decrypt and encrypt anew.
+
+    Raises what load_file() raises for a sealed file, FileWriteError, and what a key provider
+    raises.
+    """
+    check_progress(progress)
+    check_key(new)
+    with open_sealed(path, key=old, expect=expected(expect)) as opened:
+        header = opened._header
+        if header.generation >= MAX_GENERATION:
+            raise errors.FileFormatError(
+                f"{os.fspath(path)!r} has reached the last generation; decrypt and encrypt it anew."
+            )
+        provider, wrapped = wrap(new, opened._data_key)
+        header = replace(
+            header, generation=header.generation + 1, provider=provider, wrapped=wrapped
+        )
+        stored = tuple(tensor for tensor, _ in opened._placed.values())
+        if not isinstance(header.index, Index):
+            stored = (header.index, *stored)
+        raw, seen = serialized(header, stored)
+        parse(seen)
+        _, table = layout(seen, header.page_size)
+        begin, end = opened._extent
+        with AtomicFile(path) as out, reporting(progress, path, end - begin) as report:
+            out.write_at(raw, 0)
+            _copy(opened, begin, end, out, len(raw), report)
+            out.write_at(opened._data_key._mac(HEADER_CONTEXT, raw), table)
+            out.commit()
+    return f"{header.file_id.hex()}:{header.generation}"
+
+
+def _copy(
+    opened: SealedFile, begin: int, end: int, out: AtomicFile, offset: int, report: Progress
+) -> None:
+    """Copies bytes of a file as they are; inside the kernel where it can."""
+    source = opened._opened().fileno()
+    at, in_kernel = begin, hasattr(os, "copy_file_range")
+    while at < end:
+        count = min(_COPY, end - at)
+        if in_kernel:
+            try:
+                copied = os.copy_file_range(
+                    source, out.descriptor, count, offset_src=at, offset_dst=offset + at - begin
+                )
+            except OSError:  # not between these filesystems; the other way says what is wrong
+                in_kernel = False
+                continue
+        else:
+            data = opened._read_at(at, count, "its data")
+            out.write_at(data, offset + at - begin)
+            copied = len(data)
+        if not copied:
+            raise errors.FileFormatError(
+                "The file became shorter while it was copied; do it again when nothing writes to "
+                "it."
+            )
+        at += copied
+        report(at - begin, end - begin)

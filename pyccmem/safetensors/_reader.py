@@ -1,0 +1,381 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opens sealed files: their tensors become stores over the file's own pages, with no decryption.
+
+The order in which a file is believed: the lengths and places that its header announces, checked
+against each other and the file's size; the data key, which only the right key unwraps; the header's
+tag; what the caller expects; a tensor's records, by its table_mac, when that tensor is opened; and
+each page by its tag whenever it is read. Until the header's tag was seen to match, nothing but the
+header is in memory.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from .. import errors
+from .._resource import Resource
+from .._safetensors_header import Header, open_file, read_all, shown
+from ..buffer import EncryptedBuffer
+from ..keys import Key
+from ..tensor import EncryptedTensor
+from ._dtypes import numpy_dtype
+from ._format import (
+    HEADER_CONTEXT,
+    INDEX_BLOB,
+    MAC_BYTES,
+    METADATA_KEY,
+    RECORD_BYTES,
+    Blob,
+    Index,
+    SealedHeader,
+    SealedTensor,
+    layout,
+    parse,
+    parse_index,
+    place,
+    wrong,
+)
+from .providers import AnyKey, unwrap
+
+__all__ = [
+    "Expected",
+    "Placed",
+    "SealedFile",
+    "TensorInfo",
+    "expected",
+    "looks_sealed",
+    "open_sealed",
+    "structure",
+]
+
+Placed = dict[str, tuple[SealedTensor, Blob]]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The file, and the least generation of it, that a caller accepts."""
+
+    file_id: str
+    generation: int
+
+
+def expected(value: Any) -> Expected | None:
+    """`expect` as the public functions take it: None, the text that `pyccmem inspect` prints
+    ("FILE_ID:GENERATION"), a pair, or a mapping or object with these two. Raises ArgumentError,
+    ArgumentTypeError."""
+    if value is None:
+        return None
+    found: Any = value
+    if isinstance(value, str):
+        identity, _, number = value.partition(":")
+        digits = number.isascii() and number.isdigit() and len(number) <= 16
+        found = (identity, int(number) if digits else -1)
+    elif isinstance(value, Mapping):
+        found = (value.get("file_id"), value.get("generation"))
+    elif hasattr(value, "file_id") and hasattr(value, "generation"):
+        found = (value.file_id, value.generation)
+    if (
+        not isinstance(found, (tuple, list))
+        or len(found) != 2
+        or not isinstance(found[0], str)
+        or type(found[1]) is not int
+    ):
+        raise errors.ArgumentTypeError(
+            f"expect must be 'FILE_ID:GENERATION', a pair or a dict of these, not {shown(value)}."
+        )
+    identity, generation = found[0].lower(), found[1]
+    if len(identity) != 32 or not set(identity) <= set("0123456789abcdef") or generation < 1:
+        raise errors.ArgumentError(
+            f"expect is {shown(value)}; it must be a file id of 32 hexadecimal digits and a "
+            f"generation from 1, as inspect_file() shows them."
+        )
+    return Expected(identity, generation)
+
+
+def looks_sealed(header: Header) -> bool:
+    """True for the header of a sealed file, sound or not."""
+    return METADATA_KEY in header.metadata
+
+
+def structure(header: Header) -> tuple[SealedHeader, list[Blob], int, Placed | None]:
+    """What the header says, the blobs of the tensors (of a sealed index, too), where the table is,
+    and each tensor's place unless the index is sealed. Raises FileFormatError."""
+    described = parse(header)
+    blobs, table = layout(header, described.page_size)
+    if isinstance(described.index, Index):
+        placed = place(described.index.tensors, blobs, header, described.page_size)
+        return described, blobs, table, placed
+    if not blobs or blobs[0].name != INDEX_BLOB:
+        raise wrong("its first tensor is not the sealed index")
+    if [blob.name for blob in blobs[1:]] != [f"t{at}" for at in range(len(blobs) - 1)]:
+        raise wrong("its blobs are not t0, t1, ... in order")
+    place((described.index,), blobs[:1], header, described.page_size)
+    return described, blobs, table, None
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a file says of one tensor: dtype in the spelling of safetensors (F32, BF16, ...)."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+class SealedFile(Resource):
+    """An open sealed file, made by safe_open(); a context manager.
+
+        with safe_open("model.safetensors", key=key) as file:
+            weight = file.get_tensor("weight")       # an EncryptedTensor, still ciphertext
+    Tensors stay valid when the file is closed. They are read-only: tensor.copy() gives one that can
+    be written to.
+    """
+
+    __slots__ = (
+        "_anonymous",
+        "_data_key",
+        "_extent",
+        "_file",
+        "_header",
+        "_index",
+        "_path",
+        "_placed",
+    )
+
+    _instead_of_a_copy = "open the file again"
+
+    _path: str
+    _file: BinaryIO | None
+    _data_key: Key
+    _extent: tuple[int, int]  # of the data in the file
+    _header: SealedHeader
+    _index: Index
+    _placed: Placed
+    _anonymous: bool
+
+    def __init__(self) -> None:
+        self._file = None
+        raise errors.ArgumentTypeError("SealedFile() opens nothing; use safe_open(path, key=...).")
+
+    @classmethod
+    def _of(
+        cls,
+        path: str | os.PathLike[str],
+        file: BinaryIO,
+        header: Header,
+        *,
+        key: AnyKey,
+        expect: Expected | None,
+        mmap: bool,
+    ) -> SealedFile:
+        """Takes over `file` and believes its header when its tag matches."""
+        self = object.__new__(cls)
+        self._path, self._file, self._anonymous = os.fsdecode(path), file, not mmap
+        self._extent = (header.data_start, header.size)
+        described, blobs, table, placed = structure(header)
+        self._header = described
+        self._data_key = unwrap(key, described.provider, described.wrapped)
+        try:
+            tag = self._read_at(table, MAC_BYTES, "the table")
+            if not hmac.compare_digest(tag, self._data_key._mac(HEADER_CONTEXT, header.raw)):
+                raise errors.IntegrityError(
+                    f"The header of {self._path!a} does not match its tag: something in it was "
+                    f"changed since it was sealed, the names, dtypes, shapes or places of its "
+                    f"tensors among them; use a good copy of the file."
+                )
+            self._check_expected(expect)
+            if placed is None:
+                self._index = self._open_index(blobs[0])
+                placed = place(self._index.tensors, blobs[1:], header, described.page_size)
+            else:
+                assert isinstance(described.index, Index), "placed by structure()"
+                self._index = described.index
+            self._placed = placed
+        except BaseException:
+            self._data_key.close()
+            raise
+        return self
+
+    def _read_at(self, offset: int, count: int, what: str) -> bytes:
+        file = self._opened()
+        parts: list[bytes] = []
+        while count:
+            try:
+                part = os.pread(file.fileno(), count, offset)
+            except OSError as error:
+                answer = errors.FileReadError(
+                    f"{what[0].upper()}{what[1:]} of {self._path!a} cannot be read: "
+                    f"{error.strerror}; check the disk the file is on."
+                )
+                answer.errno, answer.filename = error.errno, self._path
+                raise answer from None
+            if not part:
+                raise errors.FileFormatError(
+                    f"The file {self._path!a} became shorter while it was read: it ends within "
+                    f"{what}; open it again when nothing writes to it."
+                )
+            parts.append(part)
+            count -= len(part)
+            offset += len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _check_expected(self, expect: Expected | None) -> None:
+        if expect is None:
+            return
+        if self.file_id != expect.file_id:
+            raise errors.IntegrityError(
+                f"{self._path!a} is another file than expected: its id is {self.file_id}, not "
+                f"{expect.file_id}; use the file that was pinned, or pin this one if it is right."
+            )
+        if self.generation < expect.generation:
+            raise errors.IntegrityError(
+                f"{self._path!a} is older than expected: it is of generation {self.generation}, "
+                f"and {expect.generation} was pinned; use the newer file."
+            )
+
+    def _open_index(self, blob: Blob) -> Index:
+        tensor = self._header.index
+        assert isinstance(tensor, SealedTensor), "a sealed index"
+        with self._buffer(tensor, blob, "the index", anonymous=True) as buffer:
+            # Names and shapes are what the caller gets to see; they need no wiped memory.
+            return parse_index(buffer.read())
+
+    def _buffer(
+        self, tensor: SealedTensor, blob: Blob, what: str, *, anonymous: bool
+    ) -> EncryptedBuffer:
+        """The pages of a tensor, once its records match its table_mac."""
+        header = self._header
+        records = self._read_at(blob.records, blob.npages * RECORD_BYTES, f"the table for {what}")
+        mac = self._data_key._mac(tensor.store_id, records)
+        if not hmac.compare_digest(tensor.table_mac, mac):
+            raise errors.IntegrityError(
+                f"The versions and tags of {what} in {self._path!a} do not match their own tag: "
+                f"they were changed since the file was sealed, or are of an older one; use a good "
+                f"copy of the file.",
+                name=tensor.name,
+            )
+        view, versions = memoryview(records), 8 * blob.npages
+        return EncryptedBuffer._mapped(
+            self._opened().fileno(),
+            blob.start,
+            tensor.nbytes,
+            key=self._data_key,
+            cipher=header.cipher,
+            store_id=tensor.store_id,
+            page_size=header.page_size,
+            versions=view[:versions],
+            tags=view[versions:],
+            name=tensor.name,
+            anonymous=anonymous,
+        )
+
+    def _tensor_buffer(self, name: str) -> EncryptedBuffer:
+        try:
+            tensor, blob = self._placed[name]
+        except (KeyError, TypeError):
+            raise errors.ArgumentError(
+                f"{self._path!a} has no tensor {shown(name)}; keys() gives the names of those it "
+                f"has."
+            ) from None
+        return self._buffer(tensor, blob, f"tensor {shown(name)}", anonymous=self._anonymous)
+
+    # ---- tensors ----
+
+    def keys(self) -> list[str]:
+        """The names of the tensors, in the order of the file."""
+        return list(self._placed)
+
+    def get_tensor(self, name: str) -> EncryptedTensor:
+        """One tensor, read-only, over the pages of the file. Checks its records, not its pages:
+        each of these is checked whenever it is read.
+
+        Raises ArgumentError for a name that is not there, IntegrityError naming the tensor,
+        MissingPackageError or ArgumentTypeError for its dtype, ClosedError, OutOfMemoryError.
+        """
+        buffer = self._tensor_buffer(name)
+        tensor = self._placed[name][0]
+        try:
+            dtype = numpy_dtype(tensor.dtype, name)
+            return EncryptedTensor._adopt(buffer, tensor.shape, dtype)
+        except BaseException:
+            buffer.close()
+            raise
+
+    def info(self, name: str) -> TensorInfo:
+        """What the file says of one tensor. Raises ArgumentError for a name that is not there."""
+        try:
+            tensor = self._placed[name][0]
+        except (KeyError, TypeError):
+            raise errors.ArgumentError(f"{self._path!a} has no tensor {shown(name)}.") from None
+        return TensorInfo(tensor.dtype, tensor.shape, tensor.nbytes)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._placed
+
+    def __len__(self) -> int:
+        return len(self._placed)
+
+    # ---- the file ----
+
+    def metadata(self) -> dict[str, str]:
+        """What the plain file had as its `__metadata__`."""
+        return dict(self._index.metadata)
+
+    @property
+    def file_id(self) -> str:
+        """The file's id, 32 hexadecimal digits."""
+        return self._header.file_id.hex()
+
+    @property
+    def generation(self) -> int:
+        """The file's generation, from 1."""
+        return self._header.generation
+
+    @property
+    def page_size(self) -> int:
+        """Bytes of a page."""
+        return self._header.page_size
+
+    @property
+    def cipher(self) -> str:
+        """Name of the cipher suite."""
+        return self._header.cipher
+
+    # ---- lifetime ----
+
+    @property
+    def closed(self) -> bool:
+        """True after close()."""
+        return self._file is None
+
+    def close(self) -> None:
+        """Wipes the data key and closes the file. Tensors that were handed out stay valid. May be
+        repeated."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+            self._data_key.close()
+
+    def _opened(self) -> Any:
+        if self._file is None:
+            raise errors.ClosedError("This file is closed; open it again with safe_open().")
+        return self._file
+
+    def _description(self) -> str:
+        return f"{self._path!a}, {len(self._placed)} tensors, {self.file_id}:{self.generation}"
+
+
+def open_sealed(
+    path: str | os.PathLike[str], *, key: AnyKey, expect: Expected | None = None, mmap: bool = True
+) -> SealedFile:
+    """safe_open() with its arguments checked."""
+    file = open_file(path)
+    try:
+        return SealedFile._of(path, file, read_all(file), key=key, expect=expect, mmap=mmap)
+    except BaseException:
+        file.close()
+        raise

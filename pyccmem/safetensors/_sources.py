@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the plaintext of a sealed file comes from: tensors in memory, or a plain file; a block at a
+time into memory that is wiped."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import _plain, errors
+from .._safetensors_header import Entry
+from ..tensor import EncryptedTensor
+from ._dtypes import name_of
+from ._format import RESERVED_PREFIX
+from ._plain_file import read_part
+
+__all__ = ["FileSource", "Source", "is_text", "sources_of"]
+
+Block = npt.NDArray[np.uint8]
+
+#: The format's names of torch's dtypes, by what str() says of them.
+_TORCH = {
+    "torch.bool": "BOOL",
+    "torch.uint8": "U8",
+    "torch.int8": "I8",
+    "torch.uint16": "U16",
+    "torch.int16": "I16",
+    "torch.uint32": "U32",
+    "torch.int32": "I32",
+    "torch.uint64": "U64",
+    "torch.int64": "I64",
+    "torch.float16": "F16",
+    "torch.bfloat16": "BF16",
+    "torch.float32": "F32",
+    "torch.float64": "F64",
+    "torch.complex64": "C64",
+    "torch.float8_e4m3fn": "F8_E4M3",
+    "torch.float8_e4m3fnuz": "F8_E4M3FNUZ",
+    "torch.float8_e5m2": "F8_E5M2",
+    "torch.float8_e5m2fnuz": "F8_E5M2FNUZ",
+    "torch.float8_e8m0fnu": "F8_E8M0",
+}
+
+
+class Source(Protocol):
+    """One tensor's plaintext, read in order from its first byte."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def nbytes(self) -> int: ...
+
+    def read(self, part: Block, at: int) -> None:
+        """Fills `part` with the bytes from `at` on."""
+        ...
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """A tensor of a plain file, whose position is at its data when the reading begins."""
+
+    file: BinaryIO
+    entry: Entry
+
+    @property
+    def name(self) -> str:
+        return self.entry.name
+
+    @property
+    def dtype(self) -> str:
+        return self.entry.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.entry.shape
+
+    @property
+    def nbytes(self) -> int:
+        return self.entry.nbytes
+
+    def read(self, part: Block, at: int) -> None:
+        read_part(self.file, part, self.entry)
+
+
+@dataclass(frozen=True)
+class _Encrypted:
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    tensor: EncryptedTensor
+
+    @property
+    def nbytes(self) -> int:
+        return self.tensor.nbytes
+
+    def read(self, part: Block, at: int) -> None:
+        self.tensor.buffer.read_into(part, self.tensor._offset + at)
+
+
+@dataclass(frozen=True)
+class _Array:
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    array: npt.NDArray[Any]
+
+    @property
+    def nbytes(self) -> int:
+        return self.array.nbytes
+
+    def read(self, part: Block, at: int) -> None:
+        array = self.array
+        if array.flags.c_contiguous:
+            np.copyto(part, array.reshape(-1).view(np.uint8)[at : at + len(part)])
+            return
+        size = array.itemsize  # divides `at` and the length: both are multiples of 4096 or ends
+        copied = array.flat[at // size : (at + len(part)) // size].view(np.uint8)
+        try:
+            np.copyto(part, copied)
+        finally:
+            _plain.wipe(copied)
+
+
+def sources_of(tensors: Mapping[str, Any]) -> list[Source]:
+    """A source for each tensor by name: an EncryptedTensor, one of pyccmem.torch (which has such a
+    one as its `core`; a view of it is decrypted as a whole), a torch tensor on the CPU, or what
+    NumPy makes an array of. Raises ArgumentTypeError,
+    ArgumentError for a name that no file can have."""
+    if not isinstance(tensors, Mapping):
+        raise errors.ArgumentTypeError(
+            f"tensors must be a dict of tensors by name, not {type(tensors).__name__}."
+        )
+    return [_source(name, value) for name, value in tensors.items()]
+
+
+def _source(name: Any, value: Any) -> Source:
+    if not isinstance(name, str):
+        raise errors.ArgumentTypeError(f"A tensor's name must be a str, not {name!a}.")
+    if name == "__metadata__" or name.startswith(RESERVED_PREFIX) or not is_text(name):
+        raise errors.ArgumentError(
+            f"A tensor cannot be called {name!a}; use Unicode text other than '__metadata__' that "
+            f"does not begin with {RESERVED_PREFIX!r}."
+        )
+    core = value if isinstance(value, EncryptedTensor) else getattr(value, "core", None)
+    if isinstance(core, EncryptedTensor):
+        core._opened()
+        if core is value:
+            return _Encrypted(name, name_of(core.dtype, name), core.shape, core)
+        shape = tuple(int(n) for n in value.shape)
+        dtype = _TORCH.get(str(value.dtype)) or name_of(core.dtype, name)
+        if shape == core.shape and not getattr(value, "_path", ()):
+            return _Encrypted(name, dtype, shape, core)
+        # A view (a transpose, a part) whose bytes are not those of its core, one after the other.
+        value = value.decrypt()
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+        return _torch_source(name, value, torch)
+    array = np.asarray(value)
+    return _Array(name, name_of(array.dtype, name), array.shape, array)
+
+
+def _torch_source(name: str, value: Any, torch: Any) -> Source:
+    dtype = _TORCH.get(str(value.dtype))
+    if dtype is None or value.device.type != "cpu" or value.layout != torch.strided:
+        raise errors.ArgumentTypeError(
+            f"Tensor {name!a} is of {value.dtype} on {value.device}, layout {value.layout}; move "
+            f"it to the CPU and to a dense layout and dtype that safetensors files have."
+        )
+    plain = value.detach().resolve_conj().resolve_neg().contiguous()
+    data = plain.reshape(-1).view(torch.uint8).numpy()
+    return _Array(name, dtype, tuple(value.shape), data)
+
+
+def is_text(name: str) -> bool:
+    """False for half of a surrogate pair, which UTF-8 cannot encode."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes sealed files: each under a data key, a file id and store ids of its own.
+
+The plaintext passes through one block of 1 MiB that is wiped. The header is planned first, since
+its length does not depend on what the tags will be; then the blobs and their records are written,
+and the header last.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import _plain, errors
+from .._lib import DEFAULT_CIPHER, lib
+from .._safetensors_header import open_file, read_all
+from .._sealer import Sealer
+from ..keys import Key
+from ._atomic import AtomicFile
+from ._format import (
+    HEADER_CONTEXT,
+    INDEX_BLOB,
+    MAX_GENERATION,
+    METADATA_KEY,
+    RECORD_BYTES,
+    Blob,
+    Index,
+    SealedHeader,
+    SealedTensor,
+    index_text,
+    layout,
+    parse,
+    serialized,
+    to_json,
+)
+from ._plain_file import BLOCK
+from ._progress import Progress, reporting
+from ._sources import Source
+from .providers import AnyKey, wrap
+
+__all__ = ["check_page_size", "generation_at", "write_sealed"]
+
+Block = npt.NDArray[np.uint8]
+
+_ID_BYTES: int = lib.CCMEM_STORE_ID_SIZE
+
+
+def check_page_size(page_size: int) -> None:
+    """Raises PageSizeError."""
+    smallest, largest = lib.CCMEM_PAGE_SIZE_MIN, lib.CCMEM_PAGE_SIZE_MAX
+    if not smallest <= page_size <= largest or page_size & (page_size - 1):
+        raise errors.PageSizeError(
+            f"page_size is {page_size}; it must be a power of two from {smallest} to {largest}."
+        )
+
+
+def generation_at(path: str | os.PathLike[str]) -> int:
+    """The generation of the sealed file at `path`, as it says itself; 0 where there is none."""
+    try:
+        with open_file(path) as file:
+            header = read_all(file)
+            return parse(header).generation if METADATA_KEY in header.metadata else 0
+    except errors.PyccmemError:
+        return 0
+
+
+def write_sealed(
+    path: str | os.PathLike[str],
+    sources: list[Source],
+    metadata: Mapping[str, str],
+    *,
+    key: AnyKey,
+    page_size: int,
+    seal_names: bool,
+    progress: bool | Progress | None,
+) -> SealedHeader:
+    """A sealed file of `sources` at `path`, in their order. Raises FileWriteError, ArgumentError
+    for a header that gets too long, and what reading the sources and wrapping the key raises."""
+    with AtomicFile(path) as out, Key.generate() as data_key:
+        provider, wrapped = wrap(key, data_key)
+        tensors = tuple(
+            SealedTensor(
+                source.name,
+                source.dtype,
+                source.shape,
+                f"t{at}" if seal_names else source.name,
+                source.nbytes,
+                secrets.token_bytes(_ID_BYTES),
+            )
+            for at, source in enumerate(sources)
+        )
+        index = Index(tensors, dict(metadata))
+        text = to_json(index_text(index)) if seal_names else b""
+        sealed_index = SealedTensor(
+            INDEX_BLOB, "U8", (len(text),), INDEX_BLOB, len(text), secrets.token_bytes(_ID_BYTES)
+        )
+        generation = generation_at(out.path) % MAX_GENERATION + 1
+        header = SealedHeader(
+            file_id=secrets.token_bytes(_ID_BYTES),
+            generation=generation,
+            cipher=DEFAULT_CIPHER,
+            page_size=page_size,
+            provider=provider,
+            wrapped=wrapped,
+            index=sealed_index if seal_names else index,
+        )
+        stored = (sealed_index, *tensors) if seal_names else tensors
+        raw, seen = serialized(header, stored)
+        # What cannot be read back must not be written: the same checks, before anything is.
+        parse(seen)
+        blobs, table = layout(seen, page_size)
+        total = sum(source.nbytes for source in sources)
+        with reporting(progress, path, total) as report:
+            blobs_left = iter(blobs)
+            index_blob = next(blobs_left) if seal_names else None
+            stream = _Stream(out, data_key, page_size, report, total)
+            try:
+                tensors = tuple(
+                    replace(tensor, table_mac=stream.seal(tensor, blob, source))
+                    for tensor, blob, source in zip(tensors, blobs_left, sources, strict=True)
+                )
+                index = Index(tensors, dict(metadata))
+                if index_blob is None:
+                    header = replace(header, index=index)
+                else:
+                    own = _Text(sealed_index, to_json(index_text(index)))
+                    sealed_index = replace(
+                        sealed_index, table_mac=stream.seal(sealed_index, index_blob, own)
+                    )
+                    header = replace(header, index=sealed_index)
+            finally:
+                stream.wipe()
+        stored = (sealed_index, *tensors) if seal_names else tensors
+        planned = len(raw)
+        raw, _ = serialized(header, stored)
+        assert len(raw) == planned, "the header's length depends on a tag"
+        out.write_at(raw, 0)
+        out.write_at(data_key._mac(HEADER_CONTEXT, raw), table)
+        out.commit()
+    return header
+
+
+class _Text:
+    """The index as a source."""
+
+    def __init__(self, tensor: SealedTensor, text: bytes) -> None:
+        self.name, self.dtype, self.shape = tensor.name, tensor.dtype, tensor.shape
+        self.nbytes = tensor.nbytes
+        self._text = np.frombuffer(text, np.uint8)
+
+    def read(self, part: Block, at: int) -> None:
+        np.copyto(part, self._text[at : at + len(part)])
+
+
+class _Stream:
+    """Seals sources one after the other through one block."""
+
+    def __init__(
+        self, out: AtomicFile, data_key: Key, page_size: int, report: Progress, total: int
+    ) -> None:
+        self._out, self._key, self._page_size = out, data_key, page_size
+        self._report, self._total, self._done = report, total, 0
+        self._plain: Block = _plain.empty((BLOCK,), np.uint8)
+        self._sealed: Block = np.empty(BLOCK, np.uint8)
+
+    def seal(self, tensor: SealedTensor, blob: Blob, source: Source) -> bytes:
+        """Writes one blob and its records; returns the table_mac."""
+        page_size = self._page_size
+        records: Block = np.zeros(blob.npages * RECORD_BYTES, np.uint8)
+        records[: 8 * blob.npages].view("<u8")[:] = 1
+        tags = records[8 * blob.npages :]
+        with Sealer(self._key, tensor.store_id, page_size) as sealer:
+            for at in range(0, tensor.nbytes, BLOCK):
+                count = min(BLOCK, tensor.nbytes - at)
+                padded = -(-count // page_size) * page_size
+                source.read(self._plain[:count], at)
+                self._plain[count:padded] = 0
+                page = at // page_size
+                made = sealer.seal(page, self._plain[:padded], self._sealed[:padded])
+                tags[16 * page : 16 * page + len(made)] = np.frombuffer(made, np.uint8)
+                self._out.write_at(self._sealed[:padded], blob.start + at)
+                if tensor.name != INDEX_BLOB:
+                    self._done += count
+                    self._report(self._done, self._total)
+        self._out.write_at(records, blob.records)
+        return self._key._mac(tensor.store_id, records)
+
+    def wipe(self) -> None:
+        """Overwrites the block, which an exception's traceback may keep alive."""
+        self._plain.fill(0)

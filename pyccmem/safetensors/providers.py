@@ -1,0 +1,393 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can open a sealed file: a Key, a passphrase, or a service that wraps keys.
+
+Each sealed file has a random data key of its own, which is kept in the file, wrapped. By a Key it
+is wrapped with AES-256 key wrap (RFC 3394) under a key derived for that purpose; by a Passphrase
+the same way under the Key that scrypt (RFC 7914) or Argon2id (RFC 9106) derives from it; by a
+KeyProvider as that sees fit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NoReturn, Protocol, runtime_checkable
+
+from .. import _plain, errors
+from .._arguments import integer
+from .._lib import lib
+from .._safetensors_header import shown
+from ..keys import Key, _wipe_bytes
+
+__all__ = [
+    "ENTRY_POINTS",
+    "MAX_PARAMETERS",
+    "MAX_TEXT",
+    "MAX_WRAPPED_BYTES",
+    "AnyKey",
+    "KeyProvider",
+    "Passphrase",
+    "WrappedKey",
+    "check_key",
+    "provider_named",
+    "unwrap",
+    "wrap",
+]
+
+#: The group of entry points under which packages offer providers.
+ENTRY_POINTS = "pyccmem.key_providers"
+
+_KEY = "key"
+_KDFS = ("scrypt", "argon2id")
+_SALT_BYTES = 16
+_KEY_BYTES: int = lib.CCMEM_ROOT_KEY_SIZE
+
+# A header is not authenticated before its key is derived, so these bound what anybody can make a
+# reader spend: 2 GiB of memory, and about sixteen times the work of the defaults.
+_MAX_MEMORY = 2 << 30
+_LIMITS = {
+    "scrypt": {"n": 1 << 24, "r": 64, "p": 64},
+    "argon2id": {"t": 1 << 8, "m": _MAX_MEMORY >> 10, "p": 64},
+}
+_MAX_WORK = {"scrypt": 1 << 24, "argon2id": 1 << 22}
+
+#: scrypt: 128 MiB and a fraction of a second. Argon2id: RFC 9106, section 4, second recommendation.
+_DEFAULTS = {
+    "scrypt": {"n": 1 << 17, "r": 8, "p": 1},
+    "argon2id": {"t": 3, "m": 1 << 16, "p": 4},
+}
+
+#: What a header holds of a key at most: characters of a text, bytes of a wrapped key, parameters.
+MAX_TEXT = 1 << 12
+MAX_WRAPPED_BYTES = 1 << 16
+MAX_PARAMETERS = 64
+
+_NUMBER = re.compile(r"[1-9][0-9]{0,9}\Z")
+_SALT = re.compile(r"(?:[0-9a-f]{2}){16,64}\Z")
+
+
+@dataclass(frozen=True)
+class WrappedKey:
+    """A data key as a file keeps it: nothing in here is secret."""
+
+    #: The name of the key that wrapped it, of at most 4096 characters.
+    key_id: str
+    #: The wrapped key, 1 to 65536 bytes.
+    blob: bytes
+    #: What else unwrapping needs, at most 64 texts of at most 4096 characters.
+    parameters: dict[str, str] = field(default_factory=dict)
+
+
+@runtime_checkable
+class KeyProvider(Protocol):
+    """Wraps and unwraps data keys, for example through a key management service.
+
+    A package offers one as an entry point of the group "pyccmem.key_providers" that names an
+    instance, or a function (or class) without arguments that makes one.
+    """
+
+    #: What files call the provider; opening a file asks for the provider of the same name.
+    name: str
+
+    def wrap_key(self, key: memoryview) -> WrappedKey:
+        """Wraps the 32 bytes of `key`, which are wiped when this returns: keep no copy."""
+        ...
+
+    def unwrap_key(self, wrapped: WrappedKey) -> bytearray:
+        """The 32 bytes again, which the caller wipes. `wrapped` comes from a file that nothing is
+        known of yet. Any exception ends the opening and reaches the caller as it is."""
+        ...
+
+
+class Passphrase:
+    """A passphrase that opens sealed files.
+
+    `kdf` is "scrypt" (with `n`, `r`, `p`) or "argon2id" (with `t` passes, `m` KiB of memory, `p`
+    lanes), which needs the package argon2-cffi. The parameters matter for sealing only; a file
+    names those it was sealed with, and a reader accepts up to 2 GiB of memory and sixteen times the
+    work of the defaults.
+
+    A derived key is kept in secret memory as long as this object lives or until close(), so that
+    several files sealed through one object cost one derivation. The text is an ordinary str, which
+    Python cannot wipe.
+    """
+
+    __slots__ = ("_derived", "_kdf", "_parameters", "_text")
+
+    def __init__(self, text: str, *, kdf: str = "scrypt", **parameters: int) -> None:
+        """Derives nothing yet. Raises ArgumentTypeError, InvalidKeyError for an empty text,
+        ArgumentError for an unknown kdf or parameters out of bounds."""
+        if not isinstance(text, str):
+            raise errors.ArgumentTypeError(
+                f"A passphrase must be a str, not {type(text).__name__}; for key bytes use "
+                f"Key.from_bytes()."
+            )
+        if not text:
+            raise errors.InvalidKeyError("The passphrase is empty; use a long, random one.")
+        if kdf not in _KDFS:
+            raise errors.ArgumentError(f"kdf is {kdf!r}; it must be one of {', '.join(_KDFS)}.")
+        defaults = _DEFAULTS[kdf]
+        unknown = [name for name in parameters if name not in defaults]
+        if unknown:
+            raise errors.ArgumentTypeError(
+                f"{kdf} has no parameter {unknown[0]!r}; it has {', '.join(defaults)}."
+            )
+        chosen = {name: integer(name, value) for name, value in (defaults | parameters).items()}
+        if not _affordable(kdf, chosen):
+            raise errors.ArgumentError(
+                f"{kdf} cannot use {chosen}; n must be a power of two, all at least 1, the memory "
+                f"at most 2 GiB and the work at most sixteen times that of the defaults."
+            )
+        self._text, self._kdf = text, kdf
+        self._parameters = {
+            "salt": secrets.token_hex(_SALT_BYTES),
+            **{name: str(value) for name, value in chosen.items()},
+        }
+        self._derived: dict[tuple[str, ...], Key] = {}
+
+    def __repr__(self) -> str:
+        return f"<pyccmem.safetensors.Passphrase, {self._kdf}>"
+
+    def _refuse_copy(self, *_: Any) -> NoReturn:
+        raise errors.NotPicklableError(
+            "A Passphrase cannot be pickled or copied, or secrets would leave this process; make "
+            "a new one in the other process."
+        )
+
+    __reduce__ = _refuse_copy
+    __reduce_ex__ = _refuse_copy
+    __copy__ = _refuse_copy
+    __deepcopy__ = _refuse_copy
+
+    def close(self) -> None:
+        """Wipes the derived keys. The object can be used again, and derives them anew."""
+        for key in self._derived.values():
+            key.close()
+        self._derived.clear()
+
+    def _sealing(self) -> tuple[str, dict[str, str], Key]:
+        """The kdf, its parameters and the key to seal with: one salt for the object's life."""
+        return self._kdf, dict(self._parameters), self._key(self._kdf, self._parameters)
+
+    def _opening(self, kdf: str, parameters: Mapping[str, str]) -> Key:
+        """The key by a file's parameters, which may be anything. Raises FileFormatError."""
+        names = ("salt", *_DEFAULTS[kdf])
+        if (
+            sorted(parameters) != sorted(names)
+            or not _SALT.match(parameters["salt"])
+            or not all(_NUMBER.match(parameters[name]) for name in names[1:])
+            or not _affordable(kdf, {name: int(parameters[name]) for name in names[1:]})
+        ):
+            raise errors.FileFormatError(
+                f"This sealed file is damaged: {kdf} cannot use the parameters "
+                f"{shown(dict(parameters))}; use a good copy of it."
+            )
+        return self._key(kdf, {name: parameters[name] for name in names})
+
+    def _key(self, kdf: str, parameters: dict[str, str]) -> Key:
+        token = (kdf, *parameters.values())
+        key = self._derived.get(token)
+        try:
+            if key is not None:
+                key._opened()
+                return key
+        except (errors.ClosedError, errors.ForkError):
+            pass
+        key = self._derived[token] = self._derive(kdf, parameters)
+        return key
+
+    def _derive(self, kdf: str, parameters: dict[str, str]) -> Key:
+        salt = bytes.fromhex(parameters["salt"])
+        numbers = {name: int(text) for name, text in parameters.items() if name != "salt"}
+        if kdf == "scrypt":
+            n, r, p = numbers["n"], numbers["r"], numbers["p"]
+            return Key.from_passphrase(self._text, salt=salt, n=n, r=r, p=p)
+        return _argon2id(self._text, salt, **numbers)
+
+
+def _affordable(kdf: str, numbers: Mapping[str, int]) -> bool:
+    limits = _LIMITS[kdf]
+    if any(not 1 <= numbers[name] <= limit for name, limit in limits.items()):
+        return False
+    if kdf == "scrypt":
+        n, r, p = numbers["n"], numbers["r"], numbers["p"]
+        power_of_two = n >= 2 and not n & (n - 1)
+        return power_of_two and 128 * n * r <= _MAX_MEMORY and n * r * p <= _MAX_WORK[kdf]
+    # RFC 9106, 3.1: at least 8 KiB for each lane.
+    return numbers["m"] >= 8 * numbers["p"] and numbers["m"] * numbers["t"] <= _MAX_WORK[kdf]
+
+
+def _argon2id(text: str, salt: bytes, *, t: int, m: int, p: int) -> Key:
+    try:
+        from argon2 import low_level
+    except ImportError:
+        raise errors.MissingPackageError(
+            "Argon2id needs the package argon2-cffi, which is not installed; "
+            "pip install 'pyccmem[argon2]', or use scrypt."
+        ) from None
+    encoded = None
+    with contextlib.suppress(UnicodeEncodeError):
+        encoded = text.encode("utf-8")
+    if encoded is None:
+        # Raised out here, since that exception carries the passphrase.
+        raise errors.InvalidKeyError(
+            "The passphrase has a character that UTF-8 cannot encode (a lone surrogate); use "
+            "whole characters."
+        )
+    derived = b""
+    try:
+        derived = low_level.hash_secret_raw(
+            encoded, salt, time_cost=t, memory_cost=m, parallelism=p, hash_len=_KEY_BYTES,
+            type=low_level.Type.ID,
+        )  # fmt: skip
+        return Key.from_bytes(derived)
+    finally:
+        _wipe_bytes(derived)
+        _wipe_bytes(encoded)
+
+
+AnyKey = Key | Passphrase | KeyProvider
+
+
+def check_key(key: object) -> None:
+    """Raises ArgumentTypeError for what cannot open a file, ClosedError or ForkError for a Key."""
+    if isinstance(key, Key):
+        key._opened()
+    elif not isinstance(key, Passphrase):
+        if isinstance(key, type) or not isinstance(key, KeyProvider):
+            raise errors.ArgumentTypeError(
+                f"key must be a pyccmem.Key, a Passphrase or a KeyProvider, not "
+                f"{type(key).__name__}; for key bytes use Key.from_bytes()."
+            )
+        name = key.name
+        if not isinstance(name, str) or not name or not _fits(name) or name in (_KEY, *_KDFS):
+            raise errors.ArgumentError(
+                f"The provider's name is {name!r}; it must be a text other than "
+                f"{', '.join((_KEY, *_KDFS))}."
+            )
+
+
+def provider_named(name: str) -> KeyProvider:
+    """The provider that an installed package offers under `name`. Raises ArgumentError when there
+    is none, or more than one."""
+    found = list(importlib.metadata.entry_points(group=ENTRY_POINTS, name=name))
+    if len(found) != 1:
+        offered = importlib.metadata.entry_points(group=ENTRY_POINTS)
+        known = sorted({entry.name for entry in offered})
+        what = f"{len(found)} packages offer" if found else "No installed package offers"
+        raise errors.ArgumentError(
+            f"{what} a key provider {name!r} (group {ENTRY_POINTS!r}); install just one that does. "
+            f"Installed: {', '.join(known) or 'none'}."
+        )
+    loaded = found[0].load()
+    provider = loaded() if isinstance(loaded, type) or not hasattr(loaded, "wrap_key") else loaded
+    check_key(provider)
+    if not isinstance(provider, KeyProvider):
+        raise errors.ArgumentTypeError(
+            f"The entry point {name!r} gives a {type(provider).__name__}; it must give a "
+            f"KeyProvider."
+        )
+    return provider
+
+
+def wrap(key: AnyKey, data_key: Key) -> tuple[str, WrappedKey]:
+    """The provider's name for a file, and the wrapped data key. Raises ArgumentTypeError for what a
+    provider returned, and what the provider raises."""
+    check_key(key)
+    if isinstance(key, Key):
+        return _KEY, WrappedKey(key.id, key._wrap(data_key))
+    if isinstance(key, Passphrase):
+        kdf, parameters, derived = key._sealing()
+        return kdf, WrappedKey(derived.id, derived._wrap(data_key), parameters)
+    _, memory = _plain.block(_KEY_BYTES)
+    view = memoryview(memory)
+    try:
+        data_key._copy_into(view)
+        wrapped = key.wrap_key(view)
+    finally:
+        _plain.wipe(memory)
+        view.release()
+    if not isinstance(wrapped, WrappedKey) or not isinstance(wrapped.parameters, dict):
+        kept = False
+    else:
+        texts = [wrapped.key_id, *(text for pair in wrapped.parameters.items() for text in pair)]
+        kept = (
+            all(isinstance(text, str) and _fits(text) for text in texts)
+            and len(wrapped.parameters) <= MAX_PARAMETERS
+            and isinstance(wrapped.blob, bytes)
+            and 1 <= len(wrapped.blob) <= MAX_WRAPPED_BYTES
+        )
+    if not kept:
+        raise errors.ArgumentTypeError(
+            f"wrap_key() of provider {key.name!r} must return WrappedKey(str, bytes, dict of str), "
+            f"of at most {MAX_WRAPPED_BYTES} bytes and {MAX_PARAMETERS} parameters, and texts of "
+            f"at most {MAX_TEXT} characters."
+        )
+    return key.name, wrapped
+
+
+def _fits(text: str) -> bool:
+    """True for a text that a header can hold: not too long, and without lone surrogates."""
+    return len(text) <= MAX_TEXT and not any("\ud800" <= c <= "\udfff" for c in text)
+
+
+def unwrap(key: AnyKey, provider: str, wrapped: WrappedKey) -> Key:
+    """The data key of a file. Raises InvalidKeyError for a key that does not open it,
+    IntegrityError for a wrapped key that was changed, FileFormatError, and what the provider
+    raises."""
+    check_key(key)
+    if isinstance(key, Key):
+        if provider != _KEY:
+            raise _other_kind(provider, "a Key")
+        return _unwrapped(key, wrapped, "this key does not open this file", "the given one is")
+    if isinstance(key, Passphrase):
+        if provider not in _KDFS:
+            raise _other_kind(provider, "a Passphrase")
+        derived = key._opening(provider, wrapped.parameters)
+        return _unwrapped(
+            derived, wrapped, "this passphrase does not open this file", "the passphrase gives"
+        )
+    if provider != key.name:
+        raise _other_kind(provider, f"the provider {key.name!r}")
+    data = key.unwrap_key(wrapped)
+    try:
+        if not isinstance(data, bytearray) or len(data) != _KEY_BYTES:
+            raise errors.ArgumentTypeError(
+                f"unwrap_key() of provider {key.name!r} must return a bytearray of {_KEY_BYTES} "
+                f"bytes."
+            )
+        return Key.from_bytes(data)
+    finally:
+        if isinstance(data, bytearray) and data:
+            _plain.wipe(data)
+
+
+def _unwrapped(key: Key, wrapped: WrappedKey, refusal: str, given: str) -> Key:
+    if wrapped.key_id != key.id:
+        raise errors.InvalidKeyError(
+            f"{refusal[0].upper()}{refusal[1:]}: it was sealed for key id {shown(wrapped.key_id)}, "
+            f"{given} {key.id}; use the key it was sealed for."
+        )
+    if len(wrapped.blob) != lib.CCMEM_WRAPPED_KEY_SIZE:
+        raise errors.FileFormatError(
+            f"This sealed file is damaged: its wrapped key has {len(wrapped.blob)} bytes, not "
+            f"{lib.CCMEM_WRAPPED_KEY_SIZE}; use a good copy of it."
+        )
+    try:
+        return key._unwrap(wrapped.blob)
+    except errors.IntegrityError:
+        raise errors.IntegrityError(
+            "The wrapped key of this file was changed since it was sealed; use a good copy of it."
+        ) from None
+
+
+def _other_kind(provider: str, given: str) -> errors.InvalidKeyError:
+    kinds = {_KEY: "a Key"} | {kdf: f"a Passphrase ({kdf})" for kdf in _KDFS}
+    needed = kinds.get(provider, f"the key provider {shown(provider)}")
+    return errors.InvalidKeyError(
+        f"This file was sealed for {needed}, not for {given}; open it with the former."
+    )

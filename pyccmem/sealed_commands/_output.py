@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands print: names and values, tables, JSON; nothing that a terminal would obey."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = ["safe", "show_json", "show_rows", "show_table", "size"]
+
+
+def safe(text: str) -> str:
+    """A text from a file in characters that do nothing to a terminal."""
+    return "".join(
+        c if c.isprintable() and c.isascii() else c.encode("unicode_escape").decode() for c in text
+    )
+
+
+def size(nbytes: int) -> str:
+    """A number of bytes for people."""
+    if nbytes < 1024:
+        return f"{nbytes} bytes"
+    power = min((nbytes.bit_length() - 1) // 10, 4)
+    return f"{nbytes / 1024**power:.1f} {('KiB', 'MiB', 'GiB', 'TiB')[power - 1]}"
+
+
+def show_json(value: Any) -> None:
+    """JSON in ASCII."""
+    print(json.dumps(value, indent=2))
+
+
+def show_rows(title: str, rows: Sequence[tuple[str, str]]) -> None:
+    """A title, and a line for each name and value."""
+    print(title)
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, value in rows:
+        print(f"  {name:<{width}}  {value}")
+
+
+def show_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table: by rich on a terminal, if it is installed, else plain text."""
+    if sys.stdout.isatty():
+        try:
+            from rich.console import Console
+            from rich.table import Table
+            from rich.text import Text
+        except ImportError:
+            pass
+        else:
+            table = Table()
+            for head in heads:
+                table.add_column(head, overflow="fold")
+            for row in rows:
+                table.add_row(*(Text(cell) for cell in row))
+            Console().print(table)
+            return
+    widths = [max(len(row[at]) for row in [heads, *rows]) for at in range(len(heads))]
+    for row in [heads, *rows]:
+        print(
+            "  " + "  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip()
+        )
