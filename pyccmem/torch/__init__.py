@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Encrypted tensors and models for PyTorch.
+
+    import pyccmem.torch
+    model = pyccmem.torch.encrypt_module(model, key=key)
+
+The weights then lie in memory as ciphertext, and the model is used as before. Needs the extra
+pyccmem[torch].
+"""
+
+from __future__ import annotations
+
+try:
+    import torch as _torch
+except ImportError as error:
+    from ..errors import MissingPackageError
+
+    raise MissingPackageError(
+        "pyccmem.torch needs PyTorch, which is not installed; pip install 'pyccmem[torch]'."
+    ) from error
+
+from . import _functions, _ops
+from ._files import load_file, save_file
+from ._module import decrypt_module, encrypt_module
+from ._serialize import using_key
+from ._tensor import EncryptedTensor
+
+__all__ = [
+    "EncryptedTensor",
+    "decrypt_module",
+    "encrypt_module",
+    "load_file",
+    "save_file",
+    "using_key",
+]
+
+del _torch, _functions, _ops

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sealed files for torch: pyccmem.safetensors with torch's tensors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from .. import errors
+from ..keys import Key
+from ..safetensors import load_file as _load_file
+from ..safetensors import save_file as _save_file
+from ..tensor import EncryptedTensor as Core
+from ._dispatch import encrypted
+from ._open import opened
+from ._stored import spare_key
+from ._tensor import EncryptedTensor
+
+__all__ = ["load_file", "save_file"]
+
+
+def load_file(
+    path: str | os.PathLike[str], *, key: Any, **options: Any
+) -> dict[str, EncryptedTensor]:
+    """Every tensor of a safetensors file by name: of a sealed one without decryption, of a plain
+    one encrypted on the way. `key`, `options` and what is raised are those of
+    pyccmem.safetensors.load_file()."""
+    kept = key if isinstance(key, Key) else None
+    loaded: Mapping[str, Core] = _load_file(path, key=key, **options)
+    return {name: EncryptedTensor.from_core(core, key=kept) for name, core in loaded.items()}
+
+
+def save_file(
+    tensors: Mapping[str, Tensor], path: str | os.PathLike[str], *, key: Any, **options: Any
+) -> None:
+    """Writes tensors, encrypted ones or plain ones, into a sealed file. `key`, `options` and what
+    is raised are those of pyccmem.safetensors.save_file()."""
+    if not isinstance(tensors, Mapping):
+        raise errors.ArgumentTypeError(
+            f"tensors must be a dict of tensors by name, not {type(tensors).__name__}."
+        )
+    cores: dict[str, Core] = {}
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, EncryptedTensor):
+            tensor = EncryptedTensor.from_tensor(tensor, key=spare_key(), name=str(name))
+        elif tensor._path:
+            tensor = encrypted(opened(tensor), tensor._real())
+        cores[name] = tensor.core
+    _save_file(cores, path, key=key, **options)

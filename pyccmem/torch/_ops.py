@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""pyccmem's operators: what torch.compile puts into a program where an EncryptedTensor is used.
+
+Each takes the ciphertext, a tensor of uint8, and the form of what lies in it; the store is found by
+the ciphertext's address. They are tagged nondeterministic_seeded, which keeps inductor from
+computing them once and for all when it folds constants (freezing): a decrypted weight would become
+part of the compiled program.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._linear import Matrix, columns, rows
+from ._rows import gathered
+from ._stored import Stored, core_of_ciphertext
+
+__all__: list[str] = []
+
+_library = torch.library.Library("pyccmem", "DEF")  # type: ignore[no-untyped-call]
+_TAGS = (torch.Tag.nondeterministic_seeded, torch.Tag.pt2_compliant_tag)
+_check: Any = torch._check
+_MATRIX = "Tensor ciphertext, int offset, SymInt[] size, ScalarType dtype"
+
+
+def _define(name: str, schema: str, work: Any, fake: Any) -> None:
+    library: Any = _library
+    library.define(f"{name}{schema}", tags=_TAGS)
+    library.impl(name, work, "CPU")
+    torch.library.register_fake(f"pyccmem::{name}", fake, lib=_library)
+
+
+def _decrypt(ciphertext: Tensor, offset: int, size: list[int], dtype: torch.dtype) -> Tensor:
+    core = core_of_ciphertext(ciphertext)
+    stored = Stored(core, dtype, None)
+    first = (offset - core._offset) // dtype.itemsize
+    return stored.opened_run(core, first, int(torch.Size(size).numel())).view(size)
+
+
+def _fake_decrypt(ciphertext: Tensor, offset: int, size: Any, dtype: torch.dtype) -> Tensor:
+    return ciphertext.new_empty(size, dtype=dtype)
+
+
+def _matrix(ciphertext: Tensor, offset: int, size: list[int], dtype: torch.dtype) -> Matrix:
+    return Matrix(core_of_ciphertext(ciphertext), offset, size[0], size[1], dtype)
+
+
+def _linear(
+    x: Tensor,
+    ciphertext: Tensor,
+    offset: int,
+    size: list[int],
+    dtype: torch.dtype,
+    bias: Tensor | None,
+) -> Tensor:
+    return rows(x, _matrix(ciphertext, offset, size, dtype), bias, x.dtype)
+
+
+def _fake_linear(
+    x: Tensor, ciphertext: Tensor, offset: int, size: Any, dtype: torch.dtype, bias: Any
+) -> Tensor:
+    _check(x.shape[-1] == size[1], lambda: f"x of shape {x.shape} and W of shape {size}")
+    _check(x.dtype == dtype, lambda: f"x is of {x.dtype} and W of {dtype}")
+    return x.new_empty((*x.shape[:-1], size[0]))
+
+
+def _linear_columns(
+    x: Tensor,
+    ciphertext: Tensor,
+    offset: int,
+    size: list[int],
+    dtype: torch.dtype,
+    bias: Tensor | None,
+) -> Tensor:
+    return columns(x, _matrix(ciphertext, offset, size, dtype), bias, x.dtype)
+
+
+def _fake_linear_columns(
+    x: Tensor, ciphertext: Tensor, offset: int, size: Any, dtype: torch.dtype, bias: Any
+) -> Tensor:
+    _check(x.shape[-1] == size[0], lambda: f"x of shape {x.shape} and W of shape {size}")
+    _check(x.dtype == dtype, lambda: f"x is of {x.dtype} and W of {dtype}")
+    return x.new_empty((*x.shape[:-1], size[1]))
+
+
+def _embedding(
+    numbers: Tensor, ciphertext: Tensor, offset: int, size: list[int], dtype: torch.dtype
+) -> Tensor:
+    return gathered(core_of_ciphertext(ciphertext), offset, tuple(size), dtype, numbers)
+
+
+def _fake_embedding(
+    numbers: Tensor, ciphertext: Tensor, offset: int, size: Any, dtype: torch.dtype
+) -> Tensor:
+    return ciphertext.new_empty((*numbers.shape, *size[1:]), dtype=dtype)
+
+
+_define("decrypt", f"({_MATRIX}) -> Tensor", _decrypt, _fake_decrypt)
+_define("linear", f"(Tensor x, {_MATRIX}, Tensor? bias) -> Tensor", _linear, _fake_linear)
+_define(
+    "linear_columns",
+    f"(Tensor x, {_MATRIX}, Tensor? bias) -> Tensor",
+    _linear_columns,
+    _fake_linear_columns,
+)
+_define("embedding", f"(Tensor numbers, {_MATRIX}) -> Tensor", _embedding, _fake_embedding)

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of an encrypted table by their numbers: one native call that opens these and no others."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .. import errors
+from .._lib import OK, check, ffi, lib
+from ..tensor import EncryptedTensor as Core
+from ._stored import pointer
+
+__all__ = ["gathered"]
+
+_OFFSETS = ffi.typeof("uint64_t *")
+
+
+def gathered(
+    core: Core,
+    offset: int,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    numbers: Tensor,
+    *,
+    wrap: bool = False,
+) -> Tensor:
+    """Rows of a table of `shape` that lies from byte `offset` of a core's buffer: a plain tensor of
+    shape (*numbers.shape, *shape[1:]). `wrap`: negative numbers count from the end.
+
+    Raises IndexingError (an IndexError, as torch's) for a number that is none of a row;
+    IntegrityError, ClosedError, ForkError, and nothing is handed out then.
+    """
+    out = torch.empty((*numbers.shape, *shape[1:]), dtype=dtype)
+    numbers = numbers.reshape(-1).to(torch.int64)
+    count = numbers.numel()
+    if not count:
+        check(lib.ccmem_store_check(core._opened()), subject="tensor")
+        return out
+    lowest, highest = (int(end) for end in torch.aminmax(numbers))
+    if lowest < (-shape[0] if wrap else 0) or highest >= shape[0]:
+        raise errors.IndexingError(
+            f"index out of range: rows {lowest} to {highest} were asked for, and the table has "
+            f"{shape[0]} rows."
+        )
+    if lowest < 0:
+        numbers = torch.where(numbers < 0, numbers + shape[0], numbers)
+    row = math.prod(shape[1:]) * dtype.itemsize
+    if not row:
+        return out
+    offsets = numbers * row
+    offsets += offset
+    status = lib.ccmem_store_gather(
+        core._opened(), ffi.cast(_OFFSETS, offsets.data_ptr()), count, row, pointer(out)
+    )
+    if status != OK:
+        core._buffer._fail(status, offset, row)
+    return out

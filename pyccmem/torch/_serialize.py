@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: Apache-2.0
+"""torch.save() and torch.load() of encrypted tensors, and pickle: what is written is sealed.
+
+A tensor is written as one tensor of uint8, a payload:
+
+    magic             16 bytes
+    header's length   8 bytes, little-endian
+    header            JSON: cipher, page size, store id, the wrapped data key and the id of the key
+                      that wrapped it, dtype, shape, name
+    tags              16 bytes a page
+    MAC               16 bytes, over all before it
+    padding           zeros, to a multiple of 4096 bytes from the start
+    pages
+
+Each payload has a random data key and a random store id of its own. The pages are sealed under
+subkeys of the data key as those of a store, all at version 1, and the data key is wrapped by the
+root key. What is loaded is a read-only store over these pages, so that no nonce is used again;
+a write to it makes a store of its own first.
+
+A payload is authentic by itself; which name it has in a file is not. Sealed files of
+pyccmem.safetensors authenticate that as well.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import _plain, errors
+from .._lib import AUTHENTICATED, DEFAULT_CIPHER, OK, lib
+from .._sealer import Sealer
+from ..buffer import EncryptedBuffer
+from ..keys import Key
+from ..tensor import EncryptedTensor as Core
+from ._open import opened
+from ._stored import Stored, numpy_dtype, usable
+from ._tensor import EncryptedTensor, wrapped
+
+__all__ = ["rebuild_encrypted_tensor", "reduced", "using_key"]
+
+_MAGIC = b"pyccmem.torch 1\n"
+_ALIGN = 4096
+_HEADER_MOST = 1 << 20
+_BLOCK = 1 << 20
+
+_key: ContextVar[Key | None] = ContextVar("pyccmem.torch key", default=None)
+
+
+@contextmanager
+def using_key(key: Key) -> Iterator[None]:
+    """A block in which torch.load() opens encrypted tensors with `key`, and torch.save() seals them
+    under it (else under the key that each was made with)."""
+    if not isinstance(key, Key):
+        raise errors.ArgumentTypeError(f"key must be a pyccmem.Key, not {type(key).__name__}.")
+    token = _key.set(key)
+    try:
+        yield
+    finally:
+        _key.reset(token)
+
+
+# ---- writing -------------------------------------------------------------------------------------
+
+#: The payload of a store while somebody, such as a running torch.save(), has it, so that what
+#: shares data is written once; with what it was made of.
+_payloads: weakref.WeakKeyDictionary[Stored, tuple[Any, Core, int, str]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def reduced(tensor: EncryptedTensor) -> tuple[Any, ...]:
+    """What pickle writes for an encrypted tensor. Raises ArgumentError where no key is at hand;
+    IntegrityError, ClosedError, ForkError."""
+    stored = tensor._real()
+    key = _key.get() or stored.key
+    if key is None or not usable(key):
+        raise errors.ArgumentError(
+            "An EncryptedTensor is saved under a key, and the one it was made with is closed or "
+            "was not given; save it within `with pyccmem.torch.using_key(key):`."
+        )
+    if tensor._path:
+        values = opened(tensor).contiguous()
+        like = stored.core
+        stored = Stored.empty(tuple(values.shape), values.dtype, key=key, like=like)
+        stored.write_run(stored.core, 0, values)
+    core = stored.core
+    writes, key_id = core.buffer.stats()["writes"], key.id
+    found = _payloads.get(stored)
+    payload = None if found is None or found[1:] != (core, writes, key_id) else found[0]()
+    if payload is None:
+        payload = _sealed(core, stored.dtype, key)
+        _payloads[stored] = (weakref.ref(payload), core, writes, key_id)
+    return rebuild_encrypted_tensor, (payload, bool(getattr(tensor, "_is_param", False)))
+
+
+def _sealed(core: Core, dtype: torch.dtype, key: Key) -> torch.Tensor:
+    """The payload of a core tensor."""
+    page_size, nbytes = core.page_size, core.nbytes
+    pages = -(-nbytes // page_size)
+    store_id = os.urandom(lib.CCMEM_STORE_ID_SIZE)
+    cipher = core.cipher if core.cipher in AUTHENTICATED else DEFAULT_CIPHER
+    with Key.generate() as data_key:
+        header = json.dumps(
+            {
+                "cipher": cipher,
+                "page_size": page_size,
+                "store_id": store_id.hex(),
+                "key_id": key.id,
+                "wrapped": key._wrap(data_key).hex(),
+                "dtype": str(dtype).removeprefix("torch."),
+                "shape": list(core.shape),
+                "name": core.name,
+            }
+        ).encode()
+        head = _MAGIC + len(header).to_bytes(8, "little") + header
+        start = -(-(len(head) + 16 * pages + 16) // _ALIGN) * _ALIGN
+        payload = torch.zeros(start + pages * page_size, dtype=torch.uint8)
+        out = memoryview(payload.numpy().data)
+        tags = bytearray()
+        if nbytes:
+            with Sealer(data_key, store_id, page_size, cipher=cipher) as sealer:
+                _seal_pages(core, sealer, out[start:], tags)
+        covered = head + bytes(tags)
+        records = covered + data_key._mac(store_id, covered)
+    out[: len(records)] = records
+    return payload
+
+
+def _seal_pages(core: Core, sealer: Sealer, out: memoryview, tags: bytearray) -> None:
+    size = core.page_size
+    block, memory = _plain.block(min(_BLOCK, core.nbytes))
+    plain = memoryview(memory)
+    try:
+        for at in range(0, core.nbytes, _BLOCK):
+            n = min(_BLOCK, core.nbytes - at)
+            status = lib.ccmem_store_read(core._opened(), core._offset + at, block, n)
+            if status != OK:
+                core._buffer._fail(status, core._offset + at, n)
+            end = at + -(-n // size) * size
+            tags += sealer.seal(at // size, plain[:n], out[at:end])
+    finally:
+        plain.release()
+        _plain.wipe(memory)
+
+
+# ---- reading -------------------------------------------------------------------------------------
+
+
+def rebuild_encrypted_tensor(payload: torch.Tensor, is_parameter: bool) -> EncryptedTensor:
+    """The tensor that reduced() wrote; read-only, see above. Called by torch.load() and pickle.
+
+    Raises ArgumentError without a using_key() block, IntegrityError for another key or a changed
+    payload, FileFormatError for what is no payload, ClosedError, ForkError.
+    """
+    key = _key.get()
+    if key is None:
+        raise errors.ArgumentError(
+            "This file holds encrypted tensors; load it within `with pyccmem.torch.using_key(key):`"
+            ", with the key it was saved under."
+        )
+    stored = getattr(payload, "_pyccmem_stored", None)
+    if stored is None or stored.key is not key:
+        stored = _unsealed(payload, key)
+        # The same payload again is a tensor that shares its data.
+        holder: Any = payload
+        holder._pyccmem_stored = stored
+    new = wrapped(stored)
+    if is_parameter:
+        new._is_param = True
+    return new
+
+
+def _not_a_payload(why: str) -> errors.FileFormatError:
+    return errors.FileFormatError(
+        f"This is not an encrypted tensor as pyccmem.torch saves them: {why}; nothing was taken "
+        f"from it."
+    )
+
+
+def _unsealed(payload: torch.Tensor, key: Key) -> Stored:
+    if (
+        type(payload) is not torch.Tensor
+        or payload.dtype != torch.uint8
+        or payload.dim() != 1
+        or payload.device.type != "cpu"
+        or not payload.is_contiguous()
+    ):
+        raise _not_a_payload("it is no row of bytes")
+    data = memoryview(payload.numpy().data)
+    head = len(_MAGIC) + 8
+    if bytes(data[: len(_MAGIC)]) != _MAGIC:
+        raise _not_a_payload("it begins with something else")
+    length = int.from_bytes(data[len(_MAGIC) : head], "little")
+    if length > min(_HEADER_MOST, len(data)):
+        raise _not_a_payload("its header is longer than it")
+    head += length
+    header = _Header(bytes(data[head - length : head]))
+    pages = -(-header.nbytes // header.page_size)
+    end = head + 16 * pages
+    start = -(-(end + 16) // _ALIGN) * _ALIGN
+    if len(data) != start + pages * header.page_size:
+        raise _not_a_payload("its size is not what its header says")
+    covered = bytes(data[:end])
+    data_key = key._unwrap(header.wrapped)
+    try:
+        expected = data_key._mac(header.store_id, covered)
+        if not hmac.compare_digest(expected, bytes(data[end : end + 16])):
+            raise errors.IntegrityError(
+                f"The header or the tags of tensor {header.name!a} were changed since it was saved;"
+                f" nothing was taken from it, so load a good copy.",
+                name=header.name,
+            )
+        core = _read_only(header, covered[head:], data[start:], data_key, key)
+    finally:
+        data_key.close()
+    return Stored(core, header.dtype, key)
+
+
+class _Header:
+    """The header of a payload, checked for form alone."""
+
+    def __init__(self, text: bytes) -> None:
+        try:
+            fields = json.loads(text)
+            self.cipher = fields["cipher"]
+            self.page_size = fields["page_size"]
+            self.store_id = bytes.fromhex(fields["store_id"])
+            self.wrapped = bytes.fromhex(fields["wrapped"])
+            self.name = fields["name"]
+            self.shape = tuple(fields["shape"])
+            dtype = getattr(torch, fields["dtype"])
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise _not_a_payload("its header is damaged") from None
+        if (
+            self.cipher not in AUTHENTICATED
+            or not isinstance(dtype, torch.dtype)
+            or type(self.page_size) is not int
+            or self.page_size not in (4096, 8192, 16384, 32768, 65536)
+            or len(self.store_id) != lib.CCMEM_STORE_ID_SIZE
+            or len(self.wrapped) != lib.CCMEM_WRAPPED_KEY_SIZE
+            or not isinstance(self.name, str)
+            or len(self.shape) > 64
+            or any(type(n) is not int or not 0 <= n < 2**63 for n in self.shape)
+        ):
+            raise _not_a_payload("its header is damaged")
+        self.dtype: torch.dtype = dtype
+        self.nbytes = dtype.itemsize
+        for n in self.shape:
+            self.nbytes *= n
+        if self.nbytes >= 2**63:
+            raise _not_a_payload("its header is damaged")
+
+
+def _read_only(header: _Header, tags: bytes, pages: memoryview, data_key: Key, key: Key) -> Core:
+    """A core tensor over a copy of the pages in memory that has no name."""
+    kind = numpy_dtype(header.dtype)
+    if not header.nbytes:
+        return Core.zeros(header.shape, kind, key=key, name=header.name)
+    file = os.memfd_create("pyccmem", os.MFD_CLOEXEC)
+    try:
+        at = 0
+        while at < len(pages):
+            at += os.write(file, pages[at : at + (1 << 28)])
+        count = len(pages) // header.page_size
+        buffer = EncryptedBuffer._mapped(
+            file,
+            0,
+            header.nbytes,
+            key=data_key,
+            cipher=header.cipher,
+            store_id=header.store_id,
+            page_size=header.page_size,
+            versions=np.ones(count, "<u8").tobytes(),
+            tags=tags,
+            name=header.name,
+        )
+    except OSError as error:
+        if isinstance(error, errors.PyccmemError):
+            raise
+        raise errors.OutOfMemoryError(
+            f"The system refused {len(pages)} bytes for tensor {header.name!a}: {error.strerror}; "
+            f"free some."
+        ) from None
+    finally:
+        os.close(file)
+    return Core._adopt(buffer, header.shape, kind)
+
+
+torch.serialization.add_safe_globals([rebuild_encrypted_tensor])

@@ -1,0 +1,365 @@
+# SPDX-License-Identifier: Apache-2.0
+"""EncryptedTensor of torch: a wrapper subclass whose data is ciphertext.
+
+A wrapper has torch's metadata (shape, strides, dtype) and no memory of torch's. It refers to a
+Stored, which aliases and views share, and to the path of view operations that lead from the stored
+tensor to it. While torch.compile traces, a wrapper stands for a tensor that is not there yet: it
+has the ciphertext as a fake tensor and the form of what lies in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor
+
+from .. import errors
+from .._lib import DEFAULT_CIPHER
+from ..keys import Key
+from ..tensor import EncryptedTensor as Core
+from ._stored import Stored, converted, core_of_ciphertext, numpy_dtype, torch_dtype
+
+__all__ = ["EncryptedTensor", "Form", "Step", "wrapped"]
+
+
+class Step(NamedTuple):
+    """One view operation: `function(tensor, *args, **kwargs)`, and of several results which."""
+
+    function: Any
+    args: tuple[Any, ...]
+    kwargs: tuple[tuple[str, Any], ...]
+    part: int | None
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        result: Any = self.function(tensor, *self.args, **dict(self.kwargs))
+        one: Tensor = result if self.part is None else result[self.part]
+        return one
+
+
+class Form(NamedTuple):
+    """Where a stored tensor lies in its buffer, and what it is: what compiled code has to know."""
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def device_refused(device: Any) -> NoReturn:
+    """Raises ArgumentError."""
+    raise errors.ArgumentError(
+        f"An EncryptedTensor stays in this process's main memory: on {str(device)!r} its plaintext "
+        f"would leave protected memory; where that is what you want, say so with "
+        f"pyccmem.torch.decrypt_module(model) or tensor.decrypt() first."
+    )
+
+
+def training_refused() -> NoReturn:
+    """Raises ArgumentError."""
+    raise errors.ArgumentError(
+        "An EncryptedTensor is for inference and takes no gradient; leave requires_grad False, or "
+        "train the model after pyccmem.torch.decrypt_module(model)."
+    )
+
+
+class EncryptedTensor(Tensor):
+    """A torch tensor that lies in memory as ciphertext.
+
+    Made by from_tensor() or from_core(), or for whole models by encrypt_module(). F.linear and
+    products open a few pages or a tile at a time, F.embedding the rows asked for; any other
+    operation opens the tensor into a temporary that is wiped when its last user goes. Results are
+    plain tensors, but copies and conversions (clone(), to(), deepcopy) are encrypted, views
+    (select, slice, view, t, ...) stay views of the ciphertext, and what is written to a tensor or
+    to a view of it is encrypted.
+
+    It takes no gradient (inputs may), has no address of data, and stays on the CPU and in its
+    process.
+    """
+
+    _stored: Stored | None
+    _path: tuple[Step, ...]
+    _form: Form | None
+    _fake: Tensor | None
+
+    @staticmethod
+    def __new__(cls: type[EncryptedTensor], *_: Any, **__: Any) -> EncryptedTensor:
+        raise errors.ArgumentTypeError(
+            "EncryptedTensor() makes no tensor; use EncryptedTensor.from_tensor(tensor, key=...), "
+            "EncryptedTensor.from_core(core) or encrypt_module(model, key=...)."
+        )
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        super().__init__()
+
+    # ---- making ----
+
+    @classmethod
+    def from_tensor(
+        cls,
+        tensor: Tensor,
+        *,
+        key: Key,
+        cipher: str = DEFAULT_CIPHER,
+        name: str | None = None,
+        page_size: int | None = None,
+    ) -> EncryptedTensor:
+        """The contents, shape and dtype of a dense CPU tensor, which stays as it is: overwrite it
+        yourself.
+
+        `key` is kept for copies and for saving; where it has been closed, copies in memory get a
+        random key of this process.
+
+        Raises ArgumentTypeError for a type that numpy and ml_dtypes lack and for what is no dense
+        CPU tensor, MissingPackageError where ml_dtypes is needed, and what pyccmem.EncryptedTensor
+        raises.
+        """
+        if not isinstance(tensor, Tensor):
+            raise errors.ArgumentTypeError(
+                f"tensor must be a torch.Tensor, not {type(tensor).__name__}."
+            )
+        if not isinstance(key, Key):
+            raise errors.ArgumentTypeError(f"key must be a pyccmem.Key, not {type(key).__name__}.")
+        if isinstance(tensor, EncryptedTensor):
+            tensor = tensor.decrypt()
+        if tensor.layout is not torch.strided or tensor.is_quantized:
+            raise errors.ArgumentTypeError(
+                f"tensor is not dense ({tensor.layout}, {tensor.dtype}); convert it with "
+                f"to_dense() or dequantize() first."
+            )
+        if tensor.device.type != "cpu":
+            raise errors.ArgumentTypeError(
+                f"tensor lies on {str(tensor.device)!r}; bring it to the CPU with cpu() first."
+            )
+        options: dict[str, Any] = {"cipher": cipher, "name": name}
+        if page_size is not None:
+            options["page_size"] = page_size
+        shape = tuple(tensor.shape)
+        core = Core.zeros(shape, numpy_dtype(tensor.dtype), key=key, **options)
+        stored = Stored(core, tensor.dtype, key)
+        try:
+            source = tensor.detach().resolve_conj().resolve_neg()
+            if not source.is_contiguous():
+                source = converted(source, tensor.dtype)
+            stored.write_run(core, 0, source)
+        except BaseException:
+            core.close()
+            raise
+        return wrapped(stored)
+
+    @classmethod
+    def from_core(
+        cls, core: Core, dtype: torch.dtype | None = None, *, key: Key | None = None
+    ) -> EncryptedTensor:
+        """A tensor over a pyccmem.EncryptedTensor, which both then share; nothing is decrypted.
+
+        `dtype` reads its elements as another type of the same size (bfloat16 kept as uint16, for
+        one). `key` is for copies and for saving, as in from_tensor().
+
+        Raises ArgumentTypeError, ArgumentError where the sizes differ.
+        """
+        if not isinstance(core, Core):
+            raise errors.ArgumentTypeError(
+                f"core must be a pyccmem.EncryptedTensor, not {type(core).__name__}."
+            )
+        kind = torch_dtype(core.dtype) if dtype is None else dtype
+        wanted = numpy_dtype(kind)
+        if wanted.itemsize != core.itemsize:
+            raise errors.ArgumentError(
+                f"core has elements of {core.itemsize} bytes and {kind} of {wanted.itemsize}; they "
+                f"must be of one size."
+            )
+        return wrapped(Stored(core if core.dtype == wanted else core.view(wanted), kind, key))
+
+    # ---- the protocols of torch ----
+
+    def __tensor_flatten__(self) -> tuple[list[str], Any]:
+        return ["_ciphertext"], (self._layout(), self._path)
+
+    def _stable_hash_for_caching(self) -> str:
+        """What compiled code depends on: the form, not the data."""
+        return repr((self._layout(), self._path))
+
+    @staticmethod
+    def __tensor_unflatten__(
+        inner: dict[str, Tensor], context: Any, size: Any, stride: Any
+    ) -> EncryptedTensor:
+        sealed = inner["_ciphertext"]
+        form, path = context
+        if type(sealed) is Tensor and sealed.device.type == "cpu" and sealed.numel():
+            core = core_of_ciphertext(sealed)
+            stored = Stored(core, form.dtype, None)
+            stored.sealed = sealed
+            return wrapped(stored, path, size, stride)
+        return wrapped(None, path, size, stride, form=form, fake=sealed)
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if not torch.compiler.is_dynamo_compiling():
+            special = FUNCTIONS.get(function)
+            if special is not None:
+                return special(function, args, kwargs or {})
+        with torch._C.DisableTorchFunctionSubclass():
+            return function(*args, **(kwargs or {}))
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        handler = DISPATCH.get(function)
+        if handler is None:
+            handler = plan(function)
+        return handler(function, args, kwargs or {})
+
+    # ---- what it is ----
+
+    @property
+    def core(self) -> Core:
+        """The pyccmem.EncryptedTensor with the data: of a view, that of the tensor it views."""
+        return self._real().core
+
+    def decrypt(self) -> Tensor:
+        """The values as a plain tensor, in memory that is wiped when the last tensor, view or array
+        of it goes. Raises IntegrityError, ClosedError, ForkError, OutOfMemoryError."""
+        from ._open import opened
+
+        return opened(self)
+
+    @property
+    def _ciphertext(self) -> Tensor:
+        return self._fake if self._fake is not None else self._real().ciphertext()
+
+    def _real(self) -> Stored:
+        stored = self._stored
+        if stored is None:
+            raise errors.ArgumentError(
+                "This EncryptedTensor stands for one while a program is traced, and has no data."
+            )
+        return stored
+
+    def _layout(self) -> Form:
+        """The form of the stored tensor."""
+        if self._form is not None:
+            return self._form
+        core = self._real().core
+        return Form(core._offset, core.shape, self._real().dtype)
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        with torch._C.DisableTorchFunctionSubclass():
+            what = f"shape={tuple(self.shape)}, dtype={self.dtype}"
+        if self._stored is None:
+            return f"EncryptedTensor({what}, traced)"
+        core = self._stored.core
+        state = ", closed" if core.closed else ""
+        view = ", view" if self._path else ""
+        return f"EncryptedTensor({what}, name={core.name!a}, cipher={core.cipher!r}{view}{state})"
+
+    def __format__(self, spec: str) -> str:
+        return format(repr(self), spec)
+
+    # ---- copies ----
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EncryptedTensor:
+        """An encrypted copy; what was one tensor, or shared one's data, does so in the copy."""
+        found = memo.get(id(self))
+        if found is not None:
+            return found  # type: ignore[no-any-return]
+        stored = self._real()
+        twin = memo.get(id(stored))
+        if twin is None:
+            twin = memo[id(stored)] = stored.copied(stored.dtype)
+        new = wrapped(twin, self._path)
+        if getattr(self, "_is_param", False):
+            new._is_param = True
+        memo[id(self)] = new
+        return new
+
+    def __copy__(self) -> EncryptedTensor:
+        """Another tensor over the same data."""
+        return alias(self)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        from ._serialize import reduced
+
+        return reduced(self)
+
+
+def wrapped(
+    stored: Stored | None,
+    path: tuple[Step, ...] = (),
+    size: Any = None,
+    stride: Any = None,
+    *,
+    offset: Any = 0,
+    form: Form | None = None,
+    fake: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> EncryptedTensor:
+    """A wrapper of `stored` under a path; of a traced one (`form`, `fake`) with `size` and
+    `stride` known."""
+    if dtype is None:
+        dtype = form.dtype if stored is None else stored.dtype  # type: ignore[union-attr]
+    if size is None:
+        assert stored is not None
+        shape = stored.core.shape
+        if path:
+            seen = traced(shape, dtype, path)
+            size, stride, offset = seen.size(), seen.stride(), seen.storage_offset()
+            dtype = seen.dtype
+        else:
+            size = shape
+    # Never an inference tensor, as a view of a tensor that is none must not be one.
+    with torch.inference_mode(False):
+        self: Any = Tensor._make_wrapper_subclass(
+            EncryptedTensor,
+            size,
+            strides=stride,
+            storage_offset=None if stride is None else offset,
+            dtype=dtype,
+            device=torch.device("cpu"),
+            requires_grad=False,
+        )
+    self._stored, self._path, self._form, self._fake = stored, path, form, fake
+    return self  # type: ignore[no-any-return]
+
+
+def traced(shape: Any, dtype: torch.dtype, path: tuple[Step, ...]) -> Tensor:
+    """A tensor without data of the form that a path leads to."""
+    with torch._C._DisableTorchDispatch():
+        seen = torch.empty(shape, dtype=dtype, device="meta")
+        for step in path:
+            seen = step(seen)
+    return seen
+
+
+def alias(tensor: EncryptedTensor) -> EncryptedTensor:
+    """Another wrapper of the same data."""
+    with torch._C.DisableTorchFunctionSubclass():
+        size, stride, offset = tensor.size(), tensor.stride(), tensor.storage_offset()
+        dtype = tensor.dtype
+    return wrapped(
+        tensor._stored,
+        tensor._path,
+        size,
+        stride,
+        offset=offset,
+        form=tensor._form,
+        fake=tensor._fake,
+        dtype=dtype,
+    )
+
+
+#: Functions of torch's Python interface that are not left to the dispatcher; and what is done for
+#: an operation of the dispatcher. _functions and _dispatch fill them.
+FUNCTIONS: dict[Any, Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]] = {}
+DISPATCH: dict[Any, Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]] = {}
+
+
+def plan(function: Any) -> Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]:
+    """What is done for an operation seen for the first time."""
+    from ._dispatch import planned
+
+    handler = DISPATCH[function] = planned(function)
+    return handler
