@@ -111,6 +111,12 @@ ccmem_status ccmem_set_threads(unsigned threads);
 /* The number set, or the size of the process's CPU affinity mask when none was. */
 unsigned ccmem_threads(void);
 
+/* Has bulk calls run in the threads of an OpenMP library from now on: `gomp_parallel` is its
+ * GOMP_parallel() (the interface of GCC's libgomp, which LLVM's and Intel's libraries have as well), or
+ * NULL for pyccmem's own threads again. Where a program's OpenMP threads wait for work by spinning,
+ * others get no processor beside them. A forked child always has its own. */
+void ccmem_set_openmp(void *gomp_parallel);
+
 /* ---- root keys ----------------------------------------------------------------------------- */
 
 /* The best level that secret memory reaches in this process now; a probe, it keeps nothing. */
@@ -343,6 +349,25 @@ ccmem_status ccmem_store_linear(ccmem_store *store, uint64_t offset, ccmem_dtype
                                 uint64_t out_features, uint64_t in_features, const float *scale,
                                 const float *x, uint64_t nrows, uint64_t ldx, const float *bias,
                                 float *y, uint64_t ldy);
+
+/* What is added to each row of a product: out_features elements, at `data`, or in `store` from byte
+ * `offset`, or neither. */
+typedef struct ccmem_bias {
+    const void *data;
+    ccmem_store *store;
+    uint64_t offset;
+    ccmem_dtype dtype; /* CCMEM_F32 or CCMEM_BF16 */
+} ccmem_bias;
+
+/* ccmem_store_linear() without a scale, for x, a bias and y of float32 or bfloat16 each, x and y with
+ * their rows one after the other. Sums are float32, and rounded once, to the nearest (of two the even
+ * one), where y is bfloat16. Errors as there, on all of which but CCMEM_ERR_ARGUMENT y is zero; a bias
+ * that fails its tags is CCMEM_ERR_INTEGRITY, too. CCMEM_ERR_ARGUMENT for other types and for a bias in
+ * both places. */
+ccmem_status ccmem_store_linear_typed(ccmem_store *store, uint64_t offset, ccmem_dtype dtype,
+                                      uint64_t out_features, uint64_t in_features, const void *x,
+                                      ccmem_dtype x_dtype, uint64_t nrows, ccmem_bias bias,
+                                      void *y, ccmem_dtype y_dtype);
 
 /* ---- memory for plaintext that is handed out --------------------------------------------------- */
 

@@ -23,6 +23,7 @@ typedef struct job {
     void *arg;
     uint64_t piece;
     unsigned parts;
+    unsigned joined; /* atomic; threads of an OpenMP team so far */
     part part[CCMEM_MAX_THREADS];
 } job;
 
@@ -41,6 +42,19 @@ static struct pool {
           .wake = PTHREAD_COND_INITIALIZER};
 
 static unsigned threads_set; /* atomic; 0: by affinity */
+
+/* libgomp's manual, "Implementing PARALLEL construct": calls fn(data) in a team of so many threads. */
+typedef void (*gomp_parallel)(void (*fn)(void *data), void *data, unsigned threads, unsigned flags);
+
+static struct openmp {
+    gomp_parallel run;   /* atomic */
+    uint64_t generation; /* of the process whose library it is: its threads do not outlive a fork */
+} openmp;
+
+void ccmem_set_openmp(void *run) {
+    openmp.generation = fork_generation();
+    __atomic_store_n(&openmp.run, (gomp_parallel)run, __ATOMIC_RELEASE);
+}
 
 ccmem_status ccmem_set_threads(unsigned threads) {
     if (threads < 1 || threads > CCMEM_MAX_THREADS)
@@ -149,22 +163,10 @@ static unsigned start_workers(unsigned n) {
     return pool.workers + 1 < n ? pool.workers + 1 : n;
 }
 
-void parallel_for(uint64_t n, uint64_t grain, parallel_body body, void *arg) {
-    job *j = &pool.job;
-    uint64_t worth = n / grain;
-    unsigned threads = worth > 1 ? ccmem_threads() : 1;
-    uint64_t home = __atomic_load_n(&pool.generation, __ATOMIC_RELAXED);
-
-    if (threads < 2 || (home && fork_alien(home)) ||
-        pthread_mutex_trylock(&pool.busy)) {
-        if (n)
-            body(arg, 0, n);
-        return;
-    }
-    if (threads > worth)
-        threads = (unsigned)worth;
-    threads = start_workers(threads);
-    /* Smaller pieces than a thread's worth, so that who finishes early finds something to take. */
+/* Shares [0, n) out among so many threads, in smaller pieces than a thread's worth, so that who finishes
+ * early finds something to take. */
+static void share_out(job *j, unsigned threads, uint64_t n, uint64_t grain, parallel_body body,
+                      void *arg) {
     uint64_t piece = grain / PIECES ? grain / PIECES : 1, pieces = (n + piece - 1) / piece;
     j->body = body;
     j->arg = arg;
@@ -174,6 +176,9 @@ void parallel_for(uint64_t n, uint64_t grain, parallel_body body, void *arg) {
         j->part[i].next = pieces * i / threads * piece;
         j->part[i].end = i + 1 == threads ? n : pieces * (i + 1) / threads * piece;
     }
+}
+
+static void run_in_own_threads(job *j) {
     pthread_mutex_lock(&pool.lock);
     pool.open = 1;
     __atomic_fetch_add(&pool.round, 1, __ATOMIC_RELEASE);
@@ -189,6 +194,38 @@ void parallel_for(uint64_t n, uint64_t grain, parallel_body body, void *arg) {
             cpu_relax();
         else
             sched_yield();
+    }
+}
+
+/* In each thread of an OpenMP team. */
+static void join_team(void *data) {
+    job *j = data;
+    run_job(j, __atomic_fetch_add(&j->joined, 1, __ATOMIC_RELAXED) % j->parts);
+}
+
+void parallel_for(uint64_t n, uint64_t grain, parallel_body body, void *arg) {
+    job *j = &pool.job;
+    uint64_t worth = n / grain;
+    unsigned threads = worth > 1 ? ccmem_threads() : 1;
+    uint64_t home = __atomic_load_n(&pool.generation, __ATOMIC_RELAXED);
+    gomp_parallel team = __atomic_load_n(&openmp.run, __ATOMIC_ACQUIRE);
+
+    if (threads < 2 || (home && fork_alien(home)) ||
+        pthread_mutex_trylock(&pool.busy)) {
+        if (n)
+            body(arg, 0, n);
+        return;
+    }
+    if (threads > worth)
+        threads = (unsigned)worth;
+    if (team && !fork_alien(openmp.generation)) {
+        share_out(j, threads, n, grain, body, arg);
+        j->joined = 0;
+        team(join_team, j, threads, 0);
+    } else {
+        threads = start_workers(threads);
+        share_out(j, threads, n, grain, body, arg);
+        run_in_own_threads(j);
     }
     pthread_mutex_unlock(&pool.busy);
 }

@@ -127,6 +127,7 @@ _MODULES = {
     "rewrap": ("sealed_commands.rewrap", "have a sealed file opened by another key"),
     "bench": ("bench", "how fast, as ratios to what this machine could do"),
     "demo": ("demo", "a real model answers with its weights encrypted in RAM"),
+    "demo-torch": ("demo_torch", "the same model in PyTorch, in place and from a sealed directory"),
     "audit": ("audit", "look for a file's weights in the memory of a process"),
 }
 

@@ -13,7 +13,19 @@ from pathlib import Path
 
 from .. import _lib
 from .._command import EXIT_ERROR
-from . import build, bulk, linear, pages, peers, random64, report, rows, threads
+from . import (
+    build,
+    bulk,
+    linear,
+    mapping,
+    pages,
+    peers,
+    random64,
+    report,
+    rows,
+    threads,
+    torch_models,
+)
 from .rounds import CheckError, Figure, Plan
 
 EXIT_WRONG_RESULT = 1
@@ -27,6 +39,8 @@ CLAIMS: dict[str, Callable[[Plan], Iterator[Figure]]] = {
     "rows": rows.figures,
     "linear": linear.figures,
     "build": build.figures,
+    "torch": torch_models.figures,
+    "mapping": mapping.figures,
 }
 
 
@@ -86,6 +100,10 @@ def run(arguments: argparse.Namespace) -> int:
         missing = peers.find().missing if {"pages", "bulk"} & {*claims} else ()
         if "linear" in claims:
             missing = (*missing, *linear.missing())
+        if "torch" in claims:
+            missing = (*missing, *torch_models.missing())
+        if "mapping" in claims:
+            missing = (*missing, *mapping.missing())
     except CheckError as error:
         progress.clear()
         return _complain(str(error), EXIT_WRONG_RESULT)

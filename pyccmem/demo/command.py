@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from typing import TypeVar
 
 import numpy as np
 
@@ -18,6 +19,8 @@ from .worker import Job, Worker
 
 EXIT_FAILED = 1
 
+Item = TypeVar("Item")
+
 QUERIES = (
     "How do I compress a file?",
     "parse the options of a command line",
@@ -27,7 +30,7 @@ QUERIES = (
 CIPHERS = (_lib.DEFAULT_CIPHER, "aes-128-xts")
 
 #: Tokens of a passage that the model sees; the rest is cut off.
-_MOST_TOKENS = 128
+MOST_TOKENS = 128
 _BATCH = 32
 
 
@@ -54,6 +57,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Exit status: 0 shown; 1 the answers differ, weights were found in an encrypted process, "
         "or none in the plain one; 2 wrong usage or another error; 130 interrupted."
     )
+    add_common_arguments(parser)
+    parser.add_argument(
+        "--cipher",
+        choices=list(_lib.CIPHERS),
+        action="append",
+        help=f"only this one; repeatable ({', '.join(CIPHERS)})",
+    )
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that `pyccmem demo-torch` has as well."""
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
         "--query", metavar="TEXT", action="append", help="find the nearest passages; repeatable"
@@ -81,12 +95,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=1,
         help="threads of each process (1: a BLAS that waits for cores others use measures those)",
     )
-    parser.add_argument(
-        "--cipher",
-        choices=list(_lib.CIPHERS),
-        action="append",
-        help=f"only this one; repeatable ({', '.join(CIPHERS)})",
-    )
     parser.add_argument("--model", metavar="DIR", help="files of another BERT sentence model")
 
 
@@ -96,11 +104,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise errors.DemoError("The demo looks into /proc, which only Linux has.")
     model = files.find_model(arguments.model)
     config = files.read_config(model)
-    tokenizer = files.Tokenizer(model, _MOST_TOKENS)
-    if arguments.text is None:
-        texts = passages.from_standard_library(arguments.passages)
-    else:
-        texts = passages.from_file(arguments.text)[: arguments.passages]
+    tokenizer = files.Tokenizer(model, MOST_TOKENS)
+    texts = read_texts(arguments)
     queries = arguments.query or list(QUERIES)
     tokens = tokenizer([text for _, text in texts])
     weights = model / files.WEIGHTS
@@ -128,10 +133,10 @@ def run(arguments: argparse.Namespace) -> int:
         embedded = {cipher: worker.embed(tokens) for cipher, worker in encrypted.items()}
         first = ciphers[0]
         found, _ = encrypted[first].embed(tokenizer(queries))
-        answers = _answers(queries, found, texts, embedded[first][0])
+        answers = nearest(queries, found, texts, embedded[first][0])
         say("timing them in turn")
         typical = sorted(tokens, key=len)[len(tokens) // 2]
-        batch = _spread(tokens, _BATCH)
+        batch = spread(tokens, _BATCH)
         timings = [
             measure.timing(plain, encrypted, [typical], 3 * arguments.rounds),
             measure.timing(plain, encrypted, batch, arguments.rounds),
@@ -171,19 +176,27 @@ def run(arguments: argparse.Namespace) -> int:
     return EXIT_FAILED if outcome.failures() else 0
 
 
-def _spread(tokens: Sequence[list[int]], count: int) -> list[list[int]]:
+def read_texts(arguments: argparse.Namespace) -> list[tuple[str, str]]:
+    """(place, text) of the passages that the options ask for. Raises FileReadError,
+    FileFormatError."""
+    if arguments.text is None:
+        return passages.from_standard_library(arguments.passages)
+    return passages.from_file(arguments.text)[: arguments.passages]
+
+
+def spread(items: Sequence[Item], count: int) -> list[Item]:
     """At most `count` of the passages, from evenly spread places."""
-    count = min(count, len(tokens))
-    return [tokens[i * len(tokens) // count] for i in range(count)]
+    count = min(count, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
 
 
-def _answers(
+def nearest(
     queries: Sequence[str], found: Array, texts: Sequence[tuple[str, str]], vectors: Array
 ) -> list[report.Answer]:
     """The three nearest passages of each query by cosine."""
     answers = []
     for query, scores in zip(queries, found @ vectors.T, strict=True):
-        nearest = np.argsort(-scores, kind="stable")[:3]
-        hits = [(float(scores[i]), *texts[i]) for i in nearest]
+        best = np.argsort(-scores, kind="stable")[:3]
+        hits = [(float(scores[i]), *texts[i]) for i in best]
         answers.append(report.Answer(query, hits))
     return answers

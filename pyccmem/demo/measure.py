@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .layers import Array
-from .worker import Worker
+from .worker import Passage, Worker
 
 __all__ = ["Agreement", "Cost", "Timing", "agreement", "timing"]
 
@@ -57,10 +57,14 @@ class Timing:
 
 
 def timing(
-    plain: Worker, encrypted: Mapping[str, Worker], passages: Sequence[Sequence[int]], rounds: int
+    plain: Worker,
+    encrypted: Mapping[str, Worker],
+    passages: Sequence[Passage],
+    rounds: int,
+    tokens: int | None = None,
 ) -> Timing:
     """Embeds the same batch in all, one after the other, each first in its turn; the first round is
-    not counted."""
+    not counted. `tokens` in all, where the passages are text."""
     workers = {"": plain, **encrypted}
     names = list(workers)
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -72,7 +76,7 @@ def timing(
                 seconds[name].append(took)
     return Timing(
         passages=len(passages),
-        tokens=sum(map(len, passages)),
+        tokens=sum(map(len, passages)) if tokens is None else tokens,
         rounds=rounds,
         plain_seconds=statistics.median(seconds[""]),
         encrypted={name: _cost(seconds[""], seconds[name]) for name in encrypted},

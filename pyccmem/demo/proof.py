@@ -20,12 +20,15 @@ import numpy as np
 
 from .. import audit, errors
 from .._safetensors_header import Entry, open_file, read_header
-from .worker import Worker
+from .worker import Passage, Worker
 
 __all__ = ["Finding", "Samples", "look", "samples", "watch"]
 
 #: Rows that a BLAS interleaves, or a divisor of their number: OpenBLAS packs groups of 4, 8 or 16.
 _PACKED_ROWS = 4
+#: Weights that the encoder of pyccmem.demo works with at once: two tables whose rows are added.
+IN_USE = 2
+
 _STORED_SAMPLES = 16384
 _PACKED_SAMPLES = 4096
 
@@ -52,6 +55,7 @@ class Finding:
     bytes_scanned: int
     unreadable_bytes: int
     unreadable: tuple[str, ...]  # names of the mappings not read
+    most_tensors: int = IN_USE  # that may be in use at once
 
     @property
     def found_out(self) -> bool:
@@ -65,10 +69,11 @@ class Finding:
 
     @property
     def only_in_use(self) -> bool:
-        """True when what was found can be what is being worked with: one weight, or the rows of two
-        tables that are being added, and tiles of the last few matrices in buffers of the BLAS."""
+        """True when what was found can be what is being worked with: one weight, or the rows of
+        the tables that are being added, and tiles of the last few matrices in buffers of the
+        BLAS."""
         return (
-            len(self.stored_tensors) <= 2
+            len(self.stored_tensors) <= self.most_tensors
             and len(self.packed_tensors) <= 4
             and self.stored <= 0.1 * self.stored_samples
             and self.packed <= 0.25 * self.packed_samples
@@ -131,15 +136,16 @@ def _is_multiplied(entry: Entry) -> bool:
     )
 
 
-def look(worker: Worker, wanted: Samples, moment: str) -> Finding:
-    """Stops the child where it is, reads all its memory, and lets it go on."""
+def look(worker: Worker, wanted: Samples, moment: str, most_tensors: int = IN_USE) -> Finding:
+    """Stops the child where it is, reads all its memory, and lets it go on. `most_tensors` of the
+    weights can be in use at once."""
     with worker.halted():
         stored = audit.scan(worker.pid, wanted.stored)
         packed = audit.scan(worker.pid, wanted.packed)
     # A process that maps the weights' file holds them in the clear like any other.
     return Finding(
         moment=moment,
-        stored=stored.found + stored.found_in_file,
+        stored=min(stored.found + stored.found_in_file, stored.samples),  # some are in both
         stored_samples=stored.samples,
         stored_tensors=tuple(stored.tensors),
         packed=packed.found,
@@ -148,11 +154,17 @@ def look(worker: Worker, wanted: Samples, moment: str) -> Finding:
         bytes_scanned=stored.bytes_scanned,
         unreadable_bytes=sum(part.nbytes for part in stored.unreadable),
         unreadable=tuple(sorted({part.mapping for part in stored.unreadable})),
+        most_tensors=most_tensors,
     )
 
 
 def watch(
-    worker: Worker, wanted: Samples, passages: Sequence[Sequence[int]], moments: int, name: str
+    worker: Worker,
+    wanted: Samples,
+    passages: Sequence[Passage],
+    moments: int,
+    name: str,
+    most_tensors: int = IN_USE,
 ) -> list[Finding]:
     """Looks at the child, called `name`, at moments spread over its work on `passages`."""
     _, seconds = worker.embed(passages)
@@ -162,7 +174,8 @@ def watch(
         worker.ask(passages)
         if not worker.answered(seconds * (number + 0.5) / moments):
             began = time.perf_counter()
-            findings.append(look(worker, wanted, f"{name}, at work, look {number + 1}"))
+            moment = f"{name}, at work, look {number + 1}"
+            findings.append(look(worker, wanted, moment, most_tensors))
             halted = time.perf_counter() - began
         seconds = worker.answer()[1] - halted
     if not findings:

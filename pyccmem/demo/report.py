@@ -113,12 +113,14 @@ def narrator(quiet: bool) -> Callable[[str], None]:
     return say
 
 
-def show(outcome: Outcome) -> None:
-    """Prints the outcome, as coloured tables on a terminal that rich is installed for."""
+def show(outcome: Outcome, how: str | None = None) -> None:
+    """Prints the outcome, as coloured tables on a terminal that rich is installed for. `how` says
+    in the first line how the weights are held, which is else told from the ciphers."""
     ciphers = [run.cipher for run in outcome.encrypted]
+    how = how or f"weights plain and under {' and '.join(ciphers)}"
     print(
         f"all-MiniLM-L6-v2, {outcome.passages} passages of {outcome.tokens} tokens, "
-        f"weights plain and under {' and '.join(ciphers)}, "
+        f"{how}, "
         f"{outcome.threads} thread{'s' if outcome.threads > 1 else ''} each"
     )
     for answer in outcome.answers:

@@ -9,19 +9,21 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from .. import errors
 from .layers import Array
 from .model import Config
 
-__all__ = ["Job", "Worker"]
+__all__ = ["Job", "Passage", "Worker"]
 
+#: A passage as the child takes it: token ids, or text.
+Passage = Sequence[int] | str
 
 #: Environment variables that bound the threads of OpenBLAS, MKL, BLIS, OpenMP and pyccmem.
 _THREADS = (
@@ -31,6 +33,13 @@ _THREADS = (
     "OMP_NUM_THREADS",
     "PYCCMEM_NUM_THREADS",
 )
+
+
+class AnyJob(Protocol):
+    """What the parent itself has to know of a job."""
+
+    @property
+    def threads(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -47,15 +56,23 @@ class Job:
 class Worker:
     """Runs the model in a process of its own, so that its memory is that of one kind of run."""
 
-    def __init__(self, job: Job) -> None:
-        """Starts the child and has it load the weights. Raises what the child reports."""
+    #: The module that the child runs.
+    module: ClassVar[str] = "pyccmem.demo.child"
+
+    def __init__(self, job: AnyJob, environment: Mapping[str, str] | None = None) -> None:
+        """Starts the child, with further environment variables, and has it load the weights.
+        Raises what the child reports."""
         here, there = socket.socketpair()
         with there:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "pyccmem.demo.child", str(there.fileno())],
+                [sys.executable, "-m", self.module, str(there.fileno())],
                 pass_fds=[there.fileno()],
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, **dict.fromkeys(_THREADS, str(job.threads))},
+                env={
+                    **os.environ,
+                    **dict.fromkeys(_THREADS, str(job.threads)),
+                    **(environment or {}),
+                },
             )
         self._channel: Connection = Connection(here.detach())
         try:
@@ -75,7 +92,7 @@ class Worker:
     def pid(self) -> int:
         return self._process.pid
 
-    def ask(self, passages: Sequence[Sequence[int]]) -> None:
+    def ask(self, passages: Sequence[Passage]) -> None:
         """Has the child start to embed passages; answer() must follow."""
         self._channel.send(passages)
 
@@ -88,7 +105,7 @@ class Worker:
         vectors, seconds, self.peak_plaintext = self._receive()
         return vectors, float(seconds)
 
-    def embed(self, passages: Sequence[Sequence[int]]) -> tuple[Array, float]:
+    def embed(self, passages: Sequence[Passage]) -> tuple[Array, float]:
         """ask() and answer()."""
         self.ask(passages)
         return self.answer()

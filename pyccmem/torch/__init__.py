@@ -24,6 +24,9 @@ from ._files import load_file, save_file
 from ._module import decrypt_module, encrypt_module
 from ._serialize import using_key
 from ._tensor import EncryptedTensor
+from ._threads import share_threads as _share_threads
+
+_share_threads()
 
 __all__ = [
     "EncryptedTensor",
@@ -34,4 +37,4 @@ __all__ = [
     "using_key",
 ]
 
-del _torch, _functions, _ops
+del _torch, _functions, _ops, _share_threads

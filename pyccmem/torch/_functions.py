@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from .. import errors
 from ._dispatch import matrix_of
-from ._linear import rows
+from ._linear import few_rows, rows
 from ._open import opened
 from ._tensor import FUNCTIONS, EncryptedTensor, device_refused, training_refused
 
@@ -41,6 +41,14 @@ def _linear_of(input: Any, weight: Any, bias: Any = None) -> Any:
             x.requires_grad
             or (type(bias) is not EncryptedTensor and bias is not None and bias.requires_grad)
         )
+        if not (
+            needs_grad or weight._path or weight._stored is None or _is_autocast_enabled("cpu")
+        ):
+            encrypted = type(bias) is EncryptedTensor
+            if not encrypted or not (bias._path or bias._stored is None):
+                product = few_rows(x, weight._stored, bias._stored if encrypted else bias)
+                if product is not None:
+                    return product
         found = None if needs_grad else matrix_of(weight)
         if found is not None and not found[1]:
             matrix = found[0]

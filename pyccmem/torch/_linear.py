@@ -18,9 +18,9 @@ from .. import _plain
 from .._lib import OK, ffi, lib
 from ..tensor import EncryptedTensor as Core
 from . import _blas
-from ._stored import NATIVE
+from ._stored import NATIVE, Stored
 
-__all__ = ["Matrix", "columns", "rows"]
+__all__ = ["Matrix", "columns", "few_rows", "rows"]
 
 #: From this many rows of x on the tiles go to torch's matrix product, by type of the matrix.
 BLAS_ROWS = {torch.float32: 20, torch.float16: 20, torch.bfloat16: 20}
@@ -37,6 +37,7 @@ _read = lib.ccmem_store_read
 _cast = ffi.cast
 _FLOATS = ffi.typeof("float *")
 _NULL = ffi.NULL
+_PLAIN = frozenset((Tensor, torch.nn.Parameter))
 _SINGLE = torch.float32
 _HALVES = frozenset((torch.float16, torch.bfloat16))
 
@@ -49,6 +50,74 @@ class Matrix(NamedTuple):
     height: int
     width: int
     dtype: torch.dtype
+
+
+#: Types of x, W, bias and result, all the same, that the native product takes as they are.
+_TYPED = {torch.float32: lib.CCMEM_F32, torch.bfloat16: lib.CCMEM_BF16}
+_typed = lib.ccmem_store_linear_typed
+_new = ffi.new
+_BIAS = ffi.typeof("ccmem_bias *")
+_POINTER = ffi.typeof("void *")
+_NO_BIAS = {kind: _new(_BIAS, (_NULL, _NULL, 0, code)) for kind, code in _TYPED.items()}
+
+
+def few_rows(x: Tensor, stored: Stored, bias: Tensor | Stored | None) -> Tensor | None:
+    """x · matrixᵀ + bias in one native call, for the case that decoding consists of: few rows of a
+    plain contiguous x, all of one type. None for any other, and nothing was done then.
+
+    Raises IntegrityError, ClosedError, ForkError, OutOfMemoryError.
+    """
+    core = stored.core
+    form = core._shape
+    kind = stored.dtype
+    code = _TYPED.get(kind)
+    if code is None or len(form) != 2 or x.dtype is not kind or x.layout is not torch.strided:
+        return None
+    height, width = form
+    shape = x.shape
+    if not shape or shape[-1] != width or not x.is_cpu or not x.is_contiguous() or x.is_neg():
+        return None
+    count = x.numel() // width if width else 0
+    if not 0 < count < BLAS_ROWS[kind] or not height:
+        return None
+    added = _NO_BIAS[kind]
+    other = None
+    if type(bias) is Stored:
+        other = bias.core
+        if bias.dtype is not kind or other._shape != (height,):
+            return None
+        store = other._buffer._store or other._opened()
+        added = _new(_BIAS, (_NULL, store, other._offset, code))
+    elif bias is not None:
+        if not (
+            type(bias) in _PLAIN
+            and bias.dtype is kind
+            and bias.shape == (height,)
+            and bias.is_cpu
+            and bias.layout is torch.strided
+            and bias.is_contiguous()
+        ):
+            return None
+        added = _new(_BIAS, (_cast(_POINTER, bias.data_ptr()), _NULL, 0, code))
+    out = torch.empty((*shape[:-1], height), dtype=kind)
+    status = _typed(
+        core._buffer._store or core._opened(),
+        core._offset,
+        code,
+        height,
+        width,
+        _cast(_POINTER, x.data_ptr()),
+        code,
+        count,
+        added[0],
+        _cast(_POINTER, out.data_ptr()),
+        code,
+    )
+    if status != OK:
+        if other is not None:  # the failure may be the bias's: it says so itself
+            bias.opened_run(other, 0, height)  # type: ignore[union-attr]
+        core._buffer._fail(status, core._offset, height * width * kind.itemsize)
+    return out
 
 
 def _sum_type(x: torch.dtype, matrix: torch.dtype) -> torch.dtype:

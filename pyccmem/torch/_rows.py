@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import errors
 from .._lib import OK, check, ffi, lib
 from ..tensor import EncryptedTensor as Core
-from ._stored import pointer
+from ._stored import pointer, wiped_like
 
 __all__ = ["gathered"]
 
@@ -33,7 +33,7 @@ def gathered(
     Raises IndexingError (an IndexError, as torch's) for a number that is none of a row;
     IntegrityError, ClosedError, ForkError, and nothing is handed out then.
     """
-    out = torch.empty((*numbers.shape, *shape[1:]), dtype=dtype)
+    out = wiped_like((*numbers.shape, *shape[1:]), dtype)
     numbers = numbers.reshape(-1).to(torch.int64)
     count = numbers.numel()
     if not count:

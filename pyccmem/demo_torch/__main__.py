@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m pyccmem.demo_torch`: the same as `pyccmem demo-torch`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from .. import errors
+from .._command import EXIT_ERROR
+from . import add_arguments, run
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="pyccmem demo-torch")
+    add_arguments(parser)
+    arguments = parser.parse_args()
+    try:
+        return run(arguments)
+    except errors.PyccmemError as error:
+        print(f"pyccmem: {error}", file=sys.stderr)
+        return EXIT_ERROR
+
+
+if __name__ == "__main__":
+    sys.exit(main())

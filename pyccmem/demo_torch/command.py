@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options of `pyccmem demo-torch`, and the run."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from .. import _model_directory, errors
+from ..demo import command as demo
+from ..demo import files, measure, proof, report
+from ..demo.worker import Worker
+from ..keys import Key
+from .job import BATCH, IN_PLACE, PLAIN, SEALED, Job
+
+#: What the children need beside the model.
+PACKAGES = ("torch", "transformers", "sentence_transformers")
+
+#: Weights in use at once: the rows of the three tables that BERT adds, or a matrix and its bias.
+_IN_USE = 3
+
+#: Keeps the libraries from asking a network for anything, and from starting threads of their own.
+_ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+class TorchWorker(Worker):
+    """A child that holds the model by sentence-transformers."""
+
+    module = "pyccmem.demo_torch.child"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `pyccmem demo-torch`."""
+    parser.description = (
+        "Runs all-MiniLM-L6-v2 by sentence-transformers, plain, encrypted in place and from a "
+        "sealed directory, each time in a process of its own. Shows that all give the same "
+        "answers, what the encryption costs, and what another process finds of the weights in the "
+        "memory of each."
+    )
+    parser.epilog = (
+        "Exit status: 0 shown; 1 the answers differ, weights were found in an encrypted process, "
+        "or none in the plain one; 2 wrong usage or another error; 130 interrupted."
+    )
+    demo.add_common_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the demo and prints what it shows; the exit status."""
+    if not sys.platform.startswith("linux"):
+        raise errors.DemoError("The demo looks into /proc, which only Linux has.")
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise errors.MissingPackageError(
+            f"The demo needs {', '.join(missing).replace('_', '-')}, which is not installed; "
+            f"pip install 'pyccmem[demo-torch]'."
+        )
+    model = files.find_model(arguments.model)
+    texts = demo.read_texts(arguments)
+    queries = arguments.query or list(demo.QUERIES)
+    tokenizer = files.Tokenizer(model, demo.MOST_TOKENS)
+    sizes = [len(tokens) for tokens in tokenizer([text for _, text in texts])]
+    words = [text for _, text in texts]
+    weights = model / files.WEIGHTS
+
+    say = report.narrator(arguments.json)
+    with ExitStack() as stack:
+        say("sealing the model's directory")
+        sealed, key_file = stack.enter_context(sealed_copy(model))
+        samples = stack.enter_context(proof.samples(weights))
+        say("loading the model three times")
+
+        def start(way: str) -> Worker:
+            directory = sealed if way == SEALED else model
+            environment = dict(_ENVIRONMENT)
+            if way == SEALED:
+                environment["PYCCMEM_KEY_FILE"] = str(key_file)
+            job = Job(str(directory), way, arguments.threads, demo.MOST_TOKENS)
+            return stack.enter_context(TorchWorker(job, environment))
+
+        plain = start(PLAIN)
+        encrypted = {way: start(way) for way in (IN_PLACE, SEALED)}
+        findings = {
+            way: [proof.look(worker, samples, f"{way}, loaded")]
+            for way, worker in encrypted.items()
+        }
+        say(f"embedding {len(words)} passages with each")
+        plain_vectors, plain_seconds = plain.embed(words)
+        embedded = {way: worker.embed(words) for way, worker in encrypted.items()}
+        found, _ = encrypted[SEALED].embed(queries)
+        answers = demo.nearest(queries, found, texts, embedded[SEALED][0])
+        say("timing them in turn")
+        order = sorted(range(len(words)), key=sizes.__getitem__)
+        typical = order[len(order) // 2]
+        batch = demo.spread(list(range(len(words))), BATCH)
+        timings = [
+            measure.timing(
+                plain, encrypted, [words[typical]], 3 * arguments.rounds, sizes[typical]
+            ),
+            measure.timing(
+                plain,
+                encrypted,
+                [words[i] for i in batch],
+                arguments.rounds,
+                sum(sizes[i] for i in batch),
+            ),
+        ]
+        say("reading their memory, at rest and at work")
+        control = proof.look(plain, samples, "plain, at rest")
+        for way, worker in encrypted.items():
+            findings[way] += proof.watch(
+                worker, samples, [words[i] for i in batch], arguments.looks, way, _IN_USE
+            )
+            findings[way].append(proof.look(worker, samples, f"{way}, at rest after work"))
+        outcome = report.Outcome(
+            passages=len(words),
+            tokens=sum(sizes),
+            threads=arguments.threads,
+            weight_bytes=weights.stat().st_size,
+            answers=answers,
+            timings=timings,
+            plain=report.Plain(plain.load_seconds, plain_seconds, plain.peak_memory(), control),
+            encrypted=[
+                report.Encrypted(
+                    cipher=way,
+                    load_seconds=worker.load_seconds,
+                    all_seconds=embedded[way][1],
+                    peak_bytes=worker.peak_memory(),
+                    peak_plaintext=worker.peak_plaintext,
+                    agreement=measure.agreement(plain_vectors, embedded[way][0]),
+                    findings=findings[way],
+                )
+                for way, worker in encrypted.items()
+            ],
+        )
+    if arguments.json:
+        print(json.dumps(outcome.document(), indent=2))
+    else:
+        report.show(outcome, f"by sentence-transformers, {PLAIN}, {IN_PLACE} and from a {SEALED}")
+    for failure in outcome.failures():
+        print(f"pyccmem: {failure}", file=sys.stderr)
+    return demo.EXIT_FAILED if outcome.failures() else 0
+
+
+@contextmanager
+def sealed_copy(model: Path) -> Iterator[tuple[Path, Path]]:
+    """A sealed copy of the model's directory, and the file of its key, which last as long as the
+    `with` block."""
+    with tempfile.TemporaryDirectory(prefix="pyccmem-demo-") as scratch:
+        key_file = Path(scratch, "key")
+        secret = bytearray(os.urandom(32))
+        descriptor = os.open(key_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            os.write(descriptor, secret)
+        finally:
+            os.close(descriptor)
+            secret[:] = bytes(len(secret))
+        sealed = Path(scratch, "model")
+        with Key.from_file(key_file) as key:
+            _model_directory.encrypt_directory(model, sealed, key=key, progress=False)
+        yield sealed, key_file

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the parent has a child do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["BATCH", "IN_PLACE", "PLAIN", "SEALED", "Job"]
+
+#: The ways to hold the model's weights.
+PLAIN, IN_PLACE, SEALED = "plain", "encrypted in place", "sealed directory"
+
+#: Passages that the model takes at once.
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a child is to load."""
+
+    directory: str  # a sealed one for the way SEALED
+    way: str
+    threads: int  # of torch and of pyccmem
+    most_tokens: int  # of a passage

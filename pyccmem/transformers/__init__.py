@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sealed directories for transformers: import this, and from_pretrained() loads them.
+
+    import pyccmem.transformers
+    from transformers import AutoModel
+
+    with pyccmem.transformers.using_key(key):
+        model = AutoModel.from_pretrained("MiniLM-sealed")   # made by `pyccmem encrypt`
+
+Each parameter is a pyccmem.torch.EncryptedTensor over the pages of the file as they are: nothing is
+decrypted, not even read, before the model works with it. save_pretrained() writes sealed files.
+SentenceTransformer("MiniLM-sealed") does the same. A plain directory is encrypted while it is
+loaded, if from_pretrained() is given `quantization_config=PyccmemConfig(key=key)`.
+
+The key is the one of PyccmemConfig, else that of using_key(), else that of the file which the
+environment's PYCCMEM_KEY_FILE names; it never gets into a config.json.
+
+To transformers this is a method of quantization, "pyccmem", registered by its own decorators:
+
+config      PyccmemConfig, what from_pretrained() takes and config.json says of it
+keys        where the key comes from
+quantizer   what transformers asks at each step of loading and saving
+files       a sealed file in place of the one that transformers would open or write
+hooks       the functions of transformers that are led there
+sentences   modules of sentence-transformers that read and write weights themselves
+save        save_pretrained() for a model that was encrypted in memory
+"""
+
+from __future__ import annotations
+
+from .. import errors
+
+try:
+    import torch as _torch
+    import transformers as _transformers
+except ImportError as error:
+    raise errors.MissingPackageError(
+        f"pyccmem.transformers needs torch and transformers ({error}); "
+        f"pip install 'pyccmem[transformers]'."
+    ) from None
+
+from . import hooks
+from .config import PyccmemConfig
+from .keys import KEY_FILE_VARIABLE, using_key
+from .quantizer import PyccmemQuantizer
+from .save import save_pretrained
+
+__all__ = [
+    "KEY_FILE_VARIABLE",
+    "PyccmemConfig",
+    "PyccmemQuantizer",
+    "save_pretrained",
+    "using_key",
+]
+
+hooks.install()
+
+del _torch, _transformers

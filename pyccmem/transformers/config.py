@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What from_pretrained() is told, and what config.json keeps of it: never the key."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from .. import errors
+from .._model_directory import METHOD
+
+__all__ = ["PyccmemConfig"]
+
+
+class PyccmemConfig(QuantizationConfigMixin):  # type: ignore[misc]
+    """`quantization_config` of from_pretrained(): with a sealed directory the key to open it, with
+    a plain one the wish to have the model encrypted while it is loaded.
+
+    `key`: a pyccmem.Key, or whatever else pyccmem.safetensors.load_file() takes. It is referred to,
+    not copied, and must stay open as long as the model is to be saved. A copy of the object has
+    the same key, a pickled or serialised one has none.
+    `weights`: the name of the file that holds the weights, or of their index, in a directory where
+    it is not the one that transformers expects.
+    """
+
+    def __init__(self, key: Any = None, *, weights: str | None = None) -> None:
+        self.quant_method = METHOD
+        self.weights = weights
+        self._key = key
+
+    @classmethod
+    def from_dict(
+        cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> Any:
+        """From what config.json says. Raises FileFormatError for a name of weights that is none.
+
+        What a later version may have put there besides is no reason to refuse the model: the sealed
+        files say themselves what is needed to open them.
+        """
+        weights = config_dict.get("weights")
+        if not (weights is None or isinstance(weights, str)):
+            raise errors.FileFormatError(
+                f"config.json has {weights!r} for the name of the file of weights; it must be text."
+            )
+        config = cls(weights=weights)
+        return (config, kwargs) if return_unused_kwargs else config
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """As of the dict in config.json: transformers asks either in the same way."""
+        return self.to_dict().get(name, default)
+
+    @property
+    def key(self) -> Any:
+        """The key given, or None."""
+        return self._key
+
+    def with_key(self, key: Any) -> PyccmemConfig:
+        """The same with another key."""
+        return PyccmemConfig(key, weights=self.weights)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What goes into config.json."""
+        found: dict[str, Any] = {"quant_method": METHOD}
+        if self.weights is not None:
+            found["weights"] = self.weights
+        return found
+
+    def __iter__(self) -> Any:
+        yield from self.to_dict().items()
+
+    def __copy__(self) -> PyccmemConfig:
+        return self.with_key(self._key)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PyccmemConfig:
+        # from_pretrained() copies its arguments, and a key cannot be copied.
+        return self.with_key(self._key)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _without_key, (self.weights,)
+
+
+def _without_key(weights: str | None) -> PyccmemConfig:
+    return PyccmemConfig(weights=weights)

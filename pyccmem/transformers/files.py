@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A sealed file in place of the one that transformers would open or write."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+import safetensors
+import torch
+
+from .. import errors
+from .. import safetensors as sealed
+from ..keys import Key
+from ..torch import EncryptedTensor
+
+__all__ = ["EncryptingFile", "SealedFile", "parameter", "write"]
+
+#: torch's types by the names that a safetensors header has for them.
+_NAMES = {
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.int16: "I16",
+    torch.int32: "I32",
+    torch.int64: "I64",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.complex64: "C64",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+}
+
+
+def parameter(tensor: EncryptedTensor) -> torch.nn.Parameter:
+    """The tensor as a module's parameter. transformers would otherwise make it one that requires a
+    gradient, and of an encrypted tensor there is none."""
+    return torch.nn.Parameter(tensor, requires_grad=False)
+
+
+class Slice:
+    """What transformers takes for a tensor that still lies in its file."""
+
+    def __init__(self, shape: list[int], dtype: str) -> None:
+        self._shape, self._dtype = shape, dtype
+        #: The type to convert to, if another one than it has is asked for.
+        self.wanted: torch.dtype | None = None
+
+    def get_shape(self) -> list[int]:
+        return self._shape
+
+    def get_dtype(self) -> str:
+        return self._dtype
+
+    def load(self) -> EncryptedTensor:
+        raise NotImplementedError
+
+    def __getitem__(self, index: Any) -> torch.nn.Parameter:
+        if index is not Ellipsis:
+            raise errors.ArgumentError(
+                "An encrypted tensor is loaded as a whole, not in parts; load the model without "
+                "splitting its weights between devices."
+            )
+        tensor: Any = self.load()
+        if self.wanted is not None and self.wanted != tensor.dtype:
+            tensor = tensor.to(self.wanted)  # encrypted again, and no longer in the file
+        return parameter(tensor)
+
+
+class _SealedSlice(Slice):
+    def __init__(self, tensor: EncryptedTensor) -> None:
+        super().__init__(list(tensor.shape), _NAMES.get(tensor.dtype, str(tensor.dtype)))
+        self._tensor = tensor
+
+    def load(self) -> EncryptedTensor:
+        return self._tensor
+
+
+class _PlainSlice(Slice):
+    """A tensor of a plain file, encrypted when it is asked for."""
+
+    def __init__(self, name: str, source: Any, key: Key) -> None:
+        super().__init__(source.get_shape(), source.get_dtype())
+        self._name, self._source, self._key = name, source, key
+
+    def load(self) -> EncryptedTensor:
+        return EncryptedTensor.from_tensor(self._source[...], key=self._key, name=self._name)
+
+
+class _File:
+    """The part of safetensors.safe_open that transformers uses."""
+
+    def keys(self) -> list[str]:
+        raise NotImplementedError
+
+    def get_slice(self, name: str) -> Slice:
+        raise NotImplementedError
+
+    def get_tensor(self, name: str) -> torch.Tensor:
+        return self.get_slice(name)[...]
+
+    def metadata(self) -> dict[str, str]:
+        return {"format": "pt"}
+
+    def offset_keys(self) -> list[str]:
+        return self.keys()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __enter__(self) -> _File:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        pass
+
+
+class SealedFile(_File):
+    """All tensors of a sealed file, mapped; none is opened."""
+
+    def __init__(self, path: str, key: Any) -> None:
+        """Raises what pyccmem.safetensors.load_file() raises, with the file's name."""
+        with _naming(path):
+            cores = sealed.load_file(path, key=key, sealed=True)
+            own = key if isinstance(key, Key) else None
+            self._tensors = {
+                name: EncryptedTensor.from_core(core, key=own) for name, core in cores.items()
+            }
+
+    def keys(self) -> list[str]:
+        return list(self._tensors)
+
+    def get_slice(self, name: str) -> Slice:
+        return _SealedSlice(self._tensors[name])
+
+
+class EncryptingFile(_File):
+    """A plain file whose tensors are encrypted when they are loaded."""
+
+    def __init__(self, path: str, key: Key) -> None:
+        self._file: Any = safetensors.safe_open(path, framework="pt", device="cpu")
+        self._key = key
+
+    def keys(self) -> list[str]:
+        return list(self._file.keys())
+
+    def get_slice(self, name: str) -> Slice:
+        return _PlainSlice(name, self._file.get_slice(name), self._key)
+
+    def metadata(self) -> dict[str, str]:
+        return dict(self._file.metadata() or {})
+
+
+class _naming:
+    """Puts a file's name before the message of our own errors, which do not know it."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if isinstance(value, errors.PyccmemError) and value.args:
+            message = str(value.args[0])
+            if os.path.basename(self._path) not in message:
+                value.args = (f"{self._path!r}: {message}", *value.args[1:])
+
+
+def write(tensors: dict[str, Any], path: str, key: Any, *, seal_names: bool = False) -> None:
+    """Writes a sealed file of encrypted and plain tensors."""
+    sealed.save_file(tensors, path, key=key, metadata={"format": "pt"}, seal_names=seal_names)

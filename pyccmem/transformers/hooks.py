@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Registers the quantizer, and leads the functions by which transformers opens and writes files to
+ours, where a file is sealed or to be sealed. Everything else goes where it went before."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+import transformers.modeling_utils as modeling
+from transformers.quantizers import auto
+
+from .. import errors
+from .. import safetensors as sealed
+from .._model_directory import METHOD, mark_directory, sealed_name
+from ..torch import EncryptedTensor
+from .config import PyccmemConfig
+from .files import EncryptingFile, SealedFile, write
+from .keys import find_key
+from .quantizer import ATTRIBUTE, PyccmemQuantizer, Sealing, forget, loading
+
+__all__ = ["install"]
+
+_open_plain = modeling.safe_open
+_write_plain = modeling.safe_save_file
+_parse_plain = modeling._safe_load_bytes
+_begin_plain = modeling.get_hf_quantizer
+_merge_configs = auto.AutoHfQuantizer.merge_quantization_configs
+
+
+def install() -> None:
+    """Once for a process. Raises MissingPackageError for a version of transformers without what
+    this needs."""
+    if METHOD in auto.AUTO_QUANTIZER_MAPPING:
+        return
+    if not hasattr(PyccmemQuantizer.__base__, "update_attn_implementation"):
+        raise errors.MissingPackageError(
+            "pyccmem.transformers needs transformers 5.23 or newer; pip install --upgrade "
+            "transformers."
+        )
+    auto.register_quantization_config(METHOD)(PyccmemConfig)
+    auto.register_quantizer(METHOD)(PyccmemQuantizer)
+    auto.AutoHfQuantizer.merge_quantization_configs = staticmethod(_merge)
+    modeling.get_hf_quantizer = _begin
+    modeling.safe_open = _open
+    modeling.safe_save_file = _write
+    modeling._safe_load_bytes = _parse
+
+
+def _begin(*args: Any, **options: Any) -> Any:
+    """The first thing that each load does, of a plain model too."""
+    forget()
+    return _begin_plain(*args, **options)
+
+
+def _merge(in_directory: Any, given: Any) -> Any:
+    """What config.json says, with the key that from_pretrained() was given: transformers would drop
+    the latter, with a warning."""
+    if isinstance(given, PyccmemConfig):
+        method = (
+            in_directory.get("quant_method")
+            if isinstance(in_directory, dict)
+            else getattr(in_directory, "quant_method", None)
+        )
+        if method == METHOD:
+            kept = dict(in_directory)
+            return PyccmemConfig.from_dict(kept).with_key(given.key)
+    return _merge_configs(in_directory, given)
+
+
+def _open(path: Any, framework: str = "pt", device: Any = "cpu", **options: Any) -> Any:
+    """In place of safetensors.safe_open."""
+    name = os.fspath(path)
+    quantizer = loading()
+    if os.path.isfile(name) and sealed.is_sealed(name):
+        what = f"the sealed file {name!r}"
+        key = find_key(what=what) if quantizer is None else quantizer.key(what)
+        return SealedFile(name, key)
+    if quantizer is not None:
+        if quantizer.pre_quantized:
+            raise errors.FileFormatError(
+                f"{name!r} is not sealed, but config.json beside it says that the model is; "
+                f"someone has put a plain file there, or changed config.json."
+            )
+        return EncryptingFile(name, quantizer.memory_key())
+    return _open_plain(path, framework=framework, device=device, **options)
+
+
+def _parse(data: bytes) -> Any:
+    """In place of safetensors.torch.load, which is used with disable_mmap=True."""
+    if loading() is not None:
+        raise errors.ArgumentError(
+            "disable_mmap=True would read the sealed file as if it were a plain one; leave it out."
+        )
+    return _parse_plain(data)
+
+
+def _write(tensors: dict[str, Any], filename: Any, metadata: Any = None) -> None:
+    """In place of safetensors.torch.save_file."""
+    name = os.fspath(filename)
+    if isinstance(metadata, Sealing):
+        _write_sealed(tensors, name, metadata.quantizer)
+    elif any(isinstance(tensor, EncryptedTensor) for tensor in tensors.values()):
+        raise errors.ArgumentError(
+            "This model was encrypted in memory, and save_pretrained() would not know how to write "
+            "it; use pyccmem.transformers.save_pretrained(model, directory, key=...)."
+        )
+    else:
+        _write_plain(tensors, filename, metadata=metadata)
+
+
+def _write_sealed(tensors: dict[str, Any], name: str, quantizer: PyccmemQuantizer) -> None:
+    real: dict[str, Any] = {}
+    for key, tensor in tensors.items():
+        found = getattr(tensor, ATTRIBUTE, None)
+        if found is None and isinstance(tensor, torch.Tensor) and tensor.device.type == "meta":
+            raise errors.ArgumentError(
+                f"Tensor {key!r} is stored in another form than it has in the model, which "
+                f"cannot be had without opening it; pass save_original_format=False."
+            )
+        real[key] = tensor if found is None else found
+    path, hidden = sealed_name(name, quantizer.quantization_config.weights)
+    mark_directory(os.path.dirname(path))
+    write(real, path, quantizer.key(f"saving {path!r}"), seal_names=hidden)

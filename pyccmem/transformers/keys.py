@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the key to a directory comes from: an argument, a `with` block, the environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from .. import errors
+from ..keys import Key
+
+__all__ = ["KEY_FILE_VARIABLE", "find_key", "using_key"]
+
+#: Environment variable with the name of a key file, see pyccmem.Key.from_file().
+KEY_FILE_VARIABLE = "PYCCMEM_KEY_FILE"
+
+_current: ContextVar[Any] = ContextVar("pyccmem_key", default=None)
+
+
+@contextmanager
+def using_key(key: Any) -> Iterator[None]:
+    """Lets transformers and sentence-transformers load and save with `key` in a `with` block, in
+    this thread (or asyncio task). `key` is a pyccmem.Key, or whatever else
+    pyccmem.safetensors.load_file() takes; it is not closed. Blocks may be nested.
+
+    Raises ArgumentTypeError for None.
+    """
+    if key is None:
+        raise errors.ArgumentTypeError("using_key() needs a key, not None; make one with Key.")
+    token = _current.set(key)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def find_key(given: Any = None, *, what: str) -> Any:
+    """The key to use: `given`, else that of using_key(), else one from the file that
+    PYCCMEM_KEY_FILE names. `what` is what it is for, in the error's words.
+
+    Raises InvalidKeyError when there is none, and what Key.from_file() raises.
+    """
+    if given is not None:
+        return given
+    key = _current.get()
+    if key is not None:
+        return key
+    path = os.environ.get(KEY_FILE_VARIABLE)
+    if path:
+        return Key.from_file(path)
+    raise errors.InvalidKeyError(
+        f"There is no key for {what}; pass quantization_config=PyccmemConfig(key=...), use `with "
+        f"pyccmem.transformers.using_key(key):`, or set {KEY_FILE_VARIABLE} to a key file."
+    )

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Modules of sentence-transformers that read and write weights without transformers, such as Dense:
+their functions are led to ours where a file is sealed or a module encrypted."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import weakref
+from typing import Any
+
+import torch
+
+from .. import safetensors as sealed
+from ..torch import EncryptedTensor
+from .files import SealedFile, write
+from .keys import find_key
+
+__all__ = ["install"]
+
+_MODULE = "sentence_transformers.base.modules.module"
+_FUNCTIONS = ("load_safetensors_model", "load_safetensors_file", "save_safetensors_model")
+
+_last = threading.local()
+
+
+def install(config: Any) -> None:
+    """Once for a process that has imported sentence-transformers; else nothing. A sentence model
+    begins with one of transformers, whose loading calls this; its `config`, a PyccmemConfig, has
+    the key for the modules that follow."""
+    _last.config = weakref.ref(config)
+    module: Any = sys.modules.get(_MODULE)
+    if module is None or hasattr(module, "_pyccmem_plain"):
+        return
+    missing = [name for name in _FUNCTIONS if not hasattr(module, name)]
+    if missing:
+        return  # another version: its own code meets bytes where it looks for weights, and refuses
+    plain = {name: getattr(module, name) for name in _FUNCTIONS}
+    module._pyccmem_plain = plain
+
+    def load_file(path: Any, *args: Any, **options: Any) -> Any:
+        return _tensors(path) if _is_sealed(path) else plain[_FUNCTIONS[1]](path, *args, **options)
+
+    def load_model(model: Any, path: Any, *args: Any, **options: Any) -> Any:
+        if not _is_sealed(path):
+            return plain[_FUNCTIONS[0]](model, path, *args, **options)
+        # What is assigned takes over from a parameter whether it requires a gradient.
+        model.requires_grad_(False)
+        missing, unexpected = model.load_state_dict(_tensors(path), strict=False, assign=True)
+        return missing, unexpected
+
+    def save_model(model: Any, path: Any, *args: Any, **options: Any) -> None:
+        state = model.state_dict()
+        if not any(isinstance(tensor, EncryptedTensor) for tensor in state.values()):
+            plain[_FUNCTIONS[2]](model, path, *args, **options)
+            return
+        name = os.fspath(path)
+        write(state, name, _key(f"saving {name!r}"))
+
+    module.load_safetensors_model = load_model
+    module.load_safetensors_file = load_file
+    module.save_safetensors_model = save_model
+
+
+def _is_sealed(path: Any) -> bool:
+    return os.path.isfile(path) and sealed.is_sealed(path)
+
+
+def _tensors(path: Any) -> dict[str, torch.Tensor]:
+    name = os.fspath(path)
+    file = SealedFile(name, _key(f"the sealed file {name!r}"))
+    return {key: file.get_tensor(key) for key in file}
+
+
+def _key(what: str) -> Any:
+    """The key that the transformers part of the model was loaded with, else the one in use."""
+    config = _last.config() if hasattr(_last, "config") else None
+    return find_key(None if config is None else config.key, what=what)
