@@ -66,7 +66,7 @@ def test_against_float64(
 
 
 def test_bfloat16_is_rounded_as_torch_rounds() -> None:
-    """A product of zeros: the result is the bias, rounded from float32 by the kernel as by torch."""
+    """A product of zeros: the result is the bias, rounded from float32 as torch rounds it."""
     bits = torch.cat(
         [
             torch.randint(-(2**31), 2**31 - 1, (4000,), dtype=torch.int64).to(torch.int32),
