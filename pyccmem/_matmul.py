@@ -349,12 +349,15 @@ def _tile_memory(nbytes: int) -> Iterator[tuple[Any, Any]]:
     kept, _unclear.tile = _unclear.tile, None
     if kept is None or len(kept[1]) < nbytes:
         kept = None  # wiped before more is taken
-        kept = _plain.block(nbytes)
+        kept = (*_plain.block(nbytes), 0)
+    pointer, memory, used = kept
+    if used > nbytes:  # what this product's tiles will not overwrite
+        _plain.wipe(memoryview(memory)[nbytes:used])
     try:
-        yield kept
+        yield pointer, memory
     finally:
         if _unclear.blocks:
-            _unclear.tile = kept
+            _unclear.tile = pointer, memory, nbytes
 
 
 def _telling(rows: Array, secret: bool) -> int:
@@ -365,11 +368,11 @@ def _telling(rows: Array, secret: bool) -> int:
 class _Unclear(threading.local):
     """What this thread has yet to overwrite in its BLAS: the most rows of x and the largest right
     operand, by type and whether this is a transposed one; how many batched_products() blocks it is
-    in, and the memory of tiles that is kept there."""
+    in, and the memory of tiles that is kept there, with the bytes of it that were used."""
 
     def __init__(self) -> None:
         self.blocks = 0
-        self.tile: tuple[Any, Any] | None = None
+        self.tile: tuple[Any, Any, int] | None = None
         self.products: dict[tuple[np.dtype[Any], bool], tuple[int, int, int]] = {}
 
 
