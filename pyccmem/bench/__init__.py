@@ -11,7 +11,7 @@ random64   claim 4: 64 bytes at a random place, in cache and from DRAM
 build      claim 5: the memory that building a buffer takes
 rows       claim 6: rows of 1536 bytes at random places, against numpy's take
 linear     claim 7: products with an encrypted matrix, against numpy's with the plain one
-mapping    claim 9: encrypted memory at ordinary addresses, against read_into and plain arrays
+torch_models  claim 8: models in PyTorch, against the same models in plain torch
 report     the table and the JSON document; plot: the picture
 command    the options of `pyccmem bench` and the run itself
 """

@@ -17,7 +17,6 @@ from . import (
     build,
     bulk,
     linear,
-    mapping,
     pages,
     peers,
     random64,
@@ -40,7 +39,6 @@ CLAIMS: dict[str, Callable[[Plan], Iterator[Figure]]] = {
     "linear": linear.figures,
     "build": build.figures,
     "torch": torch_models.figures,
-    "mapping": mapping.figures,
 }
 
 
@@ -102,8 +100,6 @@ def run(arguments: argparse.Namespace) -> int:
             missing = (*missing, *linear.missing())
         if "torch" in claims:
             missing = (*missing, *torch_models.missing())
-        if "mapping" in claims:
-            missing = (*missing, *mapping.missing())
     except CheckError as error:
         progress.clear()
         return _complain(str(error), EXIT_WRONG_RESULT)
