@@ -349,15 +349,12 @@ def _tile_memory(nbytes: int) -> Iterator[tuple[Any, Any]]:
     kept, _unclear.tile = _unclear.tile, None
     if kept is None or len(kept[1]) < nbytes:
         kept = None  # wiped before more is taken
-        kept = (*_plain.block(nbytes), 0)
-    pointer, memory, used = kept
-    if used > nbytes:  # what this product's tiles will not overwrite
-        _plain.wipe(memoryview(memory)[nbytes:used])
+        kept = _plain.block(nbytes)
     try:
-        yield pointer, memory
+        yield kept
     finally:
         if _unclear.blocks:
-            _unclear.tile = pointer, memory, nbytes
+            _unclear.tile = kept
 
 
 def _telling(rows: Array, secret: bool) -> int:
@@ -368,11 +365,11 @@ def _telling(rows: Array, secret: bool) -> int:
 class _Unclear(threading.local):
     """What this thread has yet to overwrite in its BLAS: the most rows of x and the largest right
     operand, by type and whether this is a transposed one; how many batched_products() blocks it is
-    in, and the memory of tiles that is kept there, with the bytes of it that were used."""
+    in, and the memory of tiles that is kept there."""
 
     def __init__(self) -> None:
         self.blocks = 0
-        self.tile: tuple[Any, Any, int] | None = None
+        self.tile: tuple[Any, Any] | None = None
         self.products: dict[tuple[np.dtype[Any], bool], tuple[int, int, int]] = {}
 
 

@@ -429,26 +429,6 @@ def test_peak_of_plaintext(kind: str) -> None:
     support.check_python(PEAK, kind)
 
 
-def test_a_batch_keeps_one_tile_and_nothing_of_the_matrix_before(key: Key) -> None:
-    large = EncryptedTensor.from_numpy(np.full((40, 50), 7, "f4"), key=key)
-    small = EncryptedTensor.from_numpy(np.full((3, 50), 5, "f4"), key=key)
-    x = np.ones((20, 50), "f4")
-    before = pyccmem.stats()["plain_in_use"]
-    with pyccmem.batched_products():
-        assert (linear(x, large) == 350).all()
-        first = _matmul._unclear.tile
-        assert first is not None
-        assert np.frombuffer(first[1], "f4").tolist()[:2000] == [7] * 2000  # the control
-        assert (linear(x, small) == 250).all()
-        kept = _matmul._unclear.tile
-        assert kept is not None and kept[1] is first[1]
-        values = np.frombuffer(kept[1], "f4")
-        assert (values[:150] == 5).all() and not values[150:].any()
-        del values, kept, first
-    assert _matmul._unclear.tile is None
-    assert pyccmem.stats()["plain_in_use"] == before
-
-
 @pytest.mark.parametrize("way", WAYS)
 def test_plaintext_in_use_returns(way: str) -> None:
     t = placed(np.ones((60, 700), np.float16), 3)
