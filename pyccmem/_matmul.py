@@ -36,17 +36,16 @@ _NATIVE = {
 #: The types of x whose products are float32; with others numpy's rules for the result hold.
 _SINGLE = frozenset(("float32", "float16", "bfloat16"))
 
-#: From this many rows of x on, the tiles go to numpy's BLAS. Measured on Zen 3, 4096 x 4096
-#: float32, in times the plain product's speed, one thread: 8 rows 1.07 natively and 1.03 by tiles,
-#: 12 rows 0.78 and 0.96; two threads: 8 rows 0.80 and 0.66, 12 rows 0.56 and 0.62.
+#: From this many rows of x on, the tiles go to numpy's BLAS. Measured on Zen 3, 4096 x 4096 float32,
+#: in times the plain product's speed, one thread: 8 rows 1.07 natively and 1.03 by tiles, 12 rows
+#: 0.78 and 0.96; two threads: 8 rows 0.80 and 0.66, 12 rows 0.56 and 0.62.
 BLAS_ROWS = 10
 
-#: Bytes of the matrix in the clear at a time on that way, in the type that is multiplied:
-#: TILE_BYTES for one thread and fewer than MANY_ROWS of x in all, else LARGE_TILE_BYTES a thread,
-#: up to four. A BLAS copies all of x anew for each tile, and its threads wait for each other at the
-#: end of each. In times the plain product's speed, one thread: 64 rows of x, tiles of 1 / 2 / 4 MiB
-#: 0.87 / 0.91 / 0.88, 512 rows 0.77 / 0.83 / 0.98; two threads: 64 rows, 2 / 4 / 8 / 16 MiB 0.55 /
-#: 0.71 / 0.76 / 0.82.
+#: Bytes of the matrix in the clear at a time on that way, in the type that is multiplied: TILE_BYTES
+#: for one thread and fewer than MANY_ROWS of x in all, else LARGE_TILE_BYTES a thread, up to four. A BLAS
+#: copies all of x anew for each tile, and its threads wait for each other at the end of each. In times the
+#: plain product's speed (4096 x 4096): one thread, 64 rows, tiles of 1 / 2 / 4 MiB 0.87 / 0.91 / 0.88, 512
+#: rows 0.77 / 0.83 / 0.98; two threads, 64 rows, 2 / 4 / 8 / 16 MiB 0.55 / 0.71 / 0.76 / 0.82.
 TILE_BYTES = 2 << 20
 MANY_ROWS = 256
 LARGE_TILE_BYTES = 4 << 20
@@ -318,7 +317,9 @@ def _tile_rows(weight: EncryptedTensor, kind: np.dtype[Any], lines: int) -> int:
     return -(-height // -(-height // most))
 
 
-def _tiles(weight: EncryptedTensor, kind: np.dtype[Any], lines: int) -> Iterator[tuple[int, Array]]:
+def _tiles(
+    weight: EncryptedTensor, kind: np.dtype[Any], lines: int
+) -> Iterator[tuple[int, Array]]:
     """The rows of the matrix in order, some at a time, as an array of `kind`: the number of the
     first, and a tile that is overwritten by the next and wiped in the end."""
     outputs, inputs = weight.shape
@@ -327,34 +328,18 @@ def _tiles(weight: EncryptedTensor, kind: np.dtype[Any], lines: int) -> Iterator
     same = weight.dtype == kind
     if not row_bytes:
         return
-    with _tile_memory(step * row_bytes) as (pointer, memory):
-        stored: Array = np.ndarray((step, inputs), weight.dtype, memory)
-        converted = stored if same else _plain.empty((step, inputs), kind)
-        for at in range(0, outputs, step):
-            n = min(step, outputs - at)
-            offset = weight._offset + at * row_bytes
-            status = lib.ccmem_store_read(weight._opened(), offset, pointer, n * row_bytes)
-            if status != OK:
-                weight.buffer._fail(status, offset, n * row_bytes)
-            if not same:
-                np.copyto(converted[:n], stored[:n], casting="unsafe")
-            yield at, converted[:n]
-
-
-@contextmanager
-def _tile_memory(nbytes: int) -> Iterator[tuple[Any, Any]]:
-    """Memory for tiles as a pointer and a buffer of at least `nbytes`. In a batched_products()
-    block it is kept for the next product and wiped when the block ends: to wipe it after each
-    costs some 3 % of a forward pass."""
-    kept, _unclear.tile = _unclear.tile, None
-    if kept is None or len(kept[1]) < nbytes:
-        kept = None  # wiped before more is taken
-        kept = _plain.block(nbytes)
-    try:
-        yield kept
-    finally:
-        if _unclear.blocks:
-            _unclear.tile = kept
+    pointer, memory = _plain.block(step * row_bytes)
+    stored: Array = np.ndarray((step, inputs), weight.dtype, memory)
+    converted = stored if same else _plain.empty((step, inputs), kind)
+    for at in range(0, outputs, step):
+        n = min(step, outputs - at)
+        offset = weight._offset + at * row_bytes
+        status = lib.ccmem_store_read(weight._opened(), offset, pointer, n * row_bytes)
+        if status != OK:
+            weight.buffer._fail(status, offset, n * row_bytes)
+        if not same:
+            np.copyto(converted[:n], stored[:n], casting="unsafe")
+        yield at, converted[:n]
 
 
 def _telling(rows: Array, secret: bool) -> int:
@@ -364,12 +349,11 @@ def _telling(rows: Array, secret: bool) -> int:
 
 class _Unclear(threading.local):
     """What this thread has yet to overwrite in its BLAS: the most rows of x and the largest right
-    operand, by type and whether this is a transposed one; how many batched_products() blocks it is
-    in, and the memory of tiles that is kept there."""
+    operand, by type and whether this is a transposed one; and how many batched_products() blocks
+    it is in."""
 
     def __init__(self) -> None:
         self.blocks = 0
-        self.tile: tuple[Any, Any] | None = None
         self.products: dict[tuple[np.dtype[Any], bool], tuple[int, int, int]] = {}
 
 
@@ -378,9 +362,9 @@ _unclear = _Unclear()
 
 @contextmanager
 def batched_products() -> Iterator[None]:
-    """A block in which what a BLAS keeps of encrypted matrices, and the last tile, are overwritten
-    once, when it ends, instead of after each product: for a forward pass of many layers. Blocks may
-    be nested; each thread has its own.
+    """A block in which what a BLAS keeps of encrypted matrices is overwritten once, when it ends,
+    instead of after each product: for a forward pass of many layers. Blocks may be nested; each
+    thread has its own.
     """
     _unclear.blocks += 1
     try:
@@ -388,7 +372,6 @@ def batched_products() -> Iterator[None]:
     finally:
         _unclear.blocks -= 1
         if not _unclear.blocks:
-            _unclear.tile = None
             _clear_blas()
 
 
@@ -409,8 +392,8 @@ def _clear_blas() -> None:
     """Overwrites what a BLAS keeps of the matrices that it multiplied.
 
     A BLAS copies blocks of each matrix into buffers of its own, one in each of its threads, and
-    leaves them there (OpenBLAS: some 700 KB a thread). A product of zeros of the size of the
-    largest goes the same way through the same buffers.
+    leaves them there (OpenBLAS: some 700 KB a thread). A product of zeros of the size of the largest
+    goes the same way through the same buffers.
     """
     for (kind, turned), (rows, inputs, outputs) in _unclear.products.items():
         inputs = min(inputs, max(_BLAS_DEPTH, -(-_CLEARING_PRODUCTS // (rows * outputs))))
