@@ -36,16 +36,17 @@ _NATIVE = {
 #: The types of x whose products are float32; with others numpy's rules for the result hold.
 _SINGLE = frozenset(("float32", "float16", "bfloat16"))
 
-#: From this many rows of x on, the tiles go to numpy's BLAS. Measured on Zen 3, 4096 x 4096 float32,
-#: in times the plain product's speed, one thread: 8 rows 1.07 natively and 1.03 by tiles, 12 rows
-#: 0.78 and 0.96; two threads: 8 rows 0.80 and 0.66, 12 rows 0.56 and 0.62.
+#: From this many rows of x on, the tiles go to numpy's BLAS. Measured on Zen 3, 4096 x 4096
+#: float32, in times the plain product's speed, one thread: 8 rows 1.07 natively and 1.03 by tiles,
+#: 12 rows 0.78 and 0.96; two threads: 8 rows 0.80 and 0.66, 12 rows 0.56 and 0.62.
 BLAS_ROWS = 10
 
-#: Bytes of the matrix in the clear at a time on that way, in the type that is multiplied: TILE_BYTES
-#: for one thread and fewer than MANY_ROWS of x in all, else LARGE_TILE_BYTES a thread, up to four. A BLAS
-#: copies all of x anew for each tile, and its threads wait for each other at the end of each. In times the
-#: plain product's speed (4096 x 4096): one thread, 64 rows, tiles of 1 / 2 / 4 MiB 0.87 / 0.91 / 0.88, 512
-#: rows 0.77 / 0.83 / 0.98; two threads, 64 rows, 2 / 4 / 8 / 16 MiB 0.55 / 0.71 / 0.76 / 0.82.
+#: Bytes of the matrix in the clear at a time on that way, in the type that is multiplied:
+#: TILE_BYTES for one thread and fewer than MANY_ROWS of x in all, else LARGE_TILE_BYTES a thread,
+#: up to four. A BLAS copies all of x anew for each tile, and its threads wait for each other at the
+#: end of each. In times the plain product's speed, one thread: 64 rows of x, tiles of 1 / 2 / 4 MiB
+#: 0.87 / 0.91 / 0.88, 512 rows 0.77 / 0.83 / 0.98; two threads: 64 rows, 2 / 4 / 8 / 16 MiB 0.55 /
+#: 0.71 / 0.76 / 0.82.
 TILE_BYTES = 2 << 20
 MANY_ROWS = 256
 LARGE_TILE_BYTES = 4 << 20
@@ -317,9 +318,7 @@ def _tile_rows(weight: EncryptedTensor, kind: np.dtype[Any], lines: int) -> int:
     return -(-height // -(-height // most))
 
 
-def _tiles(
-    weight: EncryptedTensor, kind: np.dtype[Any], lines: int
-) -> Iterator[tuple[int, Array]]:
+def _tiles(weight: EncryptedTensor, kind: np.dtype[Any], lines: int) -> Iterator[tuple[int, Array]]:
     """The rows of the matrix in order, some at a time, as an array of `kind`: the number of the
     first, and a tile that is overwritten by the next and wiped in the end."""
     outputs, inputs = weight.shape
@@ -392,8 +391,8 @@ def _clear_blas() -> None:
     """Overwrites what a BLAS keeps of the matrices that it multiplied.
 
     A BLAS copies blocks of each matrix into buffers of its own, one in each of its threads, and
-    leaves them there (OpenBLAS: some 700 KB a thread). A product of zeros of the size of the largest
-    goes the same way through the same buffers.
+    leaves them there (OpenBLAS: some 700 KB a thread). A product of zeros of the size of the
+    largest goes the same way through the same buffers.
     """
     for (kind, turned), (rows, inputs, outputs) in _unclear.products.items():
         inputs = min(inputs, max(_BLAS_DEPTH, -(-_CLEARING_PRODUCTS // (rows * outputs))))
