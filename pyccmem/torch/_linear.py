@@ -84,7 +84,7 @@ def few_rows(x: Tensor, stored: Stored, bias: Tensor | Stored | None) -> Tensor 
         return None
     added = _NO_BIAS[kind]
     other = None
-    if type(bias) is Stored:
+    if isinstance(bias, Stored):
         other = bias.core
         if bias.dtype is not kind or other._shape != (height,):
             return None
@@ -117,7 +117,8 @@ def few_rows(x: Tensor, stored: Stored, bias: Tensor | Stored | None) -> Tensor 
     )
     if status != OK:
         if other is not None:  # the failure may be the bias's: it says so itself
-            bias.opened_run(other, 0, height)  # type: ignore[union-attr]
+            assert isinstance(bias, Stored), "whose core it is"
+            bias.opened_run(other, 0, height)
         core._buffer._fail(status, core._offset, height * width * kind.itemsize)
     return out
 
