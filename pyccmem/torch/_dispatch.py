@@ -53,7 +53,7 @@ _REFUSED = ("aten::set_", "aten::resize_", "aten::resize_as_", "aten::_resize_ou
 def planned(function: Any) -> Handler:
     """The way for an operation that has none of its own."""
     schema = function._schema
-    if schema.name in _REFUSED:
+    if schema.name in _REFUSED or torch.Tag.inplace_view in function.tags:
         return _refused
     if function in _HIDDEN_WRITES or schema.is_mutable:
         return _write
@@ -136,7 +136,7 @@ def _copied(tensor: EncryptedTensor, dtype: torch.dtype) -> Any:
 
 def encrypted(values: Tensor, like: Stored) -> EncryptedTensor:
     """Values with the key, cipher and name of another tensor."""
-    values = values.contiguous()
+    values = values.resolve_conj().resolve_neg().contiguous()
     new = Stored.empty(tuple(values.shape), values.dtype, key=like.key, like=like.core)
     new.write_run(new.core, 0, values)
     return wrapped(new)

@@ -24,12 +24,28 @@ _is_autocast_enabled = torch.is_autocast_enabled
 _FLOATING = frozenset((torch.float32, torch.float64, torch.float16, torch.bfloat16))
 
 
+_dual_level = torch.autograd.forward_ad
+
+
+def _transformed() -> bool:
+    """True while something records or transforms the operations, which native calls would pass by:
+    jit.trace, forward-mode gradients, torch.func, a mode of the dispatcher."""
+    return (
+        torch._C._get_tracing_state() is not None
+        or _dual_level._current_level >= 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
+
+
 def _default(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     with torch._C.DisableTorchFunctionSubclass():
         return function(*args, **kwargs)
 
 
 def _linear(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if _transformed():
+        return _default(function, args, kwargs)
     return _linear_of(*args, **kwargs)
 
 
@@ -105,7 +121,7 @@ FUNCTIONS[F.linear] = _linear
 def _opening(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """On temporaries straight away; but where a gradient is wanted the dispatcher sees the
     encrypted tensors, so that autograd keeps these and no plaintext."""
-    if "out" in kwargs:
+    if "out" in kwargs or _transformed():
         return _default(function, args, kwargs)
     if _is_grad_enabled():
         for value in (*args, *kwargs.values()):
@@ -214,6 +230,8 @@ def _array(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return array if dtype is None else array.astype(dtype, copy=False)
 
 
+for _name in ("apply_", "map_", "map2_", "__dlpack__"):
+    FUNCTIONS[getattr(Tensor, _name)] = _no_address
 FUNCTIONS[Tensor.numpy] = _numpy
 FUNCTIONS[Tensor.__array__] = _array
 FUNCTIONS[Tensor.data_ptr] = _no_address

@@ -88,7 +88,7 @@ def reduced(tensor: EncryptedTensor) -> tuple[Any, ...]:
             "was not given; save it within `with pyccmem.torch.using_key(key):`."
         )
     if tensor._path:
-        values = opened(tensor).contiguous()
+        values = opened(tensor).resolve_conj().resolve_neg().contiguous()
         like = stored.core
         stored = Stored.empty(tuple(values.shape), values.dtype, key=key, like=like)
         stored.write_run(stored.core, 0, values)
