@@ -18,7 +18,7 @@ from .. import _plain
 from .._lib import OK, ffi, lib
 from ..tensor import EncryptedTensor as Core
 from . import _blas
-from ._stored import NATIVE, Stored
+from ._stored import NATIVE, Stored, converted
 
 __all__ = ["Matrix", "columns", "few_rows", "rows"]
 
@@ -144,7 +144,7 @@ def rows(x: Tensor, matrix: Matrix, bias: Tensor | None, result: torch.dtype) ->
     if not x.is_contiguous():
         x = x.contiguous()
     if bias is not None and (bias.dtype is not kind or not bias.is_contiguous()):
-        bias = bias.to(kind).contiguous()
+        bias = converted(bias, kind)  # it may have been encrypted
     if kind is _SINGLE and count < BLAS_ROWS.get(dtype, 0):
         out = torch.empty((*shape, height), dtype=_SINGLE)
         status = _linear(

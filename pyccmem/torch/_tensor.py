@@ -278,7 +278,10 @@ class EncryptedTensor(Tensor):
 
     def __copy__(self) -> EncryptedTensor:
         """Another tensor over the same data."""
-        return alias(self)
+        new = alias(self)
+        if getattr(self, "_is_param", False):
+            new._is_param = True
+        return new
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         from ._serialize import reduced
