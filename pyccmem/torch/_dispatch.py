@@ -30,6 +30,7 @@ from ._tensor import (
     Step,
     alias,
     device_refused,
+    trace_refused,
     traced,
     wrapped,
 )
@@ -343,6 +344,8 @@ def _product(
 ) -> Any:
     if torch.compiler.is_compiling() or _is_traced(weight):
         return _traced_product(function, args, kwargs, x, weight, bias)
+    if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None:
+        trace_refused()
     found = matrix_of(weight)
     if found is None:
         return _open_all(function, args, kwargs)

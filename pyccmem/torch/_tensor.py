@@ -24,6 +24,9 @@ from ._stored import Stored, converted, core_of_ciphertext, numpy_dtype, torch_d
 __all__ = ["EncryptedTensor", "Form", "Step", "wrapped"]
 
 
+_tracing_state = torch._C._get_tracing_state
+
+
 class Step(NamedTuple):
     """One view operation: `function(tensor, *args, **kwargs)`, and of several results which."""
 
@@ -52,6 +55,14 @@ def device_refused(device: Any) -> NoReturn:
         f"An EncryptedTensor stays in this process's main memory: on {str(device)!r} its plaintext "
         f"would leave protected memory; where that is what you want, say so with "
         f"pyccmem.torch.decrypt_module(model) or tensor.decrypt() first."
+    )
+
+
+def trace_refused() -> NoReturn:
+    """Raises ArgumentError."""
+    raise errors.ArgumentError(
+        "torch.jit.trace and make_fx would keep opened weights in their program, in the clear, or "
+        "miss products; use torch.compile or torch.export."
     )
 
 
@@ -198,6 +209,8 @@ class EncryptedTensor(Tensor):
         cls, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         if not torch.compiler.is_dynamo_compiling():
+            if _tracing_state() is not None:
+                trace_refused()
             special = FUNCTIONS.get(function)
             if special is not None:
                 return special(function, args, kwargs or {})
