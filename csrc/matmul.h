@@ -4,6 +4,8 @@
 #ifndef CCMEM_MATMUL_H
 #define CCMEM_MATMUL_H
 
+#include <string.h>
+
 #include "ccmem.h"
 
 enum {
@@ -49,6 +51,15 @@ size_t matmul_element(ccmem_dtype dtype);
 /* Copies n floats in the order that W's elements of this type are converted in, and adds zeros up to a
  * whole block: packed holds matmul_padded(ops, n). */
 void matmul_pack(const matmul_ops *ops, ccmem_dtype dtype, float *packed, const float *x, size_t n);
+
+/* The float32 of these bits; and of a bfloat16, its upper half. */
+static inline float matmul_float(uint32_t bits) {
+    float f;
+    memcpy(&f, &bits, sizeof f);
+    return f;
+}
+
+static inline float matmul_bf16(uint16_t half) { return matmul_float((uint32_t)half << 16); }
 
 static inline size_t matmul_padded(const matmul_ops *ops, size_t n) {
     return (n + ops->block - 1) / ops->block * ops->block;

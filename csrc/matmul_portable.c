@@ -10,12 +10,6 @@ enum { BLOCK = 32 };
 
 _Static_assert((int)BLOCK <= (int)MATMUL_BLOCK_MAX, "the sums must hold a block");
 
-static inline float float_of_bits(uint32_t bits) {
-    float f;
-    memcpy(&f, &bits, sizeof f);
-    return f;
-}
-
 static inline uint32_t half_bits(const uint8_t *p) {
     uint16_t h;
     memcpy(&h, p, sizeof h);
@@ -36,7 +30,7 @@ static inline float from_f16(const uint8_t *p) {
     memcpy(&bits, &subnormal, sizeof bits);
     bits = (bits & small) | (nan & special) |
            (((rest << 13) + ((127 - 15) << 23)) & ~(small | special));
-    return float_of_bits(sign | bits);
+    return matmul_float(sign | bits);
 }
 
 static inline float from_f32(const uint8_t *p) {
@@ -45,7 +39,7 @@ static inline float from_f32(const uint8_t *p) {
     return f;
 }
 
-static inline float from_bf16(const uint8_t *p) { return float_of_bits(half_bits(p) << 16); }
+static inline float from_bf16(const uint8_t *p) { return matmul_bf16((uint16_t)half_bits(p)); }
 
 static inline float from_i8(const uint8_t *p) { return (float)(int8_t)*p; }
 

@@ -7,17 +7,10 @@
 
 #include "ccmem.h"
 #include "matmul.h"
-#include "store.h"
-
-static float float_of(uint32_t bits) {
-    float f;
-    memcpy(&f, &bits, sizeof f);
-    return f;
-}
 
 static void widen(float *to, const uint16_t *from, size_t n) {
     for (size_t i = 0; i < n; i++)
-        to[i] = float_of((uint32_t)from[i] << 16);
+        to[i] = matmul_bf16(from[i]);
 }
 
 /* To the nearest, of two the even one; a NaN stays one. Without a branch: which is taken would tell of
