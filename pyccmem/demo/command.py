@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -13,11 +12,10 @@ from typing import TypeVar
 import numpy as np
 
 from .. import _lib, errors
-from . import files, measure, passages, proof, report
+from . import files, passages, proof, report
 from .layers import Array
+from .trial import Trial, conclude
 from .worker import Job, Worker
-
-EXIT_FAILED = 1
 
 Item = TypeVar("Item")
 
@@ -124,56 +122,27 @@ def run(arguments: argparse.Namespace) -> int:
         samples = stack.enter_context(proof.samples(weights))
         plain = stack.enter_context(start(None))
         encrypted = {cipher: stack.enter_context(start(cipher)) for cipher in ciphers}
-        findings = {
-            cipher: [proof.look(worker, samples, f"{cipher}, loaded")]
-            for cipher, worker in encrypted.items()
-        }
+        trial = Trial(plain, encrypted, samples)
         say(f"embedding {len(tokens)} passages with each")
-        plain_vectors, plain_seconds = plain.embed(tokens)
-        embedded = {cipher: worker.embed(tokens) for cipher, worker in encrypted.items()}
+        vectors = trial.embed(tokens)
         first = ciphers[0]
         found, _ = encrypted[first].embed(tokenizer(queries))
-        answers = nearest(queries, found, texts, embedded[first][0])
+        answers = nearest(queries, found, texts, vectors[first])
         say("timing them in turn")
         typical = sorted(tokens, key=len)[len(tokens) // 2]
         batch = spread(tokens, _BATCH)
-        timings = [
-            measure.timing(plain, encrypted, [typical], 3 * arguments.rounds),
-            measure.timing(plain, encrypted, batch, arguments.rounds),
-        ]
+        trial.time([typical], 3 * arguments.rounds)
+        trial.time(batch, arguments.rounds)
         say("reading their memory, at rest and at work")
-        control = proof.look(plain, samples, "plain, at rest")
-        for cipher, worker in encrypted.items():
-            findings[cipher] += proof.watch(worker, samples, batch, arguments.looks, cipher)
-            findings[cipher].append(proof.look(worker, samples, f"{cipher}, at rest after work"))
-        outcome = report.Outcome(
+        trial.watch(batch, arguments.looks)
+        outcome = trial.outcome(
             passages=len(tokens),
             tokens=sum(map(len, tokens)),
             threads=arguments.threads,
-            weight_bytes=weights.stat().st_size,
+            nbytes=weights.stat().st_size,
             answers=answers,
-            timings=timings,
-            plain=report.Plain(plain.load_seconds, plain_seconds, plain.peak_memory(), control),
-            encrypted=[
-                report.Encrypted(
-                    cipher=cipher,
-                    load_seconds=worker.load_seconds,
-                    all_seconds=embedded[cipher][1],
-                    peak_bytes=worker.peak_memory(),
-                    peak_plaintext=worker.peak_plaintext,
-                    agreement=measure.agreement(plain_vectors, embedded[cipher][0]),
-                    findings=findings[cipher],
-                )
-                for cipher, worker in encrypted.items()
-            ],
         )
-    if arguments.json:
-        print(json.dumps(outcome.document(), indent=2))
-    else:
-        report.show(outcome)
-    for failure in outcome.failures():
-        print(f"pyccmem: {failure}", file=sys.stderr)
-    return EXIT_FAILED if outcome.failures() else 0
+    return conclude(outcome, arguments)
 
 
 def read_texts(arguments: argparse.Namespace) -> list[tuple[str, str]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
 import sys
 import tempfile
@@ -15,7 +14,8 @@ from pathlib import Path
 
 from .. import _model_directory, errors
 from ..demo import command as demo
-from ..demo import files, measure, proof, report
+from ..demo import files, proof, report
+from ..demo.trial import Trial, conclude
 from ..demo.worker import Worker
 from ..keys import Key
 from .job import BATCH, IN_PLACE, PLAIN, SEALED, Job
@@ -91,66 +91,30 @@ def run(arguments: argparse.Namespace) -> int:
 
         plain = start(PLAIN)
         encrypted = {way: start(way) for way in (IN_PLACE, SEALED)}
-        findings = {
-            way: [proof.look(worker, samples, f"{way}, loaded")]
-            for way, worker in encrypted.items()
-        }
+        trial = Trial(plain, encrypted, samples, _IN_USE)
         say(f"embedding {len(words)} passages with each")
-        plain_vectors, plain_seconds = plain.embed(words)
-        embedded = {way: worker.embed(words) for way, worker in encrypted.items()}
+        vectors = trial.embed(words)
         found, _ = encrypted[SEALED].embed(queries)
-        answers = demo.nearest(queries, found, texts, embedded[SEALED][0])
+        answers = demo.nearest(queries, found, texts, vectors[SEALED])
         say("timing them in turn")
         order = sorted(range(len(words)), key=sizes.__getitem__)
         typical = order[len(order) // 2]
-        batch = demo.spread(list(range(len(words))), BATCH)
-        timings = [
-            measure.timing(
-                plain, encrypted, [words[typical]], 3 * arguments.rounds, sizes[typical]
-            ),
-            measure.timing(
-                plain,
-                encrypted,
-                [words[i] for i in batch],
-                arguments.rounds,
-                sum(sizes[i] for i in batch),
-            ),
-        ]
+        places = demo.spread(list(range(len(words))), BATCH)
+        batch = [words[i] for i in places]
+        trial.time([words[typical]], 3 * arguments.rounds, sizes[typical])
+        trial.time(batch, arguments.rounds, sum(sizes[i] for i in places))
         say("reading their memory, at rest and at work")
-        control = proof.look(plain, samples, "plain, at rest")
-        for way, worker in encrypted.items():
-            findings[way] += proof.watch(
-                worker, samples, [words[i] for i in batch], arguments.looks, way, _IN_USE
-            )
-            findings[way].append(proof.look(worker, samples, f"{way}, at rest after work"))
-        outcome = report.Outcome(
+        trial.watch(batch, arguments.looks)
+        outcome = trial.outcome(
             passages=len(words),
             tokens=sum(sizes),
             threads=arguments.threads,
-            weight_bytes=weights.stat().st_size,
+            nbytes=weights.stat().st_size,
             answers=answers,
-            timings=timings,
-            plain=report.Plain(plain.load_seconds, plain_seconds, plain.peak_memory(), control),
-            encrypted=[
-                report.Encrypted(
-                    cipher=way,
-                    load_seconds=worker.load_seconds,
-                    all_seconds=embedded[way][1],
-                    peak_bytes=worker.peak_memory(),
-                    peak_plaintext=worker.peak_plaintext,
-                    agreement=measure.agreement(plain_vectors, embedded[way][0]),
-                    findings=findings[way],
-                )
-                for way, worker in encrypted.items()
-            ],
         )
-    if arguments.json:
-        print(json.dumps(outcome.document(), indent=2))
-    else:
-        report.show(outcome, f"by sentence-transformers, {PLAIN}, {IN_PLACE} and from a {SEALED}")
-    for failure in outcome.failures():
-        print(f"pyccmem: {failure}", file=sys.stderr)
-    return demo.EXIT_FAILED if outcome.failures() else 0
+    return conclude(
+        outcome, arguments, f"by sentence-transformers, {PLAIN}, {IN_PLACE} and from a {SEALED}"
+    )
 
 
 @contextmanager

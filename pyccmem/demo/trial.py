@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plain and encrypted workers side by side: what they answer, how long they take, and what is
+found of the weights in their memories."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+
+from . import measure, proof, report
+from .layers import Array
+from .worker import Passage, Worker
+
+__all__ = ["EXIT_FAILED", "Trial", "conclude"]
+
+EXIT_FAILED = 1
+
+
+class Trial:
+    """One plain worker and an encrypted one for each way of encrypting, by its name. Each encrypted
+    one is searched as soon as the trial begins: it has loaded the weights, and not worked yet.
+    `in_use` is how many of the weights may be in the clear at once."""
+
+    def __init__(
+        self,
+        plain: Worker,
+        encrypted: Mapping[str, Worker],
+        samples: proof.Samples,
+        in_use: int = proof.IN_USE,
+    ) -> None:
+        self._plain, self._encrypted = plain, encrypted
+        self._samples, self._in_use = samples, in_use
+        self._findings = {
+            way: [proof.look(worker, samples, f"{way}, loaded", in_use)]
+            for way, worker in encrypted.items()
+        }
+        self._control: proof.Finding | None = None
+        self._timings: list[measure.Timing] = []
+
+    def embed(self, passages: Sequence[Passage]) -> dict[str, Array]:
+        """The vectors of every encrypted worker, each to be compared with the plain one's."""
+        self._plain_vectors, self._plain_seconds = self._plain.embed(passages)
+        self._embedded = {way: worker.embed(passages) for way, worker in self._encrypted.items()}
+        return {way: vectors for way, (vectors, _) in self._embedded.items()}
+
+    def time(self, passages: Sequence[Passage], rounds: int, tokens: int | None = None) -> None:
+        """Times a batch; `tokens` in it where the passages are not lists of these."""
+        self._timings.append(measure.timing(self._plain, self._encrypted, passages, rounds, tokens))
+
+    def watch(self, passages: Sequence[Passage], looks: int) -> None:
+        """Searches the plain worker, and every encrypted one at work and after it."""
+        self._control = proof.look(self._plain, self._samples, "plain, at rest")
+        for way, worker in self._encrypted.items():
+            found = self._findings[way]
+            found += proof.watch(worker, self._samples, passages, looks, way, self._in_use)
+            found.append(
+                proof.look(worker, self._samples, f"{way}, at rest after work", self._in_use)
+            )
+
+    def outcome(
+        self, passages: int, tokens: int, threads: int, nbytes: int, answers: list[report.Answer]
+    ) -> report.Outcome:
+        """What came out, once all was embedded, timed and watched; `nbytes` of weights."""
+        assert self._control is not None, "it was watched"
+        plain = self._plain
+        return report.Outcome(
+            passages=passages,
+            tokens=tokens,
+            threads=threads,
+            weight_bytes=nbytes,
+            answers=answers,
+            timings=self._timings,
+            plain=report.Plain(
+                plain.load_seconds, self._plain_seconds, plain.peak_memory(), self._control
+            ),
+            encrypted=[
+                report.Encrypted(
+                    cipher=way,
+                    load_seconds=worker.load_seconds,
+                    all_seconds=self._embedded[way][1],
+                    peak_bytes=worker.peak_memory(),
+                    peak_plaintext=worker.peak_plaintext,
+                    agreement=measure.agreement(self._plain_vectors, self._embedded[way][0]),
+                    findings=self._findings[way],
+                )
+                for way, worker in self._encrypted.items()
+            ],
+        )
+
+
+def conclude(outcome: report.Outcome, arguments: argparse.Namespace, how: str | None = None) -> int:
+    """Prints the outcome, and what was to be shown and was not; the exit status."""
+    if arguments.json:
+        print(json.dumps(outcome.document(), indent=2))
+    else:
+        report.show(outcome, how)
+    for failure in outcome.failures():
+        print(f"pyccmem: {failure}", file=sys.stderr)
+    return EXIT_FAILED if outcome.failures() else 0
