@@ -73,8 +73,8 @@ check-tiers: $(STAMP) ## run the tests that depend on the tier once for each tie
 # makes the first undefined operation end the process.
 asan: ## run the suite under the address and undefined-behaviour sanitizers
 	mkdir -p $(ASAN_TREE)
-	rm -rf $(ASAN_TREE)/csrc $(ASAN_TREE)/tests $(ASAN_TREE)/bench
-	cp -R pyproject.toml setup.py build_ffi.py MANIFEST.in Makefile LICENSE csrc pyccmem tests bench $(wildcard *.md) $(ASAN_TREE)
+	rm -rf $(ASAN_TREE)/csrc $(ASAN_TREE)/tests $(ASAN_TREE)/bench $(ASAN_TREE)/docs
+	cp -R pyproject.toml setup.py build_ffi.py MANIFEST.in Makefile LICENSE csrc pyccmem tests bench docs $(wildcard *.md) $(ASAN_TREE)
 	rm -f $(ASAN_TREE)/pyccmem/*.so
 	test -x $(ASAN_BIN)/python || $(PYTHON) -m venv $(ASAN_DIR)/venv
 	cd $(ASAN_TREE) && PYCCMEM_SANITIZE=$(SANITIZE) $(ASAN_BIN)/python -m pip install \

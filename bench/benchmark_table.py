@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Puts the figures of a saved run between the README's benchmark markers.
+"""Puts the figures of a saved run between the markers of docs/benchmarks.md.
 
-    pyccmem bench --save build/bench.json && python bench/readme_table.py build/bench.json
+    pyccmem bench --save build/bench.json && python bench/benchmark_table.py build/bench.json
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
 BEGIN, NOTES = "<!-- benchmark table: begin -->\n", "<!-- benchmark table: notes -->\n"
 
 
@@ -63,9 +63,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="what pyccmem bench --save wrote")
     run = json.loads(parser.parse_args().run.read_text(encoding="utf-8"))
-    before, rest = README.read_text(encoding="utf-8").split(BEGIN)
+    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
     _old, notes = rest.split(NOTES)
-    README.write_text(before + BEGIN + table(run) + NOTES + notes, encoding="utf-8")
+    PAGE.write_text(before + BEGIN + table(run) + NOTES + notes, encoding="utf-8")
 
 
 if __name__ == "__main__":
