@@ -32,7 +32,9 @@ typedef enum ccmem_status {
     CCMEM_ERR_IO,           /* reading or mapping a file failed; errno says why */
     CCMEM_ERR_KEYFILE,      /* a key file that holds neither 32 bytes nor 64 hexadecimal digits */
     CCMEM_ERR_INTEGRITY,    /* a page, a message or a wrapped key does not match its tag */
-    CCMEM_ERR_READONLY      /* the store is over a file that others may have mapped as well */
+    CCMEM_ERR_READONLY,     /* the store is over a file that others may have mapped as well */
+    CCMEM_ERR_BUDGET,       /* the process's budget of plaintext has no room for this */
+    CCMEM_ERR_FAULT         /* no mechanism of page faults can be had in this process */
 } ccmem_status;
 
 /* ISA levels of the kernels, worst first. */
@@ -73,6 +75,7 @@ typedef struct ccmem_key ccmem_key;         /* a root key in secret memory */
 typedef struct ccmem_store ccmem_store;     /* ciphertext pages with their versions */
 typedef struct ccmem_mapping ccmem_mapping; /* a counted reference to a store's ciphertext */
 typedef struct ccmem_sealer ccmem_sealer;   /* seals the pages of a file */
+typedef struct ccmem_region ccmem_region;   /* addresses whose contents are opened when touched */
 
 /* ---- start-up, processor, tiers ------------------------------------------------------------ */
 
@@ -379,7 +382,8 @@ typedef struct ccmem_plain_stats {
 } ccmem_plain_stats;
 
 /* n zero bytes, 64-byte aligned, in memory that is left out of core dumps and that a forked child
- * finds zeroed. CCMEM_ERR_NOMEM. */
+ * finds zeroed. They count against the budget, rounded up to the size of their slot. CCMEM_ERR_BUDGET,
+ * CCMEM_ERR_NOMEM. */
 ccmem_status ccmem_plain_alloc(uint64_t n, uint8_t **out);
 
 /* Wipes a block and gives it back. NULL is allowed. In a forked child a block of the parent's is
@@ -388,6 +392,90 @@ void ccmem_plain_free(uint8_t *block);
 
 /* The pool's state in this process. CCMEM_ERR_NOMEM. */
 ccmem_status ccmem_plain_get_stats(ccmem_plain_stats *out);
+
+/* ---- the plaintext of this process ------------------------------------------------------------- */
+
+typedef struct ccmem_plaintext_stats {
+    uint64_t budget;     /* UINT64_MAX: none was set */
+    uint64_t reserved;   /* bytes that count against it: blocks handed out and whole windows */
+    uint64_t resident;   /* of these, bytes that hold plaintext now */
+    uint64_t peak;       /* the most that ever did at once */
+    double byte_seconds; /* `resident`, summed up over time */
+    uint64_t fills;       /* blocks opened into frames of windows */
+    uint64_t evictions;   /* blocks taken out of their frames */
+    uint64_t faults;      /* touches of blocks that were not resident */
+    uint64_t read_ahead;  /* fills before the first touch */
+    uint64_t write_backs; /* evictions that sealed the block anew */
+} ccmem_plaintext_stats;
+
+/* The most bytes that blocks of ccmem_plain_alloc() and windows may take in this process, together;
+ * UINT64_MAX for no limit. CCMEM_ERR_BUDGET, and nothing has changed, when they take more already;
+ * CCMEM_ERR_NOMEM. */
+ccmem_status ccmem_set_plaintext_budget(uint64_t bytes);
+
+/* What holds in this process now. CCMEM_ERR_NOMEM. */
+ccmem_status ccmem_get_plaintext_stats(ccmem_plaintext_stats *out);
+
+/* ---- regions: plain addresses over a store ----------------------------------------------------- */
+
+/* How touches of what is not resident are noticed. */
+typedef enum ccmem_fault {
+    CCMEM_FAULT_AUTO = 0, /* the first of these that can be had */
+    CCMEM_FAULT_MOVE,     /* userfaultfd(2), frames moved by UFFDIO_MOVE (Linux 6.8) */
+    CCMEM_FAULT_COPY,     /* userfaultfd(2), frames copied in by UFFDIO_COPY and moved out by mremap(2) */
+    CCMEM_FAULT_SIGSEGV   /* mprotect(2) and a handler of SIGSEGV, frames moved by mremap(2) */
+} ccmem_fault;
+
+typedef struct ccmem_region_info {
+    uint8_t *data;         /* address of the first byte of the range */
+    uint64_t block;        /* bytes opened at a time */
+    uint64_t frames;       /* blocks that can be resident at once */
+    ccmem_fault fault;     /* the mechanism in use */
+    int system_calls;      /* 1 when system calls can be handed addresses of blocks that are not
+                            * resident; 0 when these fail with EFAULT */
+} ccmem_region_info;
+
+/* A range of addresses for bytes [offset, offset + nbytes) of the store, nbytes > 0, of which at most
+ * `window` bytes lie in memory in the clear at a time, in blocks that are opened when they are touched
+ * and sealed again, if `writable`, when another block needs their frame. `block` is a power of two and a
+ * multiple of the page size, or 0 for a size of the region's own choice; `window` holds two of them at
+ * least. `name` is what messages call the store. The store must outlive the region. The window counts
+ * against the budget as a whole. Nothing is opened yet.
+ *
+ * A fault has no caller to return to: when a page does not match its tag, or a block cannot be sealed
+ * again, the frames of all regions are wiped, and the process ends by SIGABRT after a message that names
+ * store and page. What a region that is not writable is made to hold by a write is lost, or ends the
+ * process (CCMEM_FAULT_SIGSEGV). No function of ccmem.h may be given the region's addresses as the source
+ * of a write or as the destination of a read.
+ *
+ * On success *out owns everything until ccmem_region_free. CCMEM_ERR_ARGUMENT, _RANGE, _READONLY,
+ * _FORK, _BUDGET, _NOMEM, _FAULT. */
+ccmem_status ccmem_region_new(ccmem_store *store, uint64_t offset, uint64_t nbytes, int writable,
+                              uint64_t window, uint64_t block, ccmem_fault fault, const char *name,
+                              ccmem_region **out);
+
+/* What the region has, also after it was closed. */
+void ccmem_region_get_info(const ccmem_region *region, ccmem_region_info *out);
+
+/* Opens the blocks that hold n bytes from `offset` of the range and keeps them resident until as many
+ * calls of ccmem_region_unpin with the same arguments. CCMEM_ERR_BUDGET, and nothing is pinned, when
+ * they and those already pinned leave fewer than two frames; CCMEM_ERR_INTEGRITY, likewise; _RANGE,
+ * _FORK, _ARGUMENT for a region that was closed. */
+ccmem_status ccmem_region_pin(ccmem_region *region, uint64_t offset, uint64_t n);
+ccmem_status ccmem_region_unpin(ccmem_region *region, uint64_t offset, uint64_t n);
+
+/* Seals every block that may have been written since it was opened. Blocks stay resident. The first
+ * error of ccmem_store_write, after all blocks were tried. */
+ccmem_status ccmem_region_flush(ccmem_region *region);
+
+/* The same, then wipes every frame and takes the range's contents away: it stays reserved until
+ * ccmem_region_free, and whoever touches it meets SIGSEGV. May be repeated. Errors as for
+ * ccmem_region_flush: what could not be sealed is lost. */
+ccmem_status ccmem_region_close(ccmem_region *region);
+
+/* Closes, and gives the addresses back. NULL is allowed. In a forked child, which has not got the range,
+ * it frees only what the child inherited. */
+void ccmem_region_free(ccmem_region *region);
 
 /* ---- low-level functions, for checking against published vectors ----------------------------- */
 

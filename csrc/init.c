@@ -130,6 +130,11 @@ const char *ccmem_status_text(ccmem_status status) {
     case CCMEM_ERR_READONLY:
         return "the store is over a file that others may have mapped, and cannot be written; copy "
                "the data to a new buffer";
+    case CCMEM_ERR_BUDGET:
+        return "the process's budget of plaintext has no room for this; raise it, or close what is "
+               "open";
+    case CCMEM_ERR_FAULT:
+        return "no mechanism of page faults can be had in this process";
     }
     return "unknown status";
 }

@@ -457,10 +457,13 @@ static range split(const ccmem_store *s, uint64_t offset, uint64_t n) {
     return r;
 }
 
-static ccmem_status run_bulk(bulk *b, uint64_t pages, parallel_body body) {
+static ccmem_status run_bulk(bulk *b, uint64_t pages, parallel_body body, int alone) {
     const ccmem_store *s = b->store;
     b->flags = (pages << s->page_shift) >= STREAM_BYTES ? PAGE_STREAM : 0;
-    parallel_for(pages, GRAIN_BYTES >> s->page_shift, body, b);
+    if (alone)
+        body(b, 0, pages);
+    else
+        parallel_for(pages, GRAIN_BYTES >> s->page_shift, body, b);
     return outcome_end(&b->end);
 }
 
@@ -472,7 +475,8 @@ static inline ccmem_status check_call(const ccmem_store *s, uint64_t offset, uin
     return CCMEM_OK;
 }
 
-ccmem_status ccmem_store_read(ccmem_store *s, uint64_t offset, void *out, uint64_t n) {
+static inline ccmem_status read_range(ccmem_store *s, uint64_t offset, void *out, uint64_t n,
+                                      int alone) {
     ccmem_status status = check_call(s, offset, n);
     if (status != CCMEM_OK)
         return status;
@@ -492,7 +496,7 @@ ccmem_status ccmem_store_read(ccmem_store *s, uint64_t offset, void *out, uint64
         status = read_part(s, sh, r.first - 1, r.head_offset, to, r.head);
     if (status == CCMEM_OK && r.pages) {
         bulk b = {.store = s, .first = r.first, .out = to + r.head};
-        status = run_bulk(&b, r.pages, read_pages);
+        status = run_bulk(&b, r.pages, read_pages, alone);
     }
     if (status == CCMEM_OK && r.tail)
         status = read_part(s, sh, r.first + r.pages, 0, to + (n - r.tail), r.tail);
@@ -501,6 +505,14 @@ ccmem_status ccmem_store_read(ccmem_store *s, uint64_t offset, void *out, uint64
     else
         ccmem_wipe(out, n); /* the good pages too: no part of a refused read is handed out */
     return status;
+}
+
+ccmem_status ccmem_store_read(ccmem_store *s, uint64_t offset, void *out, uint64_t n) {
+    return read_range(s, offset, out, n, 0);
+}
+
+ccmem_status store_read_alone(ccmem_store *s, uint64_t offset, void *out, uint64_t n) {
+    return read_range(s, offset, out, n, 1);
 }
 
 void store_prefetch(const ccmem_store *s, uint64_t offset, uint64_t n) {
@@ -542,7 +554,8 @@ static ccmem_status check_parts(ccmem_store *s, shard *sh, const range *r) {
     return status;
 }
 
-ccmem_status ccmem_store_write(ccmem_store *s, uint64_t offset, const void *data, uint64_t n) {
+static ccmem_status write_range(ccmem_store *s, uint64_t offset, const void *data, uint64_t n,
+                                int alone) {
     ccmem_status status = check_call(s, offset, n);
     const uint8_t *from = data;
     if (status != CCMEM_OK)
@@ -561,7 +574,7 @@ ccmem_status ccmem_store_write(ccmem_store *s, uint64_t offset, const void *data
                             r.ends && !r.head_offset && r.head == n);
     if (status == CCMEM_OK && r.pages) {
         bulk b = {.store = s, .first = r.first, .data = from + r.head};
-        status = run_bulk(&b, r.pages, write_pages);
+        status = run_bulk(&b, r.pages, write_pages, alone);
     }
     if (status == CCMEM_OK && r.tail)
         status = write_part(s, sh, r.first + r.pages, 0, from + (n - r.tail), r.tail, r.ends);
@@ -570,6 +583,18 @@ ccmem_status ccmem_store_write(ccmem_store *s, uint64_t offset, const void *data
     add(&sh->count.writes, 1);
     add(&sh->count.bytes_written, n);
     return CCMEM_OK;
+}
+
+ccmem_status ccmem_store_write(ccmem_store *s, uint64_t offset, const void *data, uint64_t n) {
+    return write_range(s, offset, data, n, 0);
+}
+
+ccmem_status store_write_alone(ccmem_store *s, uint64_t offset, const void *data, uint64_t n) {
+    return write_range(s, offset, data, n, 1);
+}
+
+ccmem_status store_check_writable(const ccmem_store *s) {
+    return s->read_only ? CCMEM_ERR_READONLY : CCMEM_OK;
 }
 
 ccmem_status ccmem_store_verify(ccmem_store *s, uint64_t first, uint64_t count, uint8_t *bad,
@@ -583,7 +608,7 @@ ccmem_status ccmem_store_verify(ccmem_store *s, uint64_t first, uint64_t count, 
     bulk b = {.store = s, .first = first, .bad = bad};
     ccmem_failure before = last_failure; /* the status is CCMEM_OK, so it tells of no page */
     if (count)
-        (void)run_bulk(&b, count, verify_pages);
+        (void)run_bulk(&b, count, verify_pages, 0);
     last_failure = before;
     *failures = b.failures;
     return CCMEM_OK;

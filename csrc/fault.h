@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * A range of addresses that holds nothing until it is touched, and frames whose memory can be put there
+ * and taken back. Knows addresses; what belongs there, only who made it does. */
+#ifndef CCMEM_FAULT_H
+#define CCMEM_FAULT_H
+
+#include <stddef.h>
+
+#include "ccmem.h"
+
+/* The range and the frames. Block b of the range begins at base + b * block, frame f at
+ * frames + f * block; all frames can be read and written but those that are placed. */
+typedef struct fault_space {
+    uint8_t *base, *frames;
+    size_t block; /* bytes, a power of two, whole system pages */
+    size_t nblocks, nframes;
+} fault_space;
+
+/* Who is asked what belongs where a fault struck. */
+typedef struct fault_owner {
+    /* Has the block placed that byte `offset` of the range lies in. In the thread that touched it or in
+     * a thread of the mechanism's own. 0: that touch is not to be; the thread meets SIGSEGV as if
+     * nobody were asked. */
+    int (*fault)(void *owner, size_t offset, int write);
+    /* Does a piece of the work that may be done before the next fault; 0 when there is none. Called
+     * only by mechanisms with a thread of their own. */
+    int (*idle)(void *owner);
+    /* 1 when the next fault is expected within microseconds. */
+    int (*eager)(void *owner);
+    void *self;
+} fault_owner;
+
+typedef struct fault_mechanism fault_mechanism;
+
+/* Calls of place(), take() and allow() never overlap; the owner sees to that. */
+typedef struct fault_ops {
+    /* Maps the range and the frames, zeros, and from now on asks `owner`. CCMEM_ERR_NOMEM, and
+     * CCMEM_ERR_FAULT when the system refuses this mechanism. */
+    ccmem_status (*open)(const fault_owner *owner, size_t block, size_t nblocks, size_t nframes,
+                         fault_mechanism **out);
+    /* Puts a frame's memory where the block belongs, at once for every thread, and lets those go on
+     * that wait for it; without `writable` for reading only, if `tracks` is 1. 0 when the system cannot
+     * do that now. */
+    int (*place)(fault_mechanism *m, size_t block, size_t frame, int writable);
+    /* The reverse, at once for every thread: what was written before it is in the frame, and who touches
+     * the block after it faults. 0 when the system holds on to the memory, as for an input or output
+     * that is under way; nothing has changed then. */
+    int (*take)(fault_mechanism *m, size_t block, size_t frame);
+    /* Lets a placed block be written; only where `tracks` is 1. 0 when the system refuses. */
+    int (*allow)(fault_mechanism *m, size_t block);
+    /* Lets threads go on that wait for a block which is placed. */
+    void (*wake)(fault_mechanism *m, size_t block);
+    /* No frame is placed any more: ends the mechanism and gives the frames back; the range stays
+     * reserved, and whoever touches it meets SIGSEGV. Not from owner->fault() or ->idle(). */
+    void (*close)(fault_mechanism *m);
+    int tracks; /* 1: a block that is placed for reading faults when it is written */
+} fault_ops;
+
+/* What all mechanisms have, first in each one's own struct. */
+struct fault_mechanism {
+    fault_space space;
+    fault_owner owner;
+    int system_calls; /* as in ccmem_region_info */
+};
+
+extern const fault_ops fault_uffd_move, fault_uffd_copy, fault_sigsegv;
+
+/* Maps range and frames, neither dumped nor inherited, the range without access if `closed`.
+ * CCMEM_ERR_NOMEM; CCMEM_ERR_SECRETMEM when the system will not promise that. */
+ccmem_status fault_map(fault_space *space, size_t block, size_t nblocks, size_t nframes, int closed);
+
+/* Takes the contents of the range away for good, and unmaps the frames. */
+void fault_unmap(fault_space *space);
+
+/* After close(): gives the range back. */
+void fault_release(fault_space *space);
+
+#endif

@@ -1,0 +1,314 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Faults by userfaultfd(2): the kernel stops a thread that touches an absent block, and a thread of ours
+ * is told. Frames of a huge page are moved in and out by one entry of a page table (UFFDIO_MOVE, Linux
+ * 6.8); before, they are copied in by UFFDIO_COPY, and moved out by mremap(2) with MREMAP_DONTUNMAP (Linux
+ * 5.7), which like UFFDIO_MOVE leaves no moment in which a write of another thread could be lost.
+ *
+ * A block that was moved in can be written, and there is no way to have it arrive protected. Protecting it
+ * afterwards would leave a moment in which a write goes unseen, so writes are not tracked. */
+#include "fault.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "cpu.h"
+
+/* For headers older than the kernel; the numbers are those of Linux's include/uapi/linux/userfaultfd.h. */
+#ifndef UFFD_USER_MODE_ONLY
+#define UFFD_USER_MODE_ONLY 1
+#endif
+#ifndef UFFD_FEATURE_MOVE
+#define UFFD_FEATURE_MOVE (1 << 16)
+struct uffdio_move {
+    __u64 dst, src, len, mode;
+    __s64 move;
+};
+#define UFFDIO_MOVE _IOWR(UFFDIO, 0x05, struct uffdio_move)
+#endif
+#ifndef USERFAULTFD_IOC_NEW
+#define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
+#endif
+#ifndef MREMAP_DONTUNMAP
+#define MREMAP_DONTUNMAP 4
+#endif
+
+enum {
+    MESSAGES = 16,
+    SPIN_NS = 40000, /* a thread that has to be woken is told of a fault some 20 to 30 us later */
+    AGAIN_MAX = 1 << 20
+};
+
+typedef struct uffd {
+    fault_mechanism m;
+    int fd, stop; /* of userfaultfd(2), of eventfd(2) */
+    pthread_t thread;
+} uffd;
+
+/* ---- moving ---------------------------------------------------------------------------------- */
+
+/* Moves n bytes from one registered range to another; *done tells how many before an error. EAGAIN is a
+ * change of the address space meanwhile (another thread's mmap(2)), and part of the way done. */
+static int move(const uffd *u, const uint8_t *to, const uint8_t *from, size_t n, size_t *done) {
+    *done = 0;
+    for (int tries = 0; tries < AGAIN_MAX; tries++) {
+        struct uffdio_move move = {.dst = (uintptr_t)to + *done, .src = (uintptr_t)from + *done,
+                                   .len = n - *done};
+        if (!ioctl(u->fd, UFFDIO_MOVE, &move))
+            return 1;
+        if (move.move > 0)
+            *done += (size_t)move.move;
+        if (*done == n)
+            return 1;
+        if (errno != EAGAIN)
+            return 0;
+    }
+    return 0;
+}
+
+/* Wakes who waits for n bytes at `p`. */
+static void wake_range(const uffd *u, const uint8_t *p, size_t n) {
+    struct uffdio_range range = {.start = (uintptr_t)p, .len = n};
+    (void)ioctl(u->fd, UFFDIO_WAKE, &range); /* fails only for a range that is none */
+}
+
+/* Whole or not at all: a part that has gone comes back. */
+static int move_whole(const uffd *u, uint8_t *to, uint8_t *from, size_t n) {
+    size_t done, back;
+    if (move(u, to, from, n, &done))
+        return 1;
+    if (done) {
+        (void)move(u, from, to, done, &back);
+        wake_range(u, from, done);
+    }
+    return 0;
+}
+
+static int place_moved(fault_mechanism *m, size_t block, size_t frame, int writable) {
+    const fault_space *s = &m->space;
+    (void)writable;
+    return move_whole((uffd *)m, s->base + block * s->block, s->frames + frame * s->block, s->block);
+}
+
+static int take_moved(fault_mechanism *m, size_t block, size_t frame) {
+    const fault_space *s = &m->space;
+    return move_whole((uffd *)m, s->frames + frame * s->block, s->base + block * s->block, s->block);
+}
+
+static int place_copy(fault_mechanism *m, size_t block, size_t frame, int writable) {
+    const uffd *u = (uffd *)m;
+    const fault_space *s = &m->space;
+    uint8_t *from = s->frames + frame * s->block;
+    size_t done = 0;
+    (void)writable;
+    for (int tries = 0; tries < AGAIN_MAX && done < s->block; tries++) {
+        struct uffdio_copy copy = {.dst = (uintptr_t)s->base + block * s->block + done,
+                                   .src = (uintptr_t)from + done, .len = s->block - done};
+        if (!ioctl(u->fd, UFFDIO_COPY, &copy))
+            done = s->block;
+        else if (copy.copy > 0)
+            done += (size_t)copy.copy;
+        else if (errno != EAGAIN)
+            break;
+    }
+    if (done < s->block) {
+        /* Whoever woke for the first pages saw what belongs there; they go, and it faults again. */
+        if (done)
+            (void)madvise(s->base + block * s->block, done, MADV_DONTNEED);
+        return 0;
+    }
+    ccmem_wipe(from, s->block); /* the block is in the clear once */
+    return 1;
+}
+
+static int take_remapped(fault_mechanism *m, size_t block, size_t frame) {
+    const fault_space *s = &m->space;
+    uint8_t *to = s->frames + frame * s->block;
+    return mremap(s->base + block * s->block, s->block, s->block,
+                  MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, to) == (void *)to;
+}
+
+static void wake(fault_mechanism *m, size_t block) {
+    const fault_space *s = &m->space;
+    wake_range((uffd *)m, s->base + block * s->block, s->block);
+}
+
+/* ---- the thread ------------------------------------------------------------------------------ */
+
+static uint64_t nanoseconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* Answers the faults that are waiting. 0 when there are none, -1 when the descriptor is broken. */
+static int answer(uffd *u) {
+    struct uffd_msg message[MESSAGES];
+    ssize_t n = read(u->fd, message, sizeof message);
+    if (n < 0)
+        return errno == EAGAIN || errno == EINTR ? 0 : -1;
+    for (size_t i = 0; i < (size_t)n / sizeof message[0]; i++) {
+        const struct uffd_msg *f = &message[i];
+        if (f->event != UFFD_EVENT_PAGEFAULT)
+            continue;
+        size_t offset = (size_t)(f->arg.pagefault.address - (uintptr_t)u->m.space.base);
+        int write = (f->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE) != 0;
+        /* There is no refusing a touch here: the owner ends the process instead. */
+        (void)u->m.owner.fault(u->m.owner.self, offset, write);
+    }
+    return 1;
+}
+
+static void *serve(void *arg) {
+    uffd *u = arg;
+    struct pollfd wait[2] = {{.fd = u->fd, .events = POLLIN}, {.fd = u->stop, .events = POLLIN}};
+    uint64_t since = nanoseconds();
+    for (;;) {
+        int found = answer(u);
+        if (found < 0)
+            return NULL;
+        if (found || u->m.owner.idle(u->m.owner.self)) {
+            since = nanoseconds();
+            continue;
+        }
+        if (u->m.owner.eager(u->m.owner.self) && nanoseconds() - since < SPIN_NS) {
+            cpu_relax();
+            continue;
+        }
+        (void)poll(wait, 2, -1);
+        if (wait[1].revents)
+            return NULL;
+    }
+}
+
+static int start_thread(uffd *u) {
+    sigset_t all, old;
+    sigfillset(&all);
+    sigdelset(&all, SIGSEGV);
+    sigdelset(&all, SIGBUS);
+    sigdelset(&all, SIGABRT);
+    if (pthread_sigmask(SIG_SETMASK, &all, &old))
+        return 0;
+    int failed = pthread_create(&u->thread, NULL, serve, u);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    return !failed;
+}
+
+/* ---- life ------------------------------------------------------------------------------------ */
+
+/* A descriptor that offers `features`; system calls fault too, if this process may have that. */
+static int open_descriptor(uint64_t features, int *system_calls) {
+    for (int way = 0; way < 3; way++) {
+        int fd = -1, device;
+        if (way == 0) {
+            fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
+        } else if (way == 1) {
+            device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+            if (device >= 0) {
+                fd = ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK);
+                close(device);
+            }
+        } else {
+            fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY);
+        }
+        if (fd < 0)
+            continue;
+        struct uffdio_api api = {.api = UFFD_API, .features = features};
+        if (!ioctl(fd, UFFDIO_API, &api)) {
+            *system_calls = way < 2;
+            return fd;
+        }
+        close(fd);
+        return -1; /* of the kernel, not of the way */
+    }
+    return -1;
+}
+
+static int watch(const uffd *u, uint8_t *p, size_t n) {
+    struct uffdio_register range = {.range = {.start = (uintptr_t)p, .len = n},
+                                    .mode = UFFDIO_REGISTER_MODE_MISSING};
+    return !ioctl(u->fd, UFFDIO_REGISTER, &range);
+}
+
+static ccmem_status open_uffd(const fault_owner *owner, size_t block, size_t nblocks, size_t nframes,
+                              int move, fault_mechanism **out) {
+    uffd *u = calloc(1, sizeof *u);
+    ccmem_status status;
+    if (!u)
+        return CCMEM_ERR_NOMEM;
+    u->m.owner = *owner;
+    u->fd = open_descriptor(move ? UFFD_FEATURE_MOVE : 0, &u->m.system_calls);
+    if (u->fd < 0) {
+        free(u);
+        return CCMEM_ERR_FAULT;
+    }
+    fault_space *s = &u->m.space;
+    u->stop = eventfd(0, EFD_CLOEXEC);
+    status = u->stop < 0 ? CCMEM_ERR_NOMEM : fault_map(s, block, nblocks, nframes, 0);
+    if (status == CCMEM_OK) {
+        /* UFFDIO_MOVE wants both ends registered. */
+        if (!watch(u, s->base, nblocks * block) ||
+            (move && !watch(u, s->frames, nframes * block)))
+            status = CCMEM_ERR_FAULT;
+        else if (!start_thread(u))
+            status = CCMEM_ERR_NOMEM;
+        if (status != CCMEM_OK) {
+            fault_unmap(s);
+            fault_release(s);
+        }
+    }
+    if (status != CCMEM_OK) {
+        if (u->stop >= 0)
+            close(u->stop);
+        close(u->fd);
+        free(u);
+        return status;
+    }
+    *out = &u->m;
+    return CCMEM_OK;
+}
+
+static ccmem_status open_moving(const fault_owner *owner, size_t block, size_t nblocks,
+                                size_t nframes, fault_mechanism **out) {
+    return open_uffd(owner, block, nblocks, nframes, 1, out);
+}
+
+static ccmem_status open_copying(const fault_owner *owner, size_t block, size_t nblocks,
+                                 size_t nframes, fault_mechanism **out) {
+    return open_uffd(owner, block, nblocks, nframes, 0, out);
+}
+
+static void close_uffd(fault_mechanism *m) {
+    uffd *u = (uffd *)m;
+    uint64_t one = 1;
+    /* The thread looks at it before it sleeps again. */
+    while (write(u->stop, &one, sizeof one) < 0 && errno == EINTR)
+        ;
+    pthread_join(u->thread, NULL);
+    fault_unmap(&m->space);
+    close(u->fd); /* wakes whoever waits for what is gone: they meet SIGSEGV */
+    close(u->stop);
+    free(u);
+}
+
+const fault_ops fault_uffd_move = {.open = open_moving,
+                                   .place = place_moved,
+                                   .take = take_moved,
+                                   .wake = wake,
+                                   .close = close_uffd};
+const fault_ops fault_uffd_copy = {.open = open_copying,
+                                   .place = place_copy,
+                                   .take = take_remapped,
+                                   .wake = wake,
+                                   .close = close_uffd};

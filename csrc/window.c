@@ -1,0 +1,672 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Frames. A block is absent; or opened, in a frame but not at its address; or placed at its address,
+ * where threads use it. A block that is to go is first taken from its address, at once for every
+ * thread, and then sealed if it was written: no write is lost, and whoever touches it waits for the lock.
+ *
+ * Nobody sees the touches of a block that is placed, so what was used last is not known, only what faulted
+ * last. Two things are made of that. A thread that reads block after block (a stream) gets its next blocks
+ * opened ahead by the mechanism's thread, and leaves the oldest of its own behind: a pass over more than the
+ * window does not sweep out everything else, the next pass finds a part of it, and the frames it goes
+ * through stay in the caches. Everything else goes first in, first out.
+ *
+ * Of the blocks opened ahead every few are placed too, and touched without a fault. The others are not:
+ * their fault, which costs no decryption, tells how far the reader has come.
+ *
+ * One lock for all. No thread that holds it touches the range but for blocks that are placed, so a fault
+ * never waits for itself. */
+#include "window.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "budget.h"
+#include "fork.h"
+#include "secret.h"
+#include "store.h"
+
+enum {
+    STREAMS = 8,
+    AHEAD_MAX = 6,        /* blocks opened ahead of a stream at most */
+    GRACE_NS = 100000,    /* a thread that was woken for a block gets this long to use it */
+    BUSY_WAIT_NS = 200000,
+    BUSY_WAITS = 50000    /* some 10 seconds: what the kernel holds longer will not come back */
+};
+
+static const uint32_t NONE = UINT32_MAX;
+
+typedef enum frame_state { EMPTY = 0, OPENED, PLACED } frame_state;
+
+typedef struct frame {
+    frame_state state;
+    int written;    /* may differ from what is stored */
+    uint32_t pins;
+    size_t block;
+    uint64_t order; /* the lowest goes first */
+    uint64_t since; /* when it was placed, in nanoseconds */
+} frame;
+
+/* A reader that went from block to block. */
+typedef struct stream {
+    size_t last;   /* the block of its last fault */
+    size_t end;    /* the first block not opened ahead */
+    unsigned run;  /* faults in a row; 0: it may be none */
+    uint64_t order;
+} stream;
+
+struct window {
+    pthread_mutex_t lock;
+    window *next, *previous; /* of all windows of the process */
+    uint64_t generation;
+    ccmem_store *store;
+    uint64_t origin, from, to;
+    const fault_ops *ops;
+    fault_mechanism *mechanism; /* NULL when closed */
+    fault_space space;
+    int writable;
+    int eager; /* atomic */
+    size_t ahead, stride; /* blocks opened ahead; each so many of them are not placed */
+    size_t pinned;        /* frames */
+    uint64_t clock;
+    stream streams[STREAMS];
+    frame *frames;
+    uint32_t *where; /* the frame of each block, or NONE */
+    char name[];
+};
+
+static pthread_mutex_t windows_lock = PTHREAD_MUTEX_INITIALIZER;
+static window *windows;
+static uint64_t windows_generation;
+
+static uint64_t now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static void wait_ns(long ns) {
+    struct timespec t = {.tv_nsec = ns};
+    nanosleep(&t, NULL);
+}
+
+static uint8_t *frame_at(const window *w, const frame *f) {
+    return w->space.frames + (size_t)(f - w->frames) * w->space.block;
+}
+
+static uint8_t *block_at(const window *w, size_t block) {
+    return w->space.base + block * w->space.block;
+}
+
+static frame *frame_of(const window *w, size_t block) {
+    return w->where[block] == NONE ? NULL : &w->frames[w->where[block]];
+}
+
+/* ---- blocks ---------------------------------------------------------------------------------- */
+
+/* What of a block belongs to the window: the first byte in the store, and where that is in the block. */
+static size_t extent(const window *w, size_t block, uint64_t *offset, size_t *skip) {
+    uint64_t first = w->origin + (uint64_t)block * w->space.block, last = first + w->space.block;
+    *offset = first < w->from ? w->from : first;
+    *skip = (size_t)(*offset - first);
+    return (size_t)((last < w->to ? last : w->to) - *offset);
+}
+
+static ccmem_status seal(const window *w, size_t block, const uint8_t *data) {
+    uint64_t offset;
+    size_t skip, n = extent(w, block, &offset, &skip);
+    budget_count(BUDGET_WRITE_BACK);
+    return w->ops->tracks ? store_write_alone(w->store, offset, data + skip, n)
+                          : ccmem_store_write(w->store, offset, data + skip, n);
+}
+
+static void wipe(window *w, frame *f) {
+    ccmem_wipe(frame_at(w, f), w->space.block);
+    budget_wipe(w->space.block);
+    f->state = EMPTY;
+}
+
+/* Opens a block into a frame that is EMPTY, or `reused` and still holds another; `alone` in this thread
+ * only. On failure the frame is wiped. */
+static ccmem_status open_block(window *w, size_t block, frame *f, int reused, int alone) {
+    uint64_t offset;
+    size_t skip, n = extent(w, block, &offset, &skip);
+    uint8_t *to = frame_at(w, f);
+    if (skip)
+        memset(to, 0, skip);
+    if (skip + n < w->space.block)
+        memset(to + skip + n, 0, w->space.block - skip - n);
+    if (!reused)
+        budget_fill(w->space.block);
+    budget_count(BUDGET_FILL);
+    ccmem_status status = alone ? store_read_alone(w->store, offset, to + skip, n)
+                                : ccmem_store_read(w->store, offset, to + skip, n);
+    if (status != CCMEM_OK) {
+        ccmem_failure failure = ccmem_last_failure();
+        wipe(w, f);
+        store_set_failure(failure);
+        return status;
+    }
+    f->state = OPENED;
+    f->written = 0;
+    f->block = block;
+    f->order = ++w->clock;
+    w->where[block] = (uint32_t)(f - w->frames);
+    return CCMEM_OK;
+}
+
+/* Until the kernel lets go of what it holds. */
+static int insist(window *w, int (*step)(window *, frame *, int), frame *f, int argument) {
+    for (int i = 0; i < BUSY_WAITS; i++) {
+        if (step(w, f, argument))
+            return 1;
+        wait_ns(BUSY_WAIT_NS);
+    }
+    return 0;
+}
+
+static int place(window *w, frame *f, int write) {
+    int writable = w->writable && (write || !w->ops->tracks);
+    if (!w->ops->place(w->mechanism, f->block, (size_t)(f - w->frames), writable))
+        return 0;
+    f->state = PLACED;
+    f->written |= writable;
+    f->since = now();
+    return 1;
+}
+
+static int take(window *w, frame *f, int unused) {
+    (void)unused;
+    if (f->state == PLACED) {
+        if (!w->ops->take(w->mechanism, f->block, (size_t)(f - w->frames)))
+            return 0;
+        f->state = OPENED;
+    }
+    return 1;
+}
+
+/* Takes a block out of a frame, which still holds it afterwards and is to be filled or wiped at once. 0
+ * when it has to stay, *status says why if it could not be sealed. */
+static int evict(window *w, frame *f, ccmem_status *status) {
+    int placed = f->state == PLACED;
+    if (!take(w, f, 0))
+        return 0;
+    if (f->written) {
+        *status = seal(w, f->block, frame_at(w, f));
+        if (*status != CCMEM_OK) {
+            if (placed)
+                (void)insist(w, place, f, 1);
+            return 0;
+        }
+    }
+    if (placed)
+        budget_count(BUDGET_EVICTION);
+    w->where[f->block] = NONE;
+    return 1;
+}
+
+/* ---- which frame ----------------------------------------------------------------------------- */
+
+static frame *empty_frame(const window *w) {
+    for (size_t i = 0; i < w->space.nframes; i++)
+        if (w->frames[i].state == EMPTY)
+            return &w->frames[i];
+    return NULL;
+}
+
+/* The block that the stream left behind last, but for the one before its last: it may still be in use. */
+static frame *left_behind(const window *w, const stream *s) {
+    size_t far = 2 * w->ahead + STREAMS;
+    if (!s || !s->run)
+        return NULL;
+    for (size_t back = 2; back <= far && back <= s->last; back++) {
+        frame *f = frame_of(w, s->last - back);
+        if (f && !f->pins && f->state == PLACED)
+            return f;
+    }
+    return NULL;
+}
+
+static int expected(const window *w, const frame *f) {
+    for (int i = 0; i < STREAMS; i++) {
+        const stream *s = &w->streams[i];
+        if (s->run && f->block >= s->last && f->block < s->end)
+            return 1;
+    }
+    return 0;
+}
+
+/* The one that has been there longest; of those that a stream is coming to, only with `force`. */
+static frame *oldest(const window *w, int force) {
+    frame *found = NULL;
+    for (size_t i = 0; i < w->space.nframes; i++) {
+        frame *f = &w->frames[i];
+        if (f->pins || f->state == EMPTY || (found && f->order >= found->order))
+            continue;
+        if (force || !expected(w, f))
+            found = f;
+    }
+    return found;
+}
+
+/* A frame to be filled at once; *reused tells whether it holds what it held. For a block that is wanted
+ * now with `wanted`, else only one that nobody needs. NULL when there is none: *status is why. */
+static frame *acquire(window *w, const stream *s, int wanted, int *reused, ccmem_status *status) {
+    *status = CCMEM_OK;
+    *reused = 1;
+    for (int waits = 0; waits < BUSY_WAITS; waits++) {
+        frame *f = empty_frame(w);
+        if (f) {
+            *reused = 0;
+            return f;
+        }
+        f = left_behind(w, s);
+        if (f && evict(w, f, status))
+            return f;
+        for (size_t tries = 0; tries < w->space.nframes && *status == CCMEM_OK; tries++) {
+            f = oldest(w, 0);
+            if (!f && wanted)
+                f = oldest(w, 1);
+            if (!f)
+                break;
+            uint64_t age = now() - f->since;
+            if (f->state == PLACED && age < GRACE_NS) {
+                if (!wanted)
+                    return NULL;
+                wait_ns((long)(GRACE_NS - age));
+            }
+            if (evict(w, f, status))
+                return f;
+            f->order = ++w->clock;
+        }
+        if (!wanted || *status != CCMEM_OK)
+            return NULL;
+        wait_ns(BUSY_WAIT_NS);
+    }
+    *status = CCMEM_ERR_NOMEM;
+    return NULL;
+}
+
+/* ---- the end --------------------------------------------------------------------------------- */
+
+static void take_away(window *w) {
+    for (size_t i = 0; i < w->space.nframes; i++) {
+        frame *f = &w->frames[i];
+        if (f->state == EMPTY)
+            continue;
+        if (take(w, f, 0)) {
+            ccmem_wipe(frame_at(w, f), w->space.block);
+        } else {
+            if (w->ops->tracks)
+                (void)w->ops->allow(w->mechanism, f->block);
+            ccmem_wipe(block_at(w, f->block), w->space.block);
+        }
+    }
+}
+
+/* Of a window whose lock is held. A fault has nobody to return an error to, and going on would hand out
+ * what nobody stored. */
+static _Noreturn void die(window *w, size_t block, ccmem_status status) {
+    char text[512];
+    int n;
+    ccmem_failure failure = ccmem_last_failure();
+    if (status == CCMEM_ERR_INTEGRITY)
+        n = snprintf(text, sizeof text,
+                     "pyccmem: page %llu of '%s' was touched through a mapping and does not match its "
+                     "tag: it was changed since it was written. A touch has no caller to tell, so all "
+                     "windows were wiped and this process ends; verify() names the changed pages.\n",
+                     (unsigned long long)failure.page, w->name);
+    else
+        n = snprintf(text, sizeof text,
+                     "pyccmem: block %zu of a mapping of '%s' cannot be opened or sealed (%s). A touch "
+                     "has no caller to tell, so all windows were wiped and this process ends.\n",
+                     block, w->name, ccmem_status_text(status));
+    take_away(w);
+    /* Others' locks may be held for as long as a block takes; nobody waits for them for ever. */
+    for (window *other = windows; other; other = other->next)
+        if (other != w && other->mechanism) {
+            for (int i = 0; i < 100 && pthread_mutex_trylock(&other->lock); i++)
+                wait_ns(BUSY_WAIT_NS);
+            take_away(other);
+        }
+    if (n > 0 && write(STDERR_FILENO, text, (size_t)n < sizeof text ? (size_t)n : sizeof text - 1) < 0)
+        abort();
+    abort();
+}
+
+/* ---- faults ---------------------------------------------------------------------------------- */
+
+/* The stream that a fault of this block belongs to, or the beginning of one. */
+static stream *note_fault(window *w, size_t block) {
+    stream *s = w->streams;
+    for (int i = 0; i < STREAMS; i++) {
+        stream *t = &w->streams[i];
+        if (t->order && block == t->last)
+            return t;
+        if (t->order && block > t->last && block <= t->end) {
+            t->last = block;
+            t->end = block < t->end ? t->end : block + 1;
+            t->run++;
+            t->order = ++w->clock;
+            return t;
+        }
+        if (t->order < s->order)
+            s = t;
+    }
+    *s = (stream){.last = block, .end = block + 1, .order = ++w->clock};
+    return s;
+}
+
+static int answer(window *w, size_t block, int write) {
+    frame *f = frame_of(w, block);
+    ccmem_status status;
+    int reused;
+    if (f && f->state == PLACED) {
+        if (w->ops->tracks && write && !f->written) {
+            if (!w->writable)
+                return 0;
+            if (!w->ops->allow(w->mechanism, block))
+                die(w, block, CCMEM_ERR_NOMEM);
+            f->written = 1;
+        }
+        w->ops->wake(w->mechanism, block);
+        return 1;
+    }
+    if (!w->writable && write && w->ops->tracks)
+        return 0;
+    budget_count(BUDGET_FAULT);
+    stream *s = note_fault(w, block);
+    __atomic_store_n(&w->eager, s->run > 0, __ATOMIC_RELAXED);
+    if (!f) {
+        f = acquire(w, s, 1, &reused, &status);
+        if (f)
+            status = open_block(w, block, f, reused, w->ops->tracks);
+        if (status != CCMEM_OK)
+            die(w, block, status);
+    }
+    if (!insist(w, place, f, write))
+        die(w, block, CCMEM_ERR_NOMEM);
+    return 1;
+}
+
+static int on_fault(void *self, size_t offset, int write) {
+    window *w = self;
+    int done = 0;
+    if (fork_alien(w->generation))
+        return 0;
+    pthread_mutex_lock(&w->lock);
+    if (w->mechanism && offset < w->space.nblocks * w->space.block)
+        done = answer(w, offset / w->space.block, write);
+    pthread_mutex_unlock(&w->lock);
+    return done;
+}
+
+/* Opens the next block ahead of the stream that faulted last. */
+static int open_ahead(window *w) {
+    stream *s = &w->streams[0];
+    ccmem_status status;
+    int reused;
+    for (int i = 1; i < STREAMS; i++)
+        if (w->streams[i].order > s->order)
+            s = &w->streams[i];
+    if (!s->run || !w->ahead)
+        return 0;
+    while (s->end < w->space.nblocks && s->end <= s->last + w->ahead && frame_of(w, s->end))
+        s->end++;
+    if (s->end >= w->space.nblocks || s->end > s->last + w->ahead)
+        return 0;
+    size_t block = s->end;
+    frame *f = acquire(w, s, 0, &reused, &status);
+    if (!f)
+        return 0;
+    if (open_block(w, block, f, reused, 1) != CCMEM_OK) {
+        s->run = 0; /* whoever touches it will be told */
+        return 0;
+    }
+    budget_count(BUDGET_READ_AHEAD);
+    s->end++;
+    if (block % w->stride)
+        (void)place(w, f, 0); /* else its fault places it */
+    return 1;
+}
+
+static int on_idle(void *self) {
+    window *w = self;
+    int done = 0;
+    if (pthread_mutex_trylock(&w->lock))
+        return 0;
+    if (w->mechanism)
+        done = open_ahead(w);
+    pthread_mutex_unlock(&w->lock);
+    return done;
+}
+
+static int on_eager(void *self) {
+    return __atomic_load_n(&((window *)self)->eager, __ATOMIC_RELAXED);
+}
+
+/* ---- calls ----------------------------------------------------------------------------------- */
+
+static ccmem_status lock_open(window *w) {
+    if (fork_alien(w->generation))
+        return CCMEM_ERR_FORK;
+    pthread_mutex_lock(&w->lock);
+    if (w->mechanism)
+        return CCMEM_OK;
+    pthread_mutex_unlock(&w->lock);
+    return CCMEM_ERR_ARGUMENT;
+}
+
+static void unpin(window *w, size_t first, size_t last) {
+    for (size_t b = first; b <= last; b++) {
+        frame *f = frame_of(w, b);
+        if (f && f->pins && !--f->pins)
+            w->pinned--;
+    }
+}
+
+/* Places the block for every access that the window allows. */
+static ccmem_status pin_block(window *w, size_t block) {
+    ccmem_status status = CCMEM_OK;
+    int reused;
+    frame *f = frame_of(w, block);
+    if (!f) {
+        f = acquire(w, NULL, 1, &reused, &status);
+        if (f)
+            status = open_block(w, block, f, reused, 0);
+        if (status != CCMEM_OK)
+            return status;
+    }
+    if (f->state != PLACED && !insist(w, place, f, w->writable))
+        return CCMEM_ERR_NOMEM;
+    if (w->writable && !f->written) {
+        if (!w->ops->allow(w->mechanism, block))
+            return CCMEM_ERR_NOMEM;
+        f->written = 1;
+    }
+    if (!f->pins++)
+        w->pinned++;
+    return CCMEM_OK;
+}
+
+ccmem_status window_pin(window *w, size_t first, size_t last) {
+    ccmem_status status = lock_open(w);
+    if (status != CCMEM_OK)
+        return status;
+    size_t spare = w->space.nframes < w->space.nblocks ? 2 : 0, fresh = 0;
+    for (size_t b = first; b <= last && fresh <= w->space.nframes; b++) {
+        frame *f = frame_of(w, b);
+        fresh += !f || !f->pins;
+    }
+    if (w->pinned + fresh + spare > w->space.nframes)
+        status = CCMEM_ERR_BUDGET;
+    for (size_t b = first; b <= last && status == CCMEM_OK; b++) {
+        status = pin_block(w, b);
+        if (status != CCMEM_OK && b > first)
+            unpin(w, first, b - 1);
+    }
+    pthread_mutex_unlock(&w->lock);
+    return status;
+}
+
+ccmem_status window_unpin(window *w, size_t first, size_t last) {
+    ccmem_status status = lock_open(w);
+    if (status != CCMEM_OK)
+        return status;
+    unpin(w, first, last);
+    pthread_mutex_unlock(&w->lock);
+    return CCMEM_OK;
+}
+
+ccmem_status window_flush(window *w) {
+    ccmem_status status = lock_open(w);
+    if (status != CCMEM_OK)
+        return status;
+    for (size_t i = 0; i < w->space.nframes; i++) {
+        frame *f = &w->frames[i];
+        if (f->state == EMPTY || !f->written)
+            continue;
+        /* It stays in use, and counts as written afterwards: what changes meanwhile is sealed next time. */
+        ccmem_status sealed =
+            seal(w, f->block, f->state == PLACED ? block_at(w, f->block) : frame_at(w, f));
+        if (status == CCMEM_OK)
+            status = sealed;
+    }
+    pthread_mutex_unlock(&w->lock);
+    return status;
+}
+
+/* The frame ends wiped, and its block at rest, if that can be. */
+static ccmem_status put_to_rest(window *w, frame *f) {
+    ccmem_status status = CCMEM_OK;
+    /* If the kernel still holds it, it is sealed and wiped where it is. */
+    uint8_t *data = insist(w, take, f, 0) ? frame_at(w, f) : block_at(w, f->block);
+    if (f->written)
+        status = seal(w, f->block, data);
+    if (f->state == PLACED && w->ops->tracks)
+        (void)w->ops->allow(w->mechanism, f->block);
+    ccmem_wipe(data, w->space.block);
+    budget_wipe(w->space.block);
+    w->where[f->block] = NONE;
+    f->state = EMPTY;
+    return status;
+}
+
+static void enter(window *w) {
+    pthread_mutex_lock(&windows_lock);
+    if (windows_generation != w->generation) { /* the parent's, in a child */
+        windows_generation = w->generation;
+        windows = NULL;
+    }
+    w->next = windows;
+    if (windows)
+        windows->previous = w;
+    windows = w;
+    pthread_mutex_unlock(&windows_lock);
+}
+
+static void leave(window *w) {
+    pthread_mutex_lock(&windows_lock);
+    if (w->previous)
+        w->previous->next = w->next;
+    else
+        windows = w->next;
+    if (w->next)
+        w->next->previous = w->previous;
+    pthread_mutex_unlock(&windows_lock);
+}
+
+ccmem_status window_close(window *w) {
+    ccmem_status status = lock_open(w);
+    if (status == CCMEM_ERR_ARGUMENT) /* closed before */
+        return CCMEM_OK;
+    if (status != CCMEM_OK)
+        return status;
+    for (size_t i = 0; i < w->space.nframes; i++)
+        if (w->frames[i].state != EMPTY) {
+            ccmem_status rested = put_to_rest(w, &w->frames[i]);
+            if (status == CCMEM_OK)
+                status = rested;
+        }
+    fault_mechanism *m = w->mechanism;
+    w->mechanism = NULL;
+    pthread_mutex_unlock(&w->lock);
+    w->ops->close(m); /* its thread may be waiting for the lock */
+    leave(w);
+    budget_release((uint64_t)w->space.nframes * w->space.block);
+    return status;
+}
+
+uint8_t *window_data(const window *w) { return w->space.base + (w->from - w->origin); }
+
+int window_system_calls(const window *w) {
+    return w->mechanism ? w->mechanism->system_calls : 0;
+}
+
+/* ---- life ------------------------------------------------------------------------------------ */
+
+ccmem_status window_new(ccmem_store *store, uint64_t origin, uint64_t from, uint64_t to,
+                        int writable, size_t block, size_t nframes, const fault_ops *ops,
+                        const char *name, window **out) {
+    size_t nblocks = (size_t)((to - origin + block - 1) / block);
+    window *w = calloc(1, sizeof *w + strlen(name) + 1);
+    if (!w)
+        return CCMEM_ERR_NOMEM;
+    strcpy(w->name, name);
+    w->generation = fork_generation();
+    w->store = store;
+    w->origin = origin;
+    w->from = from;
+    w->to = to;
+    w->ops = ops;
+    w->writable = writable;
+    w->ahead = nframes / 4 < AHEAD_MAX ? nframes / 4 : AHEAD_MAX;
+    w->stride = w->ahead > 3 ? w->ahead / 2 : 1;
+    w->frames = calloc(nframes, sizeof *w->frames);
+    w->where = malloc(nblocks * sizeof *w->where);
+    ccmem_status status = w->frames && w->where ? CCMEM_OK : CCMEM_ERR_NOMEM;
+    if (status == CCMEM_OK)
+        status = budget_reserve((uint64_t)nframes * block);
+    if (status == CCMEM_OK) {
+        memset(w->where, 0xff, nblocks * sizeof *w->where);
+        const fault_owner owner = {
+            .fault = on_fault, .idle = on_idle, .eager = on_eager, .self = w};
+        /* Its thread may ask before `mechanism` is known: under the lock it waits. */
+        int failed = pthread_mutex_init(&w->lock, NULL);
+        if (!failed)
+            pthread_mutex_lock(&w->lock);
+        status = failed ? CCMEM_ERR_NOMEM
+                        : ops->open(&owner, block, nblocks, nframes, &w->mechanism);
+        if (status == CCMEM_OK)
+            w->space = w->mechanism->space;
+        if (!failed)
+            pthread_mutex_unlock(&w->lock);
+        if (status != CCMEM_OK)
+            budget_release((uint64_t)nframes * block);
+    }
+    if (status != CCMEM_OK) {
+        free(w->frames);
+        free(w->where);
+        free(w);
+        return status;
+    }
+    enter(w);
+    *out = w;
+    return CCMEM_OK;
+}
+
+void window_free(window *w) {
+    if (!w)
+        return;
+    if (!fork_alien(w->generation)) {
+        (void)window_close(w);
+        fault_release(&w->space);
+        pthread_mutex_destroy(&w->lock);
+    }
+    free(w->frames);
+    free(w->where);
+    free(w);
+}
