@@ -420,9 +420,9 @@ ccmem_status ccmem_get_plaintext_stats(ccmem_plaintext_stats *out);
 
 /* How touches of what is not resident are noticed. */
 typedef enum ccmem_fault {
-    CCMEM_FAULT_AUTO = 0, /* the first of these that can be had */
-    CCMEM_FAULT_MOVE,     /* userfaultfd(2), frames moved by UFFDIO_MOVE (Linux 6.8) */
-    CCMEM_FAULT_COPY,     /* userfaultfd(2), frames copied in by UFFDIO_COPY and moved out by mremap(2) */
+    CCMEM_FAULT_MOVE = 1, /* userfaultfd(2) and a thread, frames moved by UFFDIO_MOVE (Linux 6.8) */
+    CCMEM_FAULT_SIGNAL,   /* the same with a handler of SIGBUS in the place of the thread */
+    CCMEM_FAULT_COPY,     /* as MOVE, frames copied in by UFFDIO_COPY and moved out by mremap(2) */
     CCMEM_FAULT_SIGSEGV   /* mprotect(2) and a handler of SIGSEGV, frames moved by mremap(2) */
 } ccmem_fault;
 
@@ -449,7 +449,7 @@ typedef struct ccmem_region_info {
  * of a write or as the destination of a read.
  *
  * On success *out owns everything until ccmem_region_free. CCMEM_ERR_ARGUMENT, _RANGE, _READONLY,
- * _FORK, _BUDGET, _NOMEM, _FAULT. */
+ * _FORK, _BUDGET, _NOMEM; CCMEM_ERR_FAULT when the mechanism cannot be had. */
 ccmem_status ccmem_region_new(ccmem_store *store, uint64_t offset, uint64_t nbytes, int writable,
                               uint64_t window, uint64_t block, ccmem_fault fault, const char *name,
                               ccmem_region **out);

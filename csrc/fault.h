@@ -18,15 +18,14 @@ typedef struct fault_space {
 
 /* Who is asked what belongs where a fault struck. */
 typedef struct fault_owner {
-    /* Has the block placed that byte `offset` of the range lies in. In the thread that touched it or in
-     * a thread of the mechanism's own. 0: that touch is not to be; the thread meets SIGSEGV as if
-     * nobody were asked. */
+    /* Has the block placed that byte `offset` of the range lies in, before it returns if `waits` is 1.
+     * 0: that touch is not to be, and where the thread that touched it is the one that asks, it meets
+     * its signal as if nobody were asked. */
     int (*fault)(void *owner, size_t offset, int write);
-    /* Does a piece of the work that may be done before the next fault; 0 when there is none. Called
-     * only by mechanisms with a thread of their own. */
-    int (*idle)(void *owner);
-    /* 1 when the next fault is expected within microseconds. */
-    int (*eager)(void *owner);
+    /* Does a piece of the work that may be done before the next fault; 0 when there is none. In threads
+     * of the mechanism's own, several at once. With `spare` 0 only while a touch waits for a block that
+     * some other thread is opening. */
+    int (*idle)(void *owner, int spare);
     void *self;
 } fault_owner;
 
@@ -50,10 +49,13 @@ typedef struct fault_ops {
     int (*allow)(fault_mechanism *m, size_t block);
     /* Lets threads go on that wait for a block which is placed. */
     void (*wake)(fault_mechanism *m, size_t block);
+    /* There is work for owner->idle(). */
+    void (*poke)(fault_mechanism *m);
     /* No frame is placed any more: ends the mechanism and gives the frames back; the range stays
      * reserved, and whoever touches it meets SIGSEGV. Not from owner->fault() or ->idle(). */
     void (*close)(fault_mechanism *m);
     int tracks; /* 1: a block that is placed for reading faults when it is written */
+    int waits;  /* 1: owner->fault() is called by the thread that touched the block, by a signal's handler */
 } fault_ops;
 
 /* What all mechanisms have, first in each one's own struct. */
@@ -61,9 +63,10 @@ struct fault_mechanism {
     fault_space space;
     fault_owner owner;
     int system_calls; /* as in ccmem_region_info */
+    struct fault_helper *helper; /* see fault_help.h; or NULL */
 };
 
-extern const fault_ops fault_uffd_move, fault_uffd_copy, fault_sigsegv;
+extern const fault_ops fault_uffd_move, fault_uffd_copy, fault_uffd_signal, fault_sigsegv;
 
 /* Maps range and frames, neither dumped nor inherited, the range without access if `closed`.
  * CCMEM_ERR_NOMEM; CCMEM_ERR_SECRETMEM when the system will not promise that. */

@@ -1,29 +1,29 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Faults by userfaultfd(2): the kernel stops a thread that touches an absent block, and a thread of ours
- * is told. Frames of a huge page are moved in and out by one entry of a page table (UFFDIO_MOVE, Linux
+ * is told. Or, where system calls need not fault, it is sent SIGBUS and has the block placed itself: no
+ * other thread has to be woken for it, nor it by another. Frames of a huge page are moved in and out by one entry of a page table (UFFDIO_MOVE, Linux
  * 6.8); before, they are copied in by UFFDIO_COPY, and moved out by mremap(2) with MREMAP_DONTUNMAP (Linux
  * 5.7), which like UFFDIO_MOVE leaves no moment in which a write of another thread could be lost.
  *
  * A block that was moved in can be written, and there is no way to have it arrive protected. Protecting it
  * afterwards would leave a moment in which a write goes unseen, so writes are not tracked. */
 #include "fault.h"
+#include "fault_help.h"
+#include "fault_signal.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <poll.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
-#include "cpu.h"
 
 /* For headers older than the kernel; the numbers are those of Linux's include/uapi/linux/userfaultfd.h. */
 #ifndef UFFD_USER_MODE_ONLY
@@ -46,7 +46,6 @@ struct uffdio_move {
 
 enum {
     MESSAGES = 16,
-    SPIN_NS = 40000, /* a thread that has to be woken is told of a fault some 20 to 30 us later */
     AGAIN_MAX = 1 << 20
 };
 
@@ -146,12 +145,6 @@ static void wake(fault_mechanism *m, size_t block) {
 
 /* ---- the thread ------------------------------------------------------------------------------ */
 
-static uint64_t nanoseconds(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
 /* Answers the faults that are waiting. 0 when there are none, -1 when the descriptor is broken. */
 static int answer(uffd *u) {
     struct uffd_msg message[MESSAGES];
@@ -173,43 +166,24 @@ static int answer(uffd *u) {
 static void *serve(void *arg) {
     uffd *u = arg;
     struct pollfd wait[2] = {{.fd = u->fd, .events = POLLIN}, {.fd = u->stop, .events = POLLIN}};
-    uint64_t since = nanoseconds();
+    const int alone = !u->m.helper;
     for (;;) {
         int found = answer(u);
         if (found < 0)
             return NULL;
-        if (found || u->m.owner.idle(u->m.owner.self)) {
-            since = nanoseconds();
+        if (found || u->m.owner.idle(u->m.owner.self, alone))
             continue;
-        }
-        if (u->m.owner.eager(u->m.owner.self) && nanoseconds() - since < SPIN_NS) {
-            cpu_relax();
-            continue;
-        }
         (void)poll(wait, 2, -1);
         if (wait[1].revents)
             return NULL;
     }
 }
 
-static int start_thread(uffd *u) {
-    sigset_t all, old;
-    sigfillset(&all);
-    sigdelset(&all, SIGSEGV);
-    sigdelset(&all, SIGBUS);
-    sigdelset(&all, SIGABRT);
-    if (pthread_sigmask(SIG_SETMASK, &all, &old))
-        return 0;
-    int failed = pthread_create(&u->thread, NULL, serve, u);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
-    return !failed;
-}
-
 /* ---- life ------------------------------------------------------------------------------------ */
 
 /* A descriptor that offers `features`; system calls fault too, if this process may have that. */
-static int open_descriptor(uint64_t features, int *system_calls) {
-    for (int way = 0; way < 3; way++) {
+static int open_descriptor(uint64_t features, int user_only, int *system_calls) {
+    for (int way = user_only ? 2 : 0; way < 3; way++) {
         int fd = -1, device;
         if (way == 0) {
             fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
@@ -241,31 +215,45 @@ static int watch(const uffd *u, uint8_t *p, size_t n) {
     return !ioctl(u->fd, UFFDIO_REGISTER, &range);
 }
 
+typedef enum way { MOVING, COPYING, SIGNALLING } way;
+
+static ccmem_status start(uffd *u, way way) {
+    const fault_space *s = &u->m.space;
+    /* UFFDIO_MOVE wants both ends registered. */
+    if (!watch(u, s->base, s->nblocks * s->block) ||
+        (way != COPYING && !watch(u, s->frames, s->nframes * s->block)))
+        return CCMEM_ERR_FAULT;
+    if (way == SIGNALLING && !fault_signal_enter(&u->m))
+        return CCMEM_ERR_FAULT;
+    fault_help(&u->m);
+    if (way == SIGNALLING || fault_thread(serve, u, &u->thread))
+        return CCMEM_OK;
+    fault_stop_help(&u->m);
+    return CCMEM_ERR_NOMEM;
+}
+
 static ccmem_status open_uffd(const fault_owner *owner, size_t block, size_t nblocks, size_t nframes,
-                              int move, fault_mechanism **out) {
+                              way way, fault_mechanism **out) {
+    static const uint64_t features[] = {
+        [MOVING] = UFFD_FEATURE_MOVE, [SIGNALLING] = UFFD_FEATURE_MOVE | UFFD_FEATURE_SIGBUS};
     uffd *u = calloc(1, sizeof *u);
     ccmem_status status;
     if (!u)
         return CCMEM_ERR_NOMEM;
     u->m.owner = *owner;
-    u->fd = open_descriptor(move ? UFFD_FEATURE_MOVE : 0, &u->m.system_calls);
+    u->fd = open_descriptor(way == COPYING ? 0 : features[way], way == SIGNALLING,
+                            &u->m.system_calls);
     if (u->fd < 0) {
         free(u);
         return CCMEM_ERR_FAULT;
     }
-    fault_space *s = &u->m.space;
     u->stop = eventfd(0, EFD_CLOEXEC);
-    status = u->stop < 0 ? CCMEM_ERR_NOMEM : fault_map(s, block, nblocks, nframes, 0);
+    status = u->stop < 0 ? CCMEM_ERR_NOMEM : fault_map(&u->m.space, block, nblocks, nframes, 0);
     if (status == CCMEM_OK) {
-        /* UFFDIO_MOVE wants both ends registered. */
-        if (!watch(u, s->base, nblocks * block) ||
-            (move && !watch(u, s->frames, nframes * block)))
-            status = CCMEM_ERR_FAULT;
-        else if (!start_thread(u))
-            status = CCMEM_ERR_NOMEM;
+        status = start(u, way);
         if (status != CCMEM_OK) {
-            fault_unmap(s);
-            fault_release(s);
+            fault_unmap(&u->m.space);
+            fault_release(&u->m.space);
         }
     }
     if (status != CCMEM_OK) {
@@ -281,34 +269,59 @@ static ccmem_status open_uffd(const fault_owner *owner, size_t block, size_t nbl
 
 static ccmem_status open_moving(const fault_owner *owner, size_t block, size_t nblocks,
                                 size_t nframes, fault_mechanism **out) {
-    return open_uffd(owner, block, nblocks, nframes, 1, out);
+    return open_uffd(owner, block, nblocks, nframes, MOVING, out);
 }
 
 static ccmem_status open_copying(const fault_owner *owner, size_t block, size_t nblocks,
                                  size_t nframes, fault_mechanism **out) {
-    return open_uffd(owner, block, nblocks, nframes, 0, out);
+    return open_uffd(owner, block, nblocks, nframes, COPYING, out);
 }
 
-static void close_uffd(fault_mechanism *m) {
+static ccmem_status open_signalling(const fault_owner *owner, size_t block, size_t nblocks,
+                                    size_t nframes, fault_mechanism **out) {
+    return open_uffd(owner, block, nblocks, nframes, SIGNALLING, out);
+}
+
+static void finish(uffd *u) {
+    fault_unmap(&u->m.space);
+    close(u->fd); /* wakes whoever waits for what is gone: they meet SIGSEGV */
+    close(u->stop);
+    free(u);
+}
+
+static void close_serving(fault_mechanism *m) {
     uffd *u = (uffd *)m;
     uint64_t one = 1;
     /* The thread looks at it before it sleeps again. */
     while (write(u->stop, &one, sizeof one) < 0 && errno == EINTR)
         ;
     pthread_join(u->thread, NULL);
-    fault_unmap(&m->space);
-    close(u->fd); /* wakes whoever waits for what is gone: they meet SIGSEGV */
-    close(u->stop);
-    free(u);
+    fault_stop_help(m);
+    finish(u);
+}
+
+static void close_signalling(fault_mechanism *m) {
+    fault_signal_leave(m);
+    fault_stop_help(m);
+    finish((uffd *)m);
 }
 
 const fault_ops fault_uffd_move = {.open = open_moving,
                                    .place = place_moved,
                                    .take = take_moved,
                                    .wake = wake,
-                                   .close = close_uffd};
+                                   .poke = fault_poke,
+                                   .close = close_serving};
 const fault_ops fault_uffd_copy = {.open = open_copying,
                                    .place = place_copy,
                                    .take = take_remapped,
                                    .wake = wake,
-                                   .close = close_uffd};
+                                   .poke = fault_poke,
+                                   .close = close_serving};
+const fault_ops fault_uffd_signal = {.open = open_signalling,
+                                     .place = place_moved,
+                                     .take = take_moved,
+                                     .wake = wake,
+                                     .poke = fault_poke,
+                                     .close = close_signalling,
+                                     .waits = 1};

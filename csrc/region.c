@@ -48,9 +48,9 @@ static size_t choose_block(size_t least, uint64_t window, uint64_t nbytes) {
 static const fault_ops *ops_of(ccmem_fault fault) {
     switch (fault) {
     case CCMEM_FAULT_MOVE: return &fault_uffd_move;
+    case CCMEM_FAULT_SIGNAL: return &fault_uffd_signal;
     case CCMEM_FAULT_COPY: return &fault_uffd_copy;
     case CCMEM_FAULT_SIGSEGV: return &fault_sigsegv;
-    case CCMEM_FAULT_AUTO: break;
     }
     return NULL;
 }
@@ -58,7 +58,7 @@ static const fault_ops *ops_of(ccmem_fault fault) {
 ccmem_status ccmem_region_new(ccmem_store *store, uint64_t offset, uint64_t nbytes, int writable,
                               uint64_t window, uint64_t block, ccmem_fault fault, const char *name,
                               ccmem_region **out) {
-    if (!store || !nbytes || !name || !out || (fault && !ops_of(fault)))
+    if (!store || !nbytes || !name || !out || !ops_of(fault))
         return CCMEM_ERR_ARGUMENT;
     ccmem_status status = ccmem_store_check(store);
     if (status != CCMEM_OK)
@@ -83,14 +83,9 @@ ccmem_status ccmem_region_new(ccmem_store *store, uint64_t offset, uint64_t nbyt
     r->block = (size_t)block;
     uint64_t blocks = (offset + nbytes - r->origin + block - 1) / block;
     r->nframes = (size_t)(window / block < blocks ? window / block : blocks);
-    status = CCMEM_ERR_FAULT;
-    for (int f = CCMEM_FAULT_MOVE; f <= CCMEM_FAULT_SIGSEGV && status == CCMEM_ERR_FAULT; f++) {
-        if (fault && (int)fault != f)
-            continue;
-        r->fault = (ccmem_fault)f;
-        status = window_new(store, r->origin, offset, offset + nbytes, writable, r->block,
-                            r->nframes, ops_of(r->fault), name, &r->window);
-    }
+    r->fault = fault;
+    status = window_new(store, r->origin, offset, offset + nbytes, writable, r->block, r->nframes,
+                        ops_of(fault), name, &r->window);
     if (status != CCMEM_OK) {
         free(r);
         return status;

@@ -1,20 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Frames. A block is absent; or opened, in a frame but not at its address; or placed at its address,
- * where threads use it. A block that is to go is first taken from its address, at once for every
+ * Frames. A block is absent; or being opened by some thread; or opened, in a frame but not at its address;
+ * or placed at its address, where threads use it. A block that is to go is first taken from its address, at once for every
  * thread, and then sealed if it was written: no write is lost, and whoever touches it waits for the lock.
  *
  * Nobody sees the touches of a block that is placed, so what was used last is not known, only what faulted
  * last. Two things are made of that. A thread that reads block after block (a stream) gets its next blocks
- * opened ahead by the mechanism's thread, and leaves the oldest of its own behind: a pass over more than the
+ * opened ahead by threads of the mechanism's, and leaves the oldest of its own behind: a pass over more than the
  * window does not sweep out everything else, the next pass finds a part of it, and the frames it goes
  * through stay in the caches. Everything else goes first in, first out.
  *
  * Of the blocks opened ahead every few are placed too, and touched without a fault. The others are not:
  * their fault, which costs no decryption, tells how far the reader has come.
  *
- * One lock for all. No thread that holds it touches the range but for blocks that are placed, so a fault
- * never waits for itself. */
+ * One lock for all, which is not held while a block is opened: several threads open at once. No thread
+ * that holds it touches the range but for blocks that are placed, so a fault never waits for itself. */
 #include "window.h"
 
 #include <pthread.h>
@@ -31,7 +31,7 @@
 
 enum {
     STREAMS = 8,
-    AHEAD_MAX = 6,        /* blocks opened ahead of a stream at most */
+    AHEAD_MAX = 6,         /* blocks opened ahead of a stream at most */
     GRACE_NS = 100000,    /* a thread that was woken for a block gets this long to use it */
     BUSY_WAIT_NS = 200000,
     BUSY_WAITS = 50000    /* some 10 seconds: what the kernel holds longer will not come back */
@@ -39,11 +39,12 @@ enum {
 
 static const uint32_t NONE = UINT32_MAX;
 
-typedef enum frame_state { EMPTY = 0, OPENED, PLACED } frame_state;
+typedef enum frame_state { EMPTY = 0, OPENING, OPENED, PLACED } frame_state;
 
 typedef struct frame {
     frame_state state;
     int written;    /* may differ from what is stored */
+    int wanted;     /* being opened, and some thread waits for it: 1; to write there: 2 */
     uint32_t pins;
     size_t block;
     uint64_t order; /* the lowest goes first */
@@ -68,9 +69,11 @@ struct window {
     fault_mechanism *mechanism; /* NULL when closed */
     fault_space space;
     int writable;
-    int eager; /* atomic */
+    int closing;
+    pthread_cond_t changed; /* a frame's state, other than by the thread that waits */
     size_t ahead, stride; /* blocks opened ahead; each so many of them are not placed */
     size_t pinned;        /* frames */
+    size_t waiting;       /* frames that are being opened, and wanted */
     uint64_t clock;
     stream streams[STREAMS];
     frame *frames;
@@ -105,6 +108,9 @@ static frame *frame_of(const window *w, size_t block) {
     return w->where[block] == NONE ? NULL : &w->frames[w->where[block]];
 }
 
+static _Noreturn void die(window *w, size_t block, ccmem_status status);
+static int open_ahead(window *w);
+
 /* ---- blocks ---------------------------------------------------------------------------------- */
 
 /* What of a block belongs to the window: the first byte in the store, and where that is in the block. */
@@ -123,18 +129,15 @@ static ccmem_status seal(const window *w, size_t block, const uint8_t *data) {
                           : ccmem_store_write(w->store, offset, data + skip, n);
 }
 
-static void wipe(window *w, frame *f) {
-    ccmem_wipe(frame_at(w, f), w->space.block);
-    budget_wipe(w->space.block);
-    f->state = EMPTY;
-}
-
 /* Opens a block into a frame that is EMPTY, or `reused` and still holds another; `alone` in this thread
- * only. On failure the frame is wiped. */
+ * only. The lock is dropped meanwhile. On failure the frame is wiped. */
 static ccmem_status open_block(window *w, size_t block, frame *f, int reused, int alone) {
     uint64_t offset;
     size_t skip, n = extent(w, block, &offset, &skip);
     uint8_t *to = frame_at(w, f);
+    *f = (frame){.state = OPENING, .block = block, .order = ++w->clock};
+    w->where[block] = (uint32_t)(f - w->frames);
+    pthread_mutex_unlock(&w->lock);
     if (skip)
         memset(to, 0, skip);
     if (skip + n < w->space.block)
@@ -144,18 +147,22 @@ static ccmem_status open_block(window *w, size_t block, frame *f, int reused, in
     budget_count(BUDGET_FILL);
     ccmem_status status = alone ? store_read_alone(w->store, offset, to + skip, n)
                                 : ccmem_store_read(w->store, offset, to + skip, n);
+    ccmem_failure failure = ccmem_last_failure();
     if (status != CCMEM_OK) {
-        ccmem_failure failure = ccmem_last_failure();
-        wipe(w, f);
+        ccmem_wipe(to, w->space.block);
+        budget_wipe(w->space.block);
         store_set_failure(failure);
-        return status;
     }
-    f->state = OPENED;
-    f->written = 0;
-    f->block = block;
-    f->order = ++w->clock;
-    w->where[block] = (uint32_t)(f - w->frames);
-    return CCMEM_OK;
+    pthread_mutex_lock(&w->lock);
+    w->waiting -= f->wanted != 0;
+    f->state = status == CCMEM_OK ? OPENED : EMPTY;
+    if (status != CCMEM_OK) {
+        w->where[block] = NONE;
+        if (f->wanted) /* by a thread that nobody else will answer */
+            die(w, block, status);
+    }
+    pthread_cond_broadcast(&w->changed);
+    return status;
 }
 
 /* Until the kernel lets go of what it holds. */
@@ -244,7 +251,7 @@ static frame *oldest(const window *w, int force) {
     frame *found = NULL;
     for (size_t i = 0; i < w->space.nframes; i++) {
         frame *f = &w->frames[i];
-        if (f->pins || f->state == EMPTY || (found && f->order >= found->order))
+        if (f->pins || f->state <= OPENING || (found && f->order >= found->order))
             continue;
         if (force || !expected(w, f))
             found = f;
@@ -253,40 +260,63 @@ static frame *oldest(const window *w, int force) {
 }
 
 /* A frame to be filled at once; *reused tells whether it holds what it held. For a block that is wanted
- * now with `wanted`, else only one that nobody needs. NULL when there is none: *status is why. */
+ * now with `wanted`, else only one that nobody needs. NULL when there is none: *status is why, and CCMEM_OK
+ * when there may be one in a moment. */
 static frame *acquire(window *w, const stream *s, int wanted, int *reused, ccmem_status *status) {
     *status = CCMEM_OK;
-    *reused = 1;
-    for (int waits = 0; waits < BUSY_WAITS; waits++) {
-        frame *f = empty_frame(w);
-        if (f) {
-            *reused = 0;
+    frame *f = empty_frame(w);
+    *reused = !f;
+    if (f)
+        return f;
+    f = left_behind(w, s);
+    if (f && evict(w, f, status))
+        return f;
+    for (size_t tries = 0; tries < w->space.nframes && *status == CCMEM_OK; tries++) {
+        f = oldest(w, 0);
+        if (!f && wanted)
+            f = oldest(w, 1);
+        if (!f || (f->state == PLACED && now() - f->since < GRACE_NS))
+            break;
+        if (evict(w, f, status))
             return f;
-        }
-        f = left_behind(w, s);
-        if (f && evict(w, f, status))
-            return f;
-        for (size_t tries = 0; tries < w->space.nframes && *status == CCMEM_OK; tries++) {
-            f = oldest(w, 0);
-            if (!f && wanted)
-                f = oldest(w, 1);
-            if (!f)
-                break;
-            uint64_t age = now() - f->since;
-            if (f->state == PLACED && age < GRACE_NS) {
-                if (!wanted)
-                    return NULL;
-                wait_ns((long)(GRACE_NS - age));
-            }
-            if (evict(w, f, status))
-                return f;
-            f->order = ++w->clock;
-        }
-        if (!wanted || *status != CCMEM_OK)
-            return NULL;
-        wait_ns(BUSY_WAIT_NS);
+        f->order = ++w->clock; /* the kernel holds it: others first */
     }
-    *status = CCMEM_ERR_NOMEM;
+    return NULL;
+}
+
+/* Waits for a frame to change its state, or a moment. */
+static void await_change(window *w) {
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_nsec += GRACE_NS;
+    if (until.tv_nsec >= 1000000000) {
+        until.tv_nsec -= 1000000000;
+        until.tv_sec++;
+    }
+    (void)pthread_cond_timedwait(&w->changed, &w->lock, &until);
+}
+
+/* Has the block in a frame, OPENED or PLACED, for a caller that waits; NULL on failure, and when the
+ * window is being closed (CCMEM_ERR_ARGUMENT). */
+static frame *have_block(window *w, const stream *s, size_t block, int alone,
+                         ccmem_status *status) {
+    int reused;
+    for (int waits = 0; waits < BUSY_WAITS && !w->closing; waits++) {
+        frame *f = frame_of(w, block);
+        *status = CCMEM_OK;
+        if (f && f->state >= OPENED)
+            return f;
+        if (!f && (f = acquire(w, s, 1, &reused, status))) {
+            *status = open_block(w, block, f, reused, alone);
+            return *status == CCMEM_OK ? f : NULL;
+        }
+        if (*status != CCMEM_OK)
+            return NULL;
+        /* Another thread is opening it. One that would only wait opens the next one meanwhile. */
+        if (!(w->ops->waits && s && open_ahead(w)))
+            await_change(w);
+    }
+    *status = w->closing ? CCMEM_ERR_ARGUMENT : CCMEM_ERR_NOMEM;
     return NULL;
 }
 
@@ -295,7 +325,7 @@ static frame *acquire(window *w, const stream *s, int wanted, int *reused, ccmem
 static void take_away(window *w) {
     for (size_t i = 0; i < w->space.nframes; i++) {
         frame *f = &w->frames[i];
-        if (f->state == EMPTY)
+        if (f->state <= OPENING) /* what is being opened is not verified, and its opener wipes it */
             continue;
         if (take(w, f, 0)) {
             ccmem_wipe(frame_at(w, f), w->space.block);
@@ -309,7 +339,7 @@ static void take_away(window *w) {
 
 /* Of a window whose lock is held. A fault has nobody to return an error to, and going on would hand out
  * what nobody stored. */
-static _Noreturn void die(window *w, size_t block, ccmem_status status) {
+static void die(window *w, size_t block, ccmem_status status) {
     char text[512];
     int n;
     ccmem_failure failure = ccmem_last_failure();
@@ -360,35 +390,46 @@ static stream *note_fault(window *w, size_t block) {
     return s;
 }
 
+/* A touch of a block that is placed. */
+static int touch_placed(window *w, frame *f, int write) {
+    if (w->ops->tracks && write && !f->written) {
+        if (!w->writable)
+            return 0;
+        if (!w->ops->allow(w->mechanism, f->block))
+            die(w, f->block, CCMEM_ERR_NOMEM);
+        f->written = 1;
+    }
+    w->ops->wake(w->mechanism, f->block);
+    return 1;
+}
+
 static int answer(window *w, size_t block, int write) {
     frame *f = frame_of(w, block);
     ccmem_status status;
-    int reused;
-    if (f && f->state == PLACED) {
-        if (w->ops->tracks && write && !f->written) {
-            if (!w->writable)
-                return 0;
-            if (!w->ops->allow(w->mechanism, block))
-                die(w, block, CCMEM_ERR_NOMEM);
-            f->written = 1;
-        }
-        w->ops->wake(w->mechanism, block);
-        return 1;
-    }
+    if (f && f->state == PLACED)
+        return touch_placed(w, f, write);
     if (!w->writable && write && w->ops->tracks)
         return 0;
     budget_count(BUDGET_FAULT);
     stream *s = note_fault(w, block);
-    __atomic_store_n(&w->eager, s->run > 0, __ATOMIC_RELAXED);
-    if (!f) {
-        f = acquire(w, s, 1, &reused, &status);
-        if (f)
-            status = open_block(w, block, f, reused, w->ops->tracks);
-        if (status != CCMEM_OK)
-            die(w, block, status);
+    if (s->run)
+        w->ops->poke(w->mechanism);
+    if (f && f->state == OPENING && !w->ops->waits) {
+        w->waiting += !f->wanted;
+        f->wanted |= 1 + write; /* whoever opens it places it, too */
+        return 1;
     }
-    if (!insist(w, place, f, write))
+    f = have_block(w, s, block, w->ops->waits || s->run, &status);
+    if (!f) {
+        if (status == CCMEM_ERR_ARGUMENT)
+            return 0;
+        die(w, block, status);
+    }
+    if (f->state == PLACED) /* by another thread, while this one waited */
+        return touch_placed(w, f, write);
+    if (!insist(w, place, f, write || (f->wanted & 2)))
         die(w, block, CCMEM_ERR_NOMEM);
+    pthread_cond_broadcast(&w->changed);
     return 1;
 }
 
@@ -398,7 +439,7 @@ static int on_fault(void *self, size_t offset, int write) {
     if (fork_alien(w->generation))
         return 0;
     pthread_mutex_lock(&w->lock);
-    if (w->mechanism && offset < w->space.nblocks * w->space.block)
+    if (w->mechanism && !w->closing && offset < w->space.nblocks * w->space.block)
         done = answer(w, offset / w->space.block, write);
     pthread_mutex_unlock(&w->lock);
     return done;
@@ -422,30 +463,30 @@ static int open_ahead(window *w) {
     frame *f = acquire(w, s, 0, &reused, &status);
     if (!f)
         return 0;
-    if (open_block(w, block, f, reused, 1) != CCMEM_OK) {
+    s->end++;
+    budget_count(BUDGET_READ_AHEAD);
+    status = open_block(w, block, f, reused, 1);
+    if (status != CCMEM_OK) {
         s->run = 0; /* whoever touches it will be told */
         return 0;
     }
-    budget_count(BUDGET_READ_AHEAD);
-    s->end++;
-    if (block % w->stride)
+    if (f->wanted) {
+        if (!insist(w, place, f, f->wanted & 2))
+            die(w, block, CCMEM_ERR_NOMEM);
+    } else if (block % w->stride) {
         (void)place(w, f, 0); /* else its fault places it */
+    }
     return 1;
 }
 
-static int on_idle(void *self) {
+static int on_idle(void *self, int spare) {
     window *w = self;
     int done = 0;
-    if (pthread_mutex_trylock(&w->lock))
-        return 0;
-    if (w->mechanism)
+    pthread_mutex_lock(&w->lock);
+    if (w->mechanism && !w->closing && (spare || w->waiting))
         done = open_ahead(w);
     pthread_mutex_unlock(&w->lock);
     return done;
-}
-
-static int on_eager(void *self) {
-    return __atomic_load_n(&((window *)self)->eager, __ATOMIC_RELAXED);
 }
 
 /* ---- calls ----------------------------------------------------------------------------------- */
@@ -454,7 +495,7 @@ static ccmem_status lock_open(window *w) {
     if (fork_alien(w->generation))
         return CCMEM_ERR_FORK;
     pthread_mutex_lock(&w->lock);
-    if (w->mechanism)
+    if (w->mechanism && !w->closing)
         return CCMEM_OK;
     pthread_mutex_unlock(&w->lock);
     return CCMEM_ERR_ARGUMENT;
@@ -470,16 +511,10 @@ static void unpin(window *w, size_t first, size_t last) {
 
 /* Places the block for every access that the window allows. */
 static ccmem_status pin_block(window *w, size_t block) {
-    ccmem_status status = CCMEM_OK;
-    int reused;
-    frame *f = frame_of(w, block);
-    if (!f) {
-        f = acquire(w, NULL, 1, &reused, &status);
-        if (f)
-            status = open_block(w, block, f, reused, 0);
-        if (status != CCMEM_OK)
-            return status;
-    }
+    ccmem_status status;
+    frame *f = have_block(w, NULL, block, 0, &status);
+    if (!f)
+        return status;
     if (f->state != PLACED && !insist(w, place, f, w->writable))
         return CCMEM_ERR_NOMEM;
     if (w->writable && !f->written) {
@@ -527,7 +562,7 @@ ccmem_status window_flush(window *w) {
         return status;
     for (size_t i = 0; i < w->space.nframes; i++) {
         frame *f = &w->frames[i];
-        if (f->state == EMPTY || !f->written)
+        if (f->state <= OPENING || !f->written)
             continue;
         /* It stays in use, and counts as written afterwards: what changes meanwhile is sealed next time. */
         ccmem_status sealed =
@@ -585,6 +620,10 @@ ccmem_status window_close(window *w) {
         return CCMEM_OK;
     if (status != CCMEM_OK)
         return status;
+    w->closing = 1;
+    for (size_t i = 0; i < w->space.nframes; i++)
+        while (w->frames[i].state == OPENING)
+            await_change(w);
     for (size_t i = 0; i < w->space.nframes; i++)
         if (w->frames[i].state != EMPTY) {
             ccmem_status rested = put_to_rest(w, &w->frames[i]);
@@ -623,7 +662,7 @@ ccmem_status window_new(ccmem_store *store, uint64_t origin, uint64_t from, uint
     w->to = to;
     w->ops = ops;
     w->writable = writable;
-    w->ahead = nframes / 4 < AHEAD_MAX ? nframes / 4 : AHEAD_MAX;
+    w->ahead = nframes / 2 < AHEAD_MAX ? nframes / 2 : AHEAD_MAX;
     w->stride = w->ahead > 3 ? w->ahead / 2 : 1;
     w->frames = calloc(nframes, sizeof *w->frames);
     w->where = malloc(nblocks * sizeof *w->where);
@@ -633,9 +672,9 @@ ccmem_status window_new(ccmem_store *store, uint64_t origin, uint64_t from, uint
     if (status == CCMEM_OK) {
         memset(w->where, 0xff, nblocks * sizeof *w->where);
         const fault_owner owner = {
-            .fault = on_fault, .idle = on_idle, .eager = on_eager, .self = w};
+            .fault = on_fault, .idle = on_idle, .self = w};
         /* Its thread may ask before `mechanism` is known: under the lock it waits. */
-        int failed = pthread_mutex_init(&w->lock, NULL);
+        int failed = pthread_mutex_init(&w->lock, NULL) || pthread_cond_init(&w->changed, NULL);
         if (!failed)
             pthread_mutex_lock(&w->lock);
         status = failed ? CCMEM_ERR_NOMEM
@@ -664,6 +703,7 @@ void window_free(window *w) {
     if (!fork_alien(w->generation)) {
         (void)window_close(w);
         fault_release(&w->space);
+        pthread_cond_destroy(&w->changed);
         pthread_mutex_destroy(&w->lock);
     }
     free(w->frames);
