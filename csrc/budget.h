@@ -1,34 +1,25 @@
 /* SPDX-License-Identifier: Apache-2.0
- * How much plaintext this process has in memory of ours, and how much it may have: see
- * ccmem_set_plaintext_budget() in ccmem.h. Both doors from ciphertext to plaintext count here. */
+ * The process's plaintext budget: what may hold plaintext is reserved first, and what does hold it is
+ * counted, in bytes and in bytes times seconds. Blocks of plain.c and frames of window.c come here. */
 #ifndef CCMEM_BUDGET_H
 #define CCMEM_BUDGET_H
 
 #include "ccmem.h"
 
-/* Sets n bytes aside that may hold plaintext from now on. CCMEM_ERR_BUDGET, and nothing was set aside,
- * when the budget has no room for them; CCMEM_ERR_NOMEM. */
+/* Registers what a forked child has to do: its counts begin at zero, the limit stays. Called once by
+ * ccmem_init(). CCMEM_ERR_NOMEM. */
+ccmem_status budget_init(void);
+
+/* Takes n bytes of the budget. CCMEM_ERR_BUDGET: fewer are left, and nothing was taken. */
 ccmem_status budget_reserve(uint64_t n);
 
-/* Gives back what budget_reserve() set aside; n bytes of it hold no plaintext any more. */
+/* Gives back what budget_reserve() took. */
 void budget_release(uint64_t n);
 
-/* n bytes of those set aside hold plaintext now. */
-void budget_fill(uint64_t n);
+/* n bytes that were reserved hold plaintext from now on. */
+void budget_expose(uint64_t n);
 
-/* They have been wiped. */
-void budget_wipe(uint64_t n);
-
-/* Events of windows, in the order of ccmem_plaintext_stats from `fills` on. */
-typedef enum budget_event {
-    BUDGET_FILL = 0,
-    BUDGET_EVICTION,
-    BUDGET_FAULT,
-    BUDGET_READ_AHEAD,
-    BUDGET_WRITE_BACK,
-    BUDGET_EVENTS
-} budget_event;
-
-void budget_count(budget_event event);
+/* n bytes that budget_expose() counted have been wiped. */
+void budget_hide(uint64_t n);
 
 #endif

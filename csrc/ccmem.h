@@ -33,8 +33,10 @@ typedef enum ccmem_status {
     CCMEM_ERR_KEYFILE,      /* a key file that holds neither 32 bytes nor 64 hexadecimal digits */
     CCMEM_ERR_INTEGRITY,    /* a page, a message or a wrapped key does not match its tag */
     CCMEM_ERR_READONLY,     /* the store is over a file that others may have mapped as well */
-    CCMEM_ERR_BUDGET,       /* the process's budget of plaintext has no room for this */
-    CCMEM_ERR_FAULT         /* no mechanism of page faults can be had in this process */
+    CCMEM_ERR_BUDGET,       /* the plaintext budget leaves no room for this */
+    CCMEM_ERR_FAULT,        /* the fault mechanism cannot be had on this system; errno says why */
+    CCMEM_ERR_MAPPED,       /* another mapping covers some of these bytes, and one may be written */
+    CCMEM_ERR_PINNED        /* too much of a mapping's window would be pinned */
 } ccmem_status;
 
 /* ISA levels of the kernels, worst first. */
@@ -75,7 +77,7 @@ typedef struct ccmem_key ccmem_key;         /* a root key in secret memory */
 typedef struct ccmem_store ccmem_store;     /* ciphertext pages with their versions */
 typedef struct ccmem_mapping ccmem_mapping; /* a counted reference to a store's ciphertext */
 typedef struct ccmem_sealer ccmem_sealer;   /* seals the pages of a file */
-typedef struct ccmem_region ccmem_region;   /* addresses whose contents are opened when touched */
+typedef struct ccmem_region ccmem_region;   /* an address range that fills on fault */
 
 /* ---- start-up, processor, tiers ------------------------------------------------------------ */
 
@@ -372,6 +374,122 @@ ccmem_status ccmem_store_linear_typed(ccmem_store *store, uint64_t offset, ccmem
                                       ccmem_dtype x_dtype, uint64_t nrows, ccmem_bias bias,
                                       void *y, ccmem_dtype y_dtype);
 
+/* ---- the plaintext budget ---------------------------------------------------------------------- */
+
+typedef struct ccmem_plaintext_stats {
+    uint64_t budget;     /* the limit; 0: none */
+    uint64_t reserved;   /* bytes of blocks handed out and of windows, filled or not */
+    uint64_t resident;   /* those of them that hold plaintext */
+    uint64_t peak;       /* the most bytes ever resident at once */
+    double byte_seconds; /* resident bytes times the seconds they were so, added up */
+} ccmem_plaintext_stats;
+
+/* Bounds the bytes that blocks of ccmem_plain_alloc() and the windows of regions take together, for
+ * the whole process; 0: no bound. CCMEM_ERR_BUDGET when more are taken now: nothing has changed. */
+ccmem_status ccmem_set_plaintext_budget(uint64_t bytes);
+
+/* The budget's state in this process; a forked child counts from zero. */
+void ccmem_plaintext_get_stats(ccmem_plaintext_stats *out);
+
+/* ---- plain pointers over a store --------------------------------------------------------------- */
+
+/* How a region learns that a thread has touched what is not there. */
+typedef enum ccmem_fault {
+    CCMEM_FAULT_AUTO = 0,    /* the first of these that can be had, and does what is asked for */
+    CCMEM_FAULT_UFFD,        /* userfaultfd(2) and a thread that answers, frames moved by UFFDIO_MOVE
+                              * (Linux 6.8) */
+    CCMEM_FAULT_UFFD_SIGNAL, /* the same, answered by the thread that touched, in a handler of SIGBUS */
+    CCMEM_FAULT_UFFD_COPY,   /* as the first, frames copied in and moved out by mremap(2) (Linux 5.7) */
+    CCMEM_FAULT_SIGSEGV      /* protected pages and a handler of SIGSEGV (Linux 5.7) */
+} ccmem_fault;
+
+typedef struct ccmem_region_options {
+    uint64_t window;   /* bytes that may be resident at once */
+    uint64_t block;    /* bytes that one fault fills, a power of two; 0: chosen by size and window */
+    int writable;      /* blocks are written back */
+    int read_ahead;    /* open the next blocks while one is used in order */
+    int system_calls;  /* have the kernel's own accesses wait as well, where the system permits that:
+                        * CCMEM_FAULT_AUTO then prefers a mechanism that can, and else the fastest */
+    ccmem_fault fault;
+    const char *name;  /* what a message calls it; copied */
+} ccmem_region_options;
+
+typedef struct ccmem_region_stats {
+    uint64_t window;        /* bytes of all frames */
+    uint64_t block;
+    uint64_t resident;      /* bytes in frames that hold plaintext now */
+    uint64_t peak;          /* the most at once */
+    uint64_t faults;        /* touches of a block that was not there, of waiting threads each */
+    uint64_t fills;         /* blocks opened */
+    uint64_t read_ahead;    /* fills before anyone had asked */
+    uint64_t evictions;     /* blocks taken away for others */
+    uint64_t write_backs;   /* blocks sealed under new versions */
+    int kernel_faults;      /* 1: system calls may be handed what is not resident */
+    ccmem_fault fault;      /* the mechanism in use */
+} ccmem_region_stats;
+
+/* The least number of blocks that a window must hold, unless it holds them all: an instruction may
+ * touch as many at once. */
+enum { CCMEM_WINDOW_BLOCKS = 4 };
+
+/* A range of addresses at which `nbytes` > 0 bytes of the store, from byte `offset`, are read and, with
+ * `writable`, written like memory. It holds nothing until it is touched: a touched block is opened
+ * into a frame of the window, and another one is sealed, where it may have been written, and overwritten or
+ * wiped. A block is opened as the store is at that moment; where the region is
+ * writable, what others write to a block meanwhile is lost when it is evicted.
+ *
+ * The window is taken from the plaintext budget. A writable region and any other do not overlap. The
+ * range is not dumped, and a child of a fork gets SIGSEGV there. A write where the region is not
+ * writable ends the process, or is lost if it comes in the moment in which its block is placed. No function
+ * of ccmem.h may be given the region's addresses as the source of a write or the destination of a read. With
+ * a mechanism of signals, handlers installed later come first, and must pass on what is not theirs.
+ *
+ * A touch has no caller to return an error to. When a page is found changed, or cannot be sealed, all
+ * windows of the process are wiped, and it ends by SIGABRT with a message on the standard error.
+ *
+ * The store must outlive the region. On success *out owns it until ccmem_region_free. CCMEM_ERR_RANGE,
+ * _FORK, _READONLY; _ARGUMENT (a window of fewer than CCMEM_WINDOW_BLOCKS blocks that does not hold all
+ * of them, a block smaller than a page of the store or the system), _BUDGET, _MAPPED, _FAULT (errno
+ * says why), _NOMEM, _SECRETMEM (what the range must be kept out of cannot be promised). */
+ccmem_status ccmem_region_new(ccmem_store *store, uint64_t offset, uint64_t nbytes,
+                              const ccmem_region_options *options, ccmem_region **out);
+
+/* The address of the store's byte `offset`, fixed until ccmem_region_free. */
+uint8_t *ccmem_region_data(ccmem_region *region);
+
+/* Opens what of n bytes from `offset` in the region is not resident, as much as the window holds.
+ * CCMEM_ERR_INTEGRITY (as for ccmem_store_read), _VERSION when another block cannot be sealed, _RANGE,
+ * _FORK, _ARGUMENT after ccmem_region_close(). */
+ccmem_status ccmem_region_prefault(ccmem_region *region, uint64_t offset, uint64_t n);
+
+/* The same, and the blocks stay resident, and where the region is writable count as written, until
+ * ccmem_region_unpin() of the same range; a system call may be handed them whatever the mechanism.
+ * CCMEM_ERR_PINNED, with nothing pinned, where fewer than CCMEM_WINDOW_BLOCKS frames would be left to
+ * the blocks that are not pinned. */
+ccmem_status ccmem_region_pin(ccmem_region *region, uint64_t offset, uint64_t n);
+
+/* Undoes one ccmem_region_pin(). CCMEM_ERR_RANGE, _FORK, _ARGUMENT. */
+ccmem_status ccmem_region_unpin(ccmem_region *region, uint64_t offset, uint64_t n);
+
+/* Seals all that may have been written; it stays resident. Errors as for ccmem_store_write; the rest
+ * is sealed all the same. */
+ccmem_status ccmem_region_flush(ccmem_region *region);
+
+/* The same, then wipes the window and gives back all but the range itself, which stays reserved, so
+ * that a late use is SIGSEGV and never another object's memory. May be repeated. */
+ccmem_status ccmem_region_close(ccmem_region *region);
+
+/* The counters, after ccmem_region_close() those at that time. CCMEM_ERR_FORK. */
+ccmem_status ccmem_region_get_stats(ccmem_region *region, ccmem_region_stats *out);
+
+/* The counters of all regions that this process has had, added up; `peak` and what follows
+ * write_backs are not. */
+void ccmem_regions_get_stats(ccmem_region_stats *out);
+
+/* ccmem_region_close(), and the range is free for others. NULL is allowed. In a forked child it only
+ * frees what the child inherited. */
+void ccmem_region_free(ccmem_region *region);
+
 /* ---- memory for plaintext that is handed out --------------------------------------------------- */
 
 typedef struct ccmem_plain_stats {
@@ -382,8 +500,7 @@ typedef struct ccmem_plain_stats {
 } ccmem_plain_stats;
 
 /* n zero bytes, 64-byte aligned, in memory that is left out of core dumps and that a forked child
- * finds zeroed. They count against the budget, rounded up to the size of their slot. CCMEM_ERR_BUDGET,
- * CCMEM_ERR_NOMEM. */
+ * finds zeroed. CCMEM_ERR_NOMEM, CCMEM_ERR_BUDGET. */
 ccmem_status ccmem_plain_alloc(uint64_t n, uint8_t **out);
 
 /* Wipes a block and gives it back. NULL is allowed. In a forked child a block of the parent's is
@@ -392,90 +509,6 @@ void ccmem_plain_free(uint8_t *block);
 
 /* The pool's state in this process. CCMEM_ERR_NOMEM. */
 ccmem_status ccmem_plain_get_stats(ccmem_plain_stats *out);
-
-/* ---- the plaintext of this process ------------------------------------------------------------- */
-
-typedef struct ccmem_plaintext_stats {
-    uint64_t budget;     /* UINT64_MAX: none was set */
-    uint64_t reserved;   /* bytes that count against it: blocks handed out and whole windows */
-    uint64_t resident;   /* of these, bytes that hold plaintext now */
-    uint64_t peak;       /* the most that ever did at once */
-    double byte_seconds; /* `resident`, summed up over time */
-    uint64_t fills;       /* blocks opened into frames of windows */
-    uint64_t evictions;   /* blocks taken out of their frames */
-    uint64_t faults;      /* touches of blocks that were not resident */
-    uint64_t read_ahead;  /* fills before the first touch */
-    uint64_t write_backs; /* evictions that sealed the block anew */
-} ccmem_plaintext_stats;
-
-/* The most bytes that blocks of ccmem_plain_alloc() and windows may take in this process, together;
- * UINT64_MAX for no limit. CCMEM_ERR_BUDGET, and nothing has changed, when they take more already;
- * CCMEM_ERR_NOMEM. */
-ccmem_status ccmem_set_plaintext_budget(uint64_t bytes);
-
-/* What holds in this process now. CCMEM_ERR_NOMEM. */
-ccmem_status ccmem_get_plaintext_stats(ccmem_plaintext_stats *out);
-
-/* ---- regions: plain addresses over a store ----------------------------------------------------- */
-
-/* How touches of what is not resident are noticed. */
-typedef enum ccmem_fault {
-    CCMEM_FAULT_MOVE = 1, /* userfaultfd(2) and a thread, frames moved by UFFDIO_MOVE (Linux 6.8) */
-    CCMEM_FAULT_SIGNAL,   /* the same with a handler of SIGBUS in the place of the thread */
-    CCMEM_FAULT_COPY,     /* as MOVE, frames copied in by UFFDIO_COPY and moved out by mremap(2) */
-    CCMEM_FAULT_SIGSEGV   /* mprotect(2) and a handler of SIGSEGV, frames moved by mremap(2) */
-} ccmem_fault;
-
-typedef struct ccmem_region_info {
-    uint8_t *data;         /* address of the first byte of the range */
-    uint64_t block;        /* bytes opened at a time */
-    uint64_t frames;       /* blocks that can be resident at once */
-    ccmem_fault fault;     /* the mechanism in use */
-    int system_calls;      /* 1 when system calls can be handed addresses of blocks that are not
-                            * resident; 0 when these fail with EFAULT */
-} ccmem_region_info;
-
-/* A range of addresses for bytes [offset, offset + nbytes) of the store, nbytes > 0, of which at most
- * `window` bytes lie in memory in the clear at a time, in blocks that are opened when they are touched
- * and sealed again, if `writable`, when another block needs their frame. `block` is a power of two and a
- * multiple of the page size, or 0 for a size of the region's own choice; `window` holds two of them at
- * least. `name` is what messages call the store. The store must outlive the region. The window counts
- * against the budget as a whole. Nothing is opened yet.
- *
- * A fault has no caller to return to: when a page does not match its tag, or a block cannot be sealed
- * again, the frames of all regions are wiped, and the process ends by SIGABRT after a message that names
- * store and page. What a region that is not writable is made to hold by a write is lost, or ends the
- * process (CCMEM_FAULT_SIGSEGV). No function of ccmem.h may be given the region's addresses as the source
- * of a write or as the destination of a read.
- *
- * On success *out owns everything until ccmem_region_free. CCMEM_ERR_ARGUMENT, _RANGE, _READONLY,
- * _FORK, _BUDGET, _NOMEM; CCMEM_ERR_FAULT when the mechanism cannot be had. */
-ccmem_status ccmem_region_new(ccmem_store *store, uint64_t offset, uint64_t nbytes, int writable,
-                              uint64_t window, uint64_t block, ccmem_fault fault, const char *name,
-                              ccmem_region **out);
-
-/* What the region has, also after it was closed. */
-void ccmem_region_get_info(const ccmem_region *region, ccmem_region_info *out);
-
-/* Opens the blocks that hold n bytes from `offset` of the range and keeps them resident until as many
- * calls of ccmem_region_unpin with the same arguments. CCMEM_ERR_BUDGET, and nothing is pinned, when
- * they and those already pinned leave fewer than two frames; CCMEM_ERR_INTEGRITY, likewise; _RANGE,
- * _FORK, _ARGUMENT for a region that was closed. */
-ccmem_status ccmem_region_pin(ccmem_region *region, uint64_t offset, uint64_t n);
-ccmem_status ccmem_region_unpin(ccmem_region *region, uint64_t offset, uint64_t n);
-
-/* Seals every block that may have been written since it was opened. Blocks stay resident. The first
- * error of ccmem_store_write, after all blocks were tried. */
-ccmem_status ccmem_region_flush(ccmem_region *region);
-
-/* The same, then wipes every frame and takes the range's contents away: it stays reserved until
- * ccmem_region_free, and whoever touches it meets SIGSEGV. May be repeated. Errors as for
- * ccmem_region_flush: what could not be sealed is lost. */
-ccmem_status ccmem_region_close(ccmem_region *region);
-
-/* Closes, and gives the addresses back. NULL is allowed. In a forked child, which has not got the range,
- * it frees only what the child inherited. */
-void ccmem_region_free(ccmem_region *region);
 
 /* ---- low-level functions, for checking against published vectors ----------------------------- */
 

@@ -57,3 +57,9 @@ void fault_unmap(fault_space *s) {
 }
 
 void fault_release(fault_space *s) { munmap(s->base, range_size(s)); }
+
+void fault_reserve_in_child(const fault_space *s) {
+    /* Where that fails the address is taken already, or there are too many mappings: nothing to be done. */
+    (void)mmap(s->base, range_size(s), PROT_NONE,
+               MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE | MAP_NORESERVE, -1, 0);
+}

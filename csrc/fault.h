@@ -33,13 +33,14 @@ typedef struct fault_mechanism fault_mechanism;
 
 /* Calls of place(), take() and allow() never overlap; the owner sees to that. */
 typedef struct fault_ops {
-    /* Maps the range and the frames, zeros, and from now on asks `owner`. CCMEM_ERR_NOMEM, and
-     * CCMEM_ERR_FAULT when the system refuses this mechanism. */
+    /* Maps the range and the frames, zeros, and from now on asks `owner`. Where the range is not
+     * `writable`, writes to a placed block are asked about, too. CCMEM_ERR_NOMEM, _SECRETMEM, and
+     * CCMEM_ERR_FAULT when the system refuses this mechanism (errno says why). */
     ccmem_status (*open)(const fault_owner *owner, size_t block, size_t nblocks, size_t nframes,
-                         fault_mechanism **out);
+                         int writable, fault_mechanism **out);
     /* Puts a frame's memory where the block belongs, at once for every thread, and lets those go on
-     * that wait for it; without `writable` for reading only, if `tracks` is 1. 0 when the system cannot
-     * do that now. */
+     * that wait for it. Without `writable` for reading only; but if `tracks` is 0, a thread that does
+     * not wait may write in the moment before that is so. 0 when the system cannot do that now. */
     int (*place)(fault_mechanism *m, size_t block, size_t frame, int writable);
     /* The reverse, at once for every thread: what was written before it is in the frame, and who touches
      * the block after it faults. 0 when the system holds on to the memory, as for an input or output
@@ -54,7 +55,7 @@ typedef struct fault_ops {
     /* No frame is placed any more: ends the mechanism and gives the frames back; the range stays
      * reserved, and whoever touches it meets SIGSEGV. Not from owner->fault() or ->idle(). */
     void (*close)(fault_mechanism *m);
-    int tracks; /* 1: a block that is placed for reading faults when it is written */
+    int tracks; /* 1: no write to a block that is placed for reading goes unnoticed */
     int waits;  /* 1: owner->fault() is called by the thread that touched the block, by a signal's handler */
 } fault_ops;
 
@@ -65,6 +66,9 @@ struct fault_mechanism {
     int system_calls; /* as in ccmem_region_info */
     struct fault_helper *helper; /* see fault_help.h; or NULL */
 };
+
+/* 1 when this process may have faults of system calls answered, too (CCMEM_FAULT_UFFD). */
+int fault_uffd_permits_system_calls(void);
 
 extern const fault_ops fault_uffd_move, fault_uffd_copy, fault_uffd_signal, fault_sigsegv;
 
@@ -77,5 +81,9 @@ void fault_unmap(fault_space *space);
 
 /* After close(): gives the range back. */
 void fault_release(fault_space *space);
+
+/* In a forked child, which has not got the range: keeps others from coming to lie there, to where an
+ * array may still point. */
+void fault_reserve_in_child(const fault_space *space);
 
 #endif

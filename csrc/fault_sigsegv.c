@@ -77,7 +77,8 @@ static int can_move(const fault_mechanism *m) {
 }
 
 static ccmem_status open_sigsegv(const fault_owner *owner, size_t block, size_t nblocks,
-                                 size_t nframes, fault_mechanism **out) {
+                                 size_t nframes, int writable, fault_mechanism **out) {
+    (void)writable; /* each block says */
     fault_mechanism *m = calloc(1, sizeof *m);
     if (!m)
         return CCMEM_ERR_NOMEM;

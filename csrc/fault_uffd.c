@@ -36,6 +36,7 @@ struct uffdio_move {
     __s64 move;
 };
 #define UFFDIO_MOVE _IOWR(UFFDIO, 0x05, struct uffdio_move)
+#define UFFDIO_MOVE_MODE_DONTWAKE ((__u64)1 << 0)
 #endif
 #ifndef USERFAULTFD_IOC_NEW
 #define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
@@ -52,6 +53,7 @@ enum {
 typedef struct uffd {
     fault_mechanism m;
     int fd, stop; /* of userfaultfd(2), of eventfd(2) */
+    int writable, signals;
     pthread_t thread;
 } uffd;
 
@@ -59,11 +61,12 @@ typedef struct uffd {
 
 /* Moves n bytes from one registered range to another; *done tells how many before an error. EAGAIN is a
  * change of the address space meanwhile (another thread's mmap(2)), and part of the way done. */
-static int move(const uffd *u, const uint8_t *to, const uint8_t *from, size_t n, size_t *done) {
+static int move(const uffd *u, const uint8_t *to, const uint8_t *from, size_t n, uint64_t mode,
+                size_t *done) {
     *done = 0;
     for (int tries = 0; tries < AGAIN_MAX; tries++) {
         struct uffdio_move move = {.dst = (uintptr_t)to + *done, .src = (uintptr_t)from + *done,
-                                   .len = n - *done};
+                                   .len = n - *done, .mode = mode};
         if (!ioctl(u->fd, UFFDIO_MOVE, &move))
             return 1;
         if (move.move > 0)
@@ -83,26 +86,44 @@ static void wake_range(const uffd *u, const uint8_t *p, size_t n) {
 }
 
 /* Whole or not at all: a part that has gone comes back. */
-static int move_whole(const uffd *u, uint8_t *to, uint8_t *from, size_t n) {
+static int move_whole(const uffd *u, uint8_t *to, uint8_t *from, size_t n, uint64_t mode) {
     size_t done, back;
-    if (move(u, to, from, n, &done))
+    if (move(u, to, from, n, mode, &done))
         return 1;
     if (done) {
-        (void)move(u, from, to, done, &back);
+        (void)move(u, from, to, done, 0, &back);
         wake_range(u, from, done);
     }
     return 0;
 }
 
+/* Whoever waits goes on when writes are refused. */
+static int protect(const uffd *u, const uint8_t *p, size_t n) {
+    struct uffdio_writeprotect range = {.range = {.start = (uintptr_t)p, .len = n},
+                                        .mode = UFFDIO_WRITEPROTECT_MODE_WP};
+    int good = !ioctl(u->fd, UFFDIO_WRITEPROTECT, &range);
+    if (!u->signals)
+        wake_range(u, p, n);
+    return good;
+}
+
 static int place_moved(fault_mechanism *m, size_t block, size_t frame, int writable) {
+    const uffd *u = (uffd *)m;
     const fault_space *s = &m->space;
-    (void)writable;
-    return move_whole((uffd *)m, s->base + block * s->block, s->frames + frame * s->block, s->block);
+    uint8_t *to = s->base + block * s->block;
+    (void)writable; /* the range is, or not */
+    if (!move_whole(u, to, s->frames + frame * s->block, s->block,
+                    u->writable ? 0 : UFFDIO_MOVE_MODE_DONTWAKE))
+        return 0;
+    if (!u->writable)
+        (void)protect(u, to, s->block); /* if that fails, such writes are lost instead */
+    return 1;
 }
 
 static int take_moved(fault_mechanism *m, size_t block, size_t frame) {
     const fault_space *s = &m->space;
-    return move_whole((uffd *)m, s->frames + frame * s->block, s->base + block * s->block, s->block);
+    return move_whole((uffd *)m, s->frames + frame * s->block, s->base + block * s->block, s->block,
+                      0);
 }
 
 static int place_copy(fault_mechanism *m, size_t block, size_t frame, int writable) {
@@ -113,7 +134,8 @@ static int place_copy(fault_mechanism *m, size_t block, size_t frame, int writab
     (void)writable;
     for (int tries = 0; tries < AGAIN_MAX && done < s->block; tries++) {
         struct uffdio_copy copy = {.dst = (uintptr_t)s->base + block * s->block + done,
-                                   .src = (uintptr_t)from + done, .len = s->block - done};
+                                   .src = (uintptr_t)from + done, .len = s->block - done,
+                                   .mode = u->writable ? 0 : UFFDIO_COPY_MODE_WP};
         if (!ioctl(u->fd, UFFDIO_COPY, &copy))
             done = s->block;
         else if (copy.copy > 0)
@@ -157,7 +179,7 @@ static int answer(uffd *u) {
             continue;
         size_t offset = (size_t)(f->arg.pagefault.address - (uintptr_t)u->m.space.base);
         int write = (f->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE) != 0;
-        /* There is no refusing a touch here: the owner ends the process instead. */
+        /* There is no refusing a touch here: the owner ends the process, or lets it wait for the end. */
         (void)u->m.owner.fault(u->m.owner.self, offset, write);
     }
     return 1;
@@ -209,9 +231,17 @@ static int open_descriptor(uint64_t features, int user_only, int *system_calls) 
     return -1;
 }
 
-static int watch(const uffd *u, uint8_t *p, size_t n) {
-    struct uffdio_register range = {.range = {.start = (uintptr_t)p, .len = n},
-                                    .mode = UFFDIO_REGISTER_MODE_MISSING};
+int fault_uffd_permits_system_calls(void) {
+    int permitted = 0, fd = open_descriptor(0, 0, &permitted);
+    if (fd >= 0)
+        close(fd);
+    return fd >= 0 && permitted;
+}
+
+static int watch(const uffd *u, uint8_t *p, size_t n, int writes) {
+    struct uffdio_register range = {
+        .range = {.start = (uintptr_t)p, .len = n},
+        .mode = UFFDIO_REGISTER_MODE_MISSING | (writes ? UFFDIO_REGISTER_MODE_WP : 0)};
     return !ioctl(u->fd, UFFDIO_REGISTER, &range);
 }
 
@@ -220,8 +250,8 @@ typedef enum way { MOVING, COPYING, SIGNALLING } way;
 static ccmem_status start(uffd *u, way way) {
     const fault_space *s = &u->m.space;
     /* UFFDIO_MOVE wants both ends registered. */
-    if (!watch(u, s->base, s->nblocks * s->block) ||
-        (way != COPYING && !watch(u, s->frames, s->nframes * s->block)))
+    if (!watch(u, s->base, s->nblocks * s->block, !u->writable) ||
+        (way != COPYING && !watch(u, s->frames, s->nframes * s->block, 0)))
         return CCMEM_ERR_FAULT;
     if (way == SIGNALLING && !fault_signal_enter(&u->m))
         return CCMEM_ERR_FAULT;
@@ -233,16 +263,19 @@ static ccmem_status start(uffd *u, way way) {
 }
 
 static ccmem_status open_uffd(const fault_owner *owner, size_t block, size_t nblocks, size_t nframes,
-                              way way, fault_mechanism **out) {
+                              int writable, way way, fault_mechanism **out) {
     static const uint64_t features[] = {
-        [MOVING] = UFFD_FEATURE_MOVE, [SIGNALLING] = UFFD_FEATURE_MOVE | UFFD_FEATURE_SIGBUS};
+        [MOVING] = UFFD_FEATURE_MOVE | UFFD_FEATURE_PAGEFAULT_FLAG_WP,
+        [COPYING] = UFFD_FEATURE_PAGEFAULT_FLAG_WP,
+        [SIGNALLING] = UFFD_FEATURE_MOVE | UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_SIGBUS};
     uffd *u = calloc(1, sizeof *u);
     ccmem_status status;
     if (!u)
         return CCMEM_ERR_NOMEM;
     u->m.owner = *owner;
-    u->fd = open_descriptor(way == COPYING ? 0 : features[way], way == SIGNALLING,
-                            &u->m.system_calls);
+    u->writable = writable;
+    u->signals = way == SIGNALLING;
+    u->fd = open_descriptor(features[way], way == SIGNALLING, &u->m.system_calls);
     if (u->fd < 0) {
         free(u);
         return CCMEM_ERR_FAULT;
@@ -268,18 +301,18 @@ static ccmem_status open_uffd(const fault_owner *owner, size_t block, size_t nbl
 }
 
 static ccmem_status open_moving(const fault_owner *owner, size_t block, size_t nblocks,
-                                size_t nframes, fault_mechanism **out) {
-    return open_uffd(owner, block, nblocks, nframes, MOVING, out);
+                                size_t nframes, int writable, fault_mechanism **out) {
+    return open_uffd(owner, block, nblocks, nframes, writable, MOVING, out);
 }
 
 static ccmem_status open_copying(const fault_owner *owner, size_t block, size_t nblocks,
-                                 size_t nframes, fault_mechanism **out) {
-    return open_uffd(owner, block, nblocks, nframes, COPYING, out);
+                                 size_t nframes, int writable, fault_mechanism **out) {
+    return open_uffd(owner, block, nblocks, nframes, writable, COPYING, out);
 }
 
 static ccmem_status open_signalling(const fault_owner *owner, size_t block, size_t nblocks,
-                                    size_t nframes, fault_mechanism **out) {
-    return open_uffd(owner, block, nblocks, nframes, SIGNALLING, out);
+                                    size_t nframes, int writable, fault_mechanism **out) {
+    return open_uffd(owner, block, nblocks, nframes, writable, SIGNALLING, out);
 }
 
 static void finish(uffd *u) {

@@ -270,7 +270,7 @@ ccmem_status ccmem_plain_alloc(uint64_t n, uint8_t **out) {
         budget_release(n);
         return CCMEM_ERR_NOMEM;
     }
-    budget_fill(n);
+    budget_expose(n);
     *out = p;
     return CCMEM_OK;
 }
@@ -284,7 +284,7 @@ void ccmem_plain_free(uint8_t *p) {
         return;
     size_t n = h->class < CLASSES ? slot_size[h->class] : h->length;
     wipe_block(p, n);
-    budget_wipe(n);
+    budget_hide(n);
     budget_release(n);
     pthread_mutex_lock(&pl->lock);
     pl->count.in_use -= n;

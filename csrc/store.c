@@ -593,9 +593,7 @@ ccmem_status store_write_alone(ccmem_store *s, uint64_t offset, const void *data
     return write_range(s, offset, data, n, 1);
 }
 
-ccmem_status store_check_writable(const ccmem_store *s) {
-    return s->read_only ? CCMEM_ERR_READONLY : CCMEM_OK;
-}
+int store_read_only(const ccmem_store *s) { return s->read_only; }
 
 ccmem_status ccmem_store_verify(ccmem_store *s, uint64_t first, uint64_t count, uint8_t *bad,
                                 uint64_t *failures) {

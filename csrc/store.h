@@ -58,8 +58,8 @@ ccmem_status store_over(const ccmem_key *key, ccmem_cipher cipher, const uint8_t
 ccmem_status store_read_alone(ccmem_store *store, uint64_t offset, void *out, uint64_t n);
 ccmem_status store_write_alone(ccmem_store *store, uint64_t offset, const void *data, uint64_t n);
 
-/* CCMEM_ERR_READONLY for a store over a file. */
-ccmem_status store_check_writable(const ccmem_store *store);
+/* 1 when the store is over pages that may not be written. */
+int store_read_only(const ccmem_store *store);
 
 enum { STORE_OPEN_MAX = 16 };
 

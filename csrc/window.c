@@ -17,6 +17,7 @@
  * that holds it touches the range but for blocks that are placed, so a fault never waits for itself. */
 #include "window.h"
 
+#include <errno.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -30,6 +31,7 @@
 #include "store.h"
 
 enum {
+    WINDOW_SPARE = CCMEM_WINDOW_BLOCKS, /* frames that pins leave, and prefault() does not fill */
     STREAMS = 8,
     AHEAD_MAX = 6,         /* blocks opened ahead of a stream at most */
     GRACE_NS = 100000,    /* a thread that was woken for a block gets this long to use it */
@@ -59,6 +61,8 @@ typedef struct stream {
     uint64_t order;
 } stream;
 
+static ccmem_region_stats totals; /* of all windows, each word atomic */
+
 struct window {
     pthread_mutex_t lock;
     window *next, *previous; /* of all windows of the process */
@@ -75,6 +79,7 @@ struct window {
     size_t pinned;        /* frames */
     size_t waiting;       /* frames that are being opened, and wanted */
     uint64_t clock;
+    ccmem_region_stats count;
     stream streams[STREAMS];
     frame *frames;
     uint32_t *where; /* the frame of each block, or NONE */
@@ -83,7 +88,9 @@ struct window {
 
 static pthread_mutex_t windows_lock = PTHREAD_MUTEX_INITIALIZER;
 static window *windows;
-static uint64_t windows_generation;
+
+/* With the lock held. */
+#define COUNT(w, what) ((w)->count.what++, __atomic_fetch_add(&totals.what, 1, __ATOMIC_RELAXED))
 
 static uint64_t now(void) {
     struct timespec t;
@@ -111,6 +118,19 @@ static frame *frame_of(const window *w, size_t block) {
 static _Noreturn void die(window *w, size_t block, ccmem_status status);
 static int open_ahead(window *w);
 
+/* A frame holds plaintext from now on; and no longer. */
+static void expose(window *w) {
+    budget_expose(w->space.block);
+    w->count.resident += w->space.block;
+    if (w->count.resident > w->count.peak)
+        w->count.peak = w->count.resident;
+}
+
+static void hide(window *w) {
+    budget_hide(w->space.block);
+    w->count.resident -= w->space.block;
+}
+
 /* ---- blocks ---------------------------------------------------------------------------------- */
 
 /* What of a block belongs to the window: the first byte in the store, and where that is in the block. */
@@ -121,10 +141,10 @@ static size_t extent(const window *w, size_t block, uint64_t *offset, size_t *sk
     return (size_t)((last < w->to ? last : w->to) - *offset);
 }
 
-static ccmem_status seal(const window *w, size_t block, const uint8_t *data) {
+static ccmem_status seal(window *w, size_t block, const uint8_t *data) {
     uint64_t offset;
     size_t skip, n = extent(w, block, &offset, &skip);
-    budget_count(BUDGET_WRITE_BACK);
+    COUNT(w, write_backs);
     return w->ops->tracks ? store_write_alone(w->store, offset, data + skip, n)
                           : ccmem_store_write(w->store, offset, data + skip, n);
 }
@@ -137,20 +157,19 @@ static ccmem_status open_block(window *w, size_t block, frame *f, int reused, in
     uint8_t *to = frame_at(w, f);
     *f = (frame){.state = OPENING, .block = block, .order = ++w->clock};
     w->where[block] = (uint32_t)(f - w->frames);
+    COUNT(w, fills);
+    if (!reused)
+        expose(w);
     pthread_mutex_unlock(&w->lock);
     if (skip)
         memset(to, 0, skip);
     if (skip + n < w->space.block)
         memset(to + skip + n, 0, w->space.block - skip - n);
-    if (!reused)
-        budget_fill(w->space.block);
-    budget_count(BUDGET_FILL);
     ccmem_status status = alone ? store_read_alone(w->store, offset, to + skip, n)
                                 : ccmem_store_read(w->store, offset, to + skip, n);
     ccmem_failure failure = ccmem_last_failure();
     if (status != CCMEM_OK) {
         ccmem_wipe(to, w->space.block);
-        budget_wipe(w->space.block);
         store_set_failure(failure);
     }
     pthread_mutex_lock(&w->lock);
@@ -158,6 +177,7 @@ static ccmem_status open_block(window *w, size_t block, frame *f, int reused, in
     f->state = status == CCMEM_OK ? OPENED : EMPTY;
     if (status != CCMEM_OK) {
         w->where[block] = NONE;
+        hide(w);
         if (f->wanted) /* by a thread that nobody else will answer */
             die(w, block, status);
     }
@@ -209,8 +229,7 @@ static int evict(window *w, frame *f, ccmem_status *status) {
             return 0;
         }
     }
-    if (placed)
-        budget_count(BUDGET_EVICTION);
+    COUNT(w, evictions);
     w->where[f->block] = NONE;
     return 1;
 }
@@ -349,6 +368,11 @@ static void die(window *w, size_t block, ccmem_status status) {
                      "tag: it was changed since it was written. A touch has no caller to tell, so all "
                      "windows were wiped and this process ends; verify() names the changed pages.\n",
                      (unsigned long long)failure.page, w->name);
+    else if (status == CCMEM_ERR_READONLY)
+        n = snprintf(text, sizeof text,
+                     "pyccmem: a write to the read-only mapping of '%s' (mode 'r'). A touch has no "
+                     "caller to tell, so all windows were wiped and this process ends.\n",
+                     w->name);
     else
         n = snprintf(text, sizeof text,
                      "pyccmem: block %zu of a mapping of '%s' cannot be opened or sealed (%s). A touch "
@@ -392,9 +416,12 @@ static stream *note_fault(window *w, size_t block) {
 
 /* A touch of a block that is placed. */
 static int touch_placed(window *w, frame *f, int write) {
-    if (w->ops->tracks && write && !f->written) {
-        if (!w->writable)
+    if (write && !w->writable) {
+        if (w->ops->waits)
             return 0;
+        die(w, f->block, CCMEM_ERR_READONLY); /* its thread waits for an answer, and there is none */
+    }
+    if (w->ops->tracks && write && !f->written) {
         if (!w->ops->allow(w->mechanism, f->block))
             die(w, f->block, CCMEM_ERR_NOMEM);
         f->written = 1;
@@ -408,9 +435,7 @@ static int answer(window *w, size_t block, int write) {
     ccmem_status status;
     if (f && f->state == PLACED)
         return touch_placed(w, f, write);
-    if (!w->writable && write && w->ops->tracks)
-        return 0;
-    budget_count(BUDGET_FAULT);
+    COUNT(w, faults);
     stream *s = note_fault(w, block);
     if (s->run)
         w->ops->poke(w->mechanism);
@@ -464,7 +489,7 @@ static int open_ahead(window *w) {
     if (!f)
         return 0;
     s->end++;
-    budget_count(BUDGET_READ_AHEAD);
+    COUNT(w, read_ahead);
     status = open_block(w, block, f, reused, 1);
     if (status != CCMEM_OK) {
         s->run = 0; /* whoever touches it will be told */
@@ -501,6 +526,22 @@ static ccmem_status lock_open(window *w) {
     return CCMEM_ERR_ARGUMENT;
 }
 
+ccmem_status window_prefault(window *w, size_t first, size_t last) {
+    ccmem_status status = lock_open(w);
+    if (status != CCMEM_OK)
+        return status;
+    size_t most = w->space.nframes - w->pinned, spare = w->space.nframes < w->space.nblocks;
+    if (last - first >= most - spare * WINDOW_SPARE)
+        last = first + most - spare * WINDOW_SPARE - 1;
+    for (size_t b = first; b <= last && status == CCMEM_OK; b++) {
+        frame *f = have_block(w, NULL, b, 0, &status);
+        if (f && f->state != PLACED && !insist(w, place, f, 0))
+            status = CCMEM_ERR_NOMEM;
+    }
+    pthread_mutex_unlock(&w->lock);
+    return status;
+}
+
 static void unpin(window *w, size_t first, size_t last) {
     for (size_t b = first; b <= last; b++) {
         frame *f = frame_of(w, b);
@@ -518,7 +559,7 @@ static ccmem_status pin_block(window *w, size_t block) {
     if (f->state != PLACED && !insist(w, place, f, w->writable))
         return CCMEM_ERR_NOMEM;
     if (w->writable && !f->written) {
-        if (!w->ops->allow(w->mechanism, block))
+        if (w->ops->tracks && !w->ops->allow(w->mechanism, block))
             return CCMEM_ERR_NOMEM;
         f->written = 1;
     }
@@ -531,13 +572,13 @@ ccmem_status window_pin(window *w, size_t first, size_t last) {
     ccmem_status status = lock_open(w);
     if (status != CCMEM_OK)
         return status;
-    size_t spare = w->space.nframes < w->space.nblocks ? 2 : 0, fresh = 0;
+    size_t spare = w->space.nframes < w->space.nblocks ? WINDOW_SPARE : 0, fresh = 0;
     for (size_t b = first; b <= last && fresh <= w->space.nframes; b++) {
         frame *f = frame_of(w, b);
         fresh += !f || !f->pins;
     }
     if (w->pinned + fresh + spare > w->space.nframes)
-        status = CCMEM_ERR_BUDGET;
+        status = CCMEM_ERR_PINNED;
     for (size_t b = first; b <= last && status == CCMEM_OK; b++) {
         status = pin_block(w, b);
         if (status != CCMEM_OK && b > first)
@@ -584,23 +625,42 @@ static ccmem_status put_to_rest(window *w, frame *f) {
     if (f->state == PLACED && w->ops->tracks)
         (void)w->ops->allow(w->mechanism, f->block);
     ccmem_wipe(data, w->space.block);
-    budget_wipe(w->space.block);
+    hide(w);
     w->where[f->block] = NONE;
     f->state = EMPTY;
     return status;
 }
 
-static void enter(window *w) {
+static void in_child(void) {
+    for (window *w = windows; w; w = w->next)
+        fault_reserve_in_child(&w->space);
+    windows = NULL;
+    pthread_mutex_init(&windows_lock, NULL);
+    totals = (ccmem_region_stats){0};
+}
+
+static void register_in_child(void) { (void)pthread_atfork(NULL, NULL, in_child); }
+
+static int conflict(const window *a, const window *b) {
+    return a->store == b->store && (a->writable || b->writable) && a->from < b->to && b->from < a->to;
+}
+
+static ccmem_status enter(window *w) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    ccmem_status status = CCMEM_OK;
+    pthread_once(&once, register_in_child);
     pthread_mutex_lock(&windows_lock);
-    if (windows_generation != w->generation) { /* the parent's, in a child */
-        windows_generation = w->generation;
-        windows = NULL;
+    for (const window *other = windows; other; other = other->next)
+        if (conflict(w, other))
+            status = CCMEM_ERR_MAPPED;
+    if (status == CCMEM_OK) {
+        w->next = windows;
+        if (windows)
+            windows->previous = w;
+        windows = w;
     }
-    w->next = windows;
-    if (windows)
-        windows->previous = w;
-    windows = w;
     pthread_mutex_unlock(&windows_lock);
+    return status;
 }
 
 static void leave(window *w) {
@@ -641,58 +701,107 @@ ccmem_status window_close(window *w) {
 
 uint8_t *window_data(const window *w) { return w->space.base + (w->from - w->origin); }
 
-int window_system_calls(const window *w) {
-    return w->mechanism ? w->mechanism->system_calls : 0;
+ccmem_status window_get_stats(window *w, ccmem_region_stats *out) {
+    if (fork_alien(w->generation))
+        return CCMEM_ERR_FORK;
+    pthread_mutex_lock(&w->lock);
+    *out = w->count;
+    pthread_mutex_unlock(&w->lock);
+    return CCMEM_OK;
+}
+
+void ccmem_regions_get_stats(ccmem_region_stats *out) {
+    *out = (ccmem_region_stats){
+        .faults = __atomic_load_n(&totals.faults, __ATOMIC_RELAXED),
+        .fills = __atomic_load_n(&totals.fills, __ATOMIC_RELAXED),
+        .read_ahead = __atomic_load_n(&totals.read_ahead, __ATOMIC_RELAXED),
+        .evictions = __atomic_load_n(&totals.evictions, __ATOMIC_RELAXED),
+        .write_backs = __atomic_load_n(&totals.write_backs, __ATOMIC_RELAXED)};
 }
 
 /* ---- life ------------------------------------------------------------------------------------ */
 
-ccmem_status window_new(ccmem_store *store, uint64_t origin, uint64_t from, uint64_t to,
-                        int writable, size_t block, size_t nframes, const fault_ops *ops,
-                        const char *name, window **out) {
-    size_t nblocks = (size_t)((to - origin + block - 1) / block);
-    window *w = calloc(1, sizeof *w + strlen(name) + 1);
+static ccmem_status new_window(const window_options *o, size_t nblocks, window **out) {
+    window *w = calloc(1, sizeof *w + strlen(o->name) + 1);
     if (!w)
         return CCMEM_ERR_NOMEM;
-    strcpy(w->name, name);
+    strcpy(w->name, o->name);
     w->generation = fork_generation();
-    w->store = store;
-    w->origin = origin;
-    w->from = from;
-    w->to = to;
-    w->ops = ops;
-    w->writable = writable;
-    w->ahead = nframes / 2 < AHEAD_MAX ? nframes / 2 : AHEAD_MAX;
+    w->store = o->store;
+    w->origin = o->origin;
+    w->from = o->from;
+    w->to = o->to;
+    w->ops = o->ops;
+    w->writable = o->writable;
+    w->ahead = o->nframes / 2 < AHEAD_MAX ? o->nframes / 2 : AHEAD_MAX;
+    if (!o->read_ahead)
+        w->ahead = 0;
     w->stride = w->ahead > 3 ? w->ahead / 2 : 1;
-    w->frames = calloc(nframes, sizeof *w->frames);
+    w->frames = calloc(o->nframes, sizeof *w->frames);
     w->where = malloc(nblocks * sizeof *w->where);
-    ccmem_status status = w->frames && w->where ? CCMEM_OK : CCMEM_ERR_NOMEM;
-    if (status == CCMEM_OK)
-        status = budget_reserve((uint64_t)nframes * block);
-    if (status == CCMEM_OK) {
+    if (w->frames && w->where) {
         memset(w->where, 0xff, nblocks * sizeof *w->where);
-        const fault_owner owner = {
-            .fault = on_fault, .idle = on_idle, .self = w};
-        /* Its thread may ask before `mechanism` is known: under the lock it waits. */
-        int failed = pthread_mutex_init(&w->lock, NULL) || pthread_cond_init(&w->changed, NULL);
-        if (!failed)
-            pthread_mutex_lock(&w->lock);
-        status = failed ? CCMEM_ERR_NOMEM
-                        : ops->open(&owner, block, nblocks, nframes, &w->mechanism);
-        if (status == CCMEM_OK)
-            w->space = w->mechanism->space;
-        if (!failed)
-            pthread_mutex_unlock(&w->lock);
-        if (status != CCMEM_OK)
-            budget_release((uint64_t)nframes * block);
+        if (!pthread_mutex_init(&w->lock, NULL)) {
+            if (!pthread_cond_init(&w->changed, NULL)) {
+                *out = w;
+                return CCMEM_OK;
+            }
+            pthread_mutex_destroy(&w->lock);
+        }
     }
+    free(w->frames);
+    free(w->where);
+    free(w);
+    return CCMEM_ERR_NOMEM;
+}
+
+static void delete_window(window *w) {
+    pthread_cond_destroy(&w->changed);
+    pthread_mutex_destroy(&w->lock);
+    free(w->frames);
+    free(w->where);
+    free(w);
+}
+
+ccmem_status window_new(const window_options *o, window **out) {
+    size_t nblocks = (size_t)((o->to - o->origin + o->block - 1) / o->block);
+    uint64_t nbytes = (uint64_t)o->nframes * o->block;
+    const int number = errno;
+    window *w;
+    if (o->nframes >= NONE || nblocks > SIZE_MAX / sizeof *w->where)
+        return CCMEM_ERR_NOMEM;
+    ccmem_status status = new_window(o, nblocks, &w);
+    if (status != CCMEM_OK)
+        return status;
+    status = enter(w);
     if (status != CCMEM_OK) {
-        free(w->frames);
-        free(w->where);
-        free(w);
+        delete_window(w);
         return status;
     }
-    enter(w);
+    status = budget_reserve(nbytes);
+    if (status == CCMEM_OK) {
+        const fault_owner owner = {.fault = on_fault, .idle = on_idle, .self = w};
+        /* Its threads may ask before `mechanism` is known: under the lock they wait. */
+        pthread_mutex_lock(&w->lock);
+        status = o->ops->open(&owner, o->block, nblocks, o->nframes, o->writable, &w->mechanism);
+        if (status == CCMEM_OK) {
+            w->space = w->mechanism->space;
+            w->count.window = nbytes;
+            w->count.block = o->block;
+            w->count.kernel_faults = w->mechanism->system_calls;
+        }
+        pthread_mutex_unlock(&w->lock);
+        if (status != CCMEM_OK)
+            budget_release(nbytes);
+    }
+    if (status != CCMEM_OK) {
+        int failed = errno;
+        leave(w);
+        delete_window(w);
+        errno = failed;
+        return status;
+    }
+    errno = number;
     *out = w;
     return CCMEM_OK;
 }
@@ -700,13 +809,13 @@ ccmem_status window_new(ccmem_store *store, uint64_t origin, uint64_t from, uint
 void window_free(window *w) {
     if (!w)
         return;
-    if (!fork_alien(w->generation)) {
-        (void)window_close(w);
-        fault_release(&w->space);
-        pthread_cond_destroy(&w->changed);
-        pthread_mutex_destroy(&w->lock);
+    if (fork_alien(w->generation)) { /* its lock may be held by a thread that is not here */
+        free(w->frames);
+        free(w->where);
+        free(w);
+        return;
     }
-    free(w->frames);
-    free(w->where);
-    free(w);
+    (void)window_close(w);
+    fault_release(&w->space);
+    delete_window(w);
 }

@@ -9,23 +9,31 @@
 
 typedef struct window window;
 
-/* Bytes [from, to) of the store, from < to, in blocks that are counted from byte `origin` of it, a
- * multiple of the page size <= from; at most `nframes` of them are open at a time. `name` is copied. The
- * frames count against the budget. On success *out owns everything until window_free().
- * CCMEM_ERR_BUDGET, _NOMEM, _FAULT, _SECRETMEM. */
-ccmem_status window_new(ccmem_store *store, uint64_t origin, uint64_t from, uint64_t to,
-                        int writable, size_t block, size_t nframes, const fault_ops *ops,
-                        const char *name, window **out);
+typedef struct window_options {
+    ccmem_store *store;
+    uint64_t origin;   /* where block 0 begins in the store, a multiple of the page size */
+    uint64_t from, to; /* the bytes of the window, origin <= from < to */
+    size_t block, nframes;
+    int writable, read_ahead;
+    const fault_ops *ops;
+    const char *name; /* copied */
+} window_options;
 
-/* The address of byte `from`; 1 when system calls fault, too. */
+/* The frames count against the budget. On success *out owns everything until window_free().
+ * CCMEM_ERR_MAPPED when another window of the same bytes is in the way; _BUDGET, _NOMEM, _FAULT,
+ * _SECRETMEM. */
+ccmem_status window_new(const window_options *options, window **out);
+
+/* The address of byte `from`. */
 uint8_t *window_data(const window *w);
-int window_system_calls(const window *w);
 
-/* See ccmem_region_pin(), _unpin(), _flush() and _close(); [first, last] are blocks of the window. */
+/* See ccmem_region_prefault() and its neighbours; [first, last] are blocks of the window. */
+ccmem_status window_prefault(window *w, size_t first, size_t last);
 ccmem_status window_pin(window *w, size_t first, size_t last);
 ccmem_status window_unpin(window *w, size_t first, size_t last);
 ccmem_status window_flush(window *w);
 ccmem_status window_close(window *w);
+ccmem_status window_get_stats(window *w, ccmem_region_stats *out);
 
 /* Closes, and gives the addresses back. In a forked child it frees only what the child inherited. */
 void window_free(window *w);
