@@ -78,10 +78,12 @@ def write_sealed(
     page_size: int,
     seal_names: bool,
     progress: bool | Progress | None,
+    overwrite: bool = True,
 ) -> SealedHeader:
-    """A sealed file of `sources` at `path`, in their order. Raises FileWriteError, ArgumentError
-    for a header that gets too long, and what reading the sources and wrapping the key raises."""
-    with AtomicFile(path) as out, Key.generate() as data_key:
+    """A sealed file of `sources` at `path`, in their order. Raises FileWriteError (without
+    `overwrite` also for a file that is there), ArgumentError for a header that gets too long, and
+    what reading the sources and wrapping the key raises."""
+    with AtomicFile(path, overwrite=overwrite) as out, Key.generate() as data_key:
         provider, wrapped = wrap(key, data_key)
         tensors = tuple(
             SealedTensor(

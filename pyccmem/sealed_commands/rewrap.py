@@ -15,7 +15,7 @@ __all__ = ["add_arguments", "run"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `pyccmem rewrap`."""
     parser.description = (
-        "Has sealed files opened by another key. Nothing is decrypted: the file's own data key is "
+        "Has sealed files opened by another key, each replaced by itself. Nothing is decrypted: the file's own data key is "
         "wrapped anew. Whoever had the old key and a copy of the old file can still read that; to "
         "shut them out of new contents, decrypt and encrypt anew."
     )
