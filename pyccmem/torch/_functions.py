@@ -215,13 +215,10 @@ def _set_data(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
             "The data of an EncryptedTensor cannot be replaced by a plain tensor, nor that of a "
             "plain tensor by an encrypted one; use copy_(), which encrypts."
         )
-    if value.shape != target.shape or value.dtype != target.dtype:
-        raise errors.ArgumentError(
-            f"The data of an EncryptedTensor of shape {tuple(target.shape)} and {target.dtype} "
-            f"cannot be replaced by one of shape {tuple(value.shape)} and {value.dtype}; make a "
-            f"new parameter of it."
-        )
+    with torch._C.DisableTorchFunctionSubclass():
+        function(target, value)  # shape, strides and type
     target._stored, target._path = value._stored, value._path
+    target._form, target._fake = value._form, value._fake
 
 
 def _array(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
