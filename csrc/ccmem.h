@@ -440,9 +440,8 @@ enum { CCMEM_WINDOW_BLOCKS = 4 };
  *
  * The window is taken from the plaintext budget. A writable region and any other do not overlap. The
  * range is not dumped, and a child of a fork gets SIGSEGV there. A write where the region is not
- * writable ends the process, or is lost if it comes in the moment in which its block is placed. No function
- * of ccmem.h may be given the region's addresses as the source of a write or the destination of a read. With
- * a mechanism of signals, handlers installed later come first, and must pass on what is not theirs.
+ * writable ends the process, or is lost if it comes in the moment in which its block is placed. With a
+ * mechanism of signals, handlers installed later come first, and must pass on what is not theirs.
  *
  * A touch has no caller to return an error to. When a page is found changed, or cannot be sealed, all
  * windows of the process are wiped, and it ends by SIGABRT with a message on the standard error.

@@ -23,6 +23,7 @@
 #include "cpu.h"
 #include "fork.h"
 #include "page_key.h"
+#include "ranges.h"
 #include "secret.h"
 #include "store.h"
 #include "threads.h"
@@ -38,6 +39,7 @@ enum {
      * be cached when it is used next, and non-temporal stores would cost more than they save. */
     STREAM_BYTES = 4 << 20,
     READ_RETRIES = 16, /* before a reader takes the writers' lock */
+    STAGING_BYTES = 1 << 20, /* a multiple of every page size */
     SHARDS = 16
 };
 
@@ -250,7 +252,8 @@ static int open_part(ccmem_store *s, shard *sh, uint64_t page, uint64_t version,
 static ccmem_status read_part(ccmem_store *s, shard *sh, uint64_t page, uint32_t offset,
                               uint8_t *out, uint32_t n) {
     uint64_t *word = &s->version[page], v;
-    for (int tries = 0; tries < READ_RETRIES; tries++) {
+    /* Where a touch of `out` may have a page opened, no lock may be held. */
+    for (int tries = 0; tries < READ_RETRIES || ranges_touch(out, n); tries++) {
         v = stable_version(s, page);
         if (__builtin_expect((v & LOCK) != 0, 0)) {
             clear(out, n);
@@ -555,6 +558,28 @@ static ccmem_status check_parts(ccmem_store *s, shard *sh, const range *r) {
 }
 
 static ccmem_status write_range(ccmem_store *s, uint64_t offset, const void *data, uint64_t n,
+                                int alone);
+
+/* write_range() by way of memory of its own, for a source that nobody may touch while he holds locks. */
+static ccmem_status write_staged(ccmem_store *s, uint64_t offset, const uint8_t *data, uint64_t n) {
+    uint8_t *staging;
+    uint64_t piece;
+    ccmem_status status = check_versions(s, offset, n);
+    if (status == CCMEM_OK)
+        status = ccmem_plain_alloc(n < STAGING_BYTES ? n : STAGING_BYTES, &staging);
+    if (status != CCMEM_OK)
+        return status;
+    for (; n && status == CCMEM_OK; offset += piece, data += piece, n -= piece) {
+        piece = STAGING_BYTES - offset % STAGING_BYTES; /* no page is written in two parts */
+        piece = piece < n ? piece : n;
+        memcpy(staging, data, piece);
+        status = write_range(s, offset, staging, piece, 0);
+    }
+    ccmem_plain_free(staging);
+    return status;
+}
+
+static ccmem_status write_range(ccmem_store *s, uint64_t offset, const void *data, uint64_t n,
                                 int alone) {
     ccmem_status status = check_call(s, offset, n);
     const uint8_t *from = data;
@@ -562,6 +587,8 @@ static ccmem_status write_range(ccmem_store *s, uint64_t offset, const void *dat
         return status;
     if (s->read_only)
         return CCMEM_ERR_READONLY;
+    if (n && ranges_touch(data, n))
+        return write_staged(s, offset, data, n);
     shard *sh = my_shard(s);
     if (n)
         status = check_versions(s, offset, n);
@@ -653,7 +680,17 @@ ccmem_status store_write_in_page(ccmem_store *s, const uint64_t *offsets, size_t
     if (s->read_only)
         return CCMEM_ERR_READONLY;
     shard *sh = my_shard(s);
-    ccmem_status status = write_parts(s, sh, offsets[0] >> s->page_shift, offsets, count, data, n, 0);
+    uint8_t *staging = NULL;
+    ccmem_status status = CCMEM_OK;
+    if (ranges_touch(data, (uint64_t)count * n)) {
+        status = ccmem_plain_alloc((uint64_t)count * n, &staging);
+        if (status != CCMEM_OK)
+            return status;
+        memcpy(staging, data, (size_t)count * n);
+        data = staging;
+    }
+    status = write_parts(s, sh, offsets[0] >> s->page_shift, offsets, count, data, n, 0);
+    ccmem_plain_free(staging);
     if (status == CCMEM_OK) {
         add(&sh->count.writes, 1);
         add(&sh->count.bytes_written, (uint64_t)count * n);

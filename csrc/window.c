@@ -27,6 +27,7 @@
 
 #include "budget.h"
 #include "fork.h"
+#include "ranges.h"
 #include "secret.h"
 #include "store.h"
 
@@ -597,6 +598,19 @@ ccmem_status window_unpin(window *w, size_t first, size_t last) {
     return CCMEM_OK;
 }
 
+/* Seals a block and leaves it where it is. */
+static ccmem_status flush_frame(window *w, frame *f) {
+    /* A pinned one may be in a system call's hands, and must not be away for a moment. */
+    const int placed = f->state == PLACED, stays = placed && (f->pins || !take(w, f, 0));
+    ccmem_status status = seal(w, f->block, stays ? block_at(w, f->block) : frame_at(w, f));
+    if (!stays) {
+        f->written = status != CCMEM_OK;
+        if (placed && !insist(w, place, f, f->written))
+            die(w, f->block, CCMEM_ERR_NOMEM);
+    }
+    return status;
+}
+
 ccmem_status window_flush(window *w) {
     ccmem_status status = lock_open(w);
     if (status != CCMEM_OK)
@@ -605,9 +619,7 @@ ccmem_status window_flush(window *w) {
         frame *f = &w->frames[i];
         if (f->state <= OPENING || !f->written)
             continue;
-        /* It stays in use, and counts as written afterwards: what changes meanwhile is sealed next time. */
-        ccmem_status sealed =
-            seal(w, f->block, f->state == PLACED ? block_at(w, f->block) : frame_at(w, f));
+        ccmem_status sealed = flush_frame(w, f);
         if (status == CCMEM_OK)
             status = sealed;
     }
@@ -636,6 +648,7 @@ static void in_child(void) {
         fault_reserve_in_child(&w->space);
     windows = NULL;
     pthread_mutex_init(&windows_lock, NULL);
+    ranges_forget();
     totals = (ccmem_region_stats){0};
 }
 
@@ -693,6 +706,7 @@ ccmem_status window_close(window *w) {
     fault_mechanism *m = w->mechanism;
     w->mechanism = NULL;
     pthread_mutex_unlock(&w->lock);
+    ranges_leave(w->space.base);
     w->ops->close(m); /* its thread may be waiting for the lock */
     leave(w);
     budget_release((uint64_t)w->space.nframes * w->space.block);
@@ -789,8 +803,14 @@ ccmem_status window_new(const window_options *o, window **out) {
             w->count.window = nbytes;
             w->count.block = o->block;
             w->count.kernel_faults = w->mechanism->system_calls;
+            if (!ranges_enter(w->space.base, w->space.nblocks * w->space.block))
+                status = CCMEM_ERR_NOMEM;
         }
         pthread_mutex_unlock(&w->lock);
+        if (status != CCMEM_OK && w->mechanism) {
+            w->ops->close(w->mechanism);
+            fault_release(&w->space);
+        }
         if (status != CCMEM_OK)
             budget_release(nbytes);
     }

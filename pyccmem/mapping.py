@@ -262,8 +262,8 @@ class Mapping(Resource):
 
     def stats(self) -> dict[str, Any]:
         """Of this mapping: `window` and `block` (bytes), `resident` (bytes in the clear now),
-        `peak` (the most), `faults`, `fills`, `read_ahead`, `evictions`, `write_backs`, `kernel_access`,
-        `mechanism`. Raises ForkError."""
+        `peak` (the most), `faults`, `fills`, `read_ahead`, `evictions`, `write_backs`,
+        `kernel_access`, `mechanism`. Raises ForkError."""
         found = ffi.new("ccmem_region_stats *")
         if self._region is not None:
             self._check(lib.ccmem_region_get_stats(self._region, found), "the counters")
