@@ -588,7 +588,7 @@ ccmem_status store_write_present(ccmem_store *s, uint64_t offset, const void *da
     return CCMEM_OK;
 }
 
-/* store_write_present() by way of memory of its own, for a source that nobody may touch while he holds locks. */
+/* By way of memory of its own, for a source that nobody may touch while he holds locks. */
 static ccmem_status write_staged(ccmem_store *s, uint64_t offset, const uint8_t *data, uint64_t n) {
     uint8_t *staging;
     uint64_t piece;

@@ -80,7 +80,7 @@ struct window {
     size_t ahead, stride; /* blocks opened ahead; each so many of them are not placed */
     size_t pinned;        /* frames */
     size_t waiting;       /* frames that are being opened, and wanted */
-    size_t recent[CCMEM_WINDOW_BLOCKS]; /* blocks that were touched when they were not there, last first */
+    size_t recent[CCMEM_WINDOW_BLOCKS]; /* the blocks that faulted last, the last one first */
     uint64_t clock;
     ccmem_region_stats count;
     stream streams[STREAMS];
@@ -341,7 +341,7 @@ static frame *have_block(window *w, const stream *s, size_t block, int alone,
     for (int waits = 0; waits < BUSY_WAITS && !w->closing; waits++) {
         frame *f = frame_of(w, block);
         *status = CCMEM_OK;
-        note_recent(w, block); /* again: others have come meanwhile, and one frame must be left for it */
+        note_recent(w, block); /* again, after others: a frame must be left for it */
         if (f && f->state >= OPENED)
             return f;
         if (!f && (f = acquire(w, s, 1, &reused, status))) {
