@@ -85,6 +85,21 @@ def watchdog(seconds: float = 60) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
 
 
+def copies(needle: bytes) -> int:
+    """How often it is found in this process's memory."""
+    found, piece = 0, bytearray(BLOCK)
+    with open("/proc/self/maps") as lines, open("/proc/self/mem", "rb", 0) as memory:
+        spans = [line.split()[:2] for line in lines if "[v" not in line]
+        for span, access in spans:
+            begin, end = (int(part, 16) for part in span.split("-"))
+            for at in range(begin, end if access[0] == "r" else begin, BLOCK):
+                memory.seek(at)
+                with contextlib.suppress(OSError):
+                    found += memory.readinto(piece) == BLOCK and piece.count(needle)
+                piece[:] = bytes(BLOCK)
+    return found
+
+
 #: The beginning of every script that runs in a child: a key, and how to map.
 PRELUDE = f"""
 import sys

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -174,47 +173,49 @@ def test_a_child_counts_from_zero(key: pyccmem.Key) -> None:
 # ---- what lies in memory --------------------------------------------------------------------
 
 
-def resident_of(ranges: list[tuple[int, int]]) -> int:
-    """Bytes of these addresses that are present, by /proc/self/pagemap."""
-    found = 0
-    with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
-        for begin, end in ranges:
-            pagemap.seek(begin // 4096 * 8)
-            entries = np.frombuffer(pagemap.read((end - begin) // 4096 * 8), "<u8")
-            found += int(np.count_nonzero(entries >> np.uint64(63))) * 4096
-    return found
+SCANNING = (
+    PRELUDE
+    + """
+buffer = EncryptedBuffer.from_data(random_bytes(1 << 22), key=key)
+mapping = mapping_of(buffer, fault, frames=16)
+with mapping as array:
+    print(array.ctypes.data, flush=True)
+    while True:
+        array.sum()
+"""
+)
 
 
 @every_mechanism
 @support.not_sanitized
-def test_residency_during_a_scan(key: pyccmem.Key, fault: str) -> None:
-    """Sampled while another thread scans: the range never holds more than the window."""
-    size, window = 4 * MIB, 16
-    buffer = EncryptedBuffer.from_data(random_bytes(size), key=key)
-    mapping = mapping_of(buffer, fault, frames=window)
-    stop, samples = threading.Event(), []
-    with watchdog(), mapping as array:
-        base = array.ctypes.data
-
-        def scan() -> None:
-            while not stop.is_set():
-                array.sum()
-
-        thread = threading.Thread(target=scan)
-        thread.start()
-        try:
+def test_residency_during_a_scan(fault: str) -> None:
+    """1,000 times the process is stopped, all its threads at once, and the pages of the range that
+    are present are counted."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", SCANNING, fault],
+        env=support.child_environment(),
+        stdout=subprocess.PIPE,
+    )
+    samples = []
+    try:
+        assert child.stdout
+        base = int(child.stdout.readline())
+        with watchdog(), open(f"/proc/{child.pid}/pagemap", "rb", buffering=0) as pagemap:
             while len(samples) < 1000:
-                samples.append((resident_of([(base, base + size)]), mapping.stats()["resident"]))
-        finally:
-            stop.set()
-            thread.join()
-        assert mapping.stats()["evictions"] > 1000
-    # A block that goes while the table is read and one that comes may both be seen.
-    assert max(seen for seen, _ in samples) <= (window + 8) * BLOCK
-    assert np.median([seen for seen, _ in samples]) <= window * BLOCK
-    assert max(counted for _, counted in samples) <= window * BLOCK
-    assert max(seen for seen, _ in samples) > 0
-    assert mapping.stats()["peak"] <= window * BLOCK
+                os.kill(child.pid, signal.SIGSTOP)
+                os.waitpid(child.pid, os.WUNTRACED)
+                pagemap.seek(base // 4096 * 8)
+                entries = np.frombuffer(pagemap.read((4 * MIB) // 4096 * 8), "<u8")
+                held = np.flatnonzero(entries >> np.uint64(63))
+                samples.append((len(held), int(held[0]) if len(held) else -1))
+                os.kill(child.pid, signal.SIGCONT)
+                time.sleep(0.0005)
+    finally:
+        child.kill()
+        child.communicate()
+    assert max(count for count, _ in samples) * 4096 <= 16 * BLOCK
+    assert sum(count for count, _ in samples) > 1000
+    assert len({first for _, first in samples}) > 20, "the scan went on in between"
 
 
 SCAN = (

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -17,6 +18,7 @@ from mapping_support import (
     SIGNALS,
     assert_died,
     check,
+    copies,
     every_mechanism,
     mapping_of,
     random_bytes,
@@ -64,15 +66,19 @@ def test_system_calls_on_what_is_pinned(key: pyccmem.Key, fault: str, tmp_path: 
     buffer = EncryptedBuffer.from_data(data, key=key)
     mapping = mapping_of(buffer, fault, "r+", frames=8)
     path = tmp_path / "file"
-    with watchdog(), mapping, open(path, "wb+", buffering=0) as file:
-        with mapping.pin(slice(5 * BLOCK - 100, 8 * BLOCK)) as part:
-            assert file.write(part) == part.size
-            assert path.read_bytes() == part.tobytes()
-            file.seek(0)
-            part[:] = 0
-            assert file.readinto(memoryview(part)) == part.size
-            file.seek(0)
-            assert np.array_equal(np.fromfile(file, np.uint8), part)
+    with (
+        watchdog(),
+        mapping,
+        open(path, "wb+", buffering=0) as file,
+        mapping.pin(slice(5 * BLOCK - 100, 8 * BLOCK)) as part,
+    ):
+        assert file.write(part) == part.size
+        assert path.read_bytes() == part.tobytes()
+        file.seek(0)
+        part[:] = 0
+        assert file.readinto(memoryview(part)) == part.size
+        file.seek(0)
+        assert np.array_equal(np.fromfile(file, np.uint8), part)
     assert buffer.read() == data.tobytes()
 
 
@@ -106,10 +112,8 @@ def test_reading_the_process_memory_opens_nothing(key: pyccmem.Key, fault: str) 
             found = b""
             for at in range(0, data.size, BLOCK):
                 memory.seek(base + at)
-                try:
+                with contextlib.suppress(OSError):
                     found += memory.read(BLOCK)
-                except OSError:
-                    pass
         assert data[:16].tobytes() not in found
         assert mapping.stats()["fills"] <= (0 if not mapping.kernel_access else LEAST)
 
@@ -220,23 +224,6 @@ def test_raised_signals_are_passed_on(fault: str, what: str) -> None:
 
 
 # ---- forks ----------------------------------------------------------------------------------
-
-
-def copies(needle: bytes) -> int:
-    """How often it is found in this process's memory."""
-    found, piece = 0, bytearray(BLOCK)
-    with open("/proc/self/maps") as lines, open("/proc/self/mem", "rb", 0) as memory:
-        spans = [line.split()[:2] for line in lines if "[v" not in line]
-        for span, access in spans:
-            begin, end = (int(part, 16) for part in span.split("-"))
-            for at in range(begin, end if access[0] == "r" else begin, BLOCK):
-                memory.seek(at)
-                try:
-                    found += memory.readinto(piece) == BLOCK and piece.count(needle)
-                except OSError:
-                    pass
-                piece[:] = bytes(BLOCK)
-    return found
 
 
 @every_mechanism
