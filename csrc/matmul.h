@@ -12,8 +12,7 @@ enum {
     MATMUL_DTYPES = CCMEM_I8 + 1,
     MATMUL_ROWS = 3,        /* rows of x that share one pass over W at most */
     MATMUL_BLOCK_MAX = 64,  /* of elements, in every tier */
-    MATMUL_CHAINS = 4,      /* partial sums a lane */
-    MATMUL_FUSED_BLOCK = 32 /* of elements, where pages are multiplied in registers (aegis_dot.h) */
+    MATMUL_CHAINS = 4       /* partial sums a lane */
 };
 
 /* The partial sums of MATMUL_ROWS rows of x with one row of W: element i of a row belongs to the sum
@@ -36,7 +35,7 @@ typedef struct matmul_ops {
     matmul_dot dot[MATMUL_DTYPES][MATMUL_ROWS];
     /* out[r] = the sum of row r's partial sums, always added in the same order; they are zero then. */
     void (*total)(matmul_sums *sums, float *out, size_t rows);
-    /* The same for one row, whose partial sums stay as they are; 32-byte aligned. */
+    /* The same for one row, whose partial sums stay as they are; 64-byte aligned. */
     float (*sum)(const float *lane);
 } matmul_ops;
 
