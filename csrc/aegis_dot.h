@@ -21,7 +21,8 @@ enum { DOT_NEAR = 1024, DOT_FAR = 8192 };
 enum { DOT_PARTS = DOT_LANES / 8, DOT_SUMS = 4 * DOT_PARTS, DOT_BLOCK = 8 * DOT_SUMS };
 
 /* The bytes of a turn: two blocks of the cipher, and whole blocks of W. */
-#define DOT_TURN(element) (DOT_BLOCK * (element) < 128 ? 128 : DOT_BLOCK * (element))
+#define DOT_TURN(element)                                                                         \
+    (DOT_BLOCK * (element) < AEGIS_DOT_TURN ? AEGIS_DOT_TURN : DOT_BLOCK * (element))
 
 /* Adds eight products to the sum of their place in the block. */
 DOT_INLINE void dot_add(__m256 sum[DOT_SUMS], __m256 w, const float *x, size_t place) {
@@ -94,7 +95,7 @@ DOT_INLINE void save_sums(float *to, const __m256 sum[DOT_SUMS]) {
 DOT_INLINE size_t open_dot(ccmem_dtype dtype, size_t element, const uint8_t *key,
                            const uint8_t *src, size_t npages, size_t size,
                            const uint8_t (*nonce)[16], const uint8_t (*tag)[16],
-                           const aegis_dot *d) {
+                           const dot_rows *d) {
     const shape at = shape_of(2, 0);
     const size_t row_bytes = d->in_features * element;
     size_t i = d->from, done = d->done * element, good = 0;
@@ -137,7 +138,7 @@ DOT_INLINE size_t open_dot(ccmem_dtype dtype, size_t element, const uint8_t *key
 #define DOT(name, dtype, element)                                                                 \
     static DOT_TARGET CLEAR_REGISTERS __attribute__((noinline)) size_t name(                      \
         const uint8_t *key, const uint8_t *src, size_t npages, size_t size,                       \
-        const uint8_t (*nonce)[16], const uint8_t (*tag)[16], const aegis_dot *d) {               \
+        const uint8_t (*nonce)[16], const uint8_t (*tag)[16], const dot_rows *d) {               \
         return open_dot(dtype, element, key, src, npages, size, nonce, tag, d);                   \
     }
 DOT(open_dot_f32, CCMEM_F32, 4)

@@ -22,6 +22,14 @@ static uint32_t bit_if(uint32_t reg, unsigned bit, uint32_t feature) {
     return reg >> bit & 1 ? feature : 0;
 }
 
+/* By the vendor's name, "AuthenticAMD". */
+static uint32_t detect_amd(void) {
+    uint32_t eax, ebx, ecx, edx;
+    int amd = __get_cpuid(0, &eax, &ebx, &ecx, &edx) && ebx == signature_AMD_ebx &&
+              edx == signature_AMD_edx && ecx == signature_AMD_ecx;
+    return amd ? CPU_AMD : 0;
+}
+
 static uint32_t detect(void) {
     const uint32_t avx512_parts = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* F, DQ, BW, VL */
     uint32_t eax, ebx, ecx, edx, found, floats;
@@ -29,7 +37,7 @@ static uint32_t detect(void) {
 
     if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx))
         return 0;
-    found = bit_if(ecx, 20, CPU_SSE42) | bit_if(ecx, 25, CPU_AESNI) | bit_if(ecx, 1, CPU_PCLMUL);
+    found = detect_amd() | bit_if(ecx, 20, CPU_SSE42) | bit_if(ecx, 25, CPU_AESNI) | bit_if(ecx, 1, CPU_PCLMUL);
     floats = bit_if(ecx, 12, CPU_FMA) | bit_if(ecx, 29, CPU_F16C);
     /* Without OSXSAVE, XGETBV itself is undefined; without AVX there is no ymm state to ask for. */
     xcr0 = (ecx >> 27 & 1) && (ecx >> 28 & 1) ? read_xcr0() : 0;
@@ -58,6 +66,8 @@ uint32_t cpu_features(void) {
     }
     return features;
 }
+
+int cpu_is_amd(void) { return (cpu_features() & CPU_AMD) != 0; }
 
 int cpu_supports(ccmem_tier tier) {
     uint32_t needs = CPU_SSE42 | CPU_AESNI | CPU_PCLMUL;

@@ -167,7 +167,7 @@ static size_t multiply(const linear *l, tile *t, position *at, uint64_t end, con
 static int multiply_fused(linear *l, tile *t, position *at, uint64_t page, size_t n, size_t from,
                           size_t to) {
     float *sums = (float *)(t->pages + l->batch * store_page_size(l->store));
-    aegis_dot dot = {.from = from, .to = to, .in_features = (size_t)l->in_features,
+    dot_rows dot = {.from = from, .to = to, .in_features = (size_t)l->in_features,
                      .done = (size_t)at->done, .x = l->x, .first = t->lane[t->at], .sums = sums,
                      .rest = t->lane[t->at ^ 1]};
     int done;
@@ -253,13 +253,13 @@ static void run_piece(void *arg, uint64_t begin, uint64_t end) {
 static void choose_way(linear *l) {
     const size_t size = store_page_size(l->store), row_bytes = l->in_features * l->element;
     const size_t block_bytes = l->ops->block * l->element;
-    const size_t turn = block_bytes < 128 ? 128 : block_bytes; /* see aegis_dot */
+    const size_t least = store_dot_turn(l->store), turn = block_bytes < least ? least : block_bytes;
     l->fused = l->fused_rows = 0;
     l->batch = size < TILE_BYTES ? TILE_BYTES / size : 1;
     if (l->batch > STORE_OPEN_MAX)
         l->batch = STORE_OPEN_MAX;
-    if (l->rows == 1 && l->ops != &matmul_portable && l->offset % turn == 0 &&
-        row_bytes % turn == 0 && store_can_dot(l->store)) {
+    if (l->rows == 1 && least && l->ops != &matmul_portable && l->offset % turn == 0 &&
+        row_bytes % turn == 0) {
         l->fused = size < FUSED_BYTES ? FUSED_BYTES / size : 1;
         l->fused_rows = l->fused * size / row_bytes + 2;
         l->batch = 1;

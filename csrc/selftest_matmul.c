@@ -5,6 +5,7 @@
 
 #include "aegis.h"
 #include "matmul.h"
+#include "xts.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -124,39 +125,71 @@ static int check_conversions(const matmul_ops *ops, products *p, ccmem_dtype dty
     return good;
 }
 
-/* Two pages, rows of 768 bytes from byte 256 on, so that rows lie across pages; then a changed tag. */
-static int check_fused(const matmul_ops *ops, const aegis_ops *aegis, products *p,
-                       ccmem_dtype dtype) {
-    enum { ROW = 768, FROM = 256, TO = PAGES * PAGE - 512 };
-    static const uint8_t key[16] = {1, 2, 3}, nonce[PAGES][16] = {{4}, {5}};
-    const size_t element = matmul_element(dtype), in_features = ROW / element;
+/* Two pages, rows of 1536 bytes from byte 512 on, so that rows lie across pages and the last does not
+ * end. */
+enum { ROW = 1536, FROM = 512, TO = PAGES * PAGE - 512 };
+
+static dot_rows fused_rows(const matmul_ops *ops, products *p, ccmem_dtype dtype) {
     static const _Alignas(64) float zeros[MATMUL_BLOCK_MAX];
-    uint8_t tag[PAGES][16];
-    int good = 1;
-    aegis_dot dot = {.from = FROM, .to = TO, .in_features = in_features, .x = p->x[0],
-                     .first = zeros, .sums = p->row_sums, .rest = p->rest};
+    const size_t element = matmul_element(dtype);
     fill(p, dtype, sizeof p->w / element);
-    pack_row(p, ops, dtype, in_features, 0);
-    aegis_portable.seal_pages(key, p->sealed, p->w, PAGES, PAGE, nonce, tag, 0);
-    good &= aegis->dot[dtype](key, p->sealed, PAGES, PAGE, nonce, (const uint8_t(*)[16])tag,
-                              &dot) == PAGES;
+    pack_row(p, ops, dtype, ROW / element, 0);
+    return (dot_rows){.from = FROM, .to = TO, .in_features = ROW / element, .x = p->x[0],
+                      .first = zeros, .sums = p->row_sums, .rest = p->rest};
+}
+
+static int check_rows(const matmul_ops *ops, const products *p, ccmem_dtype dtype) {
+    const size_t element = matmul_element(dtype);
+    int good = 1;
     for (size_t at = FROM, row = 0; at < TO; at += ROW, row++) {
-        float got;
         long expected = 0;
-        for (size_t i = 0; i < in_features && at + i * element < TO; i++)
+        for (size_t i = 0; i < ROW / element && at + i * element < TO; i++)
             expected += p->number[at / element + i] * x_of(i, 0);
-        got = ops->sum(at + ROW <= TO ? p->row_sums + row * ops->block : p->rest);
+        float got = ops->sum(at + ROW <= TO ? p->row_sums + row * ops->block : p->rest);
         good &= got == (float)expected;
     }
+    return good;
+}
+
+/* A changed tag as well. */
+static int check_fused(const matmul_ops *ops, const aegis_ops *aegis, products *p,
+                       ccmem_dtype dtype) {
+    static const uint8_t key[16] = {1, 2, 3}, nonce[PAGES][16] = {{4}, {5}};
+    const dot_rows rows = fused_rows(ops, p, dtype);
+    uint8_t tag[PAGES][16];
+    aegis_portable.seal_pages(key, p->sealed, p->w, PAGES, PAGE, nonce, tag, 0);
+    int good = aegis->dot[dtype](key, p->sealed, PAGES, PAGE, nonce, (const uint8_t(*)[16])tag,
+                                 &rows) == PAGES;
+    good &= check_rows(ops, p, dtype);
     tag[1][15] ^= 0x80;
     good &= aegis->dot[dtype](key, p->sealed, PAGES, PAGE, nonce, (const uint8_t(*)[16])tag,
-                              &dot) == 1;
+                              &rows) == 1;
+    return good;
+}
+
+/* Both sizes of keys, and the two pages as one. */
+static int check_fused_xts(const matmul_ops *ops, const xts_ops *xts, products *p,
+                           ccmem_dtype dtype) {
+    int good = 1;
+    for (int i = 0; i < 3; i++) {
+        const size_t size = i == 2 ? PAGES * PAGE : PAGE;
+        const dot_rows rows = fused_rows(ops, p, dtype);
+        uint8_t raw[64], t0[PAGES][16] = {{4}, {5}};
+        xts_key key;
+        selftest_fill(raw, sizeof raw, 11);
+        xts_expand(&key, raw, i == 1 ? 64 : 32);
+        xts_portable.seal_pages(&key, p->sealed, p->w, PAGES * PAGE / size, size,
+                                (const uint8_t(*)[16])t0, 0);
+        xts->dot[dtype](&key, p->sealed, size, (const uint8_t(*)[16])t0, &rows);
+        good &= check_rows(ops, p, dtype);
+    }
     return good;
 }
 
 ccmem_status selftest_matmul(ccmem_tier tier) {
     const matmul_ops *ops = matmul_tier(tier);
     const aegis_ops *aegis = aegis_tier(tier);
+    const xts_ops *xts[2] = {xts_tier(tier), xts_other(tier)};
     int good = 1;
     products *p;
     if (posix_memalign((void **)&p, LINE, sizeof *p))
@@ -167,6 +200,9 @@ ccmem_status selftest_matmul(ccmem_tier tier) {
             good &= check_conversions(ops, p, (ccmem_dtype)dtype);
         if (ops != &matmul_portable && aegis->dot)
             good &= check_fused(ops, aegis, p, (ccmem_dtype)dtype);
+        for (int i = 0; i < 2; i++)
+            if (xts[i] && xts[i]->dot)
+                good &= check_fused_xts(ops, xts[i], p, (ccmem_dtype)dtype);
     }
     free(p);
     return good ? CCMEM_OK : CCMEM_ERR_SELFTEST;
