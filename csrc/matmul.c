@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "cpu.h"
+#include "matmul_panels.h"
 #include "secret.h"
 #include "store.h"
 #include "threads.h"
@@ -331,8 +332,13 @@ ccmem_status ccmem_store_linear(ccmem_store *store, uint64_t offset, ccmem_dtype
             only_bias(&l, out_features);
             return CCMEM_OK;
         }
+        if (nrows > 1) {
+            const panel_product product = {store, offset, dtype, out_features, in_features, x, nrows,
+                                           ldx, scale, bias, y, ldy};
+            status = panel_multiply(panel_tier(ccmem_tier_active(), 0), &product);
+        } else {
         l.ldx = matmul_padded(ops, (size_t)in_features);
-        status = run_passes(&l, out_features, x, nrows, ldx);
+        status = run_passes(&l, out_features, x, nrows, ldx);}
     }
     if (status != CCMEM_OK)
         for (uint64_t r = 0; r < nrows; r++)
