@@ -15,6 +15,10 @@ size_t fetch_room(const ccmem_store *store) {
     return (size_t)(most_pages(store) * store_page_size(store)) + FETCH_SLACK;
 }
 
+size_t fetch_room_whole(const ccmem_store *store, size_t n) {
+    return n + 2 * store_page_size(store);
+}
+
 /* Has the page of byte `at` open, and returns how many bytes from there on are. 0: *status says why. */
 static size_t opened(fetch *f, uint64_t at, uint64_t end, ccmem_status *status) {
     const uint64_t size = store_page_size(f->store), page = at / size;
@@ -64,5 +68,18 @@ ccmem_status fetch_run(fetch *f, void *to, uint64_t at, size_t n, uint64_t end) 
         out += whole * f->converted;
         n -= whole;
     }
+    return CCMEM_OK;
+}
+
+ccmem_status fetch_whole(fetch *f, uint64_t at, size_t n, const uint8_t **out) {
+    const uint64_t size = store_page_size(f->store), first = at / size;
+    const uint64_t count = (at + n - 1) / size + 1 - first, most = most_pages(f->store);
+    for (uint64_t i = 0; i < count; i += most) {
+        ccmem_status status = store_open_pages(f->store, first + i, f->pages + i * size,
+                                               count - i < most ? count - i : most);
+        if (status != CCMEM_OK)
+            return status;
+    }
+    *out = f->pages + at % size;
     return CCMEM_OK;
 }

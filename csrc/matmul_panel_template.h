@@ -165,9 +165,9 @@ static TARGET CLEAR_REGISTERS void turn(float *to, const uint8_t *from, size_t s
 
 static TARGET CLEAR_REGISTERS void finish(const float *sums, size_t h, size_t rows,
                                           const panel_end *end) {
-    for (size_t i = 0; i < h; i += 8) {
-        const __m256i mask = lanes_below(h - i < 8 ? h - i : 8);
-        for (size_t r = 0; r < rows; r += 4) {
+    for (size_t r = 0; r < rows; r += 4)
+        for (size_t i = 0; i < h; i += 8) {
+            const __m256i mask = lanes_below(h - i < 8 ? h - i : 8);
             __m256 column[4];
             turn_block(column, (const uint8_t *)(sums + i * WIDTH + r), WIDTH * sizeof(float));
 #pragma GCC unroll 4
@@ -175,7 +175,6 @@ static TARGET CLEAR_REGISTERS void finish(const float *sums, size_t h, size_t ro
                 if (r + j < rows)
                     put(column[j], end, r + j, i, mask);
         }
-    }
 }
 
 const panel_ops PANEL_OPS = {.lanes = LANES,

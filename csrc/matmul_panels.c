@@ -26,6 +26,7 @@ enum {
     WORD = 4,
     LINE_WORDS = 16,
     PAD_WORDS = 16,           /* that a conversion may write past the last of a row */
+    SET_BYTES = 4096,         /* words so far apart share the few places of one set of an L1 */
     DEPTH = 2048,             /* words of k for which a panel is multiplied at a time: it stays in L2 */
     DOT_GROUP_BYTES = 64 << 10,
     GROUP_BYTES = 400 << 10,  /* of W's rows in a group, converted, beside a panel in an L2 */
@@ -56,6 +57,7 @@ typedef struct panels {
     size_t element;    /* bytes of one of W */
     size_t unit;       /* bytes of one of x, and of W when converted */
     int few;           /* rows of x */
+    int as_is;         /* rows of W are multiplied where they were opened */
     const uint8_t *x;  /* the rows of this pass: as they are, or in panels */
     size_t ldx;        /* words, of rows that are few */
     size_t rows;       /* of this pass */
@@ -77,7 +79,14 @@ static size_t sums_words(const panels *l) {
     return l->few ? 0 : round_up(l->group, 24) * l->ops->width;
 }
 
-static size_t rows_words(const panels *l) { return round_up(l->group, l->ops->height) * l->ldw; }
+static size_t rows_words(const panels *l) {
+    return l->as_is ? 0 : round_up(l->group, l->ops->height) * l->ldw;
+}
+
+static size_t pages_bytes(const panels *l) {
+    const size_t bytes = (size_t)(l->group * l->p.in_features) * l->element;
+    return round_up(l->as_is ? fetch_room_whole(l->p.store, bytes) : fetch_room(l->p.store), 64);
+}
 
 /* ---- x ----------------------------------------------------------------------------------------- */
 
@@ -116,15 +125,19 @@ static void pack_rows(panels *l, uint8_t *to) {
 
 /* ---- one group of W's rows --------------------------------------------------------------------- */
 
-/* Opens n elements from number `first` on of h rows from `row` on to `w`. */
-static ccmem_status fetch_rows(const panels *l, fetch *f, float *w, uint64_t row, size_t h,
-                               uint64_t first, size_t n) {
+/* Opens n elements from number `first` on of h rows from `row` on: at `room`, or at *w. */
+static ccmem_status fetch_rows(const panels *l, fetch *f, float *room, uint64_t row, size_t h,
+                               uint64_t first, size_t n, const float **w) {
     const uint64_t row_bytes = l->p.in_features * l->element;
     const int whole = n == l->p.in_features;
+    if (l->as_is)
+        return fetch_whole(f, l->p.offset + row * row_bytes, (size_t)(h * row_bytes),
+                           (const uint8_t **)(const void *)w);
+    *w = room;
     for (size_t i = 0; i < h; i++) {
         const uint64_t at = l->p.offset + (row + i) * row_bytes + first * l->element;
         const uint64_t end = whole ? at + (h - i) * row_bytes : at + n * l->element;
-        uint8_t *to = (uint8_t *)(w + i * l->ldw);
+        uint8_t *to = (uint8_t *)(room + i * l->ldw);
         ccmem_status status = fetch_run(f, to, at, n, end);
         if (status != CCMEM_OK)
             return status;
@@ -176,7 +189,7 @@ static void multiply_panels(const panels *l, const float *w, float *sums, uint64
     }
 }
 
-static void multiply_groups(panels *l, float *sums, fetch *f, float *w) {
+static void multiply_groups(panels *l, float *sums, fetch *f, float *room) {
     while (!outcome_stopped(&l->end)) {
         const uint64_t row = __atomic_fetch_add(&l->next, l->group, __ATOMIC_RELAXED);
         if (row >= l->p.out_features)
@@ -185,7 +198,8 @@ static void multiply_groups(panels *l, float *sums, fetch *f, float *w) {
         const size_t h = (size_t)(left < l->group ? left : l->group);
         for (uint64_t first = 0, n; first < l->p.in_features; first += n) {
             n = l->p.in_features - first < l->part ? l->p.in_features - first : l->part;
-            ccmem_status status = fetch_rows(l, f, w, row, h, first, (size_t)n);
+            const float *w;
+            ccmem_status status = fetch_rows(l, f, room, row, h, first, (size_t)n, &w);
             if (status != CCMEM_OK) {
                 outcome_stop(&l->end, status);
                 return;
@@ -200,7 +214,7 @@ static void multiply_groups(panels *l, float *sums, fetch *f, float *w) {
 
 static void run_thread(void *arg, uint64_t begin, uint64_t end) {
     panels *l = arg;
-    const size_t pages = round_up(fetch_room(l->p.store), 64), sums = sums_words(l) * WORD;
+    const size_t pages = pages_bytes(l), sums = sums_words(l) * WORD;
     uint8_t *block;
     (void)begin;
     (void)end;
@@ -228,22 +242,40 @@ static void run_thread(void *arg, uint64_t begin, uint64_t end) {
 
 /* ---- one call ---------------------------------------------------------------------------------- */
 
+/* So many rows of W at a time that they take up to `limit` bytes; and whole pages where that can be, as
+ * others are opened once more for the next. */
+static uint64_t group_of(const panels *l, size_t limit, size_t height) {
+    const uint64_t row_bytes = l->p.in_features * l->element, size = store_page_size(l->p.store);
+    uint64_t most = limit / (l->ldw * WORD), step = height;
+    while (step * 2 <= most && step * row_bytes % size)
+        step *= 2;
+    if (step * row_bytes % size)
+        step = height;
+    most = most / step * step;
+    return most < height ? height : most;
+}
+
 /* Which rows and elements of W are taken at a time. */
 static void cut(panels *l) {
     const size_t height = l->few ? PANEL_DOT_HEIGHT : l->ops->height;
     const uint64_t part = ROWS_BYTES / (height * l->unit) / (PAD_WORDS * 4) * (PAD_WORDS * 4);
+    const size_t n = words(l, l->p.in_features);
     l->part = l->p.in_features < part ? l->p.in_features : part;
-    /* An odd number of cache lines, so that rows with the same k do not share the few places of one. */
-    l->ldw = round_up(words(l, l->part), LINE_WORDS) + PAD_WORDS;
-    if (l->ldw / LINE_WORDS % 2 == 0)
-        l->ldw += LINE_WORDS;
-    const size_t limit = l->few ? DOT_GROUP_BYTES : GROUP_BYTES;
-    uint64_t most = limit / (l->ldw * WORD) / height * height;
-    if (!l->few && most > GROUP_HEIGHT)
-        most = GROUP_HEIGHT;
-    l->group = most < height ? height : most;
+    l->as_is = l->few && l->part == l->p.in_features && l->element == l->unit &&
+               l->p.in_features * l->unit % (l->ops->lanes * WORD) == 0;
+    if (l->as_is) {
+        l->ldw = n;
+    } else {
+        /* An odd number of cache lines, so that equal places of rows are in different sets. */
+        l->ldw = round_up(words(l, l->part), LINE_WORDS) + PAD_WORDS;
+        if (l->ldw / LINE_WORDS % 2 == 0)
+            l->ldw += LINE_WORDS;
+    }
+    l->group = group_of(l, l->few ? DOT_GROUP_BYTES : GROUP_BYTES, height);
+    if (!l->few && l->group > GROUP_HEIGHT)
+        l->group = GROUP_HEIGHT;
     if (l->group > l->p.out_features)
-        l->group = round_up(l->p.out_features, height);
+        l->group = round_up((size_t)l->p.out_features, height);
 }
 
 /* An element of W costs a unit to open and to convert, and one for each 16 rows of x. */
@@ -276,14 +308,14 @@ ccmem_status panel_multiply(const panel_ops *ops, const panel_product *product) 
     l.unit = ops == &panel_bf16 ? sizeof(uint16_t) : sizeof(float);
     l.few = nrows <= ops->dot_most;
     const size_t n = words(&l, product->in_features);
-    const size_t row_bytes = (l.few ? round_up(n, ops->lanes) : n) * WORD;
+    const size_t row_bytes = (l.few ? round_up(n, LINE_WORDS) + LINE_WORDS : n) * WORD;
     uint64_t most = PANEL_BYTES / row_bytes / ops->width * ops->width;
     most = most < ops->width ? ops->width : most;
     const uint64_t pass = nrows < most ? nrows : most;
     l.ldx = row_bytes / WORD;
     cut(&l);
-    if (l.few && n % ops->lanes == 0 && product->ldx * l.unit % WORD == 0 &&
-        product->in_features * l.unit % WORD == 0) {
+    if (l.few && product->in_features * l.unit % (ops->lanes * WORD) == 0 &&
+        product->ldx * l.unit % WORD == 0 && product->ldx * l.unit % SET_BYTES) {
         l.ldx = (size_t)product->ldx * l.unit / WORD;
     } else {
         ccmem_status status =

@@ -53,7 +53,9 @@ static ccmem_status linear(ccmem_store *store, uint64_t offset, ccmem_dtype dtyp
                            uint64_t out_features, uint64_t in_features, const void *x,
                            ccmem_dtype x_dtype, uint64_t nrows, const ccmem_bias *bias, void *y,
                            ccmem_dtype y_dtype, float *scratch) {
-    const uint64_t nx = x_dtype == CCMEM_BF16 ? nrows * in_features : 0;
+    const int halves = x_dtype == CCMEM_BF16 && dtype == CCMEM_BF16 && nrows > 1 &&
+                       panel_tier(ccmem_tier_active(), 1);
+    const uint64_t nx = x_dtype == CCMEM_BF16 && !halves ? nrows * in_features : 0;
     const uint64_t ny = nrows * out_features;
     float *narrowed = y_dtype == CCMEM_BF16 ? scratch + nx + 2 * out_features : NULL;
     const float *added;
@@ -64,8 +66,11 @@ static ccmem_status linear(ccmem_store *store, uint64_t offset, ccmem_dtype dtyp
         widen(scratch, x, (size_t)nx);
         x = scratch;
     }
-    status = ccmem_store_linear(store, offset, dtype, out_features, in_features, NULL, x, nrows,
-                                in_features, added, narrowed ? narrowed : y, out_features);
+    const panel_product product = {
+        .store = store, .offset = offset, .dtype = dtype, .out_features = out_features,
+        .in_features = in_features, .x = x, .nrows = nrows, .ldx = in_features, .bias = added,
+        .y = narrowed ? narrowed : y, .ldy = out_features};
+    status = matmul_product(&product, halves);
     if (status == CCMEM_OK && narrowed)
         narrow(y, narrowed, (size_t)ny);
     return status;
