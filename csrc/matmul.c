@@ -254,9 +254,10 @@ static void choose_way(linear *l) {
 
 /* The product with no element: what is left of it is the bias. */
 static void only_bias(const panel_product *p) {
-    for (uint64_t r = 0; r < p->nrows; r++)
+    float *y = p->y;
+    for (uint64_t r = 0; r < p->nrows; r++, y += p->ldy)
         for (uint64_t o = 0; o < p->out_features; o++)
-            p->y[r * p->ldy + o] = p->bias ? p->bias[o] : 0.0f;
+            y[o] = p->bias ? p->bias[o] : 0.0f;
 }
 
 static ccmem_status one_row(const panel_product *p) {
@@ -309,9 +310,11 @@ ccmem_status matmul_product(const panel_product *p, int halves) {
         else
             status = one_row(p);
     }
-    if (status != CCMEM_OK)
+    if (status != CCMEM_OK) {
+        const size_t result = p->halves ? sizeof(uint16_t) : sizeof(float);
         for (uint64_t r = 0; r < nrows; r++)
-            ccmem_wipe(p->y + r * p->ldy, out * sizeof *p->y);
+            ccmem_wipe((uint8_t *)p->y + r * p->ldy * result, out * result);
+    }
     return status;
 }
 
@@ -320,6 +323,6 @@ ccmem_status ccmem_store_linear(ccmem_store *store, uint64_t offset, ccmem_dtype
                                 const float *x, uint64_t nrows, uint64_t ldx, const float *bias,
                                 float *y, uint64_t ldy) {
     const panel_product product = {store, offset, dtype, out_features, in_features, x,
-                                   nrows, ldx,    scale, bias,         y,           ldy};
+                                   nrows, ldx,    scale, bias,         y,           ldy, 0};
     return matmul_product(&product, 0);
 }

@@ -29,34 +29,86 @@ INLINE __m256i lanes_below(size_t n) {
                               _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 
-INLINE __m256 scaled(__m256 sum, const panel_end *end, size_t at, __m256i mask) {
+/* The upper halves of eight floats, as bfloat16_of() in matmul_scalar.h rounds them. */
+INLINE __m128i rounded(__m256 v) {
+    const __m256i u = _mm256_castps_si256(v), upper = _mm256_srli_epi32(u, 16);
+    const __m256i odd = _mm256_and_si256(upper, _mm256_set1_epi32(1));
+    const __m256i near =
+        _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(u, odd), _mm256_set1_epi32(0x7fff)), 16);
+    const __m256i half =
+        _mm256_blendv_epi8(near, _mm256_or_si256(upper, _mm256_set1_epi32(0x40)),
+                           _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q)));
+    return _mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_packus_epi32(half, half), 0x08));
+}
+
+/* Fewer than 8 sums. Their own function, since masked stores are slow. */
+static TARGET CLEAR_REGISTERS __attribute__((noinline)) void put_some(const float sums[8],
+                                                                      const panel_end *end,
+                                                                      size_t r, size_t at,
+                                                                      size_t n) {
+    const __m256i mask = lanes_below(n);
+    __m256 sum = _mm256_maskload_ps(sums, mask);
+    const size_t to = r * end->ldy + at;
+    if (end->add)
+        sum = _mm256_add_ps(_mm256_maskload_ps((float *)end->y + to, mask), sum);
     if (end->scale)
         sum = _mm256_mul_ps(sum, _mm256_maskload_ps(end->scale + at, mask));
-    return end->bias ? _mm256_add_ps(sum, _mm256_maskload_ps(end->bias + at, mask)) : sum;
+    if (end->bias)
+        sum = _mm256_add_ps(sum, _mm256_maskload_ps(end->bias + at, mask));
+    if (end->halves) {
+        uint16_t half[8];
+        _mm_storeu_si128((__m128i *)half, rounded(sum));
+        for (size_t i = 0; i < n; i++)
+            ((uint16_t *)end->y)[to + i] = half[i];
+    } else {
+        _mm256_maskstore_ps((float *)end->y + to, mask, sum);
+    }
 }
 
-INLINE void put(__m256 sum, const panel_end *end, size_t r, size_t at, __m256i mask) {
-    float *y = end->y + r * end->ldy + at;
+/* The sums of row r of x and eight rows of W from number `at` on. */
+INLINE void put_8(__m256 sum, const panel_end *end, size_t r, size_t at) {
+    const size_t to = r * end->ldy + at;
     if (end->add)
-        sum = _mm256_add_ps(_mm256_maskload_ps(y, mask), sum);
-    _mm256_maskstore_ps(y, mask, scaled(sum, end, at, mask));
+        sum = _mm256_add_ps(_mm256_loadu_ps((float *)end->y + to), sum);
+    if (end->scale)
+        sum = _mm256_mul_ps(sum, _mm256_loadu_ps(end->scale + at));
+    if (end->bias)
+        sum = _mm256_add_ps(sum, _mm256_loadu_ps(end->bias + at));
+    if (end->halves)
+        _mm_storeu_si128((__m128i *)(void *)((uint16_t *)end->y + to), rounded(sum));
+    else
+        _mm256_storeu_ps((float *)end->y + to, sum);
 }
 
-/* The sums of four vectors' lanes, in the lower four. */
-INLINE __m256 totals(const VEC v[4]) {
+/* Of four. */
+INLINE void put_4(__m128 sum, const panel_end *end, size_t r, size_t at) {
+    const size_t to = r * end->ldy + at;
+    if (end->add)
+        sum = _mm_add_ps(_mm_loadu_ps((float *)end->y + to), sum);
+    if (end->scale)
+        sum = _mm_mul_ps(sum, _mm_loadu_ps(end->scale + at));
+    if (end->bias)
+        sum = _mm_add_ps(sum, _mm_loadu_ps(end->bias + at));
+    if (end->halves)
+        _mm_storel_epi64((__m128i *)(void *)((uint16_t *)end->y + to),
+                         rounded(_mm256_castps128_ps256(sum)));
+    else
+        _mm_storeu_ps((float *)end->y + to, sum);
+}
+
+/* The sums of four vectors' lanes. */
+INLINE __m128 totals(const VEC v[4]) {
     __m256 a = vhalf(v[0]), b = vhalf(v[1]), c = vhalf(v[2]), d = vhalf(v[3]);
     a = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
     c = _mm256_add_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
     a = _mm256_add_ps(_mm256_shuffle_ps(a, c, 0x44), _mm256_shuffle_ps(a, c, 0xee));
-    return _mm256_castps128_ps256(
-        _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1)));
+    return _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
 }
 
 INLINE void dot(size_t rows, const float *w, size_t ldw, size_t h, const uint8_t *x, size_t ldx,
                 size_t vectors, const panel_end *end) {
     const float *row[PANEL_DOT_HEIGHT];
     VEC sum[DOT_ROWS][PANEL_DOT_HEIGHT];
-    const __m256i mask = lanes_below(h);
 #pragma GCC unroll 4
     for (size_t i = 0; i < PANEL_DOT_HEIGHT; i++)
         row[i] = w + (i < h ? i : 0) * ldw;
@@ -79,8 +131,17 @@ INLINE void dot(size_t rows, const float *w, size_t ldw, size_t h, const uint8_t
         }
     }
 #pragma GCC unroll 6
-    for (size_t r = 0; r < rows; r++)
-        put(totals(sum[r]), end, r, 0, mask);
+    for (size_t r = 0; r < rows; r++) {
+        const __m128 four = totals(sum[r]);
+        if (h == PANEL_DOT_HEIGHT) {
+            put_4(four, end, r, 0);
+        } else {
+            float some[8];
+            _mm_storeu_ps(some, four);
+            put_some(some, end, r, 0, h);
+            ccmem_wipe(some, sizeof some);
+        }
+    }
 }
 
 #define DOT(rows)                                                                                  \
@@ -167,13 +228,20 @@ static TARGET CLEAR_REGISTERS void finish(const float *sums, size_t h, size_t ro
                                           const panel_end *end) {
     for (size_t r = 0; r < rows; r += 4)
         for (size_t i = 0; i < h; i += 8) {
-            const __m256i mask = lanes_below(h - i < 8 ? h - i : 8);
             __m256 column[4];
             turn_block(column, (const uint8_t *)(sums + i * WIDTH + r), WIDTH * sizeof(float));
+            if (h - i >= 8 && rows - r >= 4) {
 #pragma GCC unroll 4
-            for (size_t j = 0; j < 4; j++)
-                if (r + j < rows)
-                    put(column[j], end, r + j, i, mask);
+                for (size_t j = 0; j < 4; j++)
+                    put_8(column[j], end, r + j, i);
+            } else {
+                float some[4][8];
+                for (size_t j = 0; j < 4; j++)
+                    _mm256_storeu_ps(some[j], column[j]);
+                for (size_t j = 0; j < 4 && r + j < rows; j++)
+                    put_some(some[j], end, r + j, i, h - i < 8 ? h - i : 8);
+                ccmem_wipe(some, sizeof some);
+            }
         }
 }
 

@@ -69,6 +69,10 @@ typedef struct panels {
 } panels;
 
 
+static size_t result_bytes(const panel_product *p) {
+    return p->halves ? sizeof(uint16_t) : sizeof(float);
+}
+
 static size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
 static size_t words(const panels *l, uint64_t elements) {
@@ -151,7 +155,8 @@ static panel_end end_of(const panels *l, uint64_t row, size_t r, uint64_t first,
     const int last = first + n == l->p.in_features;
     return (panel_end){.scale = last && l->p.scale ? l->p.scale + row : NULL,
                        .bias = last && l->p.bias ? l->p.bias + row : NULL,
-                       .y = l->p.y + r * l->p.ldy + row,
+                       .y = (uint8_t *)l->p.y + (r * l->p.ldy + row) * result_bytes(&l->p),
+                       .halves = l->p.halves,
                        .ldy = (size_t)l->p.ldy,
                        .add = first > 0};
 }
@@ -301,19 +306,28 @@ static void run_pass(panels *l, uint8_t *packed) {
     parallel_for(threads_worth(l), 1, run_thread, l);
 }
 
-ccmem_status panel_multiply(const panel_ops *ops, const panel_product *product) {
+static panels product_of(const panel_ops *ops, const panel_product *product) {
     panels l = {.ops = ops, .p = *product, .element = matmul_element(product->dtype)};
+    l.unit = ops == &panel_bf16 ? sizeof(uint16_t) : sizeof(float);
+    l.few = product->nrows <= ops->dot_most;
+    cut(&l);
+    return l;
+}
+
+int panel_whole(const panel_ops *ops, const panel_product *product) {
+    return product_of(ops, product).part == product->in_features;
+}
+
+ccmem_status panel_multiply(const panel_ops *ops, const panel_product *product) {
+    panels l = product_of(ops, product);
     const uint64_t nrows = product->nrows;
     uint8_t *packed = NULL;
-    l.unit = ops == &panel_bf16 ? sizeof(uint16_t) : sizeof(float);
-    l.few = nrows <= ops->dot_most;
     const size_t n = words(&l, product->in_features);
     const size_t row_bytes = (l.few ? round_up(n, LINE_WORDS) + LINE_WORDS : n) * WORD;
     uint64_t most = PANEL_BYTES / row_bytes / ops->width * ops->width;
     most = most < ops->width ? ops->width : most;
     const uint64_t pass = nrows < most ? nrows : most;
     l.ldx = row_bytes / WORD;
-    cut(&l);
     if (l.few && product->in_features * l.unit % (ops->lanes * WORD) == 0 &&
         product->ldx * l.unit % WORD == 0 && product->ldx * l.unit % SET_BYTES) {
         l.ldx = (size_t)product->ldx * l.unit / WORD;
@@ -327,7 +341,7 @@ ccmem_status panel_multiply(const panel_ops *ops, const panel_product *product) 
         l.rows = (size_t)(nrows - r < pass ? nrows - r : pass);
         run_pass(&l, packed);
         l.p.x = (const uint8_t *)l.p.x + l.rows * l.p.ldx * l.unit;
-        l.p.y += l.rows * l.p.ldy;
+        l.p.y = (uint8_t *)l.p.y + l.rows * l.p.ldy * result_bytes(product);
     }
     ccmem_plain_free(packed);
     return outcome_end(&l.end);

@@ -16,8 +16,9 @@ enum {
 typedef struct panel_end {
     const float *scale; /* NULL: 1 */
     const float *bias;  /* NULL: nothing is added */
-    float *y;           /* y[r * ldy + o] */
+    void *y;            /* y[r * ldy + o] */
     size_t ldy;
+    int halves;         /* 1: y is of bfloat16, rounded to the nearest; then nothing is added to it */
     int add; /* 1: to what is at y, and scale and bias are for their total */
 } panel_end;
 
@@ -57,7 +58,7 @@ extern const panel_ops panel_portable, panel_avx2, panel_avx512, panel_bf16;
 const panel_ops *panel_tier(ccmem_tier tier, int halves);
 
 /* A product whose arguments were checked, of at least one row and column: ccmem_store_linear(), whose
- * x is of float32, or of bfloat16 where `ops` takes that. y is not zeroed on failure. */
+ * x is of float32, or of bfloat16 where `ops` takes that, and whose y may be, too. y is not zeroed on failure. */
 typedef struct panel_product {
     ccmem_store *store;
     uint64_t offset;
@@ -66,9 +67,13 @@ typedef struct panel_product {
     const void *x;
     uint64_t nrows, ldx;
     const float *scale, *bias;
-    float *y;
+    void *y;
     uint64_t ldy;
+    int halves; /* y is of bfloat16, where panel_whole() */
 } panel_product;
+
+/* 1 when each result is summed at once, and can be rounded. */
+int panel_whole(const panel_ops *ops, const panel_product *product);
 
 ccmem_status panel_multiply(const panel_ops *ops, const panel_product *product);
 

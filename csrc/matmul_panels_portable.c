@@ -23,12 +23,17 @@ CONVERSION(convert_i8, 1, matmul_from_i8)
 /* ---- sums -------------------------------------------------------------------------------------- */
 
 static void put(float sum, const panel_end *end, size_t r, size_t i) {
-    float *y = end->y + r * end->ldy + i;
+    const size_t to = r * end->ldy + i;
     if (end->add)
-        sum = *y + sum;
+        sum = ((float *)end->y)[to] + sum;
     if (end->scale)
         sum *= end->scale[i];
-    *y = end->bias ? sum + end->bias[i] : sum;
+    if (end->bias)
+        sum += end->bias[i];
+    if (end->halves)
+        ((uint16_t *)end->y)[to] = bfloat16_of(sum);
+    else
+        ((float *)end->y)[to] = sum;
 }
 
 static void dot(size_t rows, const float *w, size_t ldw, size_t h, const uint8_t *x, size_t ldx,

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * One element of W as a float32, in plain C: for the portable tier. */
+ * Conversions of one element in plain C. */
 #ifndef CCMEM_MATMUL_SCALAR_H
 #define CCMEM_MATMUL_SCALAR_H
 
@@ -39,5 +39,15 @@ static inline float matmul_from_f32(const uint8_t *p) {
 static inline float matmul_from_bf16(const uint8_t *p) { return matmul_bf16((uint16_t)half_bits(p)); }
 
 static inline float matmul_from_i8(const uint8_t *p) { return (float)(int8_t)*p; }
+
+/* The bfloat16 nearest to a float32, of two the even one; a NaN stays one. Without a branch: which is
+ * taken would tell of the numbers. */
+static inline uint16_t bfloat16_of(float f) {
+    uint32_t u;
+    memcpy(&u, &f, sizeof u);
+    uint32_t nan = 0 - (uint32_t)((u & 0x7fffffff) > 0x7f800000);
+    uint32_t rounded = (u + 0x7fff + (u >> 16 & 1)) >> 16;
+    return (uint16_t)((rounded & ~nan) | ((u >> 16 | 0x40) & nan));
+}
 
 #endif
