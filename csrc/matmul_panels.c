@@ -30,7 +30,7 @@ enum {
     DEPTH = 2048,             /* words of k for which a panel is multiplied at a time: it stays in L2 */
     DOT_GROUP_BYTES = 64 << 10,
     GROUP_BYTES = 400 << 10,  /* of W's rows in a group, converted, beside a panel in an L2 */
-    GROUP_HEIGHT = 48,        /* rows: each reads all of x once more */
+    GROUP_HEIGHT = 24,        /* rows: each group reads all of x once more, and the last ones are uneven */
     ROWS_BYTES = 640 << 10,   /* the most that the lowest group takes; wider rows are taken in parts */
     PANEL_BYTES = 32 << 20,   /* of x in panels at a time */
     PACK_GRAIN = 256 << 10,   /* bytes of x that are worth another thread */
