@@ -27,6 +27,7 @@ enum {
     LINE_WORDS = 16,
     PAD_WORDS = 16,           /* that a conversion may write past the last of a row */
     SET_BYTES = 4096,         /* words so far apart share the few places of one set of an L1 */
+    TURN_WORDS = 64,          /* of rows of x that are turned at a time, into an L1 */
     DEPTH = 2048,             /* words of k for which a panel is multiplied at a time: it stays in L2 */
     DOT_GROUP_BYTES = 64 << 10,
     GROUP_BYTES = 400 << 10,  /* of W's rows in a group, converted, beside a panel in an L2 */
@@ -115,8 +116,10 @@ static void pack_panels(void *arg, uint64_t begin, uint64_t end) {
         const size_t rows = l->rows - i * width < width ? l->rows - i * width : width;
         const uint8_t *x = (const uint8_t *)l->p.x + i * width * stride;
         float *to = (float *)l->x + i * n * width;
-        for (size_t r = 0; r + 8 <= rows; r += 8)
-            l->ops->turn(to + r, x + r * stride, stride, whole);
+        for (size_t k = 0; k < whole; k += TURN_WORDS)
+            for (size_t r = 0; r + 8 <= rows; r += 8)
+                l->ops->turn(to + k * width + r, x + r * stride + k * WORD, stride,
+                             whole - k < TURN_WORDS ? whole - k : TURN_WORDS);
         turn_rest(l, to, x, rows, whole);
     }
 }
@@ -184,6 +187,9 @@ static void multiply_panels(const panels *l, const float *w, float *sums, uint64
         const size_t rows = l->rows - r < width ? l->rows - r : width;
         const panel_end end = end_of(l, row, r, first, n);
         memset(sums, 0, sums_words(l) * WORD);
+        for (size_t i = 0; i < rows; i++)
+            for (size_t o = 0; o < h * result_bytes(&l->p); o += LINE_WORDS * WORD)
+                __builtin_prefetch((uint8_t *)end.y + i * end.ldy * result_bytes(&l->p) + o, 1);
         for (size_t k = 0; k < n_words; k += DEPTH) {
             const size_t depth = n_words - k < DEPTH ? n_words - k : DEPTH;
             for (size_t i = 0; i < h; i += height)
