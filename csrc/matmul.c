@@ -245,7 +245,8 @@ static void choose_way(linear *l) {
     l->batch = size < TILE_BYTES ? TILE_BYTES / size : 1;
     if (l->batch > STORE_OPEN_MAX)
         l->batch = STORE_OPEN_MAX;
-    if (l->ops == &matmul_avx2 && l->offset % TURN == 0 && row_bytes % TURN == 0 && store_can_dot(l->store)) {
+    if (l->ops == &matmul_avx2 && l->offset % TURN == 0 && row_bytes % TURN == 0 &&
+        store_can_dot(l->store)) {
         l->fused = size < FUSED_BYTES ? FUSED_BYTES / size : 1;
         l->fused_rows = l->fused * size / row_bytes + 2;
         l->batch = 1;

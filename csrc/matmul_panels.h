@@ -8,6 +8,7 @@
 
 enum {
     PANEL_DTYPES = CCMEM_I8 + 1,
+    PANEL_FEW = 48,        /* rows of x up to which sums along k are faster than panels */
     PANEL_DOT_HEIGHT = 4,  /* rows of W in a block of sums along k */
     PANEL_DOT_ROWS_MAX = 6 /* rows of x in one, in every tier */
 };
@@ -29,7 +30,6 @@ typedef struct panel_ops {
     uint32_t width;    /* rows of x in a panel: two vectors */
     uint32_t height;   /* rows of W in a block of a panel */
     uint32_t dot_rows; /* rows of x in a block of sums along k at most */
-    uint32_t dot_most; /* rows of x up to which these are faster than panels */
 
     /* n elements of W at `from` as words at `to`. Up to a vector more is read and written. */
     void (*convert[PANEL_DTYPES])(void *to, const uint8_t *from, size_t n);
@@ -57,8 +57,9 @@ extern const panel_ops panel_portable, panel_avx2, panel_avx512, panel_bf16;
  * such, NULL where that cannot be. */
 const panel_ops *panel_tier(ccmem_tier tier, int halves);
 
-/* A product whose arguments were checked, of at least one row and column: ccmem_store_linear(), whose
- * x is of float32, or of bfloat16 where `ops` takes that, and whose y may be, too. y is not zeroed on failure. */
+/* A product whose arguments were checked, of at least one row and column: ccmem_store_linear(), whose x
+ * is of float32, or of bfloat16 where `ops` takes that, and whose y may be, too. y is not zeroed on
+ * failure. */
 typedef struct panel_product {
     ccmem_store *store;
     uint64_t offset;
@@ -75,6 +76,7 @@ typedef struct panel_product {
 /* 1 when each result is summed at once, and can be rounded. */
 int panel_whole(const panel_ops *ops, const panel_product *product);
 
+/* The product. The errors of store_open_pages(), and CCMEM_ERR_NOMEM. */
 ccmem_status panel_multiply(const panel_ops *ops, const panel_product *product);
 
 #endif

@@ -12,7 +12,6 @@
 #define LANES 8
 #define HEIGHT 6
 #define DOT_ROWS 3
-#define DOT_MOST 32
 typedef __m256 VEC;
 
 #define vzero() _mm256_setzero_ps()

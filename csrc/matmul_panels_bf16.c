@@ -13,7 +13,6 @@
 #define LANES 16
 #define HEIGHT 12
 #define DOT_ROWS 6
-#define DOT_MOST 48
 typedef __m512 VEC;
 
 #define vzero() _mm512_setzero_ps()

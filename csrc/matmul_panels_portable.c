@@ -5,7 +5,7 @@
 #include "matmul_panels.h"
 #include "matmul_scalar.h"
 
-enum { LANES = 8, WIDTH = 2 * LANES, HEIGHT = 4, DOT_ROWS = 3, DOT_MOST = 12 };
+enum { LANES = 8, WIDTH = 2 * LANES, HEIGHT = 4, DOT_ROWS = 3 };
 
 /* ---- conversions ------------------------------------------------------------------------------- */
 
@@ -92,7 +92,6 @@ const panel_ops panel_portable = {.lanes = LANES,
                                   .width = WIDTH,
                                   .height = HEIGHT,
                                   .dot_rows = DOT_ROWS,
-                                  .dot_most = DOT_MOST,
                                   .convert = {convert_f32, convert_f16, convert_bf16, convert_i8},
                                   .dot = {dot_1, dot_2, dot_3},
                                   .panel = {panel_1, panel_2},

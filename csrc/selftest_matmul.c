@@ -22,8 +22,7 @@ typedef struct products {
     int8_t number[PAGE * PAGES];
 } products;
 
-/* The whole number v, from -8 to 7, as an element. */
-static void put_number(ccmem_dtype dtype, uint8_t *to, int v) {
+void selftest_number(ccmem_dtype dtype, uint8_t *to, int v) {
     float f = (float)v;
     uint32_t bits;
     uint16_t half;
@@ -53,7 +52,7 @@ static void fill(products *p, ccmem_dtype dtype, size_t n) {
     selftest_fill((uint8_t *)p->number, n, 7 + (uint64_t)dtype);
     for (size_t i = 0; i < n; i++) {
         p->number[i] = (int8_t)((p->number[i] & 15) - 8);
-        put_number(dtype, p->w + i * element, p->number[i]);
+        selftest_number(dtype, p->w + i * element, p->number[i]);
     }
 }
 
