@@ -471,9 +471,7 @@ samples = audit.samples_from_safetensors(sys.argv[1], 5000)
 outputs, inputs = t.shape
 X = lambda *shape: np.ones(shape, np.float32)
 products = {
-    "native": lambda: [linear(X(n, inputs), t) for n in (1, 2, 9)],
-    "10 rows": lambda: [linear(X(10, inputs), t) for _ in range(3)],
-    "300 rows": lambda: linear(X(300, inputs), t),
+    "native": lambda: [linear(X(n, inputs), t) for n in (1, 2, 9, 49, 300)],
     "double": lambda: [linear(np.ones((n, inputs)), t) for n in (1, 20)],
     "vector": lambda: [X(outputs) @ t, t @ X(inputs)],
     "columns": lambda: X(12, outputs) @ t,
