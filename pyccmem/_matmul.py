@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Products with an encrypted matrix that never lies in memory in the clear.
 
-float32 products with the matrix's rows are native: a few pages at a time are opened into a cache and
-multiplied there. Those of other types, and with its columns, go to the BLAS that numpy uses, a tile
-of the matrix at a time.
+float32 products with the matrix's rows are native: a few pages at a time are opened into a cache
+and multiplied there. Those of other types, and with its columns, go to the BLAS that numpy uses, a
+tile of the matrix at a time.
 """
 
 from __future__ import annotations

@@ -177,7 +177,7 @@ def test_every_element_value(dtype):
 @pytest.mark.parametrize("rows", [1, 2, FEW + 1])
 @pytest.mark.parametrize("width", [13_600, 41_000, 90_001])
 def test_rows_that_are_taken_in_parts(dtype, rows, width):
-    """Rows of W so wide that a group of them is not opened at once; sums of whole numbers are exact."""
+    """Rows so wide that a group of them is not opened at once. Sums of whole numbers are exact."""
     rng = np.random.default_rng(width)
     w = rng.integers(-3, 4, (14, width)).astype(DTYPES[dtype][1])
     x = rng.integers(-3, 4, (rows, width)).astype(np.float32)
@@ -243,7 +243,10 @@ def test_pages_never_written_are_zeros(cipher):
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(
     ("rows", "width", "offset"),
-    [(1, 1024, 0), (1, 1000, 0), (1, 1024, 5), (2, 1024, 0), (14, 96, 0), (3, 1001, 7), (70, 333, 0)],
+    [
+        (1, 1024, 0), (1, 1000, 0), (1, 1024, 5), (2, 1024, 0), (14, 96, 0), (3, 1001, 7),
+        (70, 333, 0),
+    ],
 )
 def test_a_changed_page_gives_nothing(rows, width, offset, threads):
     rng = np.random.default_rng(3)

@@ -62,9 +62,7 @@ def _linear_of(input: Any, weight: Any, bias: Any = None) -> Any:
         ):
             encrypted = type(bias) is EncryptedTensor
             if not encrypted or not (bias._path or bias._stored is None):
-                product = rows_of_one_type(
-                    x, weight._stored, bias._stored if encrypted else bias
-                )
+                product = rows_of_one_type(x, weight._stored, bias._stored if encrypted else bias)
                 if product is not None:
                     return product
         found = None if needs_grad else matrix_of(weight)
