@@ -31,11 +31,11 @@ enum {
     DEPTH = 2048,             /* words of k for which a panel is multiplied at a time: it stays in L2 */
     DOT_GROUP_BYTES = 64 << 10,
     GROUP_BYTES = 400 << 10,  /* of W's rows in a group, converted, beside a panel in an L2 */
-    GROUP_HEIGHT = 24,        /* rows: each group reads all of x once more, and the last ones are uneven */
+    GROUP_HEIGHT = 24,        /* rows: each group reads all of x, but few groups share out unevenly */
     ROWS_BYTES = 640 << 10,   /* the most that the lowest group takes; wider rows are taken in parts */
     PANEL_BYTES = 32 << 20,   /* of x in panels at a time */
     PACK_GRAIN = 256 << 10,   /* bytes of x that are worth another thread */
-    GRAIN = 96 << 10          /* units of work that are: see work() */
+    GRAIN = 96 << 10          /* units of work that are: see threads_worth() */
 };
 
 const panel_ops *panel_tier(ccmem_tier tier, int halves) {
@@ -68,7 +68,6 @@ typedef struct panels {
     uint64_t next;     /* atomic; the first row of W that nobody has taken */
     outcome end;
 } panels;
-
 
 static size_t result_bytes(const panel_product *p) {
     return p->halves ? sizeof(uint16_t) : sizeof(float);
