@@ -226,6 +226,7 @@ static TARGET CLEAR_REGISTERS void turn(float *to, const uint8_t *from, size_t s
 
 static TARGET CLEAR_REGISTERS void finish(const float *sums, size_t h, size_t rows,
                                           const panel_end *end) {
+    const panel_end known = *end; /* which the stores below cannot change, as far as a compiler knows */
     for (size_t r = 0; r < rows; r += 4)
         for (size_t i = 0; i < h; i += 8) {
             __m256 column[4];
@@ -233,7 +234,7 @@ static TARGET CLEAR_REGISTERS void finish(const float *sums, size_t h, size_t ro
             if (h - i >= 8 && rows - r >= 4) {
 #pragma GCC unroll 4
                 for (size_t j = 0; j < 4; j++)
-                    put_8(column[j], end, r + j, i);
+                    put_8(column[j], &known, r + j, i);
             } else {
                 float some[4][8];
                 for (size_t j = 0; j < 4; j++)

@@ -34,7 +34,7 @@ enum {
     GROUP_HEIGHT = 24,        /* rows: each group reads all of x, but few groups share out unevenly */
     ROWS_BYTES = 640 << 10,   /* the most that the lowest group takes; wider rows are taken in parts */
     PANEL_BYTES = 32 << 20,   /* of x in panels at a time */
-    PACK_GRAIN = 256 << 10,   /* bytes of x that are worth another thread */
+    PACK_GRAIN = 64 << 10,    /* bytes of x that are worth another thread */
     GRAIN = 96 << 10          /* units of work that are: see threads_worth() */
 };
 
