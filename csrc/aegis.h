@@ -23,15 +23,16 @@ typedef struct aegis_state {
 } aegis_state;
 
 /* Some rows of a matrix W, each of in_features elements, that lie in consecutive pages, and one row of
- * x, packed as for a block of 32 (matmul.h). */
+ * x, packed for the products of the same tier, whose block the sums have (matmul.h). A turn is 128
+ * bytes of W or, if that is more, a block. */
 typedef struct aegis_dot {
     size_t from, to;    /* W's bytes, from the first page's start on, the first and the last page among
-                           them: multiples of 128. The rest is verified only. */
-    size_t in_features; /* a multiple of 128 bytes of W */
+                           them: multiples of a turn. The rest is verified only. */
+    size_t in_features; /* a multiple of a turn */
     size_t done;        /* elements of the first row that lie before `from` */
     const float *x;     /* 32-byte aligned, as are the sums */
     const float *first; /* the first row's partial sums so far */
-    float (*sums)[32];  /* receives those of each row that ends in here */
+    float *sums;        /* receives those of each row that ends in here, one block after the other */
     float *rest;        /* receives those of the row that does not, zeros if there is none; not where
                            `first` lies */
 } aegis_dot;

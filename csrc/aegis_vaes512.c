@@ -29,5 +29,11 @@ typedef __m256i VEC;
 #define vcontext(lane, lanes) _mm256_set_epi64x(0, 0x0101, 0, 0x0100)
 
 #define AEGIS_OPS aegis_vaes512
+#define AEGIS_DOT dots
+static const aegis_dot_function dots[4];
 #include "aegis_template.h"
+
+#define DOT_TARGET __attribute__((target("aes,avx512f,avx512bw,avx512dq,avx512vl,vaes,fma,f16c")))
+#define DOT_LANES 16
+#include "aegis_dot.h"
 #endif

@@ -70,7 +70,7 @@ int cpu_supports(ccmem_tier tier) {
     case CCMEM_TIER_AESNI:
         break;
     case CCMEM_TIER_VAES512:
-        needs |= CPU_AVX512;
+        needs |= CPU_AVX512 | CPU_FMA | CPU_F16C;
         /* fallthrough */
     case CCMEM_TIER_VAES256:
         needs |= CPU_AVX2 | CPU_VAES | CPU_VPCLMUL;

@@ -91,7 +91,7 @@ typedef struct tile {
     matmul_sums sums;
     /* The sums of the row that is being multiplied when fused, in one of two places in turn: what a
      * call leaves is what the next starts from, and nothing is copied. */
-    _Alignas(64) float lane[2][MATMUL_FUSED_BLOCK];
+    _Alignas(64) float lane[2][MATMUL_BLOCK_MAX];
     unsigned at; /* which */
     _Alignas(64) uint8_t edge[BLOCK_BYTES]; /* the last block of a row */
     uint8_t before[BLOCK_BYTES];            /* the beginning of a block, up to the first page */
@@ -153,8 +153,7 @@ static size_t multiply(const linear *l, tile *t, position *at, uint64_t end, con
  * could not be. */
 static int multiply_fused(linear *l, tile *t, position *at, uint64_t page, size_t n, size_t from,
                           size_t to) {
-    float(*sums)[MATMUL_FUSED_BLOCK] =
-        (float(*)[MATMUL_FUSED_BLOCK])(t->pages + l->batch * store_page_size(l->store));
+    float *sums = (float *)(t->pages + l->batch * store_page_size(l->store));
     aegis_dot dot = {.from = from, .to = to, .in_features = (size_t)l->in_features,
                      .done = (size_t)at->done, .x = l->x, .first = t->lane[t->at], .sums = sums,
                      .rest = t->lane[t->at ^ 1]};
@@ -166,8 +165,8 @@ static int multiply_fused(linear *l, tile *t, position *at, uint64_t page, size_
         return 0;
     t->at ^= 1;
     at->done += (to - from) / l->element;
-    for (; at->done >= l->in_features; at->done -= l->in_features, at->row++)
-        put_result(l, at->row, l->ops->sum(*sums++));
+    for (; at->done >= l->in_features; at->done -= l->in_features, sums += l->ops->block)
+        put_result(l, at->row++, l->ops->sum(sums));
     return 1;
 }
 
@@ -217,7 +216,7 @@ static void run_piece(void *arg, uint64_t begin, uint64_t end) {
     linear *l = arg;
     uint8_t *block;
     ccmem_status status = ccmem_plain_alloc(sizeof(tile) + l->batch * store_page_size(l->store) +
-                                                l->fused_rows * MATMUL_FUSED_BLOCK * sizeof(float),
+                                                l->fused_rows * l->ops->block * sizeof(float),
                                             &block);
     if (status != CCMEM_OK) {
         outcome_stop(&l->end, status);
@@ -239,13 +238,14 @@ static void run_piece(void *arg, uint64_t begin, uint64_t end) {
 /* Pages are multiplied in registers when nothing of W lies across the vectors that the loop takes at a
  * time. */
 static void choose_way(linear *l) {
-    enum { TURN = 128 };
     const size_t size = store_page_size(l->store), row_bytes = l->in_features * l->element;
+    const size_t block_bytes = l->ops->block * l->element;
+    const size_t turn = block_bytes < 128 ? 128 : block_bytes; /* see aegis_dot */
     l->fused = l->fused_rows = 0;
     l->batch = size < TILE_BYTES ? TILE_BYTES / size : 1;
     if (l->batch > STORE_OPEN_MAX)
         l->batch = STORE_OPEN_MAX;
-    if (l->ops == &matmul_avx2 && l->offset % TURN == 0 && row_bytes % TURN == 0 &&
+    if (l->ops != &matmul_portable && l->offset % turn == 0 && row_bytes % turn == 0 &&
         store_can_dot(l->store)) {
         l->fused = size < FUSED_BYTES ? FUSED_BYTES / size : 1;
         l->fused_rows = l->fused * size / row_bytes + 2;

@@ -12,8 +12,7 @@
 enum {
     MATMUL_DTYPES = CCMEM_I8 + 1,
     MATMUL_BLOCK_MAX = 64,  /* of elements, in every tier */
-    MATMUL_CHAINS = 4,      /* partial sums a lane */
-    MATMUL_FUSED_BLOCK = 32 /* of elements, where pages are multiplied in registers (aegis_dot.h) */
+    MATMUL_CHAINS = 4       /* partial sums a lane */
 };
 
 /* The partial sums of a row of x with a row of W: element i of a row belongs to the sum i modulo the
@@ -33,7 +32,7 @@ typedef struct matmul_ops {
     matmul_dot dot[MATMUL_DTYPES];
     /* The sum of the partial sums, always added in the same order; they are zero then. */
     float (*total)(matmul_sums *sums);
-    /* The same, and the partial sums stay as they are; 32-byte aligned. */
+    /* The same, and the partial sums stay as they are; 64-byte aligned. */
     float (*sum)(const float *lane);
 } matmul_ops;
 

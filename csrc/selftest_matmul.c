@@ -15,8 +15,8 @@ enum { BLOCKS = 6, ELEMENTS = BLOCKS * MATMUL_BLOCK_MAX, PAGE = 4096, PAGES = 2,
 typedef struct products {
     matmul_sums sums;
     _Alignas(64) float x[PAGE * PAGES]; /* packed, up to a row of two pages of int8 */
-    _Alignas(64) float row_sums[PAGES * PAGE / 128 + 1][32];
-    _Alignas(64) float rest[32];
+    _Alignas(64) float row_sums[PAGES * PAGE / 128 * MATMUL_BLOCK_MAX];
+    _Alignas(64) float rest[MATMUL_BLOCK_MAX];
     _Alignas(64) uint8_t w[PAGE * PAGES], sealed[PAGE * PAGES];
     float plain[PAGE * PAGES];
     int8_t number[PAGE * PAGES];
@@ -112,13 +112,13 @@ static int check_conversions(const matmul_ops *ops, products *p, ccmem_dtype dty
     return good;
 }
 
-/* Two pages, rows of 384 bytes from byte 128 on, so that rows lie across pages; then a changed tag. */
+/* Two pages, rows of 768 bytes from byte 256 on, so that rows lie across pages; then a changed tag. */
 static int check_fused(const matmul_ops *ops, const aegis_ops *aegis, products *p,
                        ccmem_dtype dtype) {
-    enum { ROW = 384, FROM = 128, TO = PAGES * PAGE - 256 };
+    enum { ROW = 768, FROM = 256, TO = PAGES * PAGE - 512 };
     static const uint8_t key[16] = {1, 2, 3}, nonce[PAGES][16] = {{4}, {5}};
     const size_t element = matmul_element(dtype), in_features = ROW / element;
-    static const float zeros[32];
+    static const _Alignas(64) float zeros[MATMUL_BLOCK_MAX];
     uint8_t tag[PAGES][16];
     int good = 1;
     aegis_dot dot = {.from = FROM, .to = TO, .in_features = in_features, .x = p->x,
@@ -133,7 +133,7 @@ static int check_fused(const matmul_ops *ops, const aegis_ops *aegis, products *
         long expected = 0;
         for (size_t i = 0; i < in_features && at + i * element < TO; i++)
             expected += p->number[at / element + i] * x_of(i);
-        got = ops->sum(at + ROW <= TO ? p->row_sums[row] : p->rest);
+        got = ops->sum(at + ROW <= TO ? p->row_sums + row * ops->block : p->rest);
         good &= got == (float)expected;
     }
     tag[1][15] ^= 0x80;
@@ -153,7 +153,7 @@ ccmem_status selftest_matmul(ccmem_tier tier) {
         good &= check_dots(ops, p, (ccmem_dtype)dtype);
         if (ops != &matmul_portable)
             good &= check_conversions(ops, p, (ccmem_dtype)dtype);
-        if (ops == &matmul_avx2 && aegis->dot)
+        if (ops != &matmul_portable && aegis->dot)
             good &= check_fused(ops, aegis, p, (ccmem_dtype)dtype);
     }
     free(p);
