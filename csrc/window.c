@@ -32,7 +32,7 @@
 #include "store.h"
 
 enum {
-    WINDOW_SPARE = CCMEM_WINDOW_BLOCKS, /* frames that pins leave, and prefault() does not fill */
+    WINDOW_SPARE = CCMEM_WINDOW_BLOCKS, /* frames that pins leave, and prefault() if it can */
     STREAMS = 8,
     AHEAD_MAX = 6,         /* blocks opened ahead of a stream at most */
     GRACE_NS = 100000,    /* a thread that was woken for a block gets this long to use it */
@@ -531,9 +531,13 @@ ccmem_status window_prefault(window *w, size_t first, size_t last) {
     ccmem_status status = lock_open(w);
     if (status != CCMEM_OK)
         return status;
-    size_t most = w->space.nframes - w->pinned, spare = w->space.nframes < w->space.nblocks;
-    if (last - first >= most - spare * WINDOW_SPARE)
-        last = first + most - spare * WINDOW_SPARE - 1;
+    if (w->space.nframes < w->space.nblocks) {
+        /* Of the least window, all that is not pinned: there is always some. */
+        size_t free = w->space.nframes - w->pinned;
+        size_t most = free > WINDOW_SPARE ? free - WINDOW_SPARE : free;
+        if (last - first >= most)
+            last = first + most - 1;
+    }
     for (size_t b = first; b <= last && status == CCMEM_OK; b++) {
         frame *f = have_block(w, NULL, b, 0, &status);
         if (f && f->state != PLACED && !insist(w, place, f, 0))
