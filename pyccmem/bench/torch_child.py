@@ -212,7 +212,7 @@ def timed(calls: dict[str, Call], rounds: int) -> dict[str, list[float]]:
     return {way: [*samples, *rest.get(way, ())] for way, samples in found.items()}
 
 
-def models(scratch: Path, rounds: int, quick: bool, last: bool) -> dict[str, Any]:
+def models(scratch: Path, rounds: int, last: bool) -> dict[str, Any]:
     """The samples of every task, by way."""
     found: dict[str, Any] = {}
     if importlib.util.find_spec(PACKAGE) is not None:
@@ -335,8 +335,8 @@ def main(words: list[str]) -> dict[str, Any]:
     if task == "prepare":
         return dict(prepare(Path(scratch), rest[0] == "1"))
     if task == "models":
-        rounds, quick, last = (int(word) for word in rest)
-        return models(Path(scratch), rounds, bool(quick), bool(last))
+        rounds, last = (int(word) for word in rest)
+        return models(Path(scratch), rounds, bool(last))
     return dict(load(Path(scratch), rest[0]))
 
 
