@@ -112,7 +112,7 @@ static int check_conversions(const matmul_ops *ops, products *p, ccmem_dtype dty
     return good;
 }
 
-/* Two pages, rows of 768 bytes from byte 256 on, so that rows lie across pages; then a changed tag. */
+/* Two pages, rows of 768 bytes from byte 256 on: some lie across pages. Then a changed tag. */
 static int check_fused(const matmul_ops *ops, const aegis_ops *aegis, products *p,
                        ccmem_dtype dtype) {
     enum { ROW = 768, FROM = 256, TO = PAGES * PAGE - 512 };

@@ -147,7 +147,7 @@ def test_same_bits_wherever_the_matrix_lies(dtype, rows):
     results = set()
     for cipher in CIPHERS:
         for page_size in PAGE_SIZES:
-            for offset in (0, 128, 4096, 4099, 65536 + 384):
+            for offset in (0, 128, 4096, 4099, 65536 + 768):
                 for threads in (1, 2, 5):
                     lib.ccmem_set_threads(threads)
                     with Store(offset + w.nbytes, cipher, page_size) as store:
