@@ -16,22 +16,23 @@
 /* In two stages, into L2 and then into L1: see PREFETCH_L2 in xts_template.h. */
 enum { DOT_NEAR = 1024, DOT_FAR = 8192 };
 
-/* A block of W as in matmul_template.h, in vectors of eight floats: each has its sum. DOT_PARTS of
- * them are one vector there. */
+/* Vectors of matmul_template.h in parts of eight floats; each part of a block has its sum. */
 enum { DOT_PARTS = DOT_LANES / 8, DOT_SUMS = 4 * DOT_PARTS, DOT_BLOCK = 8 * DOT_SUMS };
 
-/* The bytes of a turn: two blocks of the cipher, and whole blocks of W. */
+/* The bytes of a turn: at least two blocks of the cipher and one of W, so that each vector's sum is
+ * known when this is compiled. */
 #define DOT_TURN(element)                                                                         \
     (DOT_BLOCK * (element) < AEGIS_DOT_TURN ? AEGIS_DOT_TURN : DOT_BLOCK * (element))
 
-/* Adds eight products to the sum of their place in the block. */
+/* Adds the products with eight floats of x, number `place` of a turn. The sums go by the element's
+ * place in its block, as in matmul_template.h. */
 DOT_INLINE void dot_add(__m256 sum[DOT_SUMS], __m256 w, const float *x, size_t place) {
     __m256 *to = &sum[place % DOT_SUMS];
     *to = _mm256_fmadd_ps(w, _mm256_load_ps(x + 8 * place), *to);
 }
 
-/* The products of 32 bytes of W, number `i` (a constant) of a turn. Of types that matmul_pack() takes
- * apart, every stride-th element is in one vector there, and in DOT_PARTS ones here. */
+/* The products of 32 bytes of W, number `i` (a constant) of a turn. x lies as matmul_pack() put it:
+ * for types with a stride, the same number of each of DOT_PARTS vectors of W, then the next. */
 DOT_INLINE void dot_vector(ccmem_dtype dtype, __m256 sum[DOT_SUMS], VEC w, const float *x,
                            size_t i) {
     const size_t group = i / DOT_PARTS * DOT_PARTS, part = i % DOT_PARTS;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * AEGIS-128X2 with VAES on processors that have AVX-512: Intel from Ice Lake-SP, AMD from Zen 4. The
  * cipher has two lanes, so registers stay 256 bits wide; three-way logic in one instruction and
- * twice the registers are what AVX-512 gives it. */
+ * twice the registers are what AVX-512 gives it. Two pages at a time, in sixteen of these registers
+ * or in eight of 512 bits, gained 7 to 15 % in L2 and lost up to as much from DRAM (Zen 4). */
 #include "cpu.h"
 
 #if CCMEM_X86

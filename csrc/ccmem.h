@@ -32,7 +32,11 @@ typedef enum ccmem_status {
     CCMEM_ERR_IO,           /* reading or mapping a file failed; errno says why */
     CCMEM_ERR_KEYFILE,      /* a key file that holds neither 32 bytes nor 64 hexadecimal digits */
     CCMEM_ERR_INTEGRITY,    /* a page, a message or a wrapped key does not match its tag */
-    CCMEM_ERR_READONLY      /* the store is over a file that others may have mapped as well */
+    CCMEM_ERR_READONLY,     /* the store is over a file that others may have mapped as well */
+    CCMEM_ERR_BUDGET,       /* the plaintext budget leaves no room for this */
+    CCMEM_ERR_FAULT,        /* the fault mechanism cannot be had on this system; errno says why */
+    CCMEM_ERR_MAPPED,       /* another mapping covers some of these bytes, and one may be written */
+    CCMEM_ERR_PINNED        /* too much of a mapping's window would be pinned */
 } ccmem_status;
 
 /* ISA levels of the kernels, worst first. */
@@ -73,6 +77,7 @@ typedef struct ccmem_key ccmem_key;         /* a root key in secret memory */
 typedef struct ccmem_store ccmem_store;     /* ciphertext pages with their versions */
 typedef struct ccmem_mapping ccmem_mapping; /* a counted reference to a store's ciphertext */
 typedef struct ccmem_sealer ccmem_sealer;   /* seals the pages of a file */
+typedef struct ccmem_region ccmem_region;   /* an address range that fills on fault */
 
 /* ---- start-up, processor, tiers ------------------------------------------------------------ */
 
@@ -337,9 +342,10 @@ typedef enum ccmem_dtype {
  *
  * Sums and products are float32: the result differs from the exact one by at most
  * g * (|scale[o]| * sum over i of |x[r][i] * W[o][i]| + |bias[o]|), where g = k*u / (1 - k*u),
- * u = 2^-24, k = in_features / 32 rounded up, plus 9, unless a float32 overflows or underflows. Its
- * bits depend on the row of x, the row of W, scale[o], bias[o] and the tier alone: not on where W lies,
- * on the cipher, on other rows, on threads, or on the caller's rounding mode.
+ * u = 2^-24, unless a float32 overflows or underflows; k = in_features / 32 rounded up, plus 9, for one
+ * row of x, and in_features + 9 for more, which are summed in longer chains. Its bits depend on the row
+ * of x, the row of W, scale[o], bias[o], the tier, and on whether nrows is 1, 2 to 48, or more: not on
+ * where W lies, on the cipher, on what other rows hold, on threads, or on the caller's rounding mode.
  *
  * Each page is read as one writer left it. On any failure all of y that lies in its rows is zero:
  * CCMEM_ERR_ARGUMENT (ldx < in_features or ldy < out_features with more than one row, an unknown type,
@@ -369,6 +375,121 @@ ccmem_status ccmem_store_linear_typed(ccmem_store *store, uint64_t offset, ccmem
                                       ccmem_dtype x_dtype, uint64_t nrows, ccmem_bias bias,
                                       void *y, ccmem_dtype y_dtype);
 
+/* ---- the plaintext budget ---------------------------------------------------------------------- */
+
+typedef struct ccmem_plaintext_stats {
+    uint64_t budget;     /* the limit; 0: none */
+    uint64_t reserved;   /* bytes of blocks handed out and of windows, filled or not */
+    uint64_t resident;   /* those of them that hold plaintext */
+    uint64_t peak;       /* the most bytes ever resident at once */
+    double byte_seconds; /* resident bytes times the seconds they were so, added up */
+} ccmem_plaintext_stats;
+
+/* Bounds the bytes that blocks of ccmem_plain_alloc() and the windows of regions take together, for
+ * the whole process; 0: no bound. CCMEM_ERR_BUDGET when more are taken now: nothing has changed. */
+ccmem_status ccmem_set_plaintext_budget(uint64_t bytes);
+
+/* The budget's state in this process; a forked child counts from zero. */
+void ccmem_plaintext_get_stats(ccmem_plaintext_stats *out);
+
+/* ---- plain pointers over a store --------------------------------------------------------------- */
+
+/* How a region learns that a thread has touched what is not there. */
+typedef enum ccmem_fault {
+    CCMEM_FAULT_AUTO = 0,    /* the first of these that can be had, and does what is asked for */
+    CCMEM_FAULT_UFFD,        /* userfaultfd(2) and a thread that answers, frames moved by UFFDIO_MOVE
+                              * (Linux 6.8) */
+    CCMEM_FAULT_UFFD_SIGNAL, /* the same, answered by the thread that touched, in a handler of SIGBUS */
+    CCMEM_FAULT_UFFD_COPY,   /* as the first, frames copied in and moved out by mremap(2) (Linux 5.7) */
+    CCMEM_FAULT_SIGSEGV      /* protected pages and a handler of SIGSEGV (Linux 5.7) */
+} ccmem_fault;
+
+typedef struct ccmem_region_options {
+    uint64_t window;   /* bytes that may be resident at once */
+    uint64_t block;    /* bytes that one fault fills, a power of two; 0: chosen by size and window */
+    int writable;      /* blocks are written back */
+    int read_ahead;    /* open the next blocks while one is used in order */
+    int system_calls;  /* have the kernel's own accesses wait as well, where the system permits that:
+                        * CCMEM_FAULT_AUTO then prefers a mechanism that can, and else the fastest */
+    ccmem_fault fault;
+    const char *name;  /* what a message calls it; copied */
+} ccmem_region_options;
+
+typedef struct ccmem_region_stats {
+    uint64_t window;        /* bytes of all frames */
+    uint64_t block;
+    uint64_t resident;      /* bytes in frames that hold plaintext now */
+    uint64_t peak;          /* the most at once */
+    uint64_t faults;        /* touches of a block that was not there, of waiting threads each */
+    uint64_t fills;         /* blocks opened */
+    uint64_t read_ahead;    /* fills before anyone had asked */
+    uint64_t evictions;     /* blocks taken away for others */
+    uint64_t write_backs;   /* blocks sealed under new versions */
+    int kernel_faults;      /* 1: system calls may be handed what is not resident */
+    ccmem_fault fault;      /* the mechanism in use */
+} ccmem_region_stats;
+
+/* The least number of blocks that a window must hold, unless it holds them all: an instruction may
+ * touch as many at once. */
+enum { CCMEM_WINDOW_BLOCKS = 4 };
+
+/* A range of addresses at which `nbytes` > 0 bytes of the store, from byte `offset`, are read and, with
+ * `writable`, written like memory. It holds nothing until it is touched: a touched block is opened
+ * into a frame of the window, and another one is sealed, where it may have been written, and overwritten or
+ * wiped. A block is opened as the store is at that moment; where the region is
+ * writable, what others write to a block meanwhile is lost when it is evicted.
+ *
+ * The window is taken from the plaintext budget. A writable region and any other do not overlap. The
+ * range is not dumped, and a child of a fork gets SIGSEGV there. A write where the region is not
+ * writable ends the process, or is lost if it comes in the moment in which its block is placed. With a
+ * mechanism of signals, handlers installed later come first, and must pass on what is not theirs.
+ *
+ * A touch has no caller to return an error to. When a page is found changed, or cannot be sealed, all
+ * windows of the process are wiped, and it ends by SIGABRT with a message on the standard error.
+ *
+ * The store must outlive the region. On success *out owns it until ccmem_region_free. CCMEM_ERR_RANGE,
+ * _FORK, _READONLY; _ARGUMENT (a window of fewer than CCMEM_WINDOW_BLOCKS blocks that does not hold all
+ * of them, a block smaller than a page of the store or the system), _BUDGET, _MAPPED, _FAULT (errno
+ * says why), _NOMEM, _SECRETMEM (what the range must be kept out of cannot be promised). */
+ccmem_status ccmem_region_new(ccmem_store *store, uint64_t offset, uint64_t nbytes,
+                              const ccmem_region_options *options, ccmem_region **out);
+
+/* The address of the store's byte `offset`, fixed until ccmem_region_free. */
+uint8_t *ccmem_region_data(ccmem_region *region);
+
+/* Opens what of n bytes from `offset` in the region is not resident, as much as the window holds.
+ * CCMEM_ERR_INTEGRITY (as for ccmem_store_read), _VERSION when another block cannot be sealed, _RANGE,
+ * _FORK, _ARGUMENT after ccmem_region_close(). */
+ccmem_status ccmem_region_prefault(ccmem_region *region, uint64_t offset, uint64_t n);
+
+/* The same, and the blocks stay resident, and where the region is writable count as written, until
+ * ccmem_region_unpin() of the same range; a system call may be handed them whatever the mechanism.
+ * CCMEM_ERR_PINNED, with nothing pinned, where fewer than CCMEM_WINDOW_BLOCKS frames would be left to
+ * the blocks that are not pinned. */
+ccmem_status ccmem_region_pin(ccmem_region *region, uint64_t offset, uint64_t n);
+
+/* Undoes one ccmem_region_pin(). CCMEM_ERR_RANGE, _FORK, _ARGUMENT. */
+ccmem_status ccmem_region_unpin(ccmem_region *region, uint64_t offset, uint64_t n);
+
+/* Seals all that may have been written; it stays resident. Errors as for ccmem_store_write; the rest
+ * is sealed all the same. */
+ccmem_status ccmem_region_flush(ccmem_region *region);
+
+/* The same, then wipes the window and gives back all but the range itself, which stays reserved, so
+ * that a late use is SIGSEGV and never another object's memory. May be repeated. */
+ccmem_status ccmem_region_close(ccmem_region *region);
+
+/* The counters, after ccmem_region_close() those at that time. CCMEM_ERR_FORK. */
+ccmem_status ccmem_region_get_stats(ccmem_region *region, ccmem_region_stats *out);
+
+/* The counters of all regions that this process has had, added up; `peak` and what follows
+ * write_backs are not. */
+void ccmem_regions_get_stats(ccmem_region_stats *out);
+
+/* ccmem_region_close(), and the range is free for others. NULL is allowed. In a forked child it only
+ * frees what the child inherited. */
+void ccmem_region_free(ccmem_region *region);
+
 /* ---- memory for plaintext that is handed out --------------------------------------------------- */
 
 typedef struct ccmem_plain_stats {
@@ -379,7 +500,7 @@ typedef struct ccmem_plain_stats {
 } ccmem_plain_stats;
 
 /* n zero bytes, 64-byte aligned, in memory that is left out of core dumps and that a forked child
- * finds zeroed. CCMEM_ERR_NOMEM. */
+ * finds zeroed. CCMEM_ERR_NOMEM, CCMEM_ERR_BUDGET. */
 ccmem_status ccmem_plain_alloc(uint64_t n, uint8_t **out);
 
 /* Wipes a block and gives it back. NULL is allowed. In a forked child a block of the parent's is

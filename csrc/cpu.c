@@ -50,6 +50,8 @@ static uint32_t detect(void) {
                  bit_if(ecx, 10, CPU_VPCLMUL);
     if ((xcr0 & XCR0_ZMM) == XCR0_ZMM && (ebx & avx512_parts) == avx512_parts)
         found |= CPU_AVX512 | bit_if(ecx, 6, CPU_VBMI2);
+    if (found & CPU_AVX512 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx))
+        found |= bit_if(eax, 5, CPU_AVX512_BF16);
     return found;
 }
 #else
@@ -92,7 +94,7 @@ int cpu_supports(ccmem_tier tier) {
 const char *ccmem_cpu_feature(unsigned index, int *present) {
     static const char *const names[] = {"sse4.2",     "aes",    "pclmulqdq", "avx2",         "vaes",
                                         "vpclmulqdq", "avx512", "gfni",      "avx512_vbmi2", "bmi2",
-                                        "fma",        "f16c"};
+                                        "fma",        "f16c",   "avx512_bf16"};
 
     if (index >= sizeof names / sizeof *names)
         return NULL;

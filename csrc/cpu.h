@@ -32,6 +32,7 @@ enum {
     CPU_BMI2 = 1u << 9,
     CPU_FMA = 1u << 10,    /* and the system saves ymm state, as for the next */
     CPU_F16C = 1u << 11,
+    CPU_AVX512_BF16 = 1u << 12, /* besides CPU_AVX512 */
     CPU_AMD = 1u << 30,    /* internal, see cpu_is_amd() */
     CPU_UNSET = 1u << 31   /* internal: not detected yet */
 };

@@ -4,6 +4,7 @@
  * publishes the result in one word, the first one wins, and a fork in the middle leaves nothing
  * half done.
  */
+#include "budget.h"
 #include "cpu.h"
 #include "fork.h"
 #include "gf128.h"
@@ -70,6 +71,9 @@ ccmem_status ccmem_init(const char *tier) {
     status = fork_init();
     if (status)
         return status;
+    status = budget_init();
+    if (status)
+        return status;
     (void)fork_generation(); /* before the first object, so that fork_page is never 0 here */
     pthread_once(&tables, gf128_init);
     status = choose(tier, &chosen);
@@ -130,6 +134,14 @@ const char *ccmem_status_text(ccmem_status status) {
     case CCMEM_ERR_READONLY:
         return "the store is over a file that others may have mapped, and cannot be written; copy "
                "the data to a new buffer";
+    case CCMEM_ERR_BUDGET:
+        return "the plaintext budget leaves no room; raise it, or close windows and arrays";
+    case CCMEM_ERR_FAULT:
+        return "the fault mechanism is not available on this system";
+    case CCMEM_ERR_MAPPED:
+        return "another mapping covers some of the bytes, and one of the two can be written";
+    case CCMEM_ERR_PINNED:
+        return "too few frames of the window would be left unpinned";
     }
     return "unknown status";
 }

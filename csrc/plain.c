@@ -14,6 +14,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "budget.h"
 #include "cpu.h"
 #include "fork.h"
 #include "threads.h"
@@ -235,10 +236,14 @@ ccmem_status ccmem_plain_alloc(uint64_t n, uint8_t **out) {
         return CCMEM_ERR_NOMEM;
     while (class < CLASSES && slot_size[class] < n)
         class++;
+    if (class < CLASSES)
+        n = slot_size[class];
+    ccmem_status status = budget_reserve(n);
+    if (status != CCMEM_OK)
+        return status;
     pthread_mutex_lock(&pl->lock);
     if (class < CLASSES) {
         p = take_slot(pl, class);
-        n = slot_size[class];
     } else {
         size_t size = large_size((size_t)n);
         header *h = take_kept(pl, size);
@@ -261,8 +266,11 @@ ccmem_status ccmem_plain_alloc(uint64_t n, uint8_t **out) {
             pl->count.peak = pl->count.in_use;
     }
     pthread_mutex_unlock(&pl->lock);
-    if (!p)
+    if (!p) {
+        budget_release(n);
         return CCMEM_ERR_NOMEM;
+    }
+    budget_expose(n);
     *out = p;
     return CCMEM_OK;
 }
@@ -276,6 +284,8 @@ void ccmem_plain_free(uint8_t *p) {
         return;
     size_t n = h->class < CLASSES ? slot_size[h->class] : h->length;
     wipe_block(p, n);
+    budget_hide(n);
+    budget_release(n);
     pthread_mutex_lock(&pl->lock);
     pl->count.in_use -= n;
     pl->count.blocks--;

@@ -306,5 +306,7 @@ ccmem_status selftest_run(ccmem_tier tier) {
     if (!good)
         return CCMEM_ERR_SELFTEST;
     ccmem_status status = selftest_aegis(tier);
-    return status == CCMEM_OK ? selftest_matmul(tier) : status;
+    if (status == CCMEM_OK)
+        status = selftest_matmul(tier);
+    return status == CCMEM_OK ? selftest_panels(tier) : status;
 }

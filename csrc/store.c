@@ -23,6 +23,7 @@
 #include "cpu.h"
 #include "fork.h"
 #include "page_key.h"
+#include "ranges.h"
 #include "secret.h"
 #include "store.h"
 #include "threads.h"
@@ -38,6 +39,7 @@ enum {
      * be cached when it is used next, and non-temporal stores would cost more than they save. */
     STREAM_BYTES = 4 << 20,
     READ_RETRIES = 16, /* before a reader takes the writers' lock */
+    STAGING_BYTES = 1 << 20, /* a multiple of every page size */
     SHARDS = 16
 };
 
@@ -250,7 +252,8 @@ static int open_part(ccmem_store *s, shard *sh, uint64_t page, uint64_t version,
 static ccmem_status read_part(ccmem_store *s, shard *sh, uint64_t page, uint32_t offset,
                               uint8_t *out, uint32_t n) {
     uint64_t *word = &s->version[page], v;
-    for (int tries = 0; tries < READ_RETRIES; tries++) {
+    /* Where a touch of `out` may have a page opened, no lock may be held. */
+    for (int tries = 0; tries < READ_RETRIES || ranges_touch(out, n); tries++) {
         v = stable_version(s, page);
         if (__builtin_expect((v & LOCK) != 0, 0)) {
             clear(out, n);
@@ -457,10 +460,13 @@ static range split(const ccmem_store *s, uint64_t offset, uint64_t n) {
     return r;
 }
 
-static ccmem_status run_bulk(bulk *b, uint64_t pages, parallel_body body) {
+static ccmem_status run_bulk(bulk *b, uint64_t pages, parallel_body body, int alone) {
     const ccmem_store *s = b->store;
     b->flags = (pages << s->page_shift) >= STREAM_BYTES ? PAGE_STREAM : 0;
-    parallel_for(pages, GRAIN_BYTES >> s->page_shift, body, b);
+    if (alone)
+        body(b, 0, pages);
+    else
+        parallel_for(pages, GRAIN_BYTES >> s->page_shift, body, b);
     return outcome_end(&b->end);
 }
 
@@ -472,7 +478,8 @@ static inline ccmem_status check_call(const ccmem_store *s, uint64_t offset, uin
     return CCMEM_OK;
 }
 
-ccmem_status ccmem_store_read(ccmem_store *s, uint64_t offset, void *out, uint64_t n) {
+static inline ccmem_status read_range(ccmem_store *s, uint64_t offset, void *out, uint64_t n,
+                                      int alone) {
     ccmem_status status = check_call(s, offset, n);
     if (status != CCMEM_OK)
         return status;
@@ -492,7 +499,7 @@ ccmem_status ccmem_store_read(ccmem_store *s, uint64_t offset, void *out, uint64
         status = read_part(s, sh, r.first - 1, r.head_offset, to, r.head);
     if (status == CCMEM_OK && r.pages) {
         bulk b = {.store = s, .first = r.first, .out = to + r.head};
-        status = run_bulk(&b, r.pages, read_pages);
+        status = run_bulk(&b, r.pages, read_pages, alone);
     }
     if (status == CCMEM_OK && r.tail)
         status = read_part(s, sh, r.first + r.pages, 0, to + (n - r.tail), r.tail);
@@ -501,6 +508,14 @@ ccmem_status ccmem_store_read(ccmem_store *s, uint64_t offset, void *out, uint64
     else
         ccmem_wipe(out, n); /* the good pages too: no part of a refused read is handed out */
     return status;
+}
+
+ccmem_status ccmem_store_read(ccmem_store *s, uint64_t offset, void *out, uint64_t n) {
+    return read_range(s, offset, out, n, 0);
+}
+
+ccmem_status store_read_alone(ccmem_store *s, uint64_t offset, void *out, uint64_t n) {
+    return read_range(s, offset, out, n, 1);
 }
 
 void store_prefetch(const ccmem_store *s, uint64_t offset, uint64_t n) {
@@ -542,13 +557,38 @@ static ccmem_status check_parts(ccmem_store *s, shard *sh, const range *r) {
     return status;
 }
 
-ccmem_status ccmem_store_write(ccmem_store *s, uint64_t offset, const void *data, uint64_t n) {
+static ccmem_status write_range(ccmem_store *s, uint64_t offset, const void *data, uint64_t n,
+                                int alone);
+
+/* write_range() by way of memory of its own, for a source that nobody may touch while he holds locks. */
+static ccmem_status write_staged(ccmem_store *s, uint64_t offset, const uint8_t *data, uint64_t n) {
+    uint8_t *staging;
+    uint64_t piece;
+    ccmem_status status = check_versions(s, offset, n);
+    if (status == CCMEM_OK)
+        status = ccmem_plain_alloc(n < STAGING_BYTES ? n : STAGING_BYTES, &staging);
+    if (status != CCMEM_OK)
+        return status;
+    for (; n && status == CCMEM_OK; offset += piece, data += piece, n -= piece) {
+        piece = STAGING_BYTES - offset % STAGING_BYTES; /* no page is written in two parts */
+        piece = piece < n ? piece : n;
+        memcpy(staging, data, piece);
+        status = write_range(s, offset, staging, piece, 0);
+    }
+    ccmem_plain_free(staging);
+    return status;
+}
+
+static ccmem_status write_range(ccmem_store *s, uint64_t offset, const void *data, uint64_t n,
+                                int alone) {
     ccmem_status status = check_call(s, offset, n);
     const uint8_t *from = data;
     if (status != CCMEM_OK)
         return status;
     if (s->read_only)
         return CCMEM_ERR_READONLY;
+    if (n && ranges_touch(data, n))
+        return write_staged(s, offset, data, n);
     shard *sh = my_shard(s);
     if (n)
         status = check_versions(s, offset, n);
@@ -561,7 +601,7 @@ ccmem_status ccmem_store_write(ccmem_store *s, uint64_t offset, const void *data
                             r.ends && !r.head_offset && r.head == n);
     if (status == CCMEM_OK && r.pages) {
         bulk b = {.store = s, .first = r.first, .data = from + r.head};
-        status = run_bulk(&b, r.pages, write_pages);
+        status = run_bulk(&b, r.pages, write_pages, alone);
     }
     if (status == CCMEM_OK && r.tail)
         status = write_part(s, sh, r.first + r.pages, 0, from + (n - r.tail), r.tail, r.ends);
@@ -571,6 +611,16 @@ ccmem_status ccmem_store_write(ccmem_store *s, uint64_t offset, const void *data
     add(&sh->count.bytes_written, n);
     return CCMEM_OK;
 }
+
+ccmem_status ccmem_store_write(ccmem_store *s, uint64_t offset, const void *data, uint64_t n) {
+    return write_range(s, offset, data, n, 0);
+}
+
+ccmem_status store_write_alone(ccmem_store *s, uint64_t offset, const void *data, uint64_t n) {
+    return write_range(s, offset, data, n, 1);
+}
+
+int store_read_only(const ccmem_store *s) { return s->read_only; }
 
 ccmem_status ccmem_store_verify(ccmem_store *s, uint64_t first, uint64_t count, uint8_t *bad,
                                 uint64_t *failures) {
@@ -583,7 +633,7 @@ ccmem_status ccmem_store_verify(ccmem_store *s, uint64_t first, uint64_t count, 
     bulk b = {.store = s, .first = first, .bad = bad};
     ccmem_failure before = last_failure; /* the status is CCMEM_OK, so it tells of no page */
     if (count)
-        (void)run_bulk(&b, count, verify_pages);
+        (void)run_bulk(&b, count, verify_pages, 0);
     last_failure = before;
     *failures = b.failures;
     return CCMEM_OK;
@@ -628,7 +678,17 @@ ccmem_status store_write_in_page(ccmem_store *s, const uint64_t *offsets, size_t
     if (s->read_only)
         return CCMEM_ERR_READONLY;
     shard *sh = my_shard(s);
-    ccmem_status status = write_parts(s, sh, offsets[0] >> s->page_shift, offsets, count, data, n, 0);
+    uint8_t *staging = NULL;
+    ccmem_status status = CCMEM_OK;
+    if (ranges_touch(data, (uint64_t)count * n)) {
+        status = ccmem_plain_alloc((uint64_t)count * n, &staging);
+        if (status != CCMEM_OK)
+            return status;
+        memcpy(staging, data, (size_t)count * n);
+        data = staging;
+    }
+    status = write_parts(s, sh, offsets[0] >> s->page_shift, offsets, count, data, n, 0);
+    ccmem_plain_free(staging);
     if (status == CCMEM_OK) {
         add(&sh->count.writes, 1);
         add(&sh->count.bytes_written, (uint64_t)count * n);

@@ -12,6 +12,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "filemap.h"
 #include "page_key.h"
 #include "store.h"
 #include "threads.h"
@@ -32,19 +33,6 @@ static ccmem_status check_length(int fd, uint64_t offset, uint64_t size) {
         return failed(errno);
     uint64_t length = file.st_size > 0 ? (uint64_t)file.st_size : 0;
     return size > length || offset > length - size ? CCMEM_ERR_RANGE : CCMEM_OK;
-}
-
-static ccmem_status map_pages(int fd, uint64_t offset, uint64_t size, void **out) {
-    void *p = mmap(NULL, size, PROT_READ, MAP_SHARED, fd, (off_t)offset);
-    if (p == MAP_FAILED)
-        return failed(errno);
-    if (madvise(p, size, MADV_DONTDUMP)) {
-        int error = errno;
-        munmap(p, size);
-        return failed(error);
-    }
-    *out = p;
-    return CCMEM_OK;
 }
 
 typedef struct reading {
@@ -113,7 +101,7 @@ ccmem_status ccmem_store_map(const ccmem_key *key, ccmem_cipher cipher, const ui
     /* Where the system's pages are larger than the file's, not every offset can be mapped. */
     int mappable = offset % (uint64_t)sysconf(_SC_PAGESIZE) == 0;
     if (size)
-        status = (mappable && !anonymous ? map_pages : read_pages)(fd, offset, size, &pages);
+        status = (mappable && !anonymous ? filemap_pages : read_pages)(fd, offset, size, &pages);
     if (status != CCMEM_OK)
         return status;
     status = store_over(key, cipher, id, nbytes, page_size, pages, versions, tags, out);

@@ -21,7 +21,15 @@ try:
     from .buffer import EncryptedBuffer
     from .cpu import cpu_info
     from .keys import Key
-    from .process import get_num_threads, selftest, set_num_threads, stats
+    from .mapping import Mapping
+    from .process import (
+        get_num_threads,
+        get_plaintext_budget,
+        selftest,
+        set_num_threads,
+        set_plaintext_budget,
+        stats,
+    )
     from .tensor import EncryptedTensor
 except errors.PyccmemError as _error:
     from ._command import end_with
@@ -33,14 +41,17 @@ __all__ = [
     "EncryptedBuffer",
     "EncryptedTensor",
     "Key",
+    "Mapping",
     "__version__",
     "batched_products",
     "cpu_info",
     "errors",
     "get_num_threads",
+    "get_plaintext_budget",
     "hazmat",
     "linear",
     "selftest",
     "set_num_threads",
+    "set_plaintext_budget",
     "stats",
 ]

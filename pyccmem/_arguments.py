@@ -12,7 +12,7 @@ import numpy as np
 from . import errors
 from ._lib import ffi
 
-__all__ = ["exact_bytes", "input_buffer", "integer", "output_buffer"]
+__all__ = ["byte_count", "exact_bytes", "input_buffer", "integer", "output_buffer"]
 
 #: cffi's from_buffer with this type gives an array whose len() is its size in bytes.
 BYTES = ffi.typeof("uint8_t[]")
@@ -41,6 +41,28 @@ def integer(name: str, value: Any) -> int:
         raise errors.ArgumentError(
             f"{name} is an integer of {number.bit_length()} bits; it must fit in 64."
         )
+    return number
+
+
+_SIZE = re.compile(r"([0-9]{1,18}) ?(B|KiB|MiB|GiB|TiB)", re.ASCII)
+_UNITS = {"B": 0, "KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40}
+
+
+def byte_count(name: str, value: Any) -> int:
+    """A number of bytes from 1 to 2^63 - 1, given as an integer or as text such as "64MiB". Raises
+    ArgumentError, ArgumentTypeError."""
+    if isinstance(value, str):
+        match = _SIZE.fullmatch(value)
+        if match is None:
+            raise errors.ArgumentError(
+                f"{name} is {value[:40]!a}; it must be a number of bytes, or text such as '64MiB' "
+                f"(B, KiB, MiB, GiB, TiB)."
+            )
+        number = int(match[1]) << _UNITS[match[2]]
+    else:
+        number = integer(name, value)
+    if not 0 < number < 2**63:
+        raise errors.ArgumentError(f"{name} is {number} bytes; it must be at least 1.")
     return number
 
 

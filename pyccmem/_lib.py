@@ -3,7 +3,7 @@
 
 Importing it starts the native library: every usable tier passes its known-answer test, then the
 best one is chosen, or the one that PYCCMEM_TIER names; PYCCMEM_NUM_THREADS bounds the threads of a
-bulk operation.
+bulk operation; PYCCMEM_FAULT names the mechanism of mappings.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ __all__ = [
     "BUFFER_PAGE_SIZE",
     "CIPHERS",
     "DEFAULT_CIPHER",
+    "FAULTS",
     "LEVELS",
     "OK",
     "TENSOR_PAGE_SIZE",
@@ -68,6 +69,16 @@ LEVELS: dict[int, str] = {
 TIERS: dict[str, int] = {
     ffi.string(lib.ccmem_tier_name(tier)).decode(): tier
     for tier in reversed(range(lib.CCMEM_TIER_COUNT))
+}
+
+
+#: How a mapping learns of a touch, by the name that PYCCMEM_FAULT takes.
+FAULTS: dict[str, int] = {
+    "auto": lib.CCMEM_FAULT_AUTO,
+    "uffd": lib.CCMEM_FAULT_UFFD,
+    "uffd-signal": lib.CCMEM_FAULT_UFFD_SIGNAL,
+    "uffd-copy": lib.CCMEM_FAULT_UFFD_COPY,
+    "sigsegv": lib.CCMEM_FAULT_SIGSEGV,
 }
 
 
@@ -170,7 +181,8 @@ def check(status: int, **context: Any) -> None:
     This is the one place where a native status becomes an exception. `context` holds what the
     caller knows and the sentence should say: `subject` ("key" or "buffer"), `action`, `offset`,
     `length`, `nbytes`, `name` and `page_size` of a buffer, `setting`, `tier`, `require`, `path`,
-    `errno`; `unwrapping` a key, `mapping` a file's pages.
+    `errno`; `unwrapping` a key, `mapping` a file's pages; `window` of a mapping and what it
+    `pinned`.
     """
     if status == OK:
         return
@@ -223,6 +235,34 @@ def check(status: int, **context: Any) -> None:
         raise errors.OutOfMemoryError(
             f"The system refused the memory for {action}, or another mapping or file descriptor "
             f"for it; free some, or ask for less."
+        )
+    if status == lib.CCMEM_ERR_BUDGET:
+        state = ffi.new("ccmem_plaintext_stats *")
+        lib.ccmem_plaintext_get_stats(state)
+        raise errors.PlaintextBudgetError(
+            f"The plaintext budget of {state.budget} bytes, of which {state.reserved} are taken, "
+            f"leaves no room for {action}; close mappings and arrays that are no longer used, ask "
+            f"for less (of a mapping with window=), or raise it with set_plaintext_budget()."
+        )
+    if status == lib.CCMEM_ERR_PINNED:
+        raise errors.PlaintextBudgetError(
+            f"The window of {context['window']} bytes cannot keep {context['pinned']} more bytes "
+            f"pinned, since {lib.CCMEM_WINDOW_BLOCKS} of its blocks must stay free for the rest of "
+            f"the mapping; pin less at a time, or map with a larger window."
+        )
+    if status == lib.CCMEM_ERR_FAULT:
+        number = context.get("errno") or 0
+        raise errors.FaultMechanismError(
+            f"The fault mechanism {context.get('setting', '')!r} cannot be had here "
+            f"({os.strerror(number)}); "
+            f"leave PYCCMEM_FAULT unset for whichever the system has (userfaultfd, or SIGSEGV with "
+            f"Linux 5.7 or newer), or use open() or indexing, which need neither."
+        )
+    if status == lib.CCMEM_ERR_MAPPED:
+        raise errors.MappingConflictError(
+            f"Another mapping of {context['name']!a} covers some of the same bytes, and one of the "
+            f"two is of mode 'r+', so that each would undo what the other writes; leave the other "
+            f"mapping first, or map both with mode 'r'."
         )
     if status == lib.CCMEM_ERR_MEMLOCK:
         raise errors.LockedMemoryError(

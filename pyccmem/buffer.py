@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import sys
 import weakref
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,9 @@ from ._lib import (
 )
 from ._resource import Resource
 from .keys import Key
+
+if TYPE_CHECKING:
+    from .mapping import Mapping
 
 __all__ = ["EncryptedBuffer", "open_buffers"]
 
@@ -485,6 +488,20 @@ class EncryptedBuffer(Resource):
         if status != OK:
             self._fail(status, offset, nbytes)
         return [first + int(at) for at in np.flatnonzero(bad)]
+
+    # ---- as memory ----
+
+    def map(
+        self, *, window: int | str = "64MiB", mode: str = "r", system_calls: bool = True
+    ) -> Mapping:
+        """A mapping: a context manager that gives an ordinary array of uint8 over the buffer, of
+        which no more than `window` bytes lie in the clear at a time. See Mapping.
+
+        Raises what EncryptedTensor.map() raises.
+        """
+        from .mapping import Mapping
+
+        return Mapping(self, 0, (self._nbytes,), np.dtype(np.uint8), window, mode, system_calls)
 
     # ---- what it is ----
 

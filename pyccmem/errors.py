@@ -30,6 +30,9 @@ its text is a sentence that says what was wrong and what would be right::
     ├── DemoError (RuntimeError)              the demo could not run to its end
     ├── OutOfMemoryError (MemoryError)        the system refused memory
     │   └── LockedMemoryError                 RLIMIT_MEMLOCK leaves no room for another locked page
+    ├── PlaintextBudgetError (MemoryError)    the plaintext budget or a window leaves no room
+    ├── FaultMechanismError (RuntimeError)    the system offers no way to fill memory on a touch
+    ├── MappingConflictError (RuntimeError)   bytes of another mapping, one of the two writable
     ├── SecretMemoryError (RuntimeError)      the required secret-memory level cannot be had
     ├── EntropyError (RuntimeError)           the system's random generator failed
     ├── VersionExhaustedError (RuntimeError)  a page has no unused version left under its key
@@ -55,6 +58,7 @@ __all__ = [
     "ConfigError",
     "DemoError",
     "EntropyError",
+    "FaultMechanismError",
     "FileFormatError",
     "FileReadError",
     "FileWriteError",
@@ -65,6 +69,7 @@ __all__ = [
     "InvalidKeyError",
     "KeyFileError",
     "LockedMemoryError",
+    "MappingConflictError",
     "MissingPackageError",
     "NoPermissionError",
     "NoProcessError",
@@ -73,6 +78,7 @@ __all__ = [
     "NotPicklableError",
     "OutOfMemoryError",
     "PageSizeError",
+    "PlaintextBudgetError",
     "PortableTierWarning",
     "ProcessAccessError",
     "PyccmemError",
@@ -198,6 +204,18 @@ class OutOfMemoryError(PyccmemError, MemoryError):
 
 class LockedMemoryError(OutOfMemoryError):
     """RLIMIT_MEMLOCK leaves no room for another page of locked memory."""
+
+
+class PlaintextBudgetError(PyccmemError, MemoryError):
+    """What set_plaintext_budget() allows, or the window of a mapping, leaves no room."""
+
+
+class FaultMechanismError(PyccmemError, RuntimeError):
+    """The system offers no way to fill memory when it is touched, or not the one asked for."""
+
+
+class MappingConflictError(PyccmemError, RuntimeError):
+    """A mapping of bytes that another one covers, where one of the two can be written."""
 
 
 class SecretMemoryError(PyccmemError, RuntimeError):

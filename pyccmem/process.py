@@ -8,12 +8,19 @@ from collections.abc import Callable
 from typing import Any
 
 from . import _plain, errors
-from ._arguments import integer
+from ._arguments import byte_count, integer
 from ._lib import CIPHERS, LEVELS, TIERS, active_tier, check, ffi, lib, usable_tiers
 from .buffer import EncryptedBuffer, open_buffers
 from .keys import Key
 
-__all__ = ["get_num_threads", "selftest", "set_num_threads", "stats"]
+__all__ = [
+    "get_num_threads",
+    "get_plaintext_budget",
+    "selftest",
+    "set_num_threads",
+    "set_plaintext_budget",
+    "stats",
+]
 
 
 def stats() -> dict[str, Any]:
@@ -22,7 +29,14 @@ def stats() -> dict[str, Any]:
     one of their pages did not match its tag); `tier`, `threads`, and `level`, the best
     secret-memory level to be had ("secretmem", "mlock" or "none"); and of the memory for plaintext
     that tensors hand out `plain_blocks` (in use), `plain_in_use` (their bytes), `plain_peak` (the
-    most at once) and `plain_kept` (wiped bytes kept for reuse)."""
+    most at once) and `plain_kept` (wiped bytes kept for reuse).
+
+    Of all plaintext, that memory and the windows of mappings: `plaintext_budget` (None: no limit),
+    `plaintext_reserved` (what the budget is checked against: arrays, and windows whether filled or
+    not), `plaintext_resident` (bytes that hold plaintext now), `plaintext_peak` (the most at once),
+    `plaintext_byte_seconds` (resident bytes times the seconds they were so). Of mappings:
+    `map_faults` (touches of what was not there), `map_fills` (blocks opened), `map_read_ahead`
+    (those opened before anyone had asked), `map_evictions`, `map_write_backs` (blocks sealed)."""
     buffers = open_buffers()
     sums = {"overhead_bytes": 0, "integrity_failures": 0}
     for buffer in buffers:
@@ -43,7 +57,52 @@ def stats() -> dict[str, Any]:
         "threads": get_num_threads(),
         "level": LEVELS[lib.ccmem_secret_probe()],
         **_plain.stats(),
+        **_plaintext(),
     }
+
+
+def _plaintext() -> dict[str, Any]:
+    """What stats() says of the plaintext budget and of mappings."""
+    budget = ffi.new("ccmem_plaintext_stats *")
+    regions = ffi.new("ccmem_region_stats *")
+    lib.ccmem_plaintext_get_stats(budget)
+    lib.ccmem_regions_get_stats(regions)
+    return {
+        "plaintext_budget": int(budget.budget) or None,
+        "plaintext_reserved": int(budget.reserved),
+        "plaintext_resident": int(budget.resident),
+        "plaintext_peak": int(budget.peak),
+        "plaintext_byte_seconds": float(budget.byte_seconds),
+        "map_faults": int(regions.faults),
+        "map_fills": int(regions.fills),
+        "map_read_ahead": int(regions.read_ahead),
+        "map_evictions": int(regions.evictions),
+        "map_write_backs": int(regions.write_backs),
+    }
+
+
+def set_plaintext_budget(nbytes: int | str | None) -> None:
+    """Bounds the plaintext of the whole process: what mappings' windows, arrays that tensors hand
+    out, scoped opens and tiles of products take together, a number of bytes or text such as
+    "256MiB"; None: no bound, as at the start. What would exceed it raises PlaintextBudgetError.
+
+    Raises PlaintextBudgetError when more is taken now, and changes nothing then; ArgumentError,
+    ArgumentTypeError."""
+    limit = 0 if nbytes is None else byte_count("nbytes", nbytes)
+    status = lib.ccmem_set_plaintext_budget(limit)
+    if status == lib.CCMEM_ERR_BUDGET:
+        taken = _plaintext()["plaintext_reserved"]
+        raise errors.PlaintextBudgetError(
+            f"The budget cannot be {limit} bytes while {taken} are taken; close mappings and drop "
+            f"arrays first, or set at least that much."
+        )
+    check(status, action="set_plaintext_budget")
+
+
+def get_plaintext_budget() -> int | None:
+    """The bound that was set, in bytes; None: there is none."""
+    found: int | None = _plaintext()["plaintext_budget"]
+    return found
 
 
 def set_num_threads(threads: int) -> None:

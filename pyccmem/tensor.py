@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,9 @@ from ._resource import Resource
 from ._runs import Layout, flat_bytes, gather, read, write
 from .buffer import EncryptedBuffer
 from .keys import Key
+
+if TYPE_CHECKING:
+    from .mapping import Mapping
 
 __all__ = ["EncryptedTensor"]
 
@@ -673,6 +676,22 @@ class EncryptedTensor(Resource):
         if not isinstance(mode, str) or mode not in ("r", "r+"):
             raise errors.ArgumentError(f"mode is {mode!r}; it must be 'r' or 'r+'.")
         return self._opened_as(mode == "r+")
+
+    def map(
+        self, *, window: int | str = "64MiB", mode: str = "r", system_calls: bool = True
+    ) -> Mapping:
+        """A mapping: a context manager that gives an ordinary array over the tensor, of which no
+        more than `window` bytes lie in the clear at a time, whatever reads it. See Mapping.
+
+        Raises ArgumentError for another mode, a window that is no size or holds too few blocks;
+        PlaintextBudgetError, FaultMechanismError, MappingConflictError, ReadOnlyError for "r+"
+        where the tensor lies in a sealed file, ClosedError, ForkError, OutOfMemoryError.
+        """
+        from .mapping import Mapping
+
+        return Mapping(
+            self._buffer, self._offset, self._shape, self._dtype, window, mode, system_calls
+        )
 
     def verify(self) -> list[int]:
         """Checks the pages that the tensor's bytes lie in against their tags, in several threads:

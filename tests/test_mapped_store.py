@@ -246,6 +246,94 @@ def test_opening_a_large_file_takes_its_records_only(key: Key, tmp_path: Path) -
     buffer.close()
 
 
+HUGE_PAGE = 2 << 20
+
+
+def address(buffer: EncryptedBuffer) -> int:
+    return int(ffi.cast("uintptr_t", ffi.from_buffer(buffer.ciphertext)))
+
+
+@linux_only
+@not_sanitized
+def test_parts_of_a_file_lie_as_they_do_in_it(key: Key, tmp_path: Path) -> None:
+    """So that the kernel joins their mappings, and huge pages of the page cache can be seen as
+    such: where a part begins, its address is the offset but for a multiple of the huge page."""
+    plain = random.Random(6).randbytes(3 * HUGE_PAGE + 5000)
+    file = Sealed(tmp_path / "file", plain, at=5 * PAGE)
+    other = Sealed(tmp_path / "other", plain, at=PAGE)
+    with file.map(key) as whole, other.map(key) as another:
+        assert (address(whole) - file.at) % HUGE_PAGE == 0
+        assert (address(another) - other.at) % HUGE_PAGE == 0
+        assert whole.read() == another.read() == plain
+    npages = 150  # of each part: not one of them fills a huge page
+    parts = []
+    with open(file.path, "rb") as opened:
+        for first in range(0, 5 * npages, npages):
+            records = {
+                "versions": file.versions[first : first + npages],
+                "tags": file.tags[16 * first : 16 * (first + npages)],
+            }
+            parts.append(
+                EncryptedBuffer._mapped(
+                    opened.fileno(),
+                    file.at + first * PAGE,
+                    npages * PAGE,
+                    key=key,
+                    cipher=AEGIS,
+                    store_id=ID,
+                    page_size=PAGE,
+                    name="part",
+                    **records,
+                )
+            )
+        distances = [address(part) - address(parts[0]) for part in parts]
+        assert distances == [at * npages * PAGE for at in range(5)]
+        with open("/proc/self/maps", encoding="utf-8", errors="replace") as lines:
+            assert sum(str(file.path) in line for line in lines) == 1, "joined"
+        again = file.map(key)
+        assert address(again) != address(parts[0]), "its place is taken"
+    assert parts[0].read() == plain[: npages * PAGE]
+    for at in (2, 0, 4, 1):
+        parts[at].close()
+        with pytest.raises(errors.ClosedError):
+            parts[at].read()
+    with pytest.raises(errors.IntegrityError):
+        parts[3].read()  # sealed as other pages than those it is read as
+    assert again.read() == plain
+    again.close()
+    parts[3].close()
+    with open("/proc/self/maps", encoding="utf-8", errors="replace") as lines:
+        assert not any(str(file.path) in line for line in lines), "nothing stays mapped"
+
+
+@linux_only
+@not_sanitized
+def test_a_part_is_mapped_where_there_is_no_room_for_the_file(tmp_path: Path) -> None:
+    """The address space that a whole file would take may be more than a process may have."""
+    support.check_python(
+        """
+import os, resource, sys
+import numpy as np
+from pyccmem import EncryptedBuffer, Key
+from pyccmem._sealer import Sealer
+key, plain = Key.generate(), os.urandom(10 * 4096)
+pages = bytearray(len(plain))
+with Sealer(key, bytes(16), 4096) as sealer:
+    tags = sealer.seal(0, plain, pages)
+with open(sys.argv[1], "wb") as file:
+    file.write(pages)
+    file.truncate(1 << 40)
+resource.setrlimit(resource.RLIMIT_AS, (1 << 36, 1 << 36))
+with open(sys.argv[1], "rb") as file:
+    buffer = EncryptedBuffer._mapped(
+        file.fileno(), 0, len(plain), key=key, cipher="aegis-128x2", store_id=bytes(16),
+        page_size=4096, versions=np.ones(10, np.uint64), tags=tags, name="small")
+assert buffer.read() == plain
+""",
+        str(tmp_path / "file"),
+    )
+
+
 # ---- writing ----------------------------------------------------------------------------------
 
 WRITES: dict[str, Callable[[EncryptedBuffer, EncryptedTensor], Any]] = {

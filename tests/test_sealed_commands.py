@@ -115,8 +115,12 @@ def test_a_file_there_and_back(home: Path, capsys: pytest.CaptureFixture[str]) -
     assert stat.S_IMODE(os.stat("back").st_mode) == 0o600
     assert main(["decrypt", "sealed", "back", *words]) == 2, "nothing is replaced by the way"
     assert main(["decrypt", "sealed", "back", "--force", *words]) == 0
-    assert main(["encrypt", "plain", "back", "--key-file", "key"]) == 2
-    assert main(["encrypt", "plain", "sealed", "--key-file", "key", "--json"]) == 0
+    capsys.readouterr()
+    for there in ("back", "sealed", "plain"):
+        kept = Path(there).read_bytes()
+        assert main(["encrypt", "plain", there, "--key-file", "none"]) == 2
+        assert "--force" in capsys.readouterr().err and Path(there).read_bytes() == kept
+    assert main(["encrypt", "plain", "sealed", "--force", "--key-file", "key", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found == {"file": "sealed", "pin": sealed.inspect_file("sealed").pin}
     assert found["pin"].endswith(":2")
@@ -318,8 +322,14 @@ def test_a_directory_there_and_back(home: Path, capsys: pytest.CaptureFixture[st
     assert main(["decrypt", "sealed", "back", "--key-file", "key"]) == 0
     for name in ("model.safetensors", "notes.txt"):
         assert (home / "back" / name).read_bytes() == (model / name).read_bytes()
-    assert main(["encrypt", "model", "sealed", "--key-file", "key"]) == 2
     assert main(["decrypt", "sealed", "x", "--key-file", "key", "--expect", "y"]) == 2
+    for words in (["encrypt", "model", "sealed"], ["decrypt", "sealed", "back"]):
+        capsys.readouterr()
+        assert main([*words, "--key-file", "key"]) == 2
+        assert "new directory" in capsys.readouterr().err
+        assert main([*words, "--key-file", "key", "--force"]) == 2
+        assert "--force is for a file" in capsys.readouterr().err
+    assert sorted(os.listdir("back")) == sorted(os.listdir(model))
 
 
 def test_a_directory_without_the_module(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import os
@@ -280,8 +281,10 @@ def test_pages_are_mapped_from_the_file(path: Path, key: Key) -> None:
     sealed.save_file(tensors(), path, key=key)
     weights = sealed.load_file(path, key=key)
     maps = Path("/proc/self/maps").read_text()
-    found = [line.split()[1] for line in maps.splitlines() if line.endswith(str(path))]
-    assert len(found) >= 4 and set(found) == {"r--s"}, "read-only and shared"
+    found = [line.split()[:2] for line in maps.splitlines() if line.endswith(str(path))]
+    assert {kind for _, kind in found} == {"r--s"}, "read-only and shared"
+    spans = [[int(bound, 16) for bound in place.split("-")] for place, _ in found]
+    assert sum(high - low for low, high in spans) >= sum(t.nbytes for t in weights.values())
     weights = sealed.load_file(path, key=key, mmap=False)
     os.truncate(path, 0)
     assert same(weights, tensors()), "in memory of its own"
@@ -336,16 +339,16 @@ def test_there_and_back(tmp_path: Path, path: Path, key: Key) -> None:
     package = pytest.importorskip("safetensors.numpy")
     plain = plain_file(tmp_path / "plain", key, metadata={"format": "pt"})
     for seal_names in (False, True):
-        pin = sealed.encrypt_file(plain, path, key, seal_names=seal_names)
+        pin = sealed.encrypt_file(plain, path, key, seal_names=seal_names, overwrite=seal_names)
         weights = sealed.load_file(path, key=key, expect=pin)
         assert {n: t[...].tobytes() for n, t in weights.items()} == {
             n: a.tobytes() for n, a in tensors().items()
         }
-        sealed.decrypt_file(path, tmp_path / "back", key, expect=pin)
+        sealed.decrypt_file(path, tmp_path / "back", key, expect=pin, overwrite=seal_names)
         assert (tmp_path / "back").read_bytes() == plain.read_bytes()
         assert (tmp_path / "back").stat().st_mode & 0o777 == 0o600
     sealed.save_file({"odd": np.zeros(3, np.uint8), **tensors()}, path, key=key)
-    sealed.decrypt_file(path, tmp_path / "back", key)
+    sealed.decrypt_file(path, tmp_path / "back", key, overwrite=True)
     with open_file(tmp_path / "back") as file:
         header = read_all(file)
     assert header.data_start % 8 == 0
@@ -358,14 +361,57 @@ def test_a_file_replaced_by_its_sealed_self(path: Path, key: Key) -> None:
     plain_file(path, key)
     plain = path.read_bytes()
     os.chmod(path, 0o640)
-    sealed.encrypt_file(path, path, key)
+    with pytest.raises(errors.FileWriteError, match="overwrite=True"):
+        sealed.encrypt_file(path, path, key)
+    assert path.read_bytes() == plain
+    sealed.encrypt_file(path, path, key, overwrite=True)
     assert sealed.is_sealed(path) and path.stat().st_mode & 0o777 == 0o640
     with pytest.raises(errors.FileFormatError, match="sealed already"):
         sealed.encrypt_file(path, path, key)
-    sealed.decrypt_file(path, path, key)
+    sealed.decrypt_file(path, path, key, overwrite=True)
     assert path.read_bytes() == plain and not sealed.is_sealed(path)
     with pytest.raises(errors.FileFormatError, match="plain safetensors file"):
-        sealed.decrypt_file(path, path, key)
+        sealed.decrypt_file(path, path, key, overwrite=True)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_nothing_is_replaced_unasked(
+    tmp_path: Path, path: Path, key: Key, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    def without_links(*_: Any) -> None:
+        raise OSError(errno.EPERM, "not here")
+
+    if not links:
+        monkeypatch.setattr(os, "link", without_links)
+    plain, back, other = plain_file(tmp_path / "plain", key), tmp_path / "back", tmp_path / "other"
+    sealed.encrypt_file(plain, path, key)
+    sealed.decrypt_file(path, back, key)
+    assert back.read_bytes() == plain.read_bytes() and back.stat().st_nlink == 1
+    kept = path.read_bytes()
+    for work in (
+        lambda **options: sealed.encrypt_file(plain, path, key, **options),
+        lambda **options: sealed.decrypt_file(path, back, key, **options),
+    ):
+        with pytest.raises(errors.FileWriteError, match="overwrite=True") as caught:
+            work()
+        assert caught.value.errno == errno.EEXIST
+        assert path.read_bytes() == kept and back.read_bytes() == plain.read_bytes()
+
+    def appears(done: int, total: int) -> None:
+        other.write_bytes(b"another's")
+
+    for meanwhile in (
+        lambda: sealed.encrypt_file(plain, other, key, progress=appears),
+        lambda: sealed.decrypt_file(path, other, key, progress=appears),
+    ):
+        with pytest.raises(errors.FileWriteError, match="overwrite=True"):
+            meanwhile()
+        assert other.read_bytes() == b"another's"
+        other.unlink()
+    sealed.decrypt_file(path, back, key, overwrite=True)
+    assert sealed.encrypt_file(plain, path, key, overwrite=True).endswith(":2")
+    sealed.save_file(tensors(), path, key=key)
+    assert sorted(os.listdir(tmp_path)) == sorted(["back", "plain", path.name])
 
 
 def test_elements_smaller_than_a_byte_travel_as_files(tmp_path: Path, path: Path, key: Key) -> None:
@@ -628,7 +674,7 @@ safetensors.encrypt_file(src, dst, key)
 safetensors.save_file(safetensors.load_file(dst, key=key), dst, key=key)
 safetensors.verify_file(dst, key)
 safetensors.rewrap_file(dst, key, key)
-safetensors.decrypt_file(dst, src, key)
+safetensors.decrypt_file(dst, src, key, overwrite=True)
 stats = _plain.stats()
 print(stats["plain_peak"], stats["plain_in_use"])
 """,
@@ -650,7 +696,7 @@ import sys
 import pyccmem
 from pyccmem import safetensors
 key = pyccmem.Key.generate()
-safetensors.encrypt_file(sys.argv[1], sys.argv[2], key)
+safetensors.encrypt_file(sys.argv[1], sys.argv[2], key, overwrite=True)
 weights = safetensors.load_file(sys.argv[2], key=key)
 found = weights["t"][...] if sys.argv[3] == "held" else None
 print("ready", flush=True)
@@ -700,7 +746,7 @@ def test_progress(tmp_path: Path, path: Path, key: Key) -> None:
     steps(lambda report: sealed.encrypt_file(plain, path, key, progress=report))
     steps(lambda report: sealed.save_file(tensors(), path, key=key, progress=report))
     steps(lambda report: sealed.verify_file(path, key, progress=report))
-    steps(lambda report: sealed.decrypt_file(path, plain, key, progress=report))
+    steps(lambda report: sealed.decrypt_file(path, plain, key, overwrite=True, progress=report))
     steps(lambda report: sealed.rewrap_file(path, key, key, progress=report))
     steps(lambda report: sealed.load_file(path, key=key, mmap=False, progress=report))
     assert total > 1 << 20

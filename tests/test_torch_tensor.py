@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import gc
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -140,6 +141,49 @@ def test_no_write_is_lost(key: pyccmem.Key, name: str) -> None:
 def test_in_place_returns_the_tensor_itself(key: pyccmem.Key) -> None:
     t = sealed(torch.ones(3), key)
     assert t.add_(1) is t and torch.add(t, 1, out=t) is t
+
+
+@pytest.mark.parametrize("shape", [(0,), (5,), (9, 9), (4, 3)])
+def test_out_of_another_shape_is_refused(key: pyccmem.Key, shape: tuple[int, ...]) -> None:
+    out = sealed(torch.full(shape, 7.0), key)
+    one, row = sealed(torch.ones(3, 4), key), torch.ones(4)
+    for ask in (
+        lambda: torch.add(one, one, out=out),
+        lambda: torch.add(torch.ones(3, 4), row, out=out),
+        lambda: torch.matmul(one, torch.ones(4, 2), out=out),
+        lambda: torch.cat([one, one], out=out),
+        lambda: torch.max(one, 1, out=(out, torch.empty(3, dtype=torch.long))),
+    ):
+        with warnings.catch_warnings(), pytest.raises(errors.ArgumentError, match="resized"):
+            warnings.simplefilter("ignore")  # torch's own, that it resizes
+            ask()
+        assert torch.equal(out.decrypt(), torch.full(shape, 7.0))
+    plain = torch.empty(0)
+    assert torch.add(one, row, out=plain) is plain and torch.equal(plain, torch.full((3, 4), 2.0))
+
+
+@pytest.mark.parametrize("name", ["transposed", "shape", "part", "type"])
+def test_data_takes_shape_strides_and_type_of_the_new(key: pyccmem.Key, name: str) -> None:
+    changes: dict[str, Callable[[Any], Any]] = {
+        "transposed": lambda t: t.t(),
+        "shape": lambda t: t.view(2, 8),
+        "part": lambda t: t[1:],
+        "type": lambda t: t.double(),
+    }
+    plain = torch.nn.Parameter(torch.randn(4, 4), requires_grad=False)
+    found = torch.nn.Parameter(sealed(plain.data, key), requires_grad=False)
+    for parameter in (plain, found):
+        parameter.data = changes[name](parameter.data)
+    for wanted, seen in ((plain, found), (plain + 1, found + 1)):
+        assert (seen.shape, seen.dtype) == (wanted.shape, wanted.dtype)
+        assert seen.stride() == wanted.stride() and seen.is_contiguous() == wanted.is_contiguous()
+    assert isinstance(found, torch.nn.Parameter) and isinstance(found, EncryptedTensor)
+    assert torch.equal(found.decrypt(), plain)
+    x = torch.randn(2, plain.shape[1], dtype=plain.dtype)
+    linear = torch.nn.functional.linear
+    torch.testing.assert_close(linear(x, found), linear(x, plain))
+    with pytest.raises(errors.ArgumentError, match="copy_"):
+        found.data = plain.data
 
 
 def test_writes_to_what_shares_no_memory(key: pyccmem.Key) -> None:

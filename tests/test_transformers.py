@@ -485,9 +485,24 @@ def test_the_cpu_is_not(tmp_path: Path, key: Key, place: Any) -> None:
     torch.testing.assert_close(output(loaded), output(model))
 
 
-def test_reading_without_a_mapping_is_refused(tmp_path: Path, key: Key) -> None:
+@pytest.mark.parametrize("mmap", [True, False])
+def test_pages_read_into_memory(tmp_path: Path, key: Key, mmap: bool) -> None:
+    model = bert()
+    out = seal(model, tmp_path, key)
+    config = PyccmemConfig(key=key, mmap=mmap)
+    loaded = AutoModel.from_pretrained(out, quantization_config=config)
+    path = str(out / "model.safetensors")
+    assert (path in Path("/proc/self/maps").read_text()) is mmap
+    assert pages_opened(loaded) == 0 and len(encrypted(loaded)) == len(model.state_dict())
+    torch.testing.assert_close(output(loaded), output(model))
+    for twin in (copy.deepcopy(config), pickle.loads(pickle.dumps(config))):
+        assert twin.mmap is mmap
+    assert "mmap" not in loaded.config.to_json_string()
+
+
+def test_reading_without_a_mapping_by_another_name_is_refused(tmp_path: Path, key: Key) -> None:
     out = seal(bert(), tmp_path, key)
-    with using_key(key), pytest.raises(errors.ArgumentError, match="disable_mmap"):
+    with using_key(key), pytest.raises(errors.ArgumentError, match="mmap=False"):
         AutoModel.from_pretrained(out, disable_mmap=True)
 
 
@@ -599,7 +614,7 @@ def test_sentence_transformers(tmp_path: Path, key: Key) -> None:
     by_option = SentenceTransformer(
         str(tmp_path / "sealed"),
         device="cpu",
-        model_kwargs={"quantization_config": PyccmemConfig(key=key)},
+        model_kwargs={"quantization_config": PyccmemConfig(key=key, mmap=False)},
     )
     np.testing.assert_allclose(by_option.encode(TEXTS), expected, atol=1e-6)
 

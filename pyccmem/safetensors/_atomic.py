@@ -39,6 +39,14 @@ def refused(path: str, error: Exception) -> errors.FileWriteError:
     return answer
 
 
+def _there_already(path: str) -> errors.FileWriteError:
+    answer = errors.FileWriteError(
+        f"{path!r} is there already; name another file, or replace it with overwrite=True."
+    )
+    answer.errno, answer.filename = errno.EEXIST, path
+    return answer
+
+
 def sync_directory(path: str) -> None:
     """Has the name of a new file on the disk. Raises FileWriteError."""
     try:
@@ -62,10 +70,14 @@ class AtomicFile:
     """The new contents of `path`, written in a `with` block that ends with commit().
 
     Without commit() nothing is left behind. The file gets `mode`; by default that of the file it
-    replaces, or 0600. A symbolic link is followed. Raises FileWriteError.
+    replaces, or 0600. A symbolic link is followed. Raises FileWriteError: without `overwrite` also
+    for a file that is there, at once or, when it appeared meanwhile, by commit().
     """
 
-    def __init__(self, path: str | os.PathLike[str], mode: int | None = None) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], mode: int | None = None, *, overwrite: bool = True
+    ) -> None:
+        self._overwrite = overwrite
         try:
             name = os.fsdecode(path)
         except TypeError:
@@ -84,6 +96,8 @@ class AtomicFile:
                 raise errors.FileWriteError(
                     f"{name!r} is there and is not a regular file; name another place for the file."
                 )
+            if not overwrite:
+                raise _there_already(name)
             self._mode = stat.S_IMODE(found.st_mode) & 0o777
         if mode is not None:
             self._mode = mode
@@ -152,11 +166,28 @@ class AtomicFile:
         try:
             os.fchmod(self._descriptor, self._mode)
             os.fsync(self._descriptor)
-            os.rename(self._temporary, self.path)
+            if self._overwrite or not self._linked():
+                os.rename(self._temporary, self.path)
+                self._temporary = ""
+        except FileExistsError:
+            raise _there_already(self.path) from None
         except OSError as error:
             raise refused(self.path, error) from None
-        self._temporary = ""
         sync_directory(self.path)
+
+    def _linked(self) -> bool:
+        """Gives the temporary file the target's name as well: a rename would replace what appeared
+        since __init__(). False on a filesystem without hard links, where it has to do. Raises
+        FileExistsError."""
+        try:
+            os.link(self._temporary, self.path)
+        except FileExistsError:
+            raise
+        except OSError:
+            if os.path.lexists(self.path):
+                raise FileExistsError from None
+            return False
+        return True
 
     def __exit__(
         self,

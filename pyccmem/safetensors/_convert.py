@@ -49,16 +49,18 @@ def encrypt_file(
     *,
     seal_names: bool = False,
     page_size: int = TENSOR_PAGE_SIZE,
+    overwrite: bool = False,
     progress: bool | Progress | None = None,
 ) -> str:
     """Writes the plain safetensors file `src`, its `__metadata__` included, to `dst` as a sealed
     one; see save_file(). Returns what `expect` pins it by: "FILE_ID:GENERATION".
 
-    `dst` may be `src`, which is replaced then; the plaintext stays on the disk until its blocks are
-    used for something else, and in every backup. `progress` is as for load_file().
+    A file at `dst` is replaced with overwrite=True only. It may be `src`; the plaintext stays on
+    the disk until its blocks are used for something else, and in every backup. `progress` is as for
+    load_file().
 
     Raises FileReadError, FileFormatError for a file that is sealed already or no safetensors file,
-    FileWriteError, and what a key provider raises.
+    FileWriteError (of errno EEXIST for a file that is there), and what a key provider raises.
     """
     check_progress(progress)
     check_key(key)
@@ -86,6 +88,7 @@ def encrypt_file(
             page_size=page_size,
             seal_names=bool(seal_names),
             progress=progress,
+            overwrite=bool(overwrite),
         )
     return f"{written.file_id.hex()}:{written.generation}"
 
@@ -97,10 +100,12 @@ def decrypt_file(
     *,
     expect: Any = None,
     mmap: bool = True,
+    overwrite: bool = False,
     progress: bool | Progress | None = None,
 ) -> None:
-    """Writes the sealed file `src` to `dst` as a plain safetensors file, of mode 0600. `expect`,
-    `mmap` and `progress` are as for load_file().
+    """Writes the sealed file `src` to `dst` as a plain safetensors file, of mode 0600. A file at
+    `dst` is replaced with overwrite=True only; it may be `src`. `expect`, `mmap` and `progress` are
+    as for load_file().
 
     Warning: `dst` holds every weight in the clear, for anybody who can read the file, its disk or
     its backups, and deleting it does not overwrite it. Nothing else in pyccmem writes plaintext to
@@ -109,7 +114,8 @@ def decrypt_file(
     Every page is verified on the way. When one does not match its tag nothing appears at `dst`, but
     what had been decrypted before it was in a temporary file on that disk; when the process is
     killed that file (".pyccmem-...", mode 0600) stays until the next decrypt_file() to `dst`.
-    Raises what load_file() raises for a sealed file, and FileWriteError.
+    Raises what load_file() raises for a sealed file, and FileWriteError (of errno EEXIST for a file
+    that is there).
     """
     check_progress(progress)
     with open_sealed(src, key=key, expect=expected(expect), mmap=mmap) as opened:
@@ -133,7 +139,7 @@ def decrypt_file(
         block = _plain.empty((min(BLOCK, max(total, 1)),), np.uint8)
         try:
             with (
-                AtomicFile(dst, mode=0o600) as out,
+                AtomicFile(dst, mode=0o600, overwrite=bool(overwrite)) as out,
                 reporting(progress, src, total) as report,
             ):
                 out.write_at(raw, 0)

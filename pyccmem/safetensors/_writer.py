@@ -49,6 +49,10 @@ Block = npt.NDArray[np.uint8]
 
 _ID_BYTES: int = lib.CCMEM_STORE_ID_SIZE
 
+#: Bytes written at once, from a multiple of as many on: the page cache can then keep the file in
+#: huge pages, which is what it is mapped from.
+_HUGE_PAGE = 2 << 20
+
 
 def check_page_size(page_size: int) -> None:
     """Raises PageSizeError."""
@@ -78,10 +82,12 @@ def write_sealed(
     page_size: int,
     seal_names: bool,
     progress: bool | Progress | None,
+    overwrite: bool = True,
 ) -> SealedHeader:
-    """A sealed file of `sources` at `path`, in their order. Raises FileWriteError, ArgumentError
-    for a header that gets too long, and what reading the sources and wrapping the key raises."""
-    with AtomicFile(path) as out, Key.generate() as data_key:
+    """A sealed file of `sources` at `path`, in their order. Raises FileWriteError (without
+    `overwrite` also for a file that is there), ArgumentError for a header that gets too long, and
+    what reading the sources and wrapping the key raises."""
+    with AtomicFile(path, overwrite=overwrite) as out, Key.generate() as data_key:
         provider, wrapped = wrap(key, data_key)
         tensors = tuple(
             SealedTensor(
@@ -133,6 +139,7 @@ def write_sealed(
                         sealed_index, table_mac=stream.seal(sealed_index, index_blob, own)
                     )
                     header = replace(header, index=sealed_index)
+                stream.flush()
             finally:
                 stream.wipe()
         stored = (sealed_index, *tensors) if seal_names else tensors
@@ -158,7 +165,8 @@ class _Text:
 
 
 class _Stream:
-    """Seals sources one after the other through one block."""
+    """Seals sources one after the other, through one block of plaintext and a huge page of
+    ciphertext."""
 
     def __init__(
         self, out: AtomicFile, data_key: Key, page_size: int, report: Progress, total: int
@@ -166,7 +174,8 @@ class _Stream:
         self._out, self._key, self._page_size = out, data_key, page_size
         self._report, self._total, self._done = report, total, 0
         self._plain: Block = _plain.empty((BLOCK,), np.uint8)
-        self._sealed: Block = np.empty(BLOCK, np.uint8)
+        self._sealed: Block = np.empty(_HUGE_PAGE, np.uint8)
+        self._begin = self._end = 0  # in the file: what of it is not written yet
 
     def seal(self, tensor: SealedTensor, blob: Blob, source: Source) -> bytes:
         """Writes one blob and its records; returns the table_mac."""
@@ -175,20 +184,36 @@ class _Stream:
         records[: 8 * blob.npages].view("<u8")[:] = 1
         tags = records[8 * blob.npages :]
         with Sealer(self._key, tensor.store_id, page_size) as sealer:
-            for at in range(0, tensor.nbytes, BLOCK):
-                count = min(BLOCK, tensor.nbytes - at)
+            at = 0
+            while at < tensor.nbytes:
+                room = self._room(blob.start + at)
+                count = min(BLOCK, tensor.nbytes - at, len(room))
                 padded = -(-count // page_size) * page_size
                 source.read(self._plain[:count], at)
                 self._plain[count:padded] = 0
                 page = at // page_size
-                made = sealer.seal(page, self._plain[:padded], self._sealed[:padded])
+                made = sealer.seal(page, self._plain[:padded], room[:padded])
                 tags[16 * page : 16 * page + len(made)] = np.frombuffer(made, np.uint8)
-                self._out.write_at(self._sealed[:padded], blob.start + at)
+                self._end += padded
+                at += count
                 if tensor.name != INDEX_BLOB:
                     self._done += count
                     self._report(self._done, self._total)
         self._out.write_at(records, blob.records)
         return self._key._mac(tensor.store_id, records)
+
+    def _room(self, offset: int) -> Block:
+        """Where the pages from `offset` of the file on go, up to the end of the huge page there."""
+        if offset != self._end or not offset % _HUGE_PAGE:
+            self.flush()
+            self._begin = self._end = offset
+        return self._sealed[offset % _HUGE_PAGE :]
+
+    def flush(self) -> None:
+        """Writes what is sealed."""
+        first = self._begin % _HUGE_PAGE
+        self._out.write_at(self._sealed[first : first + self._end - self._begin], self._begin)
+        self._begin = self._end
 
     def wipe(self) -> None:
         """Overwrites the block, which an exception's traceback may keep alive."""

@@ -8,6 +8,7 @@ import os
 
 from .. import errors
 from ..safetensors import decrypt_file
+from ._destination import add_force, check_destination
 from ._directory import directory_function
 from ._keys import add_key_options, key_of
 
@@ -26,13 +27,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--expect", metavar="ID:GENERATION", help="the file and the least generation to accept"
     )
-    parser.add_argument("--force", action="store_true", help="replace a file DST")
+    add_force(parser)
     add_key_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Decrypts. Raises what decrypt_file() and decrypt_directory() raise."""
     src, dst = arguments.src, arguments.dst
+    check_destination(src, dst, force=arguments.force)
     with key_of(arguments) as key:
         assert key is not None, "argparse asks for one"
         if os.path.isdir(src):
@@ -40,9 +42,5 @@ def run(arguments: argparse.Namespace) -> int:
                 raise errors.ArgumentError("--expect is for a file; leave it out for a directory.")
             directory_function("decrypt_directory")(src, dst, key=key)
         else:
-            if os.path.exists(dst) and not arguments.force:
-                raise errors.ArgumentError(
-                    f"{dst!r} is there already; name another file, or use --force."
-                )
-            decrypt_file(src, dst, key, expect=arguments.expect)
+            decrypt_file(src, dst, key, expect=arguments.expect, overwrite=arguments.force)
     return 0

@@ -7,7 +7,8 @@ import argparse
 import os
 
 from .. import errors
-from ..safetensors import encrypt_file, is_sealed
+from ..safetensors import encrypt_file
+from ._destination import add_force, check_destination
 from ._directory import directory_function
 from ._keys import add_key_options, key_of
 from ._output import show_json
@@ -34,9 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="of a directory, leave out files whose name matches (repeatable)",
     )
-    parser.add_argument(
-        "--force", action="store_true", help="replace a file DST that is not a sealed one"
-    )
+    add_force(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_key_options(parser, "the key to seal it for", sealing=True)
 
@@ -44,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Seals. Raises what encrypt_file() and encrypt_directory() raise."""
     src, dst = arguments.src, arguments.dst
+    check_destination(src, dst, force=arguments.force)
     with key_of(arguments) as key:
         assert key is not None, "argparse asks for one"
         if os.path.isdir(src):
@@ -57,11 +57,9 @@ def run(arguments: argparse.Namespace) -> int:
             return 0
         if arguments.exclude:
             raise errors.ArgumentError("--exclude is for directories; leave it out for a file.")
-        if os.path.exists(dst) and not arguments.force and not is_sealed(dst):
-            raise errors.ArgumentError(
-                f"{dst!r} is there already and is not a sealed file; name another, or use --force."
-            )
-        pin = encrypt_file(src, dst, key, seal_names=arguments.seal_names)
+        pin = encrypt_file(
+            src, dst, key, seal_names=arguments.seal_names, overwrite=arguments.force
+        )
     if arguments.json:
         show_json({"file": dst, "pin": pin})
     else:

@@ -15,9 +15,9 @@ __all__ = ["add_arguments", "run"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `pyccmem rewrap`."""
     parser.description = (
-        "Has sealed files opened by another key. Nothing is decrypted: the file's own data key is "
-        "wrapped anew. Whoever had the old key and a copy of the old file can still read that; to "
-        "shut them out of new contents, decrypt and encrypt anew."
+        "Has sealed files opened by another key, in place. Nothing is decrypted: the file's own "
+        "data key is wrapped anew. Whoever had the old key and a copy of the old file can still "
+        "read that; to shut them out of new contents, decrypt and encrypt anew."
     )
     parser.add_argument("files", metavar="FILE", nargs="+", help="a sealed file")
     parser.add_argument("--json", action="store_true", help="print JSON")

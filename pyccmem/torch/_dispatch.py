@@ -12,7 +12,7 @@ the rest               opened into a temporary
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -184,6 +184,14 @@ def _refused(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     )
 
 
+def _out_refused(function: Any, shape: torch.Size, wanted: torch.Size) -> NoReturn:
+    raise errors.ArgumentError(
+        f"{function._schema.name} gives a result of shape {tuple(wanted)}, and out is an "
+        f"EncryptedTensor of shape {tuple(shape)}, which cannot be resized; give one of that shape "
+        f"or leave out= out."
+    ) from None
+
+
 def _copy(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     target, source = args[0], args[1]
     if not isinstance(target, EncryptedTensor) or target._stored is None or target._path:
@@ -273,8 +281,15 @@ def _write_next(
             plain[at] = values
             return _write_next(function, args, kwargs, found, others, plain)
     args, kwargs = tree_map_only(EncryptedTensor, lambda value: plain[id(value)], (args, kwargs))
-    with _blas.unkept():
-        result = function(*args, **kwargs)
+    shapes = {at: values.shape for at, values in plain.items()}
+    try:
+        with _blas.unkept():
+            result = function(*args, **kwargs)
+    finally:
+        # torch gives `out` its new shape before it finds that the memory cannot grow.
+        for at, values in plain.items():
+            if values.shape != shapes[at]:
+                _out_refused(function, shapes[at], values.shape)
     back = {id(values): found[at] for at, values in plain.items()}
     return tree_map_only(Tensor, lambda value: back.get(id(value), value), result)
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from .. import errors
 from ._dispatch import matrix_of
-from ._linear import few_rows, rows
+from ._linear import rows, rows_of_one_type
 from ._open import opened
 from ._tensor import FUNCTIONS, EncryptedTensor, device_refused, training_refused
 
@@ -62,7 +62,7 @@ def _linear_of(input: Any, weight: Any, bias: Any = None) -> Any:
         ):
             encrypted = type(bias) is EncryptedTensor
             if not encrypted or not (bias._path or bias._stored is None):
-                product = few_rows(x, weight._stored, bias._stored if encrypted else bias)
+                product = rows_of_one_type(x, weight._stored, bias._stored if encrypted else bias)
                 if product is not None:
                     return product
         found = None if needs_grad else matrix_of(weight)
@@ -215,13 +215,10 @@ def _set_data(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
             "The data of an EncryptedTensor cannot be replaced by a plain tensor, nor that of a "
             "plain tensor by an encrypted one; use copy_(), which encrypts."
         )
-    if value.shape != target.shape or value.dtype != target.dtype:
-        raise errors.ArgumentError(
-            f"The data of an EncryptedTensor of shape {tuple(target.shape)} and {target.dtype} "
-            f"cannot be replaced by one of shape {tuple(value.shape)} and {value.dtype}; make a "
-            f"new parameter of it."
-        )
+    with torch._C.DisableTorchFunctionSubclass():
+        function(target, value)  # shape, strides and type
     target._stored, target._path = value._stored, value._path
+    target._form, target._fake = value._form, value._fake
 
 
 def _array(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

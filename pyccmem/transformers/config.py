@@ -22,12 +22,14 @@ class PyccmemConfig(QuantizationConfigMixin):  # type: ignore[misc]
     the same key, a pickled or serialised one has none.
     `weights`: the name of the file that holds the weights, or of their index, in a directory where
     it is not the one that transformers expects.
+    `mmap`: False reads the pages of sealed files into memory of this process, as load_file() does;
+    config.json does not keep it.
     """
 
-    def __init__(self, key: Any = None, *, weights: str | None = None) -> None:
+    def __init__(self, key: Any = None, *, weights: str | None = None, mmap: bool = True) -> None:
         self.quant_method = METHOD
         self.weights = weights
-        self._key = key
+        self._key, self._mmap = key, bool(mmap)
 
     @classmethod
     def from_dict(
@@ -55,9 +57,14 @@ class PyccmemConfig(QuantizationConfigMixin):  # type: ignore[misc]
         """The key given, or None."""
         return self._key
 
+    @property
+    def mmap(self) -> bool:
+        """Whether sealed files are mapped."""
+        return self._mmap
+
     def with_key(self, key: Any) -> PyccmemConfig:
         """The same with another key."""
-        return PyccmemConfig(key, weights=self.weights)
+        return PyccmemConfig(key, weights=self.weights, mmap=self._mmap)
 
     def to_dict(self) -> dict[str, Any]:
         """What goes into config.json."""
@@ -77,8 +84,8 @@ class PyccmemConfig(QuantizationConfigMixin):  # type: ignore[misc]
         return self.with_key(self._key)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _without_key, (self.weights,)
+        return _without_key, (self.weights, self._mmap)
 
 
-def _without_key(weights: str | None) -> PyccmemConfig:
-    return PyccmemConfig(weights=weights)
+def _without_key(weights: str | None, mmap: bool) -> PyccmemConfig:
+    return PyccmemConfig(weights=weights, mmap=mmap)

@@ -125,12 +125,12 @@ class _File:
 
 
 class SealedFile(_File):
-    """All tensors of a sealed file, mapped; none is opened."""
+    """All tensors of a sealed file, mapped or read; none is opened."""
 
-    def __init__(self, path: str, key: Any) -> None:
+    def __init__(self, path: str, key: Any, *, mmap: bool = True) -> None:
         """Raises what pyccmem.safetensors.load_file() raises, with the file's name."""
         with _naming(path):
-            cores = sealed.load_file(path, key=key, sealed=True)
+            cores = sealed.load_file(path, key=key, sealed=True, mmap=mmap, progress=False)
             own = key if isinstance(key, Key) else None
             self._tensors = {
                 name: EncryptedTensor.from_core(core, key=own) for name, core in cores.items()

@@ -55,8 +55,8 @@ def _begin(*args: Any, **options: Any) -> Any:
 
 
 def _merge(in_directory: Any, given: Any) -> Any:
-    """What config.json says, with the key that from_pretrained() was given: transformers would drop
-    the latter, with a warning."""
+    """What config.json says, with the key and the way to read that from_pretrained() was given:
+    transformers would drop these, with a warning."""
     if isinstance(given, PyccmemConfig):
         method = (
             in_directory.get("quant_method")
@@ -64,8 +64,8 @@ def _merge(in_directory: Any, given: Any) -> Any:
             else getattr(in_directory, "quant_method", None)
         )
         if method == METHOD:
-            kept = dict(in_directory)
-            return PyccmemConfig.from_dict(kept).with_key(given.key)
+            kept = PyccmemConfig.from_dict(dict(in_directory))
+            return PyccmemConfig(given.key, weights=kept.weights, mmap=given.mmap)
     return _merge_configs(in_directory, given)
 
 
@@ -75,8 +75,9 @@ def _open(path: Any, framework: str = "pt", device: Any = "cpu", **options: Any)
     quantizer = loading()
     if os.path.isfile(name) and sealed.is_sealed(name):
         what = f"the sealed file {name!r}"
-        key = find_key(what=what) if quantizer is None else quantizer.key(what)
-        return SealedFile(name, key)
+        if quantizer is None:
+            return SealedFile(name, find_key(what=what))
+        return SealedFile(name, quantizer.key(what), mmap=quantizer.quantization_config.mmap)
     if quantizer is not None:
         if quantizer.pre_quantized:
             raise errors.FileFormatError(
@@ -91,7 +92,8 @@ def _parse(data: bytes) -> Any:
     """In place of safetensors.torch.load, which is used with disable_mmap=True."""
     if loading() is not None:
         raise errors.ArgumentError(
-            "disable_mmap=True would read the sealed file as if it were a plain one; leave it out."
+            "disable_mmap=True would read the sealed file as if it were a plain one; use "
+            "quantization_config=PyccmemConfig(mmap=False)."
         )
     return _parse_plain(data)
 

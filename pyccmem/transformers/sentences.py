@@ -69,11 +69,18 @@ def _is_sealed(path: Any) -> bool:
 
 def _tensors(path: Any) -> dict[str, torch.Tensor]:
     name = os.fspath(path)
-    file = SealedFile(name, _key(f"the sealed file {name!r}"))
+    config = _config()
+    key = _key(f"the sealed file {name!r}")
+    file = SealedFile(name, key, mmap=config is None or config.mmap)
     return {key: file.get_tensor(key) for key in file}
+
+
+def _config() -> Any:
+    """The config that the transformers part of the model was loaded with, while that lives."""
+    return _last.config() if hasattr(_last, "config") else None
 
 
 def _key(what: str) -> Any:
     """The key that the transformers part of the model was loaded with, else the one in use."""
-    config = _last.config() if hasattr(_last, "config") else None
+    config = _config()
     return find_key(None if config is None else config.key, what=what)

@@ -1,0 +1,13 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Read-only mappings of parts of files, placed so that the kernel can back them with huge pages. */
+#ifndef CCMEM_FILEMAP_H
+#define CCMEM_FILEMAP_H
+
+#include "ccmem.h"
+
+/* n > 0 bytes of the file `fd` from `offset` on, a multiple of the system's pages; they must lie in
+ * the file. All processes share them, core dumps leave them out; given back with vmem_unmap() of
+ * vmem.h. CCMEM_ERR_NOMEM, CCMEM_ERR_IO (errno says why). */
+ccmem_status filemap_pages(int fd, uint64_t offset, uint64_t n, void **out);
+
+#endif

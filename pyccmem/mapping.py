@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mapping: an ordinary array over an encrypted tensor, filled where it is touched."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import errors
+from ._arguments import byte_count
+from ._lib import FAULTS, anchor, check, ffi, lib
+from ._resource import Resource
+from .buffer import EncryptedBuffer
+
+__all__ = ["Mapping"]
+
+Array = npt.NDArray[Any]
+
+#: Bytes of the name that a message of the native core may show.
+_NAME_BYTES = 200
+
+
+def _wanted_mechanism() -> str:
+    """What PYCCMEM_FAULT names. Raises ConfigError."""
+    name = os.environ.get("PYCCMEM_FAULT") or "auto"
+    if name not in FAULTS:
+        raise errors.ConfigError(
+            f"PYCCMEM_FAULT={name!r} is not a fault mechanism; use one of {', '.join(FAULTS)}, or "
+            f"leave it unset for the best that the system has."
+        )
+    return name
+
+
+class Mapping(Resource):
+    """The array that `with tensor.map() as array:` gives: a real ndarray at a fixed address, which
+    holds nothing until it is touched. A touched block is decrypted into a frame; at most `window`
+    bytes lie in the clear at a time, and another block is wiped for each that comes.
+
+    With mode "r" the array is read-only; with "r+" what was written is encrypted again, under new
+    versions, when its block goes and when the `with` block ends, however it ends. A mapping shows a
+    block as the tensor was when it was filled. What others write to the tensor while it is mapped
+    with "r+" may be lost.
+
+    After the `with` block the array, every view of it and every tensor made from it must not be
+    used: the address range stays reserved as long as they exist, and the process ends by SIGSEGV.
+
+    When a touched page turns out to have been changed there is no caller to raise IntegrityError
+    in: all windows are wiped, and the process ends (SIGABRT) with a message. prefault() and pin()
+    raise it. Whether system calls can be handed parts of the array that are not resident, as in
+    `write(fd, array)`, tells `kernel_access`; where they cannot they fail with EFAULT, and pin()
+    makes them work. They can if the process may have that (userfaultfd(2) in full: CAP_SYS_PTRACE,
+    or /dev/userfaultfd). `system_calls=False` goes without, for speed: touches are then answered
+    in the thread that touched.
+    """
+
+    __slots__ = (
+        "_anchor",
+        "_array",
+        "_buffer",
+        "_data",
+        "_dtype",
+        "_entered",
+        "_mode",
+        "_nbytes",
+        "_region",
+        "_shape",
+    )
+
+    _instead_of_a_copy = "map the tensor again"
+
+    _region: Any
+    _anchor: Any
+    _array: Array | None
+
+    def __init__(
+        self,
+        buffer: EncryptedBuffer,
+        offset: int,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        window: int | str = "64MiB",
+        mode: str = "r",
+        system_calls: bool = True,
+        *,
+        _block: int = 0,
+        _read_ahead: bool = True,
+        _fault: int | None = None,
+    ) -> None:
+        """Made by EncryptedTensor.map() and EncryptedBuffer.map(), which see."""
+        self._region = self._anchor = self._array = self._data = None
+        self._entered = False
+        if not isinstance(mode, str) or mode not in ("r", "r+"):
+            raise errors.ArgumentError(f"mode is {mode!r}; it must be 'r' or 'r+'.")
+        size = byte_count("window", window)
+        name = _wanted_mechanism()
+        store = buffer._opened()
+        check(lib.ccmem_store_check(store), subject="buffer")
+        if mode == "r+":
+            buffer._check_writable()
+        self._buffer, self._shape, self._dtype, self._mode = buffer, shape, dtype, mode
+        self._nbytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
+        if not self._nbytes:
+            self._array = np.zeros(shape, dtype)
+            return
+        title = ffi.new("char[]", ascii(buffer.name)[1:-1].encode()[:_NAME_BYTES])
+        options = ffi.new(
+            "ccmem_region_options *",
+            {
+                "window": size,
+                "block": _block,
+                "writable": mode == "r+",
+                "read_ahead": _read_ahead,
+                "system_calls": bool(system_calls),
+                "fault": FAULTS[name] if _fault is None else _fault,
+                "name": title,
+            },
+        )
+        out = ffi.new("ccmem_region **")
+        status = lib.ccmem_region_new(store, offset, self._nbytes, options, out)
+        number = ffi.errno
+        if status == lib.CCMEM_ERR_ARGUMENT:
+            least = lib.CCMEM_WINDOW_BLOCKS * max(buffer.page_size, os.sysconf("SC_PAGESIZE"))
+            raise errors.ArgumentError(
+                f"window is {size} bytes, too small for a mapping of {self._nbytes}: one "
+                f"instruction may touch {lib.CCMEM_WINDOW_BLOCKS} blocks at once, so it must be "
+                f"at least {least} bytes, {lib.CCMEM_WINDOW_BLOCKS} pages."
+            )
+        check(
+            status,
+            subject="buffer",
+            action=f"a mapping with a window of {size} bytes",
+            name=buffer.name,
+            setting=name,
+            errno=number,
+        )
+        # The region uses the store until it is freed, whatever becomes of the buffer.
+        self._region = ffi.gc(
+            out[0], lambda region, _store=store: lib.ccmem_region_free(region), self._nbytes
+        )
+        self._anchor = anchor(self._region)
+        self._array = self._new_array()
+
+    def _new_array(self) -> Array:
+        """The array, which keeps the region, and so the range of addresses, alive."""
+        data = lib.ccmem_region_data(self._region)
+        owner = ffi.gc(data, lambda _, _region=self._anchor: None)
+        memory: Any = memoryview(ffi.buffer(owner, self._nbytes))
+        if self._mode == "r":
+            memory = memory.toreadonly()
+        return np.ndarray(self._shape, self._dtype, memory)
+
+    # ---- the with block ----
+
+    def __enter__(self) -> Array:  # type: ignore[override]
+        array = self._opened()
+        if self._entered:
+            raise errors.ClosedError("This mapping is in use by another with block; map again.")
+        self._check_process()
+        self._entered = True
+        result: Array = array
+        return result
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """What the end of the `with` block does: writes back, wipes, and makes the addresses
+        inaccessible. May be repeated. Raises VersionExhaustedError and IntegrityError where a block
+        cannot be written back (what was written to it is lost then), ForkError."""
+        self._array = None
+        region = self._region
+        if region is not None:
+            self._check(lib.ccmem_region_close(region), "the write-back")
+
+    def flush(self) -> None:
+        """Encrypts what has been written so far. Raises as close() does; what could not be
+        encrypted stays, to be tried again."""
+        self._opened()
+        if self._region is not None:
+            self._check(lib.ccmem_region_flush(self._region), "the write-back")
+
+    # ---- parts ----
+
+    def prefault(self, index: Any = ...) -> None:
+        """Decrypts what `index`, of slices and integers as in `array[index]`, names, as much of it
+        as the window holds, so that touching it next costs nothing. It can be evicted again.
+
+        Raises IntegrityError for a page that was changed, VersionExhaustedError when another block
+        cannot be written back, IndexingError, ClosedError, ForkError.
+        """
+        start, nbytes = self._extent(index)
+        if nbytes:
+            self._check(lib.ccmem_region_prefault(self._region, start, nbytes), "the window")
+
+    def pin(self, index: Any = ...) -> AbstractContextManager[Array]:
+        """A context manager that gives `array[index]`, of slices and integers, and keeps it in the
+        clear until it ends, so that system calls can use it whatever the mechanism. With mode "r+"
+        it counts as written.
+
+        Raises PlaintextBudgetError when the window would not keep four blocks for the rest of the
+        array; what prefault() raises.
+        """
+        return self._pinned(index)
+
+    @contextmanager
+    def _pinned(self, index: Any) -> Iterator[Array]:
+        start, nbytes = self._extent(index)
+        array = self._opened()
+        region = self._region
+        if nbytes:
+            status = lib.ccmem_region_pin(region, start, nbytes)
+            self._check(status, "the window", pinned=nbytes)
+        try:
+            yield array[index]
+        finally:
+            if nbytes and self._array is not None:
+                self._check(lib.ccmem_region_unpin(region, start, nbytes), "the window")
+
+    def _extent(self, index: Any) -> tuple[int, int]:
+        """The first byte and the length of the piece of memory that holds `array[index]`."""
+        array = self._opened()
+        items = index if isinstance(index, tuple) else (index,)
+        for item in items:
+            if not isinstance(item, (int, np.integer, slice, type(...))) or isinstance(item, bool):
+                raise errors.IndexingError(
+                    f"prefault() and pin() take integers, slices and '...', not "
+                    f"{type(item).__name__}."
+                )
+        # An integer that names an element would read it.
+        held = tuple(
+            slice(item, item + 1 or None) if isinstance(item, (int, np.integer)) else item
+            for item in items
+        )
+        try:
+            for axis, item in enumerate(items):
+                if isinstance(item, (int, np.integer)):
+                    axis = axis - len(items) if ... in items[:axis] else axis
+                    if not -array.shape[axis] <= item < array.shape[axis]:
+                        raise IndexError(f"index {item} is out of range")
+            piece = array[held]
+        except (IndexError, TypeError, ValueError) as error:
+            raise errors.IndexingError(f"The index does not fit the array: {error}.") from None
+        if not piece.size:
+            return 0, 0
+        base = array.__array_interface__["data"][0]
+        steps = [(n - 1) * step for n, step in zip(piece.shape, piece.strides, strict=True)]
+        start = piece.__array_interface__["data"][0] - base + sum(s for s in steps if s < 0)
+        return start, sum(abs(s) for s in steps) + piece.itemsize
+
+    # ---- what it is ----
+
+    def stats(self) -> dict[str, Any]:
+        """Of this mapping: `window` and `block` (bytes), `resident` (bytes in the clear now),
+        `peak` (the most), `faults`, `fills`, `read_ahead`, `evictions`, `write_backs`,
+        `kernel_access`, `mechanism`. Raises ForkError."""
+        found = ffi.new("ccmem_region_stats *")
+        if self._region is not None:
+            self._check(lib.ccmem_region_get_stats(self._region, found), "the counters")
+        names = {number: name for name, number in FAULTS.items()}
+        values: dict[str, Any] = {
+            name: int(getattr(found, name))
+            for name in dir(found)
+            if name not in ("fault", "kernel_faults")
+        }
+        values["kernel_access"] = bool(found.kernel_faults)
+        values["mechanism"] = names[int(found.fault)]
+        return values
+
+    @property
+    def kernel_access(self) -> bool:
+        """True when system calls can be handed what is not resident; where it is False they fail
+        with EFAULT, but for what is pinned."""
+        return self._region is None or bool(self.stats()["kernel_access"])
+
+    @property
+    def mode(self) -> str:
+        """ "r" or "r+"."""
+        return self._mode
+
+    @property
+    def closed(self) -> bool:
+        """True after the `with` block."""
+        return self._array is None
+
+    def _opened(self) -> Any:
+        if self._array is None:
+            raise errors.ClosedError("This mapping is closed; map the tensor again.")
+        return self._array
+
+    def _check_process(self) -> None:
+        if self._region is not None:
+            self._check(
+                lib.ccmem_region_get_stats(self._region, ffi.new("ccmem_region_stats *")),
+                "the mapping",
+            )
+
+    def _check(self, status: int, action: str, **context: Any) -> None:
+        number = ffi.errno
+        if status == lib.CCMEM_ERR_ARGUMENT:
+            raise errors.ClosedError("This mapping is closed; map the tensor again.")
+        if status == lib.CCMEM_ERR_PINNED:
+            context["window"] = self.stats()["window"]
+        check(
+            status,
+            subject="mapping",
+            action=action,
+            name=self._buffer.name,
+            page_size=self._buffer.page_size,
+            nbytes=self._buffer.nbytes,
+            offset=0,
+            length=0,
+            errno=number,
+            **context,
+        )
+
+    def _description(self) -> str:
+        return f"of {self._buffer.name!a}, shape {self._shape}, {self._dtype}, mode {self._mode!r}"

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands that make a file or directory do about one that is there."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from .. import errors
+
+__all__ = ["add_force", "check_destination"]
+
+
+def add_force(parser: argparse.ArgumentParser) -> None:
+    """Adds --force."""
+    parser.add_argument(
+        "--force", action="store_true", help="replace a file DST; a directory is never replaced"
+    )
+
+
+def check_destination(src: str, dst: str, *, force: bool) -> None:
+    """Before a passphrase is asked for: raises ArgumentError for a DST that is there and is not to
+    be replaced."""
+    if os.path.isdir(src):
+        if force:
+            raise errors.ArgumentError(
+                "--force is for a file; name a new directory, or remove the old one first."
+            )
+    elif os.path.exists(dst) and not force:
+        raise errors.ArgumentError(f"{dst!r} is there already; name another file, or use --force.")
