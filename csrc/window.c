@@ -8,7 +8,8 @@
  * last. Two things are made of that. A thread that reads block after block (a stream) gets its next blocks
  * opened ahead by threads of the mechanism's, and leaves the oldest of its own behind: a pass over more than the
  * window does not sweep out everything else, the next pass finds a part of it, and the frames it goes
- * through stay in the caches. Everything else goes first in, first out.
+ * through stay in the caches. Everything else goes first in, first out; but the last CCMEM_WINDOW_BLOCKS
+ * blocks that faulted never go: an instruction that needs them all would begin again for ever.
  *
  * Of the blocks opened ahead every few are placed too, and touched without a fault. The others are not:
  * their fault, which costs no decryption, tells how far the reader has come.
@@ -79,6 +80,7 @@ struct window {
     size_t ahead, stride; /* blocks opened ahead; each so many of them are not placed */
     size_t pinned;        /* frames */
     size_t waiting;       /* frames that are being opened, and wanted */
+    size_t recent[CCMEM_WINDOW_BLOCKS]; /* blocks that were touched when they were not there, last first */
     uint64_t clock;
     ccmem_region_stats count;
     stream streams[STREAMS];
@@ -244,6 +246,22 @@ static frame *empty_frame(const window *w) {
     return NULL;
 }
 
+static void note_recent(window *w, size_t block) {
+    size_t i = 0;
+    while (i < CCMEM_WINDOW_BLOCKS - 1 && w->recent[i] != block)
+        i++;
+    memmove(w->recent + 1, w->recent, i * sizeof *w->recent);
+    w->recent[0] = block;
+}
+
+/* May be taken from those who use it. */
+static int evictable(const window *w, const frame *f) {
+    for (size_t i = 0; i < CCMEM_WINDOW_BLOCKS; i++)
+        if (w->recent[i] == f->block)
+            return 0;
+    return !f->pins && f->state > OPENING;
+}
+
 /* The block that the stream left behind last, but for the one before its last: it may still be in use. */
 static frame *left_behind(const window *w, const stream *s) {
     size_t far = 2 * w->ahead + STREAMS;
@@ -251,7 +269,7 @@ static frame *left_behind(const window *w, const stream *s) {
         return NULL;
     for (size_t back = 2; back <= far && back <= s->last; back++) {
         frame *f = frame_of(w, s->last - back);
-        if (f && !f->pins && f->state == PLACED)
+        if (f && f->state == PLACED && evictable(w, f))
             return f;
     }
     return NULL;
@@ -271,7 +289,7 @@ static frame *oldest(const window *w, int force) {
     frame *found = NULL;
     for (size_t i = 0; i < w->space.nframes; i++) {
         frame *f = &w->frames[i];
-        if (f->pins || f->state <= OPENING || (found && f->order >= found->order))
+        if (!evictable(w, f) || (found && f->order >= found->order))
             continue;
         if (force || !expected(w, f))
             found = f;
@@ -324,6 +342,7 @@ static frame *have_block(window *w, const stream *s, size_t block, int alone,
     for (int waits = 0; waits < BUSY_WAITS && !w->closing; waits++) {
         frame *f = frame_of(w, block);
         *status = CCMEM_OK;
+        note_recent(w, block); /* again: others have come meanwhile, and one frame must be left for it */
         if (f && f->state >= OPENED)
             return f;
         if (!f && (f = acquire(w, s, 1, &reused, status))) {
@@ -427,6 +446,7 @@ static int touch_placed(window *w, frame *f, int write) {
             die(w, f->block, CCMEM_ERR_NOMEM);
         f->written = 1;
     }
+    note_recent(w, f->block);
     w->ops->wake(w->mechanism, f->block);
     return 1;
 }
@@ -441,6 +461,7 @@ static int answer(window *w, size_t block, int write) {
     if (s->run)
         w->ops->poke(w->mechanism);
     if (f && f->state == OPENING && !w->ops->waits) {
+        note_recent(w, block);
         w->waiting += !f->wanted;
         f->wanted |= 1 + write; /* whoever opens it places it, too */
         return 1;
@@ -759,6 +780,7 @@ static ccmem_status new_window(const window_options *o, size_t nblocks, window *
     w->where = malloc(nblocks * sizeof *w->where);
     if (w->frames && w->where) {
         memset(w->where, 0xff, nblocks * sizeof *w->where);
+        memset(w->recent, 0xff, sizeof w->recent);
         if (!pthread_mutex_init(&w->lock, NULL)) {
             if (!pthread_cond_init(&w->changed, NULL)) {
                 *out = w;
