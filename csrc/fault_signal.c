@@ -11,6 +11,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdint.h>
+#include <string.h>
 #include <ucontext.h>
 
 #include "cpu.h"
@@ -21,9 +22,13 @@ enum {
 };
 
 /* The ranges of this process, which the handler searches without a lock. */
-static fault_mechanism *ranges[RANGES_MAX]; /* atomic */
-static size_t ranges_used;                  /* atomic; places that ever held one */
-static unsigned searching;                  /* atomic; handlers that may hold a range */
+static struct {
+    fault_mechanism *m;    /* atomic; NULL: nothing is here. Set last and cleared first. */
+    uintptr_t base, nbytes; /* atomic */
+    unsigned users;        /* atomic; handlers that may be in the owner, of this range alone: others may
+                            * be busy for ever */
+} ranges[RANGES_MAX];
+static size_t ranges_used; /* atomic; places that ever held one */
 
 static pthread_mutex_t installing = PTHREAD_MUTEX_INITIALIZER;
 
@@ -63,18 +68,28 @@ static int is_write(const void *context) {
 #endif
 }
 
+static int in_range(size_t i, uintptr_t address) {
+    return address - __atomic_load_n(&ranges[i].base, __ATOMIC_RELAXED) <
+           __atomic_load_n(&ranges[i].nbytes, __ATOMIC_RELAXED);
+}
+
+static int answer(size_t i, uintptr_t address, int write) {
+    int done = 0;
+    __atomic_fetch_add(&ranges[i].users, 1, __ATOMIC_SEQ_CST);
+    fault_mechanism *m = __atomic_load_n(&ranges[i].m, __ATOMIC_SEQ_CST);
+    if (m && in_range(i, address)) /* another may have come in its place */
+        done = m->owner.fault(m->owner.self, address - (uintptr_t)m->space.base, write);
+    __atomic_fetch_sub(&ranges[i].users, 1, __ATOMIC_SEQ_CST);
+    return done;
+}
+
 static void on_fault(int level, int number, siginfo_t *info, void *context) {
     int saved = errno, done = 0;
     uintptr_t address = (uintptr_t)info->si_addr;
-    __atomic_fetch_add(&searching, 1, __ATOMIC_SEQ_CST);
     size_t used = __atomic_load_n(&ranges_used, __ATOMIC_ACQUIRE);
-    for (size_t i = 0; i < used && !done && info->si_code > 0; i++) {
-        fault_mechanism *m = __atomic_load_n(&ranges[i], __ATOMIC_SEQ_CST);
-        if (!m || address - (uintptr_t)m->space.base >= m->space.nblocks * m->space.block)
-            continue;
-        done = m->owner.fault(m->owner.self, address - (uintptr_t)m->space.base, is_write(context));
-    }
-    __atomic_fetch_sub(&searching, 1, __ATOMIC_SEQ_CST);
+    for (size_t i = 0; i < used && !done && info->si_code > 0; i++)
+        if (in_range(i, address))
+            done = answer(i, address, is_write(context));
     if (!done)
         pass_on(level, number, info, context);
     errno = saved;
@@ -97,10 +112,8 @@ static void (*const handlers[LEVELS])(int, siginfo_t *, void *) = {
 
 /* A child has none of the ranges, and another thread may have been in the handler. */
 static void after_fork(void) {
-    for (size_t i = 0; i < RANGES_MAX; i++)
-        ranges[i] = NULL;
+    memset(ranges, 0, sizeof ranges);
     ranges_used = 0;
-    searching = 0;
     pthread_mutex_init(&installing, NULL);
 }
 
@@ -151,11 +164,13 @@ int fault_signal_enter(fault_mechanism *m) {
     pthread_mutex_lock(&installing);
     int good = install(SIGSEGV) && install(SIGBUS);
     size_t i = 0;
-    while (good && i < RANGES_MAX && ranges[i])
+    while (good && i < RANGES_MAX && ranges[i].m)
         i++;
     good = good && i < RANGES_MAX;
     if (good) {
-        __atomic_store_n(&ranges[i], m, __ATOMIC_SEQ_CST);
+        __atomic_store_n(&ranges[i].base, (uintptr_t)m->space.base, __ATOMIC_RELAXED);
+        __atomic_store_n(&ranges[i].nbytes, m->space.nblocks * m->space.block, __ATOMIC_RELAXED);
+        __atomic_store_n(&ranges[i].m, m, __ATOMIC_SEQ_CST);
         if (i >= ranges_used)
             __atomic_store_n(&ranges_used, i + 1, __ATOMIC_RELEASE);
     }
@@ -164,11 +179,15 @@ int fault_signal_enter(fault_mechanism *m) {
 }
 
 void fault_signal_leave(const fault_mechanism *m) {
+    size_t i = 0;
     pthread_mutex_lock(&installing);
-    for (size_t i = 0; i < ranges_used; i++)
-        if (ranges[i] == m)
-            __atomic_store_n(&ranges[i], NULL, __ATOMIC_SEQ_CST);
+    while (i < ranges_used && ranges[i].m != m)
+        i++;
+    if (i < ranges_used) {
+        __atomic_store_n(&ranges[i].nbytes, 0, __ATOMIC_RELAXED);
+        __atomic_store_n(&ranges[i].m, NULL, __ATOMIC_SEQ_CST);
+        while (__atomic_load_n(&ranges[i].users, __ATOMIC_SEQ_CST))
+            sched_yield();
+    }
     pthread_mutex_unlock(&installing);
-    while (__atomic_load_n(&searching, __ATOMIC_SEQ_CST))
-        sched_yield();
 }

@@ -557,38 +557,14 @@ static ccmem_status check_parts(ccmem_store *s, shard *sh, const range *r) {
     return status;
 }
 
-static ccmem_status write_range(ccmem_store *s, uint64_t offset, const void *data, uint64_t n,
-                                int alone);
-
-/* write_range() by way of memory of its own, for a source that nobody may touch while he holds locks. */
-static ccmem_status write_staged(ccmem_store *s, uint64_t offset, const uint8_t *data, uint64_t n) {
-    uint8_t *staging;
-    uint64_t piece;
-    ccmem_status status = check_versions(s, offset, n);
-    if (status == CCMEM_OK)
-        status = ccmem_plain_alloc(n < STAGING_BYTES ? n : STAGING_BYTES, &staging);
-    if (status != CCMEM_OK)
-        return status;
-    for (; n && status == CCMEM_OK; offset += piece, data += piece, n -= piece) {
-        piece = STAGING_BYTES - offset % STAGING_BYTES; /* no page is written in two parts */
-        piece = piece < n ? piece : n;
-        memcpy(staging, data, piece);
-        status = write_range(s, offset, staging, piece, 0);
-    }
-    ccmem_plain_free(staging);
-    return status;
-}
-
-static ccmem_status write_range(ccmem_store *s, uint64_t offset, const void *data, uint64_t n,
-                                int alone) {
+ccmem_status store_write_present(ccmem_store *s, uint64_t offset, const void *data, uint64_t n,
+                                 int alone) {
     ccmem_status status = check_call(s, offset, n);
     const uint8_t *from = data;
     if (status != CCMEM_OK)
         return status;
     if (s->read_only)
         return CCMEM_ERR_READONLY;
-    if (n && ranges_touch(data, n))
-        return write_staged(s, offset, data, n);
     shard *sh = my_shard(s);
     if (n)
         status = check_versions(s, offset, n);
@@ -612,12 +588,30 @@ static ccmem_status write_range(ccmem_store *s, uint64_t offset, const void *dat
     return CCMEM_OK;
 }
 
-ccmem_status ccmem_store_write(ccmem_store *s, uint64_t offset, const void *data, uint64_t n) {
-    return write_range(s, offset, data, n, 0);
+/* store_write_present() by way of memory of its own, for a source that nobody may touch while he holds locks. */
+static ccmem_status write_staged(ccmem_store *s, uint64_t offset, const uint8_t *data, uint64_t n) {
+    uint8_t *staging;
+    uint64_t piece;
+    ccmem_status status = check_versions(s, offset, n);
+    if (status == CCMEM_OK)
+        status = ccmem_plain_alloc(n < STAGING_BYTES ? n : STAGING_BYTES, &staging);
+    if (status != CCMEM_OK)
+        return status;
+    for (; n && status == CCMEM_OK; offset += piece, data += piece, n -= piece) {
+        piece = STAGING_BYTES - offset % STAGING_BYTES; /* no page is written in two parts */
+        piece = piece < n ? piece : n;
+        memcpy(staging, data, piece);
+        status = store_write_present(s, offset, staging, piece, 0);
+    }
+    ccmem_plain_free(staging);
+    return status;
 }
 
-ccmem_status store_write_alone(ccmem_store *s, uint64_t offset, const void *data, uint64_t n) {
-    return write_range(s, offset, data, n, 1);
+ccmem_status ccmem_store_write(ccmem_store *s, uint64_t offset, const void *data, uint64_t n) {
+    ccmem_status status = check_call(s, offset, n);
+    if (status == CCMEM_OK && n && ranges_touch(data, n))
+        return s->read_only ? CCMEM_ERR_READONLY : write_staged(s, offset, data, n);
+    return store_write_present(s, offset, data, n, 0);
 }
 
 int store_read_only(const ccmem_store *s) { return s->read_only; }

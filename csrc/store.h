@@ -53,10 +53,14 @@ ccmem_status store_over(const ccmem_key *key, ccmem_cipher cipher, const uint8_t
                         uint64_t nbytes, uint32_t page_size, void *pages, const uint64_t *versions,
                         const uint8_t *tags, ccmem_store **out);
 
-/* ccmem_store_read() and ccmem_store_write() in the calling thread alone, for the handler of a fault: no
- * other thread is started or waited for. */
+/* ccmem_store_read() in the calling thread alone, for the handler of a fault: no other thread is started or
+ * waited for. */
 ccmem_status store_read_alone(ccmem_store *store, uint64_t offset, void *out, uint64_t n);
-ccmem_status store_write_alone(ccmem_store *store, uint64_t offset, const void *data, uint64_t n);
+
+/* ccmem_store_write() from memory that is there and stays there, be it in one of the ranges of ranges.h:
+ * it is not copied, which would take plaintext of its own. `alone` as above. */
+ccmem_status store_write_present(ccmem_store *store, uint64_t offset, const void *data, uint64_t n,
+                                 int alone);
 
 /* 1 when the store is over pages that may not be written. */
 int store_read_only(const ccmem_store *store);

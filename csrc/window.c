@@ -148,8 +148,7 @@ static ccmem_status seal(window *w, size_t block, const uint8_t *data) {
     uint64_t offset;
     size_t skip, n = extent(w, block, &offset, &skip);
     COUNT(w, write_backs);
-    return w->ops->tracks ? store_write_alone(w->store, offset, data + skip, n)
-                          : ccmem_store_write(w->store, offset, data + skip, n);
+    return store_write_present(w->store, offset, data + skip, n, w->ops->tracks);
 }
 
 /* Opens a block into a frame that is EMPTY, or `reused` and still holds another; `alone` in this thread
