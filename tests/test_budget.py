@@ -334,8 +334,9 @@ real_open = os.path.exists("/dev/userfaultfd")
 
 def test_without_userfaultfd(tmp_path: Path) -> None:
     script = (
-        PRELUDE.replace("fault = sys.argv[1]", "")
-        .replace("from mapping_support", FORBID + "\nfrom mapping_support")
+        PRELUDE.replace("fault = sys.argv[1]", "").replace(
+            "from mapping_support", FORBID + "\nfrom mapping_support"
+        )
         + """
 from mapping_support import MECHANISMS
 data = random_bytes(40 * 4096 + 5)

@@ -61,9 +61,7 @@ def test_writes_are_there_afterwards(key: pyccmem.Key, fault: str, size: int) ->
 
 
 @every_mechanism
-def test_ciphers_and_page_sizes(
-    key: pyccmem.Key, fault: str, cipher: str, page_size: int
-) -> None:
+def test_ciphers_and_page_sizes(key: pyccmem.Key, fault: str, cipher: str, page_size: int) -> None:
     data = random_bytes(9 * page_size + 17)
     buffer = EncryptedBuffer(data.size, key=key, cipher=cipher, page_size=page_size)
     buffer.write(data)
@@ -105,7 +103,13 @@ def test_dtypes_and_odd_offsets(key: pyccmem.Key, fault: str, dtype: str) -> Non
         buffer.write(b"\x11" * buffer.nbytes)
         buffer.write(raw, offset)
         mapping = pyccmem.mapping.Mapping(
-            buffer, offset, (count,), kind, LEAST * BLOCK, "r+", _block=BLOCK,
+            buffer,
+            offset,
+            (count,),
+            kind,
+            LEAST * BLOCK,
+            "r+",
+            _block=BLOCK,
             _fault=pyccmem._lib.FAULTS[fault],
         )
         with mapping as array:
