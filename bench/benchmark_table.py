@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Puts the figures of a saved run between the markers of docs/benchmarks.md.
 
-    pyccmem bench --save build/bench.json && python bench/benchmark_table.py build/bench.json
+pyccmem bench --save build/bench.json && python bench/benchmark_table.py build/bench.json
 """
 
 from __future__ import annotations

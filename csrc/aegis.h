@@ -5,6 +5,7 @@
 #define CCMEM_AEGIS_H
 
 #include "ccmem.h"
+#include "dot.h"
 
 enum {
     AEGIS_KEY_SIZE = 16,
@@ -22,25 +23,13 @@ typedef struct aegis_state {
     _Alignas(32) uint8_t s[8][2][16];
 } aegis_state;
 
-/* Some rows of a matrix W, each of in_features elements, that lie in consecutive pages, and one row of
- * x, packed as for a block of 32 (matmul.h). */
-typedef struct aegis_dot {
-    size_t from, to;    /* W's bytes, from the first page's start on, the first and the last page among
-                           them: multiples of 128. The rest is verified only. */
-    size_t in_features; /* a multiple of 128 bytes of W */
-    size_t done;        /* elements of the first row that lie before `from` */
-    const float *x;     /* 32-byte aligned, as are the sums */
-    const float *first; /* the first row's partial sums so far */
-    float (*sums)[32];  /* receives those of each row that ends in here */
-    float *rest;        /* receives those of the row that does not, zeros if there is none; not where
-                           `first` lies */
-} aegis_dot;
-
-/* Opens npages pages into registers only, and adds their products. Returns how many of them match
- * their tags, up to the first that does not: if not all, the sums mean nothing. */
+/* Opens npages pages into registers only, and adds their products; a turn is AEGIS_DOT_TURN bytes or
+ * a block. Returns how many of them match their tags, up to the first that does not: if not all, the
+ * sums mean nothing. */
+enum { AEGIS_DOT_TURN = 128 };
 typedef size_t (*aegis_dot_function)(const uint8_t key[16], const uint8_t *src, size_t npages,
                                      size_t page_size, const uint8_t (*nonce)[16],
-                                     const uint8_t (*tag)[16], const aegis_dot *dot);
+                                     const uint8_t (*tag)[16], const dot_rows *dot);
 
 /* dst == src or no overlap, no alignment required; `key` may lie in secret memory and is read where
  * it lies. `lanes` is 1 or 2, and a block 32 * lanes bytes. */

@@ -107,10 +107,12 @@
         register __m256i s6 __asm__("ymm6") = s[6], s7 __asm__("ymm7") = s[7];                    \
         __asm__ volatile(".p2align 6\n"                                                           \
                          "1:\n\t"                                                                 \
-                         "prefetcht0 %c[ahead](%[src])\n\t"                                       \
+                         "prefetcht1 %c[l2](%[src])\n\t"                                          \
+                         "prefetcht0 %c[l1](%[src])\n\t"                                          \
                          BLOCK(AEGIS_EVEN, AEGIS_ODD, "(%[src])", "32(%[src])", "0(%[dst])",      \
                                "32(%[dst])", put)                                                 \
-                         "prefetcht0 64+%c[ahead](%[src])\n\t"                                    \
+                         "prefetcht1 64+%c[l2](%[src])\n\t"                                       \
+                         "prefetcht0 64+%c[l1](%[src])\n\t"                                       \
                          BLOCK(AEGIS_ODD, AEGIS_EVEN, "64(%[src])", "96(%[src])", "64(%[dst])",   \
                                "96(%[dst])", put)                                                 \
                          "sub $-128,%[src]\n\t"                                                   \
@@ -119,7 +121,7 @@
                          "jnz 1b\n\t"                                                             \
                          : [src] "+r"(src), [dst] "+r"(dst), [n] "+r"(n), "+x"(s0), "+x"(s1),     \
                            "+x"(s2), "+x"(s3), "+x"(s4), "+x"(s5), "+x"(s6), "+x"(s7)             \
-                         : [ahead] "i"(PREFETCH)                                                  \
+                         : [l1] "i"(PREFETCH_L1), [l2] "i"(PREFETCH_L2)                           \
                          : "memory", "cc", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13",    \
                            "xmm14", "xmm15");                                                     \
         s[0] = s0, s[1] = s1, s[2] = s2, s[3] = s3, s[4] = s4, s[5] = s5, s[6] = s6, s[7] = s7;   \

@@ -33,7 +33,10 @@ enum {
     CACHE_LINE = 64,
     /* Across the 4 KiB boundary where the hardware prefetchers stop, and near enough for L1. From DRAM
      * to DRAM, 3 and 4 KiB opened at 1.2 of memcpy, 2 KiB at 1.06, none at 0.91 (Zen 3). */
-    PREFETCH = 3072
+    PREFETCH_L1 = 3072,
+    /* The latency of DRAM is waited out in L2, which can wait for more lines than L1. From DRAM into a
+     * tile in L2, 64 bytes took 8 cycles with it and 14.5 without (Zen 4). */
+    PREFETCH_L2 = 12288
 };
 
 /* RFC 10032, 3.1 (the Fibonacci numbers modulo 256). */
@@ -49,6 +52,11 @@ typedef struct shape {
 
 INLINE shape shape_of(unsigned lanes, unsigned lane) {
     return (shape){32 * lanes, 16 * lane, 16 * (lanes + lane)};
+}
+
+INLINE void prefetch(const uint8_t *p) {
+    __builtin_prefetch(p + PREFETCH_L2, 0, 2);
+    __builtin_prefetch(p + PREFETCH_L1, 0, 3);
 }
 
 INLINE __m128i load128(const void *p) { return _mm_loadu_si128((const __m128i *)p); }
@@ -182,7 +190,7 @@ INLINE void seal_run(VEC s[8], uint8_t *dst, const uint8_t *src, size_t n, shape
             seal_turns(s, dst, src, turns);
     }
     for (size_t i = turns; i < n; i += at.block) {
-        __builtin_prefetch(src + i + PREFETCH, 0, 3);
+        prefetch(src + i);
         seal_block(s, dst + i, src + i, at, how);
     }
 }
@@ -198,7 +206,7 @@ INLINE void open_run(VEC s[8], uint8_t *dst, const uint8_t *src, size_t n, shape
             open_turns(s, dst, src, turns);
     }
     for (size_t i = turns; i < n; i += at.block) {
-        __builtin_prefetch(src + i + PREFETCH, 0, 3);
+        prefetch(src + i);
         open_block(s, dst + i, src + i, at, how);
     }
 }
@@ -209,7 +217,7 @@ INLINE void verify_run(VEC s[8], const uint8_t *src, size_t n, shape at) {
     if (turns)
         open_turns_nowhere(s, NULL, src, turns);
     for (size_t i = turns; i < n; i += at.block) {
-        __builtin_prefetch(src + i + PREFETCH, 0, 3);
+        prefetch(src + i);
         open_block(s, NULL, src + i, at, CACHED);
     }
 }

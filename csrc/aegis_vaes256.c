@@ -35,5 +35,6 @@ static const aegis_dot_function dots[4];
 #include "aegis_template.h"
 
 #define DOT_TARGET __attribute__((target("aes,avx2,vaes,fma,f16c")))
+#define DOT_LANES 8
 #include "aegis_dot.h"
 #endif

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  * AEGIS-128X2 with VAES on processors that have AVX-512: Intel from Ice Lake-SP, AMD from Zen 4. The
  * cipher has two lanes, so registers stay 256 bits wide; three-way logic in one instruction and
- * twice the registers are what AVX-512 gives it. */
+ * twice the registers are what AVX-512 gives it. Two pages at a time, in sixteen of these registers
+ * or in eight of 512 bits, gained 7 to 15 % in L2 and lost up to as much from DRAM (Zen 4). */
 #include "cpu.h"
 
 #if CCMEM_X86
@@ -29,5 +30,11 @@ typedef __m256i VEC;
 #define vcontext(lane, lanes) _mm256_set_epi64x(0, 0x0101, 0, 0x0100)
 
 #define AEGIS_OPS aegis_vaes512
+#define AEGIS_DOT dots
+static const aegis_dot_function dots[4];
 #include "aegis_template.h"
+
+#define DOT_TARGET __attribute__((target("aes,avx512f,avx512bw,avx512dq,avx512vl,vaes,fma,f16c")))
+#define DOT_LANES 16
+#include "aegis_dot.h"
 #endif

@@ -342,9 +342,10 @@ typedef enum ccmem_dtype {
  *
  * Sums and products are float32: the result differs from the exact one by at most
  * g * (|scale[o]| * sum over i of |x[r][i] * W[o][i]| + |bias[o]|), where g = k*u / (1 - k*u),
- * u = 2^-24, k = in_features / 32 rounded up, plus 9, unless a float32 overflows or underflows. Its
- * bits depend on the row of x, the row of W, scale[o], bias[o] and the tier alone: not on where W lies,
- * on the cipher, on other rows, on threads, or on the caller's rounding mode.
+ * u = 2^-24, unless a float32 overflows or underflows; k = in_features / 32 rounded up, plus 9, for one
+ * row of x, and in_features + 9 for more, which are summed in longer chains. Its bits depend on the row
+ * of x, the row of W, scale[o], bias[o], the tier, and on whether nrows is 1, 2 to 48, or more: not on
+ * where W lies, on the cipher, on what other rows hold, on threads, or on the caller's rounding mode.
  *
  * Each page is read as one writer left it. On any failure all of y that lies in its rows is zero:
  * CCMEM_ERR_ARGUMENT (ldx < in_features or ldy < out_features with more than one row, an unknown type,

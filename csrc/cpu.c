@@ -22,6 +22,14 @@ static uint32_t bit_if(uint32_t reg, unsigned bit, uint32_t feature) {
     return reg >> bit & 1 ? feature : 0;
 }
 
+/* By the vendor's name, "AuthenticAMD". */
+static uint32_t detect_amd(void) {
+    uint32_t eax, ebx, ecx, edx;
+    int amd = __get_cpuid(0, &eax, &ebx, &ecx, &edx) && ebx == signature_AMD_ebx &&
+              edx == signature_AMD_edx && ecx == signature_AMD_ecx;
+    return amd ? CPU_AMD : 0;
+}
+
 static uint32_t detect(void) {
     const uint32_t avx512_parts = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* F, DQ, BW, VL */
     uint32_t eax, ebx, ecx, edx, found, floats;
@@ -29,7 +37,7 @@ static uint32_t detect(void) {
 
     if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx))
         return 0;
-    found = bit_if(ecx, 20, CPU_SSE42) | bit_if(ecx, 25, CPU_AESNI) | bit_if(ecx, 1, CPU_PCLMUL);
+    found = detect_amd() | bit_if(ecx, 20, CPU_SSE42) | bit_if(ecx, 25, CPU_AESNI) | bit_if(ecx, 1, CPU_PCLMUL);
     floats = bit_if(ecx, 12, CPU_FMA) | bit_if(ecx, 29, CPU_F16C);
     /* Without OSXSAVE, XGETBV itself is undefined; without AVX there is no ymm state to ask for. */
     xcr0 = (ecx >> 27 & 1) && (ecx >> 28 & 1) ? read_xcr0() : 0;
@@ -42,6 +50,8 @@ static uint32_t detect(void) {
                  bit_if(ecx, 10, CPU_VPCLMUL);
     if ((xcr0 & XCR0_ZMM) == XCR0_ZMM && (ebx & avx512_parts) == avx512_parts)
         found |= CPU_AVX512 | bit_if(ecx, 6, CPU_VBMI2);
+    if (found & CPU_AVX512 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx))
+        found |= bit_if(eax, 5, CPU_AVX512_BF16);
     return found;
 }
 #else
@@ -59,6 +69,8 @@ uint32_t cpu_features(void) {
     return features;
 }
 
+int cpu_is_amd(void) { return (cpu_features() & CPU_AMD) != 0; }
+
 int cpu_supports(ccmem_tier tier) {
     uint32_t needs = CPU_SSE42 | CPU_AESNI | CPU_PCLMUL;
 
@@ -68,7 +80,7 @@ int cpu_supports(ccmem_tier tier) {
     case CCMEM_TIER_AESNI:
         break;
     case CCMEM_TIER_VAES512:
-        needs |= CPU_AVX512;
+        needs |= CPU_AVX512 | CPU_FMA | CPU_F16C;
         /* fallthrough */
     case CCMEM_TIER_VAES256:
         needs |= CPU_AVX2 | CPU_VAES | CPU_VPCLMUL;
@@ -82,7 +94,7 @@ int cpu_supports(ccmem_tier tier) {
 const char *ccmem_cpu_feature(unsigned index, int *present) {
     static const char *const names[] = {"sse4.2",     "aes",    "pclmulqdq", "avx2",         "vaes",
                                         "vpclmulqdq", "avx512", "gfni",      "avx512_vbmi2", "bmi2",
-                                        "fma",        "f16c"};
+                                        "fma",        "f16c",   "avx512_bf16"};
 
     if (index >= sizeof names / sizeof *names)
         return NULL;

@@ -32,11 +32,16 @@ enum {
     CPU_BMI2 = 1u << 9,
     CPU_FMA = 1u << 10,    /* and the system saves ymm state, as for the next */
     CPU_F16C = 1u << 11,
+    CPU_AVX512_BF16 = 1u << 12, /* besides CPU_AVX512 */
+    CPU_AMD = 1u << 30,    /* internal, see cpu_is_amd() */
     CPU_UNSET = 1u << 31   /* internal: not detected yet */
 };
 
 /* The features of this processor that the operating system lets us use; detected once. */
 uint32_t cpu_features(void);
+
+/* 1 on AMD's processors, where other instructions share the pipes of AES than on Intel's. */
+int cpu_is_amd(void);
 
 /* 1 when the processor has all that `tier` needs (its self-test is another matter). */
 int cpu_supports(ccmem_tier tier);

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Products of an encrypted matrix with plain vectors. Each thread takes rows of W, opens their pages
- * in order into a tile in its own cache, and multiplies from there; with one row of x, AEGIS pages are
- * multiplied in the registers they are opened in (aegis_dot.h). Memory is read once, as ciphertext; the
+ * Products of an encrypted matrix with plain vectors, and those with one vector; the others are
+ * matmul_panels.c's. Each thread takes rows of W, opens their pages in order into a tile in its own
+ * cache, and multiplies from there; AEGIS pages are multiplied in the registers they are opened in
+ * where that can be (aegis_dot.h). Memory is read once, as ciphertext; the
  * tile is wiped at the end of a thread's piece.
  *
  * Rows and pages have nothing to do with each other. A row is cut into blocks; a block that the
@@ -15,6 +16,7 @@
 #include <string.h>
 
 #include "cpu.h"
+#include "matmul_panels.h"
 #include "secret.h"
 #include "store.h"
 #include "threads.h"
@@ -24,8 +26,6 @@
 #endif
 
 enum {
-    PASS = 4 * MATMUL_ROWS, /* rows of x that one opening of W serves */
-    GROUPS = PASS / MATMUL_ROWS,
     TILE_BYTES = 64 << 10,  /* opened at a time: XTS starts slowly, and an L2 is large enough */
     FUSED_BYTES = 32 << 10, /* multiplied at a time in registers */
     BLOCK_BYTES = MATMUL_BLOCK_MAX * 4,
@@ -78,11 +78,8 @@ typedef struct linear {
     size_t element;
     uint64_t in_features;
     const float *scale, *bias;
-    const float *x; /* packed, the rows of this pass */
-    size_t ldx;
-    size_t rows;    /* of this pass */
+    const float *x; /* packed */
     float *y;
-    uint64_t ldy;
     size_t batch;          /* pages opened at a time */
     size_t fused;          /* pages multiplied at a time in the registers they are opened in; 0: none */
     size_t fused_rows;     /* rows of W that may end in these, and one more */
@@ -91,10 +88,10 @@ typedef struct linear {
 
 /* All that a thread has of the plaintext. */
 typedef struct tile {
-    matmul_sums sums[GROUPS];
+    matmul_sums sums;
     /* The sums of the row that is being multiplied when fused, in one of two places in turn: what a
      * call leaves is what the next starts from, and nothing is copied. */
-    _Alignas(64) float lane[2][MATMUL_FUSED_BLOCK];
+    _Alignas(64) float lane[2][MATMUL_BLOCK_MAX];
     unsigned at; /* which */
     _Alignas(64) uint8_t edge[BLOCK_BYTES]; /* the last block of a row */
     uint8_t before[BLOCK_BYTES];            /* the beginning of a block, up to the first page */
@@ -108,26 +105,16 @@ typedef struct position {
 } position;
 
 static void add_products(const linear *l, tile *t, const uint8_t *w, uint64_t first, size_t blocks) {
-    for (size_t r = 0, n; r < l->rows; r += n) {
-        n = l->rows - r < MATMUL_ROWS ? l->rows - r : MATMUL_ROWS;
-        l->ops->dot[l->dtype][n - 1](&t->sums[r / MATMUL_ROWS], w, l->x + r * l->ldx + first,
-                                     l->ldx, blocks);
-    }
+    l->ops->dot[l->dtype](&t->sums, w, l->x + first, blocks);
 }
 
-static inline void put_result(const linear *l, size_t r, uint64_t row, float sum) {
+static inline void put_result(const linear *l, uint64_t row, float sum) {
     float v = l->scale ? sum * l->scale[row] : sum;
-    l->y[r * l->ldy + row] = l->bias ? v + l->bias[row] : v;
+    l->y[row] = l->bias ? v + l->bias[row] : v;
 }
 
 static void finish_row(const linear *l, tile *t, uint64_t row) {
-    for (size_t r = 0, n; r < l->rows; r += n) {
-        float sum[MATMUL_ROWS];
-        n = l->rows - r < MATMUL_ROWS ? l->rows - r : MATMUL_ROWS;
-        l->ops->total(&t->sums[r / MATMUL_ROWS], sum, n);
-        for (size_t i = 0; i < n; i++)
-            put_result(l, r + i, row, sum[i]);
-    }
+    put_result(l, row, l->ops->total(&t->sums));
 }
 
 /* Multiplies what n bytes at w hold of W's rows up to `end`, and returns how many bytes at their end
@@ -166,9 +153,8 @@ static size_t multiply(const linear *l, tile *t, position *at, uint64_t end, con
  * could not be. */
 static int multiply_fused(linear *l, tile *t, position *at, uint64_t page, size_t n, size_t from,
                           size_t to) {
-    float(*sums)[MATMUL_FUSED_BLOCK] =
-        (float(*)[MATMUL_FUSED_BLOCK])(t->pages + l->batch * store_page_size(l->store));
-    aegis_dot dot = {.from = from, .to = to, .in_features = (size_t)l->in_features,
+    float *sums = (float *)(t->pages + l->batch * store_page_size(l->store));
+    dot_rows dot = {.from = from, .to = to, .in_features = (size_t)l->in_features,
                      .done = (size_t)at->done, .x = l->x, .first = t->lane[t->at], .sums = sums,
                      .rest = t->lane[t->at ^ 1]};
     int done;
@@ -179,8 +165,8 @@ static int multiply_fused(linear *l, tile *t, position *at, uint64_t page, size_
         return 0;
     t->at ^= 1;
     at->done += (to - from) / l->element;
-    for (; at->done >= l->in_features; at->done -= l->in_features, at->row++)
-        put_result(l, 0, at->row, l->ops->sum(*sums++));
+    for (; at->done >= l->in_features; at->done -= l->in_features, sums += l->ops->block)
+        put_result(l, at->row++, l->ops->sum(sums));
     return 1;
 }
 
@@ -192,7 +178,7 @@ static void multiply_rows(linear *l, tile *t, uint64_t begin, uint64_t end) {
     size_t cut = 0; /* bytes of a block that wait in front of the pages */
     position at = {begin, 0};
 
-    memset(t->sums, 0, sizeof t->sums);
+    memset(&t->sums, 0, sizeof t->sums);
     memset(t->lane, 0, sizeof t->lane);
     t->at = 0;
     while (from < last && !outcome_stopped(&l->end)) {
@@ -206,7 +192,7 @@ static void multiply_rows(linear *l, tile *t, uint64_t begin, uint64_t end) {
             }
             if (outcome_stopped(&l->end))
                 return;
-            memcpy(t->sums[0].lane[0], t->lane[t->at], sizeof t->lane[0]);
+            memcpy(t->sums.lane, t->lane[t->at], sizeof t->lane[0]);
         }
         size_t n = left < l->batch ? (size_t)left : l->batch;
         uint64_t to = (page + n) * size < last ? (page + n) * size : last;
@@ -221,7 +207,7 @@ static void multiply_rows(linear *l, tile *t, uint64_t begin, uint64_t end) {
         if (cut) /* to copy nothing takes its time too */
             copy_secret(t->pages - cut, w + have - cut, cut);
         if (l->fused)
-            memcpy(t->lane[t->at], t->sums[0].lane[0], sizeof t->lane[0]);
+            memcpy(t->lane[t->at], t->sums.lane, sizeof t->lane[0]);
         from = to;
     }
 }
@@ -230,7 +216,7 @@ static void run_piece(void *arg, uint64_t begin, uint64_t end) {
     linear *l = arg;
     uint8_t *block;
     ccmem_status status = ccmem_plain_alloc(sizeof(tile) + l->batch * store_page_size(l->store) +
-                                                l->fused_rows * MATMUL_FUSED_BLOCK * sizeof(float),
+                                                l->fused_rows * l->ops->block * sizeof(float),
                                             &block);
     if (status != CCMEM_OK) {
         outcome_stop(&l->end, status);
@@ -249,17 +235,17 @@ static void run_piece(void *arg, uint64_t begin, uint64_t end) {
     ccmem_plain_free(block);
 }
 
-/* Pages are multiplied in registers when there is one row of x and nothing of W lies across the
- * vectors that the loop takes at a time. */
+/* Pages are multiplied in registers when nothing of W lies across the vectors that the loop takes at a
+ * time. */
 static void choose_way(linear *l) {
-    enum { TURN = 128 };
     const size_t size = store_page_size(l->store), row_bytes = l->in_features * l->element;
+    const size_t block_bytes = l->ops->block * l->element;
+    const size_t least = store_dot_turn(l->store), turn = block_bytes < least ? least : block_bytes;
     l->fused = l->fused_rows = 0;
     l->batch = size < TILE_BYTES ? TILE_BYTES / size : 1;
     if (l->batch > STORE_OPEN_MAX)
         l->batch = STORE_OPEN_MAX;
-    if (l->rows == 1 && l->ops == &matmul_avx2 && l->offset % TURN == 0 &&
-        row_bytes % TURN == 0 && store_can_dot(l->store)) {
+    if (least && l->ops != &matmul_portable && l->offset % turn == 0 && row_bytes % turn == 0) {
         l->fused = size < FUSED_BYTES ? FUSED_BYTES / size : 1;
         l->fused_rows = l->fused * size / row_bytes + 2;
         l->batch = 1;
@@ -267,34 +253,31 @@ static void choose_way(linear *l) {
 }
 
 /* The product with no element: what is left of it is the bias. */
-static void only_bias(const linear *l, uint64_t out_features) {
-    for (size_t r = 0; r < l->rows; r++)
-        for (uint64_t o = 0; o < out_features; o++)
-            l->y[r * l->ldy + o] = l->bias ? l->bias[o] : 0.0f;
+static void only_bias(const panel_product *p) {
+    float *y = p->y;
+    for (uint64_t r = 0; r < p->nrows; r++, y += p->ldy)
+        for (uint64_t o = 0; o < p->out_features; o++)
+            y[o] = p->bias ? p->bias[o] : 0.0f;
 }
 
-static ccmem_status run_passes(linear *l, uint64_t out_features, const float *x, uint64_t nrows,
-                               uint64_t ldx) {
-    const uint64_t row_bytes = l->in_features * l->element;
+static ccmem_status one_row(const panel_product *p) {
+    const matmul_ops *ops = matmul_tier(ccmem_tier_active());
+    linear l = {.store = p->store, .ops = ops, .offset = p->offset, .dtype = p->dtype,
+                .element = matmul_element(p->dtype), .in_features = p->in_features,
+                .scale = p->scale, .bias = p->bias, .y = p->y};
+    const uint64_t row_bytes = l.in_features * l.element;
     const uint64_t grain = row_bytes < GRAIN_BYTES ? GRAIN_BYTES / row_bytes : 1;
-    const size_t most = nrows < PASS ? (size_t)nrows : PASS;
     uint8_t *packed;
-    float *y = l->y;
-    ccmem_status status = ccmem_plain_alloc(most * l->ldx * sizeof *l->x, &packed);
+    ccmem_status status =
+        ccmem_plain_alloc(matmul_padded(ops, (size_t)l.in_features) * sizeof *l.x, &packed);
     if (status != CCMEM_OK)
         return status;
-    l->x = (float *)packed;
-    for (uint64_t r = 0; r < nrows && !outcome_stopped(&l->end); r += l->rows) {
-        l->rows = nrows - r < PASS ? (size_t)(nrows - r) : PASS;
-        l->y = y + r * l->ldy;
-        choose_way(l);
-        for (size_t i = 0; i < l->rows; i++)
-            matmul_pack(l->ops, l->dtype, (float *)packed + i * l->ldx, x + (r + i) * ldx,
-                        (size_t)l->in_features);
-        parallel_for(out_features, grain, run_piece, l);
-    }
+    l.x = (float *)packed;
+    choose_way(&l);
+    matmul_pack(ops, l.dtype, (float *)packed, p->x, (size_t)l.in_features);
+    parallel_for(p->out_features, grain, run_piece, &l);
     ccmem_plain_free(packed);
-    return outcome_end(&l->end);
+    return outcome_end(&l.end);
 }
 
 /* CCMEM_OK when W lies in the store. */
@@ -311,31 +294,35 @@ static ccmem_status check_matrix(const ccmem_store *store, uint64_t offset, uint
     return CCMEM_OK;
 }
 
+ccmem_status matmul_product(const panel_product *p, int halves) {
+    const size_t element = matmul_element(p->dtype);
+    const uint64_t nrows = p->nrows, out = p->out_features, in = p->in_features;
+    ccmem_status status;
+    if (!p->store || !element || (nrows && in && !p->x) || (nrows && out && !p->y) ||
+        (nrows > 1 && (p->ldx < in || p->ldy < out)))
+        return CCMEM_ERR_ARGUMENT;
+    status = check_matrix(p->store, p->offset, element, out, in);
+    if (status == CCMEM_OK && nrows && out) {
+        if (!in)
+            only_bias(p);
+        else if (nrows > 1)
+            status = panel_multiply(panel_tier(ccmem_tier_active(), halves), p);
+        else
+            status = one_row(p);
+    }
+    if (status != CCMEM_OK) {
+        const size_t result = p->halves ? sizeof(uint16_t) : sizeof(float);
+        for (uint64_t r = 0; r < nrows; r++)
+            ccmem_wipe((uint8_t *)p->y + r * p->ldy * result, out * result);
+    }
+    return status;
+}
+
 ccmem_status ccmem_store_linear(ccmem_store *store, uint64_t offset, ccmem_dtype dtype,
                                 uint64_t out_features, uint64_t in_features, const float *scale,
                                 const float *x, uint64_t nrows, uint64_t ldx, const float *bias,
                                 float *y, uint64_t ldy) {
-    const size_t element = matmul_element(dtype);
-    ccmem_status status;
-    if (!store || !element || (nrows && in_features && !x) || (nrows && out_features && !y) ||
-        (nrows > 1 && (ldx < in_features || ldy < out_features)))
-        return CCMEM_ERR_ARGUMENT;
-    status = check_matrix(store, offset, element, out_features, in_features);
-    if (status == CCMEM_OK && nrows && out_features) {
-        const matmul_ops *ops = matmul_tier(ccmem_tier_active());
-        linear l = {.store = store, .ops = ops, .offset = offset, .dtype = dtype,
-                    .element = element, .in_features = in_features, .scale = scale, .bias = bias,
-                    .y = y, .ldy = ldy};
-        if (!in_features) {
-            l.rows = (size_t)nrows;
-            only_bias(&l, out_features);
-            return CCMEM_OK;
-        }
-        l.ldx = matmul_padded(ops, (size_t)in_features);
-        status = run_passes(&l, out_features, x, nrows, ldx);
-    }
-    if (status != CCMEM_OK)
-        for (uint64_t r = 0; r < nrows; r++)
-            ccmem_wipe(y + r * ldy, out_features * sizeof *y);
-    return status;
+    const panel_product product = {store, offset, dtype, out_features, in_features, x,
+                                   nrows, ldx,    scale, bias,         y,           ldy, 0};
+    return matmul_product(&product, 0);
 }

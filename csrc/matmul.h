@@ -1,42 +1,38 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Products of encrypted rows with plain vectors: the arithmetic of each tier behind one table. See
- * ccmem_store_linear() in ccmem.h. */
+ * Products of encrypted rows with one plain vector: the arithmetic of each tier behind one table. And
+ * the way into products with any number. See ccmem_store_linear() in ccmem.h. */
 #ifndef CCMEM_MATMUL_H
 #define CCMEM_MATMUL_H
 
 #include <string.h>
 
 #include "ccmem.h"
+#include "matmul_panels.h"
 
 enum {
     MATMUL_DTYPES = CCMEM_I8 + 1,
-    MATMUL_ROWS = 3,        /* rows of x that share one pass over W at most */
     MATMUL_BLOCK_MAX = 64,  /* of elements, in every tier */
-    MATMUL_CHAINS = 4,      /* partial sums a lane */
-    MATMUL_FUSED_BLOCK = 32 /* of elements, where pages are multiplied in registers (aegis_dot.h) */
+    MATMUL_CHAINS = 4       /* partial sums a lane */
 };
 
-/* The partial sums of MATMUL_ROWS rows of x with one row of W: element i of a row belongs to the sum
- * i modulo the block, so that what is added to what, and in which order, depends on nothing but the
- * row's length. */
+/* The partial sums of a row of x with a row of W: element i of a row belongs to the sum i modulo the
+ * block, so that what is added to what, and in which order, depends on nothing but the row's length. */
 typedef struct matmul_sums {
-    _Alignas(64) float lane[MATMUL_ROWS][MATMUL_BLOCK_MAX];
+    _Alignas(64) float lane[MATMUL_BLOCK_MAX];
 } matmul_sums;
 
-/* Adds the products of `blocks` whole blocks of W with those of `rows` rows of x, which lie `ldx`
- * floats apart, to *sums. */
-typedef void (*matmul_dot)(matmul_sums *sums, const uint8_t *w, const float *x, size_t ldx,
-                           size_t blocks);
+/* Adds the products of `blocks` whole blocks of W with those of x to *sums. */
+typedef void (*matmul_dot)(matmul_sums *sums, const uint8_t *w, const float *x, size_t blocks);
 
 typedef struct matmul_ops {
     uint32_t block; /* elements: MATMUL_CHAINS vectors of floats */
     /* Packed x: of each group of `stride[dtype]` vectors, every stride-th element first, so that W's
      * elements need not be put in order after their conversion. 1: as it is. */
     uint32_t stride[MATMUL_DTYPES];
-    matmul_dot dot[MATMUL_DTYPES][MATMUL_ROWS];
-    /* out[r] = the sum of row r's partial sums, always added in the same order; they are zero then. */
-    void (*total)(matmul_sums *sums, float *out, size_t rows);
-    /* The same for one row, whose partial sums stay as they are; 32-byte aligned. */
+    matmul_dot dot[MATMUL_DTYPES];
+    /* The sum of the partial sums, always added in the same order; they are zero then. */
+    float (*total)(matmul_sums *sums);
+    /* The same, and the partial sums stay as they are; 64-byte aligned. */
     float (*sum)(const float *lane);
 } matmul_ops;
 
@@ -44,6 +40,10 @@ extern const matmul_ops matmul_portable, matmul_avx2, matmul_avx512;
 
 /* What goes with the ciphers' tier on this processor. */
 const matmul_ops *matmul_tier(ccmem_tier tier);
+
+/* ccmem_store_linear(); with `halves`, W and x of bfloat16 multiplied as such where panel_tier() has
+ * what it takes. */
+ccmem_status matmul_product(const panel_product *product, int halves);
 
 /* Bytes of one element; 0 outside the enumeration. */
 size_t matmul_element(ccmem_dtype dtype);

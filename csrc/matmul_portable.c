@@ -4,67 +4,29 @@
 #include <string.h>
 
 #include "matmul.h"
+#include "matmul_scalar.h"
 #include "secret.h"
 
 enum { BLOCK = 32 };
 
 _Static_assert((int)BLOCK <= (int)MATMUL_BLOCK_MAX, "the sums must hold a block");
 
-static inline uint32_t half_bits(const uint8_t *p) {
-    uint16_t h;
-    memcpy(&h, p, sizeof h);
-    return h;
-}
-
-/* All ones when a < b, else 0, without a comparison that could become a branch; both below 2^31. */
-static inline uint32_t below(uint32_t a, uint32_t b) { return 0 - ((a - b) >> 31); }
-
-/* IEEE 754 binary16, all values, in the same time for each: a NaN keeps its payload and becomes quiet, as
- * VCVTPH2PS does it. */
-static inline float from_f16(const uint8_t *p) {
-    const uint32_t h = half_bits(p), sign = h >> 15 << 31, rest = h & 0x7fff;
-    const uint32_t small = below(rest, 0x400), special = below(0x7bff, rest);
-    const uint32_t nan = 0x7f800000 | (rest & 0x3ff) << 13 | (below(0x7c00, rest) & 0x400000);
-    float subnormal = (float)rest * 0x1p-24f;
-    uint32_t bits;
-    memcpy(&bits, &subnormal, sizeof bits);
-    bits = (bits & small) | (nan & special) |
-           (((rest << 13) + ((127 - 15) << 23)) & ~(small | special));
-    return matmul_float(sign | bits);
-}
-
-static inline float from_f32(const uint8_t *p) {
-    float f;
-    memcpy(&f, p, sizeof f);
-    return f;
-}
-
-static inline float from_bf16(const uint8_t *p) { return matmul_bf16((uint16_t)half_bits(p)); }
-
-static inline float from_i8(const uint8_t *p) { return (float)(int8_t)*p; }
-
 /* A block at a time, so that a compiler can keep the sums in vectors. */
-#define DOT(name, rows, element, convert)                                                         \
-    static void name(matmul_sums *sums, const uint8_t *w, const float *x, size_t ldx,             \
-                     size_t blocks) {                                                          \
+#define DOT(name, element, convert)                                                               \
+    static void name(matmul_sums *sums, const uint8_t *w, const float *x, size_t blocks) {        \
         float v[BLOCK];                                                                           \
         for (; blocks; blocks--, w += BLOCK * (element), x += BLOCK) {                            \
             for (size_t i = 0; i < BLOCK; i++)                                                    \
                 v[i] = convert(w + i * (element));                                                \
-            for (size_t r = 0; r < (rows); r++)                                                   \
-                for (size_t i = 0; i < BLOCK; i++)                                                \
-                    sums->lane[r][i] += v[i] * x[r * ldx + i];                                    \
+            for (size_t i = 0; i < BLOCK; i++)                                                    \
+                sums->lane[i] += v[i] * x[i];                                                     \
         }                                                                                         \
         ccmem_wipe(v, sizeof v);                                                                  \
     }
-#define DOTS(name, element, convert)                                                              \
-    DOT(name##_1, 1, element, convert)                                                            \
-    DOT(name##_2, 2, element, convert)                                                            \
-    DOT(name##_3, 3, element, convert)
-DOTS(dot_f32, 4, from_f32)
-DOTS(dot_f16, 2, from_f16)
-DOTS(dot_bf16, 2, from_bf16)
-DOTS(dot_i8, 1, from_i8)
+DOT(dot_f32, 4, matmul_from_f32)
+DOT(dot_f16, 2, matmul_from_f16)
+DOT(dot_bf16, 2, matmul_from_bf16)
+DOT(dot_i8, 1, matmul_from_i8)
 
 static float add_up(const float *lane) {
     float t[BLOCK];
@@ -75,19 +37,16 @@ static float add_up(const float *lane) {
     return t[0];
 }
 
-static void total(matmul_sums *sums, float *out, size_t rows) {
-    for (size_t r = 0; r < rows; r++) {
-        out[r] = add_up(sums->lane[r]);
-        memset(sums->lane[r], 0, BLOCK * sizeof(float));
-    }
+static float total(matmul_sums *sums) {
+    float sum = add_up(sums->lane);
+    memset(sums->lane, 0, BLOCK * sizeof(float));
+    return sum;
 }
 
 const matmul_ops matmul_portable = {
     .block = BLOCK,
     .stride = {1, 1, 1, 1},
-    .dot = {[CCMEM_F32] = {dot_f32_1, dot_f32_2, dot_f32_3},
-            [CCMEM_F16] = {dot_f16_1, dot_f16_2, dot_f16_3},
-            [CCMEM_BF16] = {dot_bf16_1, dot_bf16_2, dot_bf16_3},
-            [CCMEM_I8] = {dot_i8_1, dot_i8_2, dot_i8_3}},
+    .dot = {[CCMEM_F32] = dot_f32, [CCMEM_F16] = dot_f16, [CCMEM_BF16] = dot_bf16,
+            [CCMEM_I8] = dot_i8},
     .total = total,
     .sum = add_up};

@@ -12,10 +12,8 @@
  *   vi8(p, i)            every fourth of 4 * LANES, from number i on
  *   MATMUL_OPS           the name of the table to define
  *
- * How the time goes. With one row of x a block is bound by its loads, two for each product; four
- * chains of sums hide the latency of the multiply-adds (4 cycles at up to 2 a cycle) well enough for
- * that, and leave registers for three rows of x. The same four chains for any number of rows make a
- * row's result independent of the rows beside it.
+ * How the time goes. A block is bound by its loads, two for each product; four chains of sums hide
+ * the latency of the multiply-adds (4 cycles at up to 2 a cycle) well enough for that.
  */
 
 #define INLINE static inline __attribute__((always_inline)) TARGET
@@ -34,48 +32,31 @@ INLINE VEC convert(ccmem_dtype dtype, const uint8_t *w, int chain) {
     }
 }
 
-INLINE void dot(ccmem_dtype dtype, size_t element, size_t rows, matmul_sums *sums,
-                const uint8_t *w, const float *x, size_t ldx, size_t blocks) {
-    VEC sum[MATMUL_ROWS][MATMUL_CHAINS];
-    const size_t step = BLOCK * element;
-#pragma GCC unroll 3
-    for (size_t r = 0; r < rows; r++)
+INLINE void dot(ccmem_dtype dtype, size_t element, matmul_sums *sums, const uint8_t *w,
+                const float *x, size_t blocks) {
+    VEC sum[MATMUL_CHAINS];
+#pragma GCC unroll 4
+    for (int i = 0; i < MATMUL_CHAINS; i++)
+        sum[i] = vload(sums->lane + i * LANES);
+    for (; blocks; blocks--, w += BLOCK * element, x += BLOCK)
 #pragma GCC unroll 4
         for (int i = 0; i < MATMUL_CHAINS; i++)
-            sum[r][i] = vload(sums->lane[r] + i * LANES);
-    for (; blocks; blocks--) {
+            sum[i] = vfma(convert(dtype, w, i), vload(x + i * LANES), sum[i]);
 #pragma GCC unroll 4
-        for (int i = 0; i < MATMUL_CHAINS; i++) {
-            VEC v = convert(dtype, w, i);
-#pragma GCC unroll 3
-            for (size_t r = 0; r < rows; r++)
-                sum[r][i] = vfma(v, vload(x + r * ldx + i * LANES), sum[r][i]);
-        }
-        w += step;
-        x += BLOCK;
-    }
-#pragma GCC unroll 3
-    for (size_t r = 0; r < rows; r++)
-#pragma GCC unroll 4
-        for (int i = 0; i < MATMUL_CHAINS; i++)
-            vstore(sums->lane[r] + i * LANES, sum[r][i]);
+    for (int i = 0; i < MATMUL_CHAINS; i++)
+        vstore(sums->lane + i * LANES, sum[i]);
 }
 
-#define DOT(name, dtype, element, rows)                                                           \
+#define DOT(name, dtype, element)                                                                 \
     static TARGET CLEAR_REGISTERS void name(matmul_sums *sums, const uint8_t *w, const float *x,  \
-                                            size_t ldx, size_t blocks) {    \
-        dot(dtype, element, rows, sums, w, x, ldx, blocks);                                \
+                                            size_t blocks) {                                      \
+        dot(dtype, element, sums, w, x, blocks);                                                  \
     }
-#define DOTS(name, dtype, element)                                                                \
-    DOT(name##_1, dtype, element, 1)                                                              \
-    DOT(name##_2, dtype, element, 2)                                                              \
-    DOT(name##_3, dtype, element, 3)
-DOTS(dot_f32, CCMEM_F32, 4)
-DOTS(dot_f16, CCMEM_F16, 2)
-DOTS(dot_bf16, CCMEM_BF16, 2)
-DOTS(dot_i8, CCMEM_I8, 1)
+DOT(dot_f32, CCMEM_F32, 4)
+DOT(dot_f16, CCMEM_F16, 2)
+DOT(dot_bf16, CCMEM_BF16, 2)
+DOT(dot_i8, CCMEM_I8, 1)
 #undef DOT
-#undef DOTS
 
 /* Halves on halves: the chains first, then the lanes. */
 INLINE float add_up(const float *lane) {
@@ -83,14 +64,12 @@ INLINE float add_up(const float *lane) {
                        vadd(vload(lane + LANES), vload(lane + 3 * LANES))));
 }
 
-static TARGET CLEAR_REGISTERS void total(matmul_sums *sums, float *out, size_t rows) {
-    for (size_t r = 0; r < rows; r++) {
-        float *lane = sums->lane[r];
-        out[r] = add_up(lane);
+static TARGET CLEAR_REGISTERS float total(matmul_sums *sums) {
+    float sum = add_up(sums->lane);
 #pragma GCC unroll 4
-        for (int i = 0; i < MATMUL_CHAINS; i++)
-            vstore(lane + i * LANES, vzero());
-    }
+    for (int i = 0; i < MATMUL_CHAINS; i++)
+        vstore(sums->lane + i * LANES, vzero());
+    return sum;
 }
 
 static TARGET CLEAR_REGISTERS float sum_up(const float *lane) { return add_up(lane); }
@@ -98,9 +77,7 @@ static TARGET CLEAR_REGISTERS float sum_up(const float *lane) { return add_up(la
 const matmul_ops MATMUL_OPS = {
     .block = BLOCK,
     .stride = {[CCMEM_F32] = 1, [CCMEM_F16] = 1, [CCMEM_BF16] = 2, [CCMEM_I8] = 4},
-    .dot = {[CCMEM_F32] = {dot_f32_1, dot_f32_2, dot_f32_3},
-            [CCMEM_F16] = {dot_f16_1, dot_f16_2, dot_f16_3},
-            [CCMEM_BF16] = {dot_bf16_1, dot_bf16_2, dot_bf16_3},
-            [CCMEM_I8] = {dot_i8_1, dot_i8_2, dot_i8_3}},
+    .dot = {[CCMEM_F32] = dot_f32, [CCMEM_F16] = dot_f16, [CCMEM_BF16] = dot_bf16,
+            [CCMEM_I8] = dot_i8},
     .total = total,
     .sum = sum_up};

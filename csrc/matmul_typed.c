@@ -7,22 +7,16 @@
 
 #include "ccmem.h"
 #include "matmul.h"
+#include "matmul_scalar.h"
 
 static void widen(float *to, const uint16_t *from, size_t n) {
     for (size_t i = 0; i < n; i++)
         to[i] = matmul_bf16(from[i]);
 }
 
-/* To the nearest, of two the even one; a NaN stays one. Without a branch: which is taken would tell of
- * the numbers. */
 static void narrow(uint16_t *to, const float *from, size_t n) {
-    for (size_t i = 0; i < n; i++) {
-        uint32_t u;
-        memcpy(&u, from + i, sizeof u);
-        uint32_t nan = 0 - (uint32_t)((u & 0x7fffffff) > 0x7f800000);
-        uint32_t rounded = (u + 0x7fff + (u >> 16 & 1)) >> 16;
-        to[i] = (uint16_t)((rounded & ~nan) | ((u >> 16 | 0x40) & nan));
-    }
+    for (size_t i = 0; i < n; i++)
+        to[i] = bfloat16_of(from[i]);
 }
 
 static int supported(ccmem_dtype dtype) { return dtype == CCMEM_F32 || dtype == CCMEM_BF16; }
@@ -49,25 +43,52 @@ static ccmem_status get_bias(const ccmem_bias *bias, uint64_t n, float *scratch,
     return CCMEM_OK;
 }
 
-static ccmem_status linear(ccmem_store *store, uint64_t offset, ccmem_dtype dtype,
-                           uint64_t out_features, uint64_t in_features, const void *x,
-                           ccmem_dtype x_dtype, uint64_t nrows, const ccmem_bias *bias, void *y,
-                           ccmem_dtype y_dtype, float *scratch) {
-    const uint64_t nx = x_dtype == CCMEM_BF16 ? nrows * in_features : 0;
-    const uint64_t ny = nrows * out_features;
-    float *narrowed = y_dtype == CCMEM_BF16 ? scratch + nx + 2 * out_features : NULL;
-    const float *added;
-    ccmem_status status = get_bias(bias, out_features, scratch + nx, &added);
+/* What the product takes as it is, and how many floats of scratch the rest needs. */
+typedef struct plan {
+    int halves;         /* bfloat16 is multiplied as such */
+    uint64_t x, bias, y;
+} plan;
+
+/* CCMEM_ERR_NOMEM where the scratch is more than a size can be. */
+static ccmem_status plan_of(panel_product *p, ccmem_dtype x_dtype, const ccmem_bias *bias,
+                            ccmem_dtype y_dtype, plan *out, uint64_t *bytes) {
+    const int several = p->nrows > 1 && p->in_features;
+    const panel_ops *ops = NULL;
+    if (several && x_dtype == CCMEM_BF16 && p->dtype == CCMEM_BF16)
+        ops = panel_tier(ccmem_tier_active(), 1);
+    out->halves = ops != NULL;
+    if (!ops)
+        ops = panel_tier(ccmem_tier_active(), 0);
+    p->halves = several && y_dtype == CCMEM_BF16 && panel_whole(ops, p);
+    out->x = x_dtype == CCMEM_BF16 && !out->halves ? p->nrows * p->in_features : 0;
+    out->y = y_dtype == CCMEM_BF16 && !p->halves ? p->nrows * p->out_features : 0;
+    out->bias = 0;
+    if (bias->store || (bias->data && bias->dtype == CCMEM_BF16))
+        if (__builtin_mul_overflow(p->out_features, 2, &out->bias))
+            return CCMEM_ERR_NOMEM;
+    if (__builtin_add_overflow(out->x, out->y, bytes) ||
+        __builtin_add_overflow(*bytes, out->bias, bytes) ||
+        __builtin_mul_overflow(*bytes, sizeof(float), bytes))
+        return CCMEM_ERR_NOMEM;
+    return CCMEM_OK;
+}
+
+static ccmem_status multiply(panel_product *p, const plan *plan, const ccmem_bias *bias,
+                             float *scratch) {
+    float *widened = scratch, *biased = widened + plan->x, *summed = biased + plan->bias;
+    uint16_t *y = p->y;
+    ccmem_status status = get_bias(bias, p->out_features, biased, &p->bias);
     if (status != CCMEM_OK)
         return status;
-    if (nx) {
-        widen(scratch, x, (size_t)nx);
-        x = scratch;
+    if (plan->x) {
+        widen(widened, p->x, (size_t)plan->x);
+        p->x = widened;
     }
-    status = ccmem_store_linear(store, offset, dtype, out_features, in_features, NULL, x, nrows,
-                                in_features, added, narrowed ? narrowed : y, out_features);
-    if (status == CCMEM_OK && narrowed)
-        narrow(y, narrowed, (size_t)ny);
+    if (plan->y)
+        p->y = summed;
+    status = matmul_product(p, plan->halves);
+    if (status == CCMEM_OK && plan->y)
+        narrow(y, summed, (size_t)plan->y);
     return status;
 }
 
@@ -75,27 +96,25 @@ ccmem_status ccmem_store_linear_typed(ccmem_store *store, uint64_t offset, ccmem
                                       uint64_t out_features, uint64_t in_features, const void *x,
                                       ccmem_dtype x_dtype, uint64_t nrows, ccmem_bias bias,
                                       void *y, ccmem_dtype y_dtype) {
-    uint64_t nx, ny, floats = 0, bytes = 0;
+    panel_product p = {.store = store, .offset = offset, .dtype = dtype,
+                       .out_features = out_features, .in_features = in_features, .x = x,
+                       .nrows = nrows, .ldx = in_features, .y = y, .ldy = out_features};
+    uint64_t nx, ny, bytes = 0;
     uint8_t *scratch = NULL;
-    ccmem_status status = CCMEM_OK;
-    if (!supported(x_dtype) || !supported(y_dtype) || !supported(bias.dtype) ||
-        (bias.data && bias.store))
+    plan plan;
+    if (!store || !matmul_element(dtype) || !supported(x_dtype) || !supported(y_dtype) ||
+        !supported(bias.dtype) || (bias.data && bias.store))
         return CCMEM_ERR_ARGUMENT;
     if (__builtin_mul_overflow(nrows, in_features, &nx) ||
         __builtin_mul_overflow(nrows, out_features, &ny))
         return CCMEM_ERR_RANGE;
     if ((nx && !x) || (ny && !y))
         return CCMEM_ERR_ARGUMENT;
-    if (__builtin_add_overflow(nx, ny, &floats) ||
-        __builtin_add_overflow(floats, out_features, &floats) ||
-        __builtin_add_overflow(floats, out_features, &floats) ||
-        __builtin_mul_overflow(floats, sizeof(float), &bytes))
-        return CCMEM_ERR_NOMEM;
-    if (bias.store || bias.dtype == CCMEM_BF16 || x_dtype == CCMEM_BF16 || y_dtype == CCMEM_BF16)
-        status = bytes ? ccmem_plain_alloc(bytes, &scratch) : CCMEM_OK;
+    ccmem_status status = plan_of(&p, x_dtype, &bias, y_dtype, &plan, &bytes);
+    if (status == CCMEM_OK && bytes)
+        status = ccmem_plain_alloc(bytes, &scratch);
     if (status == CCMEM_OK) {
-        status = linear(store, offset, dtype, out_features, in_features, x, x_dtype, nrows, &bias,
-                        y, y_dtype, (float *)scratch);
+        status = multiply(&p, &plan, &bias, (float *)scratch);
         ccmem_plain_free(scratch);
     }
     if (status != CCMEM_OK && ny)

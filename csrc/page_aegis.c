@@ -96,11 +96,11 @@ static page_result modify(const page_context *ctx, uint8_t *ct, const uint8_t *d
     return modify_in(scratch, ctx, ct, data, page, from, to, tag, offsets, count, n);
 }
 
-static int can_dot(const page_context *ctx) { return kernels(ctx)->dot != NULL; }
+static size_t dot_turn(const page_context *ctx) { return kernels(ctx)->dot ? AEGIS_DOT_TURN : 0; }
 
 static size_t dot(const page_context *ctx, const uint8_t *src, uint64_t page,
                   const uint64_t *version, const page_tag *tag, size_t n, ccmem_dtype dtype,
-                  const aegis_dot *d) {
+                  const dot_rows *d) {
     uint8_t nonce[PAGE_BATCH][16];
     make_nonces(nonce, page, version, n);
     return kernels(ctx)->dot[dtype](ctx->key, src, n, ctx->size, (const uint8_t(*)[16])nonce, tag,
@@ -111,5 +111,5 @@ const page_ops page_aegis = {.seal = seal,
                              .open = open,
                              .open_part = open_part,
                              .modify = modify,
-                             .can_dot = can_dot,
+                             .dot_turn = dot_turn,
                              .dot = dot};

@@ -13,8 +13,14 @@ void selftest_fill(uint8_t *p, size_t n, uint64_t seed);
  * CCMEM_ERR_NOMEM. */
 ccmem_status selftest_aegis(ccmem_tier tier);
 
-/* Products with the arithmetic that goes with a tier. CCMEM_ERR_SELFTEST, CCMEM_ERR_NOMEM. */
+/* The whole number v, from -8 to 7, as an element of a matrix. */
+void selftest_number(ccmem_dtype dtype, uint8_t *to, int v);
+
+/* Products of one row of x with the arithmetic that goes with a tier. CCMEM_ERR_SELFTEST, CCMEM_ERR_NOMEM. */
 ccmem_status selftest_matmul(ccmem_tier tier);
+
+/* The same for several rows of x. */
+ccmem_status selftest_panels(ccmem_tier tier);
 
 /* Tests a tier that the processor supports. CCMEM_ERR_SELFTEST, CCMEM_ERR_NOMEM. */
 ccmem_status selftest_run(ccmem_tier tier);

@@ -5,6 +5,7 @@
 
 #include "aegis.h"
 #include "matmul.h"
+#include "xts.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -14,16 +15,15 @@ enum { BLOCKS = 6, ELEMENTS = BLOCKS * MATMUL_BLOCK_MAX, PAGE = 4096, PAGES = 2,
 
 typedef struct products {
     matmul_sums sums;
-    _Alignas(64) float x[MATMUL_ROWS][PAGE * PAGES]; /* packed, up to a row of two pages of int8 */
-    _Alignas(64) float row_sums[PAGES * PAGE / 128 + 1][32];
-    _Alignas(64) float rest[32];
+    _Alignas(64) float x[PAGE * PAGES]; /* packed, up to a row of two pages of int8 */
+    _Alignas(64) float row_sums[PAGES * PAGE / 128 * MATMUL_BLOCK_MAX];
+    _Alignas(64) float rest[MATMUL_BLOCK_MAX];
     _Alignas(64) uint8_t w[PAGE * PAGES], sealed[PAGE * PAGES];
     float plain[PAGE * PAGES];
     int8_t number[PAGE * PAGES];
 } products;
 
-/* The whole number v, from -8 to 7, as an element. */
-static void put_number(ccmem_dtype dtype, uint8_t *to, int v) {
+void selftest_number(ccmem_dtype dtype, uint8_t *to, int v) {
     float f = (float)v;
     uint32_t bits;
     uint16_t half;
@@ -53,38 +53,27 @@ static void fill(products *p, ccmem_dtype dtype, size_t n) {
     selftest_fill((uint8_t *)p->number, n, 7 + (uint64_t)dtype);
     for (size_t i = 0; i < n; i++) {
         p->number[i] = (int8_t)((p->number[i] & 15) - 8);
-        put_number(dtype, p->w + i * element, p->number[i]);
+        selftest_number(dtype, p->w + i * element, p->number[i]);
     }
 }
 
-/* Row r of x is i * (r + 1) modulo 7. */
-static int x_of(size_t i, size_t r) { return (int)(i * (r + 1) % 7); }
+static int x_of(size_t i) { return (int)(i % 7); }
 
-static void pack_row(products *p, const matmul_ops *ops, ccmem_dtype dtype, size_t n, size_t r) {
+static void pack_row(products *p, const matmul_ops *ops, ccmem_dtype dtype, size_t n) {
     for (size_t i = 0; i < n; i++)
-        p->plain[i] = (float)x_of(i, r);
-    matmul_pack(ops, dtype, p->x[r], p->plain, n);
+        p->plain[i] = (float)x_of(i);
+    matmul_pack(ops, dtype, p->x, p->plain, n);
 }
 
 static int check_dots(const matmul_ops *ops, products *p, ccmem_dtype dtype) {
-    const size_t blocks = ELEMENTS / ops->block;
-    int good = 1;
+    long expected = 0;
     fill(p, dtype, ELEMENTS);
-    for (size_t r = 0; r < MATMUL_ROWS; r++)
-        pack_row(p, ops, dtype, ELEMENTS, r);
-    for (size_t rows = 1; rows <= MATMUL_ROWS; rows++) {
-        float got[MATMUL_ROWS];
-        memset(&p->sums, 0, sizeof p->sums);
-        ops->dot[dtype][rows - 1](&p->sums, p->w, p->x[0], sizeof p->x[0] / sizeof(float), blocks);
-        ops->total(&p->sums, got, rows);
-        for (size_t r = 0; r < rows; r++) {
-            long expected = 0;
-            for (size_t i = 0; i < ELEMENTS; i++)
-                expected += p->number[i] * x_of(i, r);
-            good &= got[r] == (float)expected;
-        }
-    }
-    return good;
+    pack_row(p, ops, dtype, ELEMENTS);
+    memset(&p->sums, 0, sizeof p->sums);
+    ops->dot[dtype](&p->sums, p->w, p->x, ELEMENTS / ops->block);
+    for (size_t i = 0; i < ELEMENTS; i++)
+        expected += p->number[i] * x_of(i);
+    return ops->total(&p->sums) == (float)expected;
 }
 
 /* One block times 1: the sums are the elements themselves. `order` tells which. */
@@ -95,11 +84,11 @@ static void convert(const matmul_ops *ops, products *p, ccmem_dtype dtype, const
         p->plain[i] = (float)i;
     matmul_pack(ops, dtype, order, p->plain, ops->block);
     for (size_t i = 0; i < ops->block; i++)
-        p->x[0][i] = 1.0f;
+        p->x[i] = 1.0f;
     memset(&p->sums, 0, sizeof p->sums);
-    ops->dot[dtype][0](&p->sums, w, p->x[0], ops->block, 1);
+    ops->dot[dtype](&p->sums, w, p->x, 1);
     for (size_t i = 0; i < ops->block; i++)
-        out[(size_t)order[i]] = p->sums.lane[0][i];
+        out[(size_t)order[i]] = p->sums.lane[i];
 }
 
 static int check_conversions(const matmul_ops *ops, products *p, ccmem_dtype dtype) {
@@ -124,39 +113,71 @@ static int check_conversions(const matmul_ops *ops, products *p, ccmem_dtype dty
     return good;
 }
 
-/* Two pages, rows of 384 bytes from byte 128 on, so that rows lie across pages; then a changed tag. */
-static int check_fused(const matmul_ops *ops, const aegis_ops *aegis, products *p,
-                       ccmem_dtype dtype) {
-    enum { ROW = 384, FROM = 128, TO = PAGES * PAGE - 256 };
-    static const uint8_t key[16] = {1, 2, 3}, nonce[PAGES][16] = {{4}, {5}};
-    const size_t element = matmul_element(dtype), in_features = ROW / element;
-    static const float zeros[32];
-    uint8_t tag[PAGES][16];
-    int good = 1;
-    aegis_dot dot = {.from = FROM, .to = TO, .in_features = in_features, .x = p->x[0],
-                     .first = zeros, .sums = p->row_sums, .rest = p->rest};
+/* Two pages, rows of 1536 bytes from byte 512 on, so that rows lie across pages and the last does not
+ * end. */
+enum { ROW = 1536, FROM = 512, TO = PAGES * PAGE - 512 };
+
+static dot_rows fused_rows(const matmul_ops *ops, products *p, ccmem_dtype dtype) {
+    static const _Alignas(64) float zeros[MATMUL_BLOCK_MAX];
+    const size_t element = matmul_element(dtype);
     fill(p, dtype, sizeof p->w / element);
-    pack_row(p, ops, dtype, in_features, 0);
-    aegis_portable.seal_pages(key, p->sealed, p->w, PAGES, PAGE, nonce, tag, 0);
-    good &= aegis->dot[dtype](key, p->sealed, PAGES, PAGE, nonce, (const uint8_t(*)[16])tag,
-                              &dot) == PAGES;
+    pack_row(p, ops, dtype, ROW / element);
+    return (dot_rows){.from = FROM, .to = TO, .in_features = ROW / element, .x = p->x,
+                      .first = zeros, .sums = p->row_sums, .rest = p->rest};
+}
+
+static int check_rows(const matmul_ops *ops, const products *p, ccmem_dtype dtype) {
+    const size_t element = matmul_element(dtype);
+    int good = 1;
     for (size_t at = FROM, row = 0; at < TO; at += ROW, row++) {
-        float got;
         long expected = 0;
-        for (size_t i = 0; i < in_features && at + i * element < TO; i++)
-            expected += p->number[at / element + i] * x_of(i, 0);
-        got = ops->sum(at + ROW <= TO ? p->row_sums[row] : p->rest);
+        for (size_t i = 0; i < ROW / element && at + i * element < TO; i++)
+            expected += p->number[at / element + i] * x_of(i);
+        float got = ops->sum(at + ROW <= TO ? p->row_sums + row * ops->block : p->rest);
         good &= got == (float)expected;
     }
+    return good;
+}
+
+/* A changed tag as well. */
+static int check_fused(const matmul_ops *ops, const aegis_ops *aegis, products *p,
+                       ccmem_dtype dtype) {
+    static const uint8_t key[16] = {1, 2, 3}, nonce[PAGES][16] = {{4}, {5}};
+    const dot_rows rows = fused_rows(ops, p, dtype);
+    uint8_t tag[PAGES][16];
+    aegis_portable.seal_pages(key, p->sealed, p->w, PAGES, PAGE, nonce, tag, 0);
+    int good = aegis->dot[dtype](key, p->sealed, PAGES, PAGE, nonce, (const uint8_t(*)[16])tag,
+                                 &rows) == PAGES;
+    good &= check_rows(ops, p, dtype);
     tag[1][15] ^= 0x80;
     good &= aegis->dot[dtype](key, p->sealed, PAGES, PAGE, nonce, (const uint8_t(*)[16])tag,
-                              &dot) == 1;
+                              &rows) == 1;
+    return good;
+}
+
+/* Both sizes of keys, and the two pages as one. */
+static int check_fused_xts(const matmul_ops *ops, const xts_ops *xts, products *p,
+                           ccmem_dtype dtype) {
+    int good = 1;
+    for (int i = 0; i < 3; i++) {
+        const size_t size = i == 2 ? PAGES * PAGE : PAGE;
+        const dot_rows rows = fused_rows(ops, p, dtype);
+        uint8_t raw[64], t0[PAGES][16] = {{4}, {5}};
+        xts_key key;
+        selftest_fill(raw, sizeof raw, 11);
+        xts_expand(&key, raw, i == 1 ? 64 : 32);
+        xts_portable.seal_pages(&key, p->sealed, p->w, PAGES * PAGE / size, size,
+                                (const uint8_t(*)[16])t0, 0);
+        xts->dot[dtype](&key, p->sealed, size, (const uint8_t(*)[16])t0, &rows);
+        good &= check_rows(ops, p, dtype);
+    }
     return good;
 }
 
 ccmem_status selftest_matmul(ccmem_tier tier) {
     const matmul_ops *ops = matmul_tier(tier);
     const aegis_ops *aegis = aegis_tier(tier);
+    const xts_ops *xts[2] = {xts_tier(tier), xts_other(tier)};
     int good = 1;
     products *p;
     if (posix_memalign((void **)&p, LINE, sizeof *p))
@@ -165,8 +186,11 @@ ccmem_status selftest_matmul(ccmem_tier tier) {
         good &= check_dots(ops, p, (ccmem_dtype)dtype);
         if (ops != &matmul_portable)
             good &= check_conversions(ops, p, (ccmem_dtype)dtype);
-        if (ops == &matmul_avx2 && aegis->dot)
+        if (ops != &matmul_portable && aegis->dot)
             good &= check_fused(ops, aegis, p, (ccmem_dtype)dtype);
+        for (int i = 0; i < 2; i++)
+            if (xts[i] && xts[i]->dot)
+                good &= check_fused_xts(ops, xts[i], p, (ccmem_dtype)dtype);
     }
     free(p);
     return good ? CCMEM_OK : CCMEM_ERR_SELFTEST;

@@ -635,12 +635,10 @@ ccmem_status ccmem_store_verify(ccmem_store *s, uint64_t first, uint64_t count, 
 
 uint32_t store_page_size(const ccmem_store *s) { return s->page.size; }
 
-int store_can_dot(const ccmem_store *s) {
-    return s->page.ops->can_dot && s->page.ops->can_dot(&s->page);
-}
+size_t store_dot_turn(const ccmem_store *s) { return s->page.ops->dot_turn(&s->page); }
 
 ccmem_status store_dot(ccmem_store *s, uint64_t first, uint64_t n, ccmem_dtype dtype,
-                       const aegis_dot *dot, int *done) {
+                       const dot_rows *dot, int *done) {
     shard *sh = my_shard(s);
     uint64_t v[STORE_OPEN_MAX];
     *done = 0;
@@ -650,7 +648,7 @@ ccmem_status store_dot(ccmem_store *s, uint64_t first, uint64_t n, ccmem_dtype d
             return CCMEM_OK;
     }
     size_t good = s->page.ops->dot(&s->page, s->ct + (first << s->page_shift), first, v,
-                                   s->tag + first, n, dtype, dot);
+                                   s->tag ? s->tag + first : NULL, n, dtype, dot);
     add(&sh->count.pages_opened, n);
     for (uint64_t i = 0; i < n; i++)
         if (!unchanged(&s->version[first + i], v[i])) {

@@ -72,14 +72,15 @@ enum { STORE_OPEN_MAX = 16 };
  * CCMEM_ERR_INTEGRITY: a page was changed; `to` may hold what is not verified. */
 ccmem_status store_open_pages(ccmem_store *store, uint64_t first, uint8_t *to, uint64_t n);
 
-/* 1 when pages can be multiplied in the registers they are opened in. */
-int store_can_dot(const ccmem_store *store);
+/* The least turn (dot.h) of pages that are multiplied in the registers they are opened in; 0 when they
+ * cannot be. */
+size_t store_dot_turn(const ccmem_store *store);
 
-/* Opens n <= STORE_OPEN_MAX pages from page `first` into registers and adds their products (aegis.h).
+/* Opens n <= STORE_OPEN_MAX pages from page `first` into registers and adds their products (dot.h).
  * *done is 0 when that could not be, since one was never written or changed meanwhile: the sums then
  * mean nothing, and store_open_pages() will do. CCMEM_ERR_INTEGRITY. */
 ccmem_status store_dot(ccmem_store *store, uint64_t first, uint64_t n, ccmem_dtype dtype,
-                       const aegis_dot *dot, int *done);
+                       const dot_rows *dot, int *done);
 
 /* Writes `count` runs, at least 1, of n bytes each that lie in one page, from data + i * n to
  * offsets[i], as one change of that page: one version. The runs were checked and the store is this

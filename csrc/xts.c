@@ -18,11 +18,20 @@ const xts_ops *xts_tier(ccmem_tier tier) {
     case CCMEM_TIER_VAES256:
         return &xts_vaes256;
     case CCMEM_TIER_VAES512:
-        return &xts_vaes512;
+        return cpu_is_amd() ? &xts_vaes512_amd : &xts_vaes512;
 #endif
     default:
         return NULL;
     }
+}
+
+const xts_ops *xts_other(ccmem_tier tier) {
+#if CCMEM_X86
+    if (tier == CCMEM_TIER_VAES512)
+        return cpu_is_amd() ? &xts_vaes512 : &xts_vaes512_amd;
+#endif
+    (void)tier;
+    return NULL;
 }
 
 ccmem_status xts_expand(xts_key *out, const uint8_t *key, size_t key_len) {

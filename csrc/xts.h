@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "aes.h"
+#include "dot.h"
 
 typedef struct xts_key {
     aes_key enc;   /* K1, encryption */
@@ -27,6 +28,11 @@ static inline xts_tweak xts_tweak_load(const uint8_t t0[16]) {
  * it is ignored. */
 enum { XTS_STREAM = 1u };
 
+/* Opens pages into registers only and adds their products; a turn is XTS_DOT_TURN bytes or a block. */
+enum { XTS_DOT_TURN = 512 };
+typedef void (*xts_dot_function)(const xts_key *key, const uint8_t *src, size_t page_size,
+                                 const uint8_t (*t0)[16], const dot_rows *dot);
+
 /* Runs of whole 16-byte blocks only; dst == src or no overlap; no alignment required. E_K2(tweak)
  * is called `t0`, 16 bytes. nothing is kept of any of it. */
 typedef struct xts_ops {
@@ -42,13 +48,18 @@ typedef struct xts_ops {
                         size_t first, xts_tweak t0);
     void (*open_blocks)(const xts_key *key, uint8_t *dst, const uint8_t *src, size_t nblocks,
                         size_t first, xts_tweak t0);
+    /* By type of W's elements (ccmem_dtype); NULL: none. */
+    const xts_dot_function *dot;
 } xts_ops;
 
 /* The tier's kernels; NULL when they are not compiled for this architecture. Says nothing about
  * whether the processor can run them. */
 const xts_ops *xts_tier(ccmem_tier tier);
 
-extern const xts_ops xts_portable, xts_aesni, xts_vaes256, xts_vaes512;
+/* What another processor of the tier is given instead, and this one can run as well; NULL: nothing. */
+const xts_ops *xts_other(ccmem_tier tier);
+
+extern const xts_ops xts_portable, xts_aesni, xts_vaes256, xts_vaes512, xts_vaes512_amd;
 
 /* Expands K1 || K2 (32 or 64 bytes). CCMEM_ERR_ARGUMENT, CCMEM_ERR_EQUAL_HALVES. */
 ccmem_status xts_expand(xts_key *out, const uint8_t *key, size_t key_len);

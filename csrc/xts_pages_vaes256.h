@@ -313,6 +313,12 @@ INLINE void crypt_chunk(int encrypt, unsigned rounds, const aes_key *key, uint8_
 
 /* ---- a call ---------------------------------------------------------------------------------- */
 
+typedef struct scratch {
+    _Alignas(2 * SCRATCH) uint8_t tweaks[2][SCRATCH];
+    windows w[2];
+    uint8_t string[64], last[32];
+} scratch;
+
 /* Where a call stands in its tweaks: one chunk after the other, through all its pages. */
 typedef struct walk {
     const uint8_t (*t0)[16];
@@ -340,12 +346,7 @@ INLINE const uint8_t *next_string(walk *w, uint8_t string[64]) {
  * While chunk c is encrypted, the tweaks of chunk c + 1 and the string of chunk c + 2 are made. */
 INLINE void crypt_pages(int encrypt, unsigned rounds, const xts_key *key, uint8_t *dst,
                         const uint8_t *src, size_t npages, size_t page_size,
-                        const uint8_t (*t0)[16], int stream) {
-    struct {
-        _Alignas(2 * SCRATCH) uint8_t tweaks[2][SCRATCH];
-        windows w[2];
-        uint8_t string[64], last[32];
-    } work;
+                        const uint8_t (*t0)[16], int stream, scratch *work) {
     const aes_key *k = encrypt ? &key->enc : &key->dec;
     size_t chunks = npages * (page_size / CHUNK_BYTES);
     int shift = (uintptr_t)dst % AES_BLOCK == 0 && (uintptr_t)dst % 32 != 0;
@@ -359,20 +360,20 @@ INLINE void crypt_pages(int encrypt, unsigned rounds, const xts_key *key, uint8_
         src += AES_BLOCK;
         dst += AES_BLOCK;
     }
-    memset(work.string, 0, sizeof work.string);
-    next_string(&at, work.string);
-    make_copies(&work.w[0], work.string);
+    memset(work->string, 0, sizeof work->string);
+    next_string(&at, work->string);
+    make_copies(&work->w[0], work->string);
     for (size_t p = 0; p < 4; p++) {
-        make_low(&work.w[0], p, 0);
-        make_low(&work.w[0], p, 16);
+        make_low(&work->w[0], p, 0);
+        make_low(&work->w[0], p, 16);
     }
     for (size_t v = 0; v < 12; v++)
-        vstore(work.tweaks[0] + 32 * v, tweak_pair(&work.w[0], v));
-    const uint8_t *begins = chunks > 1 ? next_string(&at, work.string) : NULL;
+        vstore(work->tweaks[0] + 32 * v, tweak_pair(&work->w[0], v));
+    const uint8_t *begins = chunks > 1 ? next_string(&at, work->string) : NULL;
     for (size_t c = 0; c < chunks; c++) {
-        windows *cur = &work.w[c & 1], *next = &work.w[~c & 1];
+        windows *cur = &work->w[c & 1], *next = &work->w[~c & 1];
         /* Each of the eleven groups of a chunk takes its tweaks from the other place. */
-        uint8_t *used = work.tweaks[c & 1], *made = work.tweaks[~c & 1];
+        uint8_t *used = work->tweaks[c & 1], *made = work->tweaks[~c & 1];
         __m256i join = tweak_pair(cur, 127);
         if (shift && begins)
             join = _mm256_inserti128_si256(join, _mm_loadu_si128((const __m128i *)begins), 1);
@@ -380,23 +381,22 @@ INLINE void crypt_pages(int encrypt, unsigned rounds, const xts_key *key, uint8_
         cur->from = src + CHUNK_BYTES - 32;
         cur->to = dst + CHUNK_BYTES - 32;
         if (c + 1 < chunks) {
-            make_copies(next, work.string);
+            make_copies(next, work->string);
         } else if (shift) { /* nothing may be read or written beyond the first lane */
-            vstore(work.last, vload_part(cur->from, 1));
+            vstore(work->last, vload_part(cur->from, 1));
             last = cur->to;
-            cur->from = cur->to = work.last;
+            cur->from = cur->to = work->last;
         }
         if (c + 2 < chunks)
-            begins = next_string(&at, work.string);
+            begins = next_string(&at, work->string);
         crypt_chunk(encrypt, rounds, k, dst, src, cur, next, used, made, stream);
         src += CHUNK_BYTES;
         dst += CHUNK_BYTES;
     }
     if (last)
-        vstore_part(last, vload(work.last), 1);
+        vstore_part(last, vload(work->last), 1);
     if (stream)
         _mm_sfence();
-    ccmem_wipe(&work, sizeof work);
 }
 
 #endif

@@ -20,6 +20,7 @@
  *   gen, gen_start, gen_step  the tweak generator, see below; or
  *   XTS_PAGES                 the header of the tier's own crypt_pages()
  *   XTS_OPS                   the name of the table to define
+ *   XTS_DOT                   that of xts_dot.h, where a tier has it
  *
  * How the work is laid out, in a tier without XTS_PAGES. A page is cut into chunks of 256 blocks
  * (4 KiB). Two buffers in L1 hold the tweaks of one chunk each: while chunk c is encrypted with
@@ -80,6 +81,10 @@ enum {
     PREFETCH_L2 = 8192,
     PREFETCH_L1 = 1024
 };
+
+typedef struct scratch {
+    _Alignas(64) uint8_t tweaks[2][CHUNK_BYTES + CACHE_LINE];
+} scratch;
 
 INLINE void group_rounds(int encrypt, unsigned rounds, const aes_key *key, VEC x[GROUP],
                          const VEC *tweak, gen *g, uint8_t *next, unsigned step) {
@@ -154,8 +159,8 @@ INLINE void crypt_edge(int encrypt, unsigned rounds, const aes_key *key, uint8_t
  * vector may reach into the next chunk, whose first tweaks are made first. */
 INLINE void crypt_pages(int encrypt, unsigned rounds, const xts_key *key, uint8_t *dst,
                         const uint8_t *src, size_t npages, size_t page_size,
-                        const uint8_t (*t0)[16], int stream) {
-    _Alignas(64) uint8_t tweaks[2][CHUNK_BYTES + CACHE_LINE];
+                        const uint8_t (*t0)[16], int stream, scratch *work) {
+    uint8_t(*tweaks)[CHUNK_BYTES + CACHE_LINE] = work->tweaks;
     const aes_key *k = encrypt ? &key->enc : &key->dec;
     size_t chunks_per_page = page_size / CHUNK_BYTES, in_page = 0;
     size_t chunks = npages * chunks_per_page;
@@ -192,7 +197,6 @@ INLINE void crypt_pages(int encrypt, unsigned rounds, const xts_key *key, uint8_
     }
     if (stream)
         _mm_sfence();
-    ccmem_wipe(tweaks, sizeof tweaks);
 }
 
 #endif
@@ -201,8 +205,8 @@ INLINE void crypt_pages(int encrypt, unsigned rounds, const xts_key *key, uint8_
 #define PAGES_FUNCTION(name, encrypt, rounds, stream)                                             \
     static TARGET CLEAR_REGISTERS __attribute__((noinline)) void name(                            \
         const xts_key *key, uint8_t *dst, const uint8_t *src, size_t npages, size_t page_size,    \
-        const uint8_t (*t0)[16]) {                                                                \
-        crypt_pages(encrypt, rounds, key, dst, src, npages, page_size, t0, stream);               \
+        const uint8_t (*t0)[16], scratch *work) {                                                 \
+        crypt_pages(encrypt, rounds, key, dst, src, npages, page_size, t0, stream, work);         \
     }
 PAGES_FUNCTION(seal_pages_128, 1, 10, 0)
 PAGES_FUNCTION(seal_pages_256, 1, 14, 0)
@@ -214,6 +218,18 @@ PAGES_FUNCTION(open_stream_128, 0, 10, 1)
 PAGES_FUNCTION(open_stream_256, 0, 14, 1)
 #undef PAGES_FUNCTION
 
+static __attribute__((noinline)) void burn_frame(void) {
+    uint8_t frame[512];
+    ccmem_wipe(frame, sizeof frame);
+}
+
+/* Wipes what a kernel worked with, and what the compiler may have put into the kernel's frame: of a
+ * generator in integer registers, tweaks. */
+static void leave(scratch *work) {
+    ccmem_wipe(work, sizeof *work);
+    burn_frame();
+}
+
 static int may_stream(const uint8_t *dst, unsigned flags) {
     return (flags & XTS_STREAM) && (uintptr_t)dst % AES_BLOCK == 0;
 }
@@ -221,23 +237,27 @@ static int may_stream(const uint8_t *dst, unsigned flags) {
 static void seal_pages(const xts_key *key, uint8_t *dst, const uint8_t *src, size_t npages,
                        size_t page_size, const uint8_t (*t0)[16], unsigned flags) {
     int stream = may_stream(dst, flags);
+    scratch work;
     if (!npages)
         return;
     if (key->enc.rounds == 10)
-        (stream ? seal_stream_128 : seal_pages_128)(key, dst, src, npages, page_size, t0);
+        (stream ? seal_stream_128 : seal_pages_128)(key, dst, src, npages, page_size, t0, &work);
     else
-        (stream ? seal_stream_256 : seal_pages_256)(key, dst, src, npages, page_size, t0);
+        (stream ? seal_stream_256 : seal_pages_256)(key, dst, src, npages, page_size, t0, &work);
+    leave(&work);
 }
 
 static void open_pages(const xts_key *key, uint8_t *dst, const uint8_t *src, size_t npages,
                        size_t page_size, const uint8_t (*t0)[16], unsigned flags) {
     int stream = may_stream(dst, flags);
+    scratch work;
     if (!npages)
         return;
     if (key->enc.rounds == 10)
-        (stream ? open_stream_128 : open_pages_128)(key, dst, src, npages, page_size, t0);
+        (stream ? open_stream_128 : open_pages_128)(key, dst, src, npages, page_size, t0, &work);
     else
-        (stream ? open_stream_256 : open_pages_256)(key, dst, src, npages, page_size, t0);
+        (stream ? open_stream_256 : open_pages_256)(key, dst, src, npages, page_size, t0, &work);
+    leave(&work);
 }
 
 /* ---- a run of blocks inside a data unit ------------------------------------------------------ */
@@ -429,4 +449,7 @@ static TARGET CLEAR_REGISTERS void tweaks(const xts_key *key, uint8_t (*t0)[16],
         encrypt_tweaks(14, &key->tweak, t0, n);
 }
 
-const xts_ops XTS_OPS = {tweaks, seal_pages, open_pages, seal_blocks, open_blocks};
+#ifndef XTS_DOT
+#define XTS_DOT NULL
+#endif
+const xts_ops XTS_OPS = {tweaks, seal_pages, open_pages, seal_blocks, open_blocks, XTS_DOT};

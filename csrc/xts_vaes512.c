@@ -1,66 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0
- * XTS with VAES on 512-bit registers: Intel from Ice Lake-SP, AMD from Zen 4. */
+ * XTS with VAES on 512-bit registers: Intel from Ice Lake-SP. */
 #include "cpu.h"
 
 #if CCMEM_X86
-#include <immintrin.h>
+#include "xts_vaes512.h"
 
-#include "secret.h"
-#include "xts.h"
-
-#define TARGET __attribute__((target("aes,pclmul,avx512f,avx512bw,avx512dq,avx512vl,vaes,vpclmulqdq")))
-#include "gf128_clmul.h"
-
-#define LANES 4
-typedef __m512i VEC;
-
-#define vload(p) _mm512_loadu_si512(p)
-#define vstore(p, v) _mm512_storeu_si512(p, v)
-#define vstream(p, v) _mm512_stream_si512((__m512i *)(p), v)
-#define vload_part(p, n) _mm512_maskz_loadu_epi64((__mmask8)((1u << (2 * (n))) - 1), p)
-#define vstore_part(p, v, n) _mm512_mask_storeu_epi64(p, (__mmask8)((1u << (2 * (n))) - 1), v)
-#define vxor(a, b) _mm512_xor_si512(a, b)
-#define vxor3(a, b, c) _mm512_ternarylogic_epi64(a, b, c, 0x96)
-#define vkey(p) _mm512_broadcast_i32x4(_mm_load_si128((const __m128i *)(p)))
-#define vlift(t) _mm512_broadcast_i32x4(t)
-#define vaesenc(x, k) _mm512_aesenc_epi128(x, k)
-#define vaesenclast(x, k) _mm512_aesenclast_epi128(x, k)
-#define vaesdec(x, k) _mm512_aesdec_epi128(x, k)
-#define vaesdeclast(x, k) _mm512_aesdeclast_epi128(x, k)
-#define vclmul(a, b, imm) _mm512_clmulepi64_epi128(a, b, imm)
-#define vshl64(v) _mm512_bslli_epi128(v, 8)
-#define vstep(t) vxor(_mm512_bslli_epi128(t, 2), vclmul(_mm512_bsrli_epi128(t, 14), vremainder(), 0x00))
-#define vremainder() _mm512_set1_epi64(GF_REMAINDER)
-
-/* The tweak generator (see xts_template.h). */
-typedef struct gen {
-    __m128i t;
-} gen;
-
-INLINE VEC jump(VEC t, size_t first);
-
-INLINE void gen_start(gen *g, __m128i t) { g->t = t; }
-
-/* A step makes two vectors. The first four vectors of the chunk are products with powers of x, the
- * next twelve come from the vector 16 blocks before (a shift by two bytes and what it drops, folded
- * back), the rest from the vector 64 blocks before, where the fold needs no shift. Carry-less
- * products and byte shifts go to port 5 here, which AES on 512-bit registers leaves free. */
-INLINE void gen_step(gen *g, uint8_t *out, unsigned step) {
-    out += (size_t)step * 128;
-    for (int i = 0; i < 2; i++, out += 64) {
-        if (step < 2) {
-            vstore(out, jump(vlift(g->t), step * 8 + (size_t)i * 4));
-        } else if (step < 8) {
-            VEC t = vload(out - 256);
-            VEC fold = vclmul(_mm512_bsrli_epi128(t, 14), vremainder(), 0x00);
-            vstore(out, vxor(_mm512_bslli_epi128(t, 2), fold));
-        } else {
-            VEC t = vload(out - 1024);
-            vstore(out, vxor(vshl64(t), vclmul(t, vremainder(), 0x01)));
-        }
-    }
-}
+#include "xts_gen_clmul.h"
 
 #define XTS_OPS xts_vaes512
 #include "xts_template.h"
+
+#include "xts_dot.h"
 #endif

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Products with an encrypted matrix that never lies in memory in the clear.
 
-Few rows of x are multiplied by a native kernel, which opens a page at a time into a tile in L1.
-Many rows go to the BLAS that numpy uses, a tile of the matrix at a time, since there the arithmetic
-takes the time and a BLAS does it best.
+float32 products with the matrix's rows are native: a few pages at a time are opened into a cache
+and multiplied there. Those of other types, and with its columns, go to the BLAS that numpy uses, a
+tile of the matrix at a time.
 """
 
 from __future__ import annotations
@@ -36,12 +36,7 @@ _NATIVE = {
 #: The types of x whose products are float32; with others numpy's rules for the result hold.
 _SINGLE = frozenset(("float32", "float16", "bfloat16"))
 
-#: From this many rows of x on, the tiles go to numpy's BLAS. Measured on Zen 3, 4096 x 4096
-#: float32, in times the plain product's speed, one thread: 8 rows 1.07 natively and 1.03 by tiles,
-#: 12 rows 0.78 and 0.96; two threads: 8 rows 0.80 and 0.66, 12 rows 0.56 and 0.62.
-BLAS_ROWS = 10
-
-#: Bytes of the matrix in the clear at a time on that way, in the type that is multiplied:
+#: Bytes of the matrix in the clear at a time on the BLAS's way, in the type that is multiplied:
 #: TILE_BYTES for one thread and fewer than MANY_ROWS of x in all, else LARGE_TILE_BYTES a thread,
 #: up to four. A BLAS copies all of x anew for each tile, and its threads wait for each other at the
 #: end of each. In times the plain product's speed, one thread: 64 rows of x, tiles of 1 / 2 / 4 MiB
@@ -79,8 +74,9 @@ def linear(
     (out_features,) and may be encrypted too. For x of float32 (or float16, bfloat16) the products
     are summed in float32 and the result is float32; each of its elements differs from the exact one
     by at most (n + 10) * 2**-24 * (sum_i |x_i * w_i * scale| + |bias|), n = in_features, to first
-    order. The same arguments give the same bits on every call with the same number of threads, and
-    for fewer than 10 rows of x with any. For x of float64 the result is float64.
+    order. The same arguments give the same bits on every call, with any number of threads; a row of
+    x may give others beside more rows than alone. For x of float64 the result is float64, and its
+    bits may depend on the number of threads.
 
     The weight is opened a tile at a time, which is wiped; so is what the BLAS keeps of it, at the
     end of the call or of a batched_products() block. A changed page raises IntegrityError, and no
@@ -240,7 +236,7 @@ def _rows(
     store = weight._opened()
     if not inputs:
         out[...] = 0
-    if kind == np.float32 and len(rows) < BLAS_ROWS and weight.dtype.name in _NATIVE:
+    if kind == np.float32 and weight.dtype.name in _NATIVE:
         _native(store, rows, weight, bias, scale, out)
     elif out.size:
         try:

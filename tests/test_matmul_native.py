@@ -25,6 +25,12 @@ DTYPES = {
     "bfloat16": (lib.CCMEM_BF16, np.dtype(ml_dtypes.bfloat16)),
     "int8": (lib.CCMEM_I8, np.dtype(np.int8)),
 }
+#: Up to so many rows of x are summed along k, more in panels (PANEL_FEW in matmul_panels.h).
+FEW = 48
+#: Around the rows of x of a block of sums, of a panel, and of several.
+ROWS = (0, 1, 2, 3, 4, 5, 6, 7, 12, 13, FEW - 1, FEW, FEW + 1, 63, 64, 65, 81, 96, 97, 110)
+#: Around the rows of W of a block, of a group of them, and of several.
+HEIGHTS = (0, 1, 2, 3, 4, 5, 6, 7, 12, 13, 17, 23, 24, 25, 48, 49, 64, 130)
 #: Elements of the blocks that a row is cut into, and of what is multiplied in registers at a time.
 EDGES = (1, 2, 31, 32, 33, 63, 64, 65, 127, 128, 129, 384, 1000, 1024, 4096, 4100)
 
@@ -79,7 +85,7 @@ def bound(x, w, scale, bias):
     w, x = w.astype(np.float64), x.astype(np.float64)
     scale = np.ones(len(w)) if scale is None else scale.astype(np.float64)
     bias = np.zeros(len(w)) if bias is None else bias.astype(np.float64)
-    k = -(-w.shape[1] // 32) + 9
+    k = (-(-w.shape[1] // 32) if len(x) == 1 else w.shape[1]) + 9
     g = k * 2.0**-24 / (1 - k * 2.0**-24)
     return (x @ w.T) * scale + bias, g * ((np.abs(x) @ np.abs(w).T) * np.abs(scale) + np.abs(bias))
 
@@ -97,9 +103,9 @@ def keep_threads() -> Iterator[None]:
     dtype=st.sampled_from(sorted(DTYPES)),
     cipher=st.sampled_from(sorted(CIPHERS)),
     page_size=st.sampled_from(PAGE_SIZES),
-    out=st.sampled_from((0, 1, 2, 3, 17, 64, 130)),
+    out=st.sampled_from(HEIGHTS),
     width=st.one_of(st.sampled_from((0, *EDGES)), st.integers(0, 9000)),
-    rows=st.sampled_from((0, 1, 2, 3, 4, 5, 12, 13, 14)),
+    rows=st.one_of(st.sampled_from(ROWS), st.integers(1, 40)),
     offset=st.one_of(st.integers(0, 9000), st.integers(0, 80).map(lambda n: n * 128)),
     scaled=st.booleans(),
     biased=st.booleans(),
@@ -120,20 +126,29 @@ def test_within_the_bound(
         assert status == OK
         exact, most = bound(x[:, :width], w, scale, bias)
         assert (np.abs(y - exact) <= most).all()
-        for row in range(rows):  # rows beside it change nothing
-            _, alone = store.linear(offset, dtype, w.shape, x[row : row + 1], scale, bias)
-            assert alone.tobytes() == y[row].tobytes()
+        if not rows:
+            return
+        # What other rows hold changes nothing, nor which row it is, nor how many more.
+        row = int(rng.integers(rows))
+        least, most = (1, 1) if rows == 1 else (2, FEW) if rows <= FEW else (FEW + 1, 120)
+        other = np.full((int(rng.integers(least, most + 1)), x.shape[1]), 1.5, np.float32)
+        place = int(rng.integers(len(other)))
+        other[place] = x[row]
+        _, again = store.linear(offset, dtype, w.shape, other, scale, bias)
+        assert again[place].tobytes() == y[row].tobytes()
 
 
+@pytest.mark.parametrize("rows", [1, 2, FEW, FEW + 1])
 @pytest.mark.parametrize("dtype", sorted(DTYPES))
-def test_same_bits_wherever_the_matrix_lies(dtype):
+def test_same_bits_wherever_the_matrix_lies(dtype, rows):
     rng = np.random.default_rng(5)
-    w = random_matrix(rng, dtype, (70, 1152))
-    x = rng.standard_normal((1, 1152)).astype(np.float32)
+    # Rows and places that every cipher's loop of one row takes, and places that it does not.
+    w = random_matrix(rng, dtype, (70, 1536))
+    x = rng.standard_normal((rows, 1536)).astype(np.float32)
     results = set()
     for cipher in CIPHERS:
         for page_size in PAGE_SIZES:
-            for offset in (0, 128, 4096, 4099, 65536 + 384):
+            for offset in (0, 128, 512, 4096, 4099, 65536 + 768):
                 for threads in (1, 2, 5):
                     lib.ccmem_set_threads(threads)
                     with Store(offset + w.nbytes, cipher, page_size) as store:
@@ -152,12 +167,43 @@ def test_every_element_value(dtype):
     for cipher in CIPHERS:
         with Store(w.nbytes, cipher) as store:
             store.write(0, w.tobytes())
-            status, y = store.linear(0, dtype, w.shape, np.ones((1, 1), np.float32))
-            assert status == OK
-            np.testing.assert_array_equal(y[0], w[:, 0].astype(np.float32))
+            for rows in (1, 2, FEW + 1):
+                status, y = store.linear(0, dtype, w.shape, np.ones((rows, 1), np.float32))
+                assert status == OK
+                for row in y:
+                    np.testing.assert_array_equal(row, w[:, 0].astype(np.float32))
 
 
-@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("dtype", sorted(DTYPES))
+@pytest.mark.parametrize("rows", [1, 2, FEW + 1])
+@pytest.mark.parametrize("width", [13_600, 41_000, 90_001])
+def test_rows_that_are_taken_in_parts(dtype, rows, width):
+    """Rows so wide that a group of them is not opened at once. Sums of whole numbers are exact."""
+    rng = np.random.default_rng(width)
+    w = rng.integers(-3, 4, (14, width)).astype(DTYPES[dtype][1])
+    x = rng.integers(-3, 4, (rows, width)).astype(np.float32)
+    scale, bias = np.exp2(np.arange(14) % 4).astype(np.float32), np.arange(14, dtype=np.float32)
+    with Store(5 + w.nbytes) as store:
+        store.write(5, w.tobytes())
+        status, y = store.linear(5, dtype, w.shape, x, scale, bias)
+    assert status == OK
+    np.testing.assert_array_equal(y, x @ w.astype(np.float32).T * scale + bias)
+
+
+@pytest.mark.parametrize("dtype", sorted(DTYPES))
+def test_x_of_more_rows_than_are_packed_at_once(dtype):
+    """32 MiB of x at a time."""
+    rng = np.random.default_rng(4)
+    w = rng.integers(-3, 4, (7, 2000)).astype(DTYPES[dtype][1])
+    x = rng.integers(-3, 4, (4500, 2000)).astype(np.float32)
+    with Store(w.nbytes) as store:
+        store.write(0, w.tobytes())
+        status, y = store.linear(0, dtype, w.shape, x)
+    assert status == OK
+    np.testing.assert_array_equal(y, x @ w.astype(np.float32).T)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, FEW + 5])
 @pytest.mark.parametrize("cipher", sorted(CIPHERS))
 def test_infinities_and_nan_stay_in_their_rows(cipher, rows):
     w = np.ones((40, 1024), np.float32)
@@ -170,6 +216,18 @@ def test_infinities_and_nan_stay_in_their_rows(cipher, rows):
             assert np.isnan(row[7])
             assert row[39] == -np.inf
             assert (np.delete(row, [3, 7, 39]) == 1024).all()
+
+
+@pytest.mark.parametrize("rows", [2, 7, FEW + 5])
+def test_infinities_of_x_stay_in_their_rows(rows):
+    x = np.ones((rows, 100), np.float32)
+    x[0, 99], x[1, 0] = np.inf, np.nan
+    with Store(40 * 400) as store:
+        store.write(0, np.ones((40, 100), np.float32).tobytes())
+        _, y = store.linear(0, "float32", (40, 100), x)
+    assert (y[0] == np.inf).all()
+    assert np.isnan(y[1]).all()
+    assert (y[2:] == 100).all()
 
 
 @pytest.mark.parametrize("cipher", sorted(CIPHERS))
@@ -185,7 +243,11 @@ def test_pages_never_written_are_zeros(cipher):
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(
-    ("rows", "width", "offset"), [(1, 1024, 0), (1, 1000, 0), (1, 1024, 5), (2, 1024, 0), (14, 96, 0)]
+    ("rows", "width", "offset"),
+    [
+        (1, 1024, 0), (1, 1000, 0), (1, 1024, 5), (2, 1024, 0), (14, 96, 0), (3, 1001, 7),
+        (70, 333, 0),
+    ],
 )
 def test_a_changed_page_gives_nothing(rows, width, offset, threads):
     rng = np.random.default_rng(3)
@@ -285,7 +347,7 @@ def test_each_page_as_one_writer_left_it(cipher):
         seen = set()
         try:
             for i in range(300):
-                x = np.ones((1 + i % 2, 1024), np.float32)
+                x = np.ones(((1, 2, 9, FEW + 1)[i % 4], 1024), np.float32)
                 status, y = store.linear(0, "float32", (pages, 1024), x)
                 assert status == OK
                 seen |= set(np.unique(y))
@@ -297,11 +359,12 @@ def test_each_page_as_one_writer_left_it(cipher):
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the modes are x86's")
-def test_the_callers_rounding_mode_changes_nothing():
+@pytest.mark.parametrize("rows", [1, 2, FEW + 1])
+def test_the_callers_rounding_mode_changes_nothing(rows):
     fenv = ctypes.CDLL("libm.so.6")
     rng = np.random.default_rng(2)
     w = random_matrix(rng, "float32", (60, 1000))
-    x = rng.standard_normal((2, 1000)).astype(np.float32)
+    x = rng.standard_normal((rows, 1000)).astype(np.float32)
     upward, nearest = 0x800, 0
     with Store(w.nbytes) as store:
         store.write(0, w.tobytes())
@@ -324,7 +387,8 @@ def test_no_plaintext_is_kept():
     with Store(w.nbytes) as store:
         store.write(0, w.tobytes())
         lib.ccmem_plain_get_stats(before)
-        store.linear(0, "float32", w.shape, np.ones((2, 1000), np.float32))
+        for rows in (1, 2, FEW + 1):
+            store.linear(0, "float32", w.shape, np.ones((rows, 1000), np.float32))
         lib.ccmem_plain_get_stats(after)
     assert (after.blocks, after.in_use) == (before.blocks, before.in_use)
     assert after.peak > 0

@@ -20,7 +20,7 @@ from torch_support import assert_close, sealed  # noqa: E402
 from pyccmem.torch import EncryptedTensor, _linear  # noqa: E402
 
 FLOATS = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
-SHAPES = [(5,), (1, 5), (2, 5), (19, 5), (20, 5), (3, 2, 5), (2, 3, 11, 5), (0, 5), (2, 0, 5)]
+SHAPES = [(5,), (1, 5), (2, 5), (19, 5), (3, 2, 5), (2, 3, 11, 5), (0, 5), (2, 0, 5)]
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -36,7 +36,7 @@ def test_linear(key: pyccmem.Key, dtype: Any, shape: tuple[int, ...], bias: str)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("rows", [1, 9, 40, 300])
+@pytest.mark.parametrize("rows", [1, 2, 9, 40, 49, 300])
 def test_linear_by_many_tiles(
     key: pyccmem.Key, dtype: Any, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,7 +79,7 @@ PRODUCTS: dict[str, Callable[[Any, Any, Any], Any]] = {
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("name", PRODUCTS)
-@pytest.mark.parametrize("rows", [2, 24])
+@pytest.mark.parametrize("rows", [2, 60])
 def test_other_products(key: pyccmem.Key, dtype: Any, name: str, rows: int) -> None:
     x, w, b = (torch.randn(s).to(dtype) for s in ((rows, 5), (7, 5), (7,)))
     wanted = PRODUCTS[name](x, w, b)

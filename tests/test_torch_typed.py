@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The native product for vectors of the matrix's own type and an encrypted bias, by which few rows
-go, against torch in float64."""
+"""The native product for vectors of the matrix's own type and an encrypted bias, against torch in
+float64."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bias", ["none", "plain", "encrypted"])
-@pytest.mark.parametrize("shape", [(), (1,), (2, 3), (19,)])
-@pytest.mark.parametrize("size", [(1, 1), (7, 33), (130, 257), (64, 1024)])
+@pytest.mark.parametrize("shape", [(), (1,), (2, 3), (19,), (48,), (7, 9), (97,)])
+@pytest.mark.parametrize("size", [(1, 1), (7, 33), (130, 257), (64, 1024), (49, 30_000)])
 def test_against_float64(
     calls: list[int], dtype: Any, bias: str, shape: tuple[int, ...], size: tuple[int, int]
 ) -> None:
@@ -65,7 +65,8 @@ def test_against_float64(
     assert ((got.double() - exact).abs() <= bound).all()
 
 
-def test_bfloat16_is_rounded_as_torch_rounds() -> None:
+@pytest.mark.parametrize("rows", [1, 2, 49])
+def test_bfloat16_is_rounded_as_torch_rounds(rows: int) -> None:
     """A product of zeros: the result is the bias, rounded from float32 as torch rounds it."""
     bits = torch.cat(
         [
@@ -79,29 +80,48 @@ def test_bfloat16_is_rounded_as_torch_rounds() -> None:
     values = values[~values.isnan()]
     from pyccmem._lib import OK, ffi, lib
 
-    out = torch.empty(len(values), dtype=torch.bfloat16)
+    out = torch.empty(rows, len(values), dtype=torch.bfloat16)
     with pyccmem.Key.generate() as key:
         core = pyccmem.EncryptedTensor.zeros((len(values), 1), "f4", key=key)
         bias = ffi.new(
             "ccmem_bias *", (ffi.cast("void *", values.data_ptr()), ffi.NULL, 0, lib.CCMEM_F32)
         )
-        x = torch.ones(1)
+        x = torch.ones(rows)
         status = lib.ccmem_store_linear_typed(
             core._opened(), 0, lib.CCMEM_F32, len(values), 1, ffi.cast("void *", x.data_ptr()),
-            lib.CCMEM_F32, 1, bias[0], ffi.cast("void *", out.data_ptr()), lib.CCMEM_BF16,
+            lib.CCMEM_F32, rows, bias[0], ffi.cast("void *", out.data_ptr()), lib.CCMEM_BF16,
         )  # fmt: skip
     assert status == OK
-    expected = values.to(torch.bfloat16)
+    expected = values.to(torch.bfloat16).expand(rows, -1)
     assert torch.equal(out.view(torch.int16) & 0x7FFF, expected.view(torch.int16) & 0x7FFF)
     nonzero = expected != 0  # 0 * x + -0 is +0
     assert torch.equal(out[nonzero].view(torch.int16), expected[nonzero].view(torch.int16))
 
 
-def test_nan_stays_nan() -> None:
+@pytest.mark.parametrize("rows", [1, 2, 49])
+def test_nan_stays_nan(rows: int) -> None:
     with pyccmem.Key.generate() as key:
         w = pt.EncryptedTensor.from_tensor(torch.ones(3, 2, dtype=torch.bfloat16), key=key)
-        x = torch.tensor([float("nan"), 1.0], dtype=torch.bfloat16)
-        assert F.linear(x, w).isnan().all()
+        x = torch.ones(rows, 2, dtype=torch.bfloat16)
+        x[0, 0] = float("nan")
+        y = F.linear(x, w)
+        assert y[0].isnan().all() and (y[1:] == 2).all()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 49])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_refused_arguments_leave_zeros(dtype: Any, rows: int) -> None:
+    """A matrix that does not lie in its store."""
+    code = _linear._TYPED[dtype]
+    x, y = torch.ones(rows, 8, dtype=dtype), torch.full((rows, 600), 7.5, dtype=dtype)
+    with pyccmem.Key.generate() as key:
+        core = pyccmem.EncryptedTensor.zeros((4, 8), "f4", key=key)
+        status = _linear.lib.ccmem_store_linear_typed(
+            core._opened(), 0, code, 600, 8, _linear._cast("void *", x.data_ptr()), code, rows,
+            _linear._NO_BIAS[dtype][0], _linear._cast("void *", y.data_ptr()), code,
+        )  # fmt: skip
+    assert status == _linear.lib.CCMEM_ERR_RANGE
+    assert not y.any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -17,6 +17,7 @@ from . import (
     build,
     bulk,
     linear,
+    mapping,
     pages,
     peers,
     random64,
@@ -37,6 +38,7 @@ CLAIMS: dict[str, Callable[[Plan], Iterator[Figure]]] = {
     "random64": random64.figures,
     "rows": rows.figures,
     "linear": linear.figures,
+    "mapping": mapping.figures,
     "build": build.figures,
     "torch": torch_models.figures,
 }

@@ -54,6 +54,7 @@ CONTEXT = 16  # tokens before those that are timed one by one
 TOKENS = 4  # in one sample
 PROMPTS = 4  # rounds, since one takes as long as some twenty tokens
 BATCHES = 5  # likewise
+SLOW_PROMPT = 2.0  # seconds, from which on one round must do
 
 SENTENCE = "How do I compress a file without losing anything?"
 PASSAGES = 32
@@ -211,7 +212,7 @@ def timed(calls: dict[str, Call], rounds: int) -> dict[str, list[float]]:
     return {way: [*samples, *rest.get(way, ())] for way, samples in found.items()}
 
 
-def models(scratch: Path, rounds: int, quick: bool, last: bool) -> dict[str, Any]:
+def models(scratch: Path, rounds: int, last: bool) -> dict[str, Any]:
     """The samples of every task, by way."""
     found: dict[str, Any] = {}
     if importlib.util.find_spec(PACKAGE) is not None:
@@ -232,7 +233,9 @@ def models(scratch: Path, rounds: int, quick: bool, last: bool) -> dict[str, Any
             same(ways, close)
         elif last:
             few = {way: prompts[way] for way in (PLAIN, IN_PLACE)}
-            found[f"prefill/{name}"] = timed(few, 1 if quick else 2)
+            # Without instructions for bfloat16 the plain model takes many seconds.
+            slow = few[PLAIN]() > SLOW_PROMPT
+            found[f"prefill/{name}"] = timed(few, 1 if slow else min(rounds, PROMPTS))
         tokens = {way: decode(model) for way, model in ways.items()}
         found[f"decode/{name}"] = timed(tokens, rounds)
     return found
@@ -332,8 +335,8 @@ def main(words: list[str]) -> dict[str, Any]:
     if task == "prepare":
         return dict(prepare(Path(scratch), rest[0] == "1"))
     if task == "models":
-        rounds, quick, last = (int(word) for word in rest)
-        return models(Path(scratch), rounds, bool(quick), bool(last))
+        rounds, last = (int(word) for word in rest)
+        return models(Path(scratch), rounds, bool(last))
     return dict(load(Path(scratch), rest[0]))
 
 

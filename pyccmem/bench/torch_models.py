@@ -117,7 +117,7 @@ def figures(plan: Plan) -> Iterator[Figure]:
             plan.progress(group)
             # The plain bfloat16 product of many rows is slow without instructions for it.
             last = threads == counts[-1]
-            found = child(threads, "models", scratch, plan.rounds, int(plan.quick), int(last))
+            found = child(threads, "models", scratch, plan.rounds, int(last))
             yield from _speeds(threads, group, found)
         yield from _memory(plan, scratch, counts[-1], made)
     yield from _file(plan)

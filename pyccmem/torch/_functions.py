@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from .. import errors
 from ._dispatch import matrix_of
-from ._linear import few_rows, rows
+from ._linear import rows, rows_of_one_type
 from ._open import opened
 from ._tensor import FUNCTIONS, EncryptedTensor, device_refused, training_refused
 
@@ -62,7 +62,7 @@ def _linear_of(input: Any, weight: Any, bias: Any = None) -> Any:
         ):
             encrypted = type(bias) is EncryptedTensor
             if not encrypted or not (bias._path or bias._stored is None):
-                product = few_rows(x, weight._stored, bias._stored if encrypted else bias)
+                product = rows_of_one_type(x, weight._stored, bias._stored if encrypted else bias)
                 if product is not None:
                     return product
         found = None if needs_grad else matrix_of(weight)

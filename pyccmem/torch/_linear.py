@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Products of plain torch tensors with an encrypted matrix.
 
-Few rows are multiplied by pyccmem's native kernel; many by torch's own matrix product, a tile of
-the matrix at a time. Products and sums of float16 and bfloat16 are float32 and rounded once, at the
-end.
+Those with the matrix's rows are pyccmem's native product's. Those of float64, and with its columns,
+are torch's own, a tile of the matrix at a time. Products and sums of float16 and bfloat16 are
+float32 and rounded once, at the end.
 """
 
 from __future__ import annotations
@@ -20,14 +20,9 @@ from ..tensor import EncryptedTensor as Core
 from . import _blas
 from ._stored import NATIVE, Stored, converted
 
-__all__ = ["Matrix", "columns", "few_rows", "rows"]
+__all__ = ["Matrix", "columns", "rows", "rows_of_one_type"]
 
-#: From this many rows of x on the tiles go to torch's matrix product, by type of the matrix. MiniLM
-#: with 24 tokens took 1.5 times the plain model's time either way on one thread of a Zen 3; on two
-#: 1.4 natively and 2.5 by tiles.
-BLAS_ROWS = {torch.float32: 32, torch.float16: 32, torch.bfloat16: 32}
-
-#: Bytes of the matrix in the clear at a time, in the type that is multiplied.
+#: Bytes of the matrix in the clear at a time where torch multiplies, in the type of the product.
 TILE_BYTES = 2 << 20
 
 #: ... and from MANY_ROWS of x on: a BLAS copies x anew for each tile.
@@ -63,9 +58,9 @@ _POINTER = ffi.typeof("void *")
 _NO_BIAS = {kind: _new(_BIAS, (_NULL, _NULL, 0, code)) for kind, code in _TYPED.items()}
 
 
-def few_rows(x: Tensor, stored: Stored, bias: Tensor | Stored | None) -> Tensor | None:
-    """x · matrixᵀ + bias in one native call, for the case that decoding consists of: few rows of a
-    plain contiguous x, all of one type. None for any other, and nothing was done then.
+def rows_of_one_type(x: Tensor, stored: Stored, bias: Tensor | Stored | None) -> Tensor | None:
+    """x · matrixᵀ + bias in one native call, for the case that most models consist of: a plain
+    contiguous x, all of one type. None for any other, and nothing was done then.
 
     Raises IntegrityError, ClosedError, ForkError, OutOfMemoryError.
     """
@@ -80,7 +75,7 @@ def few_rows(x: Tensor, stored: Stored, bias: Tensor | Stored | None) -> Tensor 
     if not shape or shape[-1] != width or not x.is_cpu or not x.is_contiguous() or x.is_neg():
         return None
     count = x.numel() // width if width else 0
-    if not 0 < count < BLAS_ROWS[kind] or not height:
+    if not count or not height:
         return None
     added = _NO_BIAS[kind]
     other = None
@@ -145,7 +140,7 @@ def rows(x: Tensor, matrix: Matrix, bias: Tensor | None, result: torch.dtype) ->
         x = x.contiguous()
     if bias is not None and (bias.dtype is not kind or not bias.is_contiguous()):
         bias = converted(bias, kind)  # it may have been encrypted
-    if kind is _SINGLE and count < BLAS_ROWS.get(dtype, 0):
+    if kind is _SINGLE:
         out = torch.empty((*shape, height), dtype=_SINGLE)
         status = _linear(
             core._buffer._store or core._opened(),
@@ -170,7 +165,7 @@ def rows(x: Tensor, matrix: Matrix, bias: Tensor | None, result: torch.dtype) ->
 
 
 def _by_tiles(x: Tensor, matrix: Matrix, bias: Tensor | None, out: Tensor) -> None:
-    """rows() for an x of shape (count, width) in the type of the sums."""
+    """rows() for an x of float64 of shape (count, width)."""
     height = matrix.height
     if not len(x) or not height:
         matrix.core._opened()
@@ -181,9 +176,6 @@ def _by_tiles(x: Tensor, matrix: Matrix, bias: Tensor | None, out: Tensor) -> No
             out.add_(bias)
         return
     step = _tile_height(matrix, x)
-    if step == height and matrix.dtype is x.dtype is out.dtype:
-        _one_tile(x, matrix, bias, out)
-        return
     part = None if out.dtype is x.dtype else torch.empty((len(x), step), dtype=x.dtype)
     _blas.started()
     try:
@@ -197,30 +189,6 @@ def _by_tiles(x: Tensor, matrix: Matrix, bias: Tensor | None, out: Tensor) -> No
             if part is not None:
                 out[:, at : at + n].copy_(target)
         _blas.product_ended(x, (step, (height - 1) % step + 1), turned=True)
-    except BaseException:
-        out.zero_()
-        raise
-    finally:
-        _blas.ended()
-
-
-def _one_tile(x: Tensor, matrix: Matrix, bias: Tensor | None, out: Tensor) -> None:
-    """_by_tiles() for a matrix that is one tile, of x's type: of the products of a small model most
-    are, and Python's part of each counts."""
-    core, offset, height, width, dtype = matrix
-    nbytes = height * width * dtype.itemsize
-    block, memory = _plain.block(nbytes)
-    status = _read(core._buffer._store or core._opened(), offset, block, nbytes)
-    if status != OK:
-        core._buffer._fail(status, offset, nbytes)
-    tile = torch.frombuffer(memory, dtype=dtype).view(height, width).t()
-    _blas.started()
-    try:
-        if bias is None:
-            torch.mm(x, tile, out=out)
-        else:
-            torch.addmm(bias, x, tile, out=out)
-        _blas.product_ended(x, (height,), turned=True)
     except BaseException:
         out.zero_()
         raise

@@ -1,0 +1,32 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Runs of an encrypted matrix's elements, opened and converted by one thread. */
+#ifndef CCMEM_MATMUL_FETCH_H
+#define CCMEM_MATMUL_FETCH_H
+
+#include "ccmem.h"
+
+enum { FETCH_SLACK = 128 }; /* bytes after the pages that a conversion may read */
+
+typedef struct fetch {
+    ccmem_store *store;
+    uint8_t *pages;   /* the caller's, aligned to 64 */
+    uint64_t first;   /* the pages that are open now */
+    uint64_t count;
+    size_t element;   /* bytes of one */
+    void (*convert)(void *to, const uint8_t *from, size_t n);
+    size_t converted; /* bytes of one */
+} fetch;
+
+/* Bytes that f->pages must have for fetch_run(), and for fetch_whole() of up to n bytes. */
+size_t fetch_room(const ccmem_store *store);
+size_t fetch_room_whole(const ccmem_store *store, size_t n);
+
+/* Opens n elements from byte `at` of the store on and converts them to `to`, where up to a vector more
+ * is written. Pages up to byte `end`, of which more will be asked for, may be opened with them. The
+ * errors of store_open_pages(). */
+ccmem_status fetch_run(fetch *f, void *to, uint64_t at, size_t n, uint64_t end);
+
+/* Opens n bytes from byte `at` on; *out is where they lie, as they are, until the next call. */
+ccmem_status fetch_whole(fetch *f, uint64_t at, size_t n, const uint8_t **out);
+
+#endif
