@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -165,14 +164,6 @@ class Mapping(Resource):
         self._entered = True
         result: Array = array
         return result
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """What the end of the `with` block does: writes back, wipes, and makes the addresses
