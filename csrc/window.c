@@ -1,18 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Frames. A block is absent; or being opened by some thread; or opened, in a frame but not at its address;
- * or placed at its address, where threads use it. A block that is to go is first taken from its address, at once for every
- * thread, and then sealed if it was written: no write is lost, and whoever touches it waits for the lock.
+ * Frames. A block is absent; or being opened by some thread; or opened, in a frame but not at its
+ * address; or placed at its address, where threads use it. A block that is to go is first taken from its
+ * address, at once for every thread, and then sealed if it was written: no write is lost, and whoever
+ * touches it waits for the lock.
  *
  * Nobody sees the touches of a block that is placed, so what was used last is not known, only what faulted
- * last. Two things are made of that. A thread that reads block after block (a stream) gets its next blocks
- * opened ahead by threads of the mechanism's, and leaves the oldest of its own behind: a pass over more than the
- * window does not sweep out everything else, the next pass finds a part of it, and the frames it goes
- * through stay in the caches. Everything else goes first in, first out; but the last CCMEM_WINDOW_BLOCKS
- * blocks that faulted never go: an instruction that needs them all would begin again for ever.
+ * last. Two things are made of that. A thread that reads block after block (a stream) gets its next
+ * blocks opened ahead by threads of the mechanism's, and leaves the oldest of its own behind: a pass over
+ * more than the window does not sweep out everything else, the next pass finds a part of it, and the
+ * frames it goes through stay in the caches. Everything else goes first in, first out; but the last
+ * CCMEM_WINDOW_BLOCKS blocks that faulted never go: an instruction that needs them all would begin again
+ * for ever.
  *
- * Of the blocks opened ahead every few are placed too, and touched without a fault. The others are not:
- * their fault, which costs no decryption, tells how far the reader has come.
+ * Of the blocks opened ahead every few are not placed: their fault, which costs no decryption, tells how
+ * far the reader has come. The others are, and touched without a fault.
  *
  * One lock for all, which is not held while a block is opened: several threads open at once. No thread
  * that holds it touches the range but for blocks that are placed, so a fault never waits for itself. */
@@ -35,7 +37,8 @@
 enum {
     WINDOW_SPARE = CCMEM_WINDOW_BLOCKS, /* frames that pins leave, and prefault() if it can */
     STREAMS = 8,
-    AHEAD_MAX = 6,         /* blocks opened ahead of a stream at most */
+    AHEAD_MAX = 6,        /* blocks opened ahead of a stream at most */
+    BEHIND = 8,           /* how far behind it, beside these, its old blocks are looked for */
     GRACE_NS = 100000,    /* a thread that was woken for a block gets this long to use it */
     BUSY_WAIT_NS = 200000,
     BUSY_WAITS = 50000    /* some 10 seconds: what the kernel holds longer will not come back */
@@ -263,7 +266,7 @@ static int evictable(const window *w, const frame *f) {
 
 /* The block that the stream left behind last, but for the one before its last: it may still be in use. */
 static frame *left_behind(const window *w, const stream *s) {
-    size_t far = 2 * w->ahead + STREAMS;
+    const size_t far = 2 * w->ahead + BEHIND;
     if (!s || !s->run)
         return NULL;
     for (size_t back = 2; back <= far && back <= s->last; back++) {
@@ -405,8 +408,9 @@ static void die(window *w, size_t block, ccmem_status status) {
                 wait_ns(BUSY_WAIT_NS);
             take_away(other);
         }
-    if (n > 0 && write(STDERR_FILENO, text, (size_t)n < sizeof text ? (size_t)n : sizeof text - 1) < 0)
-        abort();
+    if (n > (int)sizeof text - 1)
+        n = (int)sizeof text - 1;
+    (void)!write(STDERR_FILENO, text, n > 0 ? (size_t)n : 0);
     abort();
 }
 
