@@ -2,9 +2,10 @@
  *
  * Faults by userfaultfd(2): the kernel stops a thread that touches an absent block, and a thread of ours
  * is told. Or, where system calls need not fault, it is sent SIGBUS and has the block placed itself: no
- * other thread has to be woken for it, nor it by another. Frames of a huge page are moved in and out by one entry of a page table (UFFDIO_MOVE, Linux
- * 6.8); before, they are copied in by UFFDIO_COPY, and moved out by mremap(2) with MREMAP_DONTUNMAP (Linux
- * 5.7), which like UFFDIO_MOVE leaves no moment in which a write of another thread could be lost.
+ * other thread has to be woken for it, nor it by another. Frames of a huge page are moved in and out by
+ * one entry of a page table (UFFDIO_MOVE, Linux 6.8); before, they are copied in by UFFDIO_COPY, and
+ * moved out by mremap(2) with MREMAP_DONTUNMAP (Linux 5.7), which like UFFDIO_MOVE leaves no moment in
+ * which a write of another thread could be lost.
  *
  * A block that was moved in can be written, and there is no way to have it arrive protected. Protecting it
  * afterwards would leave a moment in which a write goes unseen, so writes are not tracked. */
@@ -317,7 +318,10 @@ static ccmem_status open_signalling(const fault_owner *owner, size_t block, size
 
 static void finish(uffd *u) {
     fault_unmap(&u->m.space);
-    close(u->fd); /* wakes whoever waits for what is gone: they meet SIGSEGV */
+    /* Whoever waits for what is gone meets SIGSEGV; a child may have a copy of the descriptor, so that
+     * closing it alone would not wake them. */
+    wake_range(u, u->m.space.base, u->m.space.nblocks * u->m.space.block);
+    close(u->fd);
     close(u->stop);
     free(u);
 }

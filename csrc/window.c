@@ -151,7 +151,7 @@ static ccmem_status seal(window *w, size_t block, const uint8_t *data) {
     uint64_t offset;
     size_t skip, n = extent(w, block, &offset, &skip);
     COUNT(w, write_backs);
-    return store_write_present(w->store, offset, data + skip, n, w->ops->tracks);
+    return store_write_present(w->store, offset, data + skip, n, w->ops->waits);
 }
 
 /* Opens a block into a frame that is EMPTY, or `reused` and still holds another; `alone` in this thread
@@ -299,6 +299,11 @@ static frame *oldest(const window *w, int force) {
     return found;
 }
 
+/* Its thread was just woken, and may not have got to run yet. One that answers for itself goes on at once. */
+static int in_grace(const window *w, const frame *f) {
+    return f->state == PLACED && !w->ops->waits && now() - f->since < GRACE_NS;
+}
+
 /* A frame to be filled at once; *reused tells whether it holds what it held. For a block that is wanted
  * now with `wanted`, else only one that nobody needs. NULL when there is none: *status is why, and CCMEM_OK
  * when there may be one in a moment. */
@@ -315,7 +320,7 @@ static frame *acquire(window *w, const stream *s, int wanted, int *reused, ccmem
         f = oldest(w, 0);
         if (!f && wanted)
             f = oldest(w, 1);
-        if (!f || (f->state == PLACED && now() - f->since < GRACE_NS))
+        if (!f || in_grace(w, f))
             break;
         if (evict(w, f, status))
             return f;
