@@ -27,7 +27,10 @@
 
 enum {
     TILE_BYTES = 64 << 10,  /* opened at a time: XTS starts slowly, and an L2 is large enough */
-    FUSED_BYTES = 32 << 10, /* multiplied at a time in registers */
+    FUSED_BYTES = 64 << 10, /* multiplied at a time in registers */
+    /* Pool memory and pages begin with a system page: x and W would ask for the same sets of L1. With a
+     * row of AES-XTS pages that cost a tenth of the time (Zen 4). */
+    X_SHIFT = 1024,
     BLOCK_BYTES = MATMUL_BLOCK_MAX * 4,
     GRAIN_BYTES = 512 << 10 /* the least that is worth another thread */
 };
@@ -269,12 +272,13 @@ static ccmem_status one_row(const panel_product *p) {
     const uint64_t grain = row_bytes < GRAIN_BYTES ? GRAIN_BYTES / row_bytes : 1;
     uint8_t *packed;
     ccmem_status status =
-        ccmem_plain_alloc(matmul_padded(ops, (size_t)l.in_features) * sizeof *l.x, &packed);
+        ccmem_plain_alloc(X_SHIFT + matmul_padded(ops, (size_t)l.in_features) * sizeof *l.x, &packed);
     if (status != CCMEM_OK)
         return status;
-    l.x = (float *)packed;
+    float *x = (float *)(packed + X_SHIFT);
+    l.x = x;
     choose_way(&l);
-    matmul_pack(ops, l.dtype, (float *)packed, p->x, (size_t)l.in_features);
+    matmul_pack(ops, l.dtype, x, p->x, (size_t)l.in_features);
     parallel_for(p->out_features, grain, run_piece, &l);
     ccmem_plain_free(packed);
     return outcome_end(&l.end);
