@@ -152,7 +152,8 @@ class Mapping(Resource):
         memory: Any = memoryview(ffi.buffer(owner, self._nbytes))
         if self._mode == "r":
             memory = memory.toreadonly()
-        return np.ndarray(self._shape, self._dtype, memory)
+        array: Array = np.ndarray(self._shape, self._dtype, memory)
+        return array
 
     # ---- the with block ----
 

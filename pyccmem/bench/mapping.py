@@ -128,10 +128,10 @@ def passes(plan: Plan, mechanisms: list[str]) -> Iterator[Figure]:
                 calls, plan.rounds, tries=1, progress=plan.progress, title=f"mappings, {cipher}"
             )
         for name, seconds in taken.items():
-            mechanism, _, threads = name.partition("/")
-            if not threads:
+            mechanism, _, number = name.partition("/")
+            if not number:
                 continue
-            ahead = "one thread" if threads == "1" else "opened ahead by another thread"
+            ahead = "one thread" if number == "1" else "opened ahead by another thread"
             limit = {"uffd/1": PASS_TARGET, "uffd/2": PASS_TARGET, "uffd-signal/2": AHEAD_TARGET}
             yield Figure(
                 id=f"mapping/pass/{cipher}/{name}",

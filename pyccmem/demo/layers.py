@@ -45,7 +45,8 @@ def linear(x: Array, weight: Weight, bias: Weight) -> Array:
     rows = x.reshape(-1, x.shape[-1])
     out = np.matmul(rows, weight.T)
     rowwise(np.add, out, vector(bias))
-    return out.reshape(*x.shape[:-1], weight.shape[0])
+    result: Array = out.reshape(*x.shape[:-1], weight.shape[0])
+    return result
 
 
 def vector(weight: Weight) -> Array:
