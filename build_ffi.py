@@ -5,7 +5,8 @@ The declarations are csrc/ccmem.h itself, so the binding cannot drift from the l
 processor is chosen at run time by target attributes on single functions: no flag here may name an
 instruction set.
 
-PYCCMEM_SANITIZE=address,undefined in the environment builds with these sanitizers.
+PYCCMEM_SANITIZE=address,undefined in the environment builds with these sanitizers. PYCCMEM_DEBUG=1
+keeps debug data and the names of functions, for a debugger or a profiler; the code stays the same.
 """
 
 import os
@@ -46,6 +47,13 @@ if sanitizers:
     sanitize = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
     compile_args += [*sanitize, "-O2", "-g", "-fno-omit-frame-pointer"]
     link_args += sanitize
+elif os.environ.get("PYCCMEM_DEBUG"):
+    compile_args += ["-g"]
+else:
+    # What Python itself was built with asks for -g: nine tenths of the module, and in them the path
+    # it was built in.
+    compile_args += ["-g0"]
+    link_args += ["-Wl,-s"]
 
 stable_abi = not sysconfig.get_config_var("Py_GIL_DISABLED")
 
@@ -55,7 +63,7 @@ ffibuilder.set_source(
     "pyccmem._native",
     '#include "ccmem.h"',
     sources=SOURCES,
-    depends=HEADERS,
+    depends=[*HEADERS, "build_ffi.py", "setup.py"],
     include_dirs=["csrc"],
     define_macros=[("_GNU_SOURCE", None)]
     + ([("Py_LIMITED_API", "0x030A0000")] if stable_abi else []),

@@ -6,12 +6,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
 
+import native_build
 import pytest
 import support
 from support import ffi, lib
@@ -20,15 +22,17 @@ import pyccmem
 from pyccmem import _native, errors
 
 MODULE = Path(_native.__file__)
+ROOT = native_build.ROOT
+COMPILER = native_build.compiler()
 
 
-def tool(name: str, *arguments: str) -> str:
+def tool(name: str, *arguments: str, module: Path = MODULE) -> str:
     """The output of a binutils tool, or a skip when it is not installed."""
     path = shutil.which(name)
     if path is None:
         pytest.skip(f"needs {name}")
     return subprocess.run(
-        [path, *arguments, str(MODULE)], capture_output=True, text=True, check=True
+        [path, *arguments, str(module)], capture_output=True, text=True, check=True
     ).stdout
 
 
@@ -65,32 +69,82 @@ def test_the_stack_is_not_executable_and_relocations_are_read_only() -> None:
     assert "BIND_NOW" in tool("readelf", "-dW") or "NOW" in tool("readelf", "-dW")
 
 
+def traces_of_the_build(module: Path, folder: Path) -> list[str]:
+    """What a module tells of how and where it was built: tables of names, debug data, paths."""
+    listed = tool("readelf", "-SW", module=module)
+    found = re.findall(r" (\.symtab|\.strtab|\.z?debug_\w+) ", listed)
+    found += re.findall(r"\((RPATH|RUNPATH)\)", tool("readelf", "-dW", module=module))
+    data = module.read_bytes()
+    return found + [text for text in (str(folder), "csrc/") if text.encode() in data]
+
+
+@support.not_sanitized
+@pytest.mark.skipif(bool(os.environ.get("PYCCMEM_DEBUG")), reason="built to be debugged")
+def test_the_module_is_stripped() -> None:
+    assert traces_of_the_build(MODULE, ROOT) == []
+    assert MODULE.stat().st_size < 1 << 20
+
+
+def test_a_module_that_is_not_stripped_is_told(tmp_path: Path) -> None:
+    """The control of the test above: each of its traces, where it is."""
+    (tmp_path / "csrc").mkdir()
+    (tmp_path / "csrc" / "a.c").write_text("int a(void) { return 0; }\n", encoding="utf-8")
+    subprocess.run(
+        [*COMPILER, "-g", "-shared", "-fPIC", "-Wl,-rpath,/opt", "csrc/a.c",
+         "-o", "a.so"], cwd=tmp_path, check=True
+    )
+    found = traces_of_the_build(tmp_path / "a.so", tmp_path)
+    assert {".symtab", ".strtab", ".debug_info", "RUNPATH", str(tmp_path), "csrc/"} <= set(found)
+
+
 #: Functions that may hold instructions newer than x86-64's baseline: those of the accelerated
 #: tiers. Everything else runs on any processor.
 WIDE = re.compile(r"%[yz]mm|\b(v?aes(enc|dec|imc|keygen)|v?pclmul|v[a-z0-9]+ .*%xmm)")
 
+#: What the names of the accelerated tiers' files have in common.
+ACCELERATED = re.compile(r"_(aesni|vaes256|vaes512|vaes512_amd|avx2|avx512|bf16)\.c$")
+
+#: The functions of the other files that use newer instructions, behind a check of the processor.
+GUARDED = re.compile(r"(aesni_(blocks|decrypt)|(ceiling|plain_read)(128|256|512))(\.|$)")
+
+
+def wide_functions(sources: list[Path], folder: Path, *flags: str) -> set[str]:
+    """Names of the functions with instructions newer than the baseline, of `sources` compiled as
+    the module is, but at -O1: what instructions a function may use does not hang on the level."""
+    done = subprocess.run(
+        [*COMPILER, *shlex.split(sysconfig.get_config_var("CFLAGS") or ""), *native_build.flags(),
+         "-g0", "-O1", *flags, f"-I{ROOT / 'csrc'}", "-c", *map(str, sources)],
+        cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    wide: set[str] = set()
+    name = ""
+    for source in sources:
+        listing = tool("objdump", "-d", "--no-show-raw-insn", module=folder / f"{source.stem}.o")
+        assert "ret" in listing, source
+        for line in listing.splitlines():
+            header = re.match(r"[0-9a-f]+ <(.+)>:$", line)
+            if header:
+                name = header.group(1)
+            elif WIDE.search(line):
+                wide.add(name)
+    return wide
+
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="reads x86-64 code")
-@support.not_sanitized
-def test_portable_code_has_no_newer_instructions() -> None:
+def test_portable_code_has_no_newer_instructions(tmp_path: Path) -> None:
     """Target attributes, not flags: start-up and the portable tier use SSE2 at most."""
-    listing = tool("objdump", "-d", "--no-show-raw-insn")
-    wide: set[str] = set()
-    functions: set[str] = set()
-    name = ""
-    for line in listing.splitlines():
-        header = re.match(r"[0-9a-f]+ <(.+)>:$", line)
-        if header:
-            name = header.group(1)
-            functions.add(name)
-        elif WIDE.search(line):
-            wide.add(name)
-    if "ccmem_init" not in functions:
-        pytest.skip("the module is stripped of its function names")
-    assert len(wide) > 5, "the search finds no accelerated code at all"
-    for part in ("portable", "bs_", "ccmem_init", "cpu_", "ccmem_store", "secret_", "ccmem_key"):
-        assert not [function for function in wide if function.startswith(part)], part
-    assert not wide & {"ccmem_xts", "ccmem_cmac", "ccmem_kdf", "aes_expand", "xts_crypt", "cmac"}
+    sources = sorted((ROOT / "csrc").glob("*.c"))
+    common = [path for path in sources if not ACCELERATED.search(path.name)]
+    assert len(common) > 30
+    assert not {name for name in wide_functions(common, tmp_path) if not GUARDED.match(name)}
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="reads x86-64 code")
+def test_newer_instructions_are_told(tmp_path: Path) -> None:
+    """The control of the test above: a tier's file, and a common one compiled with a flag."""
+    assert len(wide_functions([ROOT / "csrc" / "aegis_aesni.c"], tmp_path)) > 5
+    assert "dot_bf16" in wide_functions([ROOT / "csrc" / "matmul_portable.c"], tmp_path, "-mavx2")
 
 
 # ---- start-up -----------------------------------------------------------------------------------
