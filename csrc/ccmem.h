@@ -216,8 +216,8 @@ ccmem_status ccmem_store_versions(ccmem_store *store, uint64_t first, uint64_t c
                                   uint64_t *out);
 
 /* Opens `count` pages from page `first` without handing anything out, in several threads. bad[i] is
- * set to 1 for a page that does not match its tag, else to 0; *failures counts these, and the status
- * is CCMEM_OK all the same. CCMEM_ERR_ARGUMENT for a cipher without tags, CCMEM_ERR_RANGE,
+ * set to 1 for a page that does not match its tag, or whose version differs from the copy of it,
+ * else to 0; *failures counts these, and the status is CCMEM_OK all the same. CCMEM_ERR_ARGUMENT for a cipher without tags, CCMEM_ERR_RANGE,
  * CCMEM_ERR_FORK. */
 ccmem_status ccmem_store_verify(ccmem_store *store, uint64_t first, uint64_t count, uint8_t *bad,
                                 uint64_t *failures);
@@ -231,6 +231,10 @@ int ccmem_cipher_authenticated(ccmem_cipher cipher);
 /* Where the store keeps its versions and tags (16 bytes a page; NULL for a cipher without), for
  * tests that damage them. Nothing else may write there. CCMEM_ERR_FORK. */
 ccmem_status ccmem_store_records(ccmem_store *store, uint64_t **versions, uint8_t **tags);
+
+/* Where it keeps the copies of its versions, in the same way; NULL for a store over a file.
+ * CCMEM_ERR_FORK. */
+ccmem_status ccmem_store_copies(ccmem_store *store, uint64_t **copies);
 
 /* Adds up the store's counters. They are exact while no other thread uses the store. */
 ccmem_status ccmem_store_stats(ccmem_store *store, ccmem_stats *out);

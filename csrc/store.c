@@ -12,7 +12,8 @@
  * The word may be damaged like any memory. A lock that is set while no thread writes in the page's
  * group is such damage, and ends as an error, not in a wait without end. A version that damage puts
  * back must not be used for a second time: the last one that each page was sealed under is kept
- * apart as well.
+ * apart as well, in a copy that is damaged as easily. The two are equal whenever no writer is at
+ * the page, and used_version() says what is done when they are not.
  *
  * A store over pages that others may have as well (store_over()) is never written: two processes
  * that write the same page would use a nonce twice. It has no record of what was sealed. */
@@ -174,9 +175,9 @@ static uint64_t lock_free_pages(ccmem_store *s, uint64_t first, uint64_t n, uint
     return i;
 }
 
-/* The same for at least one page, waiting for its writer. A lock that nobody will ever drop is taken
- * over with `seize`, by the one thread that enters its slot next; without, 0 is returned, and v[0] is
- * what the page's word holds. */
+/* The same for at least one page, waiting for its writer. A lock that nobody will ever drop is
+ * taken over with `seize`, by the one thread that enters its slot next, and v[0] keeps it; without,
+ * 0 is returned, and v[0] is what the page's word holds. */
 static uint64_t lock_pages(ccmem_store *s, uint64_t first, uint64_t n, uint64_t *v, int seize) {
     unsigned spins = 0;
     uint64_t slot, locked;
@@ -188,18 +189,51 @@ static uint64_t lock_pages(ccmem_store *s, uint64_t first, uint64_t n, uint64_t 
         if (!seize)
             return 0;
         if (__atomic_fetch_add(slot_of(s, first), ENTER, __ATOMIC_SEQ_CST) == slot) {
-            v[0] = __atomic_load_n(&s->version[first], __ATOMIC_RELAXED) & ~LOCK;
+            v[0] = __atomic_load_n(&s->version[first], __ATOMIC_RELAXED);
             return 1;
         }
         __atomic_fetch_sub(slot_of(s, first), 1, __ATOMIC_RELEASE);
     }
 }
 
-/* The last version that a page was sealed under as far as its damaged word or the copy can tell: no
- * other than the next one may be used, or a nonce would repeat. */
-static inline uint64_t used_version(const ccmem_store *s, uint64_t page, uint64_t v) {
+/* 1 when the page is what was sealed under `version`, or for 0 was never sealed, as far as its tag
+ * says; a cipher without tags has to believe it. */
+static int vouched(const ccmem_store *s, uint64_t page, uint64_t version) {
+    static const page_tag none;
+    if (!s->tag)
+        return 1;
+    if (!version)
+        return ccmem_equal(s->tag[page], none, sizeof none);
+    return s->page.ops->open_part(&s->page, NULL, s->ct + (page << s->page_shift), page, version,
+                                  s->tag[page], 0, 0) != PAGE_BAD;
+}
+
+/* used_version() of a page one of whose two numbers leaves no version to use. */
+static __attribute__((noinline)) uint64_t vouched_version(const ccmem_store *s, uint64_t page,
+                                                          uint64_t word, uint64_t sealed) {
+    const uint64_t limit = s->version_limit;
+    if (word > limit && sealed < limit && vouched(s, page, sealed))
+        return sealed;
+    if (sealed > limit && word < limit && vouched(s, page, word))
+        return word;
+    return limit;
+}
+
+/* The last version that a page may have been sealed under, as its word and the copy tell: the next
+ * one is used for the first time. version_limit: there is none, or nothing tells which it would be.
+ *
+ * At most one of the two is damaged, in whatever way. Then the higher one was used last, or is
+ * higher than what was. (That the page opens under the lower one proves nothing: page, tag and word
+ * may have been put back together.) The top bit is part of no version, so this holds without it as
+ * well. That leaves a number without the top bit that is not below the limit, say a word of ones.
+ * If the word as a whole is above the limit, no page was ever sealed under it: it is the one that
+ * is damaged, and the other is whole. As that is the only witness, the tag must vouch for it. */
+static inline uint64_t used_version(const ccmem_store *s, uint64_t page, uint64_t word) {
     uint64_t sealed = __atomic_load_n(&s->sealed[page], __ATOMIC_RELAXED);
-    return sealed > v ? sealed : v;
+    uint64_t v = word & VERSION_MAX, copy = sealed & VERSION_MAX, used = copy > v ? copy : v;
+    if (__builtin_expect(used < s->version_limit, 1))
+        return used;
+    return vouched_version(s, page, word, sealed);
 }
 
 /* Gives the n pages that were locked together their versions, which drops the locks. */
@@ -379,12 +413,15 @@ static void read_pages(void *arg, uint64_t begin, uint64_t end) {
 static ccmem_status write_locked(ccmem_store *s, shard *sh, uint64_t first, const uint8_t *data,
                                  uint64_t *v, uint64_t n, unsigned flags) {
     ccmem_status status = CCMEM_OK;
-    for (uint64_t i = 0; i < n; i++)
-        if (used_version(s, first + i, v[i]) >= s->version_limit)
+    uint64_t next[PAGE_BATCH];
+    for (uint64_t i = 0; i < n; i++) {
+        next[i] = used_version(s, first + i, v[i]) + 1;
+        if (next[i] > s->version_limit)
             status = CCMEM_ERR_VERSION;
+    }
     if (status == CCMEM_OK) {
         for (uint64_t i = 0; i < n; i++) {
-            v[i] = used_version(s, first + i, v[i]) + 1;
+            v[i] = next[i];
             __atomic_store_n(&s->sealed[first + i], v[i], __ATOMIC_RELAXED);
         }
         s->page.ops->seal(&s->page, s->ct + (first << s->page_shift), data, first, v,
@@ -422,13 +459,34 @@ static void write_pages(void *arg, uint64_t begin, uint64_t end) {
     }
 }
 
+/* CCMEM_ERR_INTEGRITY: the page's version and the copy of it differ, though no writer is at it. */
+static ccmem_status compare_copy(ccmem_store *s, shard *sh, uint64_t page) {
+    uint64_t v, copy;
+    if (s->read_only)
+        return CCMEM_OK;
+    for (int tries = 0; tries < READ_RETRIES; tries++) {
+        v = stable_version(s, page);
+        copy = __atomic_load_n(&s->sealed[page], __ATOMIC_RELAXED);
+        if (copy == v)
+            return CCMEM_OK;
+        if (unchanged(&s->version[page], v))
+            return damaged(sh, page, v);
+    }
+    if (!lock_pages(s, page, 1, &v, 0))
+        return damaged(sh, page, v);
+    copy = __atomic_load_n(&s->sealed[page], __ATOMIC_RELAXED);
+    publish(s, page, &v, 1);
+    return copy == v ? CCMEM_OK : damaged(sh, page, v);
+}
+
 static void verify_pages(void *arg, uint64_t begin, uint64_t end) {
     bulk *b = arg;
     ccmem_store *s = b->store;
     shard *sh = my_shard(s);
     uint64_t failures = 0;
     for (uint64_t i = begin; i < end; i++) {
-        b->bad[i] = read_part(s, sh, b->first + i, 0, NULL, 0) != CCMEM_OK;
+        b->bad[i] = read_part(s, sh, b->first + i, 0, NULL, 0) != CCMEM_OK ||
+                    compare_copy(s, sh, b->first + i) != CCMEM_OK;
         failures += b->bad[i];
     }
     __atomic_fetch_add(&b->failures, failures, __ATOMIC_RELAXED);
@@ -535,12 +593,16 @@ void store_prefetch(const ccmem_store *s, uint64_t offset, uint64_t n) {
 }
 
 /* Looks for room in all pages before the first is touched, so that a refused write changes nothing. */
-static ccmem_status check_versions(const ccmem_store *s, uint64_t offset, uint64_t n) {
-    uint64_t last = (offset + n - 1) >> s->page_shift;
-    for (uint64_t p = offset >> s->page_shift; p <= last; p++)
-        if (used_version(s, p, __atomic_load_n(&s->version[p], __ATOMIC_RELAXED) & ~LOCK) >=
-            s->version_limit)
+static ccmem_status check_versions(ccmem_store *s, uint64_t offset, uint64_t n) {
+    uint64_t last = (offset + n - 1) >> s->page_shift, v, used;
+    for (uint64_t p = offset >> s->page_shift; p <= last; p++) {
+        do {
+            v = stable_version(s, p);
+            used = used_version(s, p, v);
+        } while (used >= s->version_limit && !unchanged(&s->version[p], v));
+        if (used >= s->version_limit)
             return CCMEM_ERR_VERSION;
+    }
     return CCMEM_OK;
 }
 
@@ -882,6 +944,13 @@ ccmem_status ccmem_store_records(ccmem_store *s, uint64_t **versions, uint8_t **
         return CCMEM_ERR_FORK;
     *versions = s->version;
     *tags = (uint8_t *)s->tag;
+    return CCMEM_OK;
+}
+
+ccmem_status ccmem_store_copies(ccmem_store *s, uint64_t **copies) {
+    if (fork_alien(s->generation))
+        return CCMEM_ERR_FORK;
+    *copies = s->sealed;
     return CCMEM_OK;
 }
 

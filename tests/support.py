@@ -148,6 +148,13 @@ def records(buffer: pyccmem.EncryptedBuffer) -> tuple[object, object]:
     return versions[0], tags[0]
 
 
+def copies(buffer: pyccmem.EncryptedBuffer) -> object:
+    """Where a buffer keeps the copies of its pages' versions, as a native pointer."""
+    words = ffi.new("uint64_t **")
+    assert lib.ccmem_store_copies(buffer._opened(), words) == OK
+    return words[0]
+
+
 def damage(buffer: pyccmem.EncryptedBuffer, page: int, bit: int = 0) -> None:
     """Flips one bit of a page's ciphertext. Called again, it puts it back."""
     stored = ffi.cast("uint8_t *", ffi.from_buffer(buffer.ciphertext))

@@ -363,16 +363,21 @@ def test_pages_put_together_from_good_parts_are_refused(world: World, attack: Ca
 
 def test_out_of_reach_an_older_state_as_a_whole(world: World) -> None:
     """The limit of it: page, tag and version of an earlier time, together, are what the buffer held
-    then, and nothing tells them from what it holds now. Versions and tags lie in memory that only
-    the process itself can write; who can write it is not one of those that tags are against."""
+    then, and no read tells them from what it holds now; verify() does, as the copies of the
+    versions were not put back. Versions and tags lie in memory that only the process itself can
+    write; who can write it is not one of those that tags are against."""
     target = world.target
     for page in range(PAGES):
         for state in world.states[0][page]:
             target.put(page, state)
             assert target.read(page * PAGE, PAGE) is not None
         target.put(page, world.states[0][page][0])
-    assert target.buffer.verify() == []
     assert target.buffer.read() != world.plain
+    assert target.buffer.verify() == list(range(PAGES))
+    copies = support.copies(target.buffer)
+    for page in range(PAGES):
+        copies[page] = target.versions[page]
+    assert target.buffer.verify() == []
 
 
 def test_no_version_is_used_again_after_a_rollback(world: World) -> None:
@@ -395,6 +400,126 @@ def test_no_version_is_used_again_after_a_rollback(world: World) -> None:
             assert (page, target.get(page)[2]) not in seen
             seen.add((page, target.get(page)[2]))
     assert target.buffer.verify() == []
+
+
+# ---- the copy of the version -----------------------------------------------------------------
+
+ONES = 2**64 - 1
+LAST = 7  # the version that the pages of these tests were sealed under last
+
+
+@pytest.fixture
+def sealed_often(key: Key, cipher: str) -> Iterator[tuple[Stored, Any]]:
+    """Two pages at version LAST, laid open, and the copies of their versions."""
+    with EncryptedBuffer(2 * PAGE, key=key, cipher=cipher) as buffer:
+        for number in range(LAST):
+            buffer.write(bytes([number]) * (2 * PAGE))
+        yield Stored(buffer), support.copies(buffer)
+
+
+@pytest.mark.parametrize("written", [False, True], ids=["never written", "written"])
+def test_every_bit_of_the_copy(key: Key, cipher: str, written: bool) -> None:
+    """verify() lists the page, a write of the whole page mends it, whichever bit was flipped, and
+    no version up to the last one is used again. A page that was written can be read meanwhile."""
+    last = LAST if written else 0
+    for bit in range(64):
+        with EncryptedBuffer(2 * PAGE, key=key, cipher=cipher) as buffer:
+            for number in range(last):
+                buffer.write(bytes([number]) * (2 * PAGE))
+            versions, _ = support.records(buffer)
+            copies = support.copies(buffer)
+            assert copies[0] == copies[1] == last
+            copies[1] ^= 1 << bit
+            if written:
+                assert buffer.read(PAGE, 3) == bytes([LAST - 1]) * 3
+            if buffer.authenticated:
+                assert buffer.verify() == [1]
+                failures = buffer.stats()["integrity_failures"]
+                assert buffer.verify() == [1]
+                assert buffer.stats()["integrity_failures"] == failures + 1
+            buffer.write(b"\xee" * PAGE, PAGE)
+            upward = not last >> bit & 1 and bit < 63
+            assert versions[1] == copies[1] == last + upward * 2**bit + 1
+            if buffer.authenticated:
+                assert buffer.verify() == []
+            before = bytes([LAST - 1 if written else 0]) * PAGE
+            assert buffer.read() == before + b"\xee" * PAGE
+            buffer.write(b"part", PAGE)
+            assert versions[1] == copies[1] == last + upward * 2**bit + 2
+            assert buffer.read(PAGE, 6) == b"part\xee\xee"
+
+
+@pytest.mark.parametrize("write", ["page", "part", "all"])
+@pytest.mark.parametrize("word", [ONES, ONES - 1, LOCK | 2, LOCK - 2, 0, 3, LAST + 1])
+def test_a_copy_of_any_value_is_mended(
+    sealed_often: tuple[Stored, Any], word: int, write: str
+) -> None:
+    """Whatever it says, the page is written under a version above the last one."""
+    stored, copies = sealed_often
+    buffer = stored.buffer
+    copies[0] = word
+    if buffer.authenticated:
+        assert buffer.verify() == [0]
+    data = {"page": b"a" * PAGE, "part": b"a" * 9, "all": b"a" * (2 * PAGE)}[write]
+    within(60, lambda: buffer.write(data, 0))
+    number = word % 2**63
+    top = 2**63 - 1
+    used = max(LAST, number) if number < top else LAST
+    assert stored.versions[0] == copies[0] == used + 1
+    assert stored.versions[1] == copies[1] == LAST + (write == "all")
+    assert buffer.read() == data + bytes([LAST - 1]) * (2 * PAGE - len(data))
+    if buffer.authenticated:
+        assert buffer.verify() == []
+
+
+def test_a_version_of_ones_is_mended(sealed_often: tuple[Stored, Any]) -> None:
+    """A word that no page can have tells nothing; the copy is the version that was used last."""
+    stored, copies = sealed_often
+    stored.versions[1] = ONES
+    with pytest.raises(errors.IntegrityError):
+        within(60, lambda: stored.buffer.read(PAGE, 1))
+    within(60, lambda: stored.buffer.write(b"a" * PAGE, PAGE))
+    assert stored.versions[1] == copies[1] == LAST + 1
+    assert stored.buffer.read(PAGE, PAGE) == b"a" * PAGE
+
+
+def test_without_a_witness_nothing_is_written(sealed_often: tuple[Stored, Any]) -> None:
+    """Where nothing tells which versions were used, a write is refused and changes nothing, as the
+    next version might be one that was used. A tag is a witness; without tags, one of the two
+    numbers has to do."""
+    stored, copies = sealed_often
+    buffer, plain = stored.buffer, bytes([LAST - 1]) * PAGE
+
+    def flip() -> None:
+        stored.ciphertext[PAGE + 5] ^= 1
+
+    def refused() -> None:
+        before = bytes(stored.view), list(stored.versions[0:2]), list(copies[0:2])
+        for data, offset in ((b"a" * PAGE, PAGE), (b"a" * (2 * PAGE), 0)):
+            with pytest.raises(errors.VersionExhaustedError, match="nothing tells"):
+                within(60, lambda data=data, offset=offset: buffer.write(data, offset))
+            now = bytes(stored.view), list(stored.versions[0:2]), list(copies[0:2])
+            assert now == before
+
+    for version, copy in ((ONES, ONES), (ONES, ONES - 1), (LOCK - 1, ONES), (ONES, LOCK - 1),
+                          (LAST, LOCK - 1), (LOCK - 1, LAST)):  # fmt: skip
+        stored.versions[1], copies[1] = version, copy
+        refused()
+    for version, copy in ((ONES, LAST), (LAST, ONES)):
+        stored.versions[1], copies[1] = version, copy
+        if buffer.authenticated:
+            flip()
+            refused()
+            flip()
+            for wrong in (LAST - 1, 0):
+                stored.versions[1], copies[1] = (
+                    wrong if word == LAST else word for word in (version, copy)
+                )
+                refused()
+    stored.versions[1], copies[1] = LAST, LAST
+    assert buffer.read(PAGE, PAGE) == plain
+    buffer.write(b"a" * PAGE, PAGE)
+    assert stored.versions[1] == LAST + 1
 
 
 @pytest.mark.parametrize("world", support.XTS_CIPHERS, indirect=True)
@@ -934,6 +1059,7 @@ def test_a_child_can_neither_seal_nor_open(key: Key) -> None:
                 lib.ccmem_store_verify(store, 0, 5, out, words),
                 lib.ccmem_store_versions(store, 0, 5, words),
                 lib.ccmem_store_records(store, *pointers),
+                lib.ccmem_store_copies(store, pointers[0]),
                 lib.ccmem_store_stats(store, ffi.new("ccmem_stats *")),
                 lib.ccmem_store_check(store),
                 lib.ccmem_measure_random_reads(store, 1, 0, seconds),

@@ -280,8 +280,10 @@ def check(status: int, **context: Any) -> None:
         )
     if status == lib.CCMEM_ERR_VERSION:
         raise errors.VersionExhaustedError(
-            "A page has used up all versions under its key and cannot be written again; copy the "
-            "contents to a new buffer, which has keys of its own."
+            "A page has no unused version left under its key and cannot be written again: it has "
+            "used up all of them, or its version and the copy of it are both damaged, so that "
+            "nothing tells which are unused. Copy the contents to a new buffer, which has keys of "
+            "its own."
         )
     if status == lib.CCMEM_ERR_TIER:
         raise errors.TierError(

@@ -463,9 +463,10 @@ class EncryptedBuffer(Resource):
     # ---- checking ----
 
     def verify(self) -> list[int]:
-        """Checks every page against its tag, in several threads: the numbers of those that do not
-        match, in ascending order; none when all is as it was written. Raises NotAuthenticatedError
-        for a cipher without tags, ClosedError, ForkError."""
+        """Checks every page against its tag, and its version against the copy of it, in several
+        threads: the numbers of those that do not match, in ascending order; none when all is as it
+        was written. Raises NotAuthenticatedError for a cipher without tags, ClosedError and
+        ForkError."""
         return self._verify(0, self._nbytes)
 
     def _verify(self, offset: int, nbytes: int) -> list[int]:

@@ -227,7 +227,8 @@ class EntropyError(PyccmemError, RuntimeError):
 
 
 class VersionExhaustedError(PyccmemError, RuntimeError):
-    """A page has no unused version left under its key, so it can be read but not written."""
+    """A page that cannot be written: it has no unused version left under its key, or its version
+    and the copy of it are damaged so that nothing tells which are unused."""
 
 
 class ReadOnlyError(PyccmemError, ValueError):
