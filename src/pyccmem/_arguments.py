@@ -1,5 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns what callers hand in into integers and native buffers, or says what is wrong with it."""
+"""Turns what callers hand in into integers and native buffers, or says what is wrong with it.
+
+A native buffer must be let go of before an exception leaves the function that has it, by `with` or
+by `del` in a `finally`: never may a traceback keep one. CPython up to 3.12 tears a cycle of an
+exception, a frame, a memoryview and a buffer over it apart in an order that ends the process: the
+memoryview lets go of its memory while the buffer still uses it.
+"""
 
 from __future__ import annotations
 
@@ -126,25 +132,33 @@ def _refused(name: str, value: Any, writable: bool) -> errors.BufferTypeError:
 
 
 def input_buffer(name: str, value: Any) -> Any:
-    """`value`'s bytes as a cffi array that keeps them alive. Raises BufferTypeError."""
+    """`value`'s bytes as a cffi array that keeps them alive, for a `with` statement. Raises
+    BufferTypeError."""
     try:
         buffer = ffi.from_buffer(BYTES, value)
     except (TypeError, ValueError, BufferError):
         raise _refused(name, value, writable=False) from None
-    if type(value) not in _PLAIN and holds_objects(value):
-        raise _refused(name, value, writable=False)
-    return buffer
+    try:
+        if type(value) not in _PLAIN and holds_objects(value):
+            raise _refused(name, value, writable=False)
+        return buffer
+    finally:
+        del buffer
 
 
 def output_buffer(name: str, value: Any) -> Any:
-    """`value`'s writable bytes as a cffi array that keeps them alive. Raises BufferTypeError."""
+    """`value`'s writable bytes as a cffi array that keeps them alive, for a `with` statement.
+    Raises BufferTypeError."""
     try:
         buffer = ffi.from_buffer(BYTES, value, True)
     except (TypeError, ValueError, BufferError):
         raise _refused(name, value, writable=True) from None
-    if type(value) not in _PLAIN and holds_objects(value):
-        raise _refused(name, value, writable=True)
-    return buffer
+    try:
+        if type(value) not in _PLAIN and holds_objects(value):
+            raise _refused(name, value, writable=True)
+        return buffer
+    finally:
+        del buffer
 
 
 def exact_bytes(
@@ -152,7 +166,10 @@ def exact_bytes(
 ) -> Any:
     """input_buffer() of exactly one of `sizes` bytes; raises `error` for any other size."""
     buffer = input_buffer(name, value)
-    if len(buffer) not in sizes:
-        right = " or ".join(", ".join(map(str, sizes)).rsplit(", ", 1))
-        raise error(f"{name} has {len(buffer)} bytes; it must have {right}.")
-    return buffer
+    try:
+        if len(buffer) not in sizes:
+            right = " or ".join(", ".join(map(str, sizes)).rsplit(", ", 1))
+            raise error(f"{name} has {len(buffer)} bytes; it must have {right}.")
+        return buffer
+    finally:
+        del buffer

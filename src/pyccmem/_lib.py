@@ -302,19 +302,15 @@ def check(status: int, **context: Any) -> None:
     if status == lib.CCMEM_ERR_IO:
         number = context.get("errno") or 0
         if "mapping" in context:
-            unreadable = errors.FileReadError(
+            raise errors.FileReadError(
                 f"The pages of {context['name']!a} cannot be had from their file: "
                 f"{os.strerror(number)}; use a regular file that is open for reading."
-            )
-            unreadable.errno = number
-            raise unreadable
+            ).of_system(number)
         path = context.get("path", "")
-        error = errors.KeyFileError(
+        raise errors.KeyFileError(
             f"The key file {path!r} cannot be read: {os.strerror(number)}; name a regular file "
             f"that this user may read."
-        )
-        error.errno, error.filename = number, path
-        raise error
+        ).of_system(number, path)
     if status == lib.CCMEM_ERR_KEYFILE:
         raise errors.InvalidKeyError(
             f"The key file {context.get('path', '')!r} does not hold a key; it must hold exactly "

@@ -48,7 +48,7 @@ its text is a sentence that says what was wrong and what would be right::
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 __all__ = [
     "ArgumentError",
@@ -154,7 +154,22 @@ class ForkError(PyccmemError, RuntimeError):
     """A key or buffer used in a process forked from the one that made it."""
 
 
-class FileReadError(PyccmemError, OSError):
+class _SystemError(PyccmemError, OSError):
+    """Base of those that a system call's failure stands behind."""
+
+    def of_system(self: _Failure, number: int | None, filename: Any = None) -> _Failure:
+        """Itself, with the system's number for the failure and the file's name. For the line that
+        raises it: an exception that a variable of its own traceback holds is a cycle."""
+        self.errno = number
+        if filename is not None:
+            self.filename = filename
+        return self
+
+
+_Failure = TypeVar("_Failure", bound=_SystemError)
+
+
+class FileReadError(_SystemError):
     """A file that cannot be opened or read; `errno` and `filename` are set where known."""
 
     def __str__(self) -> str:
@@ -166,7 +181,7 @@ class KeyFileError(FileReadError):
     """A key file that cannot be opened or read; `errno` and `filename` are set where known."""
 
 
-class FileWriteError(PyccmemError, OSError):
+class FileWriteError(_SystemError):
     """A file that cannot be written; `errno` and `filename` are set where known. What was there
     before is unchanged."""
 
@@ -178,7 +193,7 @@ class FileFormatError(PyccmemError, ValueError):
     """A file whose contents are not what its format demands. Nothing was taken from it."""
 
 
-class ProcessAccessError(PyccmemError, OSError):
+class ProcessAccessError(_SystemError):
     """A process whose memory cannot be read; `errno` is set where known."""
 
 

@@ -41,25 +41,27 @@ _KW_BYTES_MIN, _KW_BYTES_MAX = 16, 2**16  # of the key that is wrapped
 
 def _xts(encrypt: int, key: Any, tweak: Any, data: Any, tier: str | None) -> bytes:
     number = tier_number(tier)
-    key_buffer = exact_bytes("The XTS key", key, (32, 64), errors.InvalidKeyError)
-    tweak_buffer = exact_bytes("tweak", tweak, (_BLOCK,), errors.ArgumentError)
-    source = input_buffer("data", data)
-    length = len(source)
-    if length < _BLOCK:
-        raise errors.ArgumentError(
-            f"data has {length} bytes; an XTS data unit must have {_BLOCK} or more."
+    with (
+        exact_bytes("The XTS key", key, (32, 64), errors.InvalidKeyError) as key_buffer,
+        exact_bytes("tweak", tweak, (_BLOCK,), errors.ArgumentError) as tweak_buffer,
+        input_buffer("data", data) as source,
+    ):
+        length = len(source)
+        if length < _BLOCK:
+            raise errors.ArgumentError(
+                f"data has {length} bytes; an XTS data unit must have {_BLOCK} or more."
+            )
+        out = bytes(length)  # not seen by anything else yet, so it may be filled in place
+        status = lib.ccmem_xts(
+            number,
+            encrypt,
+            key_buffer,
+            len(key_buffer),
+            tweak_buffer,
+            source,
+            ffi.from_buffer("uint8_t[]", out),
+            length,
         )
-    out = bytes(length)  # not seen by anything else yet, so it may be filled in place
-    status = lib.ccmem_xts(
-        number,
-        encrypt,
-        key_buffer,
-        len(key_buffer),
-        tweak_buffer,
-        source,
-        ffi.from_buffer("uint8_t[]", out),
-        length,
-    )
     check(status, action="AES-XTS")
     return out
 
@@ -85,28 +87,30 @@ def _aegis_encrypt(
     lanes: int, key: Any, nonce: Any, data: Any, ad: Any, tag_len: Any, tier: str | None
 ) -> tuple[bytes, bytes]:
     number = tier_number(tier)
-    key_buffer = exact_bytes("The AEGIS key", key, (_BLOCK,), errors.InvalidKeyError)
-    nonce_buffer = exact_bytes("nonce", nonce, (_BLOCK,), errors.ArgumentError)
-    source = input_buffer("data", data)
-    ad_buffer = input_buffer("ad", ad)
-    tag_len = integer("tag_len", tag_len)
-    if tag_len not in _AEGIS_TAG_SIZES:
-        raise errors.ArgumentError(f"tag_len is {tag_len}; it must be 16 or 32.")
-    out = ffi.new("uint8_t[]", len(source))
-    tag = ffi.new("uint8_t[]", tag_len)
-    status = lib.ccmem_aegis_encrypt(
-        number,
-        lanes,
-        key_buffer,
-        nonce_buffer,
-        ad_buffer,
-        len(ad_buffer),
-        source,
-        out,
-        len(source),
-        tag,
-        tag_len,
-    )
+    with (
+        exact_bytes("The AEGIS key", key, (_BLOCK,), errors.InvalidKeyError) as key_buffer,
+        exact_bytes("nonce", nonce, (_BLOCK,), errors.ArgumentError) as nonce_buffer,
+        input_buffer("data", data) as source,
+        input_buffer("ad", ad) as ad_buffer,
+    ):
+        tag_len = integer("tag_len", tag_len)
+        if tag_len not in _AEGIS_TAG_SIZES:
+            raise errors.ArgumentError(f"tag_len is {tag_len}; it must be 16 or 32.")
+        out = ffi.new("uint8_t[]", len(source))
+        tag = ffi.new("uint8_t[]", tag_len)
+        status = lib.ccmem_aegis_encrypt(
+            number,
+            lanes,
+            key_buffer,
+            nonce_buffer,
+            ad_buffer,
+            len(ad_buffer),
+            source,
+            out,
+            len(source),
+            tag,
+            tag_len,
+        )
     check(status, action=_AEGIS_NAMES[lanes])
     return bytes(ffi.buffer(out)), bytes(ffi.buffer(tag))
 
@@ -115,28 +119,30 @@ def _aegis_decrypt(
     lanes: int, key: Any, nonce: Any, ciphertext: Any, tag: Any, ad: Any, tier: str | None
 ) -> bytes:
     number = tier_number(tier)
-    key_buffer = exact_bytes("The AEGIS key", key, (_BLOCK,), errors.InvalidKeyError)
-    nonce_buffer = exact_bytes("nonce", nonce, (_BLOCK,), errors.ArgumentError)
-    source = input_buffer("ciphertext", ciphertext)
-    tag_buffer = exact_bytes("tag", tag, _AEGIS_TAG_SIZES, errors.ArgumentError)
-    ad_buffer = input_buffer("ad", ad)
-    out = ffi.new("uint8_t[]", len(source))
-    status = lib.ccmem_aegis_decrypt(
-        number,
-        lanes,
-        key_buffer,
-        nonce_buffer,
-        ad_buffer,
-        len(ad_buffer),
-        source,
-        out,
-        len(source),
-        tag_buffer,
-        len(tag_buffer),
-    )
+    with (
+        exact_bytes("The AEGIS key", key, (_BLOCK,), errors.InvalidKeyError) as key_buffer,
+        exact_bytes("nonce", nonce, (_BLOCK,), errors.ArgumentError) as nonce_buffer,
+        input_buffer("ciphertext", ciphertext) as source,
+        exact_bytes("tag", tag, _AEGIS_TAG_SIZES, errors.ArgumentError) as tag_buffer,
+        input_buffer("ad", ad) as ad_buffer,
+    ):
+        out = ffi.new("uint8_t[]", len(source))
+        status = lib.ccmem_aegis_decrypt(
+            number,
+            lanes,
+            key_buffer,
+            nonce_buffer,
+            ad_buffer,
+            len(ad_buffer),
+            source,
+            out,
+            len(source),
+            tag_buffer,
+            len(tag_buffer),
+        )
     check(status, action=_AEGIS_NAMES[lanes])  # `out` holds zeros when it does not match the tag
     plaintext = bytes(ffi.buffer(out))
-    lib.ccmem_wipe(out, len(source))
+    lib.ccmem_wipe(out, len(out))
     return plaintext
 
 
@@ -193,29 +199,31 @@ def aes_cmac(key: Any, message: Any, *, tier: str | None = None) -> bytes:
     """The 16-byte AES-CMAC tag (NIST SP 800-38B, RFC 4493) of `message` under a key of 16, 24 or
     32 bytes. Raises InvalidKeyError."""
     number = tier_number(tier)
-    key_buffer = exact_bytes("The AES key", key, (16, 24, 32), errors.InvalidKeyError)
-    source = input_buffer("message", message)
     tag = ffi.new("uint8_t[16]")
-    check(
-        lib.ccmem_cmac(number, key_buffer, len(key_buffer), source, len(source), tag),
-        action="AES-CMAC",
-    )
+    with (
+        exact_bytes("The AES key", key, (16, 24, 32), errors.InvalidKeyError) as key_buffer,
+        input_buffer("message", message) as source,
+    ):
+        status = lib.ccmem_cmac(number, key_buffer, len(key_buffer), source, len(source), tag)
+    check(status, action="AES-CMAC")
     return bytes(ffi.buffer(tag))
 
 
 def _key_wrap(wrap: int, kek: Any, name: str, key: Any, tier: str | None) -> bytes:
     number = tier_number(tier)
-    kek_buffer = exact_bytes("The wrapping key", kek, (16, 24, 32), errors.InvalidKeyError)
-    source = input_buffer(name, key)
-    length, extra = len(source), 0 if wrap else 8
-    least, most = _KW_BYTES_MIN + extra, _KW_BYTES_MAX + extra
-    if length % 8 or not least <= length <= most:
-        raise errors.ArgumentError(
-            f"{name} has {length} bytes; it must have a multiple of 8, from {least} to {most}."
-        )
-    size = length + 8 if wrap else length - 8
-    out = ffi.new("uint8_t[]", size)
-    status = lib.ccmem_aes_kw(number, wrap, kek_buffer, len(kek_buffer), source, length, out)
+    with (
+        exact_bytes("The wrapping key", kek, (16, 24, 32), errors.InvalidKeyError) as kek_buffer,
+        input_buffer(name, key) as source,
+    ):
+        length, extra = len(source), 0 if wrap else 8
+        least, most = _KW_BYTES_MIN + extra, _KW_BYTES_MAX + extra
+        if length % 8 or not least <= length <= most:
+            raise errors.ArgumentError(
+                f"{name} has {length} bytes; it must have a multiple of 8, from {least} to {most}."
+            )
+        size = length + 8 if wrap else length - 8
+        out = ffi.new("uint8_t[]", size)
+        status = lib.ccmem_aes_kw(number, wrap, kek_buffer, len(kek_buffer), source, length, out)
     check(status, action="AES key wrap", unwrapping=True)
     result = bytes(ffi.buffer(out))
     lib.ccmem_wipe(out, size)
@@ -244,29 +252,33 @@ def kdf_counter_cmac(
     Raises InvalidKeyError, ArgumentError.
     """
     number = tier_number(tier)
-    key_buffer = exact_bytes("The derivation key", key, (16, 32), errors.InvalidKeyError)
-    label_buffer = input_buffer("label", label)
-    context_buffer = input_buffer("context", context)
-    for name, field in (("label", label_buffer), ("context", context_buffer)):
-        if len(field) > _KDF_FIELD_MAX:
+    with (
+        exact_bytes("The derivation key", key, (16, 32), errors.InvalidKeyError) as key_buffer,
+        input_buffer("label", label) as label_buffer,
+        input_buffer("context", context) as context_buffer,
+    ):
+        for name, size in (("label", len(label_buffer)), ("context", len(context_buffer))):
+            if size > _KDF_FIELD_MAX:
+                raise errors.ArgumentError(
+                    f"{name} has {size} bytes; it must have at most {_KDF_FIELD_MAX}."
+                )
+        nbytes = integer("nbytes", nbytes)
+        if not 1 <= nbytes <= _KDF_BYTES_MAX:
             raise errors.ArgumentError(
-                f"{name} has {len(field)} bytes; it must have at most {_KDF_FIELD_MAX}."
+                f"nbytes is {nbytes}; it must be from 1 to {_KDF_BYTES_MAX}."
             )
-    nbytes = integer("nbytes", nbytes)
-    if not 1 <= nbytes <= _KDF_BYTES_MAX:
-        raise errors.ArgumentError(f"nbytes is {nbytes}; it must be from 1 to {_KDF_BYTES_MAX}.")
-    out = ffi.new("uint8_t[]", nbytes)
-    status = lib.ccmem_kdf(
-        number,
-        key_buffer,
-        len(key_buffer),
-        label_buffer,
-        len(label_buffer),
-        context_buffer,
-        len(context_buffer),
-        out,
-        nbytes,
-    )
+        out = ffi.new("uint8_t[]", nbytes)
+        status = lib.ccmem_kdf(
+            number,
+            key_buffer,
+            len(key_buffer),
+            label_buffer,
+            len(label_buffer),
+            context_buffer,
+            len(context_buffer),
+            out,
+            nbytes,
+        )
     check(status, action="the key derivation")
     derived = bytes(ffi.buffer(out))
     lib.ccmem_wipe(out, nbytes)
