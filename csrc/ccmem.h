@@ -78,6 +78,7 @@ typedef struct ccmem_store ccmem_store;     /* ciphertext pages with their versi
 typedef struct ccmem_mapping ccmem_mapping; /* a counted reference to a store's ciphertext */
 typedef struct ccmem_sealer ccmem_sealer;   /* seals the pages of a file */
 typedef struct ccmem_region ccmem_region;   /* an address range that fills on fault */
+typedef struct ccmem_samples ccmem_samples; /* 16-byte samples, kept under a random mask */
 
 /* ---- start-up, processor, tiers ------------------------------------------------------------ */
 
@@ -507,12 +508,46 @@ typedef struct ccmem_plain_stats {
  * finds zeroed. CCMEM_ERR_NOMEM, CCMEM_ERR_BUDGET. */
 ccmem_status ccmem_plain_alloc(uint64_t n, uint8_t **out);
 
+/* The same for a caller that must not be interrupted between the call and the line that keeps the block:
+ * it is what is returned. NULL: ccmem_plain_refusal() tells why in this thread. */
+uint8_t *ccmem_plain_take(size_t n);
+ccmem_status ccmem_plain_refusal(void);
+
 /* Wipes a block and gives it back. NULL is allowed. In a forked child a block of the parent's is
  * left alone. */
 void ccmem_plain_free(uint8_t *block);
 
 /* The pool's state in this process. CCMEM_ERR_NOMEM. */
 ccmem_status ccmem_plain_get_stats(ccmem_plain_stats *out);
+
+/* ---- owners for an interpreter ------------------------------------------------------------- */
+
+/* An interpreter can be interrupted between a call that makes an object and the line that keeps it.
+ * There the variable that the call fills, a cell, is made first, as NULL, with *_drop for its
+ * destructor, which frees what is in it. *_take moves the object out: the interpreter calls it and
+ * gives the object its own destructor in one step. */
+void ccmem_key_drop(ccmem_key **cell);
+ccmem_key *ccmem_key_take(ccmem_key **cell);
+void ccmem_store_drop(ccmem_store **cell);
+ccmem_store *ccmem_store_take(ccmem_store **cell);
+void ccmem_sealer_drop(ccmem_sealer **cell);
+ccmem_sealer *ccmem_sealer_take(ccmem_sealer **cell);
+void ccmem_samples_drop(ccmem_samples **cell);
+ccmem_samples *ccmem_samples_take(ccmem_samples **cell);
+void ccmem_region_drop(ccmem_region **cell);
+ccmem_region *ccmem_region_take(ccmem_region **cell);
+
+/* ccmem_region_drop() and ccmem_region_free() for an interpreter that keeps the region's store as an
+ * argument of the destructor. */
+void ccmem_region_drop_before(ccmem_store *store, ccmem_region **cell);
+void ccmem_region_free_before(ccmem_store *store, ccmem_region *region);
+
+/* Does nothing: a destructor of `object` that keeps `kept` until then. */
+void ccmem_nothing(const void *kept, const void *object);
+
+/* Closes the descriptor in the cell, unless it is -1, which it becomes. Returns 0 or the error. */
+int ccmem_descriptor_close(int *cell);
+void ccmem_descriptor_drop(int *cell);
 
 /* ---- low-level functions, for checking against published vectors ----------------------------- */
 
@@ -600,8 +635,6 @@ double ccmem_measure_plain_read(const uint8_t *memory, uint64_t n);
 double ccmem_measure_memcpy(void *out, const void *in, uint64_t n);
 
 /* ---- searching memory for samples of a file -------------------------------------------------- */
-
-typedef struct ccmem_samples ccmem_samples; /* 16-byte samples, kept under a random mask */
 
 typedef struct ccmem_scan_hit {
     uint64_t offset; /* of the sample's first byte in the memory searched */

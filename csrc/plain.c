@@ -275,6 +275,16 @@ ccmem_status ccmem_plain_alloc(uint64_t n, uint8_t **out) {
     return CCMEM_OK;
 }
 
+static _Thread_local ccmem_status refusal;
+
+uint8_t *ccmem_plain_take(size_t n) {
+    uint8_t *p = NULL;
+    refusal = ccmem_plain_alloc(n, &p);
+    return p;
+}
+
+ccmem_status ccmem_plain_refusal(void) { return refusal; }
+
 void ccmem_plain_free(uint8_t *p) {
     if (!p)
         return;

@@ -20,23 +20,29 @@ from ._lib import OK, check, ffi, lib
 __all__ = ["block", "empty", "stats", "wipe"]
 
 # Looked up once: these are most of what one small read costs.
-_new = ffi.new
-_gc = ffi.gc
 _buffer = ffi.buffer
-_alloc = lib.ccmem_plain_alloc
-_free = lib.ccmem_plain_free
-_CELL = ffi.typeof("uint8_t **")
+_BYTES = ffi.typeof("uint8_t[]")
+
+#: Takes a block and makes its owner in one call, so that no interrupt can come between.
+_new = ffi.new_allocator(lib.ccmem_plain_take, lib.ccmem_plain_free, should_clear_after_alloc=False)
 
 
 def block(nbytes: int) -> tuple[Any, Any]:
-    """`nbytes` zero bytes, at least 1, aligned to 64: as a native pointer and as a writable buffer.
-    Either keeps the block alive. Raises OutOfMemoryError."""
-    cell = _new(_CELL)
-    status = _alloc(nbytes, cell)
-    if status != OK:
-        check(status, action=f"{nbytes} bytes of plaintext")
-    pointer = _gc(cell[0], _free)
+    """`nbytes` zero bytes, at least 1, aligned to 64: as a native array and as a writable buffer.
+    Either keeps the block alive. Raises OutOfMemoryError, PlaintextBudgetError."""
+    try:
+        pointer = _new(_BYTES, nbytes)
+    except MemoryError:
+        pointer = None
+    if pointer is None:
+        check(_refusal(), action=f"{nbytes} bytes of plaintext")
     return pointer, _buffer(pointer, nbytes)
+
+
+def _refusal() -> int:
+    """Why this thread got no block: the system's refusal, unless the budget's is known."""
+    status: int = lib.ccmem_plain_refusal()
+    return status if status != OK else int(lib.CCMEM_ERR_NOMEM)
 
 
 def empty(shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:

@@ -8,6 +8,7 @@ from typing import Any
 from . import _plain, errors
 from ._arguments import exact_bytes, input_buffer, integer, output_buffer
 from ._lib import CIPHERS, DEFAULT_CIPHER, anchor, check, ffi, lib
+from ._owned import SEALER
 from ._resource import Resource
 from .keys import Key
 
@@ -35,9 +36,10 @@ class Sealer(Resource):
         OutOfMemoryError."""
         self._sealer: Any = None
         self._anchor: Any = None
-        identity = exact_bytes(
+        with exact_bytes(
             "store_id", store_id, (lib.CCMEM_STORE_ID_SIZE,), errors.ArgumentError
-        )
+        ) as source:
+            identity = bytes(ffi.buffer(source))
         self._page_size = integer("page_size", page_size)
         smallest, largest = lib.CCMEM_PAGE_SIZE_MIN, lib.CCMEM_PAGE_SIZE_MAX
         if not smallest <= self._page_size <= largest or self._page_size & (self._page_size - 1):
@@ -56,10 +58,10 @@ class Sealer(Resource):
                 f"key must be a pyccmem.Key, not {type(key).__name__}; for key bytes use "
                 f"Key.from_bytes()."
             )
-        out = ffi.new("ccmem_sealer **")
+        out = SEALER.cell()
         status = lib.ccmem_sealer_new(key._opened(), number, identity, self._page_size, out)
         check(status, subject="key", action="a sealer")
-        self._sealer = ffi.gc(out[0], lib.ccmem_sealer_free)
+        self._sealer = SEALER.own(out)
         self._anchor = anchor(self._sealer)
 
     def seal(self, first_page: int, plain: Any, out: Any) -> bytes:
@@ -73,7 +75,11 @@ class Sealer(Resource):
         """
         sealer = self._opened()
         first_page = integer("first_page", first_page)
-        source, target = input_buffer("plain", plain), output_buffer("out", out)
+        with input_buffer("plain", plain) as source, output_buffer("out", out) as target:
+            return self._seal_all(sealer, first_page, source, target)
+
+    def _seal_all(self, sealer: Any, first_page: int, source: Any, target: Any) -> bytes:
+        """seal() of native buffers."""
         size = self._page_size
         count, rest = -(-len(source) // size), len(source) % size
         if len(target) != count * size:

@@ -32,6 +32,7 @@ from ._lib import (
     ffi,
     lib,
 )
+from ._owned import STORE, keeping, made
 from ._resource import Resource
 from .keys import Key
 
@@ -51,23 +52,26 @@ _numbers = itertools.count(1)
 #: Versions end below it: the bit that it sets in a page's word says that the page is being written.
 _WRITING = 1 << 63
 
-#: Every open buffer of the process by id. Plain dict operations are atomic, so that neither a
-#: thread nor a fork can find a lock held.
-_registry: dict[int, weakref.ref[EncryptedBuffer]] = {}
+#: Every open buffer of the process, and some that are gone: references without callbacks, since
+#: an interrupt could come in one. Operations of a set of them are atomic, so that neither a thread
+#: nor a fork can find a lock held.
+_registry: set[weakref.ref[EncryptedBuffer]] = set()
+
+#: Those that are gone are removed when the set has this many.
+_sweep_at = 1024
 
 
 def _register(buffer: EncryptedBuffer) -> None:
-    token = id(buffer)
-
-    def forget(_: object, registry: dict[int, Any] = _registry) -> None:
-        registry.pop(token, None)
-
-    _registry[token] = weakref.ref(buffer, forget)
+    global _sweep_at
+    _registry.add(weakref.ref(buffer))
+    if len(_registry) >= _sweep_at:
+        _registry.difference_update([gone for gone in list(_registry) if gone() is None])
+        _sweep_at = max(1024, 2 * len(_registry))
 
 
 def open_buffers() -> list[EncryptedBuffer]:
     """The buffers that this process has made and neither closed nor dropped."""
-    found = (reference() for reference in list(_registry.values()))
+    found = (reference() for reference in list(_registry))
     return [buffer for buffer in found if buffer is not None and buffer._usable()]
 
 
@@ -87,7 +91,7 @@ def _native(key: Any) -> Any:
 
 def _refuse_versions(name: str, word: Any) -> None:
     """Raises FileFormatError when a version is not one that a sealed page can have."""
-    versions = np.frombuffer(ffi.buffer(word), dtype="<u8")
+    versions = np.frombuffer(ffi.buffer(word)[:], dtype="<u8")
     bad = np.flatnonzero((versions == 0) | (versions >= _WRITING))
     if bad.size:
         raise errors.FileFormatError(
@@ -165,7 +169,7 @@ class EncryptedBuffer(Resource):
         action = f"a buffer of {self._nbytes} bytes"
         if self._nbytes > _LARGEST:
             check(lib.CCMEM_ERR_NOMEM, action=action)
-        out = ffi.new("ccmem_store **")
+        out = STORE.cell()
         status = lib.ccmem_store_new(
             native_key,
             CIPHERS[cipher],
@@ -209,10 +213,10 @@ class EncryptedBuffer(Resource):
             )
 
     def _finish(self, out: Any, name: str | None) -> None:
-        """Takes over the native store in *out."""
+        """Takes over the native store in a cell."""
         # Closing only drops this reference: a read that runs in another thread holds its own, and
         # the store is wiped and freed when the last one goes.
-        self._store = ffi.gc(out[0], lib.ccmem_store_free)
+        self._store = STORE.own(out)
         self._anchor = anchor(self._store)
         self._level = LEVELS[lib.ccmem_store_level(self._store)]
         self._name = f"buffer-{next(_numbers)}" if name is None else name
@@ -235,21 +239,21 @@ class EncryptedBuffer(Resource):
 
         Raises what the constructor and write() raise.
         """
-        source = input_buffer("data", data)
-        self = cls(
-            len(source),
-            key=key,
-            cipher=cipher,
-            page_size=page_size,
-            tweak_cache=tweak_cache,
-            name=name,
-            _version_limit=_version_limit,
-        )
-        try:
-            self.write(data)
-        except BaseException:
-            self.close()
-            raise
+        with input_buffer("data", data) as source:
+            self = cls(
+                len(source),
+                key=key,
+                cipher=cipher,
+                page_size=page_size,
+                tweak_cache=tweak_cache,
+                name=name,
+                _version_limit=_version_limit,
+            )
+            try:
+                self.write(data)
+            except BaseException:
+                self.close()
+                raise
         return self
 
     @classmethod
@@ -296,10 +300,6 @@ class EncryptedBuffer(Resource):
                 f"be {' or '.join(sorted(AUTHENTICATED))}."
             )
         count = -(-self._nbytes // self._page_size)
-        record = (lib.CCMEM_STORE_ID_SIZE,)
-        identity = exact_bytes("store_id", store_id, record, errors.ArgumentError)
-        word = exact_bytes("versions", versions, (8 * count,), errors.ArgumentError)
-        tag = exact_bytes("tags", tags, (16 * count,), errors.ArgumentError)
         fd, offset = integer("fd", fd), integer("offset", offset)
         smallest = lib.CCMEM_PAGE_SIZE_MIN
         if not 0 <= fd < 2**31:
@@ -312,23 +312,29 @@ class EncryptedBuffer(Resource):
         action = f"a mapping of {self._nbytes} bytes"
         if self._nbytes > _LARGEST:
             check(lib.CCMEM_ERR_NOMEM, action=action)
-        out = ffi.new("ccmem_store **")
-        status = lib.ccmem_store_map(
-            native_key,
-            CIPHERS[cipher],
-            identity,
-            self._nbytes,
-            self._page_size,
-            fd,
-            offset,
-            bool(anonymous),
-            ffi.cast("uint64_t *", word),
-            tag,
-            out,
-        )
-        number = ffi.errno
-        if status == lib.CCMEM_ERR_ARGUMENT:
-            _refuse_versions(name, word)
+        out = STORE.cell()
+        record = (lib.CCMEM_STORE_ID_SIZE,)
+        with (
+            exact_bytes("store_id", store_id, record, errors.ArgumentError) as identity,
+            exact_bytes("versions", versions, (8 * count,), errors.ArgumentError) as word,
+            exact_bytes("tags", tags, (16 * count,), errors.ArgumentError) as tag,
+        ):
+            status = lib.ccmem_store_map(
+                native_key,
+                CIPHERS[cipher],
+                identity,
+                self._nbytes,
+                self._page_size,
+                fd,
+                offset,
+                bool(anonymous),
+                ffi.cast("uint64_t *", word),
+                tag,
+                out,
+            )
+            number = ffi.errno
+            if status == lib.CCMEM_ERR_ARGUMENT:
+                _refuse_versions(name, word)
         check(
             status,
             subject="key",
@@ -357,21 +363,24 @@ class EncryptedBuffer(Resource):
         """
         # The straight way: whatever is wrong makes one of these calls fail, and is told apart
         # only then.
+        status = None
         try:
             if type(offset) is not int:
                 offset = integer("offset", offset)
             target = _from_buffer(BYTES, out, True)
-            if type(out) is not bytearray and holds_objects(out):
-                output_buffer("out", out)
-            length = len(target)
-            status = _store_read(self._store, offset, target, length)
-        except (TypeError, ValueError, BufferError, OverflowError) as error:
-            failure = error
-        else:
-            if status == OK:
-                return length
-            self._fail(status, offset, length)
-        self._explain(failure, out, offset)
+            try:
+                if type(out) is bytearray or not holds_objects(out):
+                    length = len(target)
+                    status = _store_read(self._store, offset, target, length)
+            finally:
+                del target  # see _arguments
+        except (TypeError, ValueError, BufferError, OverflowError):
+            pass
+        if status == OK:
+            return length
+        if status is None:
+            return self._read_with_care(out, offset)
+        self._fail(status, offset, length)
 
     def read(self, offset: int = 0, nbytes: int | None = None) -> bytes:
         """The plaintext of `nbytes` bytes from `offset`, by default of all that follow.
@@ -414,16 +423,19 @@ class EncryptedBuffer(Resource):
         """
         offset = integer("offset", offset)
         source = input_buffer("data", data)
-        length = len(source)
-        store = self._opened()
-        if offset < 0 or offset + length > self._nbytes:
-            self._fail(lib.CCMEM_ERR_RANGE, offset, length)
-        if self._exposed is not None:
-            # The store must not overwrite what it is still reading: its own ciphertext as data.
-            start = int(ffi.cast("uintptr_t", source))
-            if start < self._exposed[1] and start + length > self._exposed[0]:
-                source = _from_buffer(BYTES, ffi.buffer(source)[:])
-        status = _store_write(store, offset, source, length)
+        try:
+            length = len(source)
+            store = self._opened()
+            if offset < 0 or offset + length > self._nbytes:
+                self._fail(lib.CCMEM_ERR_RANGE, offset, length)
+            if self._exposed is not None:
+                # The store must not overwrite what it is still reading: its own ciphertext as data.
+                start = int(ffi.cast("uintptr_t", source))
+                if start < self._exposed[1] and start + length > self._exposed[0]:
+                    source = _from_buffer(BYTES, ffi.buffer(source)[:])
+            status = _store_write(store, offset, source, length)
+        finally:
+            del source  # see _arguments
         if status != OK:
             self._fail(status, offset, length)
         return length
@@ -436,16 +448,18 @@ class EncryptedBuffer(Resource):
             raise errors.ClosedError("This buffer is closed; read what you need before close().")
         return store
 
-    def _explain(self, failure: Exception, out: Any, offset: Any) -> NoReturn:
-        """Raises what a call of read_into() that never reached the store should say."""
-        if isinstance(failure, errors.PyccmemError):
-            raise failure
-        self._opened()
+    def _read_with_care(self, out: Any, offset: Any) -> int:
+        """read_into() once more, for a call that never reached the store: says what is wrong."""
         offset = integer("offset", offset)
-        length = len(output_buffer("out", out))
-        if not 0 <= offset < 2**64:
-            self._fail(lib.CCMEM_ERR_RANGE, offset, length)
-        raise failure
+        store = self._opened()
+        with output_buffer("out", out) as target:
+            length = len(target)
+            if not 0 <= offset < 2**64:
+                self._fail(lib.CCMEM_ERR_RANGE, offset, length)
+            status = _store_read(store, offset, target, length)
+        if status != OK:
+            self._fail(status, offset, length)
+        return length
 
     def _fail(self, status: int, offset: int, length: int) -> NoReturn:
         check(
@@ -562,20 +576,17 @@ class EncryptedBuffer(Resource):
         and stays valid after close(). Raises ClosedError, ForkError."""
         store = self._opened()
         check(lib.ccmem_store_check(store), subject="buffer")
-        mapping = lib.ccmem_store_mapping(store)
+        mapping = made(lib.ccmem_store_mapping, store, lib.ccmem_mapping_release)
         if mapping == ffi.NULL:
             check(lib.CCMEM_ERR_NOMEM, action="a view of the ciphertext")
-        mapping = ffi.gc(mapping, lib.ccmem_mapping_release)
         size = lib.ccmem_mapping_size(mapping)
         if size == 0:
             return memoryview(b"")
         data = lib.ccmem_mapping_data(mapping)
         start = int(ffi.cast("uintptr_t", data))
         self._exposed = (start, start + size)
-        # The view keeps the array alive, the array `owner`, and its destructor's default argument
-        # the mapping. The array is an anchor(), too.
-        owner = ffi.gc(data, lambda _, mapping=mapping: None)
-        array: Any = np.frombuffer(ffi.buffer(owner, size), dtype=np.uint8)
+        # The view keeps the array alive, and the array the mapping. It is an anchor(), too.
+        array: Any = np.frombuffer(ffi.buffer(keeping(data, mapping), size), dtype=np.uint8)
         return memoryview(array).toreadonly()
 
     @property
@@ -586,8 +597,8 @@ class EncryptedBuffer(Resource):
         count = -(-self._nbytes // self._page_size)
         versions = np.zeros(count, dtype=np.uint64)
         if count:
-            target = ffi.from_buffer("uint64_t[]", versions, True)
-            status = lib.ccmem_store_versions(store, 0, count, target)
+            with ffi.from_buffer("uint64_t[]", versions, True) as target:
+                status = lib.ccmem_store_versions(store, 0, count, target)
             check(status, subject="buffer", action="the versions", offset=0, length=0, nbytes=0)
         versions.setflags(write=False)
         return versions
@@ -618,7 +629,7 @@ class EncryptedBuffer(Resource):
         repeated."""
         self._store = None
         self._anchor = None
-        _registry.pop(id(self), None)
+        _registry.discard(weakref.ref(self))
 
     def _description(self) -> str:
         kind = "" if self._writable else ", read-only"

@@ -14,6 +14,7 @@ from typing import Any
 from . import errors
 from ._arguments import exact_bytes, input_buffer, integer, output_buffer
 from ._lib import LEVELS, anchor, check, ffi, lib
+from ._owned import KEY, Descriptor
 from ._resource import Resource
 
 __all__ = ["Key"]
@@ -69,11 +70,11 @@ class Key(Resource):
 
     @classmethod
     def _adopt(cls, out: Any) -> Key:
-        """Takes over the native key in *out."""
+        """Takes over the native key in a cell."""
         self = cls.__new__(cls)
         # Closing only drops this reference: a call that runs in another thread holds its own, and
         # the native key is wiped and freed when the last one goes.
-        self._key = ffi.gc(out[0], lib.ccmem_key_free)
+        self._key = KEY.own(out)
         self._anchor = anchor(self._key)
         self._level = LEVELS[lib.ccmem_key_level(self._key)]
         return self
@@ -85,7 +86,7 @@ class Key(Resource):
         Raises SecretMemoryError, LockedMemoryError, OutOfMemoryError, EntropyError.
         """
         level = _required_level(require)
-        out = ffi.new("ccmem_key **")
+        out = KEY.cell()
         status = lib.ccmem_key_generate(level, out)
         check(status, subject="key", action="a key", require=require)
         return cls._adopt(out)
@@ -98,9 +99,10 @@ class Key(Resource):
         Raises InvalidKeyError for another length, BufferTypeError, and what generate() raises.
         """
         level = _required_level(require)
-        source = exact_bytes("The key", data, (lib.CCMEM_ROOT_KEY_SIZE,), errors.InvalidKeyError)
-        out = ffi.new("ccmem_key **")
-        status = lib.ccmem_key_from_bytes(source, level, out)
+        out = KEY.cell()
+        size = (lib.CCMEM_ROOT_KEY_SIZE,)
+        with exact_bytes("The key", data, size, errors.InvalidKeyError) as source:
+            status = lib.ccmem_key_from_bytes(source, level, out)
         check(status, subject="key", action="a key", require=require)
         return cls._adopt(out)
 
@@ -120,31 +122,26 @@ class Key(Resource):
             raise errors.ArgumentTypeError(
                 f"path must be a file's name, not {type(path).__name__}."
             ) from None
-        out = ffi.new("ccmem_key **")
-        descriptor = -1
+        out = KEY.cell()
+        mode = 0
         try:
             # O_NONBLOCK: opening a FIFO that nobody writes to must not hang.
             flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
-            descriptor = os.open(name, flags)
-            mode = os.fstat(descriptor).st_mode
-            if not stat.S_ISREG(mode):
-                error = errors.KeyFileError(
-                    f"{os.fsdecode(name)!r} is not a regular file; a key is read from one only, "
-                    f"never from a pipe, device or directory."
-                )
-                error.errno, error.filename = errno.EINVAL, name
-                raise error
-            status = lib.ccmem_key_from_fd(descriptor, level, out)
-            number = ffi.errno
+            with Descriptor.open(name, flags) as descriptor:
+                mode = os.fstat(descriptor).st_mode
+                if not stat.S_ISREG(mode):
+                    raise errors.KeyFileError(
+                        f"{os.fsdecode(name)!r} is not a regular file; a key is read from one "
+                        f"only, never from a pipe, device or directory."
+                    ).of_system(errno.EINVAL, name)
+                status = lib.ccmem_key_from_fd(descriptor, level, out)
+                number = ffi.errno
         except errors.KeyFileError:
             raise
         except ValueError as problem:  # a null byte in the name
             raise errors.ArgumentError(f"path is not a file's name: {problem}.") from None
         except OSError as problem:
             status, number = lib.CCMEM_ERR_IO, problem.errno
-        finally:
-            if descriptor >= 0:
-                os.close(descriptor)
         check(
             status,
             subject="key",
@@ -194,10 +191,11 @@ class Key(Resource):
             )
         if not text:
             raise errors.InvalidKeyError("The passphrase is empty; use a long, random one.")
-        salt_buffer = input_buffer("salt", salt)
-        if len(salt_buffer) < _SALT_SIZE_MIN:
+        with input_buffer("salt", salt) as source:
+            salt_bytes = bytes(ffi.buffer(source))
+        if len(salt_bytes) < _SALT_SIZE_MIN:
             raise errors.InvalidKeyError(
-                f"The salt has {len(salt_buffer)} bytes; use {_SALT_SIZE_MIN} random bytes or more."
+                f"The salt has {len(salt_bytes)} bytes; use {_SALT_SIZE_MIN} random bytes or more."
             )
         n, r, p = integer("n", n), integer("r", r), integer("p", p)
         if n < 2 or n & (n - 1) or r < 1 or p < 1 or r * p >= 2**30 or 128 * n * r >= 2**40:
@@ -215,28 +213,28 @@ class Key(Resource):
                 "The passphrase has a character that UTF-8 cannot encode (a lone surrogate); use "
                 "whole characters."
             )
-        out_of_memory = errors.OutOfMemoryError(
+        out_of_memory = (
             f"scrypt could not get its {128 * n * r} bytes of memory; free some memory or use a "
             f"smaller n."
         )
+        out = KEY.cell()
         derived = b""
         try:
             derived = hashlib.scrypt(
                 encoded,
-                salt=bytes(ffi.buffer(salt_buffer)),
+                salt=salt_bytes,
                 n=n,
                 r=r,
                 p=p,
                 maxmem=128 * r * (n + p + 2) + 2**20,
                 dklen=lib.CCMEM_ROOT_KEY_SIZE,
             )
-            out = ffi.new("ccmem_key **")
             status = lib.ccmem_key_from_bytes(ffi.from_buffer(derived), level, out)
         except MemoryError:
-            raise out_of_memory from None
+            raise errors.OutOfMemoryError(out_of_memory) from None
         except (ValueError, OverflowError) as problem:
             if "malloc failure" in str(problem):  # OpenSSL's words for MemoryError
-                raise out_of_memory from None
+                raise errors.OutOfMemoryError(out_of_memory) from None
             raise errors.ArgumentError(
                 f"scrypt refused n={n}, r={r}, p={p} ({problem}); use the defaults."
             ) from None
@@ -274,9 +272,9 @@ class Key(Resource):
         """
         level = _required_level(require)
         sizes = (lib.CCMEM_WRAPPED_KEY_SIZE,)
-        source = exact_bytes("The wrapped key", wrapped, sizes, errors.ArgumentError)
-        out = ffi.new("ccmem_key **")
-        status = lib.ccmem_key_unwrap(self._opened(), source, level, out)
+        out = KEY.cell()
+        with exact_bytes("The wrapped key", wrapped, sizes, errors.ArgumentError) as source:
+            status = lib.ccmem_key_unwrap(self._opened(), source, level, out)
         check(status, subject="key", action="unwrapping a key", require=require, unwrapping=True)
         return self._adopt(out)
 
@@ -285,10 +283,13 @@ class Key(Resource):
 
         Raises ArgumentError, BufferTypeError, ClosedError, ForkError, LockedMemoryError.
         """
-        purpose = exact_bytes("context", context, (lib.CCMEM_STORE_ID_SIZE,), errors.ArgumentError)
-        source = input_buffer("data", data)
         tag = ffi.new("uint8_t[]", lib.CCMEM_MAC_SIZE)
-        status = lib.ccmem_key_mac(self._opened(), purpose, source, len(source), tag)
+        size = (lib.CCMEM_STORE_ID_SIZE,)
+        with (
+            exact_bytes("context", context, size, errors.ArgumentError) as purpose,
+            input_buffer("data", data) as source,
+        ):
+            status = lib.ccmem_key_mac(self._opened(), purpose, source, len(source), tag)
         check(status, subject="key", action="a message authentication code")
         return bytes(ffi.buffer(tag))
 
@@ -298,12 +299,13 @@ class Key(Resource):
 
         Raises ArgumentError, BufferTypeError, ClosedError, ForkError.
         """
-        target = output_buffer("out", out)
-        if len(target) != lib.CCMEM_ROOT_KEY_SIZE:
-            raise errors.ArgumentError(
-                f"out has {len(target)} bytes; it must have {lib.CCMEM_ROOT_KEY_SIZE}."
-            )
-        check(lib.ccmem_key_copy(self._opened(), target), subject="key", action="a copy of the key")
+        with output_buffer("out", out) as target:
+            if len(target) != lib.CCMEM_ROOT_KEY_SIZE:
+                raise errors.ArgumentError(
+                    f"out has {len(target)} bytes; it must have {lib.CCMEM_ROOT_KEY_SIZE}."
+                )
+            status = lib.ccmem_key_copy(self._opened(), target)
+        check(status, subject="key", action="a copy of the key")
 
     # ---- what it is ----
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from . import errors
 from ._arguments import byte_count
 from ._lib import FAULTS, anchor, check, ffi, lib
+from ._owned import keeping, region
 from ._resource import Resource
 from .buffer import EncryptedBuffer
 
@@ -120,7 +121,9 @@ class Mapping(Resource):
                 "name": title,
             },
         )
-        out = ffi.new("ccmem_region **")
+        # A region uses the store until it is freed, whatever becomes of the buffer.
+        kind = region(store)
+        out = kind.cell()
         status = lib.ccmem_region_new(store, offset, self._nbytes, options, out)
         number = ffi.errno
         if status == lib.CCMEM_ERR_ARGUMENT:
@@ -138,20 +141,16 @@ class Mapping(Resource):
             setting=name,
             errno=number,
         )
-        # The region uses the store until it is freed, whatever becomes of the buffer.
-        self._region = ffi.gc(
-            out[0], lambda region, _store=store: lib.ccmem_region_free(region), self._nbytes
-        )
+        self._region = kind.own(out)
         self._anchor = anchor(self._region)
         self._array = self._new_array()
 
     def _new_array(self) -> Array:
         """The array, which keeps the region, and so the range of addresses, alive."""
         data = lib.ccmem_region_data(self._region)
-        owner = ffi.gc(data, lambda _, _region=self._anchor: None)
-        memory: Any = memoryview(ffi.buffer(owner, self._nbytes))
+        memory: Any = ffi.buffer(keeping(data, self._region), self._nbytes)
         if self._mode == "r":
-            memory = memory.toreadonly()
+            memory = memoryview(memory).toreadonly()
         array: Array = np.ndarray(self._shape, self._dtype, memory)
         return array
 

@@ -602,7 +602,10 @@ class EncryptedTensor(Resource):
                 _ndarray(shape, self._dtype, memory)[...] = value
         else:
             pointer = ffi.from_buffer(BYTES, flat_bytes(value))
-        status = _store_write(self._buffer._store or self._opened(), offset, pointer, nbytes)
+        try:
+            status = _store_write(self._buffer._store or self._opened(), offset, pointer, nbytes)
+        finally:
+            del pointer
         if status != OK:
             self._buffer._fail(status, offset, nbytes)
 
@@ -623,8 +626,8 @@ class EncryptedTensor(Resource):
         source = self._as_stored(value, chosen)
         check(lib.ccmem_store_check(self._opened()), subject="tensor")
         if nbytes:
-            memory = ffi.from_buffer(BYTES, flat_bytes(source))
-            write(self._buffer, self._offset, Layout(chosen), memory)
+            with ffi.from_buffer(BYTES, flat_bytes(source)) as memory:
+                write(self._buffer, self._offset, Layout(chosen), memory)
 
     def _write_pieces(self, chosen: Selection, value: Array) -> None:
         """Writes an array of the selection's shape that has to be converted, some rows at a time

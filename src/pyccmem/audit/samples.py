@@ -16,6 +16,7 @@ import numpy.typing as npt
 from .. import errors
 from .._arguments import integer
 from .._lib import check, ffi, lib
+from .._owned import SAMPLES
 from .._safetensors_header import Entry, open_file, read_header
 from .scratch import Scratch
 
@@ -50,9 +51,9 @@ class Samples:
     """
 
     def __init__(self, path: str, file: BinaryIO, tensors: Sequence[Entry], capacity: int) -> None:
-        out = ffi.new("ccmem_samples **")
+        out = SAMPLES.cell()
         check(lib.ccmem_samples_new(capacity, out), action="the samples")
-        self.native: Any = ffi.gc(out[0], lib.ccmem_samples_free)
+        self.native: Any = SAMPLES.own(out)
         #: Path of the file, as it was given.
         self.path = path
         status = os.fstat(file.fileno())

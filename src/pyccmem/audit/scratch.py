@@ -6,7 +6,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from .._lib import check, ffi, lib
+from .. import _plain
+from .._lib import ffi
 
 __all__ = ["Scratch"]
 
@@ -18,11 +19,10 @@ class Scratch:
     """
 
     def __init__(self, nbytes: int) -> None:
-        out = ffi.new("uint8_t **")
-        check(lib.ccmem_plain_alloc(nbytes, out), action="the scanner's buffer")
         self.nbytes = nbytes
-        self.native: Any = ffi.gc(out[0], lib.ccmem_plain_free)
-        self._view = memoryview(ffi.buffer(self.native, nbytes))
+        self.native: Any
+        self.native, memory = _plain.block(nbytes)
+        self._view = memoryview(memory)
 
     @property
     def address(self) -> int:
