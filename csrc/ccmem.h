@@ -68,6 +68,7 @@ enum {
     CCMEM_WRAPPED_KEY_SIZE = 40,
     CCMEM_KEY_ID_SIZE = 16,
     CCMEM_MAC_SIZE = 16,
+    CCMEM_STORE_SIZE = 56, /* bytes of a store that the caller has the memory for */
     CCMEM_PAGE_SIZE_MIN = 4096,
     CCMEM_PAGE_SIZE_MAX = 65536,
     CCMEM_MAX_THREADS = 256

@@ -23,10 +23,9 @@
 
 #include "cpu.h"
 #include "fork.h"
-#include "page_key.h"
 #include "ranges.h"
 #include "secret.h"
-#include "store.h"
+#include "store_core.h"
 #include "threads.h"
 #include "vmem.h"
 
@@ -40,45 +39,7 @@ enum {
      * be cached when it is used next, and non-temporal stores would cost more than they save. */
     STREAM_BYTES = 4 << 20,
     READ_RETRIES = 16, /* before a reader takes the writers' lock */
-    STAGING_BYTES = 1 << 20, /* a multiple of every page size */
-    SHARDS = 16
-};
-
-struct ccmem_mapping {
-    uint64_t refs; /* atomic */
-    uint64_t size;
-    uint8_t *data;
-};
-
-/* Counters of one group of threads, alone on their cache lines. Plain loads and stores: two threads
- * of one group may lose a count, and no thread ever waits for another's cache line. */
-typedef struct shard {
-    _Alignas(128) ccmem_stats count;
-} shard;
-
-/* Whoever may hold locks in a group of PAGE_BATCH pages counts in the group's slot: the low half is how
- * many there are, the high half grows with each. */
-enum { SLOTS = 256 };
-
-struct ccmem_store {
-    page_context page;
-    uint64_t *version; /* one word a page */
-    uint64_t *sealed;  /* the last version each page was sealed under, whatever became of its word;
-                          NULL when read-only */
-    page_tag *tag;     /* NULL for a cipher without */
-    uint8_t *ct;
-    uint64_t generation;
-    uint64_t nbytes;
-    uint64_t npages;
-    uint64_t version_limit;
-    uint32_t page_shift;
-    int read_only;
-    ccmem_secret_level level;
-    void *key; /* expanded, in secret memory */
-    const page_suite *suite;
-    ccmem_mapping *mapping;
-    uint64_t slots[SLOTS]; /* atomic, see orphaned() */
-    shard shards[SHARDS];
+    STAGING_BYTES = 1 << 20 /* a multiple of every page size */
 };
 
 /* As errno: the page that the last failed call in this thread was about. */
@@ -88,13 +49,13 @@ ccmem_failure ccmem_last_failure(void) { return last_failure; }
 
 void store_set_failure(ccmem_failure failure) { last_failure = failure; }
 
-static shard *my_shard(ccmem_store *s) {
+static shard *my_shard(store_core *core) {
     static unsigned threads; /* atomic */
     /* One word of static TLS, so that counting costs no call in a shared object. */
     static _Thread_local unsigned self __attribute__((tls_model("initial-exec")));
     if (__builtin_expect(!self, 0))
         self = 1 + __atomic_fetch_add(&threads, 1, __ATOMIC_RELAXED);
-    return &s->shards[self % SHARDS];
+    return &core->shards[self % SHARDS];
 }
 
 static inline void add(uint64_t *counter, uint64_t n) {
@@ -106,7 +67,7 @@ static inline void add(uint64_t *counter, uint64_t n) {
 static const uint64_t ENTER = ((uint64_t)1 << 32) + 1;
 
 static inline uint64_t *slot_of(ccmem_store *s, uint64_t page) {
-    return &s->slots[page / PAGE_BATCH % SLOTS];
+    return &s->core->slots[(s->first + page) / PAGE_BATCH % SLOTS];
 }
 
 /* 1 when nobody holds the lock that the page's word shows: nobody was in its slot before the look at
@@ -156,7 +117,7 @@ static inline int unchanged(const uint64_t *word, uint64_t version) {
  * returns how many; v[i] is what page i had for a version. It never waits, so writers that wait hold
  * nothing and wait for no one in a circle. */
 static uint64_t lock_free_pages(ccmem_store *s, uint64_t first, uint64_t n, uint64_t *v) {
-    uint64_t i = 0, left = PAGE_BATCH - first % PAGE_BATCH;
+    uint64_t i = 0, left = PAGE_BATCH - (s->first + first) % PAGE_BATCH;
     v[0] = __atomic_load_n(&s->version[first], __ATOMIC_RELAXED);
     if (v[0] & LOCK)
         return 0;
@@ -204,14 +165,15 @@ static int vouched(const ccmem_store *s, uint64_t page, uint64_t version) {
         return 1;
     if (!version)
         return ccmem_equal(s->tag[page], none, sizeof none);
-    return s->page.ops->open_part(&s->page, NULL, s->ct + (page << s->page_shift), page, version,
-                                  s->tag[page], 0, 0) != PAGE_BAD;
+    const store_core *c = s->core;
+    return c->page.ops->open_part(&c->page, NULL, s->ct + (page << c->page_shift), s->first + page,
+                                  version, s->tag[page], 0, 0) != PAGE_BAD;
 }
 
 /* used_version() of a page one of whose two numbers leaves no version to use. */
 static __attribute__((noinline)) uint64_t vouched_version(const ccmem_store *s, uint64_t page,
                                                           uint64_t word, uint64_t sealed) {
-    const uint64_t limit = s->version_limit;
+    const uint64_t limit = s->core->version_limit;
     if (word > limit && sealed < limit && vouched(s, page, sealed))
         return sealed;
     if (sealed > limit && word < limit && vouched(s, page, word))
@@ -229,9 +191,9 @@ static __attribute__((noinline)) uint64_t vouched_version(const ccmem_store *s, 
  * If the word as a whole is above the limit, no page was ever sealed under it: it is the one that
  * is damaged, and the other is whole. As that is the only witness, the tag must vouch for it. */
 static inline uint64_t used_version(const ccmem_store *s, uint64_t page, uint64_t word) {
-    uint64_t sealed = __atomic_load_n(&s->sealed[page], __ATOMIC_RELAXED);
+    uint64_t sealed = __atomic_load_n(store_sealed(s, page), __ATOMIC_RELAXED);
     uint64_t v = word & VERSION_MAX, copy = sealed & VERSION_MAX, used = copy > v ? copy : v;
-    if (__builtin_expect(used < s->version_limit, 1))
+    if (__builtin_expect(used < s->core->version_limit, 1))
         return used;
     return vouched_version(s, page, word, sealed);
 }
@@ -247,12 +209,12 @@ static inline void publish(ccmem_store *s, uint64_t first, const uint64_t *v, ui
 
 /* A page marked as never written has no tag; a version that was put back to 0 leaves one behind. A
  * read-only store has no such pages. */
-static int never_written(const ccmem_store *s, uint64_t page) {
+static __attribute__((noinline)) int never_written(const ccmem_store *s, uint64_t page) {
     static const page_tag none;
-    if (s->read_only)
+    if (s->core->read_only)
         return 0;
     return !s->tag || (ccmem_equal(s->tag[page], none, sizeof none) &&
-                       !__atomic_load_n(&s->sealed[page], __ATOMIC_RELAXED));
+                       !__atomic_load_n(store_sealed(s, page), __ATOMIC_RELAXED));
 }
 
 static inline uint8_t *tag_of(const ccmem_store *s, uint64_t page) {
@@ -265,16 +227,19 @@ static inline void clear(uint8_t *out, uint32_t n) {
         memset(out, 0, n);
 }
 
-/* 0 when the page does not match its tag; the n bytes are zero then. */
-static int open_part(ccmem_store *s, shard *sh, uint64_t page, uint64_t version, uint32_t offset,
-                     uint8_t *out, uint32_t n) {
+/* 0 when the page does not match its tag; the n bytes are zero then. Inline: a call
+ * more would cost a small read a tenth. */
+static inline __attribute__((always_inline)) int
+open_part(ccmem_store *s, shard *sh, uint64_t page, uint64_t version, uint32_t offset, uint8_t *out,
+          uint32_t n) {
+    const store_core *c = s->core;
     if (version == 0) {
         clear(out, n);
         return never_written(s, page);
     }
     page_result result =
-        s->page.ops->open_part(&s->page, out, s->ct + (page << s->page_shift), page, version,
-                               tag_of(s, page), offset, n);
+        c->page.ops->open_part(&c->page, out, s->ct + (page << c->page_shift), s->first + page,
+                               version, tag_of(s, page), offset, n);
     if (__builtin_expect(result == PAGE_HIT, 1))
         add(&sh->count.tweak_hits, 1);
     else if (result == PAGE_MISS)
@@ -310,21 +275,22 @@ static ccmem_status read_part(ccmem_store *s, shard *sh, uint64_t page, uint32_t
 /* `anew`: the runs are all that the page is to hold, whatever became of it, and the rest zeros. */
 static ccmem_status write_parts(ccmem_store *s, shard *sh, uint64_t page, const uint64_t *offsets,
                                 size_t count, const uint8_t *data, uint32_t n, int anew) {
+    const store_core *c = s->core;
     ccmem_status status = CCMEM_OK;
     uint64_t v;
     if (!lock_pages(s, page, 1, &v, anew))
         return damaged(sh, page, v);
     uint64_t used = used_version(s, page, v);
-    if (used >= s->version_limit)
+    if (used >= s->core->version_limit)
         status = CCMEM_ERR_VERSION;
     else if ((v == 0 && !anew && !never_written(s, page)) ||
-             s->page.ops->modify(&s->page, s->ct + (page << s->page_shift), data, page,
+             c->page.ops->modify(&c->page, s->ct + (page << c->page_shift), data, s->first + page,
                                  anew ? 0 : v, used + 1, tag_of(s, page), offsets, count,
                                  n) == PAGE_BAD)
         status = damaged(sh, page, v);
     if (status == CCMEM_OK) {
         v = used + 1;
-        __atomic_store_n(&s->sealed[page], v, __ATOMIC_RELAXED);
+        __atomic_store_n(store_sealed(s, page), v, __ATOMIC_RELAXED);
     }
     publish(s, page, &v, 1);
     if (status == CCMEM_OK)
@@ -335,6 +301,19 @@ static ccmem_status write_parts(ccmem_store *s, shard *sh, uint64_t page, const 
 static ccmem_status write_part(ccmem_store *s, shard *sh, uint64_t page, uint64_t offset,
                                const uint8_t *data, uint32_t n, int anew) {
     return write_parts(s, sh, page, &offset, 1, data, n, anew);
+}
+
+uint64_t store_used_version(const ccmem_store *s, uint64_t page) {
+    return used_version(s, page, __atomic_load_n(&s->version[page], __ATOMIC_RELAXED));
+}
+
+ccmem_status store_clear(ccmem_store *s, uint64_t n) {
+    const uint8_t zero = 0;
+    shard *sh = my_shard(s->core);
+    ccmem_status status = CCMEM_OK;
+    for (uint64_t page = 0; page < n && status == CCMEM_OK; page++)
+        status = write_part(s, sh, page, 0, &zero, 1, 1);
+    return status;
 }
 
 /* ---- whole pages ----------------------------------------------------------------------------- */
@@ -351,20 +330,21 @@ typedef struct bulk {
 } bulk;
 
 static uint64_t batch_pages(const ccmem_store *s) {
-    uint64_t n = BATCH_BYTES >> s->page_shift;
+    uint64_t n = BATCH_BYTES >> s->core->page_shift;
     return n < PAGE_BATCH ? n : PAGE_BATCH;
 }
 
 /* Pages first + [0, n), all written or all never written. The mask of those that are bad. */
 static uint64_t open_run(ccmem_store *s, shard *sh, uint64_t first, const uint64_t *v, uint8_t *to,
                          uint64_t n, unsigned flags) {
+    const store_core *c = s->core;
     uint64_t bad = 0;
     if (v[0]) {
-        bad = s->page.ops->open(&s->page, to, s->ct + (first << s->page_shift), first, v,
+        bad = c->page.ops->open(&c->page, to, s->ct + (first << c->page_shift), s->first + first, v,
                                 s->tag ? s->tag + first : NULL, n, flags);
         add(&sh->count.pages_opened, n);
     } else {
-        memset(to, 0, n << s->page_shift);
+        memset(to, 0, n << s->core->page_shift);
         for (uint64_t i = 0; i < n; i++)
             bad |= (uint64_t)!never_written(s, first + i) << i;
     }
@@ -373,19 +353,20 @@ static uint64_t open_run(ccmem_store *s, shard *sh, uint64_t first, const uint64
 
 static ccmem_status read_batch(ccmem_store *s, shard *sh, uint64_t first, uint8_t *out, uint64_t n,
                                unsigned flags) {
+    const store_core *c = s->core;
     uint64_t v[PAGE_BATCH], bad = 0;
     for (uint64_t i = 0; i < n; i++)
         v[i] = stable_version(s, first + i);
     for (uint64_t i = 0, run; i < n; i += run) {
         for (run = 1; i + run < n && !v[i + run] == !v[i];)
             run++;
-        bad |= open_run(s, sh, first + i, v + i, out + (i << s->page_shift), run, flags) << i;
+        bad |= open_run(s, sh, first + i, v + i, out + (i << s->core->page_shift), run, flags) << i;
     }
     for (uint64_t i = 0; i < n; i++) {
         if (__builtin_expect(!unchanged(&s->version[first + i], v[i]) || (v[i] & LOCK), 0)) {
             add(&sh->count.retries, 1);
             ccmem_status status =
-                read_part(s, sh, first + i, 0, out + (i << s->page_shift), s->page.size);
+                read_part(s, sh, first + i, 0, out + (i << c->page_shift), c->page.size);
             if (status != CCMEM_OK)
                 return status;
         } else if (__builtin_expect(bad >> i & 1, 0)) {
@@ -398,12 +379,12 @@ static ccmem_status read_batch(ccmem_store *s, shard *sh, uint64_t first, uint8_
 static void read_pages(void *arg, uint64_t begin, uint64_t end) {
     bulk *b = arg;
     ccmem_store *s = b->store;
-    shard *sh = my_shard(s);
+    shard *sh = my_shard(s->core);
     uint64_t most = batch_pages(s);
     for (uint64_t i = begin, n; i < end && !outcome_stopped(&b->end); i += n) {
         n = end - i < most ? end - i : most;
         ccmem_status status =
-            read_batch(s, sh, b->first + i, b->out + (i << s->page_shift), n, b->flags);
+            read_batch(s, sh, b->first + i, b->out + (i << s->core->page_shift), n, b->flags);
         if (status != CCMEM_OK)
             outcome_stop(&b->end, status);
     }
@@ -412,19 +393,20 @@ static void read_pages(void *arg, uint64_t begin, uint64_t end) {
 /* Pages first + [0, n), which are locked at the versions v; they are published here. */
 static ccmem_status write_locked(ccmem_store *s, shard *sh, uint64_t first, const uint8_t *data,
                                  uint64_t *v, uint64_t n, unsigned flags) {
+    const store_core *c = s->core;
     ccmem_status status = CCMEM_OK;
     uint64_t next[PAGE_BATCH];
     for (uint64_t i = 0; i < n; i++) {
         next[i] = used_version(s, first + i, v[i]) + 1;
-        if (next[i] > s->version_limit)
+        if (next[i] > s->core->version_limit)
             status = CCMEM_ERR_VERSION;
     }
     if (status == CCMEM_OK) {
         for (uint64_t i = 0; i < n; i++) {
             v[i] = next[i];
-            __atomic_store_n(&s->sealed[first + i], v[i], __ATOMIC_RELAXED);
+            __atomic_store_n(store_sealed(s, first + i), v[i], __ATOMIC_RELAXED);
         }
-        s->page.ops->seal(&s->page, s->ct + (first << s->page_shift), data, first, v,
+        c->page.ops->seal(&c->page, s->ct + (first << c->page_shift), data, s->first + first, v,
                           s->tag ? s->tag + first : NULL, n, flags);
         add(&sh->count.pages_sealed, n);
     }
@@ -438,7 +420,8 @@ static ccmem_status write_batch(ccmem_store *s, shard *sh, uint64_t first, const
     for (uint64_t i = 0, locked; i < n && status == CCMEM_OK; i += locked) {
         uint64_t v[PAGE_BATCH];
         locked = lock_pages(s, first + i, n - i, v, 1);
-        status = write_locked(s, sh, first + i, data + (i << s->page_shift), v, locked, flags);
+        const uint8_t *from = data + (i << s->core->page_shift);
+        status = write_locked(s, sh, first + i, from, v, locked, flags);
     }
     return status;
 }
@@ -446,14 +429,15 @@ static ccmem_status write_batch(ccmem_store *s, shard *sh, uint64_t first, const
 static void write_pages(void *arg, uint64_t begin, uint64_t end) {
     bulk *b = arg;
     ccmem_store *s = b->store;
-    shard *sh = my_shard(s);
+    shard *sh = my_shard(s->core);
     uint64_t most = batch_pages(s);
     for (uint64_t i = begin, n; i < end && !outcome_stopped(&b->end); i += n) {
-        uint64_t left = PAGE_BATCH - (b->first + i) % PAGE_BATCH; /* locks end with their group */
+        /* Locks end with their group. */
+        uint64_t left = PAGE_BATCH - (s->first + b->first + i) % PAGE_BATCH;
         n = end - i < most ? end - i : most;
         n = n < left ? n : left;
         ccmem_status status =
-            write_batch(s, sh, b->first + i, b->data + (i << s->page_shift), n, b->flags);
+            write_batch(s, sh, b->first + i, b->data + (i << s->core->page_shift), n, b->flags);
         if (status != CCMEM_OK)
             outcome_stop(&b->end, status);
     }
@@ -462,11 +446,11 @@ static void write_pages(void *arg, uint64_t begin, uint64_t end) {
 /* CCMEM_ERR_INTEGRITY: the page's version and the copy of it differ, though no writer is at it. */
 static ccmem_status compare_copy(ccmem_store *s, shard *sh, uint64_t page) {
     uint64_t v, copy;
-    if (s->read_only)
+    if (s->core->read_only)
         return CCMEM_OK;
     for (int tries = 0; tries < READ_RETRIES; tries++) {
         v = stable_version(s, page);
-        copy = __atomic_load_n(&s->sealed[page], __ATOMIC_RELAXED);
+        copy = __atomic_load_n(store_sealed(s, page), __ATOMIC_RELAXED);
         if (copy == v)
             return CCMEM_OK;
         if (unchanged(&s->version[page], v))
@@ -474,7 +458,7 @@ static ccmem_status compare_copy(ccmem_store *s, shard *sh, uint64_t page) {
     }
     if (!lock_pages(s, page, 1, &v, 0))
         return damaged(sh, page, v);
-    copy = __atomic_load_n(&s->sealed[page], __ATOMIC_RELAXED);
+    copy = __atomic_load_n(store_sealed(s, page), __ATOMIC_RELAXED);
     publish(s, page, &v, 1);
     return copy == v ? CCMEM_OK : damaged(sh, page, v);
 }
@@ -482,7 +466,7 @@ static ccmem_status compare_copy(ccmem_store *s, shard *sh, uint64_t page) {
 static void verify_pages(void *arg, uint64_t begin, uint64_t end) {
     bulk *b = arg;
     ccmem_store *s = b->store;
-    shard *sh = my_shard(s);
+    shard *sh = my_shard(s->core);
     uint64_t failures = 0;
     for (uint64_t i = begin; i < end; i++) {
         b->bad[i] = read_part(s, sh, b->first + i, 0, NULL, 0) != CCMEM_OK ||
@@ -504,32 +488,33 @@ typedef struct range {
 
 static range split(const ccmem_store *s, uint64_t offset, uint64_t n) {
     range r = {0};
-    uint32_t size = s->page.size;
+    uint32_t size = s->core->page.size;
     r.ends = offset + n == s->nbytes;
-    r.first = offset >> s->page_shift;
+    r.first = offset >> s->core->page_shift;
     r.head_offset = (uint32_t)(offset & (size - 1));
     if (r.head_offset || n < size) {
         r.head = (uint32_t)(n < size - r.head_offset ? n : size - r.head_offset);
         r.first++;
         n -= r.head;
     }
-    r.pages = n >> s->page_shift;
+    r.pages = n >> s->core->page_shift;
     r.tail = (uint32_t)(n & (size - 1));
     return r;
 }
 
 static ccmem_status run_bulk(bulk *b, uint64_t pages, parallel_body body, int alone) {
     const ccmem_store *s = b->store;
-    b->flags = (pages << s->page_shift) >= STREAM_BYTES ? PAGE_STREAM : 0;
+    b->flags = (pages << s->core->page_shift) >= STREAM_BYTES ? PAGE_STREAM : 0;
     if (alone)
         body(b, 0, pages);
     else
-        parallel_for(pages, GRAIN_BYTES >> s->page_shift, body, b);
+        parallel_for(pages, GRAIN_BYTES >> s->core->page_shift, body, b);
     return outcome_end(&b->end);
 }
 
-static inline ccmem_status check_call(const ccmem_store *s, uint64_t offset, uint64_t n) {
-    if (__builtin_expect(fork_alien(s->generation), 0))
+static inline ccmem_status check_call(const ccmem_store *s, const store_core *c, uint64_t offset,
+                                      uint64_t n) {
+    if (__builtin_expect(fork_alien(c->generation), 0))
         return CCMEM_ERR_FORK;
     if (__builtin_expect(n > s->nbytes || offset > s->nbytes - n, 0))
         return CCMEM_ERR_RANGE;
@@ -538,16 +523,17 @@ static inline ccmem_status check_call(const ccmem_store *s, uint64_t offset, uin
 
 static inline ccmem_status read_range(ccmem_store *s, uint64_t offset, void *out, uint64_t n,
                                       int alone) {
-    ccmem_status status = check_call(s, offset, n);
+    store_core *c = s->core;
+    ccmem_status status = check_call(s, c, offset, n);
     if (status != CCMEM_OK)
         return status;
-    shard *sh = my_shard(s);
+    shard *sh = my_shard(c);
     uint8_t *to = out;
     add(&sh->count.reads, 1);
-    uint32_t in_page = (uint32_t)(offset & (s->page.size - 1));
-    if (n <= s->page.size - in_page) {
+    uint32_t in_page = (uint32_t)(offset & (c->page.size - 1));
+    if (n <= c->page.size - in_page) {
         if (n)
-            status = read_part(s, sh, offset >> s->page_shift, in_page, to, (uint32_t)n);
+            status = read_part(s, sh, offset >> c->page_shift, in_page, to, (uint32_t)n);
         if (__builtin_expect(status == CCMEM_OK, 1))
             add(&sh->count.bytes_read, n);
         return status;
@@ -578,15 +564,16 @@ ccmem_status store_read_alone(ccmem_store *s, uint64_t offset, void *out, uint64
 
 void store_prefetch(const ccmem_store *s, uint64_t offset, uint64_t n) {
     enum { LINE = 64, LINES = 8 }; /* the rest is left to the hardware, which sees a stream by then */
-    uint64_t page = offset >> s->page_shift;
+    uint64_t page = offset >> s->core->page_shift;
     __builtin_prefetch(&s->version[page]);
     if (s->tag) {
         /* A page is read from its start, whatever part of it is wanted. */
         __builtin_prefetch(s->tag[page]);
-        n += offset - (page << s->page_shift);
-        offset = page << s->page_shift;
-    } else if (s->page.cache.entries) {
-        __builtin_prefetch(&s->page.cache.entries[page & s->page.cache.mask]);
+        n += offset - (page << s->core->page_shift);
+        offset = page << s->core->page_shift;
+    } else if (s->core->page.cache.entries) {
+        const tweak_cache *cache = &s->core->page.cache;
+        __builtin_prefetch(&cache->entries[(s->first + page) & cache->mask]);
     }
     for (uint64_t i = 0; i < n && i < LINES * LINE; i += LINE)
         __builtin_prefetch(s->ct + offset + i);
@@ -594,13 +581,13 @@ void store_prefetch(const ccmem_store *s, uint64_t offset, uint64_t n) {
 
 /* Looks for room in all pages before the first is touched, so that a refused write changes nothing. */
 static ccmem_status check_versions(ccmem_store *s, uint64_t offset, uint64_t n) {
-    uint64_t last = (offset + n - 1) >> s->page_shift, v, used;
-    for (uint64_t p = offset >> s->page_shift; p <= last; p++) {
+    uint64_t last = (offset + n - 1) >> s->core->page_shift, v, used;
+    for (uint64_t p = offset >> s->core->page_shift; p <= last; p++) {
         do {
             v = stable_version(s, p);
             used = used_version(s, p, v);
-        } while (used >= s->version_limit && !unchanged(&s->version[p], v));
-        if (used >= s->version_limit)
+        } while (used >= s->core->version_limit && !unchanged(&s->version[p], v));
+        if (used >= s->core->version_limit)
             return CCMEM_ERR_VERSION;
     }
     return CCMEM_OK;
@@ -621,13 +608,13 @@ static ccmem_status check_parts(ccmem_store *s, shard *sh, const range *r) {
 
 ccmem_status store_write_present(ccmem_store *s, uint64_t offset, const void *data, uint64_t n,
                                  int alone) {
-    ccmem_status status = check_call(s, offset, n);
+    ccmem_status status = check_call(s, s->core, offset, n);
     const uint8_t *from = data;
     if (status != CCMEM_OK)
         return status;
-    if (s->read_only)
+    if (s->core->read_only)
         return CCMEM_ERR_READONLY;
-    shard *sh = my_shard(s);
+    shard *sh = my_shard(s->core);
     if (n)
         status = check_versions(s, offset, n);
     if (status != CCMEM_OK)
@@ -670,21 +657,21 @@ static ccmem_status write_staged(ccmem_store *s, uint64_t offset, const uint8_t 
 }
 
 ccmem_status ccmem_store_write(ccmem_store *s, uint64_t offset, const void *data, uint64_t n) {
-    ccmem_status status = check_call(s, offset, n);
+    ccmem_status status = check_call(s, s->core, offset, n);
     if (status == CCMEM_OK && n && ranges_touch(data, n))
-        return s->read_only ? CCMEM_ERR_READONLY : write_staged(s, offset, data, n);
+        return s->core->read_only ? CCMEM_ERR_READONLY : write_staged(s, offset, data, n);
     return store_write_present(s, offset, data, n, 0);
 }
 
-int store_read_only(const ccmem_store *s) { return s->read_only; }
+int store_read_only(const ccmem_store *s) { return s->core->read_only; }
 
 ccmem_status ccmem_store_verify(ccmem_store *s, uint64_t first, uint64_t count, uint8_t *bad,
                                 uint64_t *failures) {
-    if (fork_alien(s->generation))
+    if (fork_alien(s->core->generation))
         return CCMEM_ERR_FORK;
-    if (!s->tag && s->npages)
+    if (!s->tag && store_pages(s))
         return CCMEM_ERR_ARGUMENT;
-    if (count > s->npages || first > s->npages - count)
+    if (count > store_pages(s) || first > store_pages(s) - count)
         return CCMEM_ERR_RANGE;
     bulk b = {.store = s, .first = first, .bad = bad};
     ccmem_failure before = last_failure; /* the status is CCMEM_OK, so it tells of no page */
@@ -695,13 +682,14 @@ ccmem_status ccmem_store_verify(ccmem_store *s, uint64_t first, uint64_t count, 
     return CCMEM_OK;
 }
 
-uint32_t store_page_size(const ccmem_store *s) { return s->page.size; }
+uint32_t store_page_size(const ccmem_store *s) { return s->core->page.size; }
 
-size_t store_dot_turn(const ccmem_store *s) { return s->page.ops->dot_turn(&s->page); }
+size_t store_dot_turn(const ccmem_store *s) { return s->core->page.ops->dot_turn(&s->core->page); }
 
 ccmem_status store_dot(ccmem_store *s, uint64_t first, uint64_t n, ccmem_dtype dtype,
                        const dot_rows *dot, int *done) {
-    shard *sh = my_shard(s);
+    const store_core *c = s->core;
+    shard *sh = my_shard(s->core);
     uint64_t v[STORE_OPEN_MAX];
     *done = 0;
     for (uint64_t i = 0; i < n; i++) {
@@ -709,7 +697,7 @@ ccmem_status store_dot(ccmem_store *s, uint64_t first, uint64_t n, ccmem_dtype d
         if (!v[i] || (v[i] & LOCK))
             return CCMEM_OK;
     }
-    size_t good = s->page.ops->dot(&s->page, s->ct + (first << s->page_shift), first, v,
+    size_t good = c->page.ops->dot(&c->page, s->ct + (first << c->page_shift), s->first + first, v,
                                    s->tag ? s->tag + first : NULL, n, dtype, dot);
     add(&sh->count.pages_opened, n);
     for (uint64_t i = 0; i < n; i++)
@@ -726,14 +714,14 @@ ccmem_status store_dot(ccmem_store *s, uint64_t first, uint64_t n, ccmem_dtype d
 _Static_assert((int)STORE_OPEN_MAX <= (int)PAGE_BATCH, "a call is one batch");
 
 ccmem_status store_open_pages(ccmem_store *s, uint64_t first, uint8_t *to, uint64_t n) {
-    return read_batch(s, my_shard(s), first, to, n, 0);
+    return read_batch(s, my_shard(s->core), first, to, n, 0);
 }
 
 ccmem_status store_write_in_page(ccmem_store *s, const uint64_t *offsets, size_t count,
                                  const void *data, uint32_t n) {
-    if (s->read_only)
+    if (s->core->read_only)
         return CCMEM_ERR_READONLY;
-    shard *sh = my_shard(s);
+    shard *sh = my_shard(s->core);
     uint8_t *staging = NULL;
     ccmem_status status = CCMEM_OK;
     if (ranges_touch(data, (uint64_t)count * n)) {
@@ -743,7 +731,7 @@ ccmem_status store_write_in_page(ccmem_store *s, const uint64_t *offsets, size_t
         memcpy(staging, data, (size_t)count * n);
         data = staging;
     }
-    status = write_parts(s, sh, offsets[0] >> s->page_shift, offsets, count, data, n, 0);
+    status = write_parts(s, sh, offsets[0] >> s->core->page_shift, offsets, count, data, n, 0);
     ccmem_plain_free(staging);
     if (status == CCMEM_OK) {
         add(&sh->count.writes, 1);
@@ -766,58 +754,104 @@ static ccmem_status new_mapping(void *data, uint64_t size, ccmem_mapping **out) 
     return CCMEM_OK;
 }
 
-/* Memory for pages that are yet to be written. */
-static ccmem_status new_pages(ccmem_store *s) {
-    uint64_t size = s->npages << s->page_shift;
-    void *data = NULL;
-    ccmem_status status = size ? vmem_map_pages(size, &data) : CCMEM_OK;
-    if (status != CCMEM_OK)
-        return status;
-    status = new_mapping(data, size, &s->mapping);
-    if (status != CCMEM_OK)
-        vmem_unmap(data, size);
-    return status;
-}
-
-/* Versions, tags and tweaks, neither dumped nor inherited. */
-static ccmem_status new_records(ccmem_store *s, uint32_t tweak_cache_entries) {
-    void *versions = NULL, *sealed = NULL, *tags = NULL;
-    ccmem_status status = CCMEM_OK;
-    if (!s->npages)
-        return CCMEM_OK;
-    status = vmem_map_private(s->npages * sizeof *s->version, &versions);
-    s->version = versions;
-    if (status == CCMEM_OK && !s->read_only)
-        status = vmem_map_private(s->npages * sizeof *s->sealed, &sealed);
-    s->sealed = sealed;
-    if (!s->suite->authenticated)
-        return status != CCMEM_OK ? status
-                                  : tweak_cache_init(&s->page.cache, tweak_cache_entries, s->npages);
-    if (status == CCMEM_OK)
-        status = vmem_map_private(s->npages * sizeof *s->tag, &tags);
-    s->tag = tags;
-    return status;
-}
-
-/* A store with its keys, but without memory for pages and records. */
-static ccmem_status new_store(const ccmem_key *key, ccmem_cipher cipher, const uint8_t id[16],
-                              uint64_t nbytes, uint32_t page_size, ccmem_store **out) {
-    ccmem_store *s;
-    if (posix_memalign((void **)&s, _Alignof(ccmem_store), sizeof *s))
-        return CCMEM_ERR_NOMEM;
-    memset(s, 0, sizeof *s);
-    s->generation = fork_generation();
-    s->page_shift = (uint32_t)__builtin_ctz(page_size);
-    s->suite = page_suite_of(cipher);
-    s->nbytes = nbytes;
-    s->npages = (nbytes + page_size - 1) >> s->page_shift;
-    s->version_limit = VERSION_MAX;
+/* Tags, versions and what was sealed, neither dumped nor inherited. */
+static ccmem_status new_records(const store_core *core, store_chunk *c) {
+    const uint64_t words = core->read_only ? 1 : 2;
+    const uint64_t tags = core->suite->authenticated ? sizeof *c->tag : 0;
+    c->record_bytes = c->npages * (tags + words * sizeof *c->version);
     ccmem_status status =
-        page_key_new(&s->page, key, cipher, id, page_size, &s->key, &s->level);
+        c->npages ? vmem_map_private(c->record_bytes, &c->records) : CCMEM_OK;
+    if (status != CCMEM_OK || !c->npages)
+        return status;
+    c->tag = tags ? c->records : NULL;
+    c->version = (uint64_t *)((uint8_t *)c->records + c->npages * tags);
+    return CCMEM_OK;
+}
+
+ccmem_status chunk_new(const store_core *core, uint64_t npages, void *pages, store_chunk **out) {
+    const uint64_t size = npages << core->page_shift;
+    void *own = NULL;
+    ccmem_status status = CCMEM_OK;
+    store_chunk *c = calloc(1, sizeof *c);
+    if (!c)
+        return CCMEM_ERR_NOMEM;
+    c->npages = npages;
+    status = new_records(core, c);
+    if (status == CCMEM_OK && !pages && size)
+        status = vmem_map_pages(size, &own);
+    if (status == CCMEM_OK) /* last: until now the pages are the caller's */
+        status = new_mapping(pages ? pages : own, size, &c->pages);
+    if (status == CCMEM_OK) {
+        *out = c;
+        return CCMEM_OK;
+    }
+    vmem_unmap(own, size);
+    vmem_unmap(c->records, c->record_bytes);
+    free(c);
+    return status;
+}
+
+void chunk_free(const store_core *core, store_chunk *c) {
+    if (!fork_alien(core->generation))
+        vmem_unmap(c->records, c->record_bytes);
+    ccmem_mapping_release(c->pages);
+    free(c->in_use);
+    free(c);
+}
+
+ccmem_status core_new(const ccmem_key *key, ccmem_cipher cipher, const uint8_t id[16],
+                      uint32_t page_size, store_core **out) {
+    store_core *core;
+    if (posix_memalign((void **)&core, _Alignof(store_core), sizeof *core))
+        return CCMEM_ERR_NOMEM;
+    memset(core, 0, sizeof *core);
+    core->generation = fork_generation();
+    core->page_shift = (uint32_t)__builtin_ctz(page_size);
+    core->suite = page_suite_of(cipher);
+    core->version_limit = VERSION_MAX;
+    core->refs = 1;
+    ccmem_status status =
+        page_key_new(&core->page, key, cipher, id, page_size, &core->key, &core->level);
+    if (status != CCMEM_OK) {
+        free(core);
+        return status;
+    }
+    *out = core;
+    return CCMEM_OK;
+}
+
+void core_release(store_core *core) {
+    if (!core || __atomic_fetch_sub(&core->refs, 1, __ATOMIC_ACQ_REL) != 1)
+        return;
+    int alien = fork_alien(core->generation);
+    tweak_cache_destroy(&core->page.cache, alien);
+    if (!alien)
+        secret_free(core->key);
+    for (store_chunk *c = core->chunks, *next; c; c = next) {
+        next = c->next;
+        chunk_free(core, c);
+    }
+    if (core->shared && !alien)
+        pthread_mutex_destroy(&core->lock);
+    free(core);
+}
+
+/* A store on the heap, over all of the only chunk of a core of its own. */
+static ccmem_status new_store(store_core *core, uint64_t nbytes, void *pages, ccmem_store **out) {
+    store_chunk *c = NULL;
+    ccmem_store *s = calloc(1, sizeof *s);
+    if (!s)
+        return CCMEM_ERR_NOMEM;
+    *s = (ccmem_store){.core = core, .nbytes = nbytes};
+    ccmem_status status = chunk_new(core, store_pages(s), pages, &c);
     if (status != CCMEM_OK) {
         free(s);
         return status;
     }
+    core->chunks = s->chunk = c;
+    s->version = c->version;
+    s->tag = c->tag;
+    s->ct = c->pages->data;
     *out = s;
     return CCMEM_OK;
 }
@@ -826,7 +860,7 @@ ccmem_status ccmem_store_new(const ccmem_key *key, ccmem_cipher cipher, uint64_t
                              uint32_t page_size, uint64_t version_limit,
                              uint32_t tweak_cache_entries, ccmem_store **out) {
     uint8_t id[CCMEM_STORE_ID_SIZE];
-    ccmem_store *s;
+    store_core *core;
     if (!key || !out || !page_suite_of(cipher) || version_limit > VERSION_MAX ||
         !page_size_allowed(page_size))
         return CCMEM_ERR_ARGUMENT;
@@ -837,31 +871,30 @@ ccmem_status ccmem_store_new(const ccmem_key *key, ccmem_cipher cipher, uint64_t
         return CCMEM_ERR_NOMEM;
     status = random_bytes(id, sizeof id);
     if (status == CCMEM_OK)
-        status = new_store(key, cipher, id, nbytes, page_size, &s);
+        status = core_new(key, cipher, id, page_size, &core);
     if (status != CCMEM_OK)
         return status;
     if (version_limit)
-        s->version_limit = version_limit;
-    status = new_pages(s);
+        core->version_limit = version_limit;
+    if (!core->suite->authenticated)
+        status = tweak_cache_init(&core->page.cache, tweak_cache_entries,
+                                  (nbytes + page_size - 1) >> core->page_shift);
     if (status == CCMEM_OK)
-        status = new_records(s, tweak_cache_entries);
-    if (status != CCMEM_OK) {
-        ccmem_store_free(s);
-        return status;
-    }
-    s->ct = s->mapping->data;
-    *out = s;
-    return CCMEM_OK;
+        status = new_store(core, nbytes, NULL, out);
+    if (status != CCMEM_OK)
+        core_release(core);
+    return status;
 }
 
 /* Looks at its own copy: the caller's may change meanwhile. */
 static ccmem_status copy_records(ccmem_store *s, const uint64_t *versions, const uint8_t *tags) {
+    const uint64_t npages = store_pages(s);
     int good = 1;
-    if (!s->npages)
+    if (!npages)
         return CCMEM_OK;
-    memcpy(s->version, versions, s->npages * sizeof *s->version);
-    memcpy(s->tag, tags, s->npages * sizeof *s->tag);
-    for (uint64_t i = 0; i < s->npages; i++)
+    memcpy(s->version, versions, npages * sizeof *s->version);
+    memcpy(s->tag, tags, npages * sizeof *s->tag);
+    for (uint64_t i = 0; i < npages; i++)
         good &= s->version[i] - 1 < VERSION_MAX;
     return good ? CCMEM_OK : CCMEM_ERR_ARGUMENT;
 }
@@ -869,43 +902,41 @@ static ccmem_status copy_records(ccmem_store *s, const uint64_t *versions, const
 ccmem_status store_over(const ccmem_key *key, ccmem_cipher cipher, const uint8_t id[16],
                         uint64_t nbytes, uint32_t page_size, void *pages, const uint64_t *versions,
                         const uint8_t *tags, ccmem_store **out) {
-    ccmem_store *s;
-    ccmem_status status = new_store(key, cipher, id, nbytes, page_size, &s);
+    ccmem_store *s = NULL;
+    store_core *core;
+    ccmem_status status = core_new(key, cipher, id, page_size, &core);
     if (status != CCMEM_OK)
         return status;
-    s->read_only = 1;
-    status = new_records(s, 0);
-    if (status == CCMEM_OK)
-        status = copy_records(s, versions, tags);
-    if (status == CCMEM_OK) /* last: until now the pages are the caller's */
-        status = new_mapping(pages, s->npages << s->page_shift, &s->mapping);
-    if (status != CCMEM_OK) {
-        ccmem_store_free(s);
-        return status;
+    core->read_only = 1;
+    status = new_store(core, nbytes, pages, &s);
+    if (status == CCMEM_OK && (status = copy_records(s, versions, tags)) != CCMEM_OK)
+        s->chunk->pages->data = NULL; /* they stay the caller's */
+    if (status == CCMEM_OK) {
+        *out = s;
+        return CCMEM_OK;
     }
-    s->ct = s->mapping->data;
-    *out = s;
-    return CCMEM_OK;
+    free(s);
+    core_release(core);
+    return status;
 }
 
 void ccmem_store_free(ccmem_store *s) {
     if (!s)
         return;
-    int alien = fork_alien(s->generation);
-    tweak_cache_destroy(&s->page.cache, alien);
-    if (!alien) {
-        secret_free(s->key);
-        vmem_unmap(s->version, s->npages * sizeof *s->version);
-        vmem_unmap(s->sealed, s->npages * sizeof *s->sealed);
-        vmem_unmap(s->tag, s->npages * sizeof *s->tag);
-    }
-    ccmem_mapping_release(s->mapping);
+    core_release(s->core);
     free(s);
 }
 
+/* A part of a chunk of many stores, or the only store's chunk. */
 ccmem_mapping *ccmem_store_mapping(ccmem_store *s) {
-    __atomic_fetch_add(&s->mapping->refs, 1, __ATOMIC_RELAXED);
-    return s->mapping;
+    ccmem_mapping *whole = s->chunk->pages, *part = whole;
+    if (s->core->shared) {
+        if (new_mapping(s->ct, store_pages(s) << s->core->page_shift, &part) != CCMEM_OK)
+            return NULL;
+        part->whole = whole;
+    }
+    __atomic_fetch_add(&whole->refs, 1, __ATOMIC_RELAXED);
+    return part;
 }
 
 const uint8_t *ccmem_mapping_data(const ccmem_mapping *m) { return m->data; }
@@ -913,26 +944,29 @@ const uint8_t *ccmem_mapping_data(const ccmem_mapping *m) { return m->data; }
 uint64_t ccmem_mapping_size(const ccmem_mapping *m) { return m->size; }
 
 void ccmem_mapping_release(ccmem_mapping *m) {
-    if (!m || __atomic_fetch_sub(&m->refs, 1, __ATOMIC_ACQ_REL) != 1)
-        return;
-    vmem_unmap(m->data, m->size);
-    free(m);
+    while (m && __atomic_fetch_sub(&m->refs, 1, __ATOMIC_ACQ_REL) == 1) {
+        ccmem_mapping *whole = m->whole;
+        if (!whole)
+            vmem_unmap(m->data, m->size);
+        free(m);
+        m = whole;
+    }
 }
 
 /* ---- what a store tells of itself ------------------------------------------------------------ */
 
 ccmem_status ccmem_store_check(const ccmem_store *s) {
-    return fork_alien(s->generation) ? CCMEM_ERR_FORK : CCMEM_OK;
+    return fork_alien(s->core->generation) ? CCMEM_ERR_FORK : CCMEM_OK;
 }
 
 uint64_t ccmem_store_size(const ccmem_store *s) { return s->nbytes; }
 
-ccmem_secret_level ccmem_store_level(const ccmem_store *s) { return s->level; }
+ccmem_secret_level ccmem_store_level(const ccmem_store *s) { return s->core->level; }
 
 ccmem_status ccmem_store_versions(ccmem_store *s, uint64_t first, uint64_t count, uint64_t *out) {
-    if (fork_alien(s->generation))
+    if (fork_alien(s->core->generation))
         return CCMEM_ERR_FORK;
-    if (count > s->npages || first > s->npages - count)
+    if (count > store_pages(s) || first > store_pages(s) - count)
         return CCMEM_ERR_RANGE;
     for (uint64_t i = 0; i < count; i++)
         out[i] = __atomic_load_n(&s->version[first + i], __ATOMIC_RELAXED) & ~LOCK;
@@ -940,7 +974,7 @@ ccmem_status ccmem_store_versions(ccmem_store *s, uint64_t first, uint64_t count
 }
 
 ccmem_status ccmem_store_records(ccmem_store *s, uint64_t **versions, uint8_t **tags) {
-    if (fork_alien(s->generation))
+    if (fork_alien(s->core->generation))
         return CCMEM_ERR_FORK;
     *versions = s->version;
     *tags = (uint8_t *)s->tag;
@@ -948,29 +982,35 @@ ccmem_status ccmem_store_records(ccmem_store *s, uint64_t **versions, uint8_t **
 }
 
 ccmem_status ccmem_store_copies(ccmem_store *s, uint64_t **copies) {
-    if (fork_alien(s->generation))
+    if (fork_alien(s->core->generation))
         return CCMEM_ERR_FORK;
-    *copies = s->sealed;
+    *copies = s->core->read_only || !s->chunk ? NULL : store_sealed(s, 0);
     return CCMEM_OK;
 }
 
-ccmem_status ccmem_store_stats(ccmem_store *s, ccmem_stats *out) {
+void core_stats(const store_core *core, ccmem_stats *out) {
     enum { WORDS = sizeof(ccmem_stats) / sizeof(uint64_t) };
     uint64_t *sum = (uint64_t *)out;
-    if (fork_alien(s->generation))
-        return CCMEM_ERR_FORK;
     memset(out, 0, sizeof *out);
     for (int i = 0; i < SHARDS; i++) {
-        const uint64_t *word = (const uint64_t *)&s->shards[i].count;
+        const uint64_t *word = (const uint64_t *)&core->shards[i].count;
         for (int w = 0; w < WORDS; w++)
             sum[w] += __atomic_load_n(&word[w], __ATOMIC_RELAXED);
     }
+}
+
+ccmem_status ccmem_store_stats(ccmem_store *s, ccmem_stats *out) {
+    if (fork_alien(s->core->generation))
+        return CCMEM_ERR_FORK;
+    core_stats(s->core, out);
     return CCMEM_OK;
 }
 
 uint64_t ccmem_store_overhead(const ccmem_store *s) {
-    return sizeof *s + sizeof(ccmem_mapping) + s->suite->key_size +
-           s->npages * (sizeof *s->version + (s->sealed ? sizeof *s->sealed : 0) +
-                        (s->tag ? sizeof *s->tag : 0)) +
-           tweak_cache_bytes(&s->page.cache);
+    const store_core *core = s->core;
+    const uint64_t words = core->read_only ? 1 : 2, tag = s->tag ? sizeof *s->tag : 0;
+    uint64_t own = sizeof *s + store_pages(s) * (words * sizeof *s->version + tag);
+    return core->shared ? own
+                        : own + sizeof *core + sizeof(store_chunk) + sizeof(ccmem_mapping) +
+                              core->suite->key_size + tweak_cache_bytes(&core->page.cache);
 }
