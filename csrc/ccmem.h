@@ -77,6 +77,7 @@ enum {
 typedef struct ccmem_key ccmem_key;         /* a root key in secret memory */
 typedef struct ccmem_store ccmem_store;     /* ciphertext pages with their versions */
 typedef struct ccmem_mapping ccmem_mapping; /* a counted reference to a store's ciphertext */
+typedef struct ccmem_arena ccmem_arena;     /* what stores that are encrypted together share */
 typedef struct ccmem_sealer ccmem_sealer;   /* seals the pages of a file */
 typedef struct ccmem_region ccmem_region;   /* an address range that fills on fault */
 typedef struct ccmem_samples ccmem_samples; /* 16-byte samples, kept under a random mask */
@@ -265,6 +266,48 @@ uint64_t ccmem_mapping_size(const ccmem_mapping *mapping);
 
 /* Drops one reference; the last one unmaps the ciphertext. NULL is allowed. */
 void ccmem_mapping_release(ccmem_mapping *mapping);
+
+/* ---- stores that are encrypted together ---------------------------------------------------- */
+
+typedef struct ccmem_arena_totals {
+    uint64_t stores;
+    uint64_t bytes;            /* of plaintext */
+    uint64_t ciphertext_bytes; /* whole pages */
+    uint64_t overhead_bytes;   /* versions, tags, the stores themselves */
+} ccmem_arena_totals;
+
+typedef void (*ccmem_nothing)(void);
+
+/* An arena: a subkey of its own, derived from `key` and a fresh random store id, and memory in a few
+ * large chunks, for any number of stores. Arguments and errors as of ccmem_store_new(). */
+ccmem_status ccmem_arena_new(const ccmem_key *key, ccmem_cipher cipher, uint32_t page_size,
+                             uint64_t version_limit, uint32_t tweak_cache_entries,
+                             ccmem_arena **out);
+
+/* A store of nbytes bytes in whole pages of the arena, holding what lies at `data`, or (NULL) zeros.
+ * `store` is CCMEM_STORE_SIZE bytes of zeros, aligned as a pointer, in which the store is made: it is
+ * a ccmem_store for every function but ccmem_store_free(), goes by ccmem_arena_drop(), and must not
+ * move. On failure it is zeros. CCMEM_ERR_ARGUMENT, _FORK, _NOMEM, _BUDGET, and _VERSION where pages
+ * that had a store before are used up. */
+ccmem_status ccmem_arena_add(ccmem_arena *arena, uint64_t nbytes, const void *data, void *store);
+
+/* Drops a store that ccmem_arena_add() made, or CCMEM_STORE_SIZE bytes of zeros: its ciphertext is
+ * discarded, and its pages may be another's. Returns a function that does nothing, which a caller
+ * who has to call something may call. */
+ccmem_nothing ccmem_arena_drop(void *store);
+
+/* CCMEM_OK, or CCMEM_ERR_FORK in a process forked from the one that made the arena. */
+ccmem_status ccmem_arena_check(const ccmem_arena *arena);
+
+/* The secret-memory level the arena's subkey lies in. */
+ccmem_secret_level ccmem_arena_level(const ccmem_arena *arena);
+
+/* Drops the arena's own reference to what its stores share, which goes with the last of them. NULL is
+ * allowed. */
+void ccmem_arena_free(ccmem_arena *arena);
+
+/* What the stores of all arenas of this process take now. */
+void ccmem_arenas_get_totals(ccmem_arena_totals *out);
 
 /* ---- files --------------------------------------------------------------------------------- */
 

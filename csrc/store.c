@@ -929,13 +929,14 @@ void ccmem_store_free(ccmem_store *s) {
 
 /* A part of a chunk of many stores, or the only store's chunk. */
 ccmem_mapping *ccmem_store_mapping(ccmem_store *s) {
-    ccmem_mapping *whole = s->chunk->pages, *part = whole;
+    ccmem_mapping *whole = s->chunk ? s->chunk->pages : NULL, *part = whole;
     if (s->core->shared) {
         if (new_mapping(s->ct, store_pages(s) << s->core->page_shift, &part) != CCMEM_OK)
             return NULL;
         part->whole = whole;
     }
-    __atomic_fetch_add(&whole->refs, 1, __ATOMIC_RELAXED);
+    if (whole)
+        __atomic_fetch_add(&whole->refs, 1, __ATOMIC_RELAXED);
     return part;
 }
 
@@ -947,7 +948,7 @@ void ccmem_mapping_release(ccmem_mapping *m) {
     while (m && __atomic_fetch_sub(&m->refs, 1, __ATOMIC_ACQ_REL) == 1) {
         ccmem_mapping *whole = m->whole;
         if (!whole)
-            vmem_unmap(m->data, m->size);
+            vmem_unmap(m->data, m->size); /* of a part without bytes: NULL */
         free(m);
         m = whole;
     }

@@ -41,9 +41,9 @@ typedef struct store_chunk {
     page_tag *tag; /* NULL for a cipher without */
     uint64_t first;  /* the number of its first page */
     uint64_t npages;
-    /* Of an arena's: */
+    /* Of an arena's, under its lock: */
     uint64_t fresh;    /* pages from here on were never in use */
-    uint64_t free;     /* pages below that nobody uses */
+    uint64_t left;     /* pages below that had a store and may have another */
     uint64_t *in_use;  /* one bit a page */
 } store_chunk;
 
