@@ -10,6 +10,7 @@ keeps debug data and the names of functions, for a debugger or a profiler; the c
 """
 
 import os
+import re
 import sysconfig
 from pathlib import Path
 
@@ -36,7 +37,8 @@ def declarations(header: Path) -> str:
         guard = words[:2] in (["ifndef", "CCMEM_H"], ["define", "CCMEM_H"]) or words[0] == "endif"
         if words[0] != "include" and not guard:
             raise SystemExit(f"{header}: cffi cannot read the line {line!r}")
-    return "\n".join(kept)
+    # A store may also lie in a Python object's own memory, which cffi hands over as `void *` only.
+    return re.sub(r"ccmem_store \*(store|bias)(?=[,)])", r"void *\1", "\n".join(kept))
 
 
 compile_args = ["-std=gnu11", "-O3", "-fvisibility=hidden", "-pthread", "-Wall", "-Wextra"]

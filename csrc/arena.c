@@ -90,12 +90,13 @@ static uint64_t find_left(const store_chunk *c, uint64_t n) {
 
 /* A new chunk with room for n pages, the core's. */
 static ccmem_status grow(store_core *core, uint64_t n) {
+    const uint64_t least = (uint64_t)CHUNK_MIN >> core->page_shift;
+    const uint64_t most = (uint64_t)CHUNK_MAX >> core->page_shift;
     uint64_t all = 0, goal;
     for (const store_chunk *c = core->chunks; c; c = c->next)
         all += c->npages;
     goal = all / 4;
-    goal = goal < (uint64_t)CHUNK_MIN >> core->page_shift ? CHUNK_MIN >> core->page_shift : goal;
-    goal = goal > (uint64_t)CHUNK_MAX >> core->page_shift ? CHUNK_MAX >> core->page_shift : goal;
+    goal = goal < least ? least : goal > most ? most : goal;
     goal = goal < n ? n : goal;
     if (n > UINT64_MAX - core->next_page)
         return CCMEM_ERR_NOMEM;
@@ -149,9 +150,11 @@ static void discard(uint8_t *p, uint64_t n) {
 static void leave(store_core *core, const ccmem_store *s) {
     const uint64_t n = store_pages(s), at = s->first - s->chunk->first;
     store_chunk *c = s->chunk;
-    discard(s->ct, n << core->page_shift);
-    for (uint64_t i = 0; i < n; i++)
+    for (uint64_t i = 0; i < n; i++) {
+        __atomic_store_n(store_sealed(s, i), store_used_version(s, i), __ATOMIC_RELAXED);
         __atomic_store_n(&s->version[i], 0, __ATOMIC_RELAXED);
+    }
+    discard(s->ct, n << core->page_shift);
     if (s->tag)
         memset(s->tag, 0, n * sizeof *s->tag);
     pthread_mutex_lock(&core->lock);
@@ -252,9 +255,9 @@ ccmem_status ccmem_arena_add(ccmem_arena *arena, uint64_t nbytes, const void *da
     return status;
 }
 
-static void nothing(void) {}
+static void done(void) {}
 
-ccmem_nothing ccmem_arena_drop(void *store) {
+ccmem_done ccmem_arena_drop(void *store) {
     ccmem_store *s = store, gone = *s;
     memset(s, 0, sizeof *s);
     if (gone.core) {
@@ -265,7 +268,7 @@ ccmem_nothing ccmem_arena_drop(void *store) {
         }
         core_release(gone.core);
     }
-    return nothing;
+    return done;
 }
 
 ccmem_status ccmem_arena_check(const ccmem_arena *arena) {

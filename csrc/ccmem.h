@@ -276,7 +276,7 @@ typedef struct ccmem_arena_totals {
     uint64_t overhead_bytes;   /* versions, tags, the stores themselves */
 } ccmem_arena_totals;
 
-typedef void (*ccmem_nothing)(void);
+typedef void (*ccmem_done)(void);
 
 /* An arena: a subkey of its own, derived from `key` and a fresh random store id, and memory in a few
  * large chunks, for any number of stores. Arguments and errors as of ccmem_store_new(). */
@@ -294,7 +294,7 @@ ccmem_status ccmem_arena_add(ccmem_arena *arena, uint64_t nbytes, const void *da
 /* Drops a store that ccmem_arena_add() made, or CCMEM_STORE_SIZE bytes of zeros: its ciphertext is
  * discarded, and its pages may be another's. Returns a function that does nothing, which a caller
  * who has to call something may call. */
-ccmem_nothing ccmem_arena_drop(void *store);
+ccmem_done ccmem_arena_drop(void *store);
 
 /* CCMEM_OK, or CCMEM_ERR_FORK in a process forked from the one that made the arena. */
 ccmem_status ccmem_arena_check(const ccmem_arena *arena);
