@@ -274,6 +274,7 @@ def _native(
     out: Array,
 ) -> None:
     outputs, inputs = weight.shape
+    # The buffers are arguments alone: no traceback keeps one.
     status = lib.ccmem_store_linear(
         store,
         weight._offset,

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from . import errors
+from ._owned import Descriptor
 from ._safetensors_header import open_file, read_header
 
 __all__ = [
@@ -516,8 +517,5 @@ def _write_json(target: Path, contents: Any) -> None:
 
 def _synchronize(path: Path) -> None:
     """Sees to it that the file or directory is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with Descriptor.open(path, os.O_RDONLY) as descriptor:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

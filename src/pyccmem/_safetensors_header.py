@@ -11,14 +11,16 @@ out always lie inside the file, and an entry's length is what its dtype and shap
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from . import errors
+from ._owned import Descriptor
 
 __all__ = [
     "DTYPE_BITS",
@@ -107,7 +109,7 @@ class Header:
 def open_file(path: str | os.PathLike[str]) -> BinaryIO:
     """Opens a regular file for reading, without Python's own buffer. Raises FileReadError."""
     try:
-        file = open(path, "rb", buffering=0, opener=_open_at_once)  # noqa: SIM115
+        file = cast(BinaryIO, _File(path))
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
         raise _unreadable(path, error) from None
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -118,9 +120,18 @@ def open_file(path: str | os.PathLike[str]) -> BinaryIO:
     return file
 
 
-def _open_at_once(path: str, flags: int) -> int:
-    # Without O_NONBLOCK, opening a FIFO would wait for a writer.
-    return os.open(path, flags | os.O_NONBLOCK)
+class _File(io.FileIO):
+    """A file for reading whose descriptor belongs to a Descriptor."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        # Without O_NONBLOCK, opening a FIFO would wait for a writer.
+        self._descriptor = Descriptor.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        super().__init__(self._descriptor.number, "rb", closefd=False)
+        self.name = path
+
+    def close(self) -> None:
+        super().close()
+        self._descriptor.close()
 
 
 def read_header(file: BinaryIO) -> list[Entry]:

@@ -99,7 +99,7 @@ def _selftest(arguments: argparse.Namespace) -> int:
     try:
         result = selftest()
     except errors.SelfTestError as error:
-        failure = error
+        failure = str(error)
         result = error.result
     if arguments.json:
         _show_json({"passed": failure is None, **result})

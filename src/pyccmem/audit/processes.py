@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .. import errors
+from .._owned import Descriptor
 from .scratch import Scratch
 
 __all__ = ["Mapping", "ProcessMemory", "Range", "subtract"]
@@ -83,7 +84,7 @@ class ProcessMemory:
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
-        self._open: list[int] = []
+        self._open: list[Descriptor] = []
         try:
             self._directory = self._descriptor(f"/proc/{pid}", os.O_DIRECTORY)
             self._memory = self._descriptor("mem")
@@ -102,18 +103,18 @@ class ProcessMemory:
     def close(self) -> None:
         """Closes the descriptors."""
         while self._open:
-            os.close(self._open.pop())
+            self._open.pop().close()
 
     # ---- opening, and what can go wrong with it
 
     def _descriptor(self, path: str, flags: int = 0) -> int:
         directory = None if path.startswith("/") else self._directory
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags, dir_fd=directory)
+            descriptor = Descriptor.open(path, os.O_RDONLY | flags, dir_fd=directory)
         except OSError as error:
             raise self._refused(error) from None
         self._open.append(descriptor)
-        return descriptor
+        return descriptor.number
 
     def _optional(self, path: str) -> int | None:
         try:
@@ -158,19 +159,23 @@ class ProcessMemory:
         return False
 
     def _ended(self) -> errors.NoProcessError:
-        answer = errors.NoProcessError(
+        return errors.NoProcessError(
             f"Process {self.pid} ended, or became another program, while its memory was read; what "
             f"was found until then is no answer."
-        )
-        answer.errno = errno.ESRCH
-        return answer
+        ).of_system(errno.ESRCH)
 
     def _text(self, path: str) -> str:
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory)
-            with open(
-                descriptor, encoding="utf-8", errors="backslashreplace", newline="\n"
-            ) as file:
+            with (
+                Descriptor.open(path, os.O_RDONLY, dir_fd=self._directory) as descriptor,
+                open(
+                    descriptor,
+                    encoding="utf-8",
+                    errors="backslashreplace",
+                    newline="\n",
+                    closefd=False,
+                ) as file,
+            ):
                 return file.read()
         except OSError as error:
             if error.errno == errno.ESRCH:
@@ -274,15 +279,10 @@ class ProcessMemory:
         """Where the file in memory behind a mapping has data; None: this user may not see it."""
         path = f"map_files/{mapping.start:x}-{mapping.end:x}"
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._directory)
+            with Descriptor.open(path, os.O_RDONLY, dir_fd=self._directory) as descriptor:
+                return list(_data(descriptor, mapping))
         except OSError:
             return None
-        try:
-            return list(_data(descriptor, mapping))
-        except OSError:
-            return None
-        finally:
-            os.close(descriptor)
 
     # ---- reading
 

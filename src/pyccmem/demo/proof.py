@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import audit, errors
+from .._owned import Descriptor
 from .._safetensors_header import Entry, open_file, read_header
 from .worker import Passage, Worker
 
@@ -84,16 +85,13 @@ class Finding:
 def samples(weights: Path) -> Iterator[Samples]:
     """Samples of the model's weights."""
     stored = audit.samples_from_safetensors(weights, _STORED_SAMPLES)
-    descriptor = _packed_file(weights)
-    try:
+    with _packed_file(weights) as descriptor:
         packed = audit.samples_from_safetensors(f"/proc/self/fd/{descriptor}", _PACKED_SAMPLES)
         yield Samples(stored, packed)
-    finally:
-        os.close(descriptor)
 
 
-def _packed_file(weights: Path) -> int:
-    """A safetensors file in memory of groups of numbers as a BLAS packs them; its descriptor.
+def _packed_file(weights: Path) -> Descriptor:
+    """A safetensors file in memory of groups of numbers as a BLAS packs them.
 
     Each group is a tensor of 16 bytes, so that a sample is exactly one group.
     """
@@ -120,8 +118,8 @@ def _packed_file(weights: Path) -> int:
                 }
                 groups.append(matrix[row : row + _PACKED_ROWS, column].tobytes())
     text = json.dumps(header).encode()
-    descriptor = os.memfd_create("pyccmem-demo-samples", os.MFD_CLOEXEC)
-    with open(descriptor, "wb", closefd=False) as out:
+    descriptor = Descriptor(os.memfd_create, "pyccmem-demo-samples", os.MFD_CLOEXEC)
+    with open(descriptor.number, "wb", closefd=False) as out:
         out.write(len(text).to_bytes(8, "little") + text + b"".join(groups))
     return descriptor
 

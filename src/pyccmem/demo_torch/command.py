@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from .. import _model_directory, errors
+from .._owned import Descriptor
 from ..demo import command as demo
 from ..demo import files, proof, report
 from ..demo.trial import Trial, conclude
@@ -124,11 +125,11 @@ def sealed_copy(model: Path) -> Iterator[tuple[Path, Path]]:
     with tempfile.TemporaryDirectory(prefix="pyccmem-demo-") as scratch:
         key_file = Path(scratch, "key")
         secret = bytearray(os.urandom(32))
-        descriptor = os.open(key_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
-            os.write(descriptor, secret)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+            with Descriptor.open(key_file, flags, 0o600) as descriptor:
+                os.write(descriptor, secret)
         finally:
-            os.close(descriptor)
             secret[:] = bytes(len(secret))
         sealed = Path(scratch, "model")
         with Key.from_file(key_file) as key:

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from .. import errors
+from .._owned import Descriptor
 
 __all__ = ["TEMPORARY_PREFIX", "AtomicFile", "refused", "sync_directory"]
 
@@ -40,30 +41,23 @@ def refused(path: str, error: Exception) -> errors.FileWriteError:
 
 
 def _there_already(path: str) -> errors.FileWriteError:
-    answer = errors.FileWriteError(
+    return errors.FileWriteError(
         f"{path!r} is there already; name another file, or replace it with overwrite=True."
-    )
-    answer.errno, answer.filename = errno.EEXIST, path
-    return answer
+    ).of_system(errno.EEXIST, path)
 
 
 def sync_directory(path: str) -> None:
     """Has the name of a new file on the disk. Raises FileWriteError."""
     try:
-        directory = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        with Descriptor.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY) as opened:
+            os.fsync(opened)
     except OSError as error:
         if error.errno == errno.EINVAL:  # a filesystem that has nothing to sync there
             return
-        answer = errors.FileWriteError(
+        raise errors.FileWriteError(
             f"The file {path!r} was written, but its directory could not be synced "
             f"({error.strerror}), so that it may be gone after a loss of power; check the disk."
-        )
-        answer.errno, answer.filename = error.errno, path
-        raise answer from None
+        ).of_system(error.errno, path) from None
 
 
 class AtomicFile:
@@ -105,7 +99,7 @@ class AtomicFile:
         digest = hashlib.sha256(os.fsencode(base)).hexdigest()[:16]
         self._prefix = f"{TEMPORARY_PREFIX}{digest}-"
         self._temporary = ""
-        self._descriptor = -1
+        self._opened: Descriptor | None = None
 
     def __enter__(self) -> AtomicFile:
         self._remove_left_behind()
@@ -114,6 +108,9 @@ class AtomicFile:
                 pass
         except OSError as error:
             raise refused(self.path, error) from None
+        except BaseException:
+            self._give_up()
+            raise
         return self
 
     def _create(self) -> bool:
@@ -122,14 +119,13 @@ class AtomicFile:
         name = f"{self._prefix}{secrets.token_hex(8)}.tmp"
         self._temporary = os.path.join(self._directory, name)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._descriptor = os.open(self._temporary, flags, 0o600)
+        self._opened = Descriptor.open(self._temporary, flags, 0o600)
         # A filesystem may have no locks; then nobody can remove what is left behind, either.
         with contextlib.suppress(OSError):
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(self._descriptor).st_nlink:
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(self.descriptor).st_nlink:
             return True
-        os.close(self._descriptor)
-        self._descriptor = -1
+        self._opened.close()
         return False
 
     def _remove_left_behind(self) -> None:
@@ -137,18 +133,17 @@ class AtomicFile:
         with contextlib.suppress(OSError), os.scandir(self._directory) as found:
             names = [entry.path for entry in found if entry.name.startswith(self._prefix)]
             for name in names:
-                with contextlib.suppress(OSError):
-                    descriptor = os.open(name, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-                    try:
-                        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                        os.unlink(name)
-                    finally:
-                        os.close(descriptor)
+                with (
+                    contextlib.suppress(OSError),
+                    Descriptor.open(name, os.O_RDWR | os.O_NOFOLLOW) as descriptor,
+                ):
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(name)
 
     @property
     def descriptor(self) -> int:
         """The open temporary file."""
-        return self._descriptor
+        return self._opened.number if self._opened is not None else -1
 
     def write_at(self, data: Any, offset: int) -> None:
         """Writes all of `data`, a contiguous buffer of bytes, to `offset`."""
@@ -157,15 +152,15 @@ class AtomicFile:
             try:
                 while at < len(flat):
                     with flat[at:] as rest:
-                        at += os.pwrite(self._descriptor, rest, offset + at)
+                        at += os.pwrite(self.descriptor, rest, offset + at)
             except OSError as error:
                 raise refused(self.path, error) from None
 
     def commit(self) -> None:
         """Makes the contents the file's, on the disk."""
         try:
-            os.fchmod(self._descriptor, self._mode)
-            os.fsync(self._descriptor)
+            os.fchmod(self.descriptor, self._mode)
+            os.fsync(self.descriptor)
             if self._overwrite or not self._linked():
                 os.rename(self._temporary, self.path)
                 self._temporary = ""
@@ -195,9 +190,11 @@ class AtomicFile:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._give_up()
+
+    def _give_up(self) -> None:
         if self._temporary:
             with contextlib.suppress(OSError):
                 os.unlink(self._temporary)
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        if self._opened is not None:
+            self._opened.close()

@@ -99,12 +99,10 @@ def _read_exactly(file: BinaryIO, view: memoryview, entry: Entry) -> None:
         try:
             count = file.readinto(view[at:])  # type: ignore[attr-defined]
         except OSError as error:
-            answer = errors.FileReadError(
+            raise errors.FileReadError(
                 f"The data of tensor {entry.name!a} cannot be read: {error.strerror}; check the "
                 f"disk the file is on."
-            )
-            answer.errno, answer.filename = error.errno, str(getattr(file, "name", ""))
-            raise answer from None
+            ).of_system(error.errno, str(getattr(file, "name", ""))) from None
         if not count:
             raise errors.FileFormatError(
                 f"The file became shorter while it was read: it ends within tensor {entry.name!a}; "

@@ -207,12 +207,10 @@ class SealedFile(Resource):
             try:
                 part = os.pread(file.fileno(), count, offset)
             except OSError as error:
-                answer = errors.FileReadError(
+                raise errors.FileReadError(
                     f"{what[0].upper()}{what[1:]} of {self._path!a} cannot be read: "
                     f"{error.strerror}; check the disk the file is on."
-                )
-                answer.errno, answer.filename = error.errno, self._path
-                raise answer from None
+                ).of_system(error.errno, self._path) from None
             if not part:
                 raise errors.FileFormatError(
                     f"The file {self._path!a} became shorter while it was read: it ends within "

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from .. import _plain, errors
 from .._lib import lib
+from .._owned import Descriptor
 from ..keys import Key
 from ..safetensors._atomic import AtomicFile, refused, sync_directory
 from ._output import show_json
@@ -87,27 +88,26 @@ def _hexadecimal(data: npt.NDArray[np.uint8], digits: npt.NDArray[np.uint8]) -> 
 def _write_new(path: str, data: npt.NDArray[np.uint8]) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        descriptor = os.open(path, flags, 0o600)
+        file = Descriptor.open(path, flags, 0o600)
     except FileExistsError as error:
-        answer = errors.FileWriteError(
+        raise errors.FileWriteError(
             f"{path!r} is there already, and may be the only key to something; name another file, "
             f"or use --force."
-        )
-        answer.errno, answer.filename = error.errno, path
-        raise answer from None
+        ).of_system(error.errno, path) from None
     except (OSError, ValueError) as error:
         raise refused(path, error) from None
     try:
-        os.fchmod(descriptor, 0o600)
-        with data.data as view:
-            at = 0
-            while at < len(view):
-                with view[at:] as rest:
-                    at += os.write(descriptor, rest)
-        os.fsync(descriptor)
-    except OSError as error:
+        with file as descriptor:
+            os.fchmod(descriptor, 0o600)
+            with data.data as view:
+                at = 0
+                while at < len(view):
+                    with view[at:] as rest:
+                        at += os.write(descriptor, rest)
+            os.fsync(descriptor)
+    except BaseException as error:
         os.unlink(path)
-        raise refused(path, error) from None
-    finally:
-        os.close(descriptor)
+        if isinstance(error, OSError):
+            raise refused(path, error) from None
+        raise
     sync_directory(path)

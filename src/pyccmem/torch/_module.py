@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .. import errors
 from .._lib import DEFAULT_CIPHER, ffi
+from .._owned import Descriptor
 from ..keys import Key
 from ._open import opened
 from ._stored import pointer
@@ -187,15 +188,13 @@ def _overwrite(tensor: Tensor) -> None:
             tensor.detach().zero_()
         return
     memory = ffi.buffer(pointer(tensor), nbytes)
-    zero = os.open("/dev/zero", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        view, at = memoryview(memory), 0
-        while at < nbytes:
-            at += os.readv(zero, [view[at : at + (1 << 28)]])
+        with Descriptor.open("/dev/zero", os.O_RDONLY) as zero:
+            view, at = memoryview(memory), 0
+            while at < nbytes:
+                at += os.readv(zero, [view[at : at + (1 << 28)]])
     except OSError:
         return  # read-only memory, such as a mapped file's
-    finally:
-        os.close(zero)
 
 
 def _dense(tensor: Tensor) -> bool:

@@ -37,6 +37,7 @@ import torch
 
 from .. import _plain, errors
 from .._lib import AUTHENTICATED, DEFAULT_CIPHER, OK, lib
+from .._owned import Descriptor
 from .._sealer import Sealer
 from ..buffer import EncryptedBuffer
 from ..keys import Key
@@ -265,24 +266,24 @@ def _read_only(header: _Header, tags: bytes, pages: memoryview, data_key: Key, k
     kind = numpy_dtype(header.dtype)
     if not header.nbytes:
         return Core.zeros(header.shape, kind, key=key, name=header.name)
-    file = os.memfd_create("pyccmem", os.MFD_CLOEXEC)
     try:
-        at = 0
-        while at < len(pages):
-            at += os.write(file, pages[at : at + (1 << 28)])
-        count = len(pages) // header.page_size
-        buffer = EncryptedBuffer._mapped(
-            file,
-            0,
-            header.nbytes,
-            key=data_key,
-            cipher=header.cipher,
-            store_id=header.store_id,
-            page_size=header.page_size,
-            versions=np.ones(count, "<u8").tobytes(),
-            tags=tags,
-            name=header.name,
-        )
+        with Descriptor(os.memfd_create, "pyccmem", os.MFD_CLOEXEC) as file:
+            at = 0
+            while at < len(pages):
+                at += os.write(file, pages[at : at + (1 << 28)])
+            count = len(pages) // header.page_size
+            buffer = EncryptedBuffer._mapped(
+                file,
+                0,
+                header.nbytes,
+                key=data_key,
+                cipher=header.cipher,
+                store_id=header.store_id,
+                page_size=header.page_size,
+                versions=np.ones(count, "<u8").tobytes(),
+                tags=tags,
+                name=header.name,
+            )
     except OSError as error:
         if isinstance(error, errors.PyccmemError):
             raise
@@ -290,8 +291,6 @@ def _read_only(header: _Header, tags: bytes, pages: memoryview, data_key: Key, k
             f"The system refused {len(pages)} bytes for tensor {header.name!a}: {error.strerror}; "
             f"free some."
         ) from None
-    finally:
-        os.close(file)
     return Core._adopt(buffer, header.shape, kind)
 
 
