@@ -2,8 +2,8 @@
  *
  * Products of an encrypted matrix with several rows of x. Each thread takes groups of W's rows, opens
  * and converts them into memory of its own, which its cache holds, and multiplies them by all rows of
- * x before it takes the next; no thread waits for another. Memory is read once, as ciphertext, for as
- * many rows of x as there are.
+ * x before it takes the next; no thread waits for another. Memory is read once, as ciphertext, for all
+ * rows of x of a pass.
  *
  * Few rows of x stay as they are, and products are summed along k. Otherwise x is copied into panels
  * first, by all threads. What is added to what, and in which order, depends on in_features, on whether
@@ -33,7 +33,10 @@ enum {
     GROUP_BYTES = 400 << 10,  /* of W's rows in a group, converted, beside a panel in an L2 */
     GROUP_HEIGHT = 24,        /* rows: each group reads all of x, but few groups share out unevenly */
     ROWS_BYTES = 640 << 10,   /* the most that the lowest group takes; wider rows are taken in parts */
-    PANEL_BYTES = 32 << 20,   /* of x in panels at a time */
+    PASS_BYTES = 1 << 20,     /* of x in panels at a time: an L2 keeps them for all groups, */
+    PASS_ROWS = 256,          /* but at least so many rows, since each pass opens W anew, */
+    PASS_BYTES_MAX = 2 << 20, /* if they fit into this. Wider rows leave an L2 anyway: */
+    PANEL_BYTES = 32 << 20,   /* of those at a time */
     PACK_GRAIN = 64 << 10,    /* bytes of x that are worth another thread */
     GRAIN = 96 << 10          /* units of work that are: see threads_worth() */
 };
@@ -323,15 +326,27 @@ int panel_whole(const panel_ops *ops, const panel_product *product) {
     return product_of(ops, product).part == product->in_features;
 }
 
+/* How many rows of x, each `row_bytes` in panels, are multiplied at a time: the same number in each
+ * pass but the last. */
+static uint64_t pass_of(const panels *l, size_t row_bytes) {
+    const size_t width = l->ops->width;
+    uint64_t most = PANEL_BYTES / row_bytes;
+    if (PASS_ROWS * row_bytes <= PASS_BYTES_MAX)
+        most = PASS_BYTES / row_bytes > PASS_ROWS ? PASS_BYTES / row_bytes : PASS_ROWS;
+    most = most / width * width;
+    if (most < width)
+        most = width;
+    const uint64_t nrows = l->p.nrows, passes = (nrows + most - 1) / most;
+    return passes <= 1 ? nrows : ((nrows + passes - 1) / passes + width - 1) / width * width;
+}
+
 ccmem_status panel_multiply(const panel_ops *ops, const panel_product *product) {
     panels l = product_of(ops, product);
     const uint64_t nrows = product->nrows;
     uint8_t *packed = NULL;
     const size_t n = words(&l, product->in_features);
     const size_t row_bytes = (l.few ? round_up(n, LINE_WORDS) + LINE_WORDS : n) * WORD;
-    uint64_t most = PANEL_BYTES / row_bytes / ops->width * ops->width;
-    most = most < ops->width ? ops->width : most;
-    const uint64_t pass = nrows < most ? nrows : most;
+    const uint64_t pass = pass_of(&l, row_bytes);
     l.ldx = row_bytes / WORD;
     if (l.few && product->in_features * l.unit % (ops->lanes * WORD) == 0 &&
         product->ldx * l.unit % WORD == 0 && product->ldx * l.unit % SET_BYTES) {

@@ -405,6 +405,8 @@ def measure(rows, kind, most):
 assert measure(1, "f4", 2 * (160 << 10) + 2 * 8000) > 0
 measure(9, "f4", 2 * (160 << 10) + 9 * 2 * 8000)
 measure(70, "f4", 2 * (288 << 10) + 96 * 8000)
+# Of many rows, 256 at a time: x alone has 32 MB.
+measure(4000, "f4", 2 * (288 << 10) + 256 * 8000)
 # By tiles, larger for more threads: as stored, and converted.
 size = np.dtype(sys.argv[1]).itemsize
 tile = _matmul.tile_bytes(20)

@@ -190,12 +190,13 @@ def test_rows_that_are_taken_in_parts(dtype, rows, width):
     np.testing.assert_array_equal(y, x @ w.astype(np.float32).T * scale + bias)
 
 
+@pytest.mark.parametrize("rows, width", [(1500, 384), (1100, 2000), (3000, 3000)])
 @pytest.mark.parametrize("dtype", sorted(DTYPES))
-def test_x_of_more_rows_than_are_packed_at_once(dtype):
-    """32 MiB of x at a time."""
+def test_x_of_more_rows_than_are_packed_at_once(dtype, rows, width):
+    """1 MiB of x at a time, or 256 rows of up to 2 MiB, or 32 MiB of wider rows."""
     rng = np.random.default_rng(4)
-    w = rng.integers(-3, 4, (7, 2000)).astype(DTYPES[dtype][1])
-    x = rng.integers(-3, 4, (4500, 2000)).astype(np.float32)
+    w = rng.integers(-3, 4, (7, width)).astype(DTYPES[dtype][1])
+    x = rng.integers(-3, 4, (rows, width)).astype(np.float32)
     with Store(w.nbytes) as store:
         store.write(0, w.tobytes())
         status, y = store.linear(0, dtype, w.shape, x)
