@@ -29,10 +29,10 @@ ASAN_BIN  := $(CURDIR)/$(ASAN_DIR)/venv/bin
 SANITIZE  := address,undefined
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-full demo demo-torch check-tiers asan ct bench wheel sdist clean
+.PHONY: help install test test-full demo demo-torch check-tiers asan ct bench docs-outputs wheel sdist clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## create .venv and install the package in it, editable
 
@@ -96,6 +96,9 @@ bench: $(STAMP) ## measure every claim; table on the screen, JSON and plot in bu
 	mkdir -p build
 	$(BIN)/python -m pytest bench $(PYTEST_ARGS)
 	$(BIN)/python -m pyccmem bench --save build/bench.json --plot build/bench.png
+
+docs-outputs: $(STAMP) ## make the printed outputs in docs/ anew, on an idle machine
+	$(BIN)/python tests/docs_outputs.py
 
 wheel: ## build dist/*.whl
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
