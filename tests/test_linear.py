@@ -184,6 +184,22 @@ def test_reshaped_and_viewed_weights() -> None:
         check(y, *exact(x, flat.reshape(12, 700)), 700)
 
 
+@pytest.mark.parametrize("rows", [1, 3, 60])
+@pytest.mark.parametrize("kind", ["f2", "f4", "f8"])
+@pytest.mark.parametrize("order", "<>")
+def test_either_byte_order(order: str, kind: str, rows: int) -> None:
+    """Whole numbers, whose products are exact in any order and either byte order."""
+    w = (np.arange(15 * 40).reshape(15, 40) % 17 - 8).astype(order + kind)
+    x = (np.arange(rows * 40).reshape(rows, 40) % 7).astype(order + kind)
+    bias = np.arange(15).astype(order + "f4")
+    expected = x.astype("f8") @ w.T.astype("f8")
+    weight = placed(w)
+    assert np.array_equal(linear(x, weight, bias), expected + np.arange(15))
+    assert np.array_equal(linear(x.astype("f4"), weight), expected)
+    assert np.array_equal(np.ones((2, 15), "f4") @ weight, np.ones((2, 15)) @ w.astype("f8"))
+    assert np.array_equal(weight @ x[0], expected[0])
+
+
 @pytest.mark.parametrize("shape", [(3, 0), (0, 3), (0, 0)])
 @pytest.mark.parametrize("way", WAYS)
 def test_nothing_to_sum_leaves_the_bias(shape: tuple[int, int], way: str) -> None:

@@ -25,7 +25,7 @@ __all__ = ["batched_products", "linear", "matmul", "rowwise"]
 
 Array = npt.NDArray[Any]
 
-#: Element types that the native kernel takes.
+#: Element types that the native kernel takes, in this processor's byte order.
 _NATIVE = {
     "float32": lib.CCMEM_F32,
     "float16": lib.CCMEM_F16,
@@ -236,7 +236,7 @@ def _rows(
     store = weight._opened()
     if not inputs:
         out[...] = 0
-    if kind == np.float32 and weight.dtype.name in _NATIVE:
+    if kind == np.float32 and weight.dtype.name in _NATIVE and weight.dtype.isnative:
         _native(store, rows, weight, bias, scale, out)
     elif out.size:
         try:
