@@ -358,9 +358,9 @@ void ccmem_sealer_free(ccmem_sealer *sealer);
  * opened. Whoever can cut it off can end this process by SIGBUS; with `anonymous` the pages are
  * read into memory of their own instead.
  *
- * Versions (1 to 2^63 - 1) and tags (16 bytes a page) are copied. Subkeys are derived from `key`
- * and `id`, as those of ccmem_sealer_new(). Whatever would write to such a store returns
- * CCMEM_ERR_READONLY.
+ * Versions (1 to 2^63 - 1, little-endian as in the file on every processor) and tags (16 bytes a
+ * page) are copied. Subkeys are derived from `key` and `id`, as those of ccmem_sealer_new().
+ * Whatever would write to such a store returns CCMEM_ERR_READONLY.
  *
  * CCMEM_ERR_ARGUMENT (among others: a cipher that is not authenticated, a version out of range),
  * CCMEM_ERR_RANGE (the file ends before its pages do), CCMEM_ERR_IO (errno says why), _FORK,

@@ -9,7 +9,7 @@
  *   vspread(p)           one word in all places
  *   vfma(a, b, c)        a * b + c, for each word
  *   vhalf(v)             the upper half of a vector, or itself, added to the lower: eight floats
- *   HEIGHT, DOT_ROWS     of the table
+ *   HEIGHT, DOT_ROWS, UNIT   of the table
  *   PANEL_OPS            the name of the table to define, after CONVERT, its conversions
  *
  * Two ways to sum. Few rows of x: along k, a block of 4 rows of W times DOT_ROWS rows of x, whose sums
@@ -250,6 +250,7 @@ const panel_ops PANEL_OPS = {.lanes = LANES,
                              .width = WIDTH,
                              .height = HEIGHT,
                              .dot_rows = DOT_ROWS,
+                             .unit = UNIT,
                              .convert = CONVERT,
                              .dot = {dot_1, dot_2, dot_3,
 #if DOT_ROWS > 3

@@ -316,7 +316,7 @@ static void run_pass(panels *l, uint8_t *packed) {
 
 static panels product_of(const panel_ops *ops, const panel_product *product) {
     panels l = {.ops = ops, .p = *product, .element = matmul_element(product->dtype)};
-    l.unit = ops == &panel_bf16 ? sizeof(uint16_t) : sizeof(float);
+    l.unit = ops->unit;
     l.few = product->nrows <= PANEL_FEW;
     cut(&l);
     return l;

@@ -30,6 +30,7 @@ typedef struct panel_ops {
     uint32_t width;    /* rows of x in a panel: two vectors */
     uint32_t height;   /* rows of W in a block of a panel */
     uint32_t dot_rows; /* rows of x in a block of sums along k at most */
+    uint32_t unit;     /* bytes of an element of x, and of W when converted: 4, or 2 for bfloat16 */
 
     /* n elements of W at `from` as words at `to`. Up to a vector more is read and written. */
     void (*convert[PANEL_DTYPES])(void *to, const uint8_t *from, size_t n);

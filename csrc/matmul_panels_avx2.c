@@ -30,6 +30,7 @@ typedef __m256 VEC;
     _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)(p))))
 
 #include "matmul_convert.h"
+#define UNIT sizeof(float)
 #define PANEL_OPS panel_avx2
 #include "matmul_panel_template.h"
 #endif

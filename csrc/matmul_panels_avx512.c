@@ -30,6 +30,7 @@ typedef __m512 VEC;
     _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(p))))
 
 #include "matmul_convert.h"
+#define UNIT sizeof(float)
 #define PANEL_OPS panel_avx512
 #include "matmul_panel_template.h"
 #endif

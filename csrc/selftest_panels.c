@@ -40,7 +40,8 @@ static float expected(size_t r, size_t i) {
     return (float)sum;
 }
 
-static void fill(const panel_ops *ops, several *s, ccmem_dtype dtype, size_t unit) {
+static void fill(const panel_ops *ops, several *s, ccmem_dtype dtype) {
+    const size_t unit = ops->unit;
     const ccmem_dtype x_dtype = unit == 2 ? CCMEM_BF16 : CCMEM_F32;
     memset(s, 0, sizeof *s);
     for (size_t i = 0; i < HEIGHT; i++) {
@@ -147,12 +148,12 @@ ccmem_status selftest_panels(ccmem_tier tier) {
     if (posix_memalign((void **)&s, LINE, sizeof *s))
         return CCMEM_ERR_NOMEM;
     for (int dtype = 0; dtype < PANEL_DTYPES; dtype++) {
-        fill(ops, s, (ccmem_dtype)dtype, sizeof(float));
+        fill(ops, s, (ccmem_dtype)dtype);
         good &= check_dots(ops, s) & check_panels(ops, s);
         good &= check_conversion(ops, s, (ccmem_dtype)dtype);
     }
     if (halves) {
-        fill(halves, s, CCMEM_BF16, sizeof(uint16_t));
+        fill(halves, s, CCMEM_BF16);
         good &= check_dots(halves, s) & check_panels(halves, s);
     }
     free(s);

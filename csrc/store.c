@@ -894,8 +894,12 @@ static ccmem_status copy_records(ccmem_store *s, const uint64_t *versions, const
         return CCMEM_OK;
     memcpy(s->version, versions, npages * sizeof *s->version);
     memcpy(s->tag, tags, npages * sizeof *s->tag);
-    for (uint64_t i = 0; i < npages; i++)
+    for (uint64_t i = 0; i < npages; i++) {
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+        s->version[i] = __builtin_bswap64(s->version[i]);
+#endif
         good &= s->version[i] - 1 < VERSION_MAX;
+    }
     return good ? CCMEM_OK : CCMEM_ERR_ARGUMENT;
 }
 

@@ -81,7 +81,7 @@ def name_of(dtype: np.dtype[Any], tensor: str) -> str:
             f"Tensor {tensor!a} is of dtype {dtype}, which safetensors files do not have; convert "
             f"it to one of {', '.join(_NAMES)}."
         )
-    if dtype.byteorder == ">":
+    if dtype.str.startswith(">"):  # byteorder would be "=" on a big-endian processor
         raise errors.ArgumentTypeError(
             f"Tensor {tensor!a} is big-endian, and safetensors files are little-endian; convert it "
             f"with astype({dtype.newbyteorder('<').str!r})."
