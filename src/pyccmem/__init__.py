@@ -16,6 +16,7 @@ from . import errors
 from ._version import __version__
 
 try:
+    from . import _fork_hooks as _fork_hooks
     from . import hazmat
     from ._matmul import batched_products, linear
     from .buffer import EncryptedBuffer

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import sys
 import weakref
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -20,6 +21,7 @@ from ._arguments import (
     integer,
     output_buffer,
 )
+from ._forks import Origin
 from ._lib import (
     AUTHENTICATED,
     BUFFER_PAGE_SIZE,
@@ -39,7 +41,7 @@ from .keys import Key
 if TYPE_CHECKING:
     from .mapping import Mapping
 
-__all__ = ["EncryptedBuffer", "open_buffers"]
+__all__ = ["EncryptedBuffer", "disown_inherited", "open_buffers", "registered_buffers"]
 
 # Looked up once: these are what one small read costs in Python.
 _from_buffer = ffi.from_buffer
@@ -69,10 +71,25 @@ def _register(buffer: EncryptedBuffer) -> None:
         _sweep_at = max(1024, 2 * len(_registry))
 
 
+def registered_buffers() -> Iterator[EncryptedBuffer]:
+    """The buffers that are neither closed nor dropped, those inherited from a parent among them."""
+    for reference in list(_registry):
+        buffer = reference()
+        if buffer is not None:
+            yield buffer
+
+
 def open_buffers() -> list[EncryptedBuffer]:
     """The buffers that this process has made and neither closed nor dropped."""
-    found = (reference() for reference in list(_registry))
-    return [buffer for buffer in found if buffer is not None and buffer._usable()]
+    return [buffer for buffer in registered_buffers() if buffer._usable()]
+
+
+def disown_inherited() -> None:
+    """In a forked child: takes their stores, which are the parent's, from the buffers that can be
+    opened anew, so that the next use of one does it."""
+    for buffer in registered_buffers():
+        if buffer._origin is not None:
+            buffer._store = None
 
 
 #: Sizes above it round up to more than an index can say.
@@ -126,6 +143,7 @@ class EncryptedBuffer(Resource):
         "_level",
         "_name",
         "_nbytes",
+        "_origin",
         "_page_size",
         "_store",
         "_writable",
@@ -133,8 +151,9 @@ class EncryptedBuffer(Resource):
 
     _instead_of_a_copy = "read() it into a new buffer"
 
-    _store: Any
-    _anchor: Any
+    _store: Any  # None when closed, and in a forked child until `_origin` has opened it anew
+    _anchor: Any  # None when closed
+    _origin: Origin | None
     _exposed: tuple[int, int] | None  # where a view of the ciphertext showed it
     _writable: bool
     _nbytes: int
@@ -186,6 +205,7 @@ class EncryptedBuffer(Resource):
         """Sets what a buffer without a store has. Raises ArgumentError, ArgumentTypeError."""
         self._store = None
         self._anchor = None
+        self._origin = None
         self._exposed = None
         self._writable = True
         self._level = "none"
@@ -271,6 +291,7 @@ class EncryptedBuffer(Resource):
         tags: Any,
         name: str,
         anonymous: bool = False,
+        origin: Origin | None = None,
     ) -> EncryptedBuffer:
         """A read-only buffer over the pages of `nbytes` bytes in the open file `fd` from `offset`
         on, a multiple of 4096. Nothing is decrypted, nothing but the records is copied: the pages
@@ -285,6 +306,8 @@ class EncryptedBuffer(Resource):
         Whoever can write the file can also cut it off, and then the system ends a process that
         touches what is gone (SIGBUS). With `anonymous` the pages are read into memory of this
         process instead, which takes that memory and that time, and needs the file no longer.
+
+        `origin` opens it anew in a forked child; without it, its use there raises ForkError.
 
         Raises ReadOnlyError from everything that writes. Here: FileFormatError when the file ends
         too early or a version is not one that a sealed page has, FileReadError when it cannot be
@@ -345,8 +368,15 @@ class EncryptedBuffer(Resource):
             length=count * self._page_size,
             errno=number,
         )
+        self._origin = origin
         self._finish(out, name)
         return self
+
+    def _take_store(self, other: EncryptedBuffer) -> None:
+        """Puts the store of `other`, over the same pages, in the place of the parent's."""
+        self._level, self._anchor = other._level, other._anchor
+        self._store = other._store
+        other.close()
 
     # ---- reading and writing ----
 
@@ -441,9 +471,13 @@ class EncryptedBuffer(Resource):
         return length
 
     def _opened(self) -> Any:
-        """The native store for one call; the caller's reference keeps it alive. Raises
-        ClosedError."""
+        """The native store for one call; the caller's reference keeps it alive. In a forked child
+        this is where a buffer of a sealed file is opened anew. Raises ClosedError; ForkError and
+        what Origin.reopen() raises."""
         store = self._store
+        if store is None and self._anchor is not None and self._origin is not None:
+            self._origin.reopen()
+            store = self._store
         if store is None:
             raise errors.ClosedError("This buffer is closed; read what you need before close().")
         return store
@@ -568,7 +602,7 @@ class EncryptedBuffer(Resource):
     @property
     def closed(self) -> bool:
         """True after close()."""
-        return self._store is None
+        return self._anchor is None
 
     @property
     def ciphertext(self) -> memoryview:
@@ -629,6 +663,7 @@ class EncryptedBuffer(Resource):
         repeated."""
         self._store = None
         self._anchor = None
+        self._origin = None
         _registry.discard(weakref.ref(self))
 
     def _description(self) -> str:

@@ -43,6 +43,7 @@ its text is a sentence that says what was wrong and what would be right::
 
     PyccmemWarning (UserWarning)
     ├── PortableTierWarning                   no accelerated tier: correct, but slow
+    ├── ForkWarning                           a fork while something is open that a child cannot open
     └── InsecureKeyFileWarning                other users of the system can read the key file
 """
 
@@ -63,6 +64,7 @@ __all__ = [
     "FileReadError",
     "FileWriteError",
     "ForkError",
+    "ForkWarning",
     "IndexingError",
     "InsecureKeyFileWarning",
     "IntegrityError",
@@ -297,6 +299,11 @@ class PyccmemWarning(UserWarning):
 
 class PortableTierWarning(PyccmemWarning):
     """The constant-time portable code runs for lack of an accelerated tier: correct, but slow."""
+
+
+class ForkWarning(PyccmemWarning):
+    """A process forks while something encrypted is open whose key the child cannot ask for again:
+    using it there will raise ForkError."""
 
 
 class InsecureKeyFileWarning(PyccmemWarning):

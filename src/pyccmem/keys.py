@@ -13,11 +13,12 @@ from typing import Any
 
 from . import errors
 from ._arguments import exact_bytes, input_buffer, integer, output_buffer
+from ._forks import opening
 from ._lib import LEVELS, anchor, check, ffi, lib
 from ._owned import KEY, Descriptor
 from ._resource import Resource
 
-__all__ = ["Key"]
+__all__ = ["Key", "KeyFile"]
 
 _REQUIRE = {
     None: lib.CCMEM_SECRET_MLOCK,
@@ -41,6 +42,37 @@ def _required_level(require: str | None) -> int:
     return int(_REQUIRE[require])
 
 
+class KeyFile:
+    """Where a key can be read again: a file's name, and the id of the key that it held."""
+
+    __slots__ = ("_id", "_name", "_require")
+
+    def __init__(self, name: str | bytes, require: str | None, identity: str) -> None:
+        self._name, self._require, self._id = name, require, identity
+        with contextlib.suppress(OSError):  # the working directory is gone
+            self._name = os.path.abspath(name)
+
+    def obstacle(self) -> str | None:
+        """Why it cannot be read, as the end of a sentence; None when it seems that it can."""
+        if os.access(self._name, os.R_OK):
+            return None
+        return f"its key file {os.fsdecode(self._name)!r} cannot be read any more"
+
+    def key(self) -> Key:
+        """The key once more. Raises ForkError when the file holds another one now, and what
+        Key.from_file() raises."""
+        key, _ = Key._read(self._name, self._require)
+        if key.id != self._id:
+            key.close()
+            raise errors.ForkError(
+                f"The key file {os.fsdecode(self._name)!r} holds another key than it did before "
+                f"this process was forked; start the server again, or load what it has sealed in "
+                f"this process."
+            )
+        key._source = self
+        return key
+
+
 class Key(Resource):
     """A root key of 32 bytes that no dump, swap file, child process or pickle sees.
 
@@ -49,16 +81,18 @@ class Key(Resource):
     `level` says which. `require="secretmem"` fails with SecretMemoryError rather than fall back.
 
     Buffers derive their keys when they are made, so a Key may be closed before its buffers.
-    A Key does not follow a fork: in the child its use raises ForkError.
+    A Key does not follow a fork: in the child its use raises ForkError, but for a key from a file,
+    which the child reads again.
     """
 
-    __slots__ = ("_anchor", "_key", "_level")
+    __slots__ = ("_anchor", "_key", "_level", "_source")
 
     _instead_of_a_copy = "load the key again in the other process"
 
     _key: Any
     _anchor: Any
     _level: str
+    _source: KeyFile | None
 
     def __init__(self) -> None:
         self._key = None
@@ -77,6 +111,7 @@ class Key(Resource):
         self._key = KEY.own(out)
         self._anchor = anchor(self._key)
         self._level = LEVELS[lib.ccmem_key_level(self._key)]
+        self._source = None
         return self
 
     @classmethod
@@ -115,13 +150,28 @@ class Key(Resource):
         else, and what generate() raises. Warns with InsecureKeyFileWarning when the file's mode
         lets its group or others read it.
         """
-        level = _required_level(require)
+        _required_level(require)
         try:
             name = os.fspath(path)
         except TypeError:
             raise errors.ArgumentTypeError(
                 f"path must be a file's name, not {type(path).__name__}."
             ) from None
+        key, mode = cls._read(name, require)
+        if mode & (stat.S_IRGRP | stat.S_IROTH):
+            warnings.warn(
+                f"The key file {os.fsdecode(name)!r} can be read by other users "
+                f"(mode {stat.S_IMODE(mode):04o}); give it mode 0600.",
+                errors.InsecureKeyFileWarning,
+                stacklevel=2,
+            )
+        key._source = KeyFile(name, require, key.id)
+        return key
+
+    @classmethod
+    def _read(cls, name: str | bytes, require: str | None) -> tuple[Key, int]:
+        """The key in a file, and the file's mode."""
+        level = _required_level(require)
         out = KEY.cell()
         mode = 0
         try:
@@ -150,15 +200,7 @@ class Key(Resource):
             path=os.fsdecode(name),
             errno=number,
         )
-        key = cls._adopt(out)
-        if mode & (stat.S_IRGRP | stat.S_IROTH):
-            warnings.warn(
-                f"The key file {os.fsdecode(name)!r} can be read by other users "
-                f"(mode {stat.S_IMODE(mode):04o}); give it mode 0600.",
-                errors.InsecureKeyFileWarning,
-                stacklevel=2,
-            )
-        return key
+        return cls._adopt(out), mode
 
     @classmethod
     def from_passphrase(
@@ -331,8 +373,30 @@ class Key(Resource):
         native = self._key
         if native is None:
             raise errors.ClosedError("This key is closed; make a new one or close it later.")
-        check(lib.ccmem_key_check(native), subject="key")
+        status = lib.ccmem_key_check(native)
+        if status == lib.CCMEM_ERR_FORK and self._source is not None:
+            return self._read_again(self._source)
+        check(status, subject="key")
         return native
+
+    def _usable(self) -> bool:
+        """True while open and in the process that made it."""
+        native = self._key
+        return native is not None and lib.ccmem_key_check(native) == lib.CCMEM_OK
+
+    def _read_again(self, source: KeyFile) -> Any:
+        """In a forked child: the native key, from its file. Raises ClosedError, ForkError."""
+        with opening():
+            if not self._usable() and self._key is not None:
+                try:
+                    new = source.key()
+                except OSError as error:
+                    raise errors.ForkError(
+                        f"This key belongs to the process that this one was forked from, and "
+                        f"cannot be read again: {error}"
+                    ) from error
+                self._level, self._anchor, self._key = new._level, new._anchor, new._key
+        return self._opened()
 
     def _description(self) -> str:
         return self._level

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from .. import errors
+from .._forks import opening
 from .._resource import Resource
 from .._safetensors_header import Header, open_file, read_all, shown
 from ..buffer import EncryptedBuffer
@@ -39,7 +40,8 @@ from ._format import (
     place,
     wrong,
 )
-from .providers import AnyKey, unwrap
+from ._origin import SealedOrigin
+from .providers import AnyKey, KeySource, source_of, unwrap
 
 __all__ = [
     "Expected",
@@ -142,8 +144,10 @@ class SealedFile(Resource):
         "_file",
         "_header",
         "_index",
+        "_origin",
         "_path",
         "_placed",
+        "_source",
     )
 
     _instead_of_a_copy = "open the file again"
@@ -156,6 +160,8 @@ class SealedFile(Resource):
     _index: Index
     _placed: Placed
     _anonymous: bool
+    _origin: SealedOrigin | None  # of the tensors that are handed out
+    _source: KeySource | None
 
     def __init__(self) -> None:
         self._file = None
@@ -171,13 +177,15 @@ class SealedFile(Resource):
         key: AnyKey,
         expect: Expected | None,
         mmap: bool,
+        anew: bool = False,
     ) -> SealedFile:
-        """Takes over `file` and believes its header when its tag matches."""
+        """Takes over `file` and believes its header when its tag matches. With `anew` it serves
+        tensors that have an origin already."""
         self = object.__new__(cls)
         self._path, self._file, self._anonymous = os.fsdecode(path), file, not mmap
         self._extent = (header.data_start, header.size)
         described, blobs, table, placed = structure(header)
-        self._header = described
+        self._header, self._origin = described, None
         self._data_key = unwrap(key, described.provider, described.wrapped)
         try:
             tag = self._read_at(table, MAC_BYTES, "the table")
@@ -195,10 +203,27 @@ class SealedFile(Resource):
                 assert isinstance(described.index, Index), "placed by structure()"
                 self._index = described.index
             self._placed = placed
+            self._source = source_of(key)
+            self._origin = (
+                None
+                if anew
+                else SealedOrigin(self._path, file.fileno(), header, self._source, mmap)
+            )
         except BaseException:
             self._data_key.close()
             raise
         return self
+
+    def _key(self) -> Key:
+        """The data key, asked for again in a forked child. Raises ClosedError, ForkError."""
+        try:
+            self._data_key._opened()
+        except errors.ForkError:
+            with opening():
+                if self._source is not None and not self._data_key._usable():
+                    header = self._header
+                    self._data_key = unwrap(self._source.key(), header.provider, header.wrapped)
+        return self._data_key
 
     def _read_at(self, offset: int, count: int, what: str) -> bytes:
         file = self._opened()
@@ -248,7 +273,8 @@ class SealedFile(Resource):
         """The pages of a tensor, once its records match its table_mac."""
         header = self._header
         records = self._read_at(blob.records, blob.npages * RECORD_BYTES, f"the table for {what}")
-        mac = self._data_key._mac(tensor.store_id, records)
+        key = self._key()
+        mac = key._mac(tensor.store_id, records)
         if not hmac.compare_digest(tensor.table_mac, mac):
             raise errors.IntegrityError(
                 f"The versions and tags of {what} in {self._path!a} do not match their own tag: "
@@ -261,7 +287,7 @@ class SealedFile(Resource):
             self._opened().fileno(),
             blob.start,
             tensor.nbytes,
-            key=self._data_key,
+            key=key,
             cipher=header.cipher,
             store_id=tensor.store_id,
             page_size=header.page_size,
@@ -269,6 +295,7 @@ class SealedFile(Resource):
             tags=view[versions:],
             name=tensor.name,
             anonymous=anonymous,
+            origin=self._origin,
         )
 
     def _tensor_buffer(self, name: str) -> EncryptedBuffer:
@@ -354,6 +381,7 @@ class SealedFile(Resource):
         """Wipes the data key and closes the file. Tensors that were handed out stay valid. May be
         repeated."""
         file, self._file = self._file, None
+        self._origin = None
         if file is not None:
             file.close()
             self._data_key.close()

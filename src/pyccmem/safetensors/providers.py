@@ -13,6 +13,7 @@ import contextlib
 import importlib.metadata
 import re
 import secrets
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol, runtime_checkable
@@ -21,7 +22,7 @@ from .. import _plain, errors
 from .._arguments import integer
 from .._lib import lib
 from .._safetensors_header import shown
-from ..keys import Key, _wipe_bytes
+from ..keys import Key, KeyFile, _wipe_bytes
 
 __all__ = [
     "ENTRY_POINTS",
@@ -30,10 +31,12 @@ __all__ = [
     "MAX_WRAPPED_BYTES",
     "AnyKey",
     "KeyProvider",
+    "KeySource",
     "Passphrase",
     "WrappedKey",
     "check_key",
     "provider_named",
+    "source_of",
     "unwrap",
     "wrap",
 ]
@@ -99,7 +102,10 @@ class KeyProvider(Protocol):
 
     def unwrap_key(self, wrapped: WrappedKey) -> bytearray:
         """The 32 bytes again, which the caller wipes. `wrapped` comes from a file that nothing is
-        known of yet. Any exception ends the opening and reaches the caller as it is."""
+        known of yet. Any exception ends the opening and reaches the caller as it is.
+
+        A forked child asks once more, through its copy of this object: a connection that the
+        parent opened must not be used there, so open one for each os.getpid()."""
         ...
 
 
@@ -116,7 +122,7 @@ class Passphrase:
     Python cannot wipe.
     """
 
-    __slots__ = ("_derived", "_kdf", "_parameters", "_text")
+    __slots__ = ("__weakref__", "_derived", "_kdf", "_parameters", "_text")
 
     def __init__(self, text: str, *, kdf: str = "scrypt", **parameters: int) -> None:
         """Derives nothing yet. Raises ArgumentTypeError, InvalidKeyError for an empty text,
@@ -251,6 +257,42 @@ def _argon2id(text: str, salt: bytes, *, t: int, m: int, p: int) -> Key:
 
 
 AnyKey = Key | Passphrase | KeyProvider
+
+
+class KeySource:
+    """Where a forked child gets the key of a file from. Holds no secret, and keeps none alive."""
+
+    __slots__ = ("_held",)
+
+    def __init__(self, held: KeyFile | KeyProvider | weakref.ref[Passphrase]) -> None:
+        self._held = held
+
+    def obstacle(self) -> str | None:
+        """Why it cannot be asked, as the end of a sentence; None when it seems that it can."""
+        if isinstance(self._held, KeyFile):
+            return self._held.obstacle()
+        if isinstance(self._held, weakref.ref) and self._held() is None:
+            return "its Passphrase object is gone"
+        return None
+
+    def key(self) -> AnyKey:
+        """Raises ForkError, and for a key file what Key.from_file() raises."""
+        if isinstance(self._held, KeyFile):
+            return self._held.key()
+        if not isinstance(self._held, weakref.ref):
+            return self._held
+        passphrase = self._held()
+        if passphrase is None:
+            raise errors.ForkError(f"{self.obstacle()}; keep it as long as the tensors.")
+        return passphrase
+
+
+def source_of(key: AnyKey) -> KeySource | None:
+    """What `key` came from, as far as it can be asked again; None for a Key made of bytes."""
+    if isinstance(key, Key):
+        return None if key._source is None else KeySource(key._source)
+    # A passphrase is a secret that its owner may want to be rid of, a service is not.
+    return KeySource(weakref.ref(key) if isinstance(key, Passphrase) else key)
 
 
 def check_key(key: object) -> None:

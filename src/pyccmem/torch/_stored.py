@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from .. import _plain, errors
+from .._forks import Lock
 from .._lib import OK, check, ffi, lib
 from ..keys import Key
 from ..tensor import EncryptedTensor as Core
@@ -206,7 +207,7 @@ class Stored:
         self.itemsize = dtype.itemsize
         self.native: int | None = NATIVE.get(dtype)
         self.key = key
-        self.lock = threading.Lock()
+        self.lock = Lock()
         self.sealed: torch.Tensor | None = None
 
     # ---- making ----
@@ -318,8 +319,12 @@ class Stored:
 
 
 def usable(key: Key) -> bool:
-    """True for a key that is open and of this process."""
-    return not key.closed and lib.ccmem_key_check(key._opened()) == OK
+    """True for a key that is open and of this process, or read again from its file."""
+    try:
+        key._opened()
+    except (errors.ClosedError, errors.ForkError):
+        return False
+    return True
 
 
 def wiped_like(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
