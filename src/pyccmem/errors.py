@@ -43,7 +43,7 @@ its text is a sentence that says what was wrong and what would be right::
 
     PyccmemWarning (UserWarning)
     ├── PortableTierWarning                   no accelerated tier: correct, but slow
-    ├── ForkWarning                           a fork while something is open that a child cannot open
+    ├── ForkWarning                           a fork while what a child cannot open is open
     └── InsecureKeyFileWarning                other users of the system can read the key file
 """
 

@@ -52,7 +52,9 @@ def load_file(
     process that maps it, and read-only (tensor.copy() makes a writable one). Whoever can write the
     file can make reads fail, or, by cutting it short, end the process (SIGBUS): with mmap=False the
     pages are read into memory, and nothing that happens to the file later matters. `key` is what
-    the file was sealed for: a Key, a Passphrase or a KeyProvider. `expect` pins a file id and the
+    the file was sealed for: a Key, a Passphrase or a KeyProvider. A forked child opens the file anew
+    when a key file, a KeyProvider or a Passphrase that is kept can give it the key once more; the
+    file stays open for that, with mmap=False it is looked for by its name. `expect` pins a file id and the
     least generation of it: the text "FILE_ID:GENERATION" that `pyccmem inspect` prints, a pair, a
     dict or what inspect_file() returned; a plain file is refused then.
 
