@@ -593,6 +593,22 @@ void ccmem_nothing(const void *kept, const void *object);
 int ccmem_descriptor_close(int *cell);
 void ccmem_descriptor_drop(int *cell);
 
+/* A descriptor that is kept for long, and whose number may be another file's when somebody has closed
+ * all that he did not know, as daemons do; `fd` begins as -1. */
+typedef struct ccmem_kept_file {
+    int fd;
+    uint64_t device, inode;
+} ccmem_kept_file;
+
+/* Fills the cell with a duplicate of fd. Returns 0 or the error. */
+int ccmem_kept_file_open(ccmem_kept_file *file, int fd);
+
+/* The descriptor; -1 when there is none, or it is another file's now. */
+int ccmem_kept_file_number(const ccmem_kept_file *file);
+
+/* Closes it, if it is still that file's. */
+void ccmem_kept_file_drop(ccmem_kept_file *file);
+
 /* ---- low-level functions, for checking against published vectors ----------------------------- */
 
 /* AES-XTS (IEEE 1619-2018) of one data unit of n >= 16 bytes (any length: ciphertext stealing),

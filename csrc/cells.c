@@ -4,6 +4,8 @@
 #include "ccmem.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define CELL(name)                                                                                 \
@@ -45,3 +47,32 @@ int ccmem_descriptor_close(int *cell) {
 }
 
 void ccmem_descriptor_drop(int *cell) { (void)ccmem_descriptor_close(cell); }
+
+int ccmem_kept_file_open(ccmem_kept_file *file, int fd) {
+    struct stat found;
+    int number = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+    if (number < 0)
+        return errno;
+    if (fstat(number, &found)) {
+        int error = errno;
+        (void)close(number);
+        return error;
+    }
+    *file = (ccmem_kept_file){number, found.st_dev, found.st_ino};
+    return 0;
+}
+
+int ccmem_kept_file_number(const ccmem_kept_file *file) {
+    struct stat found;
+    if (file->fd < 0 || fstat(file->fd, &found) || found.st_dev != file->device ||
+        found.st_ino != file->inode)
+        return -1;
+    return file->fd;
+}
+
+void ccmem_kept_file_drop(ccmem_kept_file *file) {
+    int fd = ccmem_kept_file_number(file);
+    file->fd = -1;
+    if (fd >= 0)
+        (void)close(fd);
+}

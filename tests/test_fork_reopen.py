@@ -337,7 +337,7 @@ def test_a_file_that_was_replaced_or_deleted(path: Path, key_file: Path) -> None
 
 def test_descriptors_closed_by_a_daemon(path: Path, key_file: Path, tmp_path: Path) -> None:
     tensors = load_file(path, key=Key.from_file(key_file))
-    kept = tensors["bias"].buffer._origin._descriptor
+    kept = tensors["bias"].buffer._origin._kept.number
     assert kept >= 0
 
     def daemon() -> None:

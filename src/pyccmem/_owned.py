@@ -19,7 +19,18 @@ from typing import Any
 
 from ._lib import ffi, lib
 
-__all__ = ["KEY", "SAMPLES", "SEALER", "STORE", "Descriptor", "Kind", "keeping", "made", "region"]
+__all__ = [
+    "KEY",
+    "SAMPLES",
+    "SEALER",
+    "STORE",
+    "Descriptor",
+    "KeptFile",
+    "Kind",
+    "keeping",
+    "made",
+    "region",
+]
 
 _gc = ffi.gc
 _new = ffi.new
@@ -132,3 +143,26 @@ class Descriptor:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+_KEPT_FILE = ffi.typeof("ccmem_kept_file *")
+
+
+class KeptFile:
+    """A duplicate of a file's descriptor, kept for as long as this object lives. Somebody may close
+    it, as a process does with all that it does not know when it becomes a daemon; the number, which
+    may be another file's then, is neither used nor closed."""
+
+    __slots__ = ("_cell",)
+
+    def __init__(self, descriptor: int | None) -> None:
+        """None keeps nothing. Raises OSError."""
+        self._cell = _gc(_new(_KEPT_FILE, {"fd": -1}), lib.ccmem_kept_file_drop)
+        number = 0 if descriptor is None else lib.ccmem_kept_file_open(self._cell, descriptor)
+        if number:
+            raise OSError(number, os.strerror(number))
+
+    @property
+    def number(self) -> int:
+        """The descriptor; -1 when there is none any more."""
+        return int(lib.ccmem_kept_file_number(self._cell))

@@ -52,11 +52,13 @@ def load_file(
     process that maps it, and read-only (tensor.copy() makes a writable one). Whoever can write the
     file can make reads fail, or, by cutting it short, end the process (SIGBUS): with mmap=False the
     pages are read into memory, and nothing that happens to the file later matters. `key` is what
-    the file was sealed for: a Key, a Passphrase or a KeyProvider. A forked child opens the file anew
-    when a key file, a KeyProvider or a Passphrase that is kept can give it the key once more; the
-    file stays open for that, with mmap=False it is looked for by its name. `expect` pins a file id and the
+    the file was sealed for: a Key, a Passphrase or a KeyProvider. `expect` pins a file id and the
     least generation of it: the text "FILE_ID:GENERATION" that `pyccmem inspect` prints, a pair, a
     dict or what inspect_file() returned; a plain file is refused then.
+
+    A forked child opens the file anew when it first uses one of the tensors, if a key file, a
+    KeyProvider or a Passphrase that is kept gives it the key once more. A descriptor stays open for
+    that; with mmap=False the child looks for the file by its name.
 
     A plain file: encrypted on the way, under `key` (a Key), with `cipher` and `page_size` (by
     default "aegis-128x2" and 4096 bytes). At most 1 MiB of plaintext exists at once, and none when

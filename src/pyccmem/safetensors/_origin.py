@@ -8,11 +8,11 @@ import contextlib
 import hashlib
 import io
 import os
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from .. import errors
 from .._forks import Origin, opening
+from .._owned import Descriptor, KeptFile
 from .._safetensors_header import Header, open_file, read_all
 from ..buffer import registered_buffers
 from ..keys import Key
@@ -29,7 +29,7 @@ class _Shared(io.RawIOBase):
 
     def __init__(self, descriptor: int, name: str) -> None:
         super().__init__()
-        self._descriptor, self._position = os.dup(descriptor), 0
+        self._descriptor, self._position = Descriptor(os.dup, descriptor), 0
         self.name = name
 
     def readable(self) -> bool:
@@ -39,23 +39,22 @@ class _Shared(io.RawIOBase):
         return True
 
     def fileno(self) -> int:
-        return self._descriptor
+        return self._descriptor.number
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position}.get(whence)
         if start is None:
-            start = os.fstat(self._descriptor).st_size
+            start = os.fstat(self.fileno()).st_size
         self._position = start + offset
         return self._position
 
     def readinto(self, out: Any) -> int:
-        got = os.preadv(self._descriptor, [out], self._position)
+        got = os.preadv(self.fileno(), [out], self._position)
         self._position += got
         return got
 
     def close(self) -> None:
-        if not self.closed:
-            os.close(self._descriptor)
+        self._descriptor.close()
         super().close()
 
 
@@ -67,32 +66,19 @@ class SealedOrigin(Origin):
     the file is to be needed no longer, and a child looks for it by its name.
     """
 
-    __slots__ = ("_descriptor", "_digest", "_identity", "_mmap", "_path", "_source")
+    __slots__ = ("_digest", "_kept", "_mmap", "_path", "_source")
 
     def __init__(
         self, path: str, descriptor: int, header: Header, source: KeySource | None, mmap: bool
     ) -> None:
-        self._descriptor = -1
         self._path, self._source, self._mmap = path, source, mmap
         with contextlib.suppress(OSError):  # the working directory is gone
             self._path = os.path.abspath(path)
         self._digest = _digest(header)
-        if source is not None and mmap:
-            with contextlib.suppress(OSError):  # too many are open: by its name, then
-                self._descriptor = os.dup(descriptor)
-                self._identity = _identity(self._descriptor)
-
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:
-        if self._kept():
-            close(self._descriptor)
-
-    def _kept(self) -> bool:
-        """True while the descriptor is ours: a daemon may have closed all that it did not know,
-        and its number may be another file's now."""
         try:
-            return self._descriptor >= 0 and _identity(self._descriptor) == self._identity
-        except (OSError, AttributeError):
-            return False
+            self._kept = KeptFile(descriptor if mmap and source is not None else None)
+        except OSError:  # too many are open: by its name, then
+            self._kept = KeptFile(None)
 
     def description(self) -> str:
         return f"sealed file {self._path!a}"
@@ -146,9 +132,8 @@ class SealedOrigin(Origin):
             raise self._refused(str(error) or type(error).__name__) from error
 
     def _handle(self) -> BinaryIO:
-        if self._kept():
-            return cast(BinaryIO, _Shared(self._descriptor, self._path))
-        return open_file(self._path)
+        kept = self._kept.number
+        return open_file(self._path) if kept < 0 else cast(BinaryIO, _Shared(kept, self._path))
 
     def _refused(self, why: str) -> errors.ForkError:
         return errors.ForkError(
@@ -160,8 +145,3 @@ class SealedOrigin(Origin):
 def _digest(header: Header) -> bytes:
     """What tells the file: its header names the tags of all that the tensors need."""
     return hashlib.sha256(header.raw).digest()
-
-
-def _identity(descriptor: int) -> tuple[int, int]:
-    found = os.fstat(descriptor)
-    return found.st_dev, found.st_ino
