@@ -36,7 +36,8 @@ typedef enum ccmem_status {
     CCMEM_ERR_BUDGET,       /* the plaintext budget leaves no room for this */
     CCMEM_ERR_FAULT,        /* the fault mechanism cannot be had on this system; errno says why */
     CCMEM_ERR_MAPPED,       /* another mapping covers some of these bytes, and one may be written */
-    CCMEM_ERR_PINNED        /* too much of a mapping's window would be pinned */
+    CCMEM_ERR_PINNED,       /* too much of a mapping's window would be pinned */
+    CCMEM_ERR_THREAD        /* the system refused a thread */
 } ccmem_status;
 
 /* ISA levels of the kernels, worst first. */
@@ -239,6 +240,11 @@ ccmem_status ccmem_store_records(ccmem_store *store, uint64_t **versions, uint8_
  * CCMEM_ERR_FORK. */
 ccmem_status ccmem_store_copies(ccmem_store *store, uint64_t **copies);
 
+/* The path of the file that the store's page was to come from, when it could not be had: the file was cut
+ * short while the store was open, or its file system failed, and the page read as zeros, which is
+ * CCMEM_ERR_INTEGRITY. NULL for every other page. The text stays valid. */
+const char *ccmem_store_lost(const ccmem_store *store, uint64_t page);
+
 /* Adds up the store's counters. They are exact while no other thread uses the store. */
 ccmem_status ccmem_store_stats(ccmem_store *store, ccmem_stats *out);
 
@@ -355,8 +361,8 @@ void ccmem_sealer_free(ccmem_sealer *sealer);
  * `offset`, a multiple of CCMEM_PAGE_SIZE_MIN. The pages are mapped (MAP_SHARED, PROT_READ), so
  * that processes share them in the page cache; the descriptor may be closed afterwards. Whoever can
  * write the file may do so: a page that is not as it was sealed is CCMEM_ERR_INTEGRITY when it is
- * opened. Whoever can cut it off can end this process by SIGBUS; with `anonymous` the pages are
- * read into memory of their own instead.
+ * opened, and ccmem_store_lost() tells when the file was cut short. With `anonymous` the pages are read
+ * into memory of their own instead.
  *
  * Versions (1 to 2^63 - 1, little-endian as in the file on every processor) and tags (16 bytes a
  * page) are copied. Subkeys are derived from `key` and `id`, as those of ccmem_sealer_new().
@@ -491,7 +497,7 @@ enum { CCMEM_WINDOW_BLOCKS = 4 };
  * The window is taken from the plaintext budget. A writable region and any other do not overlap. The
  * range is not dumped, and a child of a fork gets SIGSEGV there. A write where the region is not
  * writable ends the process, or is lost if it comes in the moment in which its block is placed. With a
- * mechanism of signals, handlers installed later come first, and must pass on what is not theirs.
+ * mechanism of signals, see ccmem_signals_lead().
  *
  * A touch has no caller to return an error to. When a page is found changed, or cannot be sealed, all
  * windows of the process are wiped, and it ends by SIGABRT with a message on the standard error.
@@ -499,7 +505,7 @@ enum { CCMEM_WINDOW_BLOCKS = 4 };
  * The store must outlive the region. On success *out owns it until ccmem_region_free. CCMEM_ERR_RANGE,
  * _FORK, _READONLY; _ARGUMENT (a window of fewer than CCMEM_WINDOW_BLOCKS blocks that does not hold all
  * of them, a block smaller than a page of the store or the system), _BUDGET, _MAPPED, _FAULT (errno
- * says why), _NOMEM, _SECRETMEM (what the range must be kept out of cannot be promised). */
+ * says why), _THREAD, _NOMEM, _SECRETMEM (what the range must be kept out of cannot be promised). */
 ccmem_status ccmem_region_new(ccmem_store *store, uint64_t offset, uint64_t nbytes,
                               const ccmem_region_options *options, ccmem_region **out);
 
@@ -534,6 +540,11 @@ ccmem_status ccmem_region_get_stats(ccmem_region *region, ccmem_region_stats *ou
 /* The counters of all regions that this process has had, added up; `peak` and what follows
  * write_backs are not. */
 void ccmem_regions_get_stats(ccmem_region_stats *out);
+
+/* Puts the handlers of SIGSEGV and SIGBUS that answer touches of regions and of lost pages in front of
+ * those that others have set since; 1 when that was not needed or is done, else 0 (errno says why). To be
+ * called after whatever sets a handler. */
+int ccmem_signals_lead(void);
 
 /* ccmem_region_close(), and the range is free for others. NULL is allowed. In a forked child it only
  * frees what the child inherited. */

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "fault.h"
 
+#include <errno.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 
 #include "vmem.h"
 
@@ -19,6 +21,25 @@ static int private(void *p, size_t size, size_t block) {
     /* A refusal costs speed only: frames smaller than a huge page are moved out of one piece by piece. */
     if (block < HUGE_PAGE)
         (void)madvise(p, size, MADV_NOHUGEPAGE);
+    return 1;
+}
+
+static int in_a_hurry; /* atomic */
+
+void fault_hurry(void) { __atomic_store_n(&in_a_hurry, 1, __ATOMIC_RELEASE); }
+
+int fault_again(int tries) {
+    struct timespec t = {.tv_nsec = 200000};
+    if (tries >= FAULT_TRIES || __atomic_load_n(&in_a_hurry, __ATOMIC_ACQUIRE))
+        return 0;
+    nanosleep(&t, NULL);
+    return 1;
+}
+
+int fault_protect(uint8_t *p, size_t n, int access) {
+    for (int tries = 0; mprotect(p, n, access); tries++)
+        if (!fault_again(tries))
+            return 0;
     return 1;
 }
 
@@ -39,9 +60,11 @@ ccmem_status fault_map(fault_space *s, size_t block, size_t nblocks, size_t nfra
     if (!private(s->base, range_size(s), block) || !private(s->frames, frames_size(s), block) ||
         mprotect(s->base + nblocks * block, block, PROT_NONE) ||
         (closed && mprotect(s->base, nblocks * block, PROT_NONE))) {
+        /* EAGAIN (madvise(2) makes it of ENOMEM): vm.max_map_count allows no more. */
+        const int number = errno;
         munmap(s->base, range_size(s));
         munmap(s->frames, frames_size(s));
-        return CCMEM_ERR_SECRETMEM;
+        return number == ENOMEM || number == EAGAIN ? CCMEM_ERR_NOMEM : CCMEM_ERR_SECRETMEM;
     }
     memset(s->frames, 0, frames_size(s)); /* memory of their own, before faults are asked about */
     return CCMEM_OK;

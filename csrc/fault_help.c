@@ -4,8 +4,9 @@
 #include <errno.h>
 #include <pthread.h>
 #include <semaphore.h>
-#include <signal.h>
 #include <stdlib.h>
+
+#include "signals.h"
 
 /* sem_post(3) is safe in a signal's handler. */
 struct fault_helper {
@@ -31,19 +32,6 @@ static void *help(void *arg) {
     }
 }
 
-int fault_thread(void *(*body)(void *), void *arg, void *thread) {
-    sigset_t all, old;
-    sigfillset(&all);
-    sigdelset(&all, SIGSEGV);
-    sigdelset(&all, SIGBUS);
-    sigdelset(&all, SIGABRT);
-    if (pthread_sigmask(SIG_SETMASK, &all, &old))
-        return 0;
-    int failed = pthread_create(thread, NULL, body, arg);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
-    return !failed;
-}
-
 void fault_help(fault_mechanism *m) {
     struct fault_helper *h = ccmem_threads() > 1 ? calloc(1, sizeof *h) : NULL;
     if (!h)
@@ -54,7 +42,7 @@ void fault_help(fault_mechanism *m) {
     }
     /* A range that was touched before may poke it: it is complete when it shows. */
     m->helper = h;
-    if (!fault_thread(help, m, &h->thread)) {
+    if (!signals_thread(help, m, &h->thread)) {
         m->helper = NULL;
         sem_destroy(&h->work);
         free(h);

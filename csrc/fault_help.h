@@ -14,7 +14,4 @@ void fault_poke(fault_mechanism *m);
 /* Ends it. */
 void fault_stop_help(fault_mechanism *m);
 
-/* A thread with every signal blocked but those that end the process. 0 when none can be had. */
-int fault_thread(void *(*body)(void *), void *arg, void *thread);
-
 #endif

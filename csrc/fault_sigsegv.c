@@ -36,29 +36,29 @@ static int place(fault_mechanism *m, size_t block, size_t frame, int writable) {
         return 0;
     if (remap(block_at(m, block), frame_at(m, frame), n))
         return 1;
-    (void)mprotect(frame_at(m, frame), n, PROT_READ | PROT_WRITE);
-    return 0;
+    return fault_protect(frame_at(m, frame), n, PROT_READ | PROT_WRITE) ? 0 : -1;
 }
 
-static int take(fault_mechanism *m, size_t block, size_t frame) {
+static int take(fault_mechanism *m, size_t block, size_t frame, int writable) {
     const size_t n = m->space.block;
+    const int access = writable ? PROT_READ | PROT_WRITE : PROT_READ;
     if (mprotect(block_at(m, block), n, PROT_NONE))
         return 0;
-    if (!remap(frame_at(m, frame), block_at(m, block), n)) {
-        (void)mprotect(block_at(m, block), n, PROT_READ);
-        return 0;
-    }
-    /* It is the frame's now, and of no use to anybody if this fails. */
-    return !mprotect(frame_at(m, frame), n, PROT_READ | PROT_WRITE);
+    if (!remap(frame_at(m, frame), block_at(m, block), n))
+        return fault_protect(block_at(m, block), n, access) ? 0 : -1;
+    /* It is the frame's now, and of no use to anybody without this. */
+    return fault_protect(frame_at(m, frame), n, PROT_READ | PROT_WRITE) ? 1 : -1;
 }
 
 static int allow(fault_mechanism *m, size_t block) {
-    return !mprotect(block_at(m, block), m->space.block, PROT_READ | PROT_WRITE);
+    return fault_protect(block_at(m, block), m->space.block, PROT_READ | PROT_WRITE);
 }
 
-static void wake(fault_mechanism *m, size_t block) {
+/* Nobody waits: who touches a block has it placed. */
+static int wake(fault_mechanism *m, size_t block) {
     (void)m;
     (void)block;
+    return 1;
 }
 
 /* ---- life ------------------------------------------------------------------------------------ */

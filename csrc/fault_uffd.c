@@ -12,6 +12,7 @@
 #include "fault.h"
 #include "fault_help.h"
 #include "fault_signal.h"
+#include "signals.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -24,7 +25,6 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-
 
 /* For headers older than the kernel; the numbers are those of Linux's include/uapi/linux/userfaultfd.h. */
 #ifndef UFFD_USER_MODE_ONLY
@@ -48,12 +48,14 @@ struct uffdio_move {
 
 enum {
     MESSAGES = 16,
-    AGAIN_MAX = 1 << 20
+    AGAIN_MAX = 1 << 20,
+    LOOK_MS = 10000 /* how often the thread looks about that nobody wakes */
 };
 
 typedef struct uffd {
     fault_mechanism m;
     int fd, stop; /* of userfaultfd(2), of eventfd(2) */
+    int ending;   /* atomic; the thread is to end, and `stop` wakes it to see that */
     int writable, signals;
     pthread_t thread;
 } uffd;
@@ -68,8 +70,10 @@ static int move(const uffd *u, const uint8_t *to, const uint8_t *from, size_t n,
     for (int tries = 0; tries < AGAIN_MAX; tries++) {
         struct uffdio_move move = {.dst = (uintptr_t)to + *done, .src = (uintptr_t)from + *done,
                                    .len = n - *done, .mode = mode};
-        if (!ioctl(u->fd, UFFDIO_MOVE, &move))
+        if (!ioctl(u->fd, UFFDIO_MOVE, &move)) {
+            *done = n;
             return 1;
+        }
         if (move.move > 0)
             *done += (size_t)move.move;
         if (*done == n)
@@ -80,32 +84,41 @@ static int move(const uffd *u, const uint8_t *to, const uint8_t *from, size_t n,
     return 0;
 }
 
-/* Wakes who waits for n bytes at `p`. */
-static void wake_range(const uffd *u, const uint8_t *p, size_t n) {
-    struct uffdio_range range = {.start = (uintptr_t)p, .len = n};
-    (void)ioctl(u->fd, UFFDIO_WAKE, &range); /* fails only for a range that is none */
+/* Wakes who waits for n bytes at `p`. It fails only for a range that is none; but a thread that is not
+ * woken waits for ever. */
+static int wake_range(const uffd *u, const uint8_t *p, size_t n) {
+    for (int tries = 0;; tries++) {
+        struct uffdio_range range = {.start = (uintptr_t)p, .len = n};
+        if (!ioctl(u->fd, UFFDIO_WAKE, &range))
+            return 1;
+        if (!fault_again(tries))
+            return 0;
+    }
 }
 
 /* Whole or not at all: a part that has gone comes back. */
 static int move_whole(const uffd *u, uint8_t *to, uint8_t *from, size_t n, uint64_t mode) {
-    size_t done, back;
+    size_t done, some;
     if (move(u, to, from, n, mode, &done))
         return 1;
-    if (done) {
-        (void)move(u, from, to, done, 0, &back);
-        wake_range(u, from, done);
+    for (size_t back = 0, tries = 0; back < done; back += some, tries++) {
+        if (tries && !fault_again((int)tries))
+            return -1;
+        (void)move(u, from + back, to + back, done - back, 0, &some);
     }
-    return 0;
+    return !done || wake_range(u, from, done) ? 0 : -1;
 }
 
-/* Whoever waits goes on when writes are refused. */
+/* Whoever waits goes on when writes are refused. 0 when he does not. */
 static int protect(const uffd *u, const uint8_t *p, size_t n) {
-    struct uffdio_writeprotect range = {.range = {.start = (uintptr_t)p, .len = n},
-                                        .mode = UFFDIO_WRITEPROTECT_MODE_WP};
-    int good = !ioctl(u->fd, UFFDIO_WRITEPROTECT, &range);
-    if (!u->signals)
-        wake_range(u, p, n);
-    return good;
+    enum { TRIES = 16 }; /* if all fail, such writes are lost instead */
+    for (int tries = 0; tries < TRIES; tries++) {
+        struct uffdio_writeprotect range = {.range = {.start = (uintptr_t)p, .len = n},
+                                            .mode = UFFDIO_WRITEPROTECT_MODE_WP};
+        if (!ioctl(u->fd, UFFDIO_WRITEPROTECT, &range))
+            break;
+    }
+    return u->signals || wake_range(u, p, n);
 }
 
 static int place_moved(fault_mechanism *m, size_t block, size_t frame, int writable) {
@@ -113,28 +126,33 @@ static int place_moved(fault_mechanism *m, size_t block, size_t frame, int writa
     const fault_space *s = &m->space;
     uint8_t *to = s->base + block * s->block;
     (void)writable; /* the range is, or not */
-    if (!move_whole(u, to, s->frames + frame * s->block, s->block,
-                    u->writable ? 0 : UFFDIO_MOVE_MODE_DONTWAKE))
-        return 0;
-    if (!u->writable)
-        (void)protect(u, to, s->block); /* if that fails, such writes are lost instead */
-    return 1;
+    int done = move_whole(u, to, s->frames + frame * s->block, s->block,
+                          u->writable ? 0 : UFFDIO_MOVE_MODE_DONTWAKE);
+    if (done != 1 || u->writable)
+        return done;
+    return protect(u, to, s->block) ? 1 : -1;
 }
 
-static int take_moved(fault_mechanism *m, size_t block, size_t frame) {
+static int take_moved(fault_mechanism *m, size_t block, size_t frame, int writable) {
     const fault_space *s = &m->space;
+    (void)writable;
     return move_whole((uffd *)m, s->frames + frame * s->block, s->base + block * s->block, s->block,
                       0);
+}
+
+/* Leaves the range's mapping where it was, without its pages. */
+static int remap(uint8_t *to, uint8_t *from, size_t n) {
+    return mremap(from, n, n, MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, to) == (void *)to;
 }
 
 static int place_copy(fault_mechanism *m, size_t block, size_t frame, int writable) {
     const uffd *u = (uffd *)m;
     const fault_space *s = &m->space;
-    uint8_t *from = s->frames + frame * s->block;
+    uint8_t *from = s->frames + frame * s->block, *to = s->base + block * s->block;
     size_t done = 0;
     (void)writable;
     for (int tries = 0; tries < AGAIN_MAX && done < s->block; tries++) {
-        struct uffdio_copy copy = {.dst = (uintptr_t)s->base + block * s->block + done,
+        struct uffdio_copy copy = {.dst = (uintptr_t)to + done,
                                    .src = (uintptr_t)from + done, .len = s->block - done,
                                    .mode = u->writable ? 0 : UFFDIO_COPY_MODE_WP};
         if (!ioctl(u->fd, UFFDIO_COPY, &copy))
@@ -145,25 +163,25 @@ static int place_copy(fault_mechanism *m, size_t block, size_t frame, int writab
             break;
     }
     if (done < s->block) {
-        /* Whoever woke for the first pages saw what belongs there; they go, and it faults again. */
-        if (done)
-            (void)madvise(s->base + block * s->block, done, MADV_DONTNEED);
+        /* The first pages may have been written since: they come back as they are now. */
+        for (int tries = 0; done && !remap(from, to, done); tries++)
+            if (!fault_again(tries))
+                return -1;
         return 0;
     }
     ccmem_wipe(from, s->block); /* the block is in the clear once */
     return 1;
 }
 
-static int take_remapped(fault_mechanism *m, size_t block, size_t frame) {
+static int take_remapped(fault_mechanism *m, size_t block, size_t frame, int writable) {
     const fault_space *s = &m->space;
-    uint8_t *to = s->frames + frame * s->block;
-    return mremap(s->base + block * s->block, s->block, s->block,
-                  MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP, to) == (void *)to;
+    (void)writable;
+    return remap(s->frames + frame * s->block, s->base + block * s->block, s->block);
 }
 
-static void wake(fault_mechanism *m, size_t block) {
+static int wake(fault_mechanism *m, size_t block) {
     const fault_space *s = &m->space;
-    wake_range((uffd *)m, s->base + block * s->block, s->block);
+    return wake_range((uffd *)m, s->base + block * s->block, s->block);
 }
 
 /* ---- the thread ------------------------------------------------------------------------------ */
@@ -190,16 +208,23 @@ static void *serve(void *arg) {
     uffd *u = arg;
     struct pollfd wait[2] = {{.fd = u->fd, .events = POLLIN}, {.fd = u->stop, .events = POLLIN}};
     const int alone = !u->m.helper;
-    for (;;) {
+    for (int refused = 0; !__atomic_load_n(&u->ending, __ATOMIC_ACQUIRE);) {
         int found = answer(u);
-        if (found < 0)
-            return NULL;
+        if (found < 0) {
+            /* EBADF: somebody has closed what is not theirs. */
+            if (errno == EBADF || !fault_again(refused++)) {
+                u->m.owner.broken(u->m.owner.self);
+                break;
+            }
+            continue;
+        }
+        refused = 0;
         if (found || u->m.owner.idle(u->m.owner.self, alone))
             continue;
-        (void)poll(wait, 2, -1);
-        if (wait[1].revents)
-            return NULL;
+        if (poll(wait, 2, LOOK_MS) < 0)
+            (void)fault_again(0);
     }
+    return NULL;
 }
 
 /* ---- life ------------------------------------------------------------------------------------ */
@@ -257,10 +282,12 @@ static ccmem_status start(uffd *u, way way) {
     if (way == SIGNALLING && !fault_signal_enter(&u->m))
         return CCMEM_ERR_FAULT;
     fault_help(&u->m);
-    if (way == SIGNALLING || fault_thread(serve, u, &u->thread))
+    if (way == SIGNALLING || signals_thread(serve, u, &u->thread))
         return CCMEM_OK;
+    int number = errno;
     fault_stop_help(&u->m);
-    return CCMEM_ERR_NOMEM;
+    errno = number;
+    return CCMEM_ERR_THREAD;
 }
 
 static ccmem_status open_uffd(const fault_owner *owner, size_t block, size_t nblocks, size_t nframes,
@@ -282,7 +309,7 @@ static ccmem_status open_uffd(const fault_owner *owner, size_t block, size_t nbl
         return CCMEM_ERR_FAULT;
     }
     u->stop = eventfd(0, EFD_CLOEXEC);
-    status = u->stop < 0 ? CCMEM_ERR_NOMEM : fault_map(&u->m.space, block, nblocks, nframes, 0);
+    status = u->stop < 0 ? CCMEM_ERR_FAULT : fault_map(&u->m.space, block, nblocks, nframes, 0);
     if (status == CCMEM_OK) {
         status = start(u, way);
         if (status != CCMEM_OK) {
@@ -320,7 +347,7 @@ static void finish(uffd *u) {
     fault_unmap(&u->m.space);
     /* Whoever waits for what is gone meets SIGSEGV; a child may have a copy of the descriptor, so that
      * closing it alone would not wake them. */
-    wake_range(u, u->m.space.base, u->m.space.nblocks * u->m.space.block);
+    (void)wake_range(u, u->m.space.base, u->m.space.nblocks * u->m.space.block);
     close(u->fd);
     close(u->stop);
     free(u);
@@ -329,8 +356,8 @@ static void finish(uffd *u) {
 static void close_serving(fault_mechanism *m) {
     uffd *u = (uffd *)m;
     uint64_t one = 1;
-    /* The thread looks at it before it sleeps again. */
-    while (write(u->stop, &one, sizeof one) < 0 && errno == EINTR)
+    __atomic_store_n(&u->ending, 1, __ATOMIC_RELEASE);
+    for (int tries = 0; write(u->stop, &one, sizeof one) < 0 && fault_again(tries); tries++)
         ;
     pthread_join(u->thread, NULL);
     fault_stop_help(m);

@@ -15,6 +15,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "lost.h"
 #include "vmem.h"
 
 #ifndef MAP_FIXED_NOREPLACE /* glibc 2.27; an older kernel takes the address for a hint */
@@ -92,6 +93,13 @@ ccmem_status filemap_pages(int fd, uint64_t offset, uint64_t n, void **out) {
     }
     /* What is not in the page cache yet is read into huge pages; a refusal costs speed only. */
     (void)madvise(p, size, MADV_HUGEPAGE);
+    ccmem_status status = lost_watch(p, size, fd);
+    if (status != CCMEM_OK) {
+        int error = errno;
+        munmap(p, size);
+        errno = error;
+        return status;
+    }
     *out = p;
     return CCMEM_OK;
 }

@@ -6,8 +6,8 @@
 #include "ccmem.h"
 
 /* n > 0 bytes of the file `fd` from `offset` on, a multiple of the system's pages; they must lie in
- * the file. All processes share them, core dumps leave them out; given back with vmem_unmap() of
- * vmem.h. CCMEM_ERR_NOMEM, CCMEM_ERR_IO (errno says why). */
+ * the file. All processes share them, core dumps leave them out; pages that the file loses are zeros
+ * (lost.h); given back with vmem_unmap() of vmem.h. CCMEM_ERR_NOMEM, CCMEM_ERR_IO (errno says why). */
 ccmem_status filemap_pages(int fd, uint64_t offset, uint64_t n, void **out);
 
 #endif

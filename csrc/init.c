@@ -142,6 +142,8 @@ const char *ccmem_status_text(ccmem_status status) {
         return "another mapping covers some of the bytes, and one of the two can be written";
     case CCMEM_ERR_PINNED:
         return "too few frames of the window would be left unpinned";
+    case CCMEM_ERR_THREAD:
+        return "the system refused a thread; raise the limit of processes and threads";
     }
     return "unknown status";
 }

@@ -7,10 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* How many there can be at once. */
-enum { RANGES_MAX = 1024 };
-
-/* From now on [p, p + n) is one; 0 when there are too many. */
+/* From now on [p, p + n) is one; 0 when there is no memory. */
 int ranges_enter(const void *p, size_t n);
 
 /* Undoes it. */

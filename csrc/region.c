@@ -69,13 +69,25 @@ static ccmem_status try_mechanism(ccmem_region *r, window_options *w, ccmem_faul
 static ccmem_status try_mechanisms(ccmem_region *r, window_options *w,
                                    const ccmem_region_options *o) {
     ccmem_status status = CCMEM_ERR_FAULT;
+    int threads = 1, number = 0;
     if (o->fault != CCMEM_FAULT_AUTO)
         return try_mechanism(r, w, o->fault);
     if (o->system_calls && fault_uffd_permits_system_calls())
         status = try_mechanism(r, w, CCMEM_FAULT_UFFD);
-    for (size_t i = 0; i < sizeof automatic / sizeof *automatic && status == CCMEM_ERR_FAULT; i++)
-        status = try_mechanism(r, w, automatic[i]);
-    return status;
+    for (size_t i = 0; i <= sizeof automatic / sizeof *automatic; i++) {
+        if (status == CCMEM_ERR_THREAD) { /* what the caller can mend */
+            threads = 0;
+            number = errno;
+        } else if (status != CCMEM_ERR_FAULT) {
+            return status;
+        }
+        if (i < sizeof automatic / sizeof *automatic)
+            status = try_mechanism(r, w, automatic[i]);
+    }
+    if (threads)
+        return status;
+    errno = number;
+    return CCMEM_ERR_THREAD;
 }
 
 ccmem_status ccmem_region_new(ccmem_store *store, uint64_t offset, uint64_t nbytes,

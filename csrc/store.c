@@ -23,6 +23,7 @@
 
 #include "cpu.h"
 #include "fork.h"
+#include "lost.h"
 #include "ranges.h"
 #include "secret.h"
 #include "store_core.h"
@@ -1009,6 +1010,11 @@ ccmem_status ccmem_store_stats(ccmem_store *s, ccmem_stats *out) {
         return CCMEM_ERR_FORK;
     core_stats(s->core, out);
     return CCMEM_OK;
+}
+
+const char *ccmem_store_lost(const ccmem_store *s, uint64_t page) {
+    const uint32_t shift = s->core->page_shift;
+    return page < store_pages(s) ? lost_path(s->ct + (page << shift), (size_t)1 << shift) : NULL;
 }
 
 uint64_t ccmem_store_overhead(const ccmem_store *s) {

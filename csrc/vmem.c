@@ -6,6 +6,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "lost.h"
+
 /* Mappings are whole system pages; the largest size that rounds up without overflow. */
 static int rounded(uint64_t n, size_t *size) {
     size_t unit = (size_t)sysconf(_SC_PAGESIZE);
@@ -76,6 +78,8 @@ ccmem_status vmem_map_private(uint64_t n, void **out) {
 
 void vmem_unmap(void *p, uint64_t n) {
     size_t size;
-    if (p && rounded(n, &size))
-        munmap(p, size);
+    if (!p || !rounded(n, &size))
+        return;
+    lost_unwatch(p); /* before something else can lie there */
+    munmap(p, size);
 }

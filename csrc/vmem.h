@@ -21,7 +21,7 @@ ccmem_status vmem_map_pages(uint64_t n, void **out);
  * CCMEM_ERR_SECRETMEM when the system will not promise that. */
 ccmem_status vmem_map_private(uint64_t n, void **out);
 
-/* Undoes either; n as it was given. */
+/* Undoes either, and filemap_pages(); n as it was given. */
 void vmem_unmap(void *p, uint64_t n);
 
 #endif

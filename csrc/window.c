@@ -32,6 +32,7 @@
 #include "fork.h"
 #include "ranges.h"
 #include "secret.h"
+#include "signals.h"
 #include "store.h"
 
 enum {
@@ -122,6 +123,8 @@ static frame *frame_of(const window *w, size_t block) {
 }
 
 static _Noreturn void die(window *w, size_t block, ccmem_status status);
+static int dying;           /* atomic; 2: `the_dying` tells which thread is in die() */
+static pthread_t the_dying; /* its own touches are not answered: the lock is taken */
 static int open_ahead(window *w);
 
 /* A frame holds plaintext from now on; and no longer. */
@@ -190,7 +193,7 @@ static ccmem_status open_block(window *w, size_t block, frame *f, int reused, in
     return status;
 }
 
-/* Until the kernel lets go of what it holds. */
+/* Until the kernel lets go of what it holds, or takes it. */
 static int insist(window *w, int (*step)(window *, frame *, int), frame *f, int argument) {
     for (int i = 0; i < BUSY_WAITS; i++) {
         if (step(w, f, argument))
@@ -200,9 +203,13 @@ static int insist(window *w, int (*step)(window *, frame *, int), frame *f, int 
     return 0;
 }
 
+/* 0 when the system refuses, and nothing has changed. */
 static int place(window *w, frame *f, int write) {
     int writable = w->writable && (write || !w->ops->tracks);
-    if (!w->ops->place(w->mechanism, f->block, (size_t)(f - w->frames), writable))
+    int done = w->ops->place(w->mechanism, f->block, (size_t)(f - w->frames), writable);
+    if (done < 0)
+        die(w, f->block, CCMEM_ERR_FAULT);
+    if (!done)
         return 0;
     f->state = PLACED;
     f->written |= writable;
@@ -213,7 +220,10 @@ static int place(window *w, frame *f, int write) {
 static int take(window *w, frame *f, int unused) {
     (void)unused;
     if (f->state == PLACED) {
-        if (!w->ops->take(w->mechanism, f->block, (size_t)(f - w->frames)))
+        int done = w->ops->take(w->mechanism, f->block, (size_t)(f - w->frames), f->written);
+        if (done < 0)
+            die(w, f->block, CCMEM_ERR_FAULT);
+        if (!done)
             return 0;
         f->state = OPENED;
     }
@@ -368,28 +378,44 @@ static frame *have_block(window *w, const stream *s, size_t block, int alone,
 
 /* ---- the end --------------------------------------------------------------------------------- */
 
+/* Wipes what it can reach. A block whose parts are here and there is lost to every reader, too. */
 static void take_away(window *w) {
     for (size_t i = 0; i < w->space.nframes; i++) {
         frame *f = &w->frames[i];
         if (f->state <= OPENING) /* what is being opened is not verified, and its opener wipes it */
             continue;
-        if (take(w, f, 0)) {
+        int done = f->state != PLACED;
+        if (!done)
+            done = w->ops->take(w->mechanism, f->block, i, f->written);
+        if (done > 0)
             ccmem_wipe(frame_at(w, f), w->space.block);
-        } else {
-            if (w->ops->tracks)
-                (void)w->ops->allow(w->mechanism, f->block);
+        else if (!done && (!w->ops->tracks || w->ops->allow(w->mechanism, f->block)))
             ccmem_wipe(block_at(w, f->block), w->space.block);
-        }
     }
 }
 
 /* Of a window whose lock is held. A fault has nobody to return an error to, and going on would hand out
  * what nobody stored. */
 static void die(window *w, size_t block, ccmem_status status) {
-    char text[512];
+    char text[1024];
     int n;
     ccmem_failure failure = ccmem_last_failure();
-    if (status == CCMEM_ERR_INTEGRITY)
+    const char *file =
+        status == CCMEM_ERR_INTEGRITY ? ccmem_store_lost(w->store, failure.page) : NULL;
+    if (__atomic_exchange_n(&dying, 1, __ATOMIC_SEQ_CST))
+        for (;;) /* another thread says why, and ends the process */
+            wait_ns(BUSY_WAIT_NS);
+    the_dying = pthread_self();
+    __atomic_store_n(&dying, 2, __ATOMIC_SEQ_CST);
+    fault_hurry();
+    if (file)
+        n = snprintf(text, sizeof text,
+                     "pyccmem: page %llu of '%s' was touched through a mapping and could not be had "
+                     "from the file '%.400s': it was cut short while it was open, or its file system "
+                     "failed. A touch has no caller to tell, so all windows were wiped and this "
+                     "process ends.\n",
+                     (unsigned long long)failure.page, w->name, file);
+    else if (status == CCMEM_ERR_INTEGRITY)
         n = snprintf(text, sizeof text,
                      "pyccmem: page %llu of '%s' was touched through a mapping and does not match its "
                      "tag: it was changed since it was written. A touch has no caller to tell, so all "
@@ -455,7 +481,8 @@ static int touch_placed(window *w, frame *f, int write) {
         f->written = 1;
     }
     note_recent(w, f->block);
-    w->ops->wake(w->mechanism, f->block);
+    if (!w->ops->wake(w->mechanism, f->block))
+        die(w, f->block, CCMEM_ERR_FAULT);
     return 1;
 }
 
@@ -491,7 +518,8 @@ static int answer(window *w, size_t block, int write) {
 static int on_fault(void *self, size_t offset, int write) {
     window *w = self;
     int done = 0;
-    if (fork_alien(w->generation))
+    if (fork_alien(w->generation) || (__atomic_load_n(&dying, __ATOMIC_SEQ_CST) == 2 &&
+                                      pthread_equal(the_dying, pthread_self())))
         return 0;
     pthread_mutex_lock(&w->lock);
     if (w->mechanism && !w->closing && offset < w->space.nblocks * w->space.block)
@@ -544,11 +572,21 @@ static int on_idle(void *self, int spare) {
     return done;
 }
 
+static void on_broken(void *self) {
+    window *w = self;
+    pthread_mutex_lock(&w->lock);
+    if (w->mechanism && !w->closing)
+        die(w, 0, CCMEM_ERR_FAULT);
+    pthread_mutex_unlock(&w->lock);
+}
+
 /* ---- calls ----------------------------------------------------------------------------------- */
 
 static ccmem_status lock_open(window *w) {
     if (fork_alien(w->generation))
         return CCMEM_ERR_FORK;
+    if (w->ops->waits)
+        (void)signals_lead(); /* before this thread or another touches what it is about */
     pthread_mutex_lock(&w->lock);
     if (w->mechanism && !w->closing)
         return CCMEM_OK;
@@ -828,7 +866,7 @@ ccmem_status window_new(const window_options *o, window **out) {
     }
     status = budget_reserve(nbytes);
     if (status == CCMEM_OK) {
-        const fault_owner owner = {.fault = on_fault, .idle = on_idle, .self = w};
+        const fault_owner owner = {.fault = on_fault, .idle = on_idle, .broken = on_broken, .self = w};
         /* Its threads may ask before `mechanism` is known: under the lock they wait. */
         pthread_mutex_lock(&w->lock);
         status = o->ops->open(&owner, o->block, nblocks, o->nframes, o->writable, &w->mechanism);

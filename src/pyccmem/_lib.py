@@ -8,6 +8,7 @@ bulk operation; PYCCMEM_FAULT names the mechanism of mappings.
 
 from __future__ import annotations
 
+import errno
 import os
 import warnings
 from typing import Any
@@ -33,6 +34,7 @@ __all__ = [
     "features",
     "ffi",
     "lib",
+    "lost_page",
     "tier_number",
     "usable_tiers",
 ]
@@ -149,10 +151,28 @@ def _tier_message(setting: str, tier: str) -> str:
 _WRITING = 1 << 63
 
 
-def _changed_page(name: str, page_size: int, nbytes: int) -> errors.IntegrityError:
+def lost_page(store: Any, name: str, page: int) -> errors.FileReadError | None:
+    """The error for a page of a sealed file that could not be had from it; None for any other."""
+    path = lib.ccmem_store_lost(store, page) if store is not None else ffi.NULL
+    if not path:
+        return None
+    filename = os.fsdecode(ffi.string(path))
+    error = errors.FileReadError(
+        f"Page {page} of {name!a} cannot be had from its file {filename!a}: it was cut short while "
+        f"it was open, or its file system failed. Nothing of the page was handed out; mend the "
+        f"file, or use a good copy, and load it again: what is open stays without the page."
+    )
+    error.errno, error.filename = errno.EIO, filename
+    return error
+
+
+def _changed_page(name: str, page_size: int, nbytes: int, store: Any) -> errors.PyccmemError:
     """What the last CCMEM_ERR_INTEGRITY of a store in this thread means."""
     failure = lib.ccmem_last_failure()
     page, version = int(failure.page), int(failure.version)
+    lost = lost_page(store, name, page)
+    if lost is not None:
+        return lost
     first = page * page_size
     where = f"Page {page} of buffer {name!a} (bytes {first} to {min(first + page_size, nbytes) - 1}"
     if version >= _WRITING:
@@ -180,7 +200,7 @@ def check(status: int, **context: Any) -> None:
 
     This is the one place where a native status becomes an exception. `context` holds what the
     caller knows and the sentence should say: `subject` ("key" or "buffer"), `action`, `offset`,
-    `length`, `nbytes`, `name` and `page_size` of a buffer, `setting`, `tier`, `require`, `path`,
+    `length`, `nbytes`, `name`, `page_size` and `store` of a buffer, `setting`, `tier`, `require`, `path`,
     `errno`; `unwrapping` a key, `mapping` a file's pages; `window` of a mapping and what it
     `pinned`.
     """
@@ -189,7 +209,9 @@ def check(status: int, **context: Any) -> None:
     if status == lib.CCMEM_ERR_INTEGRITY:
         # First of all: which page it was is known until the next failure in this thread.
         if "page_size" in context:
-            raise _changed_page(context["name"], context["page_size"], context["nbytes"])
+            raise _changed_page(
+                context["name"], context["page_size"], context["nbytes"], context.get("store")
+            )
         if "unwrapping" in context:
             raise errors.IntegrityError(
                 "The wrapped key cannot be unwrapped with this key: it was wrapped under another "
@@ -257,6 +279,15 @@ def check(status: int, **context: Any) -> None:
             f"({os.strerror(number)}); "
             f"leave PYCCMEM_FAULT unset for whichever the system has (userfaultfd, or SIGSEGV with "
             f"Linux 5.7 or newer), or use open() or indexing, which need neither."
+        )
+    if status == lib.CCMEM_ERR_THREAD:
+        raise errors.FaultMechanismError(
+            f"The system refused the thread that answers touches of a mapping "
+            f"({os.strerror(context.get('errno') or 0)}): this user's or this container's limit of "
+            f"processes and threads is reached ('ulimit -u' in the shell, pids.max of the cgroup, "
+            f"'docker run --pids-limit=', TasksMax= in a systemd unit), or there is no room for its "
+            f"stack; raise the limit, leave PYCCMEM_FAULT unset for a mechanism that needs no "
+            f"thread, or use open() or indexing, which need none."
         )
     if status == lib.CCMEM_ERR_MAPPED:
         raise errors.MappingConflictError(

@@ -22,6 +22,7 @@ from ._arguments import (
     output_buffer,
 )
 from ._forks import Origin
+from ._handlers import stay_in_front
 from ._lib import (
     AUTHENTICATED,
     BUFFER_PAGE_SIZE,
@@ -33,6 +34,7 @@ from ._lib import (
     check,
     ffi,
     lib,
+    lost_page,
 )
 from ._owned import STORE, keeping, made
 from ._resource import Resource
@@ -303,9 +305,10 @@ class EncryptedBuffer(Resource):
         whoever can write it: a page that is not as it was sealed raises IntegrityError when it is
         read.
 
-        Whoever can write the file can also cut it off, and then the system ends a process that
-        touches what is gone (SIGBUS). With `anonymous` the pages are read into memory of this
-        process instead, which takes that memory and that time, and needs the file no longer.
+        Whoever can write the file can also cut it short, and its file system can fail: a read of
+        what is gone raises FileReadError then, and so does every later one, though the file may be
+        mended. With `anonymous` the pages are read into memory of this process instead, which takes
+        that memory and that time, and needs the file no longer.
 
         `origin` opens it anew in a forked child; without it, its use there raises ForkError.
 
@@ -370,6 +373,8 @@ class EncryptedBuffer(Resource):
         )
         self._origin = origin
         self._finish(out, name)
+        if not anonymous:
+            stay_in_front()
         return self
 
     def _take_store(self, other: EncryptedBuffer) -> None:
@@ -505,6 +510,7 @@ class EncryptedBuffer(Resource):
             nbytes=self._nbytes,
             name=self._name,
             page_size=self._page_size,
+            store=self._store,
         )
         raise AssertionError("check() returned for a status that is not CCMEM_OK")
 
@@ -513,8 +519,8 @@ class EncryptedBuffer(Resource):
     def verify(self) -> list[int]:
         """Checks every page against its tag, and its version against the copy of it, in several
         threads: the numbers of those that do not match, in ascending order; none when all is as it
-        was written. Raises NotAuthenticatedError for a cipher without tags, ClosedError and
-        ForkError."""
+        was written. Raises NotAuthenticatedError for a cipher without tags, FileReadError when
+        pages of a sealed file cannot be had from it, ClosedError and ForkError."""
         return self._verify(0, self._nbytes)
 
     def _verify(self, offset: int, nbytes: int) -> list[int]:
@@ -536,7 +542,12 @@ class EncryptedBuffer(Resource):
         )
         if status != OK:
             self._fail(status, offset, nbytes)
-        return [first + int(at) for at in np.flatnonzero(bad)]
+        found = [first + int(at) for at in np.flatnonzero(bad)]
+        for page in found:
+            lost = lost_page(store, self._name, page)
+            if lost is not None:
+                raise lost
+        return found
 
     # ---- as memory ----
 

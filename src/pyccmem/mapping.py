@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from . import errors
 from ._arguments import byte_count
+from ._handlers import stay_in_front
 from ._lib import FAULTS, anchor, check, ffi, lib
 from ._owned import keeping, region
 from ._resource import Resource
@@ -70,6 +71,7 @@ class Mapping(Resource):
         "_nbytes",
         "_region",
         "_shape",
+        "_store",
     )
 
     _instead_of_a_copy = "map the tensor again"
@@ -104,6 +106,7 @@ class Mapping(Resource):
         if mode == "r+":
             buffer._check_writable()
         self._buffer, self._shape, self._dtype, self._mode = buffer, shape, dtype, mode
+        self._store = store
         self._nbytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
         if not self._nbytes:
             self._array = np.zeros(shape, dtype)
@@ -142,6 +145,7 @@ class Mapping(Resource):
             errno=number,
         )
         self._region = kind.own(out)
+        stay_in_front()
         self._anchor = anchor(self._region)
         self._array = self._new_array()
 
@@ -308,6 +312,7 @@ class Mapping(Resource):
             action=action,
             name=self._buffer.name,
             page_size=self._buffer.page_size,
+            store=self._store,
             nbytes=self._buffer.nbytes,
             offset=0,
             length=0,
