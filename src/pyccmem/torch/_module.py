@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import fnmatch
-import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -12,17 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from .. import errors
-from .._lib import DEFAULT_CIPHER, ffi
-from .._owned import Descriptor
+from .._lib import DEFAULT_CIPHER
 from ..keys import Key
+from ..safetensors._progress import Progress, check_progress, reporting
 from ._open import opened
-from ._stored import pointer
-from ._tensor import EncryptedTensor
+from ._plain_memory import Mappings, apart, extent
+from ._tensor import EncryptedTensor, check_encryptable
+from ._threads import own_threads
 
 __all__ = ["decrypt_module", "encrypt_module"]
 
 Choice = Iterable[str] | str | Callable[[str, Tensor], object] | None
-Progress = Callable[[int, int], object]
 
 
 class _Place(NamedTuple):
@@ -65,6 +64,92 @@ def _identity(tensor: Tensor) -> Any:
     return (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
 
 
+class _Group:
+    """A plain tensor of a model, everywhere it occurs, and then the encrypted one in its place."""
+
+    def __init__(self, place: _Place) -> None:
+        self.tensor: Tensor | None = place.tensor
+        self.name = place.full_name
+        self.nbytes = place.tensor.nbytes
+        self.places: list[tuple[nn.Module, str, bool]] = []
+        self.encrypted: EncryptedTensor | None = None
+        self.parameter: nn.Parameter | None = None
+
+    def add(self, place: _Place) -> None:
+        self.places.append((place.module, place.name, place.is_parameter))
+
+    def encrypt(self, key: Key, cipher: str) -> None:
+        """Makes the encrypted tensor; the model still has the plain one."""
+        assert self.tensor is not None
+        new = EncryptedTensor.from_tensor(self.tensor, key=key, cipher=cipher, name=self.name)
+        if any(is_parameter for _, _, is_parameter in self.places):
+            self.parameter = nn.Parameter(new, requires_grad=False)
+        self.encrypted = new
+
+    def put(self) -> None:
+        """The encrypted tensor wherever the plain one is. May be repeated."""
+        for module, name, is_parameter in self.places:
+            new = self.parameter if is_parameter else self.encrypted
+            assert new is not None
+            _put(module, name, new)
+
+
+class _Piece:
+    """Plain tensors that lie in one another's memory, most often a single one: they are encrypted
+    together, and overwritten when all are, unless one that stays plain lies there, too."""
+
+    def __init__(self) -> None:
+        self.groups: list[_Group] = []
+        self.kept = False
+
+    @property
+    def nbytes(self) -> int:
+        return sum(group.nbytes for group in self.groups)
+
+    def encrypt(self, key: Key, cipher: str, mappings: Mappings | None) -> None:
+        """Replaces the plain tensors by encrypted ones and overwrites them; all of them, or none
+        when this raises what EncryptedTensor.from_tensor() does."""
+        for group in self.groups:
+            group.encrypt(key, cipher)
+        _to_the_end(lambda: self._settle(mappings))
+
+    def _settle(self, mappings: Mappings | None) -> None:
+        for group in self.groups:
+            group.put()
+        for group in self.groups:
+            if mappings is not None and not self.kept and group.tensor is not None:
+                mappings.overwrite(group.tensor)
+        for group in self.groups:
+            group.tensor = None
+
+
+def _pieces(chosen: list[_Place], others: list[Tensor]) -> list[_Piece]:
+    """The tensors to encrypt, each once, by the memory they lie in."""
+    groups: dict[Any, _Group] = {}
+    for place in chosen:
+        groups.setdefault(_identity(place.tensor), _Group(place)).add(place)
+    plain = [group.tensor for group in groups.values() if group.tensor is not None]
+    numbers = apart(extent(tensor) for tensor in (*plain, *others))
+    pieces: dict[int, _Piece] = {}
+    for group, number in zip(groups.values(), numbers, strict=False):
+        pieces.setdefault(number, _Piece()).groups.append(group)
+    for number in numbers[len(groups) :]:
+        if number in pieces:
+            pieces[number].kept = True
+    return list(pieces.values())
+
+
+def _to_the_end(step: Callable[[], None], tries: int = 3) -> None:
+    """Runs a step that may be begun again wherever it stopped; where an exception of a signal
+    handler came between, that is raised when the step is done."""
+    try:
+        step()
+    except BaseException:
+        if tries:
+            _to_the_end(step, tries - 1)
+        raise
+
+
 def encrypt_module(
     model: nn.Module,
     *,
@@ -72,7 +157,7 @@ def encrypt_module(
     include: Choice = None,
     exclude: Choice = (),
     cipher: str = DEFAULT_CIPHER,
-    progress: Progress | None = None,
+    progress: bool | Progress | None = None,
     wipe: bool = True,
 ) -> nn.Module:
     """Encrypts a model in place and returns it: every parameter and buffer becomes an
@@ -80,68 +165,66 @@ def encrypt_module(
 
     `include` and `exclude` are patterns of qualified names as fnmatch has them
     ("encoder.*.weight"), or a function of name and tensor; without `include` all are chosen.
-    `progress` is called with the bytes done and the bytes there are. The plain tensors are
-    overwritten with zeros, unless `wipe` is False or a tensor that is not chosen lies in the same
-    memory: who holds another reference to one finds zeros. An encrypted parameter takes no
-    gradient.
+    `progress`: None for a bar on standard error when that is a terminal, rich is installed and the
+    model is large; True and False for always and never; or a function, called with the bytes done
+    and the bytes there are. An encrypted parameter takes no gradient.
 
-    Raises ArgumentTypeError for what is no module, key, or dense CPU tensor, and what
-    pyccmem.EncryptedTensor raises; the model is unchanged then.
+    One tensor after the other: each plain one is overwritten with zeros and its memory given back
+    to the system before the next is encrypted, so the most that is needed at once is the plain
+    model and its largest tensor. Who holds another reference to one finds zeros. Not overwritten
+    are: all, with `wipe=False`, and then the memory is free only when the last reference is gone (a
+    caller's, an optimizer's) and the allocator gives it back; what a tensor that is not chosen lies
+    in as well; files behind mapped memory. Tensors that overlap are encrypted together. Memory that
+    is not torch's own (an array's) is overwritten, but stays its owner's.
+
+    A failure half-way (no memory, an interrupt, an exception of `progress`) leaves every tensor
+    whole, the first ones encrypted and the others plain, and the model in working order; called
+    again, this goes on with the rest.
+
+    Raises ArgumentTypeError for what is no module, key, or dense CPU tensor, the model unchanged;
+    and what pyccmem.EncryptedTensor raises.
     """
     if not isinstance(model, nn.Module):
         raise errors.ArgumentTypeError(
             f"model must be a torch.nn.Module, not {type(model).__name__}."
         )
-    included = _predicate("include", include)
-    excluded = _predicate("exclude", exclude)
+    check_progress(progress)
+    included = (lambda _name, _tensor: True) if include is None else _predicate("include", include)
+    work = _pieces(*_chosen(model, included, _predicate("exclude", exclude)))
+    total = sum(piece.nbytes for piece in work)
+    done = 0
+    mappings = Mappings() if wipe and work else None
+    with reporting(progress, type(model).__name__, total) as report, own_threads():
+        for piece in work:
+            piece.encrypt(key, cipher, mappings)
+            done += piece.nbytes
+            report(done, total)
+    return model
+
+
+def _chosen(
+    model: nn.Module,
+    included: Callable[[str, Tensor], object],
+    excluded: Callable[[str, Tensor], object],
+) -> tuple[list[_Place], list[Tensor]]:
+    """The places to encrypt, and the plain tensors that are left alone. Raises ArgumentTypeError
+    for one that cannot be encrypted, MissingPackageError."""
     chosen: list[_Place] = []
     others: list[Tensor] = []
     for place in _places(model):
-        if isinstance(place.tensor, EncryptedTensor):
-            continue
         name, tensor = place.full_name, place.tensor
-        wanted = (include is None or included(name, tensor)) and not excluded(name, tensor)
-        if wanted and isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
+        if isinstance(tensor, EncryptedTensor):
+            continue
+        if not included(name, tensor) or excluded(name, tensor):
+            others.append(tensor)
+            continue
+        if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
             raise errors.ArgumentTypeError(
                 f"{name} has no shape yet; run the model once before it is encrypted."
             )
-        if wanted:
-            chosen.append(place)
-        else:
-            others.append(tensor)
-    total = sum({_identity(p.tensor): p.tensor.nbytes for p in chosen}.values())
-    made: dict[Any, EncryptedTensor] = {}
-    done = 0
-    try:
-        for place in chosen:
-            identity = _identity(place.tensor)
-            if identity in made:
-                continue
-            made[identity] = EncryptedTensor.from_tensor(
-                place.tensor, key=key, cipher=cipher, name=place.full_name
-            )
-            done += place.tensor.nbytes
-            if progress is not None:
-                progress(done, total)
-    except BaseException:
-        for tensor in made.values():
-            tensor.core.close()
-        raise
-    parameters: dict[Any, EncryptedTensor] = {}
-    for place in chosen:
-        identity = _identity(place.tensor)
-        new = made[identity]
-        if place.is_parameter:
-            if identity not in parameters:
-                parameters[identity] = nn.Parameter(new, requires_grad=False)  # type: ignore[assignment]
-            new = parameters[identity]
-        _put(place, new)
-    if wipe:
-        kept = {_memory(tensor) for tensor in others} - {None}
-        for place in chosen:
-            if _memory(place.tensor) not in kept:
-                _overwrite(place.tensor)
-    return model
+        check_encryptable(tensor, name)
+        chosen.append(place)
+    return chosen, others
 
 
 def decrypt_module(model: nn.Module) -> nn.Module:
@@ -161,48 +244,10 @@ def decrypt_module(model: nn.Module) -> nn.Module:
             plain = opened(tensor).clone()
             made[id(tensor)] = nn.Parameter(plain, False) if place.is_parameter else plain
     for place in places:
-        _put(place, made[id(place.tensor)])
+        _put(place.module, place.name, made[id(place.tensor)])
     return model
 
 
-def _put(place: _Place, tensor: Tensor) -> None:
+def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
     # Not by the dict of parameters alone: nn.RNN keeps a list of its own.
-    setattr(place.module, place.name, tensor)
-
-
-def _memory(tensor: Tensor) -> Any:
-    try:
-        return tensor.untyped_storage()._cdata
-    except (RuntimeError, NotImplementedError):
-        return None
-
-
-def _overwrite(tensor: Tensor) -> None:
-    """Zeros over a plain tensor's elements. The kernel writes them, which fails where the memory is
-    read-only and this process would be killed."""
-    nbytes = tensor.nbytes
-    if not nbytes:
-        return
-    if not (tensor.is_contiguous() or _dense(tensor)):
-        with torch.no_grad():
-            tensor.detach().zero_()
-        return
-    memory = ffi.buffer(pointer(tensor), nbytes)
-    try:
-        with Descriptor.open("/dev/zero", os.O_RDONLY) as zero:
-            view, at = memoryview(memory), 0
-            while at < nbytes:
-                at += os.readv(zero, [view[at : at + (1 << 28)]])
-    except OSError:
-        return  # read-only memory, such as a mapped file's
-
-
-def _dense(tensor: Tensor) -> bool:
-    """True when the elements fill a run of memory without a gap, in whatever order."""
-    expected = 1
-    for stride, n in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if n != 1:
-            if stride != expected:
-                return False
-            expected *= n
-    return True
+    setattr(module, name, tensor)

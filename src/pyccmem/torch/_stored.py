@@ -279,6 +279,23 @@ class Stored:
         if status != OK:
             core._buffer._fail(status, offset, nbytes)
 
+    def write_any(self, core: Core, first: int, values: torch.Tensor) -> None:
+        """The same for a tensor of this type that need not be contiguous: what has to be put in
+        order is, 1 MiB at a time, in memory that is wiped."""
+        plain = not (values.is_conj() or values.is_neg())
+        if plain and values.is_contiguous():
+            self.write_run(core, first, values)
+            return
+        nbytes = values.numel() * self.itemsize
+        if nbytes <= _BLOCK:
+            self.write_run(core, first, converted(values, self.dtype))
+            return
+        row = values[0].numel()
+        rows = _BLOCK // (row * self.itemsize)
+        for at in range(0, values.shape[0], max(rows, 1)):
+            part = values[at : at + rows] if rows else values[at]
+            self.write_any(core, first + at * row, part)
+
     def check(self) -> None:
         """Raises ClosedError; ForkError, before a lock that a thread of the parent may have held is
         waited for."""

@@ -19,9 +19,9 @@ from .. import errors
 from .._lib import DEFAULT_CIPHER
 from ..keys import Key
 from ..tensor import EncryptedTensor as Core
-from ._stored import Stored, converted, core_of_ciphertext, numpy_dtype, torch_dtype
+from ._stored import Stored, core_of_ciphertext, numpy_dtype, torch_dtype
 
-__all__ = ["EncryptedTensor", "Form", "Step", "wrapped"]
+__all__ = ["EncryptedTensor", "Form", "Step", "check_encryptable", "wrapped"]
 
 
 _tracing_state = torch._C._get_tracing_state
@@ -72,6 +72,21 @@ def training_refused() -> NoReturn:
         "An EncryptedTensor is for inference and takes no gradient; leave requires_grad False, or "
         "train the model after pyccmem.torch.decrypt_module(model)."
     )
+
+
+def check_encryptable(tensor: Tensor, name: str) -> None:
+    """Raises ArgumentTypeError for what is no dense CPU tensor of a type that numpy or ml_dtypes
+    has, MissingPackageError where ml_dtypes is needed."""
+    if tensor.layout is not torch.strided or tensor.is_quantized:
+        raise errors.ArgumentTypeError(
+            f"{name} is not dense ({tensor.layout}, {tensor.dtype}); convert it with to_dense() or "
+            f"dequantize() first."
+        )
+    if tensor.device.type != "cpu":
+        raise errors.ArgumentTypeError(
+            f"{name} lies on {str(tensor.device)!r}; bring it to the CPU with cpu() first."
+        )
+    numpy_dtype(tensor.dtype)
 
 
 class EncryptedTensor(Tensor):
@@ -133,15 +148,7 @@ class EncryptedTensor(Tensor):
             raise errors.ArgumentTypeError(f"key must be a pyccmem.Key, not {type(key).__name__}.")
         if isinstance(tensor, EncryptedTensor):
             tensor = tensor.decrypt()
-        if tensor.layout is not torch.strided or tensor.is_quantized:
-            raise errors.ArgumentTypeError(
-                f"tensor is not dense ({tensor.layout}, {tensor.dtype}); convert it with "
-                f"to_dense() or dequantize() first."
-            )
-        if tensor.device.type != "cpu":
-            raise errors.ArgumentTypeError(
-                f"tensor lies on {str(tensor.device)!r}; bring it to the CPU with cpu() first."
-            )
+        check_encryptable(tensor, "tensor")
         options: dict[str, Any] = {"cipher": cipher, "name": name}
         if page_size is not None:
             options["page_size"] = page_size
@@ -149,10 +156,7 @@ class EncryptedTensor(Tensor):
         core = Core.zeros(shape, numpy_dtype(tensor.dtype), key=key, **options)
         stored = Stored(core, tensor.dtype, key)
         try:
-            source = tensor.detach().resolve_conj().resolve_neg()
-            if not source.is_contiguous():
-                source = converted(source, tensor.dtype)
-            stored.write_run(core, 0, source)
+            stored.write_any(core, 0, tensor.detach())
         except BaseException:
             core.close()
             raise

@@ -9,12 +9,32 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from .._lib import ffi, lib
 
-__all__ = ["share_threads"]
+__all__ = ["own_threads", "share_threads"]
+
+_team: int | None = None
+
+#: Who asks for pyccmem's own threads at the moment; changed under the lock.
+_own: set[object] = set()
+_lock = threading.Lock()
+
+
+def _reset_lock() -> None:
+    """A fork may find the lock held by a thread that the child does not have. The native side tells
+    a child by itself that torch's threads did not come with it."""
+    global _lock, _team
+    _lock, _team = threading.Lock(), None
+    _own.clear()
+
+
+os.register_at_fork(after_in_child=_reset_lock)
 
 
 def share_threads() -> bool:
@@ -24,6 +44,27 @@ def share_threads() -> bool:
         function = ctypes.CDLL(library).GOMP_parallel
     except (OSError, AttributeError):
         return False
-    address = ctypes.cast(function, ctypes.c_void_p).value
-    lib.ccmem_set_openmp(ffi.cast("void *", address))
+    global _team
+    _team = ctypes.cast(function, ctypes.c_void_p).value
+    _choose()
     return True
+
+
+def _choose() -> None:
+    lib.ccmem_set_openmp(ffi.cast("void *", _team) if _team and not _own else ffi.NULL)
+
+
+@contextmanager
+def own_threads() -> Iterator[None]:
+    """For a series of bulk calls with other work in between and none of torch's: OpenMP threads
+    would spin through that work (three times the processor time, when a model is encrypted)."""
+    mine = object()
+    try:
+        with _lock:
+            _own.add(mine)
+            _choose()
+        yield
+    finally:
+        with _lock:
+            _own.discard(mine)
+            _choose()
