@@ -376,6 +376,18 @@ ccmem_status ccmem_store_map(const ccmem_key *key, ccmem_cipher cipher, const ui
                              int anonymous, const uint64_t *versions, const uint8_t *tags,
                              ccmem_store **out);
 
+/* How ccmem_store_map() comes by a file's pages: all processes share them; mapped, but not shared, on
+ * a file system that has no shared mappings (FUSE with direct I/O); read into memory, as asked for or
+ * because the file system has no mappings at all. */
+typedef enum ccmem_file_way {
+    CCMEM_FILE_SHARED,
+    CCMEM_FILE_PRIVATE,
+    CCMEM_FILE_READ
+} ccmem_file_way;
+
+/* What the last successful ccmem_store_map() of this thread did. */
+ccmem_file_way ccmem_store_map_way(void);
+
 /* ---- products with an encrypted matrix --------------------------------------------------------- */
 
 /* What the elements of an encrypted matrix are, in the processor's byte order. */

@@ -34,19 +34,20 @@ typedef struct row {
 static _Thread_local row last;
 
 static void *map(void *address, size_t size, int flags, int fd, uint64_t offset) {
-    void *p = mmap(address, size, PROT_READ, MAP_SHARED | flags, fd, (off_t)offset);
+    void *p = mmap(address, size, PROT_READ, flags, fd, (off_t)offset);
     return p == MAP_FAILED ? NULL : p;
 }
 
-static void *map_in_row(const struct stat *file, int fd, uint64_t offset, size_t size) {
+static void *map_in_row(const struct stat *file, int fd, uint64_t offset, size_t size, int kind) {
     if (last.device != file->st_dev || last.inode != file->st_ino || offset < last.begin ||
         offset > last.end || size > last.end - offset)
         return NULL;
-    return map(last.address + (offset - last.begin), size, MAP_FIXED_NOREPLACE, fd, offset);
+    return map(last.address + (offset - last.begin), size, kind | MAP_FIXED_NOREPLACE, fd, offset);
 }
 
 /* Leaves free what lies behind the part, for the others. */
-static void *map_in_new_row(const struct stat *file, int fd, uint64_t offset, size_t size) {
+static void *map_in_new_row(const struct stat *file, int fd, uint64_t offset, size_t size,
+                            int kind) {
     uint64_t end = (uint64_t)file->st_size;
     if (end < offset + size || end - offset < HUGE_PAGE)
         return NULL;
@@ -60,7 +61,7 @@ static void *map_in_new_row(const struct stat *file, int fd, uint64_t offset, si
     if (p == MAP_FAILED)
         return NULL;
     size_t skip = (size_t)((offset - (uintptr_t)p) & (HUGE_PAGE - 1));
-    if (!map(p + skip, size, MAP_FIXED, fd, offset) || (skip && munmap(p, skip))) {
+    if (!map(p + skip, size, kind | MAP_FIXED, fd, offset) || (skip && munmap(p, skip))) {
         munmap(p, room);
         return NULL;
     }
@@ -73,16 +74,28 @@ static void *map_in_new_row(const struct stat *file, int fd, uint64_t offset, si
     return p;
 }
 
-ccmem_status filemap_pages(int fd, uint64_t offset, uint64_t n, void **out) {
+/* `kind` is MAP_SHARED or MAP_PRIVATE. NULL: errno says why. */
+static void *map_pages(const struct stat *file, int fd, uint64_t offset, size_t size, int kind) {
+    void *p = map_in_row(file, fd, offset, size, kind);
+    if (!p)
+        p = map_in_new_row(file, fd, offset, size, kind);
+    return p ? p : map(NULL, size, kind, fd, offset);
+}
+
+int filemap_unsupported(int error) {
+    return error == ENODEV || error == EINVAL || error == EOPNOTSUPP || error == ENOSYS ||
+           error == EPERM || error == ENXIO;
+}
+
+ccmem_status filemap_pages(int fd, uint64_t offset, uint64_t n, int *shared, void **out) {
     size_t unit = (size_t)sysconf(_SC_PAGESIZE), size = ((size_t)n + unit - 1) & ~(unit - 1);
     struct stat file;
     if (fstat(fd, &file))
         return CCMEM_ERR_IO;
-    void *p = map_in_row(&file, fd, offset, size);
-    if (!p)
-        p = map_in_new_row(&file, fd, offset, size);
-    if (!p)
-        p = map(NULL, size, 0, fd, offset);
+    void *p = map_pages(&file, fd, offset, size, MAP_SHARED);
+    *shared = p != NULL;
+    if (!p && filemap_unsupported(errno))
+        p = map_pages(&file, fd, offset, size, MAP_PRIVATE);
     if (!p)
         return errno == ENOMEM || errno == EAGAIN ? CCMEM_ERR_NOMEM : CCMEM_ERR_IO;
     if (madvise(p, size, MADV_DONTDUMP)) {

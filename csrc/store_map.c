@@ -18,6 +18,9 @@
 #include "threads.h"
 #include "vmem.h"
 
+/* How this thread came by the pages of the last store that it made. */
+static _Thread_local ccmem_file_way last_way;
+
 enum { GRAIN_BYTES = 4 << 20 }; /* the least that is worth another thread */
 
 static ccmem_status failed(int error) {
@@ -80,6 +83,21 @@ static ccmem_status read_pages(int fd, uint64_t offset, uint64_t size, void **ou
     return CCMEM_OK;
 }
 
+/* Maps the pages, or reads them where that is asked for or cannot be otherwise. */
+static ccmem_status get_pages(int fd, uint64_t offset, uint64_t size, int read, void **out) {
+    if (!read) {
+        int shared = 1;
+        ccmem_status status = filemap_pages(fd, offset, size, &shared, out);
+        last_way = shared ? CCMEM_FILE_SHARED : CCMEM_FILE_PRIVATE;
+        if (status != CCMEM_ERR_IO || !filemap_unsupported(errno))
+            return status;
+    }
+    last_way = CCMEM_FILE_READ;
+    return read_pages(fd, offset, size, out);
+}
+
+ccmem_file_way ccmem_store_map_way(void) { return last_way; }
+
 ccmem_status ccmem_store_map(const ccmem_key *key, ccmem_cipher cipher, const uint8_t id[16],
                              uint64_t nbytes, uint32_t page_size, int fd, uint64_t offset,
                              int anonymous, const uint64_t *versions, const uint8_t *tags,
@@ -100,8 +118,9 @@ ccmem_status ccmem_store_map(const ccmem_key *key, ccmem_cipher cipher, const ui
         return status;
     /* Where the system's pages are larger than the file's, not every offset can be mapped. */
     int mappable = offset % (uint64_t)sysconf(_SC_PAGESIZE) == 0;
+    last_way = anonymous ? CCMEM_FILE_READ : CCMEM_FILE_SHARED;
     if (size)
-        status = (mappable && !anonymous ? filemap_pages : read_pages)(fd, offset, size, &pages);
+        status = get_pages(fd, offset, size, anonymous || !mappable, &pages);
     if (status != CCMEM_OK)
         return status;
     status = store_over(key, cipher, id, nbytes, page_size, pages, versions, tags, out);

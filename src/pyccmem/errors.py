@@ -44,6 +44,7 @@ its text is a sentence that says what was wrong and what would be right::
     PyccmemWarning (UserWarning)
     ├── PortableTierWarning                   no accelerated tier: correct, but slow
     ├── ForkWarning                           a fork while what a child cannot open is open
+    ├── UnsharedFileWarning                   a sealed file that processes cannot share in memory
     └── InsecureKeyFileWarning                other users of the system can read the key file
 """
 
@@ -91,6 +92,7 @@ __all__ = [
     "SecretMemoryError",
     "SelfTestError",
     "TierError",
+    "UnsharedFileWarning",
     "VersionExhaustedError",
 ]
 
@@ -304,6 +306,11 @@ class PortableTierWarning(PyccmemWarning):
 class ForkWarning(PyccmemWarning):
     """A process forks while something encrypted is open whose key the child cannot ask for again:
     using it there will raise ForkError."""
+
+
+class UnsharedFileWarning(PyccmemWarning):
+    """The file system of a sealed file has no shared mappings: processes that load it may not share
+    its pages, or each has a copy in memory of its own."""
 
 
 class InsecureKeyFileWarning(PyccmemWarning):

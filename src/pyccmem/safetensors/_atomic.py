@@ -22,7 +22,14 @@ from typing import Any
 from .. import errors
 from .._owned import Descriptor
 
-__all__ = ["TEMPORARY_PREFIX", "AtomicFile", "refused", "sync_directory"]
+__all__ = [
+    "TEMPORARY_PREFIX",
+    "AtomicFile",
+    "refused",
+    "set_mode",
+    "sync_directory",
+    "synchronize",
+]
 
 #: How the names of temporary files begin.
 TEMPORARY_PREFIX = ".pyccmem-"
@@ -46,13 +53,48 @@ def _there_already(path: str) -> errors.FileWriteError:
     ).of_system(errno.EEXIST, path)
 
 
+#: How a file system says that it does not know an operation, or lets nobody do it.
+_UNSUPPORTED = frozenset((errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES))
+
+
+def set_mode(file: int | str | os.PathLike[str], mode: int, *, private: bool = False) -> None:
+    """chmod(2) of an open file or a path, which CIFS, exFAT and the like refuse, since all their
+    files have one mode. With `private` that is a failure if others can then read or write more than
+    `mode` lets them; without it never. Raises OSError."""
+    try:
+        if isinstance(file, int):
+            os.fchmod(file, mode)
+        else:
+            os.chmod(file, mode)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        there = stat.S_IMODE(os.stat(file).st_mode)
+        if private and there & 0o066 & ~mode:
+            raise OSError(
+                error.errno,
+                f"its file system gives all files mode {there:04o}, under which others can read it",
+            ) from None
+
+
+def synchronize(descriptor: int) -> None:
+    """fsync(2), but for a file system that has nothing to sync. Raises OSError."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+
+
 def sync_directory(path: str) -> None:
     """Has the name of a new file on the disk. Raises FileWriteError."""
     try:
         with Descriptor.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY) as opened:
-            os.fsync(opened)
+            synchronize(opened)
     except OSError as error:
-        if error.errno == errno.EINVAL:  # a filesystem that has nothing to sync there
+        # Some file systems open no directory, or know no fsync() of it. Nor can a directory be
+        # opened that this user may write to and not read. Nobody can do more for the name then.
+        if error.errno in _UNSUPPORTED or error.errno == errno.EBADF:
             return
         raise errors.FileWriteError(
             f"The file {path!r} was written, but its directory could not be synced "
@@ -64,14 +106,20 @@ class AtomicFile:
     """The new contents of `path`, written in a `with` block that ends with commit().
 
     Without commit() nothing is left behind. The file gets `mode`; by default that of the file it
-    replaces, or 0600. A symbolic link is followed. Raises FileWriteError: without `overwrite` also
+    replaces, or 0600. `private`: nobody else may be able to read it, even where the file system
+    refuses that mode. A symbolic link is followed. Raises FileWriteError: without `overwrite` also
     for a file that is there, at once or, when it appeared meanwhile, by commit().
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], mode: int | None = None, *, overwrite: bool = True
+        self,
+        path: str | os.PathLike[str],
+        mode: int | None = None,
+        *,
+        private: bool = False,
+        overwrite: bool = True,
     ) -> None:
-        self._overwrite = overwrite
+        self._overwrite, self._private = overwrite, private
         try:
             name = os.fsdecode(path)
         except TypeError:
@@ -159,8 +207,8 @@ class AtomicFile:
     def commit(self) -> None:
         """Makes the contents the file's, on the disk."""
         try:
-            os.fchmod(self.descriptor, self._mode)
-            os.fsync(self.descriptor)
+            set_mode(self.descriptor, self._mode, private=self._private)
+            synchronize(self.descriptor)
             if self._overwrite or not self._linked():
                 os.rename(self._temporary, self.path)
                 self._temporary = ""

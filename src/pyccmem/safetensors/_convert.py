@@ -139,7 +139,7 @@ def decrypt_file(
         block = _plain.empty((min(BLOCK, max(total, 1)),), np.uint8)
         try:
             with (
-                AtomicFile(dst, mode=0o600, overwrite=bool(overwrite)) as out,
+                AtomicFile(dst, mode=0o600, private=True, overwrite=bool(overwrite)) as out,
                 reporting(progress, src, total) as report,
             ):
                 out.write_at(raw, 0)

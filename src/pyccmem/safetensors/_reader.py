@@ -41,6 +41,7 @@ from ._format import (
     wrong,
 )
 from ._origin import SealedOrigin
+from ._sharing import warn_if_unshared
 from .providers import AnyKey, KeySource, source_of, unwrap
 
 __all__ = [
@@ -283,7 +284,7 @@ class SealedFile(Resource):
                 name=tensor.name,
             )
         view, versions = memoryview(records), 8 * blob.npages
-        return EncryptedBuffer._mapped(
+        buffer = EncryptedBuffer._mapped(
             self._opened().fileno(),
             blob.start,
             tensor.nbytes,
@@ -297,6 +298,9 @@ class SealedFile(Resource):
             anonymous=anonymous,
             origin=self._origin,
         )
+        if not anonymous:
+            warn_if_unshared(self._path)
+        return buffer
 
     def _tensor_buffer(self, name: str) -> EncryptedBuffer:
         try:

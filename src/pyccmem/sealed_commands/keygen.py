@@ -13,7 +13,7 @@ from .. import _plain, errors
 from .._lib import lib
 from .._owned import Descriptor
 from ..keys import Key
-from ..safetensors._atomic import AtomicFile, refused, sync_directory
+from ..safetensors._atomic import AtomicFile, refused, set_mode, sync_directory, synchronize
 from ._output import show_json
 
 __all__ = ["add_arguments", "run", "write_key_file"]
@@ -61,7 +61,7 @@ def write_key_file(
         _hexadecimal(words[0], words[1])
         data = words[0] if raw else words[1]
         if force:
-            with AtomicFile(path, mode=0o600) as out:
+            with AtomicFile(path, mode=0o600, private=True) as out:
                 out.write_at(data, 0)
                 out.commit()
         else:
@@ -98,13 +98,13 @@ def _write_new(path: str, data: npt.NDArray[np.uint8]) -> None:
         raise refused(path, error) from None
     try:
         with file as descriptor:
-            os.fchmod(descriptor, 0o600)
+            set_mode(descriptor, 0o600, private=True)
             with data.data as view:
                 at = 0
                 while at < len(view):
                     with view[at:] as rest:
                         at += os.write(descriptor, rest)
-            os.fsync(descriptor)
+            synchronize(descriptor)
     except BaseException as error:
         os.unlink(path)
         if isinstance(error, OSError):
