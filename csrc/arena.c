@@ -31,34 +31,6 @@ struct ccmem_arena {
     store_core *core;
 };
 
-/* ---- how many there are ---------------------------------------------------------------------- */
-
-static ccmem_arena_totals totals; /* of all arenas, each word atomic */
-static int registered;            /* 1: done; -1: refused */
-
-static void after_fork(void) { memset(&totals, 0, sizeof totals); }
-
-static void register_after_fork(void) {
-    registered = pthread_atfork(NULL, NULL, after_fork) ? -1 : 1;
-}
-
-static void count(const store_core *core, uint64_t nbytes, uint64_t npages, uint64_t sign) {
-    const uint64_t words = 2 * sizeof(uint64_t), tag = core->suite->authenticated ? PAGE_TAG : 0;
-    __atomic_fetch_add(&totals.stores, sign, __ATOMIC_RELAXED);
-    __atomic_fetch_add(&totals.bytes, sign * nbytes, __ATOMIC_RELAXED);
-    __atomic_fetch_add(&totals.ciphertext_bytes, sign * (npages << core->page_shift),
-                       __ATOMIC_RELAXED);
-    __atomic_fetch_add(&totals.overhead_bytes, sign * (npages * (words + tag) + CCMEM_STORE_SIZE),
-                       __ATOMIC_RELAXED);
-}
-
-void ccmem_arenas_get_totals(ccmem_arena_totals *out) {
-    out->stores = __atomic_load_n(&totals.stores, __ATOMIC_RELAXED);
-    out->bytes = __atomic_load_n(&totals.bytes, __ATOMIC_RELAXED);
-    out->ciphertext_bytes = __atomic_load_n(&totals.ciphertext_bytes, __ATOMIC_RELAXED);
-    out->overhead_bytes = __atomic_load_n(&totals.overhead_bytes, __ATOMIC_RELAXED);
-}
-
 /* ---- pages ----------------------------------------------------------------------------------- */
 
 static int used(const store_chunk *c, uint64_t page) {
@@ -180,15 +152,13 @@ static void leave(store_core *core, const ccmem_store *s) {
 ccmem_status ccmem_arena_new(const ccmem_key *key, ccmem_cipher cipher, uint32_t page_size,
                              uint64_t version_limit, uint32_t tweak_cache_entries,
                              ccmem_arena **out) {
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
     uint8_t id[CCMEM_STORE_ID_SIZE];
     if (!key || !out || !page_suite_of(cipher) || version_limit > INT64_MAX ||
         !page_size_allowed(page_size))
         return CCMEM_ERR_ARGUMENT;
-    pthread_once(&once, register_after_fork);
     ccmem_status status = ccmem_key_check(key);
     if (status == CCMEM_OK)
-        status = registered > 0 ? random_bytes(id, sizeof id) : CCMEM_ERR_NOMEM;
+        status = random_bytes(id, sizeof id);
     if (status != CCMEM_OK)
         return status;
     ccmem_arena *arena = calloc(1, sizeof *arena);
@@ -209,6 +179,12 @@ ccmem_status ccmem_arena_new(const ccmem_key *key, ccmem_cipher cipher, uint32_t
         arena->core->version_limit = version_limit;
     *out = arena;
     return CCMEM_OK;
+}
+
+static void count(store_core *core, uint64_t nbytes, uint64_t npages, int sign) {
+    __atomic_fetch_add(&core->stores, (uint64_t)(int64_t)sign, __ATOMIC_RELAXED);
+    __atomic_fetch_add(&core->bytes, (uint64_t)(int64_t)sign * nbytes, __ATOMIC_RELAXED);
+    __atomic_fetch_add(&core->pages, (uint64_t)(int64_t)sign * npages, __ATOMIC_RELAXED);
 }
 
 /* Room for a store, which reads as zeros unless its pages are going to be `replaced`. */
@@ -250,29 +226,48 @@ ccmem_status ccmem_arena_add(ccmem_arena *arena, uint64_t nbytes, const void *da
     ccmem_status status = place(arena->core, nbytes, data && nbytes, s);
     if (status == CCMEM_OK && data && nbytes)
         status = ccmem_store_write(s, 0, data, nbytes);
-    if (status != CCMEM_OK)
-        (void)ccmem_arena_drop(s);
+    if (status != CCMEM_OK && s->core) {
+        (void)ccmem_arena_remove(s);
+        memset(s, 0, sizeof *s);
+    }
     return status;
 }
 
+/* For a caller that has to call something. */
 static void done(void) {}
 
-ccmem_done ccmem_arena_drop(void *store) {
-    ccmem_store *s = store, gone = *s;
-    memset(s, 0, sizeof *s);
-    if (gone.core) {
-        if (!fork_alien(gone.core->generation)) {
-            count(gone.core, gone.nbytes, store_pages(&gone), (uint64_t)-1);
-            if (gone.nbytes)
-                leave(gone.core, &gone);
-        }
-        core_release(gone.core);
+ccmem_done ccmem_arena_remove(void *store) {
+    ccmem_store *s = store, was = *s;
+    if (!was.core || was.core == &store_gone)
+        return done;
+    *s = (ccmem_store){.core = (store_core *)&store_gone};
+    if (!fork_alien(was.core->generation)) {
+        count(was.core, was.nbytes, store_pages(&was), -1);
+        if (was.nbytes)
+            leave(was.core, &was);
     }
+    core_release(was.core);
     return done;
 }
 
-ccmem_status ccmem_arena_check(const ccmem_arena *arena) {
-    return fork_alien(arena->core->generation) ? CCMEM_ERR_FORK : CCMEM_OK;
+uint64_t ccmem_arena_place(const ccmem_store *s) { return s->first; }
+
+ccmem_status ccmem_arena_get_totals(const ccmem_arena *arena, ccmem_arena_totals *out) {
+    const store_core *core = arena->core;
+    const uint64_t tag = core->suite->authenticated ? PAGE_TAG : 0;
+    ccmem_stats stats;
+    if (fork_alien(core->generation))
+        return CCMEM_ERR_FORK;
+    core_stats(core, &stats);
+    out->stores = __atomic_load_n(&core->stores, __ATOMIC_RELAXED);
+    out->bytes = __atomic_load_n(&core->bytes, __ATOMIC_RELAXED);
+    uint64_t pages = __atomic_load_n(&core->pages, __ATOMIC_RELAXED);
+    out->ciphertext_bytes = pages << core->page_shift;
+    out->overhead_bytes = sizeof *core + core->suite->key_size +
+                          tweak_cache_bytes(&core->page.cache) + out->stores * CCMEM_STORE_SIZE +
+                          pages * (2 * sizeof(uint64_t) + tag);
+    out->integrity_failures = stats.integrity_failures;
+    return CCMEM_OK;
 }
 
 ccmem_secret_level ccmem_arena_level(const ccmem_arena *arena) { return arena->core->level; }

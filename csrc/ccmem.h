@@ -37,7 +37,8 @@ typedef enum ccmem_status {
     CCMEM_ERR_FAULT,        /* the fault mechanism cannot be had on this system; errno says why */
     CCMEM_ERR_MAPPED,       /* another mapping covers some of these bytes, and one may be written */
     CCMEM_ERR_PINNED,       /* too much of a mapping's window would be pinned */
-    CCMEM_ERR_THREAD        /* the system refused a thread */
+    CCMEM_ERR_THREAD,       /* the system refused a thread */
+    CCMEM_ERR_CLOSED        /* the store was removed from its arena */
 } ccmem_status;
 
 /* ISA levels of the kernels, worst first. */
@@ -279,7 +280,8 @@ typedef struct ccmem_arena_totals {
     uint64_t stores;
     uint64_t bytes;            /* of plaintext */
     uint64_t ciphertext_bytes; /* whole pages */
-    uint64_t overhead_bytes;   /* versions, tags, the stores themselves */
+    uint64_t overhead_bytes;   /* versions, tags, the stores themselves, what they share */
+    uint64_t integrity_failures;
 } ccmem_arena_totals;
 
 typedef void (*ccmem_done)(void);
@@ -292,18 +294,19 @@ ccmem_status ccmem_arena_new(const ccmem_key *key, ccmem_cipher cipher, uint32_t
 
 /* A store of nbytes bytes in whole pages of the arena, holding what lies at `data`, or (NULL) zeros.
  * `store` is CCMEM_STORE_SIZE bytes of zeros, aligned as a pointer, in which the store is made: it is
- * a ccmem_store for every function but ccmem_store_free(), goes by ccmem_arena_drop(), and must not
+ * a ccmem_store for every function but ccmem_store_free(), goes by ccmem_arena_remove(), and must not
  * move. On failure it is zeros. CCMEM_ERR_ARGUMENT, _FORK, _NOMEM, _BUDGET, and _VERSION where pages
  * that had a store before are used up. */
 ccmem_status ccmem_arena_add(ccmem_arena *arena, uint64_t nbytes, const void *data, void *store);
 
 /* Drops a store that ccmem_arena_add() made, or CCMEM_STORE_SIZE bytes of zeros: its ciphertext is
- * discarded, and its pages may be another's. Returns a function that does nothing, which a caller
+ * discarded, and its pages may be another's. What lies at `store` must stay there as long as someone
+ * may use it, who gets CCMEM_ERR_CLOSED from now on. Returns a function that does nothing, which a caller
  * who has to call something may call. */
-ccmem_done ccmem_arena_drop(void *store);
+ccmem_done ccmem_arena_remove(void *store);
 
-/* CCMEM_OK, or CCMEM_ERR_FORK in a process forked from the one that made the arena. */
-ccmem_status ccmem_arena_check(const ccmem_arena *arena);
+/* The number in its arena of a store's first page, which tells stores that are there at once apart. */
+uint64_t ccmem_arena_place(const ccmem_store *store);
 
 /* The secret-memory level the arena's subkey lies in. */
 ccmem_secret_level ccmem_arena_level(const ccmem_arena *arena);
@@ -312,8 +315,8 @@ ccmem_secret_level ccmem_arena_level(const ccmem_arena *arena);
  * allowed. */
 void ccmem_arena_free(ccmem_arena *arena);
 
-/* What the stores of all arenas of this process take now. */
-void ccmem_arenas_get_totals(ccmem_arena_totals *out);
+/* What the stores of an arena take now. CCMEM_ERR_FORK. */
+ccmem_status ccmem_arena_get_totals(const ccmem_arena *arena, ccmem_arena_totals *out);
 
 /* ---- files --------------------------------------------------------------------------------- */
 
@@ -597,6 +600,8 @@ void ccmem_key_drop(ccmem_key **cell);
 ccmem_key *ccmem_key_take(ccmem_key **cell);
 void ccmem_store_drop(ccmem_store **cell);
 ccmem_store *ccmem_store_take(ccmem_store **cell);
+void ccmem_arena_drop(ccmem_arena **cell);
+ccmem_arena *ccmem_arena_take(ccmem_arena **cell);
 void ccmem_sealer_drop(ccmem_sealer **cell);
 ccmem_sealer *ccmem_sealer_take(ccmem_sealer **cell);
 void ccmem_samples_drop(ccmem_samples **cell);

@@ -20,6 +20,7 @@
 
 CELL(key)
 CELL(store)
+CELL(arena)
 CELL(sealer)
 CELL(samples)
 CELL(region)

@@ -140,6 +140,8 @@ const char *ccmem_status_text(ccmem_status status) {
         return "the fault mechanism is not available on this system";
     case CCMEM_ERR_MAPPED:
         return "another mapping covers some of the bytes, and one of the two can be written";
+    case CCMEM_ERR_CLOSED:
+        return "the store was removed from its arena";
     case CCMEM_ERR_PINNED:
         return "too few frames of the window would be left unpinned";
     case CCMEM_ERR_THREAD:

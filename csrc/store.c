@@ -50,6 +50,11 @@ ccmem_failure ccmem_last_failure(void) { return last_failure; }
 
 void store_set_failure(ccmem_failure failure) { last_failure = failure; }
 
+/* Why a core is not to be used in this process. */
+static __attribute__((noinline, cold)) ccmem_status alien(const store_core *core) {
+    return core == &store_gone ? CCMEM_ERR_CLOSED : CCMEM_ERR_FORK;
+}
+
 static shard *my_shard(store_core *core) {
     static unsigned threads; /* atomic */
     /* One word of static TLS, so that counting costs no call in a shared object. */
@@ -516,7 +521,7 @@ static ccmem_status run_bulk(bulk *b, uint64_t pages, parallel_body body, int al
 static inline ccmem_status check_call(const ccmem_store *s, const store_core *c, uint64_t offset,
                                       uint64_t n) {
     if (__builtin_expect(fork_alien(c->generation), 0))
-        return CCMEM_ERR_FORK;
+        return alien(s->core);
     if (__builtin_expect(n > s->nbytes || offset > s->nbytes - n, 0))
         return CCMEM_ERR_RANGE;
     return CCMEM_OK;
@@ -669,7 +674,7 @@ int store_read_only(const ccmem_store *s) { return s->core->read_only; }
 ccmem_status ccmem_store_verify(ccmem_store *s, uint64_t first, uint64_t count, uint8_t *bad,
                                 uint64_t *failures) {
     if (fork_alien(s->core->generation))
-        return CCMEM_ERR_FORK;
+        return alien(s->core);
     if (!s->tag && store_pages(s))
         return CCMEM_ERR_ARGUMENT;
     if (count > store_pages(s) || first > store_pages(s) - count)
@@ -740,6 +745,8 @@ ccmem_status store_write_in_page(ccmem_store *s, const uint64_t *offsets, size_t
     }
     return status;
 }
+
+const store_core store_gone = {.generation = UINT64_MAX, .suite = NULL};
 
 /* ---- life ------------------------------------------------------------------------------------ */
 
@@ -962,7 +969,7 @@ void ccmem_mapping_release(ccmem_mapping *m) {
 /* ---- what a store tells of itself ------------------------------------------------------------ */
 
 ccmem_status ccmem_store_check(const ccmem_store *s) {
-    return fork_alien(s->core->generation) ? CCMEM_ERR_FORK : CCMEM_OK;
+    return fork_alien(s->core->generation) ? alien(s->core) : CCMEM_OK;
 }
 
 uint64_t ccmem_store_size(const ccmem_store *s) { return s->nbytes; }
@@ -971,7 +978,7 @@ ccmem_secret_level ccmem_store_level(const ccmem_store *s) { return s->core->lev
 
 ccmem_status ccmem_store_versions(ccmem_store *s, uint64_t first, uint64_t count, uint64_t *out) {
     if (fork_alien(s->core->generation))
-        return CCMEM_ERR_FORK;
+        return alien(s->core);
     if (count > store_pages(s) || first > store_pages(s) - count)
         return CCMEM_ERR_RANGE;
     for (uint64_t i = 0; i < count; i++)
@@ -981,7 +988,7 @@ ccmem_status ccmem_store_versions(ccmem_store *s, uint64_t first, uint64_t count
 
 ccmem_status ccmem_store_records(ccmem_store *s, uint64_t **versions, uint8_t **tags) {
     if (fork_alien(s->core->generation))
-        return CCMEM_ERR_FORK;
+        return alien(s->core);
     *versions = s->version;
     *tags = (uint8_t *)s->tag;
     return CCMEM_OK;
@@ -989,7 +996,7 @@ ccmem_status ccmem_store_records(ccmem_store *s, uint64_t **versions, uint8_t **
 
 ccmem_status ccmem_store_copies(ccmem_store *s, uint64_t **copies) {
     if (fork_alien(s->core->generation))
-        return CCMEM_ERR_FORK;
+        return alien(s->core);
     *copies = s->core->read_only || !s->chunk ? NULL : store_sealed(s, 0);
     return CCMEM_OK;
 }
@@ -1007,7 +1014,7 @@ void core_stats(const store_core *core, ccmem_stats *out) {
 
 ccmem_status ccmem_store_stats(ccmem_store *s, ccmem_stats *out) {
     if (fork_alien(s->core->generation))
-        return CCMEM_ERR_FORK;
+        return alien(s->core);
     core_stats(s->core, out);
     return CCMEM_OK;
 }

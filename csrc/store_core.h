@@ -61,6 +61,7 @@ typedef struct store_core {
     int shared; /* an arena's */
     pthread_mutex_t lock; /* of an arena: for its chunks and what follows */
     uint64_t next_page;   /* no chunk has numbers from here on */
+    uint64_t stores, bytes, pages; /* of an arena, in use, each atomic */
     uint64_t slots[SLOTS]; /* atomic, see orphaned() */
     shard shards[SHARDS];
 } store_core;
@@ -77,6 +78,9 @@ struct ccmem_store {
 };
 
 _Static_assert(sizeof(struct ccmem_store) <= CCMEM_STORE_SIZE, "fits where the caller puts it");
+
+/* The core of a store that was removed: of no process. */
+extern const store_core store_gone;
 
 static inline uint64_t store_pages(const ccmem_store *s) {
     return (s->nbytes + s->core->page.size - 1) >> s->core->page_shift;

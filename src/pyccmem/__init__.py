@@ -19,6 +19,7 @@ try:
     from . import _fork_hooks as _fork_hooks
     from . import hazmat
     from ._matmul import batched_products, linear
+    from .arena import Arena
     from .buffer import EncryptedBuffer
     from .cpu import cpu_info
     from .keys import Key
@@ -39,6 +40,7 @@ except errors.PyccmemError as _error:
     raise
 
 __all__ = [
+    "Arena",
     "EncryptedBuffer",
     "EncryptedTensor",
     "Key",

@@ -140,6 +140,33 @@ def _memlock_limit() -> str:
     return "unlimited" if soft == resource.RLIM_INFINITY else f"{soft // 1024} KiB"
 
 
+def _memory_limits() -> str:
+    """The limits of this process that a refusal of memory may come from, in words."""
+    found = ""
+    try:
+        with open("/proc/sys/vm/max_map_count", "rb") as file:
+            most = int(file.read())
+        with open("/proc/self/maps", "rb") as file:
+            number = sum(1 for _ in file)
+        if number > most - 64:
+            found = (
+                f" (this process has {number} mappings, and vm.max_map_count allows {most}: raise "
+                f"it with 'sysctl -w vm.max_map_count=NUMBER', or encrypt many tensors together "
+                f"in a pyccmem.Arena)"
+            )
+    except (OSError, ValueError, MemoryError):
+        pass
+    try:
+        import resource
+
+        soft, _hard = resource.getrlimit(resource.RLIMIT_AS)
+    except (ImportError, OSError, ValueError, MemoryError):
+        return found
+    if soft != resource.RLIM_INFINITY:
+        found += f" (RLIMIT_AS, 'ulimit -v', is {soft // 1024} KiB)"
+    return found
+
+
 def _tier_message(setting: str, tier: str) -> str:
     known = "is not a tier" if tier not in TIERS else "is a tier that this processor cannot run"
     usable = ", ".join(usable_tiers())
@@ -248,6 +275,11 @@ def check(status: int, **context: Any) -> None:
             f"do not follow a fork; make a new key and a new buffer in the child, or start it "
             f"with the 'spawn' method."
         )
+    if status == lib.CCMEM_ERR_CLOSED:
+        raise errors.ClosedError(
+            f"This {subject} was closed when the garbage collector found it in a cycle of objects "
+            f"that nothing else refers to; read what you need before."
+        )
     if status == lib.CCMEM_ERR_EQUAL_HALVES:
         raise errors.InvalidKeyError(
             "The two halves of the XTS key are equal, which voids its security; use a key whose "
@@ -256,7 +288,7 @@ def check(status: int, **context: Any) -> None:
     if status == lib.CCMEM_ERR_NOMEM:
         raise errors.OutOfMemoryError(
             f"The system refused the memory for {action}, or another mapping or file descriptor "
-            f"for it; free some, or ask for less."
+            f"for it{_memory_limits()}; free some, or ask for less."
         )
     if status == lib.CCMEM_ERR_BUDGET:
         state = ffi.new("ccmem_plaintext_stats *")
@@ -298,8 +330,9 @@ def check(status: int, **context: Any) -> None:
     if status == lib.CCMEM_ERR_MEMLOCK:
         raise errors.LockedMemoryError(
             f"There is no locked memory left for {action}: RLIMIT_MEMLOCK is {_memlock_limit()}; "
-            f"close keys and buffers no longer in use, or raise the limit ('ulimit -l' in the "
-            f"shell, LimitMEMLOCK= in a systemd unit)."
+            f"close keys and buffers no longer in use, encrypt many tensors together in a "
+            f"pyccmem.Arena, which takes one key for all, or raise the limit ('ulimit -l' in the "
+            f"shell, LimitMEMLOCK= in a systemd unit, 'docker run --ulimit memlock=BYTES')."
         )
     if status == lib.CCMEM_ERR_SECRETMEM:
         required = context.get("require", "the required level")

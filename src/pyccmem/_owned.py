@@ -20,6 +20,7 @@ from typing import Any
 from ._lib import ffi, lib
 
 __all__ = [
+    "ARENA",
     "KEY",
     "SAMPLES",
     "SEALER",
@@ -86,6 +87,7 @@ _REGION = ffi.typeof("ccmem_region **")
 
 KEY = Kind("key")
 STORE = Kind("store")
+ARENA = Kind("arena")
 SEALER = Kind("sealer")
 SAMPLES = Kind("samples")
 

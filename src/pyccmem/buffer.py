@@ -43,7 +43,16 @@ from .keys import Key
 if TYPE_CHECKING:
     from .mapping import Mapping
 
-__all__ = ["EncryptedBuffer", "disown_inherited", "open_buffers", "registered_buffers"]
+__all__ = [
+    "LARGEST",
+    "EncryptedBuffer",
+    "check_options",
+    "check_tweak_cache",
+    "disown_inherited",
+    "native_key",
+    "open_buffers",
+    "registered_buffers",
+]
 
 # Looked up once: these are what one small read costs in Python.
 _from_buffer = ffi.from_buffer
@@ -95,10 +104,10 @@ def disown_inherited() -> None:
 
 
 #: Sizes above it round up to more than an index can say.
-_LARGEST = sys.maxsize - int(lib.CCMEM_PAGE_SIZE_MAX)
+LARGEST = sys.maxsize - int(lib.CCMEM_PAGE_SIZE_MAX)
 
 
-def _native(key: Any) -> Any:
+def native_key(key: Any) -> Any:
     """The native key of a Key. Raises ArgumentTypeError, ClosedError, ForkError."""
     if not isinstance(key, Key):
         raise errors.ArgumentTypeError(
@@ -106,6 +115,35 @@ def _native(key: Any) -> Any:
             f"Key.from_bytes()."
         )
     return key._opened()
+
+
+def check_options(cipher: Any, page_size: Any, name: Any) -> int:
+    """The page size as an int. Raises ArgumentError, ArgumentTypeError, PageSizeError."""
+    size = integer("page_size", page_size)
+    if not isinstance(cipher, str):
+        raise errors.ArgumentTypeError(
+            f"cipher must be a cipher's name, not {type(cipher).__name__}."
+        )
+    if not (name is None or isinstance(name, str)):
+        raise errors.ArgumentTypeError(f"name must be a str or None, not {type(name).__name__}.")
+    if cipher not in CIPHERS:
+        raise errors.ArgumentError(f"cipher is {cipher!r}; it must be one of {', '.join(CIPHERS)}.")
+    smallest, largest = int(lib.CCMEM_PAGE_SIZE_MIN), int(lib.CCMEM_PAGE_SIZE_MAX)
+    if not smallest <= size <= largest or size & (size - 1):
+        raise errors.PageSizeError(
+            f"page_size is {size}; it must be a power of two from {smallest} to {largest}."
+        )
+    return size
+
+
+def check_tweak_cache(tweak_cache: Any) -> int:
+    """The number of entries as an int. Raises ArgumentError, ArgumentTypeError."""
+    entries = integer("tweak_cache", tweak_cache)
+    if not 0 <= entries < 2**31:
+        raise errors.ArgumentError(
+            f"tweak_cache is {entries}; it must be from 0 (off) to {2**31 - 1} entries."
+        )
+    return entries
 
 
 def _refuse_versions(name: str, word: Any) -> None:
@@ -181,18 +219,14 @@ class EncryptedBuffer(Resource):
         ForkError for the key, OutOfMemoryError, LockedMemoryError, EntropyError.
         """
         self._begin(nbytes, cipher, page_size, name)
-        tweak_cache = integer("tweak_cache", tweak_cache)
-        if not 0 <= tweak_cache < 2**31:
-            raise errors.ArgumentError(
-                f"tweak_cache is {tweak_cache}; it must be from 0 (off) to {2**31 - 1} entries."
-            )
-        native_key = _native(key)
+        tweak_cache = check_tweak_cache(tweak_cache)
+        root = native_key(key)
         action = f"a buffer of {self._nbytes} bytes"
-        if self._nbytes > _LARGEST:
+        if self._nbytes > LARGEST:
             check(lib.CCMEM_ERR_NOMEM, action=action)
         out = STORE.cell()
         status = lib.ccmem_store_new(
-            native_key,
+            root,
             CIPHERS[cipher],
             self._nbytes,
             self._page_size,
@@ -211,28 +245,11 @@ class EncryptedBuffer(Resource):
         self._exposed = None
         self._writable = True
         self._level = "none"
-        nbytes = integer("nbytes", nbytes)
-        page_size = integer("page_size", page_size)
-        if not isinstance(cipher, str):
-            raise errors.ArgumentTypeError(
-                f"cipher must be a cipher's name, not {type(cipher).__name__}."
-            )
-        if not (name is None or isinstance(name, str)):
-            raise errors.ArgumentTypeError(
-                f"name must be a str or None, not {type(name).__name__}."
-            )
-        self._nbytes, self._cipher, self._page_size = nbytes, cipher, page_size
-        if nbytes < 0:
-            raise errors.ArgumentError(f"nbytes is {nbytes}; it must be at least 0.")
-        if cipher not in CIPHERS:
-            raise errors.ArgumentError(
-                f"cipher is {cipher!r}; it must be one of {', '.join(CIPHERS)}."
-            )
-        smallest, largest = lib.CCMEM_PAGE_SIZE_MIN, lib.CCMEM_PAGE_SIZE_MAX
-        if not smallest <= page_size <= largest or page_size & (page_size - 1):
-            raise errors.PageSizeError(
-                f"page_size is {page_size}; it must be a power of two from {smallest} to {largest}."
-            )
+        self._nbytes = integer("nbytes", nbytes)
+        if self._nbytes < 0:
+            raise errors.ArgumentError(f"nbytes is {self._nbytes}; it must be at least 0.")
+        self._page_size = check_options(cipher, page_size, name)
+        self._cipher = cipher
 
     def _finish(self, out: Any, name: str | None) -> None:
         """Takes over the native store in a cell."""
@@ -334,9 +351,9 @@ class EncryptedBuffer(Resource):
             raise errors.ArgumentError(
                 f"offset is {offset}; it must be a multiple of {smallest} inside a file."
             )
-        native_key = _native(key)
+        root = native_key(key)
         action = f"a mapping of {self._nbytes} bytes"
-        if self._nbytes > _LARGEST:
+        if self._nbytes > LARGEST:
             check(lib.CCMEM_ERR_NOMEM, action=action)
         out = STORE.cell()
         record = (lib.CCMEM_STORE_ID_SIZE,)
@@ -346,7 +363,7 @@ class EncryptedBuffer(Resource):
             exact_bytes("tags", tags, (16 * count,), errors.ArgumentError) as tag,
         ):
             status = lib.ccmem_store_map(
-                native_key,
+                root,
                 CIPHERS[cipher],
                 identity,
                 self._nbytes,

@@ -332,7 +332,7 @@ class Key(Resource):
             input_buffer("data", data) as source,
         ):
             status = lib.ccmem_key_mac(self._opened(), purpose, source, len(source), tag)
-        check(status, subject="key", action="a message authentication code")
+        check(status, subject="key", action="the key that checks the tables of a sealed file")
         return bytes(ffi.buffer(tag))
 
     def _copy_into(self, out: Any) -> None:

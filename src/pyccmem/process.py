@@ -10,6 +10,7 @@ from typing import Any
 from . import _plain, errors
 from ._arguments import byte_count, integer
 from ._lib import CIPHERS, LEVELS, TIERS, active_tier, check, ffi, lib, usable_tiers
+from .arena import totals
 from .buffer import EncryptedBuffer, open_buffers
 from .keys import Key
 
@@ -24,10 +25,10 @@ __all__ = [
 
 
 def stats() -> dict[str, Any]:
-    """What this process protects now: `buffers` (open ones), `bytes` of plaintext they hold,
-    `ciphertext_bytes` in whole pages, `overhead_bytes` beside them, `integrity_failures` (times
-    one of their pages did not match its tag); `tier`, `threads`, and `level`, the best
-    secret-memory level to be had ("secretmem", "mlock" or "none"); and of the memory for plaintext
+    """What this process protects now: `buffers` (open ones, and tensors in arenas), `bytes` of
+    plaintext they hold, `ciphertext_bytes` in whole pages, `overhead_bytes` beside them,
+    `integrity_failures` (times one of their pages did not match its tag); `tier`, `threads`, and
+    `level`, the best secret-memory level to be had ("secretmem", "mlock" or "none"); and of the memory for plaintext
     that tensors hand out `plain_blocks` (in use), `plain_in_use` (their bytes), `plain_peak` (the
     most at once) and `plain_kept` (wiped bytes kept for reuse).
 
@@ -38,7 +39,8 @@ def stats() -> dict[str, Any]:
     `map_faults` (touches of what was not there), `map_fills` (blocks opened), `map_read_ahead`
     (those opened before anyone had asked), `map_evictions`, `map_write_backs` (blocks sealed)."""
     buffers = open_buffers()
-    sums = {"overhead_bytes": 0, "integrity_failures": 0}
+    arenas = totals()
+    sums = {name: arenas[name] for name in ("overhead_bytes", "integrity_failures")}
     for buffer in buffers:
         try:
             counts = buffer.stats()
@@ -47,11 +49,10 @@ def stats() -> dict[str, Any]:
         for name in sums:
             sums[name] += counts[name]
     return {
-        "buffers": len(buffers),
-        "bytes": sum(buffer.nbytes for buffer in buffers),
-        "ciphertext_bytes": sum(
-            -(-buffer.nbytes // buffer.page_size) * buffer.page_size for buffer in buffers
-        ),
+        "buffers": len(buffers) + arenas["stores"],
+        "bytes": sum(buffer.nbytes for buffer in buffers) + arenas["bytes"],
+        "ciphertext_bytes": arenas["ciphertext_bytes"]
+        + sum(-(-buffer.nbytes // buffer.page_size) * buffer.page_size for buffer in buffers),
         **sums,
         "tier": active_tier(),
         "threads": get_num_threads(),

@@ -5,6 +5,8 @@ numpy's index expressions."""
 from __future__ import annotations
 
 import math
+import operator
+import weakref
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -14,12 +16,12 @@ import numpy.typing as npt
 
 from . import _plain, errors
 from ._arguments import BYTES, integer
+from ._form import Form
 from ._indexing import (
     TABLE_ROW_BYTES,
     How,
     Offsets,
     Selection,
-    address,
     phantom,
     refuse,
     reshaped,
@@ -32,9 +34,10 @@ from .buffer import EncryptedBuffer
 from .keys import Key
 
 if TYPE_CHECKING:
+    from .arena import Arena
     from .mapping import Mapping
 
-__all__ = ["EncryptedTensor"]
+__all__ = ["Cache", "EncryptedTensor", "checked_form"]
 
 Array = npt.NDArray[Any]
 
@@ -81,7 +84,7 @@ def _checked_dtype(dtype: Any) -> np.dtype[Any]:
     return kind
 
 
-def _checked_form(shape: Any, dtype: Any) -> tuple[Array, np.dtype[Any]]:
+def checked_form(shape: Any, dtype: Any) -> tuple[Array, np.dtype[Any]]:
     """The phantom of a tensor of this shape and dtype, and its dtype: as in numpy an array of
     arrays gains their dimensions. Raises ArgumentError, ArgumentTypeError."""
     lengths, kind = _checked_shape(shape), _checked_dtype(dtype)
@@ -94,6 +97,42 @@ def _checked_form(shape: Any, dtype: Any) -> tuple[Array, np.dtype[Any]]:
         raise errors.ArgumentError(
             f"No array can have shape {lengths} and dtype {kind}: {str(error).rstrip('.')}."
         ) from None
+
+
+def _arena(arena: Any, key: Any, cipher: Any, page_size: Any) -> Arena:
+    """The arena, when nothing that it has already is named as well. Raises ArgumentError,
+    ArgumentTypeError."""
+    from .arena import Arena  # built on tensors
+
+    if not isinstance(arena, Arena):
+        raise errors.ArgumentTypeError(
+            f"arena must be a pyccmem.Arena, not {type(arena).__name__}; make one with "
+            f"Arena(key=...)."
+        )
+    for what, asked in (("key", key), ("cipher", cipher), ("page_size", page_size)):
+        if asked is not None:
+            raise errors.ArgumentError(
+                f"{what} and arena are both given, and the arena has a {what} already; leave "
+                f"{what} out, or leave arena out for a tensor of its own."
+            )
+    return arena
+
+
+def _of_form(name: str) -> Any:
+    return property(operator.attrgetter(f"_form.{name}"))
+
+
+class Cache:
+    """What a tensor keeps for its next reads, and one in an arena beside."""
+
+    __slots__ = ("buffer", "exposed", "name", "scratch", "table")
+
+    def __init__(self) -> None:
+        self.scratch: list[tuple[Array, Array, Any]] = []
+        self.table: Offsets | None = None
+        self.name: str | None = None
+        self.exposed: tuple[int, int] | None = None
+        self.buffer: weakref.ref[EncryptedBuffer] | None = None
 
 
 class EncryptedTensor(Resource):
@@ -111,41 +150,28 @@ class EncryptedTensor(Resource):
     see some pages before and some after it.
     """
 
-    __slots__ = (
-        "_address",
-        "_buffer",
-        "_dtype",
-        "_ghost",
-        "_itemsize",
-        "_length",
-        "_nbytes",
-        "_ndim",
-        "_offset",
-        "_row_nbytes",
-        "_row_shape",
-        "_scratch",
-        "_shape",
-        "_strides",
-        "_table",
-    )
+    # No more than these, since there may be a million tensors; _arena has other uses for two.
+    __slots__ = ("_buffer", "_cache", "_form")
 
     _instead_of_a_copy = "make a new one with copy(key=...)"
 
     _buffer: EncryptedBuffer
-    _offset: int  # of the first element in the buffer
-    _ghost: Array  # the phantom, see _indexing
-    _address: int
-    _shape: tuple[int, ...]
-    _strides: tuple[int, ...]
-    _dtype: np.dtype[Any]
-    _itemsize: int
-    _nbytes: int
-    _ndim: int
-    _length: int  # rows along the first axis; 0 where there is no byte to read
-    _row_shape: tuple[int, ...]
-    _row_nbytes: int
-    _scratch: list[tuple[Array, Array, Any]]
-    _table: Offsets | None
+    _form: Form
+    _cache: Any  # a Cache, or None as long as there is nothing in it
+
+    # What follows from the form, for where it does not matter how long that takes.
+    _ghost: Array = _of_form("ghost")
+    _address: int = _of_form("address")
+    _shape: tuple[int, ...] = _of_form("shape")
+    _strides: tuple[int, ...] = _of_form("strides")
+    _dtype: np.dtype[Any] = _of_form("dtype")
+    _itemsize: int = _of_form("itemsize")
+    _nbytes: int = _of_form("nbytes")
+    _ndim: int = _of_form("ndim")
+    _length: int = _of_form("length")
+    _row_shape: tuple[int, ...] = _of_form("row_shape")
+    _row_nbytes: int = _of_form("row_nbytes")
+    _offset: int = _of_form("offset")
 
     def __init__(self, *_: Any, **__: Any) -> None:
         raise errors.ArgumentTypeError(
@@ -160,19 +186,23 @@ class EncryptedTensor(Resource):
         cls,
         array: npt.ArrayLike,
         *,
-        key: Key,
-        cipher: str = DEFAULT_CIPHER,
-        page_size: int = TENSOR_PAGE_SIZE,
+        key: Key | None = None,
+        cipher: str | None = None,
+        page_size: int | None = None,
         name: str | None = None,
+        arena: Arena | None = None,
     ) -> EncryptedTensor:
         """A tensor with the contents, shape and dtype of `array` (or of what numpy makes of it),
         which stays as it is: overwrite it yourself. A C-contiguous array is encrypted without a
-        copy in between.
+        copy in between. With `arena` it is encrypted together with others, see Arena, which has the
+        key, cipher and page size.
 
         Raises ArgumentTypeError for a dtype of objects or of no size, and what EncryptedBuffer
         raises.
         """
         source = np.asarray(array)
+        if arena is not None:
+            return _arena(arena, key, cipher, page_size)._encrypt(source, name)
         self = cls.zeros(
             source.shape, source.dtype, key=key, cipher=cipher, page_size=page_size, name=name
         )
@@ -189,19 +219,29 @@ class EncryptedTensor(Resource):
         shape: int | tuple[int, ...],
         dtype: npt.DTypeLike = np.float64,
         *,
-        key: Key,
-        cipher: str = DEFAULT_CIPHER,
-        page_size: int = TENSOR_PAGE_SIZE,
+        key: Key | None = None,
+        cipher: str | None = None,
+        page_size: int | None = None,
         name: str | None = None,
+        arena: Arena | None = None,
     ) -> EncryptedTensor:
-        """A tensor whose bytes are all zero; pages take memory when they are first written.
+        """A tensor whose bytes are all zero; pages take memory when they are first written. `arena`
+        as for from_numpy().
 
         Raises ArgumentError for a shape that cannot be, ArgumentTypeError for a dtype of objects
         or of no size, and what EncryptedBuffer raises.
         """
-        ghost, kind = _checked_form(shape, dtype)
+        if arena is not None:
+            return _arena(arena, key, cipher, page_size)._zeros(shape, dtype, name)
+        ghost, kind = checked_form(shape, dtype)
         nbytes = ghost.size * kind.itemsize
-        buffer = EncryptedBuffer(nbytes, key=key, cipher=cipher, page_size=page_size, name=name)
+        buffer = EncryptedBuffer(
+            nbytes,
+            key=key,  # type: ignore[arg-type]  # it says what is wrong with None
+            cipher=DEFAULT_CIPHER if cipher is None else cipher,
+            page_size=TENSOR_PAGE_SIZE if page_size is None else page_size,
+            name=name,
+        )
         return cls._of(buffer, ghost, kind, 0)
 
     @classmethod
@@ -210,32 +250,40 @@ class EncryptedTensor(Resource):
         shape: int | tuple[int, ...],
         dtype: npt.DTypeLike = np.float64,
         *,
-        key: Key,
-        cipher: str = DEFAULT_CIPHER,
-        page_size: int = TENSOR_PAGE_SIZE,
+        key: Key | None = None,
+        cipher: str | None = None,
+        page_size: int | None = None,
         name: str | None = None,
+        arena: Arena | None = None,
     ) -> EncryptedTensor:
         """The same as zeros(): what was never written reads as zeros and costs nothing."""
-        return cls.zeros(shape, dtype, key=key, cipher=cipher, page_size=page_size, name=name)
+        return cls.zeros(
+            shape, dtype, key=key, cipher=cipher, page_size=page_size, name=name, arena=arena
+        )
 
     def copy(
         self,
         *,
-        key: Key,
+        key: Key | None = None,
         cipher: str | None = None,
         page_size: int | None = None,
         name: str | None = None,
+        arena: Arena | None = None,
     ) -> EncryptedTensor:
         """A tensor of the same contents, shape and dtype in a buffer of its own, which can be
         written even where this one cannot (see `writable`). What is not named stays as it is here.
-        Opened and sealed anew 1 MiB at a time, in memory that is wiped.
+        Opened and sealed anew 1 MiB at a time, in memory that is wiped. `arena` as for
+        from_numpy().
 
         Raises IntegrityError when one of the pages was changed, ClosedError, ForkError,
         OutOfMemoryError, and what EncryptedBuffer raises.
         """
+        if arena is not None:
+            into = _arena(arena, key, cipher, page_size)
+            return into._copied(self, self.name if name is None else name)
         buffer = EncryptedBuffer(
             self._nbytes,
-            key=key,
+            key=key,  # type: ignore[arg-type]  # as above
             cipher=self.cipher if cipher is None else cipher,
             page_size=self.page_size if page_size is None else page_size,
             name=self.name if name is None else name,
@@ -272,7 +320,7 @@ class EncryptedTensor(Resource):
     ) -> EncryptedTensor:
         """A tensor over the bytes that `buffer` already holds from `offset` on. Raises RangeError
         when they are too few."""
-        ghost, kind = _checked_form(shape, dtype)
+        ghost, kind = checked_form(shape, dtype)
         nbytes = ghost.size * kind.itemsize
         offset = integer("offset", offset)
         if offset < 0 or offset + nbytes > buffer.nbytes:
@@ -286,16 +334,8 @@ class EncryptedTensor(Resource):
     def _of(
         cls, buffer: EncryptedBuffer, ghost: Array, dtype: np.dtype[Any], offset: int
     ) -> EncryptedTensor:
-        self = object.__new__(cls)
-        self._buffer, self._ghost, self._dtype, self._offset = buffer, ghost, dtype, offset
-        self._address = address(ghost)
-        self._shape, self._strides, self._ndim = ghost.shape, ghost.strides, ghost.ndim
-        self._itemsize, self._nbytes = dtype.itemsize, ghost.size * dtype.itemsize
-        self._scratch, self._table = [], None
-        self._length, self._row_shape, self._row_nbytes = 0, (), 0
-        if self._ndim and self._nbytes:
-            self._length = self._shape[0]
-            self._row_shape, self._row_nbytes = self._shape[1:], self._strides[0]
+        self = object.__new__(EncryptedTensor)
+        self._buffer, self._form, self._cache = buffer, Form(ghost, dtype, offset), None
         return self
 
     # ---- reading ----
@@ -322,39 +362,39 @@ class EncryptedTensor(Resource):
         """The short way, for an index that is a number, a slice of step 1, an Ellipsis or a tuple
         of numbers, and names at least a byte: the offset in the buffer, shape (None: a scalar) and
         size of the one run of bytes. None for any other."""
-        kind = type(index)
+        kind, form = type(index), self._form
         if kind is int:
-            n = self._length
+            n = form.length
             if not -n <= index < n:
                 return None
-            at = self._offset + (index if index >= 0 else index + n) * self._row_nbytes
-            return at, self._row_shape if self._ndim > 1 else None, self._row_nbytes
-        if not self._nbytes:
+            at = form.offset + (index if index >= 0 else index + n) * form.row_nbytes
+            return at, form.row_shape if form.ndim > 1 else None, form.row_nbytes
+        if not form.nbytes:
             return None
         if kind is tuple:
             depth = len(index)
-            if depth > self._ndim:
+            if depth > form.ndim:
                 return None
-            at = self._offset
-            for item, n, stride in zip(index, self._shape, self._strides):  # noqa: B905
+            at = form.offset
+            for item, n, stride in zip(index, form.shape, form.strides):  # noqa: B905
                 if type(item) is not int or not -n <= item < n:
                     return None
                 at += (item if item >= 0 else item + n) * stride
-            if depth == self._ndim:
-                return at, None, self._itemsize
-            nbytes = self._strides[depth - 1] if depth else self._nbytes
-            return at, self._shape[depth:], nbytes
+            if depth == form.ndim:
+                return at, None, form.itemsize
+            nbytes = form.strides[depth - 1] if depth else form.nbytes
+            return at, form.shape[depth:], nbytes
         if index is Ellipsis:
-            return self._offset, self._shape, self._nbytes
-        if kind is slice and self._ndim:
+            return form.offset, form.shape, form.nbytes
+        if kind is slice and form.ndim:
             try:
-                start, stop, step = index.indices(self._length)
+                start, stop, step = index.indices(form.length)
             except (TypeError, ValueError):
                 return None
             if step != 1 or stop <= start:
                 return None
-            nbytes = (stop - start) * self._row_nbytes
-            return self._offset + start * self._row_nbytes, (stop - start, *self._row_shape), nbytes
+            nbytes = (stop - start) * form.row_nbytes
+            return form.offset + start * form.row_nbytes, (stop - start, *form.row_shape), nbytes
         return self._run(int(index)) if kind in _INTEGERS else None
 
     def _read_run(self, offset: int, shape: tuple[int, ...], nbytes: int) -> Array:
@@ -363,35 +403,49 @@ class EncryptedTensor(Resource):
         status = _store_read(self._buffer._store or self._opened(), offset, pointer, nbytes)
         if status != OK:
             self._buffer._fail(status, offset, nbytes)
-        array: Array = _ndarray(shape, self._dtype, memory)
+        array: Array = _ndarray(shape, self._form.dtype, memory)
         return array
 
     def _read_scalar(self, offset: int) -> Any:
         """The element at an offset of the buffer, as a numpy scalar."""
-        nbytes = self._itemsize
-        if self._dtype.kind == "V":
+        nbytes = self._form.itemsize
+        if self._form.dtype.kind == "V":
             # numpy's scalars of this kind refer to the memory that they came from.
             return self._read_run(offset, (), nbytes)[()]
-        place = self._take_scratch()
+        scratch = self._scratch()
+        try:
+            place = scratch.pop()
+        except IndexError:
+            place = self._new_scratch()
         array, words, pointer = place
         status = _store_read(self._buffer._store or self._opened(), offset, pointer, nbytes)
         element = array[()] if status == OK else None
         words[...] = 0
-        self._scratch.append(place)
+        scratch.append(place)
         if status != OK:
             self._buffer._fail(status, offset, nbytes)
         return element
 
-    def _take_scratch(self) -> tuple[Array, Array, Any]:
+    def _scratch(self) -> list[tuple[Array, Array, Any]]:
+        """Places for one element each that no call uses now, see _new_scratch()."""
+        cache = self._cache or self._kept()
+        return cache.scratch
+
+    def _new_scratch(self) -> tuple[Array, Array, Any]:
         """Room for one element, for one call at a time: as an array, as words to clear it, as a
-        pointer. The caller puts it back to _scratch."""
-        try:
-            return self._scratch.pop()
-        except IndexError:
-            pointer, memory = _block(self._itemsize)
-            word = _WORDS.get(self._itemsize)
-            words = _ndarray(() if word else (self._itemsize,), word or "u1", memory)
-            return _ndarray((), self._dtype, memory), words, pointer
+        pointer."""
+        itemsize = self._form.itemsize
+        pointer, memory = _block(itemsize)
+        word = _WORDS.get(itemsize)
+        words = _ndarray(() if word else (itemsize,), word or "u1", memory)
+        return _ndarray((), self._form.dtype, memory), words, pointer
+
+    def _kept(self) -> Cache:
+        """What the tensor keeps for its next reads."""
+        cache: Cache | None = self._cache
+        if cache is None:
+            cache = self._cache = Cache()
+        return cache
 
     def _opened(self) -> Any:
         """The native store, for one call. Raises ClosedError."""
@@ -412,13 +466,18 @@ class EncryptedTensor(Resource):
     def _row_table(self) -> Offsets | None:
         """The offsets of the rows in the buffer, for rows large enough to make them a small part;
         else None."""
-        if self._table is None and self._row_nbytes >= TABLE_ROW_BYTES:
-            self._table = np.arange(self._length, dtype=np.int64) * self._row_nbytes + self._offset
-        return self._table
+        form = self._form
+        if form.row_nbytes < TABLE_ROW_BYTES:
+            return None
+        cache = self._kept()
+        if cache.table is None:
+            rows = np.arange(form.length, dtype=np.int64)
+            cache.table = rows * form.row_nbytes + form.offset
+        return cache.table
 
     def _read_rows(self, numbers: Array) -> Array:
         """Rows by an array of their numbers, all in one call."""
-        table = self._table
+        table = self._row_table()
         assert table is not None
         try:
             offsets = table[numbers]
@@ -729,7 +788,7 @@ class EncryptedTensor(Resource):
                     f"number of its items."
                 )
             shape = (*shape[:-1], last // kind.itemsize)
-        ghost, kind = _checked_form(shape, kind)
+        ghost, kind = checked_form(shape, kind)
         return self._of(self._buffer, ghost, kind, self._offset)
 
     # ---- what it is ----

@@ -1,0 +1,375 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arena: many tensors that are encrypted together, for what would be too many buffers.
+
+A tensor in an arena is one Python object, the native store in the memory of another, and its pages
+in one of a few large mappings. What the tensors of an arena have in common (cipher, key, page size)
+they find in their form, which all of the same shape and dtype share.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+import weakref
+from typing import Any
+
+import numpy.typing as npt
+
+from . import errors
+from ._arguments import BYTES
+from ._form import Form, Shared, remember
+from ._lib import (
+    AUTHENTICATED,
+    CIPHERS,
+    DEFAULT_CIPHER,
+    LEVELS,
+    OK,
+    TENSOR_PAGE_SIZE,
+    anchor,
+    check,
+    ffi,
+    lib,
+)
+from ._owned import ARENA
+from ._resource import Resource
+from ._runs import flat_bytes
+from .buffer import LARGEST, EncryptedBuffer, check_options, check_tweak_cache, native_key
+from .keys import Key
+from .tensor import Cache, EncryptedTensor, checked_form
+
+__all__ = ["Arena", "totals"]
+
+_add = lib.ccmem_arena_add
+_from_buffer = ffi.from_buffer
+_new = object.__new__
+_NULL = ffi.NULL
+_SIZE = int(lib.CCMEM_STORE_SIZE)
+
+#: What tells arenas apart that were given no name.
+_numbers = itertools.count(1)
+
+
+#: What the tensors of each arena of the process share, and some that are gone; see buffer.
+_registry: set[weakref.ref[Shared]] = set()
+
+
+def totals() -> dict[str, int]:
+    """What the tensors of all arenas of this process take: `stores`, `bytes`, `ciphertext_bytes`,
+    `overhead_bytes`, `integrity_failures`."""
+    found = ffi.new("ccmem_arena_totals *")
+    sums = dict.fromkeys(dir(found), 0)
+    for reference in list(_registry):
+        shared = reference()
+        if shared is None:
+            _registry.discard(reference)
+        elif lib.ccmem_arena_get_totals(shared.native[()], found) == OK:
+            for name in sums if found.stores else ():
+                sums[name] += int(getattr(found, name))
+    return sums
+
+
+class _Store(bytes):
+    """The memory of a native store, and its owner: made before the call that makes the store, as
+    zeros, and left to C code from then on.
+
+    It is given to native functions as it is, in place of a pointer. The destructor runs no Python
+    code, in which an interrupt could come: looking `__del__` up calls the native function, and
+    what that returns does nothing when it is called in its turn. The garbage collector may run it
+    before other finalizers of a cycle use the tensor: they get ClosedError then.
+    """
+
+    __slots__ = ()
+
+    __del__ = property(lib.ccmem_arena_remove)
+
+
+class _Tensor(EncryptedTensor):
+    """A tensor in an arena: its own buffer as well, in no more memory than the base class takes."""
+
+    __slots__ = ()
+
+    _store: Any = EncryptedTensor.__dict__["_buffer"]  # the base's slot under a name that fits
+
+    @property
+    def _buffer(self) -> EncryptedBuffer:  # type: ignore[override]
+        return _Buffer._of_tensor(self)
+
+    def _kept(self) -> Cache:
+        cache = self._cache
+        if type(cache) is not Cache:
+            made = Cache()
+            made.name = cache
+            cache = self._cache = made
+        return cache
+
+    def _scratch(self) -> list[Any]:
+        return self._form.scratch
+
+    def _opened(self) -> Any:
+        store = self._store
+        if store is None:
+            raise errors.ClosedError("This tensor is closed; read what you need before close().")
+        return store
+
+    @property
+    def buffer(self) -> EncryptedBuffer:
+        """The tensor's bytes as a buffer; what is closed through it is the tensor."""
+        cache = self._kept()
+        found = None if cache.buffer is None else cache.buffer()
+        if found is None:
+            found = self._buffer
+            cache.buffer = weakref.ref(found)
+        return found
+
+    @property
+    def name(self) -> str:
+        """What errors call the tensor: its own name, or the arena's and the number of its first
+        page."""
+        cache = self._cache
+        name: str | None = cache.name if type(cache) is Cache else cache
+        if name is not None:
+            return name
+        store, shared = self._store, self._form.shared
+        assert shared is not None, "a form of an arena"
+        return f"{shared.name}[{'closed' if store is None else lib.ccmem_arena_place(store)}]"
+
+    @property
+    def writable(self) -> bool:
+        """True: no tensor in an arena lies in a sealed file."""
+        return True
+
+    @property
+    def cipher(self) -> str:
+        """Name of the cipher suite."""
+        return self._form.shared.cipher  # type: ignore[union-attr]
+
+    @property
+    def authenticated(self) -> bool:
+        """True when each page has a tag, so that a change raises IntegrityError."""
+        return self.cipher in AUTHENTICATED
+
+    @property
+    def page_size(self) -> int:
+        """Bytes of the unit of encryption."""
+        return self._form.shared.page_size  # type: ignore[union-attr]
+
+    @property
+    def closed(self) -> bool:
+        """True after close() of this tensor or of another that shares its bytes."""
+        return self._store is None
+
+    def close(self) -> None:
+        """Discards the ciphertext, for every tensor that shares it, at once or when the last call
+        that uses it returns. Arrays that were handed out stay valid. May be repeated."""
+        self._store = None
+
+
+_Tensor.__name__ = _Tensor.__qualname__ = EncryptedTensor.__name__
+
+
+def _of_tensor(path: str) -> Any:
+    return property(operator.attrgetter(f"_tensor.{path}"))
+
+
+class _Buffer(EncryptedBuffer):
+    """A tensor of an arena as a buffer, which is where most of what reads and writes looks."""
+
+    __slots__ = ("_tensor",)
+
+    _tensor: _Tensor
+
+    # In place of the fields of a buffer that has its own.
+    _store = _of_tensor("_store")
+    _anchor = None
+    _name = _of_tensor("name")
+    _nbytes = _of_tensor("_form.nbytes")
+    _cipher = _of_tensor("_form.shared.cipher")
+    _page_size = _of_tensor("_form.shared.page_size")
+    _level = _of_tensor("_form.shared.level")
+    _writable = True
+
+    @classmethod
+    def _of_tensor(cls, tensor: _Tensor) -> _Buffer:
+        self = _new(cls)
+        self._tensor = tensor
+        return self
+
+    @property
+    def _exposed(self) -> tuple[int, int] | None:  # type: ignore[override]
+        cache = self._tensor._cache
+        return cache.exposed if type(cache) is Cache else None
+
+    @_exposed.setter
+    def _exposed(self, where: tuple[int, int] | None) -> None:
+        self._tensor._kept().exposed = where
+
+    def close(self) -> None:
+        """Closes the tensor."""
+        self._tensor.close()
+
+
+_Buffer.__name__ = _Buffer.__qualname__ = EncryptedBuffer.__name__
+
+
+class Arena(Resource):
+    """Memory for many tensors that are encrypted together.
+
+        arena = pyccmem.Arena(key=key)
+        tensors = [pyccmem.EncryptedTensor.from_numpy(a, arena=arena) for a in arrays]
+
+    The tensors share one subkey, derived from `key` when the arena is made (which may be closed
+    afterwards), and lie in a few large mappings: a tensor takes whole pages of ciphertext, 32 bytes
+    for each page and some 200 more, no locked memory and no mapping of its own. Each page has a
+    number of its own in the arena, of which its nonce is made, so what is encrypted is as separate
+    as in buffers of their own; a tensor reads and writes its own bytes alone.
+
+    A tensor that is closed or dropped gives its pages back for others; what it held cannot be read
+    any more. A view of its `ciphertext` stays valid, but may show zeros or another tensor's
+    ciphertext from then on. Counters (`buffer.stats()`) are of the arena as a whole.
+
+    close() ends the making of tensors. Those that were made stay; keys and memory go with the last
+    of them. All methods may be called from several threads at once.
+    """
+
+    __slots__ = ("_anchor", "_arena", "_forms", "_shared")
+
+    _instead_of_a_copy = "make another one"
+
+    def __init__(
+        self,
+        *,
+        key: Key,
+        cipher: str = DEFAULT_CIPHER,
+        page_size: int = TENSOR_PAGE_SIZE,
+        tweak_cache: int = 4096,
+        name: str | None = None,
+        _version_limit: int = 0,
+    ) -> None:
+        """An arena without tensors.
+
+        Raises ArgumentError (PageSizeError for the page size), ArgumentTypeError, ClosedError or
+        ForkError for the key, OutOfMemoryError, LockedMemoryError, EntropyError.
+        """
+        self._arena = self._anchor = None
+        page_size = check_options(cipher, page_size, name)
+        tweak_cache = check_tweak_cache(tweak_cache)
+        self._forms: dict[Any, Form] = {}
+        native = native_key(key)
+        out = ARENA.cell()
+        status = lib.ccmem_arena_new(
+            native, CIPHERS[cipher], page_size, _version_limit, tweak_cache, out
+        )
+        check(status, subject="key", action="an arena")
+        self._arena = ARENA.own(out)
+        self._anchor = anchor(self._arena)
+        level = LEVELS[lib.ccmem_arena_level(self._arena)]
+        name = f"arena-{next(_numbers)}" if name is None else name
+        self._shared = Shared(self._anchor, cipher, page_size, level, name)
+        _registry.add(weakref.ref(self._shared))
+
+    # ---- tensors ----
+
+    def _encrypt(self, source: npt.NDArray[Any], name: Any) -> EncryptedTensor:
+        """A tensor with the contents of an array."""
+        key = source.shape, source.dtype
+        form = self._forms.get(key)
+        if form is None:
+            form = self._form(*key)
+        if (source.nbytes and not source.flags.c_contiguous) or source.dtype != form.dtype:
+            tensor = self._make(form, None, name)
+            try:
+                tensor[...] = source
+            except BaseException:
+                tensor.close()
+                raise
+            return tensor
+        return self._make(form, source, name)
+
+    def _zeros(self, shape: Any, dtype: Any, name: Any) -> EncryptedTensor:
+        ghost, kind = checked_form(shape, dtype)
+        return self._make(self._form(ghost.shape, kind), None, name)
+
+    def _copied(self, source: EncryptedTensor, name: Any) -> EncryptedTensor:
+        """A tensor with the contents of another."""
+        tensor = self._make(self._form(source.shape, source.dtype), None, name)
+        try:
+            source._copy_to(tensor._buffer)
+        except BaseException:
+            tensor.close()
+            raise
+        return tensor
+
+    def _form(self, shape: Any, dtype: Any) -> Form:
+        """The form of this arena's tensors of a shape and dtype. Raises ArgumentError,
+        ArgumentTypeError."""
+        form = self._forms.get((shape, dtype))
+        if form is None:
+            ghost, kind = checked_form(shape, dtype)
+            form = remember(self._forms, (shape, dtype), Form(ghost, kind, 0, self._shared))
+        return form
+
+    def _make(self, form: Form, source: npt.NDArray[Any] | None, name: Any) -> EncryptedTensor:
+        """A tensor of zeros, or of a contiguous array's bytes."""
+        if not (name is None or isinstance(name, str)):
+            raise errors.ArgumentTypeError(
+                f"name must be a str or None, not {type(name).__name__}."
+            )
+        nbytes = form.nbytes
+        if nbytes > LARGEST:
+            check(lib.CCMEM_ERR_NOMEM, action=f"a tensor of {nbytes} bytes")
+        store = _Store(_SIZE)
+        native = self._arena
+        if native is None:
+            self._opened()
+        if source is None or not nbytes:
+            status = _add(native, nbytes, _NULL, store)
+        else:
+            with _from_buffer(BYTES, flat_bytes(source)) as data:
+                status = _add(native, nbytes, data, store)
+        if status != OK:
+            check(status, subject="arena", action=f"a tensor of {nbytes} bytes")
+        tensor: Any = _new(_Tensor)
+        tensor._form, tensor._cache, tensor._store = form, name, store
+        return tensor  # type: ignore[no-any-return]
+
+    # ---- what it is ----
+
+    @property
+    def name(self) -> str:
+        """What errors call the tensors that have no name of their own, with a number after it."""
+        return self._shared.name
+
+    @property
+    def cipher(self) -> str:
+        """Name of the cipher suite."""
+        return self._shared.cipher
+
+    @property
+    def page_size(self) -> int:
+        """Bytes of the unit of encryption."""
+        return self._shared.page_size
+
+    @property
+    def level(self) -> str:
+        """The secret-memory level of the arena's subkey: "secretmem" or "mlock"."""
+        return self._shared.level
+
+    # ---- lifetime ----
+
+    @property
+    def closed(self) -> bool:
+        """True after close()."""
+        return self._arena is None
+
+    def close(self) -> None:
+        """Makes no more tensors. May be repeated."""
+        self._arena = self._anchor = None
+
+    def _opened(self) -> Any:
+        native = self._arena
+        if native is None:
+            raise errors.ClosedError("This arena is closed; make another one for more tensors.")
+        return native
+
+    def _description(self) -> str:
+        return f"{self.name!a}, {self.cipher}, pages of {self.page_size}"
