@@ -9,6 +9,7 @@ import sys
 import warnings
 
 from . import errors
+from .arena import used_arenas
 from .buffer import disown_inherited, registered_buffers
 
 __all__: list[str] = []
@@ -44,7 +45,7 @@ def _before() -> None:
 
 def _lost() -> list[str]:
     """Some of the open buffers that a child could not open again, as a message names them."""
-    found: list[str] = []
+    found = [f"{name!a} (tensors encrypted in memory)" for name in used_arenas()]
     obstacles: dict[int, str | None] = {}
     files = set()
     for buffer in registered_buffers():

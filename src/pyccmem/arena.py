@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import operator
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import numpy.typing as npt
@@ -37,7 +38,7 @@ from .buffer import LARGEST, EncryptedBuffer, check_options, check_tweak_cache, 
 from .keys import Key
 from .tensor import Cache, EncryptedTensor, checked_form
 
-__all__ = ["Arena", "totals"]
+__all__ = ["Arena", "totals", "used_arenas"]
 
 _add = lib.ccmem_arena_add
 _from_buffer = ffi.from_buffer
@@ -53,19 +54,31 @@ _numbers = itertools.count(1)
 _registry: set[weakref.ref[Shared]] = set()
 
 
-def totals() -> dict[str, int]:
-    """What the tensors of all arenas of this process take: `stores`, `bytes`, `ciphertext_bytes`,
-    `overhead_bytes`, `integrity_failures`."""
-    found = ffi.new("ccmem_arena_totals *")
-    sums = dict.fromkeys(dir(found), 0)
+def _arenas() -> Iterator[tuple[Shared, Any]]:
+    """What the tensors of each arena of this process share, and how much they take."""
     for reference in list(_registry):
         shared = reference()
         if shared is None:
             _registry.discard(reference)
-        elif lib.ccmem_arena_get_totals(shared.native[()], found) == OK:
-            for name in sums if found.stores else ():
-                sums[name] += int(getattr(found, name))
+            continue
+        found = ffi.new("ccmem_arena_totals *")
+        if lib.ccmem_arena_get_totals(shared.native[()], found) == OK and found.stores:
+            yield shared, found
+
+
+def totals() -> dict[str, int]:
+    """What the tensors of all arenas of this process take: `stores`, `bytes`, `ciphertext_bytes`,
+    `overhead_bytes`, `integrity_failures`."""
+    sums = dict.fromkeys(dir(ffi.new("ccmem_arena_totals *")), 0)
+    for _, found in _arenas():
+        for name in sums:
+            sums[name] += int(getattr(found, name))
     return sums
+
+
+def used_arenas() -> list[str]:
+    """The names of this process's arenas that have tensors."""
+    return [shared.name for shared, _ in _arenas()]
 
 
 class _Store(bytes):
@@ -181,6 +194,7 @@ class _Buffer(EncryptedBuffer):
     # In place of the fields of a buffer that has its own.
     _store = _of_tensor("_store")
     _anchor = None
+    _origin = None
     _name = _of_tensor("name")
     _nbytes = _of_tensor("_form.nbytes")
     _cipher = _of_tensor("_form.shared.cipher")
@@ -195,13 +209,21 @@ class _Buffer(EncryptedBuffer):
         return self
 
     @property
-    def _exposed(self) -> tuple[int, int] | None:  # type: ignore[override]
+    def _exposed(self) -> tuple[int, int] | None:
         cache = self._tensor._cache
         return cache.exposed if type(cache) is Cache else None
 
     @_exposed.setter
     def _exposed(self, where: tuple[int, int] | None) -> None:
         self._tensor._kept().exposed = where
+
+    def _opened(self) -> Any:
+        return self._tensor._opened()
+
+    @property
+    def closed(self) -> bool:
+        """True after close() of the tensor."""
+        return self._tensor.closed
 
     def close(self) -> None:
         """Closes the tensor."""
