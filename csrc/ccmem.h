@@ -132,6 +132,9 @@ void ccmem_set_openmp(void *gomp_parallel);
 /* The best level that secret memory reaches in this process now; a probe, it keeps nothing. */
 ccmem_secret_level ccmem_secret_probe(void);
 
+/* How many slots of secret memory are in use, of keys and of all that was derived from them. */
+uint64_t ccmem_secret_slots(void);
+
 /* A new random root key in secret memory of at least level `require`. On success *out owns it
  * until ccmem_key_free. CCMEM_ERR_SECRETMEM, _MEMLOCK, _NOMEM, _ENTROPY. */
 ccmem_status ccmem_key_generate(ccmem_secret_level require, ccmem_key **out);
@@ -613,6 +616,21 @@ ccmem_region *ccmem_region_take(ccmem_region **cell);
  * argument of the destructor. */
 void ccmem_region_drop_before(ccmem_store *store, ccmem_region **cell);
 void ccmem_region_free_before(ccmem_store *store, ccmem_region *region);
+
+/* A pinned range. region is NULL: none. */
+typedef struct ccmem_pin {
+    ccmem_region *region;
+    uint64_t offset, n;
+} ccmem_pin;
+
+/* ccmem_region_pin(), noted in `pin`, which held none. */
+ccmem_status ccmem_pin_take(ccmem_region *region, uint64_t offset, uint64_t n, ccmem_pin *pin);
+
+/* ccmem_region_unpin() of what is noted, if anything is. */
+ccmem_status ccmem_pin_release(ccmem_pin *pin);
+
+/* The same for an interpreter that keeps the region as an argument of the destructor. */
+void ccmem_pin_drop_before(ccmem_region *region, ccmem_pin *pin);
 
 /* Does nothing: a destructor of `object` that keeps `kept` until then. */
 void ccmem_nothing(const void *kept, const void *object);

@@ -35,6 +35,24 @@ void ccmem_region_free_before(ccmem_store *store, ccmem_region *region) {
     ccmem_region_free(region);
 }
 
+ccmem_status ccmem_pin_take(ccmem_region *region, uint64_t offset, uint64_t n, ccmem_pin *pin) {
+    ccmem_status status = ccmem_region_pin(region, offset, n);
+    if (status == CCMEM_OK)
+        *pin = (ccmem_pin){region, offset, n};
+    return status;
+}
+
+ccmem_status ccmem_pin_release(ccmem_pin *pin) {
+    ccmem_pin held = *pin;
+    *pin = (ccmem_pin){NULL, 0, 0};
+    return held.region ? ccmem_region_unpin(held.region, held.offset, held.n) : CCMEM_OK;
+}
+
+void ccmem_pin_drop_before(ccmem_region *region, ccmem_pin *pin) {
+    (void)region;
+    (void)ccmem_pin_release(pin); /* a region that was closed has no pins */
+}
+
 void ccmem_nothing(const void *kept, const void *object) {
     (void)kept;
     (void)object;

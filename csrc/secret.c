@@ -353,3 +353,17 @@ ccmem_secret_level ccmem_secret_probe(void) {
     }
     return CCMEM_SECRET_NONE;
 }
+
+uint64_t ccmem_secret_slots(void) {
+    arena *a = arena_get();
+    uint64_t slots = 0;
+
+    if (!a)
+        return 0;
+    pthread_mutex_lock(&a->lock);
+    for (int class = 0; class < CLASSES; class++)
+        for (const chunk *c = a->chunks[class]; c; c = c->next)
+            slots += c->used;
+    pthread_mutex_unlock(&a->lock);
+    return slots;
+}

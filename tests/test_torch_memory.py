@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from pyccmem import _plain
 from pyccmem.torch import _blas
 if sys.argv[1] == "kept":
-    _blas.started = _blas.ended = lambda: None
+    _blas.Block.started = _blas.Block.ended = lambda block: None
 from pyccmem.torch import EncryptedTensor, decrypt_module
 
 key = pyccmem.Key.generate()

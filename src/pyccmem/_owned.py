@@ -30,6 +30,7 @@ __all__ = [
     "Kind",
     "keeping",
     "made",
+    "pin",
     "region",
 ]
 
@@ -84,6 +85,7 @@ class _Region(Kind):
 
 
 _REGION = ffi.typeof("ccmem_region **")
+_PIN = ffi.typeof("ccmem_pin *")
 
 KEY = Kind("key")
 STORE = Kind("store")
@@ -95,6 +97,11 @@ SAMPLES = Kind("samples")
 def region(store: Any) -> Kind:
     """The kind of regions of this store."""
     return _Region(store)
+
+
+def pin(region: Any) -> Any:
+    """Room for a pinned range of the region, which is unpinned when the last reference goes."""
+    return _gc(_new(_PIN), partial(lib.ccmem_pin_drop_before, region))
 
 
 _DESCRIPTOR = ffi.typeof("int *")

@@ -136,15 +136,15 @@ def _read_spans(buffer: EncryptedBuffer, base: int, layout: Layout, target: Any)
     part = min(count, max(STAGING_BYTES // distance, 1))  # items of a row at a time
     rows = max(STAGING_BYTES // (part * distance), 1) if part == count else 1
     staging: Any = None
-    room = done = 0
+    memory: Any = None
+    done = 0
     try:
         for starts in _pieces(layout.outer, layout.dims[:-1], rows):
             for first in range(0, count, part):
                 n = min(part, count - first)
                 span = (n - 1) * distance + run
-                if len(starts) * span > room:
-                    room = len(starts) * span
-                    staging, memory = _plain.block(room)
+                if staging is None or len(starts) * span > len(memory):
+                    staging, memory = _plain.block(len(starts) * span)
                 lowest = first if stride > 0 else first + n - 1
                 gather(buffer, starts + (base + lowest * stride), span, staging)
                 rows_read = np.ndarray((len(starts), n), item, memory, 0, (span, distance))
@@ -152,8 +152,8 @@ def _read_spans(buffer: EncryptedBuffer, base: int, layout: Layout, target: Any)
                 copied[...] = rows_read if stride > 0 else rows_read[:, ::-1]
                 done += len(starts) * n
     except BaseException:
-        if room:
-            lib.ccmem_wipe(staging, room)
+        if staging is not None:
+            lib.ccmem_wipe(staging, len(memory))
         raise
 
 

@@ -15,7 +15,7 @@ from . import errors
 from ._arguments import byte_count
 from ._handlers import stay_in_front
 from ._lib import FAULTS, anchor, check, ffi, lib
-from ._owned import keeping, region
+from ._owned import keeping, pin, region
 from ._resource import Resource
 from .buffer import EncryptedBuffer
 
@@ -212,15 +212,18 @@ class Mapping(Resource):
     def _pinned(self, index: Any) -> Iterator[Array]:
         start, nbytes = self._extent(index)
         array = self._opened()
-        region = self._region
-        if nbytes:
-            status = lib.ccmem_region_pin(region, start, nbytes)
-            self._check(status, "the window", pinned=nbytes)
+        if not nbytes:
+            yield array[index]
+            return
+        held = pin(self._region)
+        status = lib.ccmem_pin_take(self._region, start, nbytes, held)
+        self._check(status, "the window", pinned=nbytes)
         try:
             yield array[index]
         finally:
-            if nbytes and self._array is not None:
-                self._check(lib.ccmem_region_unpin(region, start, nbytes), "the window")
+            status = lib.ccmem_pin_release(held)
+            if self._array is not None:
+                self._check(status, "the window")
 
     def _extent(self, index: Any) -> tuple[int, int]:
         """The first byte and the length of the piece of memory that holds `array[index]`."""

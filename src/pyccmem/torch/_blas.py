@@ -16,13 +16,14 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-__all__ = ["ended", "product_ended", "started", "unkept"]
+__all__ = ["Block", "product_ended", "unkept"]
 
 #: mallopt()'s number of the parameter (glibc's malloc.h), and the byte to overwrite with: memory
 #: that is handed out gets its complement, 0.
@@ -55,28 +56,34 @@ _mallopt, _free_buffers = _native()
 #: Products of zeros are needed where MKL's buffers cannot be freed and overwritten.
 _BY_ZEROS = _mallopt is None or _free_buffers is None
 
-_lock = threading.Lock()
-_blocks = 0  # of all threads
+_lock = threading.RLock()
 
 
-def started() -> None:
-    """Begins a block in which torch multiplies plaintext of encrypted tensors."""
-    global _blocks
-    with _lock:
-        _blocks += 1
-        if _blocks == 1 and _mallopt is not None:
-            _mallopt(_M_PERTURB, _BYTE)
+class Block:
+    """A block in which torch multiplies plaintext of encrypted tensors, from started() to ended(),
+    or for as long as it lives: an interrupt may keep ended() from being called."""
+
+    __slots__ = ("__weakref__",)
+
+    def started(self) -> None:
+        """Begins the block: the first statement of the `try` whose `finally` ends it."""
+        with _lock:
+            _blocks.add(weakref.ref(self))
+            if _mallopt is not None:
+                _mallopt(_M_PERTURB, _BYTE)
+
+    def ended(self) -> None:
+        """Ends it."""
+        if _free_buffers is not None:
+            _free_buffers()
+        with _lock:
+            _blocks.discard(weakref.ref(self))
+            _blocks.difference_update([gone for gone in list(_blocks) if gone() is None])
+            if not _blocks and _mallopt is not None:
+                _mallopt(_M_PERTURB, 0)
 
 
-def ended() -> None:
-    """Ends such a block."""
-    global _blocks
-    if _free_buffers is not None:
-        _free_buffers()
-    with _lock:
-        _blocks -= 1
-        if _blocks == 0 and _mallopt is not None:
-            _mallopt(_M_PERTURB, 0)
+_blocks: set[weakref.ref[Block]] = set()  # of all threads
 
 
 def product_ended(x: torch.Tensor, heights: tuple[int, ...], *, turned: bool) -> None:
@@ -94,17 +101,19 @@ def product_ended(x: torch.Tensor, heights: tuple[int, ...], *, turned: bool) ->
 @contextmanager
 def unkept() -> Iterator[None]:
     """A block of one operation on opened tensors, whatever it does."""
-    started()
+    block = Block()
     try:
+        block.started()
         yield
     finally:
-        ended()
+        block.ended()
 
 
 def _reset() -> None:
     """A fork may find a lock held and blocks counted by threads that the child does not have."""
-    global _lock, _blocks
-    _lock, _blocks = threading.Lock(), 0
+    global _lock
+    _lock = threading.RLock()
+    _blocks.clear()
 
 
 os.register_at_fork(after_in_child=_reset)

@@ -177,8 +177,9 @@ def _by_tiles(x: Tensor, matrix: Matrix, bias: Tensor | None, out: Tensor) -> No
         return
     step = _tile_height(matrix, x)
     part = None if out.dtype is x.dtype else torch.empty((len(x), step), dtype=x.dtype)
-    _blas.started()
+    block = _blas.Block()
     try:
+        block.started()
         for at, tile in _tiles(matrix, x.dtype, step):
             n = len(tile)
             target = out[:, at : at + n] if part is None else part[:, :n]
@@ -193,7 +194,7 @@ def _by_tiles(x: Tensor, matrix: Matrix, bias: Tensor | None, out: Tensor) -> No
         out.zero_()
         raise
     finally:
-        _blas.ended()
+        block.ended()
 
 
 def columns(x: Tensor, matrix: Matrix, bias: Tensor | None, result: torch.dtype) -> Tensor:
@@ -211,8 +212,9 @@ def columns(x: Tensor, matrix: Matrix, bias: Tensor | None, result: torch.dtype)
         out.copy_(bias)
     if count and height and width:
         step = _tile_height(matrix, x)
-        _blas.started()
+        block = _blas.Block()
         try:
+            block.started()
             for at, tile in _tiles(matrix, kind, step):
                 out.addmm_(x[:, at : at + len(tile)], tile)
             _blas.product_ended(out, (step, (height - 1) % step + 1), turned=False)
@@ -220,7 +222,7 @@ def columns(x: Tensor, matrix: Matrix, bias: Tensor | None, result: torch.dtype)
             out.zero_()
             raise
         finally:
-            _blas.ended()
+            block.ended()
     else:
         core._opened()
     return out.to(result).view(*shape, width)

@@ -62,20 +62,15 @@ def using_key(key: Key) -> Iterator[None]:
     under it (else under the key that each was made with)."""
     if not isinstance(key, Key):
         raise errors.ArgumentTypeError(f"key must be a pyccmem.Key, not {type(key).__name__}.")
-    token = _key.set(key)
+    before = _key.get()
     try:
+        _key.set(key)
         yield
     finally:
-        _key.reset(token)
+        _key.set(before)
 
 
 # ---- writing -------------------------------------------------------------------------------------
-
-#: The payload of a store while somebody, such as a running torch.save(), has it, so that what
-#: shares data is written once; with what it was made of.
-_payloads: weakref.WeakKeyDictionary[Stored, tuple[Any, Core, int, str]] = (
-    weakref.WeakKeyDictionary()
-)
 
 
 def reduced(tensor: EncryptedTensor) -> tuple[Any, ...]:
@@ -95,11 +90,11 @@ def reduced(tensor: EncryptedTensor) -> tuple[Any, ...]:
         stored.write_run(stored.core, 0, values)
     core = stored.core
     writes, key_id = core.buffer.stats()["writes"], key.id
-    found = _payloads.get(stored)
+    found = stored.payload
     payload = None if found is None or found[1:] != (core, writes, key_id) else found[0]()
     if payload is None:
         payload = _sealed(core, stored.dtype, key)
-        _payloads[stored] = (weakref.ref(payload), core, writes, key_id)
+        stored.payload = (weakref.ref(payload), core, writes, key_id)
     return rebuild_encrypted_tensor, (payload, bool(getattr(tensor, "_is_param", False)))
 
 

@@ -135,8 +135,9 @@ def spare_key() -> Key:
 
 def _reset_lock() -> None:
     """A fork may find the lock held by a thread that the child does not have."""
-    global _spare_lock
+    global _spare_lock, _views_lock
     _spare_lock = threading.Lock()
+    _views_lock = threading.RLock()
 
 
 os.register_at_fork(after_in_child=_reset_lock)
@@ -151,9 +152,24 @@ class _Ciphertext(np.ndarray[Any, Any]):
     core: Core
 
 
-#: The ciphertext views by address. An address belongs to one mapping for as long as a view of it
-#: lives, and the entry goes when the view does, so that none is taken for another.
+#: The ciphertext views by address, and some that are gone: without callbacks, since an interrupt
+#: could come in one. An address belongs to one mapping for as long as a view of it lives.
 _views: dict[int, weakref.ref[_Ciphertext]] = {}
+_views_lock = threading.RLock()  # of those who change it
+
+#: Those that are gone are removed when there are this many.
+_sweep_at = 1024
+
+
+def _note_view(place: int, view: _Ciphertext) -> None:
+    global _sweep_at
+    with _views_lock:
+        _views[place] = weakref.ref(view)
+        if len(_views) >= _sweep_at:
+            for at, reference in list(_views.items()):
+                if reference() is None and _views.get(at) is reference:
+                    del _views[at]
+            _sweep_at = max(1024, 2 * len(_views))
 
 
 def _ciphertext_tensor(core: Core) -> torch.Tensor:
@@ -168,12 +184,7 @@ def _ciphertext_tensor(core: Core) -> torch.Tensor:
     array = np.frombuffer(memory, np.uint8).view(_Ciphertext)
     array.core = core
     array.owner = view  # type: ignore[attr-defined]
-
-    def forget(gone: weakref.ref[_Ciphertext]) -> None:
-        if _views.get(place) is gone:
-            del _views[place]
-
-    _views[place] = weakref.ref(array, forget)
+    _note_view(place, array)
     return torch.from_numpy(array)
 
 
@@ -199,7 +210,17 @@ class Stored:
     core in its place, so that readers in other threads see the one or the other.
     """
 
-    __slots__ = ("__weakref__", "core", "dtype", "itemsize", "key", "lock", "native", "sealed")
+    __slots__ = (
+        "__weakref__",
+        "core",
+        "dtype",
+        "itemsize",
+        "key",
+        "lock",
+        "native",
+        "payload",
+        "sealed",
+    )
 
     def __init__(self, core: Core, dtype: torch.dtype, key: Key | None) -> None:
         self.core = core
@@ -209,6 +230,9 @@ class Stored:
         self.key = key
         self.lock = Lock()
         self.sealed: torch.Tensor | None = None
+        #: What torch.save() writes for it, for as long as somebody, such as a running torch.save(),
+        #: has that: what shares data is written once. A reference to it, and what it was made of.
+        self.payload: tuple[Any, Core, int, str] | None = None
 
     # ---- making ----
 

@@ -30,11 +30,12 @@ def using_key(key: Any) -> Iterator[None]:
     """
     if key is None:
         raise errors.ArgumentTypeError("using_key() needs a key, not None; make one with Key.")
-    token = _current.set(key)
+    before = _current.get()
     try:
+        _current.set(key)
         yield
     finally:
-        _current.reset(token)
+        _current.set(before)
 
 
 def find_key(given: Any = None, *, what: str) -> Any:

@@ -1,0 +1,457 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Interrupts public operations and counts what is left: the child process of test_interrupts.
+
+    interrupts.py walk|random GROUP COUNT [TWIN]
+
+`walk` raises, in place of a signal's handler, after each call of a function of C and at the start
+of each function of Python that an operation reaches, at up to COUNT such moments, one a run: where
+the interpreter lets handlers run. `random` has a timer's handler raise at COUNT random moments of
+each operation. GROUP is a key of GROUPS. TWIN names a mistake of TWINS to make. Prints a JSON
+object: by operation how many moments there are, how many runs were interrupted, and what is left.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+import pyccmem
+from pyccmem import EncryptedBuffer, EncryptedTensor, Key, hazmat
+from pyccmem import safetensors as sealed
+from pyccmem._lib import ffi, lib
+
+Operation = Callable[[], Any]
+
+
+class Interrupt(BaseException):
+    """What the handler raises, as KeyboardInterrupt is no Exception."""
+
+
+# ---- what is counted -----------------------------------------------------------------------------
+
+
+def resources() -> dict[str, int]:
+    """What an operation that is over must have given back."""
+    gc.collect()
+    gc.collect()
+    stats = pyccmem.stats()
+    deadline = time.monotonic() + 2
+    while len(os.listdir("/proc/self/task")) > THREADS and time.monotonic() < deadline:
+        time.sleep(0.01)  # a thread that was joined may still show
+    return {
+        "blocks": stats["plain_blocks"],
+        "block bytes": stats["plain_in_use"],
+        "budget": stats["plaintext_reserved"],
+        "plaintext": stats["plaintext_resident"],
+        "slots": int(lib.ccmem_secret_slots()),
+        "threads": len(os.listdir("/proc/self/task")),
+        "descriptors": len(os.listdir("/proc/self/fd")),
+    }
+
+
+THREADS = 1
+
+
+# ---- two ways to interrupt -----------------------------------------------------------------------
+
+
+class Walk:
+    """Interrupts an operation at one moment of those at which a handler could run."""
+
+    def __init__(self) -> None:
+        self.moments = self.at = 0
+
+    def _event(self, frame: FrameType, event: str, _: Any) -> None:
+        if event not in ("c_return", "call"):
+            return
+        self.moments += 1
+        if self.moments == self.at:
+            sys.setprofile(None)
+            raise Interrupt
+
+    def run(self, operation: Operation, at: int) -> bool:
+        """Runs it once, interrupted at that moment, from 1; 0: at none. True if it was."""
+        self.moments, self.at = 0, at
+        try:
+            sys.setprofile(self._event)
+            operation()
+            sys.setprofile(None)
+        except Interrupt:
+            return True
+        finally:
+            sys.setprofile(None)
+        return False
+
+
+class Timer:
+    """Interrupts an operation by a signal."""
+
+    def __init__(self) -> None:
+        self.armed = False
+        signal.signal(signal.SIGALRM, self._handler)
+
+    def _handler(self, *_: Any) -> None:
+        if self.armed:
+            self.armed = False
+            raise Interrupt
+
+    def run(self, operation: Operation, delay: float) -> bool:
+        """Runs it once, interrupted after `delay` seconds if it takes as long."""
+        try:
+            self.armed = True
+            signal.setitimer(signal.ITIMER_REAL, delay)
+            operation()
+            self.armed = False
+        except Interrupt:
+            return True
+        finally:
+            self.armed = False
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        return False
+
+
+def walk(operation: Operation, count: int, result: dict[str, int]) -> None:
+    walker = Walk()
+    walker.run(operation, 0)
+    result["moments"] = walker.moments
+    step = max(walker.moments / count, 1)
+    chosen = sorted({int(i * step) + 1 for i in range(min(count, walker.moments))})
+    result["interrupted"] = sum(walker.run(operation, at) for at in chosen)
+
+
+def at_random(operation: Operation, count: int, result: dict[str, int]) -> None:
+    timer = Timer()
+    begin = time.perf_counter()
+    operation()
+    operation()
+    length = (time.perf_counter() - begin) / 2
+    pick = random.Random(count)
+    result["moments"] = count
+    result["interrupted"] = sum(
+        timer.run(operation, max(pick.random() * length * 1.1, 2e-6)) for _ in range(count)
+    )
+
+
+# ---- the operations ------------------------------------------------------------------------------
+
+
+def core_operations(scratch: Path) -> dict[str, Operation]:
+    key = Key.generate()
+    key_file = scratch / "key"
+    key_file.write_bytes(bytes(range(32)))
+    key_file.chmod(0o600)
+    array = np.arange(60_000, dtype=np.float32).reshape(300, 200)
+    tensor = EncryptedTensor.from_numpy(array, key=key)
+    large = EncryptedTensor.from_numpy(np.zeros((64, 16384), np.float32), key=key)
+    buffer = EncryptedBuffer.from_data(bytes(50_000), key=key)
+    out = bytearray(9000)
+    mask = np.zeros(300, bool)
+    mask[::7] = True
+    rows = np.arange(0, 300, 5)
+    x = np.ones((3, 200), np.float32)
+    long_lived = large.copy(key=key).map(window=2 << 20)
+    held = long_lived.__enter__()
+
+    def buffers() -> None:
+        with EncryptedBuffer(20_000, key=key) as new:
+            new.write(b"x" * 5000, 4000)
+            new.read_into(out, 100)
+            new.read(0, 5000)
+            new.ciphertext.release()
+            new.verify()
+
+    def mapping(mode: str = "r") -> Operation:
+        def work() -> None:
+            with large.map(window=256 << 10, mode=mode) as mapped:
+                if mode == "r+":
+                    mapped[0] = 1
+                float(mapped[1, 1])
+
+        return work
+
+    def pins() -> None:
+        with long_lived.pin(slice(0, 8)) as part:
+            float(part[0, 0])
+
+    def opened(mode: str) -> Operation:
+        def work() -> None:
+            with tensor.open(mode) as plain:
+                float(plain[0, 0])
+
+        return work
+
+    def assign(index: Any, value: Any) -> Operation:
+        def work() -> None:
+            tensor[index] = value
+
+        return work
+
+    def wrapping() -> None:
+        with Key.generate() as inner, key._unwrap(key._wrap(inner)) as back:
+            back._mac(bytes(16), b"message")
+
+    def flush() -> None:
+        mapping = large.map(window=1 << 20, mode="r+")
+        with mapping as mapped:
+            mapped[0] = 2
+            mapping.flush()
+            mapped[5] = 3
+
+    assert held is not None
+    return {
+        "Key.generate": lambda: Key.generate().close(),
+        "Key.from_bytes": lambda: Key.from_bytes(memoryview(bytes(range(32)))).close(),
+        "Key.from_file": lambda: Key.from_file(key_file).close(),
+        "Key.from_passphrase": lambda: Key.from_passphrase("words", salt=bytes(16), n=2).close(),
+        "Key.id": lambda: key.id,
+        "wrapping": wrapping,
+        "EncryptedBuffer": buffers,
+        "from_data": lambda: EncryptedBuffer.from_data(out, key=key).close(),
+        "read": lambda: buffer.read(5, 4000),
+        "read_into": lambda: buffer.read_into(memoryview(out)),
+        "write": lambda: buffer.write(memoryview(out)),
+        "versions": lambda: buffer.versions,
+        "buffer.map": lambda: _touch(buffer.map(window="256KiB")),
+        "t[3:200]": lambda: tensor[3:200],
+        "t[3]": lambda: tensor[3],
+        "t[3, 4]": lambda: tensor[3, 4],
+        "t[rows]": lambda: tensor[rows],
+        "t[mask]": lambda: tensor[mask],
+        "t[:, ::3]": lambda: tensor[:, ::3],
+        "t[1:3] = array": assign(slice(1, 3), array[1:3]),
+        "t[1:3] = list": assign(slice(1, 3), [list(range(200))] * 2),
+        "t[rows] = 5": assign(rows, 5),
+        "np.asarray": lambda: np.asarray(tensor),
+        "from_numpy": lambda: EncryptedTensor.from_numpy(array, key=key).close(),
+        "copy": lambda: tensor.copy(key=key).close(),
+        "open r": opened("r"),
+        "open r+": opened("r+"),
+        "blocks": lambda: [float(part[0, 0]) for part in tensor.blocks(80_000)],
+        "in": lambda: 3.5 in tensor,
+        "verify": tensor.verify,
+        "map": mapping(),
+        "map r+": mapping("r+"),
+        "flush": flush,
+        "pin": pins,
+        "prefault": lambda: long_lived.prefault(slice(0, 2)),
+        "linear": lambda: pyccmem.linear(x, tensor),
+        "linear float64": lambda: pyccmem.linear(x.astype(np.float64), tensor),
+        "matmul": lambda: x.astype(np.float64) @ tensor.reshape(200, 300),
+        "hazmat": lambda: hazmat.aegis128x2_encrypt(bytes(16), bytes(16), memoryview(out)),
+        "stats": pyccmem.stats,
+    }
+
+
+def _touch(mapping: Any) -> None:
+    with mapping as mapped:
+        int(mapped[0])
+
+
+def file_operations(scratch: Path) -> dict[str, Operation]:
+    from pyccmem import audit
+
+    key, other = Key.generate(), Key.generate()
+    arrays = {
+        "a": np.random.default_rng(1).standard_normal((50, 60)).astype(np.float32),
+        "b": np.arange(7000, dtype=np.int32),
+    }
+    plain, there, again = (str(scratch / name) for name in ("plain", "sealed", "again"))
+    sealed.save_file(arrays, there, key=key)
+    sealed.decrypt_file(there, plain, key=key)
+
+    def safe_open() -> None:
+        with sealed.safe_open(there, key=key) as file:
+            file.get_tensor("a")[3]
+
+    def load() -> None:
+        sealed.load_file(there, key=key)["b"][5]
+
+    def rewrap() -> None:
+        sealed.save_file({"b": arrays["b"]}, again, key=key)
+        sealed.rewrap_file(again, key, other)
+
+    def samples() -> None:
+        found = audit.samples_from_safetensors(plain, 100)
+        len(found)
+
+    def process() -> None:
+        with audit.processes.ProcessMemory(os.getpid()) as memory:
+            memory.command()
+
+    return {
+        "save_file": lambda: sealed.save_file(arrays, again, key=key),
+        "load_file": load,
+        "load_file in memory": lambda: sealed.load_file(there, key=key, mmap=False),
+        "load_file plain": lambda: sealed.load_file(plain, key=key),
+        "safe_open": safe_open,
+        "verify_file": lambda: sealed.verify_file(there, key=key),
+        "inspect_file": lambda: sealed.inspect_file(there),
+        "encrypt_file": lambda: sealed.encrypt_file(plain, again, key=key, overwrite=True),
+        "decrypt_file": lambda: sealed.decrypt_file(there, again, key=key, overwrite=True),
+        "rewrap_file": rewrap,
+        "samples": samples,
+        "ProcessMemory": process,
+    }
+
+
+def torch_operations(scratch: Path) -> dict[str, Operation]:
+    import io
+
+    import torch
+    from torch import nn
+
+    from pyccmem import torch as encrypted
+
+    torch.set_num_threads(1)
+    torch.manual_seed(1)
+    key = Key.generate()
+    plain = torch.randn(40, 50)
+    tensor = encrypted.EncryptedTensor.from_tensor(plain, key=key)
+    model = nn.Sequential(nn.Linear(50, 40), nn.Linear(40, 20))
+    encrypted.encrypt_module(model, key=key)
+    x = torch.randn(3, 50)
+    saved = io.BytesIO()
+    with encrypted.using_key(key):
+        torch.save(tensor, saved)
+
+    def save() -> None:
+        with encrypted.using_key(key):
+            torch.save(tensor, io.BytesIO())
+
+    def load() -> None:
+        saved.seek(0)
+        with encrypted.using_key(key):
+            torch.load(saved)
+
+    def forward() -> None:
+        with torch.no_grad():
+            model(x)
+
+    def module() -> None:
+        new = nn.Linear(30, 20)
+        encrypted.encrypt_module(new, key=key)
+
+    return {
+        "from_tensor": lambda: encrypted.EncryptedTensor.from_tensor(plain, key=key),
+        "t[3:5]": lambda: tensor[3:5].decrypt(),
+        "t + 1": lambda: tensor + 1,
+        "linear": forward,
+        "encrypt_module": module,
+        "save": save,
+        "load": load,
+    }
+
+
+GROUPS = {"core": core_operations, "files": file_operations, "torch": torch_operations}
+
+
+# ---- mistakes that must be noticed ---------------------------------------------------------------
+
+
+def _gap() -> None:
+    """The owner is made after the call."""
+    from pyccmem import _owned
+
+    def cell(self: Any) -> Any:
+        return ffi.new(self._type)
+
+    def own(self: Any, made: Any) -> Any:
+        return ffi.gc(made[0], self._free)
+
+    _owned.Kind.cell, _owned.Kind.own = cell, own  # type: ignore[method-assign]
+
+
+def _block_gap() -> None:
+    """The same of plaintext blocks."""
+    from pyccmem import _plain, tensor
+
+    def block(nbytes: int) -> Any:
+        out = ffi.new("uint8_t **")
+        assert lib.ccmem_plain_alloc(nbytes, out) == lib.CCMEM_OK
+        pointer = ffi.gc(out[0], lib.ccmem_plain_free)
+        return pointer, ffi.buffer(pointer, nbytes)
+
+    _plain.block = tensor._block = block
+
+
+def _python_destructor() -> None:
+    """The destructor is a function of Python."""
+    from pyccmem import _owned
+
+    def own(self: Any, made: Any) -> Any:
+        free = self._free
+        return _owned.made(self._take, made, lambda native: free(native))
+
+    _owned.Kind.own = own  # type: ignore[method-assign]
+
+
+def _plain_descriptor() -> None:
+    """A number stands for an open file."""
+    from pyccmem import _owned
+
+    def begin(self: Any, make: Any, *arguments: Any) -> None:
+        self._cell = [make(*arguments)]
+
+    def close(self: Any) -> None:
+        number, self._cell[0] = self._cell[0], -1
+        if number >= 0:
+            os.close(number)
+
+    _owned.Descriptor.__init__ = begin  # type: ignore[method-assign]
+    _owned.Descriptor.close = close  # type: ignore[method-assign]
+
+
+TWINS = {
+    "gap": _gap,
+    "block gap": _block_gap,
+    "Python destructor": _python_destructor,
+    "plain descriptor": _plain_descriptor,
+}
+
+
+def main() -> None:
+    global THREADS
+    way, group, count, *twin = sys.argv[1:]
+    if twin:
+        TWINS[twin[0]]()
+    sys.unraisablehook = lambda _: None
+    interrupt = {"walk": walk, "random": at_random}[way]
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        operations = GROUPS[group](Path(scratch))
+        only = os.environ.get("ONLY", "").split(", ") if os.environ.get("ONLY") else None
+        for name, operation in operations.items():
+            if only and name not in only:
+                continue
+            found[name] = result = {"moments": 0, "interrupted": 0}
+            left: dict[str, Any] = {}
+            try:
+                operation()
+                operation()
+                THREADS = len(os.listdir("/proc/self/task"))
+                before = resources()
+                interrupt(operation, int(count), result)
+                operation()  # it still works
+            except pyccmem.errors.PyccmemError as error:
+                left["error"] = str(error)  # what is left is in the way
+            else:
+                after = resources()
+                left = {what: after[what] - n for what, n in before.items() if after[what] > n}
+            result["left"] = left
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
