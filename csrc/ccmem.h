@@ -144,7 +144,8 @@ ccmem_status ccmem_key_from_bytes(const uint8_t key[32], ccmem_secret_level requ
                                   ccmem_key **out);
 
 /* A root key read from an open descriptor straight into secret memory: exactly 32 bytes, or 64
- * hexadecimal digits with at most one newline after them. The descriptor stays open.
+ * hexadecimal digits with up to 16 spaces, tabs and ends of lines after them, and with or without
+ * UTF-8's byte order mark before. The descriptor stays open.
  * Errors as above, CCMEM_ERR_IO (errno set), CCMEM_ERR_KEYFILE. */
 ccmem_status ccmem_key_from_fd(int fd, ccmem_secret_level require, ccmem_key **out);
 

@@ -127,8 +127,8 @@ const char *ccmem_status_text(ccmem_status status) {
     case CCMEM_ERR_IO:
         return "reading or mapping the file failed";
     case CCMEM_ERR_KEYFILE:
-        return "the key file must hold exactly 32 bytes, or 64 hexadecimal digits with at most one "
-               "newline after them";
+        return "the key file must hold exactly 32 bytes, or 64 hexadecimal digits and nothing but "
+               "blanks after them";
     case CCMEM_ERR_INTEGRITY:
         return "a page, a message or a wrapped key does not match its tag";
     case CCMEM_ERR_READONLY:

@@ -18,7 +18,9 @@
 
 enum {
     HEX_DIGITS = 2 * CCMEM_ROOT_KEY_SIZE,
-    KEY_FILE_MAX = HEX_DIGITS + 1 /* digits and a newline */
+    BOM_SIZE = 3,       /* U+FEFF in UTF-8, which some editors begin a file with */
+    BLANKS_MAX = 16,    /* spaces and ends of lines after the digits */
+    KEY_FILE_MAX = BOM_SIZE + HEX_DIGITS + BLANKS_MAX
 };
 
 struct ccmem_key {
@@ -99,13 +101,13 @@ static unsigned hex_digit(unsigned c, unsigned *bad) {
     return (digit & (0 - is_digit)) | ((letter + 10) & (0 - is_letter));
 }
 
-/* Decodes 64 digits in place, in time that does not depend on them. */
-static ccmem_status hex_decode(uint8_t *text) {
+/* Decodes 64 digits in time that does not depend on them. `out` may be `text`, or lie before it. */
+static ccmem_status hex_decode(const uint8_t *text, uint8_t *out) {
     unsigned bad = 0;
 
     for (size_t i = 0; i < CCMEM_ROOT_KEY_SIZE; i++) {
         unsigned hi = hex_digit(text[2 * i], &bad), lo = hex_digit(text[2 * i + 1], &bad);
-        text[i] = (uint8_t)(hi << 4 | lo);
+        out[i] = (uint8_t)(hi << 4 | lo);
     }
     DECLASSIFY(bad); /* that some digit is none is what the caller is told; not which */
     return bad ? CCMEM_ERR_KEYFILE : CCMEM_OK;
@@ -127,6 +129,18 @@ static ccmem_status read_all(int fd, uint8_t *p, size_t n, size_t *length) {
     return CCMEM_OK;
 }
 
+/* 1 for n >= 3 bytes that begin with a byte order mark, which no digits do. */
+static unsigned has_bom(const uint8_t *text) {
+    unsigned differs = (text[0] ^ 0xefu) | (text[1] ^ 0xbbu) | (text[2] ^ 0xbfu);
+    unsigned same = below(differs, 1);
+
+    DECLASSIFY(same); /* says nothing of the digits */
+    return same;
+}
+
+static int is_blank(unsigned c) { return c == ' ' || c == '\t' || c == '\r' || c == '\n'; }
+
+/* What is in the file becomes the first 32 bytes of `raw`. */
 static ccmem_status read_key(int fd, uint8_t *raw) {
     size_t length;
     ccmem_status status = read_all(fd, raw, KEY_FILE_MAX + 1, &length);
@@ -135,10 +149,17 @@ static ccmem_status read_key(int fd, uint8_t *raw) {
         return status;
     if (length == CCMEM_ROOT_KEY_SIZE)
         return CCMEM_OK;
-    DECLASSIFY(raw[HEX_DIGITS]); /* no byte of the key: anything but a newline is refused */
-    if (length == HEX_DIGITS || (length == KEY_FILE_MAX && raw[HEX_DIGITS] == '\n'))
-        return hex_decode(raw);
-    return CCMEM_ERR_KEYFILE;
+    if (length < HEX_DIGITS || length > KEY_FILE_MAX)
+        return CCMEM_ERR_KEYFILE;
+    size_t at = has_bom(raw) ? BOM_SIZE : 0, end = at + HEX_DIGITS;
+    if (length < end || length - end > BLANKS_MAX)
+        return CCMEM_ERR_KEYFILE;
+    for (size_t i = end; i < length; i++) {
+        DECLASSIFY(raw[i]); /* no byte of the key: anything but a blank is refused */
+        if (!is_blank(raw[i]))
+            return CCMEM_ERR_KEYFILE;
+    }
+    return hex_decode(raw + at, raw);
 }
 
 ccmem_status ccmem_key_from_fd(int fd, ccmem_secret_level require, ccmem_key **out) {

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import fault_injection
 import numpy as np
 import pytest
 import support
@@ -155,6 +156,19 @@ GOOD_FILES = {
     "hex with newline": KEY_BYTES.hex().encode() + b"\n",
     "hex, capitals": KEY_BYTES.hex().upper().encode(),
     "hex, mixed": b"aF" * 32,
+    "hex with CRLF": KEY_BYTES.hex().encode() + b"\r\n",
+    "hex with blanks": KEY_BYTES.hex().encode() + b" \t\r\n\n",
+    "hex with all the blanks there may be": KEY_BYTES.hex().encode() + b"\n" * 16,
+    "BOM": b"\xef\xbb\xbf" + KEY_BYTES.hex().encode(),
+    "BOM and CRLF": b"\xef\xbb\xbf" + KEY_BYTES.hex().encode() + b"\r\n",
+    "BOM and all blanks": b"\xef\xbb\xbf" + KEY_BYTES.hex().encode() + b" " * 16,
+    "raw that begins with a BOM": b"\xef\xbb\xbf" + KEY_BYTES[3:],
+}
+#: The keys of these files; KEY_BYTES is that of the others.
+OTHER_KEYS = {
+    "raw that ends in newline": KEY_BYTES[:-1] + b"\n",
+    "hex, mixed": bytes([0xAF]) * 32,
+    "raw that begins with a BOM": b"\xef\xbb\xbf" + KEY_BYTES[3:],
 }
 BAD_FILES = {
     "empty": b"",
@@ -164,8 +178,17 @@ BAD_FILES = {
     "63 digits": b"0" * 63,
     "63 digits with newline": b"0" * 63 + b"\n",
     "65 digits": b"0" * 65,
-    "two newlines": b"0" * 64 + b"\n\n",
-    "carriage return": b"0" * 64 + b"\r\n",
+    "too many newlines": b"0" * 64 + b"\n" * 17,
+    "BOM and too many newlines": b"\xef\xbb\xbf" + b"0" * 64 + b"\n" * 17,
+    "a zero byte after": b"0" * 64 + b"\0",
+    "a second line": b"0" * 64 + b"\nx",
+    "a form feed": b"0" * 64 + b"\f",
+    "a BOM after": b"0" * 64 + b"\xef\xbb\xbf",
+    "two BOMs": b"\xef\xbb\xbf" * 2 + b"0" * 64,
+    "half a BOM": b"\xef\xbb" + b"0" * 64,
+    "BOM and 61 digits": b"\xef\xbb\xbf" + b"0" * 61,
+    "UTF-16": b"\xff\xfe" + ("0" * 64).encode("utf-16-le"),
+    "raw after a BOM": b"\xef\xbb\xbf" + KEY_BYTES,
     "leading space": b" " + b"0" * 63,
     "0x": b"0x" + b"0" * 62,
     "g at the start": b"g" + b"0" * 63,
@@ -181,12 +204,13 @@ BAD_FILES = {
 }
 
 
-@pytest.mark.parametrize("content", GOOD_FILES.values(), ids=GOOD_FILES)
-def test_from_file(tmp_path: Path, content: bytes) -> None:
-    path = write_key_file(tmp_path / "key", content)
-    for name in (path, str(path), os.fsencode(path)):
-        with quiet_key_file(name) as root:
-            assert not root.closed
+@pytest.mark.parametrize("name", GOOD_FILES)
+def test_from_file(tmp_path: Path, name: str) -> None:
+    path = write_key_file(tmp_path / "key", GOOD_FILES[name])
+    with Key.from_bytes(OTHER_KEYS.get(name, KEY_BYTES)) as expected:
+        for spelling in (path, str(path), os.fsencode(path)):
+            with quiet_key_file(spelling) as root:
+                assert not root.closed and root.id == expected.id
 
 
 @pytest.mark.parametrize("content", BAD_FILES.values(), ids=BAD_FILES)
@@ -328,7 +352,7 @@ def test_from_passphrase_does_not_change_the_callers_objects() -> None:
     for short in ("a", "\xe9", "b" * 2):
         Key.from_passphrase(short, salt=salt, n=1024).close()
     assert [bytes([i]) for i in b"abcde"] == [b"a", b"b", b"c", b"d", b"e"]
-    assert "a".encode() == b"\x61"
+    assert b"a" == b"\x61"
 
 
 def test_the_default_cost_is_scrypt_at_128_mib() -> None:
@@ -496,3 +520,29 @@ def test_many_keys_at_once_are_independent() -> None:
         assert buffer.read() == number.to_bytes(8, "little") * 8
     for thing in (*roots, *buffers, *more):
         thing.close()
+
+
+@support.not_sanitized
+def test_no_secret_memory_at_all(tmp_path: Path) -> None:
+    """The message names what is refused; there is no level that nobody asked for in it."""
+    library = fault_injection.build(tmp_path)
+    support.check_python(
+        """
+import errno
+from fault_injection import Injector
+from pyccmem import Key, errors
+
+def refusal(require):
+    with Injector().failing(1, later=True, kinds=["syscall", "madvise"], error=errno.EPERM):
+        try:
+            Key.generate(require=require)
+        except errors.SecretMemoryError as error:
+            return str(error)
+
+none, named = refusal(None), refusal("secretmem")
+assert "None" not in none and "mlock(2)" in none and "sandbox" in none, none
+assert "level 'secretmem' cannot be had" in named, named
+Key.generate().close()
+""",
+        environment=fault_injection.environment(library),
+    )

@@ -335,8 +335,14 @@ def check(status: int, **context: Any) -> None:
             f"shell, LimitMEMLOCK= in a systemd unit, 'docker run --ulimit memlock=BYTES')."
         )
     if status == lib.CCMEM_ERR_SECRETMEM:
-        required = context.get("require", "the required level")
+        required = context.get("require")
         best = LEVELS[lib.ccmem_secret_probe()]
+        if required is None:
+            raise errors.SecretMemoryError(
+                f"There is no memory for secrets to be had for {action}: the system refuses both "
+                f"memfd_secret(2) and mlock(2), or to keep memory out of dumps and children "
+                f"(madvise(2)); allow these calls in the sandbox that this process runs in."
+            )
         raise errors.SecretMemoryError(
             f"Secret memory of level {required!r} cannot be had here, where the best level is "
             f"{best!r}; enable memfd_secret (Linux 5.14 or newer, secretmem.enable=1 on the "
@@ -378,7 +384,8 @@ def check(status: int, **context: Any) -> None:
     if status == lib.CCMEM_ERR_KEYFILE:
         raise errors.InvalidKeyError(
             f"The key file {context.get('path', '')!r} does not hold a key; it must hold exactly "
-            f"32 bytes, or 64 hexadecimal digits with at most one newline after them."
+            f"32 bytes, or 64 hexadecimal digits in ASCII or UTF-8, with nothing but spaces and "
+            f"ends of lines after them."
         )
     # CCMEM_ERR_ARGUMENT: the callers check their arguments, so what remains has no better words.
     raise errors.ArgumentError(f"An argument of {action} was refused: {native}.")
