@@ -122,7 +122,7 @@ def test_a_file_there_and_back(home: Path, capsys: pytest.CaptureFixture[str]) -
         assert "--force" in capsys.readouterr().err and Path(there).read_bytes() == kept
     assert main(["encrypt", "plain", "sealed", "--force", "--key-file", "key", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found == {"file": "sealed", "pin": sealed.inspect_file("sealed").pin}
+    assert found == {"file": "sealed", "pin": sealed.inspect_file("sealed").pin, "mode": "0600"}
     assert found["pin"].endswith(":2")
     for command in (["verify", "sealed"], ["inspect", "sealed"], ["decrypt", "sealed", "x"]):
         assert main([*command, *words]) in (1, 2), "it is another file than the pinned one"
@@ -168,7 +168,7 @@ def test_verify_finds_damage(home: Path, capsys: pytest.CaptureFixture[str]) -> 
     capsys.readouterr()
     assert main(["verify", "sealed", "whole", "--key-file", "key"]) == 1
     shown = capsys.readouterr().out
-    assert "sealed  DAMAGED" in shown and "whole  whole" in shown and "1 of" in shown
+    assert "sealed  DAMAGED" in shown and "whole   whole  " in shown and "1 of" in shown
     assert main(["verify", "sealed", "--key-file", "key", "--json"]) == 1
     (found,) = json.loads(capsys.readouterr().out)
     first = next(iter(sealed.inspect_file("sealed").tensors or {}))

@@ -104,13 +104,16 @@ def encrypt_directory(
     progress: Progress = None,
     seal_names: bool = False,
     exclude: Sequence[str] = (),
-) -> None:
+) -> dict[str, str]:
     """Makes `dst`, which must not exist, a sealed copy of the model directory `src`.
 
     The copy appears all at once when it is complete: it grows in a temporary directory beside it
     and is renamed. `key` and `progress` are those of pyccmem.safetensors.encrypt_file(), which is
     called for each safetensors file; `seal_names` hides the tensors' names as well. Files whose
-    name or path within `src` matches a pattern of `exclude` are left out.
+    name or path within `src` matches a pattern of `exclude` are left out. Every file and directory
+    gets the mode of its original, and belongs to who calls this.
+
+    Returns what pins the sealed files, by their paths within `dst`: see `expect` of load_file().
 
     Raises ArgumentError for directories that cannot be these, FileFormatError for weights that are
     not in safetensors, that are sealed or quantized already, or without their index or shards,
@@ -148,12 +151,14 @@ def encrypt_directory(
             for plain, sealed in _RENAMED.items():
                 renamed[path.parent / plain] = path.parent / sealed
 
+    pins: dict[str, str] = {}
     with _published(dst, source) as new:
         _make_folders(source, new, tree.folders)
         for path in tree.weights:
-            encrypt_file(
+            target = renamed.get(path, path)
+            pins[str(target)] = encrypt_file(
                 source / path,
-                new / renamed.get(path, path),
+                new / target,
                 key,
                 progress=progress,
                 seal_names=seal_names,
@@ -162,11 +167,12 @@ def encrypt_directory(
             target = new / renamed.get(path, path)
             if path in models:
                 entry = _entry(path.parent, renamed, tree)
-                _write_json(target, _sealed_config(models[path], weights=entry))
+                _write_json(target, _sealed_config(models[path], weights=entry), source / path)
             elif path in indexes and seal_names:
-                _write_json(target, _index_without_names(indexes[path]))
+                _write_json(target, _index_without_names(indexes[path]), source / path)
             else:
                 _copy(source / path, target)
+    return pins
 
 
 def decrypt_directory(
@@ -213,9 +219,10 @@ def decrypt_directory(
         for path in tree.others:
             target = new / renamed.get(path, path)
             if path in models:
-                _write_json(target, _opened_config(models[path]))
+                _write_json(target, _opened_config(models[path]), source / path)
             elif path in renamed and _is_index(path):
-                _write_json(target, _index_with_names(new, path, _index(source, path)))
+                index = _index_with_names(new, path, _index(source, path))
+                _write_json(target, index, source / path)
             else:
                 _copy(source / path, target)
 
@@ -254,8 +261,7 @@ def mark_directory(directory: str | os.PathLike[str]) -> None:
         return
     new = path.with_name(f".{_CONFIG}.part")
     try:
-        _write_json(new, {**config, _WEIGHTS: WEIGHTS_ELSEWHERE})
-        shutil.copymode(path, new)
+        _write_json(new, {**config, _WEIGHTS: WEIGHTS_ELSEWHERE}, path)
         os.replace(new, path)
     except OSError as error:
         raise _write_error(path, error) from None
@@ -474,7 +480,7 @@ def _published(dst: str | os.PathLike[str], source: Path) -> Iterator[Path]:
     try:
         new = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=parent))
         yield new
-        shutil.copymode(source, new)
+        _copy_mode(source, new)
         for folder, _, _ in os.walk(new):
             _synchronize(Path(folder))
         # A directory that appeared meanwhile, if not empty, makes this fail.
@@ -500,22 +506,36 @@ def _write_error(path: Path, error: OSError) -> errors.FileWriteError:
 def _make_folders(source: Path, new: Path, folders: Sequence[Path]) -> None:
     for folder in folders:
         (new / folder).mkdir()
-        mode = stat.S_IMODE((source / folder).stat().st_mode)
-        (new / folder).chmod(mode | stat.S_IRWXU)
+        _copy_mode(source / folder, new / folder, stat.S_IRWXU)
 
 
 def _copy(path: Path, target: Path) -> None:
     shutil.copyfile(path, target)
-    shutil.copymode(path, target)
+    _copy_mode(path, target)
     _synchronize(target)
 
 
-def _write_json(target: Path, contents: Any) -> None:
+def _write_json(target: Path, contents: Any, original: Path) -> None:
+    """Writes a file of the mode of `original`, whose place it takes."""
     target.write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
+    _copy_mode(original, target)
     _synchronize(target)
+
+
+def _copy_mode(source: Path, target: Path, more: int = 0) -> None:
+    """Gives `target` the mode of `source` and the bits of `more`, where its file system has modes.
+    Raises OSError."""
+    from .safetensors._atomic import set_mode
+
+    set_mode(target, stat.S_IMODE(source.stat().st_mode) | more)
 
 
 def _synchronize(path: Path) -> None:
-    """Sees to it that the file or directory is on the disk."""
+    """Sees to it that the file or directory is on the disk. Raises OSError, FileWriteError."""
+    from .safetensors._atomic import sync_directory, synchronize
+
+    if path.is_dir():
+        sync_directory(os.path.join(path, ""))
+        return
     with Descriptor.open(path, os.O_RDONLY) as descriptor:
-        os.fsync(descriptor)
+        synchronize(descriptor)

@@ -106,9 +106,9 @@ class AtomicFile:
     """The new contents of `path`, written in a `with` block that ends with commit().
 
     Without commit() nothing is left behind. The file gets `mode`; by default that of the file it
-    replaces, or 0600. `private`: nobody else may be able to read it, even where the file system
-    refuses that mode. A symbolic link is followed. Raises FileWriteError: without `overwrite` also
-    for a file that is there, at once or, when it appeared meanwhile, by commit().
+    replaces, or `new_mode`. `private`: nobody else may be able to read it, even where the file
+    system refuses that mode. A symbolic link is followed. Raises FileWriteError: without
+    `overwrite` also for a file that is there, at once or, when it appeared meanwhile, by commit().
     """
 
     def __init__(
@@ -116,6 +116,7 @@ class AtomicFile:
         path: str | os.PathLike[str],
         mode: int | None = None,
         *,
+        new_mode: int = 0o600,
         private: bool = False,
         overwrite: bool = True,
     ) -> None:
@@ -130,7 +131,7 @@ class AtomicFile:
             self.path = os.path.realpath(name)
             found = os.stat(self.path)
         except FileNotFoundError:
-            self._mode = 0o600
+            self._mode = new_mode
         except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
             raise refused(name, error) from None
         else:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import replace
 from typing import Any
 
@@ -55,9 +56,10 @@ def encrypt_file(
     """Writes the plain safetensors file `src`, its `__metadata__` included, to `dst` as a sealed
     one; see save_file(). Returns what `expect` pins it by: "FILE_ID:GENERATION".
 
-    A file at `dst` is replaced with overwrite=True only. It may be `src`; the plaintext stays on
-    the disk until its blocks are used for something else, and in every backup. `progress` is as for
-    load_file().
+    A new file gets the mode of `src`, whatever the umask: what it holds is ciphertext. A file at
+    `dst` is replaced with overwrite=True only, and its mode stays. It may be `src`; the plaintext
+    stays on the disk until its blocks are used for something else, and in every backup. `progress`
+    is as for load_file().
 
     Raises FileReadError, FileFormatError for a file that is sealed already or no safetensors file,
     FileWriteError (of errno EEXIST for a file that is there), and what a key provider raises.
@@ -68,6 +70,7 @@ def encrypt_file(
     check_page_size(page_size)
     with open_file(src) as file:
         header = read_all(file)
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o777
         if looks_sealed(header):
             raise errors.FileFormatError(
                 f"{os.fspath(src)!r} is sealed already; use rewrap_file() for another key."
@@ -89,6 +92,7 @@ def encrypt_file(
             seal_names=bool(seal_names),
             progress=progress,
             overwrite=bool(overwrite),
+            new_mode=mode,
         )
     return f"{written.file_id.hex()}:{written.generation}"
 

@@ -83,11 +83,14 @@ def write_sealed(
     seal_names: bool,
     progress: bool | Progress | None,
     overwrite: bool = True,
+    new_mode: int = 0o600,
 ) -> SealedHeader:
-    """A sealed file of `sources` at `path`, in their order. Raises FileWriteError (without
+    """A sealed file of `sources` at `path`, in their order; of `new_mode` where there was none.
+    Raises FileWriteError (without
     `overwrite` also for a file that is there), ArgumentError for a header that gets too long, and
     what reading the sources and wrapping the key raises."""
-    with AtomicFile(path, overwrite=overwrite) as out, Key.generate() as data_key:
+    file = AtomicFile(path, new_mode=new_mode, overwrite=overwrite)
+    with file as out, Key.generate() as data_key:
         provider, wrapped = wrap(key, data_key)
         tensors = tuple(
             SealedTensor(

@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pyccmem inspect`: what a sealed file says of itself, with the key and without."""
+"""`pyccmem inspect`: what a sealed file, or each of a directory, says of itself."""
 
 from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Iterator
 
+from .. import errors
 from ..safetensors import FileInfo, inspect_file
+from ..safetensors.providers import AnyKey
 from ._keys import add_key_options, key_of
 from ._output import safe, show_json, show_rows, show_table, size
+from ._walk import Found
+from .verify import EXIT_DAMAGED, EXIT_ERROR
 
 __all__ = ["add_arguments", "run"]
 
@@ -19,9 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Prints a sealed file's id and generation (what --expect pins it by), the key it was "
         "sealed for, and its tensors. Without a key nothing of it is authenticated, and sealed "
-        "names stay hidden."
+        "names stay hidden. Of a directory, a line for each safetensors file."
     )
-    parser.add_argument("file", metavar="FILE", help="the sealed file")
+    parser.epilog = (
+        "Exit status: 0 shown; 1 in a directory: a file that is not sealed, or was changed; 2 "
+        "wrong usage or another error."
+    )
+    parser.add_argument("file", metavar="FILE", help="the sealed file, or a directory")
     parser.add_argument(
         "--expect", metavar="ID:GENERATION", help="the file and the least generation to accept"
     )
@@ -30,8 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints. Raises what inspect_file() raises."""
+    """Prints. Raises what inspect_file() raises, and of a directory nothing that is about one
+    file."""
+    found = Found([arguments.file])
+    if arguments.expect:
+        found.refuse("--expect")
     with key_of(arguments) as key:
+        if found.several:
+            return _directory(found, key, arguments)
         info = inspect_file(arguments.file, key, expect=arguments.expect)
     if arguments.json:
         show_json(info.as_dict())
@@ -47,6 +62,49 @@ def run(arguments: argparse.Namespace) -> int:
     ]
     show_table(("tensor", "dtype", "shape", "size"), tensors)
     return 0
+
+
+def _directory(found: Found, key: AnyKey | None, arguments: argparse.Namespace) -> int:
+    infos: dict[str, FileInfo | errors.PyccmemError] = {}
+    status = 0
+    for path in found.paths:
+        try:
+            infos[path] = inspect_file(path, key)
+        except (errors.FileFormatError, errors.IntegrityError) as error:
+            infos[path] = error.with_traceback(None)
+            status = EXIT_DAMAGED
+        except errors.PyccmemError as error:
+            infos[path] = error.with_traceback(None)
+            status = status or EXIT_ERROR
+    if arguments.json:
+        show_json(
+            [
+                {"file": path, "error": str(info)}
+                if isinstance(info, Exception)
+                else {"file": path, "error": None, **info.as_dict()}
+                for path, info in infos.items()
+            ]
+        )
+        return status
+    cells = [
+        [
+            safe(os.path.relpath(path, arguments.file)),
+            info.pin,
+            safe(f"{info.provider} {info.key_id}"),
+            str(len(info.pages if info.tensors is None else info.tensors)),
+            size(info.nbytes),
+            "yes" if info.authenticated else "no key",
+        ]
+        for path, info in infos.items()
+        if not isinstance(info, Exception)
+    ]
+    print(safe(arguments.file))
+    if cells:
+        show_table(("file", "pin", "sealed by", "tensors", "size", "authenticated"), cells)
+    for path, info in infos.items():
+        if isinstance(info, Exception):
+            print(f"  {safe(os.path.relpath(path, arguments.file))}: {info}")
+    return status
 
 
 def _rows(info: FileInfo) -> Iterator[tuple[str, str]]:

@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pyccmem verify`: is all of a sealed file as it was sealed?"""
+"""`pyccmem verify`: is all of a sealed file, or of every file of a directory, as it was sealed?"""
 
 from __future__ import annotations
 
 import argparse
-import sys
+from collections.abc import Iterator
 from typing import Any
 
 from .. import errors
+from .._command import EXIT_ERROR
 from ..safetensors._inspect import Damage, damage_of
+from ..safetensors.providers import AnyKey
 from ._keys import add_key_options, key_of
 from ._output import safe, show_json
+from ._walk import Found
 
-__all__ = ["EXIT_DAMAGED", "add_arguments", "run"]
+__all__ = ["EXIT_DAMAGED", "EXIT_ERROR", "add_arguments", "run"]
 
 EXIT_DAMAGED = 1
 
@@ -21,12 +24,15 @@ _MOST_PAGES = 8
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `pyccmem verify`."""
-    parser.description = "Checks the header, the table and every page of sealed files."
+    parser.description = (
+        "Checks the header, the table and every page of sealed files. Of a directory, every "
+        "safetensors file is checked; one that is not sealed counts as changed."
+    )
     parser.epilog = (
         "Exit status: 0 all is as it was sealed; 1 something was changed; 2 wrong usage or another "
-        "error (no such file, another key)."
+        "error (no such file, another key). Of several files all are checked in any case."
     )
-    parser.add_argument("files", metavar="FILE", nargs="+", help="a sealed file")
+    parser.add_argument("files", metavar="FILE", nargs="+", help="a sealed file, or a directory")
     parser.add_argument(
         "--expect", metavar="ID:GENERATION", help="the file and the least generation to accept"
     )
@@ -35,33 +41,75 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Checks and prints. Raises what verify_file() raises, but for IntegrityError."""
-    if arguments.expect and len(arguments.files) > 1:
-        raise errors.ArgumentError("--expect is for one file; check them one by one.")
+    """Checks and prints. Raises what verify_file() raises, but for IntegrityError; and of several
+    files nothing that is about one of them."""
+    found = Found(arguments.files)
+    if arguments.expect:
+        found.refuse("--expect")
     results = []
+    width = max(map(len, map(safe, found.paths)))
     with key_of(arguments) as key:
         assert key is not None, "argparse asks for one"
-        for path in arguments.files:
-            result: dict[str, Any] = {"file": path, "whole": False, "error": None, "damage": []}
+        for path in found.paths:
             try:
-                opened, damage = damage_of(path, key, expect=arguments.expect)
-            except (errors.IntegrityError, errors.FileFormatError) as error:
-                result["error"] = str(error)
-                lines = [f"{safe(path)}  DAMAGED: {error}"]
-            else:
-                result |= {"whole": not damage, "pin": f"{opened.file_id}:{opened.generation}"}
-                result["damage"] = [
-                    {"tensor": found.tensor, "pages": found.pages} for found in damage
-                ]
-                lines = [f"{safe(path)}  {'DAMAGED' if damage else 'whole'}  {result['pin']}"]
-                lines += [f"  {safe(found.tensor)}: {_words(found)}" for found in damage]
+                result = _checked(path, key, arguments.expect)
+            except errors.PyccmemError as error:
+                if not found.several:
+                    raise
+                result = _result(path, "error", error=str(error))
             results.append(result)
             if not arguments.json:
-                print(*lines, sep="\n")
-                sys.stdout.flush()
+                for line in _lines(result, width):
+                    print(line, flush=True)
     if arguments.json:
-        show_json(results)
-    return 0 if all(result["whole"] for result in results) else EXIT_DAMAGED
+        show_json([_public(result) for result in results])
+    elif found.several:
+        print(_summary(results))
+    states = {result["state"] for result in results}
+    return EXIT_DAMAGED if "DAMAGED" in states else EXIT_ERROR if "error" in states else 0
+
+
+def _result(path: str, state: str, **more: Any) -> dict[str, Any]:
+    return {"file": path, "state": state, "error": None, "pin": None, "damage": [], **more}
+
+
+def _checked(path: str, key: AnyKey, expect: str | None) -> dict[str, Any]:
+    try:
+        opened, damage = damage_of(path, key, expect=expect)
+    except (errors.IntegrityError, errors.FileFormatError) as error:
+        return _result(path, "DAMAGED", error=str(error))
+    pin = f"{opened.file_id}:{opened.generation}"
+    return _result(path, "DAMAGED" if damage else "whole", pin=pin, damage=damage)
+
+
+def _public(result: dict[str, Any]) -> dict[str, Any]:
+    """What --json prints of a file."""
+    public = {
+        "file": result["file"],
+        "whole": result["state"] == "whole",
+        "error": result["error"],
+        "damage": [{"tensor": found.tensor, "pages": found.pages} for found in result["damage"]],
+    }
+    return {**public, "pin": result["pin"]} if result["pin"] else public
+
+
+def _lines(result: dict[str, Any], width: int) -> Iterator[str]:
+    name = f"{safe(result['file']):<{width}}"
+    if result["error"] is not None:
+        yield f"{name}  {result['state']}: {result['error']}"
+        return
+    yield f"{name}  {result['state']:<7}  {result['pin']}"
+    for found in result["damage"]:
+        yield f"  {safe(found.tensor)}: {_words(found)}"
+
+
+def _summary(results: list[dict[str, Any]]) -> str:
+    states = [result["state"] for result in results]
+    text = f"{len(states)} file{'s' if len(states) > 1 else ''}: {states.count('whole')} whole"
+    for state, words in (("DAMAGED", "damaged"), ("error", "not checked")):
+        if state in states:
+            text += f", {states.count(state)} {words}"
+    return text
 
 
 def _words(damage: Damage) -> str:

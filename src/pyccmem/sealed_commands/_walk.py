@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The files that a command is to look at: those named, and those in the directories named."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from .. import errors
+
+__all__ = ["Found"]
+
+_SUFFIX = ".safetensors"
+
+
+class Found:
+    """The files, and whether a directory was among what was named: errors of single files are then
+    lines of a table, and do not keep the others from being looked at."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        """Raises ArgumentError for a directory without safetensors files or with links to others,
+        FileReadError for one that cannot be read."""
+        self.paths: list[str] = []
+        for name in names:
+            self.paths += _safetensors(name) if os.path.isdir(name) else [name]
+        self.several = len(self.paths) > 1 or any(map(os.path.isdir, names))
+
+    def refuse(self, option: str) -> None:
+        """Raises ArgumentError for an option that is about one file."""
+        if self.several:
+            raise errors.ArgumentError(f"{option} is for one file; name it, not its directory.")
+
+
+def _safetensors(directory: str) -> list[str]:
+    """All safetensors files below a directory, as encrypt_directory() would find them, in order."""
+    found: list[str] = []
+    for folder, names, files in os.walk(directory, onerror=_unreadable):
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        for name in names:
+            if os.path.islink(os.path.join(folder, name)):
+                raise errors.ArgumentError(
+                    f"{os.path.join(folder, name)!r} is a link to a directory, which may lead "
+                    f"anywhere; name the directory itself, beside or in place of {directory!r}."
+                )
+        for name in sorted(files):
+            if name.endswith(_SUFFIX) and not name.startswith("."):
+                found.append(os.path.join(folder, name))
+    if not found:
+        raise errors.ArgumentError(
+            f"{directory!r} has no *{_SUFFIX} file; name a sealed file, or a directory that "
+            f"`pyccmem encrypt` made."
+        )
+    return sorted(found)
+
+
+def _unreadable(error: OSError) -> None:
+    raise errors.FileReadError(
+        f"{str(error.filename)!r} cannot be read: {error.strerror}; check its permissions."
+    ).of_system(error.errno, error.filename) from None
