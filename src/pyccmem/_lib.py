@@ -184,13 +184,11 @@ def lost_page(store: Any, name: str, page: int) -> errors.FileReadError | None:
     if not path:
         return None
     filename = os.fsdecode(ffi.string(path))
-    error = errors.FileReadError(
+    return errors.FileReadError(
         f"Page {page} of {name!a} cannot be had from its file {filename!a}: it was cut short while "
         f"it was open, or its file system failed. Nothing of the page was handed out; mend the "
         f"file, or use a good copy, and load it again: what is open stays without the page."
-    )
-    error.errno, error.filename = errno.EIO, filename
-    return error
+    ).of_system(errno.EIO, filename)
 
 
 def _changed_page(name: str, page_size: int, nbytes: int, store: Any) -> errors.PyccmemError:

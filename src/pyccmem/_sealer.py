@@ -97,8 +97,7 @@ class Sealer(Resource):
             raise errors.ArgumentError(
                 "out overlaps plain; use other memory, or the same bytes when they are whole pages."
             )
-        tags = bytearray(16 * count)
-        record = ffi.from_buffer(tags)
+        record = ffi.new("uint8_t[]", 16 * count)
         whole = count - 1 if rest else count
         self._seal(sealer, first_page, whole, source, target, record)
         if rest:
@@ -109,7 +108,7 @@ class Sealer(Resource):
                 self._seal(sealer, last, 1, pointer, target + whole * size, record + 16 * whole)
             finally:
                 _plain.wipe(memory)
-        return bytes(tags)
+        return bytes(ffi.buffer(record))
 
     @staticmethod
     def _seal(sealer: Any, first: int, count: int, source: Any, target: Any, tags: Any) -> None:

@@ -562,8 +562,11 @@ class EncryptedBuffer(Resource):
         found = [first + int(at) for at in np.flatnonzero(bad)]
         for page in found:
             lost = lost_page(store, self._name, page)
-            if lost is not None:
-                raise lost
+            try:
+                if lost is not None:
+                    raise lost
+            finally:
+                del lost  # a variable that its own traceback has would be a cycle
         return found
 
     # ---- as memory ----
