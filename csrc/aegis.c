@@ -125,8 +125,9 @@ static ccmem_status check_arguments(ccmem_tier tier, unsigned lanes, const uint8
                                     const uint8_t *nonce, const uint8_t *ad, size_t ad_len,
                                     const uint8_t *in, const uint8_t *out, size_t n,
                                     const uint8_t *tag, size_t tag_len) {
-    if (!ccmem_tier_usable(tier))
-        return CCMEM_ERR_TIER;
+    ccmem_status status = ccmem_tier_check(tier);
+    if (status)
+        return status;
     if ((lanes != 1 && lanes != 2) || (tag_len != 16 && tag_len != 32))
         return CCMEM_ERR_ARGUMENT;
     if (!key || !nonce || !tag || (ad_len && !ad) || (n && (!in || !out)))

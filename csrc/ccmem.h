@@ -86,23 +86,29 @@ typedef struct ccmem_samples ccmem_samples; /* 16-byte samples, kept under a ran
 
 /* ---- start-up, processor, tiers ------------------------------------------------------------ */
 
-/* Detects the processor, runs every usable tier's known-answer test and chooses the active tier:
- * `tier` by name, or the best usable one when NULL or "". Idempotent: the first successful call
- * decides. Must succeed before any other function is called. On failure nothing is chosen.
- * CCMEM_ERR_TIER, CCMEM_ERR_SELFTEST. */
-ccmem_status ccmem_init(const char *tier);
+/* Detects the processor and chooses the active tier: that of the name, or when NULL or "" the best one
+ * that passes its known-answer tests; the others are tested before their first use. Idempotent: the
+ * first successful call decides. Must succeed before any other function is called. On failure
+ * nothing is chosen. CCMEM_ERR_TIER, CCMEM_ERR_SELFTEST, CCMEM_ERR_NOMEM. */
+ccmem_status ccmem_init(const char *name);
 
 /* The tier chosen by ccmem_init. */
 ccmem_tier ccmem_tier_active(void);
 
-/* 1 when the processor has what `tier` needs and the tier passed its known-answer test, else 0. */
+/* CCMEM_OK when the tier can be used: the first question runs its known-answer tests, a millisecond or
+ * so, and the answer is remembered. Functions that take a tier ask by themselves, and return what it
+ * returns: CCMEM_ERR_TIER when this processor has not what it needs, CCMEM_ERR_SELFTEST when an answer
+ * was wrong, CCMEM_ERR_NOMEM when there was no memory for the tests. */
+ccmem_status ccmem_tier_check(ccmem_tier tier);
+
+/* 1 when ccmem_tier_check() is CCMEM_OK, else 0. */
 int ccmem_tier_usable(ccmem_tier tier);
 
 /* The tier's name as PYCCMEM_TIER spells it; NULL outside the enumeration. */
 const char *ccmem_tier_name(ccmem_tier tier);
 
-/* Runs the known-answer tests of one usable tier again. CCMEM_ERR_TIER when it is not usable,
- * CCMEM_ERR_SELFTEST when an answer is wrong. */
+/* Runs the known-answer tests of a tier, whether they were run before or not. Errors as of
+ * ccmem_tier_check(). */
 ccmem_status ccmem_selftest(ccmem_tier tier);
 
 /* The name of processor feature number `index` ("aes", "vaes", ...), NULL past the last; when

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Start-up. No lock: each thread that finds nothing chosen yet does the whole work for itself and
- * publishes the result in one word, the first one wins, and a fork in the middle leaves nothing
- * half done.
+ * Start-up, and the tests of tiers. No lock: each thread that finds nothing chosen or tested yet does
+ * the whole work for itself and publishes the result in one word, the first one wins, and a fork in
+ * the middle leaves nothing half done.
  */
 #include "budget.h"
 #include "cpu.h"
@@ -15,58 +15,73 @@
 #include <stdatomic.h>
 #include <string.h>
 
-/* Bit t: tier t is usable; from ACTIVE_SHIFT on: the active tier. 0: nothing chosen, for the
- * portable tier is usable in every choice. */
-enum { ACTIVE_SHIFT = 8 };
-static _Atomic uint32_t choice;
+/* Bit t: tier t passed its test; from FAILED_SHIFT on: it failed it. Both clear: it was not tested yet.
+ * From ACTIVE_SHIFT on: the active tier, and CHOSEN once there is one. */
+enum { FAILED_SHIFT = 8, ACTIVE_SHIFT = 16, CHOSEN = 1 << 24 };
+static _Atomic uint32_t state;
 
 static const char *const names[CCMEM_TIER_COUNT] = {"portable", "aesni", "vaes256", "vaes512"};
 
 static int known(ccmem_tier tier) { return tier >= CCMEM_TIER_PORTABLE && tier < CCMEM_TIER_COUNT; }
 
+/* 1 when the processor has what a tier needs, and its kernels were compiled. */
+static int supported(ccmem_tier tier) {
+    return known(tier) && cpu_supports(tier) && xts_tier(tier);
+}
+
 static ccmem_status find_tier(const char *name, ccmem_tier *tier) {
     for (int t = 0; t < CCMEM_TIER_COUNT; t++)
         if (!strcmp(name, names[t])) {
             *tier = (ccmem_tier)t;
-            return cpu_supports(*tier) && xts_tier(*tier) ? CCMEM_OK : CCMEM_ERR_TIER;
+            return supported(*tier) ? CCMEM_OK : CCMEM_ERR_TIER;
         }
     return CCMEM_ERR_TIER;
 }
 
-/* A tier that gives a wrong answer is left out, whatever the processor claims; the portable one
- * must be right, and so must one asked for by name. */
-static ccmem_status choose(const char *name, uint32_t *out) {
-    ccmem_tier forced = CCMEM_TIER_COUNT, best = CCMEM_TIER_PORTABLE;
-    ccmem_status status;
-    uint32_t usable = 0;
-
-    if (name && *name) {
-        status = find_tier(name, &forced);
-        if (status)
-            return status;
-    }
-    for (int i = 0; i < CCMEM_TIER_COUNT; i++) {
-        ccmem_tier tier = (ccmem_tier)i;
-        if (!cpu_supports(tier) || !xts_tier(tier))
-            continue;
-        status = selftest_run(tier);
-        if (status == CCMEM_OK) {
-            usable |= 1u << i;
-            best = tier;
-        } else if (status != CCMEM_ERR_SELFTEST || tier == CCMEM_TIER_PORTABLE || tier == forced) {
-            return status;
-        }
-    }
-    *out = usable | (uint32_t)(forced < CCMEM_TIER_COUNT ? forced : best) << ACTIVE_SHIFT;
-    return CCMEM_OK;
+/* Tests a tier and remembers the outcome. Threads that meet here do the same work; of several outcomes
+ * a failure counts. */
+static ccmem_status test(ccmem_tier tier) {
+    ccmem_status status = selftest_run(tier);
+    if (status == CCMEM_OK)
+        atomic_fetch_or_explicit(&state, 1u << tier, memory_order_release);
+    else if (status == CCMEM_ERR_SELFTEST)
+        atomic_fetch_or_explicit(&state, 1u << (FAILED_SHIFT + (unsigned)tier), memory_order_release);
+    return status;
 }
 
-ccmem_status ccmem_init(const char *tier) {
+/* The same, if it was not tested yet. */
+static ccmem_status tested(ccmem_tier tier) {
+    const uint32_t outcomes = atomic_load_explicit(&state, memory_order_acquire);
+    if (outcomes >> (FAILED_SHIFT + (unsigned)tier) & 1)
+        return CCMEM_ERR_SELFTEST;
+    return outcomes >> tier & 1 ? CCMEM_OK : test(tier);
+}
+
+/* The tier of that name, or the best one. A tier that gives a wrong answer is left out, whatever the
+ * processor claims; the portable one must be right, and so must one asked for by name. */
+static ccmem_status choose(const char *name, ccmem_tier *out) {
+    if (name && *name) {
+        ccmem_status status = find_tier(name, out);
+        return status == CCMEM_OK ? tested(*out) : status;
+    }
+    for (int i = CCMEM_TIER_COUNT - 1;; i--) {
+        *out = (ccmem_tier)i;
+        if (!supported(*out))
+            continue;
+        ccmem_status status = tested(*out);
+        if (status != CCMEM_ERR_SELFTEST || *out == CCMEM_TIER_PORTABLE)
+            return status;
+    }
+}
+
+static int chosen(uint32_t s) { return (s & CHOSEN) != 0; }
+
+ccmem_status ccmem_init(const char *name) {
     static pthread_once_t tables = PTHREAD_ONCE_INIT;
-    uint32_t nothing = 0, chosen;
+    ccmem_tier tier = CCMEM_TIER_PORTABLE;
     ccmem_status status;
 
-    if (atomic_load_explicit(&choice, memory_order_acquire))
+    if (chosen(atomic_load_explicit(&state, memory_order_acquire)))
         return CCMEM_OK;
     status = fork_init();
     if (status)
@@ -76,24 +91,32 @@ ccmem_status ccmem_init(const char *tier) {
         return status;
     (void)fork_generation(); /* before the first object, so that fork_page is never 0 here */
     pthread_once(&tables, gf128_init);
-    status = choose(tier, &chosen);
-    if (!status)
-        atomic_compare_exchange_strong(&choice, &nothing, chosen);
+    status = choose(name, &tier);
+    uint32_t before = atomic_load_explicit(&state, memory_order_acquire);
+    while (status == CCMEM_OK && !chosen(before))
+        if (atomic_compare_exchange_weak(&state, &before,
+                                         before | CHOSEN | (uint32_t)tier << ACTIVE_SHIFT))
+            break;
     return status;
 }
 
 ccmem_tier ccmem_tier_active(void) {
-    return (ccmem_tier)(atomic_load_explicit(&choice, memory_order_acquire) >> ACTIVE_SHIFT);
+    return (ccmem_tier)(atomic_load_explicit(&state, memory_order_acquire) >> ACTIVE_SHIFT & 0xff);
 }
 
-int ccmem_tier_usable(ccmem_tier tier) {
-    return known(tier) && (atomic_load_explicit(&choice, memory_order_acquire) >> tier & 1);
+ccmem_status ccmem_tier_check(ccmem_tier tier) {
+    if (!chosen(atomic_load_explicit(&state, memory_order_acquire)) || !supported(tier))
+        return CCMEM_ERR_TIER;
+    return tested(tier);
 }
+
+int ccmem_tier_usable(ccmem_tier tier) { return ccmem_tier_check(tier) == CCMEM_OK; }
 
 const char *ccmem_tier_name(ccmem_tier tier) { return known(tier) ? names[tier] : NULL; }
 
 ccmem_status ccmem_selftest(ccmem_tier tier) {
-    return ccmem_tier_usable(tier) ? selftest_run(tier) : CCMEM_ERR_TIER;
+    const int can = chosen(atomic_load_explicit(&state, memory_order_acquire)) && supported(tier);
+    return can ? test(tier) : CCMEM_ERR_TIER;
 }
 
 const char *ccmem_status_text(ccmem_status status) {

@@ -75,9 +75,10 @@ void kdf_counter_cmac(ccmem_tier tier, const aes_key *key, const uint8_t *label,
 ccmem_status ccmem_cmac(ccmem_tier tier, const uint8_t *key, size_t key_len, const uint8_t *msg,
                         size_t n, uint8_t tag[16]) {
     aes_key expanded;
+    ccmem_status status = ccmem_tier_check(tier);
 
-    if (!ccmem_tier_usable(tier))
-        return CCMEM_ERR_TIER;
+    if (status)
+        return status;
     if (!key || (key_len != 16 && key_len != 24 && key_len != 32) || (!msg && n) || !tag)
         return CCMEM_ERR_ARGUMENT;
     aes_expand(&expanded, key, key_len);
@@ -90,9 +91,10 @@ ccmem_status ccmem_kdf(ccmem_tier tier, const uint8_t *key, size_t key_len, cons
                        size_t label_len, const uint8_t *context, size_t context_len, uint8_t *out,
                        size_t out_len) {
     aes_key expanded;
+    ccmem_status status = ccmem_tier_check(tier);
 
-    if (!ccmem_tier_usable(tier))
-        return CCMEM_ERR_TIER;
+    if (status)
+        return status;
     if (!key || (key_len != 16 && key_len != 32) || (!label && label_len) || label_len > FIELD_MAX ||
         (!context && context_len) || context_len > FIELD_MAX || !out || !out_len ||
         out_len > OUT_MAX)

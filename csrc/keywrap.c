@@ -115,9 +115,10 @@ ccmem_status ccmem_aes_kw(ccmem_tier tier, int wrap, const uint8_t *kek, size_t 
     size_t extra = wrap ? 0 : KEYWRAP_UNIT;
     keywrap_key key;
     int good = 1;
+    ccmem_status status = ccmem_tier_check(tier);
 
-    if (!ccmem_tier_usable(tier))
-        return CCMEM_ERR_TIER;
+    if (status)
+        return status;
     if (!kek || (kek_len != 16 && kek_len != 24 && kek_len != 32) || !in || !out ||
         n % KEYWRAP_UNIT || n < KEYWRAP_MIN + extra || n > KEYWRAP_MAX + extra)
         return CCMEM_ERR_ARGUMENT;

@@ -107,15 +107,16 @@ ccmem_status ccmem_measure_pages(ccmem_tier tier, ccmem_cipher cipher, ccmem_mea
     uint8_t raw[64];
     page_context ctx;
     page_tag *tag = NULL;
+    ccmem_status status = ccmem_tier_check(tier);
 
-    if (!ccmem_tier_usable(tier))
-        return CCMEM_ERR_TIER;
+    if (status)
+        return status;
     if (!suite || page_size < CCMEM_PAGE_SIZE_MIN || page_size > CCMEM_PAGE_SIZE_MAX ||
         (page_size & (page_size - 1)))
         return CCMEM_ERR_ARGUMENT;
     if (suite->authenticated && op == CCMEM_MEASURE_OPEN && in == out)
         return CCMEM_ERR_ARGUMENT;
-    ccmem_status status = random_bytes(raw, suite->subkey_size);
+    status = random_bytes(raw, suite->subkey_size);
     if (status == CCMEM_OK)
         status = page_init(&ctx, cipher, tier, page_size, key, raw);
     if (status == CCMEM_OK && suite->authenticated &&

@@ -122,6 +122,9 @@ static dot_rows fused_rows(const matmul_ops *ops, products *p, ccmem_dtype dtype
     const size_t element = matmul_element(dtype);
     fill(p, dtype, sizeof p->w / element);
     pack_row(p, ops, dtype, ROW / element);
+    /* What the loop tested before left is right for this one as well. */
+    memset(p->row_sums, 0x5a, sizeof p->row_sums);
+    memset(p->rest, 0x5a, sizeof p->rest);
     return (dot_rows){.from = FROM, .to = TO, .in_features = ROW / element, .x = p->x,
                       .first = zeros, .sums = p->row_sums, .rest = p->rest};
 }

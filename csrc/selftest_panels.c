@@ -8,6 +8,7 @@
 #include "matmul_scalar.h"
 
 #include <math.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -27,23 +28,34 @@ typedef struct several {
     float y[WIDTH][HEIGHT];
     float scale[HEIGHT], bias[HEIGHT];
     uint8_t stored[WORDS * 8]; /* elements, and what a conversion may read behind them */
+    float expected[WIDTH][HEIGHT]; /* the sums; last, so that fill() can leave them */
 } several;
 
 static int w_of(size_t i, size_t k) { return (int)((i * 7 + k * 5) % 16) - 8; }
 
 static int x_of(size_t r, size_t k) { return (int)(k * (r + 1) % 7); }
 
-static float expected(size_t r, size_t i) {
-    int sum = 0;
-    for (size_t k = 0; k < ELEMENTS; k++)
-        sum += w_of(i, k) * x_of(r, k);
-    return (float)sum;
+static void sum_up(several *s) {
+    int w[HEIGHT][ELEMENTS], x[WIDTH][ELEMENTS];
+    for (size_t k = 0; k < ELEMENTS; k++) {
+        for (size_t i = 0; i < HEIGHT; i++)
+            w[i][k] = w_of(i, k);
+        for (size_t r = 0; r < WIDTH; r++)
+            x[r][k] = x_of(r, k);
+    }
+    for (size_t r = 0; r < WIDTH; r++)
+        for (size_t i = 0; i < HEIGHT; i++) {
+            int sum = 0;
+            for (size_t k = 0; k < ELEMENTS; k++)
+                sum += w[i][k] * x[r][k];
+            s->expected[r][i] = (float)sum;
+        }
 }
 
 static void fill(const panel_ops *ops, several *s, ccmem_dtype dtype) {
     const size_t unit = ops->unit;
     const ccmem_dtype x_dtype = unit == 2 ? CCMEM_BF16 : CCMEM_F32;
-    memset(s, 0, sizeof *s);
+    memset(s, 0, offsetof(several, expected));
     for (size_t i = 0; i < HEIGHT; i++) {
         for (size_t k = 0; k < ELEMENTS; k++)
             selftest_number(dtype, s->stored + k * matmul_element(dtype), w_of(i, k));
@@ -62,7 +74,7 @@ static int right(several *s, const panel_end *end, size_t rows, size_t h, float 
     int good = 1;
     for (size_t r = 0; r < WIDTH; r++)
         for (size_t i = 0; i < HEIGHT; i++) {
-            float y = before, v = expected(r, i);
+            float y = before, v = s->expected[r][i];
             if (end->add)
                 v += before;
             if (end->scale)
@@ -147,6 +159,7 @@ ccmem_status selftest_panels(ccmem_tier tier) {
     several *s;
     if (posix_memalign((void **)&s, LINE, sizeof *s))
         return CCMEM_ERR_NOMEM;
+    sum_up(s);
     for (int dtype = 0; dtype < PANEL_DTYPES; dtype++) {
         fill(ops, s, (ccmem_dtype)dtype);
         good &= check_dots(ops, s) & check_panels(ops, s);

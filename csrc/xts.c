@@ -105,10 +105,10 @@ void xts_crypt(const xts_ops *ops, const xts_key *key, int encrypt, const uint8_
 ccmem_status ccmem_xts(ccmem_tier tier, int encrypt, const uint8_t *key, size_t key_len,
                        const uint8_t tweak[16], const uint8_t *in, uint8_t *out, size_t n) {
     xts_key expanded;
-    ccmem_status status;
+    ccmem_status status = ccmem_tier_check(tier);
 
-    if (!ccmem_tier_usable(tier))
-        return CCMEM_ERR_TIER;
+    if (status)
+        return status;
     if (!key || !tweak || !in || !out || n < AES_BLOCK || (encrypt != 0 && encrypt != 1))
         return CCMEM_ERR_ARGUMENT;
     status = xts_expand(&expanded, key, key_len);

@@ -8,14 +8,16 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, os.path.dirname(__file__))
 
-import support  # noqa: E402
+import native_build
+import support
 
-import pyccmem  # noqa: E402
+import pyccmem
 
 try:
     from hypothesis import settings
@@ -53,6 +55,13 @@ def cipher(request: pytest.FixtureRequest) -> str:
 def page_size(request: pytest.FixtureRequest) -> int:
     """Every page size."""
     return request.param
+
+
+@pytest.fixture(scope="session")
+def native_objects(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Path]:
+    """The object files of all of csrc/, by source: the module itself has no names of functions."""
+    sources = sorted(native_build.CSRC.glob("*.c"))
+    return native_build.compile_objects(sources, tmp_path_factory.mktemp("native"))
 
 
 FIXED_RANDOM = r"""

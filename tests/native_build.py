@@ -5,7 +5,13 @@ as the proof of constant time (ct/run.py) finds them."""
 from __future__ import annotations
 
 import importlib.util
+import os
+import shlex
+import subprocess
 import sys
+import sysconfig
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -18,3 +24,21 @@ _spec.loader.exec_module(_run)
 
 compiler = _run.compiler
 flags = _run.flags
+
+
+def compile_objects(sources: Iterable[Path], folder: Path, *more: str) -> dict[Path, Path]:
+    """Compiles `sources` into `folder` with the module's flags, but at -O1, which takes a third of
+    the time, and returns the object files."""
+    usual = shlex.split(sysconfig.get_config_var("CFLAGS") or "")
+    options = [*usual, *flags(), "-g0", "-O1", *more]
+
+    def compiled(source: Path) -> Path:
+        made = folder / f"{source.stem}.o"
+        command = [*compiler(), *options, f"-I{CSRC}", "-c", str(source), "-o", str(made)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return made
+
+    sources = list(sources)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip(sources, pool.map(compiled, sources), strict=True))

@@ -6,11 +6,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterable
 from pathlib import Path
 
 import native_build
@@ -108,20 +108,12 @@ ACCELERATED = re.compile(r"_(aesni|vaes256|vaes512|vaes512_amd|avx2|avx512|bf16)
 GUARDED = re.compile(r"(aesni_(blocks|decrypt)|(ceiling|plain_read)(128|256|512))(\.|$)")
 
 
-def wide_functions(sources: list[Path], folder: Path, *flags: str) -> set[str]:
-    """Names of the functions with instructions newer than the baseline, of `sources` compiled as
-    the module is, but at -O1: what instructions a function may use does not hang on the level."""
-    done = subprocess.run(
-        [*COMPILER, *shlex.split(sysconfig.get_config_var("CFLAGS") or ""), *native_build.flags(),
-         "-g0", "-O1", *flags, f"-I{ROOT / 'csrc'}", "-c", *map(str, sources)],
-        cwd=folder, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+def wide_functions(objects: Iterable[Path]) -> set[str]:
+    """Names of the functions in object files with instructions newer than the baseline."""
     wide: set[str] = set()
     name = ""
-    for source in sources:
-        listing = tool("objdump", "-d", "--no-show-raw-insn", module=folder / f"{source.stem}.o")
-        assert "ret" in listing, source
+    for path in objects:
+        listing = tool("objdump", "-d", "--no-show-raw-insn", module=path)
         for line in listing.splitlines():
             header = re.match(r"[0-9a-f]+ <(.+)>:$", line)
             if header:
@@ -132,19 +124,20 @@ def wide_functions(sources: list[Path], folder: Path, *flags: str) -> set[str]:
 
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="reads x86-64 code")
-def test_portable_code_has_no_newer_instructions(tmp_path: Path) -> None:
+def test_portable_code_has_no_newer_instructions(native_objects: dict[Path, Path]) -> None:
     """Target attributes, not flags: start-up and the portable tier use SSE2 at most."""
-    sources = sorted((ROOT / "csrc").glob("*.c"))
-    common = [path for path in sources if not ACCELERATED.search(path.name)]
+    common = [o for source, o in native_objects.items() if not ACCELERATED.search(source.name)]
     assert len(common) > 30
-    assert not {name for name in wide_functions(common, tmp_path) if not GUARDED.match(name)}
+    assert not {name for name in wide_functions(common) if not GUARDED.match(name)}
 
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="reads x86-64 code")
-def test_newer_instructions_are_told(tmp_path: Path) -> None:
+def test_newer_instructions_are_told(native_objects: dict[Path, Path], tmp_path: Path) -> None:
     """The control of the test above: a tier's file, and a common one compiled with a flag."""
-    assert len(wide_functions([ROOT / "csrc" / "aegis_aesni.c"], tmp_path)) > 5
-    assert "dot_bf16" in wide_functions([ROOT / "csrc" / "matmul_portable.c"], tmp_path, "-mavx2")
+    assert len(wide_functions([native_objects[native_build.CSRC / "aegis_aesni.c"]])) > 5
+    source = native_build.CSRC / "matmul_portable.c"
+    flagged = native_build.compile_objects([source], tmp_path, "-mavx2")
+    assert "dot_bf16" in wide_functions(flagged.values())
 
 
 # ---- start-up -----------------------------------------------------------------------------------

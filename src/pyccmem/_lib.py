@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The only module that touches the native one: start-up, names of its constants, its errors.
 
-Importing it starts the native library: every usable tier passes its known-answer test, then the
-best one is chosen, or the one that PYCCMEM_TIER names; PYCCMEM_NUM_THREADS bounds the threads of a
-bulk operation; PYCCMEM_FAULT names the mechanism of mappings.
+Importing it starts the native library: the tier that PYCCMEM_TIER names, or the best one, passes
+its known-answer tests (the others are tested before their first use); PYCCMEM_NUM_THREADS bounds
+the threads of a bulk operation; PYCCMEM_FAULT names the mechanism of mappings.
 """
 
 from __future__ import annotations
@@ -117,15 +117,16 @@ def features() -> dict[str, bool]:
 
 
 def tier_number(name: str | None) -> int:
-    """The native number of a usable tier; of the one in use for None. Raises TierError."""
+    """The native number of a usable tier; of the one in use for None. The first question for a tier
+    runs its known-answer tests. Raises TierError, SelfTestError."""
     if name is None:
         return int(lib.ccmem_tier_active())
     if not isinstance(name, str):
         raise errors.ArgumentTypeError(
             f"tier must be a tier's name or None, not {type(name).__name__}."
         )
-    if name not in TIERS or not lib.ccmem_tier_usable(TIERS[name]):
-        check(lib.CCMEM_ERR_TIER, setting="tier", tier=name)
+    status = lib.ccmem_tier_check(TIERS[name]) if name in TIERS else lib.CCMEM_ERR_TIER
+    check(status, action=f"the {name} tier", setting="tier", tier=name)
     return TIERS[name]
 
 

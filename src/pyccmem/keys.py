@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import stat
 import warnings
@@ -246,6 +245,8 @@ class Key(Resource):
                 f"scrypt cannot use n={n}, r={r}, p={p}; n must be a power of two from 2, r and p "
                 f"at least 1, and the memory of 128 * n * r bytes below 1 TiB."
             )
+        import hashlib  # which loads OpenSSL, and nothing else needs it
+
         encoded = None
         with contextlib.suppress(UnicodeEncodeError):
             encoded = text.encode("utf-8")

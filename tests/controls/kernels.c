@@ -1,0 +1,284 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Breaks the library's kernels, one function of one table at a time, and looks whether the self-test
+ * notices, and notices before a result of theirs is handed out. Prints what it tried, a line each;
+ * status 0 when all was noticed, 1 when not. test_selftest.py builds it with csrc/ and runs it. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "aegis.h"
+#include "cpu.h"
+#include "matmul.h"
+#include "matmul_panels.h"
+#include "xts.h"
+
+enum { SLOTS = 1024, TEXT = 64 };
+
+typedef void (*any_function)(void);
+
+/* A place in a table, the tier whose self-test covers it, and what is put there instead. */
+typedef struct slot {
+    char name[64];
+    any_function *place, broken;
+    ccmem_tier tier;
+} slot;
+
+static slot slots[SLOTS];
+static size_t count;
+
+/* ---- broken functions --------------------------------------------------------------------------- */
+
+static any_function real; /* what stands in for it was put in the place of */
+
+static long does_nothing(void) { return 0; }
+
+static float is_zero(void) { return 0.0f; }
+
+/* Right but for one bit, at the end. */
+static void xts_pages(const xts_key *key, uint8_t *dst, const uint8_t *src, size_t npages,
+                      size_t page_size, const uint8_t (*t0)[16], unsigned flags) {
+    ((void (*)(const xts_key *, uint8_t *, const uint8_t *, size_t, size_t, const uint8_t(*)[16],
+               unsigned))real)(key, dst, src, npages, page_size, t0, flags);
+    dst[npages * page_size - 1] ^= 0x40;
+}
+
+static void xts_blocks(const xts_key *key, uint8_t *dst, const uint8_t *src, size_t nblocks,
+                       size_t first, xts_tweak t0) {
+    ((void (*)(const xts_key *, uint8_t *, const uint8_t *, size_t, size_t, xts_tweak))real)(
+        key, dst, src, nblocks, first, t0);
+    if (nblocks > 12)
+        dst[nblocks * 16 - 1] ^= 0x40;
+}
+
+static void aegis_sealed(const uint8_t key[16], uint8_t *dst, const uint8_t *src, size_t npages,
+                         size_t page_size, const uint8_t (*nonce)[16], uint8_t (*tag)[16],
+                         unsigned flags) {
+    aegis_portable.seal_pages(key, dst, src, npages, page_size, nonce, tag, flags);
+    tag[npages - 1][15] ^= 1;
+}
+
+/* Takes every page for good. */
+static uint64_t aegis_opened(const uint8_t key[16], uint8_t *dst, const uint8_t *src, size_t npages,
+                             size_t page_size, const uint8_t (*nonce)[16],
+                             const uint8_t (*tag)[16], unsigned flags) {
+    (void)aegis_portable.open_pages(key, dst, src, npages, page_size, nonce, tag, flags);
+    return 0;
+}
+
+/* Hands out a part of a page that does not match its tag. */
+static int aegis_part(const uint8_t key[16], uint8_t *dst, const uint8_t *src, size_t page_size,
+                      const uint8_t nonce[16], const uint8_t tag[16], size_t offset, size_t n) {
+    (void)aegis_portable.open_part(key, dst, src, page_size, nonce, tag, offset, n);
+    return 1;
+}
+
+/* ---- tables ------------------------------------------------------------------------------------- */
+
+static void add(const char *table, const char *member, int index, ccmem_tier tier, void *place,
+                any_function broken) {
+    slot *s = &slots[count];
+    if (!*(any_function *)place)
+        return;
+    if (count++ == SLOTS)
+        exit(2);
+    *s = (slot){.place = place, .broken = broken, .tier = tier};
+    snprintf(s->name, sizeof s->name, index < 0 ? "%s.%s" : "%s.%s[%d]", table, member, index);
+}
+
+#define NOTHING ((any_function)(void *)does_nothing)
+#define ADD(ops, tier, member) add(#ops, #member, -1, tier, (void *)&ops.member, NOTHING)
+#define ADD_ALL(ops, tier, member, n)                                                              \
+    for (int i = 0; i < (int)(n); i++)                                                             \
+    add(#ops, #member, i, tier, (void *)&ops.member[i], NOTHING)
+#define ADD_AS(ops, tier, member, function)                                                        \
+    add(#ops, #member " wrong in a bit", -1, tier, (void *)&ops.member, (any_function)(void *)function)
+
+#define ADD_XTS(ops, tier)                                                                         \
+    ADD(ops, tier, tweaks), ADD(ops, tier, seal_pages), ADD(ops, tier, open_pages),                \
+        ADD(ops, tier, seal_blocks), ADD(ops, tier, open_blocks),                                  \
+        ADD_AS(ops, tier, open_pages, xts_pages), ADD_AS(ops, tier, seal_blocks, xts_blocks),      \
+        ADD_AS(ops, tier, open_blocks, xts_blocks);                                                \
+    if (ops.dot)                                                                                   \
+    ADD_ALL(ops, tier, dot, MATMUL_DTYPES)
+
+#define ADD_AEGIS(ops, tier)                                                                       \
+    ADD(ops, tier, seal_pages), ADD(ops, tier, open_pages), ADD(ops, tier, open_part),             \
+        ADD(ops, tier, start), ADD(ops, tier, absorb), ADD(ops, tier, seal), ADD(ops, tier, open), \
+        ADD(ops, tier, finish);                                                                    \
+    if (&ops != &aegis_portable)                                                                   \
+        ADD_AS(ops, tier, seal_pages, aegis_sealed), ADD_AS(ops, tier, open_pages, aegis_opened),  \
+            ADD_AS(ops, tier, open_part, aegis_part);                                              \
+    if (ops.dot)                                                                                   \
+    ADD_ALL(ops, tier, dot, MATMUL_DTYPES)
+
+#define ADD_MATMUL(ops, tier)                                                                      \
+    ADD_ALL(ops, tier, dot, MATMUL_DTYPES);                                                        \
+    add(#ops, "total", -1, tier, (void *)&ops.total, (any_function)(void *)is_zero)
+
+/* For fused loops, which `portable` and `aesni` have not. */
+#define ADD_SUM(ops, tier)                                                                         \
+    add(#ops, "sum", -1, tier, (void *)&ops.sum, (any_function)(void *)is_zero)
+
+#define ADD_PANELS(ops, tier)                                                                      \
+    ADD_ALL(ops, tier, convert, PANEL_DTYPES);                                                     \
+    ADD_ALL(ops, tier, dot, PANEL_DOT_ROWS_MAX);                                                   \
+    ADD_ALL(ops, tier, panel, 2);                                                                  \
+    ADD(ops, tier, turn), ADD(ops, tier, finish)
+
+static void list(void) {
+    const ccmem_tier portable = CCMEM_TIER_PORTABLE;
+    ADD_XTS(xts_portable, portable);
+    ADD_AEGIS(aegis_portable, portable);
+    ADD_MATMUL(matmul_portable, portable);
+    ADD_PANELS(panel_portable, portable);
+#if CCMEM_X86
+    const ccmem_tier aesni = CCMEM_TIER_AESNI, vaes256 = CCMEM_TIER_VAES256;
+    const ccmem_tier vaes512 = CCMEM_TIER_VAES512;
+    ADD_XTS(xts_aesni, aesni);
+    ADD_AEGIS(aegis_aesni, aesni);
+    ADD_XTS(xts_vaes256, vaes256);
+    ADD_AEGIS(aegis_vaes256, vaes256);
+    if (matmul_tier(aesni) == &matmul_avx2) {
+        ADD_MATMUL(matmul_avx2, aesni);
+        ADD_PANELS(panel_avx2, aesni);
+    }
+    ADD_SUM(matmul_avx2, vaes256);
+    ADD_SUM(matmul_avx512, vaes512);
+    ADD_XTS(xts_vaes512, vaes512);
+    ADD_XTS(xts_vaes512_amd, vaes512);
+    ADD_AEGIS(aegis_vaes512, vaes512);
+    ADD_MATMUL(matmul_avx512, vaes512);
+    ADD_PANELS(panel_avx512, vaes512);
+    if (panel_tier(vaes512, 1))
+        ADD_PANELS(panel_bf16, vaes512);
+#endif
+}
+
+/* Tables are constant: their pages have to be opened first. */
+static void put(any_function *place, any_function function) {
+    const uintptr_t size = (uintptr_t)sysconf(_SC_PAGESIZE), at = (uintptr_t)place / size * size;
+    if (mprotect((void *)at, (uintptr_t)(place + 1) - at, PROT_READ | PROT_WRITE)) {
+        perror("mprotect");
+        exit(2);
+    }
+    *(volatile any_function *)place = function;
+}
+
+static void damage(const slot *s) {
+    real = *s->place;
+    put(s->place, s->broken);
+}
+
+static void repair(const slot *s) { put(s->place, real); }
+
+/* ---- what must be noticed ----------------------------------------------------------------------- */
+
+static int say(int good, const char *what, const char *name) {
+    printf("%s: %s: %s\n", good ? "noticed" : "MISSED", what, name);
+    return good;
+}
+
+static int every_function(void) {
+    int good = ccmem_init("") == CCMEM_OK;
+    for (size_t i = 0; i < count; i++) {
+        if (!cpu_supports(slots[i].tier))
+            continue;
+        damage(&slots[i]);
+        good &= say(ccmem_selftest(slots[i].tier) == CCMEM_ERR_SELFTEST, "self-test", slots[i].name);
+        repair(&slots[i]);
+    }
+    for (int tier = 0; tier < CCMEM_TIER_COUNT; tier++)
+        if (cpu_supports((ccmem_tier)tier))
+            good &= say(ccmem_selftest((ccmem_tier)tier) == CCMEM_OK, "all repaired",
+                        ccmem_tier_name((ccmem_tier)tier));
+    return good;
+}
+
+static const slot *first_of(ccmem_tier tier) {
+    for (size_t i = 0; i < count; i++)
+        if (slots[i].tier == tier)
+            return &slots[i];
+    exit(2);
+}
+
+/* 1 when every function that takes a tier refuses this one, and writes nothing. */
+static int refused(ccmem_tier tier) {
+    uint8_t in[TEXT] = {1, 2, 3}, key[32] = {4, 5}, out[TEXT], tag[32], untouched[TEXT];
+    ccmem_status status[7];
+    memset(untouched, 0x5a, TEXT);
+    memcpy(out, untouched, TEXT);
+    memcpy(tag, untouched, sizeof tag);
+    status[0] = ccmem_xts(tier, 1, key, 32, in, in, out, TEXT);
+    status[1] = ccmem_aegis_encrypt(tier, 2, key, in, NULL, 0, in, out, TEXT, tag, 16);
+    status[2] = ccmem_aegis_decrypt(tier, 2, key, in, NULL, 0, in, out, TEXT, tag, 16);
+    status[3] = ccmem_cmac(tier, key, 32, in, TEXT, tag);
+    status[4] = ccmem_kdf(tier, key, 32, in, 4, in, 4, out, TEXT);
+    status[5] = ccmem_aes_kw(tier, 1, key, 32, in, 16, out);
+    status[6] = ccmem_tier_check(tier);
+    for (int i = 0; i < 7; i++)
+        if (status[i] != CCMEM_ERR_SELFTEST)
+            return 0;
+    return !ccmem_tier_usable(tier) && !memcmp(out, untouched, TEXT) &&
+           !memcmp(tag, untouched, sizeof tag);
+}
+
+/* A tier that fails at the start is left out, and so is one that is broken after the start and before
+ * its first use; nothing is handed out, not after it was repaired either. */
+static int a_tier(ccmem_tier tier, ccmem_tier next, int after_start) {
+    const slot *s = first_of(tier);
+    int good = !after_start || ccmem_init(ccmem_tier_name(next)) == CCMEM_OK;
+    damage(s);
+    good = good && ccmem_init(NULL) == CCMEM_OK && ccmem_tier_active() == next && refused(tier);
+    repair(s);
+    return good && refused(tier) && ccmem_tier_check(next) == CCMEM_OK;
+}
+
+static int not_by_name(ccmem_tier tier) {
+    damage(first_of(tier));
+    return ccmem_init(ccmem_tier_name(tier)) == CCMEM_ERR_SELFTEST &&
+           ccmem_tier_check(tier) == CCMEM_ERR_TIER;
+}
+
+/* What all others are compared with. */
+static int not_without_portable(void) {
+    damage(first_of(CCMEM_TIER_PORTABLE));
+    return ccmem_init(NULL) == CCMEM_ERR_SELFTEST;
+}
+
+/* Each in a process of its own, as a process starts once. */
+#define IN_CHILD(call, what, name) good &= say(child(call), what, name)
+#define child(call)                                                                                \
+    (fflush(stdout), ({                                                                            \
+         pid_t pid = fork();                                                                       \
+         int status = 0;                                                                           \
+         if (!pid)                                                                                 \
+             _exit(!(call));                                                                       \
+         waitpid(pid, &status, 0);                                                                 \
+         WIFEXITED(status) && !WEXITSTATUS(status);                                                \
+     }))
+
+int main(void) {
+    int good = 1;
+    ccmem_tier best = CCMEM_TIER_PORTABLE;
+    list();
+    for (int i = 0; i < CCMEM_TIER_COUNT; i++) {
+        ccmem_tier tier = (ccmem_tier)i;
+        if (!cpu_supports(tier))
+            continue;
+        IN_CHILD(not_by_name(tier), "asked for by name", ccmem_tier_name(tier));
+        if (tier) {
+            IN_CHILD(a_tier(tier, best, 1), "broken after the start", ccmem_tier_name(tier));
+            best = tier;
+        }
+    }
+    if (best)
+        IN_CHILD(a_tier(best, best - 1, 0), "the best tier", ccmem_tier_name(best));
+    IN_CHILD(not_without_portable(), "the reference", "portable");
+    good &= every_function();
+    printf("%zu functions\n", count);
+    return !good;
+}
