@@ -51,6 +51,8 @@ def resources() -> dict[str, int]:
     while len(os.listdir("/proc/self/task")) > THREADS and time.monotonic() < deadline:
         time.sleep(0.01)  # a thread that was joined may still show
     return {
+        "buffers": stats["buffers"],
+        "ciphertext": stats["ciphertext_bytes"],
         "blocks": stats["plain_blocks"],
         "block bytes": stats["plain_in_use"],
         "budget": stats["plaintext_reserved"],
@@ -209,6 +211,9 @@ def core_operations(scratch: Path) -> dict[str, Operation]:
             mapping.flush()
             mapped[5] = 3
 
+    arena = pyccmem.Arena(key=key)
+    together = EncryptedTensor.from_numpy(array, arena=arena)
+
     assert held is not None
     return {
         "Key.generate": lambda: Key.generate().close(),
@@ -235,6 +240,11 @@ def core_operations(scratch: Path) -> dict[str, Operation]:
         "t[rows] = 5": assign(rows, 5),
         "np.asarray": lambda: np.asarray(tensor),
         "from_numpy": lambda: EncryptedTensor.from_numpy(array, key=key).close(),
+        "Arena": lambda: pyccmem.Arena(key=key).close(),
+        "arena from_numpy": lambda: EncryptedTensor.from_numpy(array, arena=arena).close(),
+        "arena t[3:200]": lambda: together[3:200],
+        "arena t[3, 4]": lambda: together[3, 4],
+        "arena map": lambda: _touch(together.reshape(-1).map(window="256KiB")),
         "copy": lambda: tensor.copy(key=key).close(),
         "open r": opened("r"),
         "open r+": opened("r+"),

@@ -116,8 +116,8 @@ def python_destructors(source: str) -> list[str]:
                 found.append(f"line {node.lineno}: the destructor {what}")
             if ast.unparse(node.args[0]).endswith("[0]"):
                 found.append(f"line {node.lineno}: an owner after the call")
-        if called == "os.open":
-            found.append(f"line {node.lineno}: os.open()")
+        if called == "os.open" or called.endswith(".acquire"):
+            found.append(f"line {node.lineno}: {called}()")
     return found
 
 
@@ -127,13 +127,14 @@ ffi.gc(pointer, lambda _, kept=kept: None)
 weakref.ref(view, forget)
 weakref.WeakKeyDictionary()
 os.open(path, os.O_RDONLY)
+self._lock.acquire()
 class Holder:
     def __del__(self): pass
 """
 
 
 def test_the_rules_notice() -> None:
-    assert len(python_destructors(MISTAKES)) == 6
+    assert len(python_destructors(MISTAKES)) == 7
 
 
 def test_no_destructor_is_a_function_of_python() -> None:

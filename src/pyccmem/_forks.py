@@ -28,22 +28,21 @@ def opening() -> AbstractContextManager[Any]:
 
 
 class Lock:
-    """A lock for `with` that is free in a forked child, whichever thread held it in the parent."""
+    """A lock that is free in a forked child, whichever thread held it in the parent."""
 
     __slots__ = ("_lock", "_process")
 
     def __init__(self) -> None:
         self._lock, self._process = threading.Lock(), _process
 
-    def __enter__(self) -> None:
+    def here(self) -> AbstractContextManager[Any]:
+        """This process's lock, for a `with` statement. It is one of C, which takes it in a step
+        that no interrupt can come into: nobody would give it back then."""
         if self._process is not _process:
             with _opening:
                 if self._process is not _process:
                     self._lock, self._process = threading.Lock(), _process
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
+        return self._lock
 
 
 class Origin:

@@ -7,7 +7,6 @@ import fnmatch
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from .. import errors

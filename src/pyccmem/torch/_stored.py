@@ -7,6 +7,7 @@ import math
 import os
 import threading
 import weakref
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -212,11 +213,11 @@ class Stored:
 
     __slots__ = (
         "__weakref__",
+        "_lock",
         "core",
         "dtype",
         "itemsize",
         "key",
-        "lock",
         "native",
         "payload",
         "sealed",
@@ -228,11 +229,16 @@ class Stored:
         self.itemsize = dtype.itemsize
         self.native: int | None = NATIVE.get(dtype)
         self.key = key
-        self.lock = Lock()
+        self._lock = Lock()
         self.sealed: torch.Tensor | None = None
         #: What torch.save() writes for it, for as long as somebody, such as a running torch.save(),
         #: has that: what shares data is written once. A reference to it, and what it was made of.
         self.payload: tuple[Any, Core, int, str] | None = None
+
+    @property
+    def lock(self) -> AbstractContextManager[Any]:
+        """Held by who changes it."""
+        return self._lock.here()
 
     # ---- making ----
 
