@@ -15,6 +15,7 @@
  *     with injector.failing(n): operation()              # the n-th call fails, from 1 on
  *     with injector.failing(n, later=True): operation()  # and so do all after it
  *     injector.failing(n, kinds=["mmap", "ioctl"], error=errno.EBUSY, partial=True)
+ *     injector.failing(n, kinds=["mprotect"], lie=True)  # says that it was done: a test must notice
  *     injector.failed                                    # the name of the call that failed last, or None
  *
  * Only calls that the native module itself makes are counted, whichever thread makes them: the test is
@@ -67,7 +68,7 @@ enum kind { KINDS(AS_NUMBER) KIND_COUNT };
 static const char *const names[] = {KINDS(AS_TEXT) NULL};
 
 static uintptr_t begin, end;      /* of the native module */
-static int armed, later, partial; /* armed: atomic */
+static int armed, later, partial, lies; /* armed: atomic */
 static int error;                 /* errno of what fails; 0: one that fits */
 static uint64_t kinds;            /* a bit for each that counts */
 static long first;                /* the first call that fails; 0: none */
@@ -98,13 +99,15 @@ const char *fault_injection_name(int kind) {
     return kind >= 0 && kind < KIND_COUNT ? names[kind] : NULL;
 }
 
-void fault_injection_arm(long nth, int all_later, uint64_t mask, int number, int in_part) {
+void fault_injection_arm(long nth, int all_later, uint64_t mask, int number, int in_part,
+                         int lie) {
     __atomic_store_n(&armed, 0, __ATOMIC_SEQ_CST);
     first = nth;
     later = all_later;
     kinds = mask;
     error = number;
     partial = in_part;
+    lies = lie;
     __atomic_store_n(&seen, 0, __ATOMIC_SEQ_CST);
     __atomic_store_n(&failed, 0, __ATOMIC_SEQ_CST);
     __atomic_store_n(&armed, 1, __ATOMIC_SEQ_CST);
@@ -177,12 +180,14 @@ void *mremap(void *p, size_t from, size_t to, int flags, ...) {
     void *where = flags & (MREMAP_FIXED | 4) ? va_arg(rest, void *) : NULL;
     va_end(rest);
     READY(mremap);
-    return FAILS(mremap, ENOMEM) ? MAP_FAILED : real_mremap(p, from, to, flags, where);
+    if (FAILS(mremap, ENOMEM))
+        return lies ? where : MAP_FAILED;
+    return real_mremap(p, from, to, flags, where);
 }
 
 int mprotect(void *p, size_t n, int access) {
     READY(mprotect);
-    return FAILS(mprotect, ENOMEM) ? -1 : real_mprotect(p, n, access);
+    return FAILS(mprotect, ENOMEM) ? lies - 1 : real_mprotect(p, n, access);
 }
 
 int madvise(void *p, size_t n, int advice) {
@@ -216,7 +221,7 @@ int ioctl(int fd, unsigned long request, ...) {
     if (partial)
         half(fd, request, argument);
     errno = number;
-    return -1;
+    return lies - 1;
 }
 
 int poll(struct pollfd *fds, nfds_t n, int timeout) {

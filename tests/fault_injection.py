@@ -64,6 +64,7 @@ class Injector:
             ctypes.c_uint64,
             ctypes.c_int,
             ctypes.c_int,
+            ctypes.c_int,
         )
         path = os.fsencode(_native.__file__)
         assert library.fault_injection_module(path), f"{path!r} is not loaded by this name"
@@ -98,12 +99,14 @@ class Injector:
         without: Iterable[str] = (),
         error: int = 0,
         partial: bool = False,
+        lie: bool = False,
     ) -> Iterator[Injector]:
         """Has the `nth` call fail, from 1 on, and with `later` all that follow; with `error`, or
-        an error that fits the call."""
+        an error that fits the call. With `lie` an ioctl(), mprotect() or mremap() that is not
+        made reports success: the control of a test that looks at what was done."""
         chosen = set(self.kinds if kinds is None else kinds) - set(without)
         mask = sum(1 << number for number, name in enumerate(self.kinds) if name in chosen)
-        self._library.fault_injection_arm(nth, later, mask, error, partial)
+        self._library.fault_injection_arm(nth, later, mask, error, partial, lie)
         try:
             yield self
         finally:
