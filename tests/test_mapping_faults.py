@@ -169,8 +169,6 @@ SEGV = "ctypes.string_at(8)"
 @pytest.mark.parametrize("order", ["before", "between", "both", "mapped"])
 def test_faulthandler(fault: str, order: str) -> None:
     """A fault elsewhere reaches the handlers that were there before, once, and ends the process."""
-    if order == "mapped" and fault in SIGNALS:
-        pytest.skip("faulthandler in front of a mapping sees its faults")
     done = run(
         f"""
         import faulthandler
