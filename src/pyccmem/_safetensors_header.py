@@ -7,6 +7,10 @@ header's length as a little-endian integer, the header as a JSON object in UTF-8
 gives each tensor a dtype, a shape and its place in the data; the tensors must fill the data without
 overlap and without holes. Whatever breaks one of these rules is refused, so that the offsets handed
 out always lie inside the file, and an entry's length is what its dtype and shape need.
+
+The format's own library takes some files that are refused here: with a name twice in an object or
+blanks before the "{", which the format forbids; with a tensor as a list of its fields; and with an
+extent of 2^63 and more beside one of 0, which NumPy has no shape for.
 """
 
 from __future__ import annotations
@@ -212,8 +216,8 @@ def shown(value: object) -> str:
 
 
 def parse_object(text: str, what: str, wrong: Callable[[str], Exception]) -> dict[str, Any]:
-    """A JSON object: no name twice in any object, no NaN, no number that Python cannot convert.
-    Otherwise raises what `wrong` makes of a clause that begins with `what`."""
+    """A JSON object: no name twice in any object, no NaN, no -0, no number that Python cannot
+    convert. Otherwise raises what `wrong` makes of a clause that begins with `what`."""
 
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -228,8 +232,18 @@ def parse_object(text: str, what: str, wrong: Callable[[str], Exception]) -> dic
     def no_constant(name: str) -> None:
         raise _Refused(f"has {name}, which is not JSON")
 
+    def no_negative_zero(number: str) -> int:
+        if number == "-0":  # an integer to Python, to others a floating-point number
+            raise _Refused("has -0, which is no whole number")
+        return int(number)
+
     try:
-        document = json.loads(text, object_pairs_hook=no_duplicates, parse_constant=no_constant)
+        document = json.loads(
+            text,
+            object_pairs_hook=no_duplicates,
+            parse_constant=no_constant,
+            parse_int=no_negative_zero if "-0" in text else None,
+        )
         if not isinstance(document, dict):
             raise _Refused("is not an object")
     except _Refused as refusal:
@@ -257,12 +271,27 @@ def _parse(header: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise _wrong(f"byte {error.start} of its header is not UTF-8") from None
     document = parse_object(text, "its header", _wrong)
-    metadata = document.get("__metadata__", {})
+    metadata = document.get("__metadata__")
+    if metadata is None:  # null, as some writers spell that there is none
+        document.pop("__metadata__", None)
+        return document
     if not isinstance(metadata, dict) or not all(
         isinstance(value, str) for value in metadata.values()
     ):
         raise _wrong("its __metadata__ is not an object of strings")
+    for name, value in metadata.items():
+        if not (_is_unicode(name) and _is_unicode(value)):
+            raise _wrong(f"the metadata {shown(name)} is not Unicode text")
     return document
+
+
+def _is_unicode(text: str) -> bool:
+    """False for half of a surrogate pair, which JSON can spell and UTF-8 cannot."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _counts(what: str, value: object, tensor: str) -> tuple[int, ...]:
@@ -295,12 +324,11 @@ def tensor_bytes(
 
 def _entry(tensor: str, fields: object, data_start: int, size: int) -> Entry:
     quoted = shown(tensor)
-    try:
-        tensor.encode("utf-8")
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell
-        raise _wrong(f"the name {quoted} is not Unicode text") from None
-    if not isinstance(fields, dict) or sorted(fields) != sorted(_FIELDS):
-        raise _wrong(f"tensor {quoted} must have exactly the fields {', '.join(_FIELDS)}")
+    if not _is_unicode(tensor):
+        raise _wrong(f"the name {quoted} is not Unicode text")
+    # Other fields mean nothing, as to the format's own library.
+    if not isinstance(fields, dict) or not all(name in fields for name in _FIELDS):
+        raise _wrong(f"tensor {quoted} must have the fields {', '.join(_FIELDS)}")
     dtype = fields["dtype"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         raise _wrong(
