@@ -21,8 +21,8 @@ TENSOR = '{"dtype":"F32","shape":[2],"data_offsets":[0,8]}'
 NUL8 = bytes(8)
 U64 = 2**64 - 1
 
-#: Refused by pyccmem alone. The format (README of safetensors) says "Duplicate keys are disallowed",
-#: and of the header that it "must begin with a { character".
+#: Refused by pyccmem alone. The format (README of safetensors) says "Duplicate keys are disallowed"
+#: and, of the header, that it "must begin with a { character".
 STRICTER = {
     "metadata twice in itself",
     "name twice",

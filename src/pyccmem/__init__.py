@@ -12,8 +12,12 @@
 Exceptions: pyccmem.errors. Bare primitives, for checking: pyccmem.hazmat.
 """
 
-from . import errors
-from ._version import __version__
+from ._command import start_quietly as _start_quietly
+
+_start_quietly()  # before anything that takes its time
+
+from . import errors  # noqa: E402
+from ._version import __version__  # noqa: E402
 
 try:
     from . import _fork_hooks as _fork_hooks

@@ -12,40 +12,36 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from . import __version__, errors
-from ._command import EXIT_ERROR
+from ._command import EXIT_ERROR, carry_out, complain
 from ._lib import CIPHERS, DEFAULT_CIPHER
+from ._terminal import table_console
 from .cpu import cpu_info
 from .process import selftest, stats
 
 __all__ = ["main"]
 
 EXIT_FAILED = 1
-EXIT_INTERRUPTED = 130
 
 Rows = list[tuple[str, str]]
 
 
 def _show(title: str, rows: Rows) -> None:
     """A table of two columns: by rich on a terminal, if it is installed, else plain text."""
-    if sys.stdout.isatty():
-        try:
-            from rich.console import Console
-            from rich.table import Table
-            from rich.text import Text
-        except ImportError:
-            pass
-        else:
-            table = Table(title=title, show_header=False, title_justify="left")
-            for name, value in rows:
-                table.add_row(Text(name, style="bold"), Text(value))
-            Console().print(table)
-            return
+    console = table_console()
+    if console is not None:
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=title, show_header=False, title_justify="left")
+        for name, value in rows:
+            table.add_row(Text(name, style="bold"), Text(value))
+        console.print(table)
+        return
     print(title)
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
@@ -132,8 +128,15 @@ _MODULES = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    def _print_message(self, message: str, file: Any = None) -> None:
+        # argparse's own drops the error of an output that takes nothing, and the status is 0 then.
+        if message:
+            print(message, end="", file=sys.stderr if file is None else file)
+
+
 def _parser(command: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="pyccmem",
         description="Memory that holds tensors and buffers as ciphertext while a program runs.",
         epilog="Exit status: 0 success, 1 a test failed, a sealed file was changed or the audit "
@@ -164,24 +167,20 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command with `argv` (without the program's name) and returns its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
+    return carry_out(lambda: _run(words))
+
+
+def _run(words: list[str]) -> int:
     command = next((word for word in words if not word.startswith("-")), None)
     try:
         arguments = _parser(command).parse_args(words)
-        status = int(arguments.run(arguments))
-        sys.stdout.flush()
-        return status
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+        return int(arguments.run(arguments))
     except errors.SelfTestError as error:
-        print(f"pyccmem: {error}", file=sys.stderr)
+        complain(str(error))
         return EXIT_FAILED
     except errors.PyccmemError as error:
-        print(f"pyccmem: {error}", file=sys.stderr)
+        complain(str(error))
         return EXIT_ERROR
-    except BrokenPipeError:
-        # The reader of a pipe has enough; the last flush of the interpreter must not fail on it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 if __name__ == "__main__":

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from .._terminal import bar_console
 from .report import Report
 from .samples import DEFAULT_SAMPLES, MAX_SAMPLES, samples_from_safetensors
 from .scanner import Progress, scan
@@ -86,29 +86,29 @@ def run(arguments: argparse.Namespace) -> int:
 @contextmanager
 def _progress_bar() -> Iterator[Progress | None]:
     """A bar on standard error: by rich on a terminal, if it is installed, else none."""
-    if not sys.stderr.isatty():
-        yield None
-        return
     try:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
-        from rich.progress import Progress as Bar
+        console = bar_console()
     except ImportError:
+        console = None
+    if console is None:
         yield None
         return
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+    from rich.progress import Progress as Bar
+
     with Bar(
         TextColumn("reading memory"),
         BarColumn(),
         DownloadColumn(binary_units=True),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
     ) as bar:
         task = bar.add_task("", total=None)

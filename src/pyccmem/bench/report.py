@@ -16,6 +16,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from .. import __version__
+from .._terminal import can_redraw, table_console
 from ..cpu import cpu_info
 from .rounds import Figure, Plan, Summary
 
@@ -172,7 +173,9 @@ def show(doc: dict[str, Any], figures: Sequence[Figure], out: TextIO | None = No
         return ("  " + "  ".join(cells)).rstrip()
 
     wide_enough = shutil.get_terminal_size().columns >= sum(widths) + 2 * len(widths)
-    if stream.isatty() and wide_enough and _show_rich(doc, figures, rows, stream):
+    console = table_console(stream) if wide_enough else None
+    if console is not None:
+        _show_rich(console, doc, figures, rows)
         return
     print(*heading(doc), "", line(HEADINGS), sep="\n", file=stream)
     for group, members in groupby(figures, key=lambda figure: figure.group):
@@ -183,15 +186,11 @@ def show(doc: dict[str, Any], figures: Sequence[Figure], out: TextIO | None = No
 
 
 def _show_rich(
-    doc: dict[str, Any], figures: Sequence[Figure], rows: Mapping[str, Row], stream: TextIO
-) -> bool:
-    try:
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-    except ImportError:
-        return False
-    console = Console(file=stream)
+    console: Any, doc: dict[str, Any], figures: Sequence[Figure], rows: Mapping[str, Row]
+) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
     for text in heading(doc):
         console.print(Text(text))
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -209,7 +208,6 @@ def _show_rich(
     console.print(table)
     for text in footing(figures, doc["not_measured"]):
         console.print(Text(text))
-    return True
 
 
 class Progress:
@@ -217,7 +215,7 @@ class Progress:
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = sys.stderr if stream is None else stream
-        self._active = self._stream.isatty()
+        self._active = can_redraw(self._stream)
 
     def __call__(self, text: str) -> None:
         if self._active:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from .._terminal import table_console
 from .measure import Agreement, Timing
 from .proof import Finding
 
@@ -218,21 +219,18 @@ def _short(text: str, most: int = 60) -> str:
 
 def _table(title: str, headings: Row, rows: list[Row]) -> None:
     """A table: by rich on a terminal, if it is installed, else plain text."""
-    if sys.stdout.isatty():
-        try:
-            from rich.console import Console
-            from rich.table import Table
-            from rich.text import Text
-        except ImportError:
-            pass
-        else:
-            table = Table(title=Text(title), title_justify="left")
-            for heading in headings:
-                table.add_column(heading)
-            for row in rows:
-                table.add_row(*(Text(cell) for cell in row))
-            Console().print(table)
-            return
+    console = table_console()
+    if console is not None:
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=Text(title), title_justify="left")
+        for heading in headings:
+            table.add_column(heading)
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        console.print(table)
+        return
     widths = [max(len(row[i]) for row in (headings, *rows)) for i in range(len(headings))]
     print(f"\n{title}")
     for row in (headings, *rows):

@@ -7,20 +7,19 @@ import argparse
 import sys
 
 from .. import errors
-from .._command import EXIT_ERROR
+from .._command import EXIT_ERROR, carry_out, complain
 from . import add_arguments, run
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="pyccmem demo-torch")
     add_arguments(parser)
-    arguments = parser.parse_args()
     try:
-        return run(arguments)
+        return run(parser.parse_args())
     except errors.PyccmemError as error:
-        print(f"pyccmem: {error}", file=sys.stderr)
+        complain(str(error))
         return EXIT_ERROR
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(carry_out(main))

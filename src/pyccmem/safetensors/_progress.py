@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from .. import errors
+from .._terminal import bar_console
 
 __all__ = ["Progress", "check_progress", "reporting"]
 
@@ -37,9 +37,10 @@ def reporting(
         yield progress
         return
     bar = None
-    if progress or (progress is None and total >= _LARGE and sys.stderr.isatty()):
+    if progress or (progress is None and total >= _LARGE):
         try:
-            bar = _bar()
+            console = bar_console(wanted=bool(progress))
+            bar = None if console is None else _bar(console)
         except ImportError:
             if progress:
                 raise errors.MissingPackageError(
@@ -54,8 +55,7 @@ def reporting(
         yield lambda done, total: bar.update(task, completed=done)
 
 
-def _bar() -> Any:
-    from rich.console import Console
+def _bar(console: Any) -> Any:
     from rich.progress import (
         BarColumn,
         DownloadColumn,
@@ -71,5 +71,5 @@ def _bar() -> Any:
         DownloadColumn(),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console,
     )

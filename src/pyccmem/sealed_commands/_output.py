@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from typing import Any
+
+from .._terminal import table_console
 
 __all__ = ["safe", "show_json", "show_rows", "show_table", "size"]
 
@@ -41,21 +42,18 @@ def show_rows(title: str, rows: Sequence[tuple[str, str]]) -> None:
 
 def show_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table: by rich on a terminal, if it is installed, else plain text."""
-    if sys.stdout.isatty():
-        try:
-            from rich.console import Console
-            from rich.table import Table
-            from rich.text import Text
-        except ImportError:
-            pass
-        else:
-            table = Table()
-            for head in heads:
-                table.add_column(head, overflow="fold")
-            for row in rows:
-                table.add_row(*(Text(cell) for cell in row))
-            Console().print(table)
-            return
+    console = table_console()
+    if console is not None:
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table()
+        for head in heads:
+            table.add_column(head, overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        console.print(table)
+        return
     widths = [max(len(row[at]) for row in [heads, *rows]) for at in range(len(heads))]
     for row in [heads, *rows]:
         print(
