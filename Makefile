@@ -21,7 +21,7 @@ NATIVE  := setup.py build_ffi.py $(wildcard csrc/*.c csrc/*.h)
 
 # Tests whose outcome can depend on the tier; the rest of the suite checks what all tiers share.
 TIER_TESTS ?= $(addprefix tests/test_,aegis.py buffer.py fork.py guard_pages.py integrity.py kdf.py key_wrap.py keys.py linear.py mapped_store.py \
-                matmul_native.py pages.py plain.py sealer.py secret.py state_machine.py tensor.py threads.py xts.py)
+                matmul_native.py pages.py plain.py residue.py sealer.py secret.py state_machine.py tensor.py threads.py xts.py)
 
 ASAN_DIR  := build/asan
 ASAN_TREE := $(ASAN_DIR)/tree

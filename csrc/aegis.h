@@ -61,6 +61,7 @@ typedef struct aegis_ops {
                    uint8_t *tag, size_t tag_len);
     /* By type of W's elements (ccmem_dtype), for processors with AVX2, FMA and F16C; NULL: none. */
     const aegis_dot_function *dot;
+    int spills; /* the functions for pages leave parts of states on the stack: see burn_stack() */
 } aegis_ops;
 
 /* The tier's kernels; NULL when they are not compiled for this architecture. Says nothing about

@@ -25,6 +25,7 @@ typedef __m128i VEC;
 #define vfold(v) (v)
 #define vcontext(lane, lanes) _mm_cvtsi32_si128((int)((lane) | ((lanes) - 1) << 8))
 
+#define AEGIS_SPILLS 1
 #define AEGIS_OPS aegis_aesni
 #include "aegis_template.h"
 #endif

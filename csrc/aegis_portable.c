@@ -20,7 +20,7 @@ typedef uint8_t bytes16 __attribute__((vector_size(16)));
 #define EACH(byte) ((bs_word){ONES(byte), ONES(byte)})
 
 /* A function that works on a lane. Its frame holds spilled secrets, and a frame is out of its own
- * function's reach: so none is inlined, and whoever calls them ends with bs_burn_stack. */
+ * function's reach: so none is inlined, and whoever calls them ends with burn_stack. */
 #define LANE_FUNCTION CLEAR_REGISTERS __attribute__((noinline)) static void
 
 enum {
@@ -204,7 +204,7 @@ typedef struct scratch {
 
 INLINE void scratch_finish(scratch *s) {
     ccmem_wipe(s, sizeof *s);
-    bs_burn_stack();
+    burn_stack();
 }
 
 /* One lane after the other, each over the whole page. Leaves the tag in s->tag. */
@@ -301,7 +301,7 @@ INLINE void lane_store(aegis_state *state, unsigned number, lane *l) {
 
 INLINE void lane_wipe(lane *l) {
     ccmem_wipe(l, sizeof *l);
-    bs_burn_stack();
+    burn_stack();
 }
 
 CLEAR_REGISTERS static void start(aegis_state *state, unsigned lanes, const uint8_t key[16],

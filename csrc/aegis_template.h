@@ -489,9 +489,10 @@ BY_LANES(void, finish,
          (state, lanes, ad_len, msg_len, tag, tag_len))
 #undef BY_LANES
 const aegis_ops AEGIS_OPS = {seal_pages, open_pages, open_part,  one_start,
-                             one_absorb, one_seal,   one_open,   one_finish, AEGIS_DOT};
+                             one_absorb, one_seal,   one_open,   one_finish, AEGIS_DOT, AEGIS_SPILLS};
 #else
 const aegis_ops AEGIS_OPS = {seal_pages,     open_pages,   open_part,    message_start,
-                             message_absorb, message_seal, message_open, message_finish, AEGIS_DOT};
+                             message_absorb, message_seal, message_open, message_finish,
+                             AEGIS_DOT,      AEGIS_SPILLS};
 #endif
 #undef KERNEL

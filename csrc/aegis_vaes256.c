@@ -29,6 +29,7 @@ typedef __m256i VEC;
 
 /* Bytes that the loops of aegis_run_vaes256.h take a turn. */
 #define AEGIS_TURN 128
+#define AEGIS_SPILLS 1
 #define AEGIS_OPS aegis_vaes256
 #define AEGIS_DOT dots
 static const aegis_dot_function dots[4];

@@ -29,6 +29,7 @@ typedef __m256i VEC;
 #define vfold(v) _mm_xor_si128(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1))
 #define vcontext(lane, lanes) _mm256_set_epi64x(0, 0x0101, 0, 0x0100)
 
+#define AEGIS_SPILLS 0 /* thirty-two registers hold all */
 #define AEGIS_OPS aegis_vaes512
 #define AEGIS_DOT dots
 static const aegis_dot_function dots[4];

@@ -50,7 +50,7 @@ void aes_expand(aes_key *out, const uint8_t *key, size_t key_len) {
             w[i][j] = w[i - nk][j] ^ t[j];
     }
     ccmem_wipe(t, sizeof t);
-    bs_burn_stack();
+    burn_stack();
 }
 
 /* Four bytes times x modulo x^8 + x^4 + x^3 + x + 1. */
@@ -130,7 +130,7 @@ static void portable_blocks(const aes_key *enc, uint8_t *out, const uint8_t *in,
         memcpy(out, group, nblocks * AES_BLOCK);
         ccmem_wipe(group, sizeof group);
     }
-    bs_burn_stack();
+    burn_stack();
 }
 
 void aes_encrypt_blocks(ccmem_tier tier, const aes_key *enc, uint8_t *out, const uint8_t *in,

@@ -28,8 +28,4 @@ void bs_round8(bs_word out[BS_BLOCKS], const bs_word in[BS_BLOCKS]);
 /* The S-box on each of 16 bytes, for the key schedule. */
 void bs_sub_bytes(uint8_t bytes[AES_BLOCK]);
 
-/* Overwrites the stack below the caller, where the functions above have spilled registers: 1 KiB,
- * which has room for 700 bytes of functions between the caller and them. */
-void bs_burn_stack(void);
-
 #endif

@@ -264,8 +264,3 @@ CLEAR_REGISTERS void bs_sub_bytes(uint8_t bytes[AES_BLOCK]) {
     transpose(q);
     memcpy(bytes, &q[0], AES_BLOCK);
 }
-
-__attribute__((noinline)) void bs_burn_stack(void) {
-    uint8_t below[1024]; /* compiled with optimisation, the frames above are below 250 bytes */
-    ccmem_wipe(below, sizeof below);
-}

@@ -35,7 +35,7 @@ static void portable_decrypt(const aes_key *enc, uint8_t block[AES_BLOCK]) {
     bs_decrypt8(enc, group, group);
     memcpy(block, group, AES_BLOCK);
     ccmem_wipe(group, sizeof group);
-    bs_burn_stack();
+    burn_stack();
 }
 
 static void decrypt_block(ccmem_tier tier, const keywrap_key *key, uint8_t block[AES_BLOCK]) {

@@ -14,6 +14,12 @@ static inline const aegis_ops *kernels(const page_context *ctx) { return ctx->ke
 
 static inline unsigned stream(unsigned flags) { return flags & PAGE_STREAM ? AEGIS_STREAM : 0; }
 
+/* After a kernel: sixteen registers do not hold all that AEGIS works with. */
+static inline void clean_up(const page_context *ctx) {
+    if (kernels(ctx)->spills)
+        burn_stack();
+}
+
 /* page || version, each 8 bytes, little-endian: it never repeats under one key, since page numbers
  * tell positions apart and versions the writes to one position. */
 static inline void make_nonce(uint8_t out[16], uint64_t page, uint64_t version) {
@@ -38,14 +44,17 @@ static void seal(const page_context *ctx, uint8_t *dst, const uint8_t *src, uint
     make_nonces(nonce, page, version, n);
     kernels(ctx)->seal_pages(ctx->key, dst, src, n, ctx->size, (const uint8_t(*)[16])nonce, tag,
                              stream(flags));
+    clean_up(ctx);
 }
 
 static uint64_t open(const page_context *ctx, uint8_t *dst, const uint8_t *src, uint64_t page,
                      const uint64_t *version, const page_tag *tag, size_t n, unsigned flags) {
     uint8_t nonce[PAGE_BATCH][16];
     make_nonces(nonce, page, version, n);
-    return kernels(ctx)->open_pages(ctx->key, dst, src, n, ctx->size,
-                                    (const uint8_t(*)[16])nonce, tag, stream(flags));
+    uint64_t bad = kernels(ctx)->open_pages(ctx->key, dst, src, n, ctx->size,
+                                            (const uint8_t(*)[16])nonce, tag, stream(flags));
+    clean_up(ctx);
+    return bad;
 }
 
 static page_result open_part(const page_context *ctx, uint8_t *dst, const uint8_t *src,
@@ -53,8 +62,9 @@ static page_result open_part(const page_context *ctx, uint8_t *dst, const uint8_
                              uint32_t n) {
     uint8_t nonce[16];
     make_nonce(nonce, page, version);
-    return kernels(ctx)->open_part(ctx->key, dst, src, ctx->size, nonce, tag, offset, n) ? PAGE_GOOD
-                                                                                       : PAGE_BAD;
+    int good = kernels(ctx)->open_part(ctx->key, dst, src, ctx->size, nonce, tag, offset, n);
+    clean_up(ctx);
+    return good ? PAGE_GOOD : PAGE_BAD;
 }
 
 /* The page as a whole goes through scratch: its ciphertext must not be overwritten before the last
@@ -103,8 +113,10 @@ static size_t dot(const page_context *ctx, const uint8_t *src, uint64_t page,
                   const dot_rows *d) {
     uint8_t nonce[PAGE_BATCH][16];
     make_nonces(nonce, page, version, n);
-    return kernels(ctx)->dot[dtype](ctx->key, src, n, ctx->size, (const uint8_t(*)[16])nonce, tag,
-                                    d);
+    size_t good = kernels(ctx)->dot[dtype](ctx->key, src, n, ctx->size,
+                                           (const uint8_t(*)[16])nonce, tag, d);
+    burn_stack(); /* with the sums, the state does not always fit into the registers */
+    return good;
 }
 
 const page_ops page_aegis = {.seal = seal,

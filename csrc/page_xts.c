@@ -54,13 +54,11 @@ static uint64_t open(const page_context *ctx, uint8_t *dst, const uint8_t *src, 
     return 0;
 }
 
-/* E_K2 of one page's tweak. */
-NOINLINE static xts_tweak one_tweak(const page_context *ctx, uint64_t page, uint64_t version) {
-    _Alignas(16) uint8_t t0[1][16];
-    make_tweaks(ctx, t0, page, &version, 1);
-    xts_tweak t = xts_tweak_load(t0[0]);
-    ccmem_wipe(t0, sizeof t0);
-    return t;
+/* E_K2 of one page's tweak, made where the caller wipes it: in a register it would be saved on the
+ * stack by the next call. */
+NOINLINE static void one_tweak(const page_context *ctx, xts_tweak *t0, uint64_t page,
+                               uint64_t version) {
+    make_tweaks(ctx, (uint8_t(*)[16])t0, page, &version, 1);
 }
 
 /* The same from the cache or into it; 1 when it was there. */
@@ -68,7 +66,7 @@ static inline int cached_tweak(const page_context *ctx, xts_tweak *t0, uint64_t 
                                uint64_t version) {
     if (__builtin_expect(tweak_cache_get(&ctx->cache, page, version, t0), 1))
         return 1;
-    *t0 = one_tweak(ctx, page, version);
+    one_tweak(ctx, t0, page, version);
     tweak_cache_put(&ctx->cache, page, version, *t0);
     return 0;
 }
@@ -127,10 +125,11 @@ static page_result modify(const page_context *ctx, uint8_t *ct, const uint8_t *d
                           size_t count, uint32_t n) {
     enum { CHUNK = CCMEM_PAGE_SIZE_MIN };
     _Alignas(64) uint8_t scratch[CHUNK];
-    xts_tweak t[2] = {{0}, one_tweak(ctx, page, to)};
+    xts_tweak t[2] = {{0}, {0}};
     const uint32_t mask = ctx->size - 1;
     (void)tag;
 
+    one_tweak(ctx, &t[1], page, to);
     if (from)
         cached_tweak(ctx, &t[0], page, from);
     tweak_cache_put(&ctx->cache, page, to, t[1]);

@@ -65,6 +65,11 @@ void ccmem_wipe(void *p, size_t n) {
     __asm__ volatile("" : : "r"(p) : "memory");
 }
 
+__attribute__((noinline)) void burn_stack(void) {
+    uint8_t below[1024]; /* compiled with optimisation, what works on secrets needs less */
+    ccmem_wipe(below, sizeof below);
+}
+
 int ccmem_equal(const void *a, const void *b, size_t n) {
     const uint8_t *x = a, *y = b;
     unsigned differ = 0;

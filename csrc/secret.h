@@ -30,6 +30,10 @@
 #define DECLASSIFY(variable) (void)0
 #endif
 
+/* Overwrites 1 KiB of stack below the caller's frame, where functions that it called have spilled
+ * registers, or saved the caller's before they used them. */
+void burn_stack(void);
+
 /* Copies n bytes without the C library, whose copy would leave them in vector registers. */
 static inline void copy_secret(void *out, const void *in, size_t n) {
 #if defined(__x86_64__)

@@ -157,6 +157,7 @@ static uint64_t lock_pages(ccmem_store *s, uint64_t first, uint64_t n, uint64_t 
             return 0;
         if (__atomic_fetch_add(slot_of(s, first), ENTER, __ATOMIC_SEQ_CST) == slot) {
             v[0] = __atomic_load_n(&s->version[first], __ATOMIC_RELAXED);
+            __atomic_thread_fence(__ATOMIC_RELEASE); /* as in lock_free_pages() */
             return 1;
         }
         __atomic_fetch_sub(slot_of(s, first), 1, __ATOMIC_RELEASE);

@@ -77,14 +77,14 @@ static void crypt_whole(unit *u, uint8_t *out, const uint8_t *in, size_t nblocks
 static void crypt_stolen(const unit *u, int encrypt, uint8_t *out, const uint8_t *in, size_t whole,
                          size_t tail) {
     size_t at = whole - u->done;
-    xts_tweak t0 = xts_tweak_load(*u->t);
     uint8_t full[AES_BLOCK], mixed[AES_BLOCK];
 
-    u->blocks(u->key, full, in, 1, encrypt ? at : at + 1, t0);
+    /* The tweak is loaded for each call, since it would wait for the second one on the stack. */
+    u->blocks(u->key, full, in, 1, encrypt ? at : at + 1, xts_tweak_load(*u->t));
     memcpy(mixed, in + AES_BLOCK, tail);
     memcpy(mixed + tail, full + tail, AES_BLOCK - tail);
     memcpy(out + AES_BLOCK, full, tail);
-    u->blocks(u->key, out, mixed, 1, encrypt ? at + 1 : at, t0);
+    u->blocks(u->key, out, mixed, 1, encrypt ? at + 1 : at, xts_tweak_load(*u->t));
     ccmem_wipe(full, sizeof full);
     ccmem_wipe(mixed, sizeof mixed);
 }

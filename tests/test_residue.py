@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nothing that was made of keys or of plaintext is left on the stack when a native function
+returns: scratch, tweaks, key schedules, states. And a function that leaves some is found out."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import residue
+import support
+from residue import Bytes, Stack
+from support import not_sanitized
+
+import pyccmem
+from pyccmem import EncryptedBuffer
+from pyccmem._lib import ffi, lib
+
+pytestmark = not_sanitized
+
+OK = lib.CCMEM_OK
+PAGES = 20
+NONE = np.empty(0, np.uint8)
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Stack:
+    return Stack(residue.build(tmp_path_factory.mktemp("residue")))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """All in the calling thread, on its stack."""
+    before = pyccmem.get_num_threads()
+    pyccmem.set_num_threads(1)
+    yield
+    pyccmem.set_num_threads(before)
+
+
+def secret(number: int, n: int) -> Bytes:
+    return np.frombuffer(random.Random(1000 * n + number).randbytes(n), np.uint8).copy()
+
+
+class Memory:
+    """Memory of one test, at the same place in each run."""
+
+    def __init__(self) -> None:
+        self.rooms: dict[str, Bytes] = {}
+
+    def __call__(self, name: str, content: Bytes | int) -> Bytes:
+        n = content if isinstance(content, int) else content.size
+        room = self.rooms.setdefault(name, np.zeros(n, np.uint8))
+        assert room.size == n
+        room[:] = 0 if isinstance(content, int) else content
+        return room
+
+
+# ---- single messages, on every tier ------------------------------------------------------------
+
+
+def aegis(encrypt: bool, lanes: int, n: int, wrong: bool = False) -> Callable[..., Any]:
+    def run(stack: Stack, tier: int, memory: Memory, number: int) -> tuple[Bytes, Bytes]:
+        key, plain = secret(number, 16), secret(number, n)
+        nonce, ad = np.full(16, 7, np.uint8), np.full(33, 9, np.uint8)
+        text, tag = np.zeros(n, np.uint8), np.zeros(16, np.uint8)
+        pointers = [ffi.cast("uint8_t *", a.ctypes.data) for a in (key, nonce, ad, plain, text)]
+        status = lib.ccmem_aegis_encrypt(
+            tier,
+            lanes,
+            *pointers[:3],
+            33,
+            *pointers[3:],
+            n,
+            ffi.cast("uint8_t *", tag.ctypes.data),
+            16,
+        )
+        assert status == OK
+        public = np.concatenate((text, tag))
+        given = [tier, lanes, memory("key", key), memory("nonce", nonce), memory("ad", ad), 33]
+        if encrypt:
+            status, left = stack.call(
+                "ccmem_aegis_encrypt", *given, memory("in", plain), memory("out", n), n,
+                memory("tag", 16), 16,
+            )  # fmt: skip
+            assert status == OK and memory.rooms["out"].tobytes() == text.tobytes()
+            return left, public
+        tag[3] ^= wrong
+        status, left = stack.call(
+            "ccmem_aegis_decrypt", *given, memory("in", text), memory("out", n), n,
+            memory("tag", tag), 16,
+        )  # fmt: skip
+        assert status == (lib.CCMEM_ERR_INTEGRITY if wrong else OK)
+        assert memory.rooms["out"].tobytes() == (bytes(n) if wrong else plain.tobytes())
+        return left, public
+
+    return run
+
+
+def xts(encrypt: bool, size: int, n: int) -> Callable[..., Any]:
+    def run(stack: Stack, tier: int, memory: Memory, number: int) -> tuple[Bytes, Bytes]:
+        key, plain = secret(number, size), secret(number, n)
+        sealed = support.xts(tier, True, key.tobytes(), bytes([5] * 16), plain.tobytes())
+        text = np.frombuffer(sealed, np.uint8)
+        # The last whole block before the stealing is sealed twice, and lies there once sealed.
+        status, left = stack.call(
+            "ccmem_xts", tier, int(encrypt), memory("key", key), size,
+            memory("tweak", np.full(16, 5, np.uint8)), memory("in", plain if encrypt else text),
+            memory("out", n), n,
+        )  # fmt: skip
+        assert status == OK
+        assert memory.rooms["out"].tobytes() == (text if encrypt else plain).tobytes()
+        return left, text
+
+    return run
+
+
+def cmac(n: int) -> Callable[..., Any]:
+    def run(stack: Stack, tier: int, memory: Memory, number: int) -> tuple[Bytes, Bytes]:
+        status, left = stack.call(
+            "ccmem_cmac", tier, memory("key", secret(number, 32)), 32,
+            memory("msg", secret(number, n)), n, memory("tag", 16),
+        )  # fmt: skip
+        assert status == OK
+        return left, memory.rooms["tag"].copy()
+
+    return run
+
+
+def kdf(stack: Stack, tier: int, memory: Memory, number: int) -> tuple[Bytes, Bytes]:
+    label = np.frombuffer(b"label", np.uint8)
+    status, left = stack.call(
+        "ccmem_kdf", tier, memory("key", secret(number, 32)), 32, memory("label", label), 5,
+        memory("context", np.full(9, 1, np.uint8)), 9, memory("out", 40), 40,
+    )  # fmt: skip
+    assert status == OK and memory.rooms["out"].any()
+    return left, NONE
+
+
+def wrap(todo: int, wrong: bool = False) -> Callable[..., Any]:
+    def run(stack: Stack, tier: int, memory: Memory, number: int) -> tuple[Bytes, Bytes]:
+        kek, key = secret(number, 24), secret(number, 32)
+        wrapped = np.zeros(40, np.uint8)
+        pointers = [ffi.cast("uint8_t *", a.ctypes.data) for a in (kek, key, wrapped)]
+        assert lib.ccmem_aes_kw(tier, 1, pointers[0], 24, pointers[1], 32, pointers[2]) == OK
+        public = wrapped.copy()
+        wrapped[1] ^= wrong
+        given = (key, 32, 40) if todo else (wrapped, 40, 32)
+        status, left = stack.call(
+            "ccmem_aes_kw", tier, todo, memory("kek", kek), 24, memory("in", given[0]), given[1],
+            memory("out", given[2]),
+        )  # fmt: skip
+        assert status == (lib.CCMEM_ERR_INTEGRITY if wrong else OK)
+        return left, public
+
+    return run
+
+
+MESSAGES: dict[str, Callable[..., Any]] = {
+    **{f"aegis seal {lanes} {n}": aegis(True, lanes, n) for lanes in (1, 2) for n in (0, 128, 200)},
+    **{f"aegis open {lanes} {n}": aegis(False, lanes, n) for lanes in (1, 2) for n in (128, 200)},
+    "aegis refused": aegis(False, 2, 200, wrong=True),
+    **{f"xts seal {k} {n}": xts(True, k, n) for k in (32, 64) for n in (16, 100, 4096)},
+    **{f"xts open {k} {n}": xts(False, k, n) for k in (32, 64) for n in (16, 100, 4096)},
+    "cmac 5": cmac(5),
+    "cmac 64": cmac(64),
+    "kdf": kdf,
+    "wrap": wrap(1),
+    "unwrap": wrap(0),
+    "unwrap refused": wrap(0, wrong=True),
+}
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_messages(stack: Stack, tier: int, name: str) -> None:
+    memory = Memory()
+    found = residue.leaks(lambda number: MESSAGES[name](stack, tier, memory, number))
+    assert not found, f"{len(found)} words are left, at {found[:8]}"
+
+
+# ---- stores --------------------------------------------------------------------------------------
+
+
+def left_by(buffer: EncryptedBuffer, run: Callable[[int], Bytes]) -> list[int]:
+    """leaks() of run(), which returns the stack; the ciphertext may be known."""
+
+    def both(number: int) -> tuple[Bytes, Bytes]:
+        before = np.frombuffer(bytes(buffer.ciphertext), np.uint8)
+        left = run(number)
+        after = np.frombuffer(bytes(buffer.ciphertext), np.uint8)
+        _, tags = support.records(buffer)
+        kept = NONE
+        if tags != ffi.NULL:
+            kept = np.frombuffer(ffi.buffer(tags, 16 * len(buffer.versions)), np.uint8).copy()
+        return left, np.concatenate((before, after, kept))
+
+    return residue.leaks(both)
+
+
+#: Offset and length: blocks, parts of blocks, both ends, more than scratch holds, whole pages.
+RANGES = [
+    (0, 64), (5, 3), (7, 40), (16, 100), (1, 111), (3, 500), (64, 4096 - 64), (1, 4096 - 1),
+    (0, 4096), (4096, 3 * 4096), (4095, 4098), (100, 17 * 4096),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("page_size", [4096, 32768])
+def test_reads_and_writes(stack: Stack, key: pyccmem.Key, cipher: str, page_size: int) -> None:
+    """Each run with other contents, and under other versions, and so with other tweaks."""
+    memory = Memory()
+    for cache in (0, 1024):
+        with EncryptedBuffer(
+            PAGES * 4096, key=key, cipher=cipher, page_size=page_size, tweak_cache=cache
+        ) as buffer:
+            store = buffer._opened()
+            for offset, n in RANGES:
+
+                def write(
+                    number: int, offset: int = offset, n: int = n, store: Any = store
+                ) -> Bytes:
+                    data = memory(f"data {n}", secret(number, n))
+                    status, left = stack.call("ccmem_store_write", store, offset, data, n)
+                    assert status == OK
+                    return left
+
+                def read(
+                    number: int,
+                    offset: int = offset,
+                    n: int = n,
+                    store: Any = store,
+                    buffer: Any = buffer,
+                ) -> Bytes:
+                    content = secret(number, n)
+                    buffer.write(content, offset)
+                    out = memory(f"out {n}", n)
+                    status, left = stack.call("ccmem_store_read", store, offset, out, n)
+                    assert status == OK and out.tobytes() == content.tobytes()
+                    return left
+
+                for what in (write, read):
+                    found = left_by(buffer, what)
+                    assert not found, f"{what.__name__} of {n} at {offset}: {found[:8]}"
+
+
+@pytest.mark.parametrize("run", [1, 4, 8, 24])
+def test_scattered_writes(stack: Stack, key: pyccmem.Key, cipher: str, run: int) -> None:
+    """Several runs of one page go through scratch together."""
+    memory = Memory()
+    with EncryptedBuffer(3 * 4096, key=key, cipher=cipher) as buffer:
+        store, offsets = buffer._opened(), np.arange(100, 3 * 4096 - 100, 200, dtype=np.uint64)
+
+        def scatter(number: int) -> Bytes:
+            data = memory("data", secret(number, run * offsets.size))
+            status, left = stack.call(
+                "ccmem_store_scatter", store, offsets, offsets.size, run, data
+            )
+            assert status == OK
+            return left
+
+        found = left_by(buffer, scatter)
+        assert not found, f"{len(found)} words are left, at {found[:8]}"
+
+
+@pytest.mark.parametrize("dtype", [lib.CCMEM_F32, lib.CCMEM_BF16, lib.CCMEM_I8])
+@pytest.mark.parametrize(
+    "shape", [(1, 64, 1), (12, 127, 1), (12, 127, 5), (16, 2048, 1), (3, 5000, 60)]
+)
+def test_products(
+    stack: Stack, key: pyccmem.Key, cipher: str, dtype: int, shape: tuple[int, int, int]
+) -> None:
+    """By the fused loop, by tiles and by panels, with rows that pages cut. What they make of one
+    row of W may be known, since it is handed out."""
+    rows, width, nrows = shape
+    element = {lib.CCMEM_F32: 4, lib.CCMEM_BF16: 2, lib.CCMEM_I8: 1}[dtype]
+    nbytes = rows * width * element
+    memory = Memory()
+    x = np.zeros((nrows, width), np.float32)
+    for offset in (0, 2, 4096 - 7):
+        with EncryptedBuffer(nbytes + 8192, key=key, cipher=cipher) as buffer:
+            store = buffer._opened()
+
+            def multiply(
+                number: int, offset: int = offset, buffer: Any = buffer, store: Any = store
+            ) -> Bytes:
+                buffer.write(secret(number, nbytes) & 0x3B, offset)
+                y = memory("y", 4 * rows * nrows)
+                status, left = stack.call(
+                    "ccmem_store_linear", store, offset, dtype, rows, width, 0, x, nrows, width, 0,
+                    y, rows,
+                )  # fmt: skip
+                assert status == OK
+                return left
+
+            found = left_by(buffer, multiply)
+            assert not found, f"at {offset}: {len(found)} words are left, at {found[:8]}"
+
+
+# ---- the search itself ---------------------------------------------------------------------------
+
+
+def test_what_is_left_is_found(stack: Stack) -> None:
+    """A key schedule and a copy of a text that are not wiped, and a text that may be known."""
+    clean = np.zeros(residue.STACK, np.uint8)
+
+    def run(number: int, n: int = 32, known: bool = False) -> tuple[Bytes, Bytes]:
+        left = clean.copy()
+        left[1000 : 1000 + n] = secret(number, n)
+        return left, secret(number, n) if known else NONE
+
+    assert residue.leaks(run) == [1000, 1008, 1016, 1024]
+    assert residue.leaks(lambda number: run(number, 8)) == [1000]
+    assert residue.leaks(lambda number: run(number, 32, True)) == []
+    assert residue.leaks(lambda number: run(number, 2)) == []
