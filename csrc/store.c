@@ -70,6 +70,18 @@ static inline void add(uint64_t *counter, uint64_t n) {
 
 /* ---- page words ------------------------------------------------------------------------------ */
 
+/* The order of accesses, in short; docs/design/sequence-lock.md has the proof.
+ *
+ *   reader: R1 load the word, acquire      writer: W1 enter the slot   W2 compare-and-swap LOCK in
+ *           R2 open the page                       W3 fence, release   W4 store page, tag, copy
+ *           R3 fence, acquire                      W5 sfence in kernels that store around caches
+ *           R4 load the word again                 W6 store the version, release   W7 leave
+ *
+ * If R2 loads what some W4 stored, W3 and R3 make R4 see that writer's W2 or what came later, which
+ * is not what R1 saw, since versions never come twice: the read is repeated. If R1 saw a version,
+ * W6 and R1 make R2 see all of it. The page itself is loaded by ordinary loads, which the kernels
+ * do through pointers between R1 and R3, each byte once. */
+
 static const uint64_t ENTER = ((uint64_t)1 << 32) + 1;
 
 static inline uint64_t *slot_of(ccmem_store *s, uint64_t page) {
