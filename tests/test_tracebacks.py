@@ -43,7 +43,8 @@ def test_no_exception_keeps_a_buffer() -> None:
     done = child("walk")
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, Any] = json.loads(done.stdout)
-    assert found["failures"] >= 90 and found["interrupts"] >= 300, found
+    assert found["failures"] >= 90, found
+    assert found["interrupts"] >= 300 or sys.version_info < (3, 11), found
     assert not found["kept"], found["kept"]
     assert not found["passed"], "calls that were to fail"
     assert "exported buffer" not in done.stderr

@@ -35,6 +35,12 @@ from pyccmem._sealer import Sealer
 
 View = Any
 
+#: CPython 3.10 copies a frame's variables for a profile function, and the copies stay.
+PROFILED = sys.version_info >= (3, 11)
+
+#: From 3.12 on a BytesIO and its own memoryview in a cycle are enough to fail.
+COLLECTS_BYTESIO = sys.version_info < (3, 12)
+
 
 class Case(NamedTuple):
     """A call that fails on a view."""
@@ -262,7 +268,7 @@ def walk() -> dict[str, Any]:
             else:
                 if case.fails:
                     passed.append(case.name)
-            if case.fails:
+            if case.fails or not PROFILED:
                 continue
             walker.run(lambda: case.call(case.make()), 0)  # noqa: B023
             for at in range(1, walker.moments + 1):
@@ -292,7 +298,7 @@ def collect() -> dict[str, Any]:
     failures = 0
     with tempfile.TemporaryDirectory() as scratch:
         for case in cases(Path(scratch)):
-            if case.fails:
+            if case.fails and (COLLECTS_BYTESIO or "BytesIO" not in case.name):
                 _in_a_cycle(case)
                 failures += 1
                 gc.collect()
