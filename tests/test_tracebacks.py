@@ -47,6 +47,7 @@ def test_no_exception_keeps_a_buffer() -> None:
     assert found["interrupts"] >= 300 or sys.version_info < (3, 11), found
     assert not found["kept"], found["kept"]
     assert not found["passed"], "calls that were to fail"
+    assert found["forked"] == 5
     assert "exported buffer" not in done.stderr
 
 

@@ -20,6 +20,7 @@ import os
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -273,7 +274,34 @@ def walk() -> dict[str, Any]:
             walker.run(lambda: case.call(case.make()), 0)  # noqa: B023
             for at in range(1, walker.moments + 1):
                 interrupts += _interrupted(walker, case, at, kept)
-    return {"failures": failures, "interrupts": interrupts, "kept": kept, "passed": passed}
+    found = {"failures": failures, "interrupts": interrupts, "kept": kept, "passed": passed}
+    return found | {"forked": forked()}
+
+
+def forked() -> int:
+    """How many calls, of five, are refused in a forked child and keep nothing."""
+    key = Key.generate()
+    data = EncryptedBuffer.from_data(bytes(100), key=key)
+    sealer = Sealer(key, bytes(16), 4096)
+    calls: list[Callable[[View], Any]] = [
+        data.read_into,
+        data.write,
+        key._copy_into,
+        lambda v: key._mac(v[:16], v),
+        lambda v: sealer.seal(0, v, bytearray(4096)),
+    ]
+    warnings.simplefilter("ignore")  # of what the child cannot use
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    right = 0
+    for call in calls:
+        target = memoryview(bytearray(32))
+        try:
+            call(target)
+        except pyccmem.errors.ForkError:
+            right += not is_kept(target)
+    os._exit(right)
 
 
 def _interrupted(walker: Walk, case: Case, at: int, kept: list[str]) -> int:

@@ -415,19 +415,19 @@ class EncryptedBuffer(Resource):
         """
         # The straight way: whatever is wrong makes one of these calls fail, and is told apart
         # only then.
-        status = None
         try:
             if type(offset) is not int:
                 offset = integer("offset", offset)
             target = _from_buffer(BYTES, out, True)
             try:
-                if type(out) is bytearray or not holds_objects(out):
-                    length = len(target)
-                    status = _store_read(self._store, offset, target, length)
+                if type(out) is not bytearray and holds_objects(out):
+                    raise TypeError
+                length = len(target)
+                status = _store_read(self._store, offset, target, length)
             finally:
                 del target  # see _arguments
         except (TypeError, ValueError, BufferError, OverflowError):
-            pass
+            status = None
         if status == OK:
             return length
         if status is None:
