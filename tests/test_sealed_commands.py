@@ -339,3 +339,67 @@ def test_a_directory_without_the_module(
     monkeypatch.setitem(sys.modules, "pyccmem._model_directory", None)
     assert main(["encrypt", "model", "sealed", "--key-file", "key"]) == 2
     assert "directories" in capsys.readouterr().err
+
+
+# ---- what a newcomer meets ----
+
+
+def test_no_command_shows_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    shown = capsys.readouterr().err
+    assert "keygen" in shown and "pyccmem encrypt MODEL SEALED --key-file my.key" in shown
+
+
+def test_errors_name_the_file(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (home / "model").mkdir()
+    (home / "model" / "a.safetensors").write_bytes((home / "plain").read_bytes())
+    (home / "model" / "b.safetensors").write_bytes(b"nothing of the kind")
+    for words in (
+        ["encrypt", "model", "sealed"],
+        ["encrypt", "model/b.safetensors", "sealed"],
+        ["inspect", "model/b.safetensors"],
+        ["decrypt", "model/b.safetensors", "back"],
+    ):
+        assert main([*words, "--key-file", "key"]) == 2
+        shown = capsys.readouterr().err
+        assert "b.safetensors" in shown and "not a valid safetensors file" in shown
+    assert main(["decrypt", "plain", "back", "--key-file", "key"]) == 2
+    shown = capsys.readouterr().err
+    assert "'plain': This is a plain" in shown and "`pyccmem encrypt`" in shown
+    assert main(["encrypt", "plain", "sealed", "--key-file", "key"]) == 0
+    capsys.readouterr()
+    assert main(["encrypt", "sealed", "again", "--key-file", "key"]) == 2
+    assert "`pyccmem rewrap`" in capsys.readouterr().err
+
+
+def test_a_directory_in_place_of_a_file(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (home / "there").mkdir()
+    for words in ([], ["--force"]):
+        assert main(["encrypt", "plain", "there", "--key-file", "key", *words]) == 2
+        assert "'there/plain'" in capsys.readouterr().err
+
+
+def test_decrypt_says_what_it_made(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["encrypt", "plain", "sealed", "--key-file", "key"])
+    capsys.readouterr()
+    assert main(["decrypt", "sealed", "back", "--key-file", "key"]) == 0
+    assert capsys.readouterr().out == "back  in the clear\n"
+    assert main(["decrypt", "sealed", "more", "--key-file", "key", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"file": "more"}
+
+
+def test_passphrase_files(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (home / "words").write_text("correct horse\r\n")
+    (home / "words").chmod(0o644)
+    words = ["--passphrase-file", "words"]
+    assert main(["encrypt", "plain", "sealed", *words]) == 0
+    assert "0644" in capsys.readouterr().err
+    (home / "words").chmod(0o600)
+    assert main(["verify", "sealed", *words]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["verify", "sealed", "--passphrase-file", "/dev/null"]) == 2
+    assert "passphrase" in capsys.readouterr().err
+    # Without a terminal it is the next line of standard input, and nothing is said of echoes.
+    for text, status in (("correct horse\n", 0), ("another\n", 2)):
+        done = run("verify", home / "sealed", "--passphrase", input=text, start_new_session=True)
+        assert done.returncode == status and "echo" not in done.stderr.lower(), done.stderr

@@ -19,7 +19,8 @@ import io
 import json
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
@@ -33,6 +34,7 @@ __all__ = [
     "MAX_HEADER_BYTES",
     "Entry",
     "Header",
+    "about",
     "open_file",
     "parse_object",
     "read_all",
@@ -110,17 +112,16 @@ class Header:
         return len(self.raw)
 
 
-def open_file(path: str | os.PathLike[str]) -> BinaryIO:
-    """Opens a regular file for reading, without Python's own buffer. Raises FileReadError."""
+def open_file(path: str | os.PathLike[str], what: str = "a safetensors file") -> BinaryIO:
+    """Opens a regular file for reading, without Python's own buffer; `what` it is to be. Raises
+    FileReadError."""
     try:
         file = cast(BinaryIO, _File(path))
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
         raise _unreadable(path, error) from None
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
-        raise errors.FileReadError(
-            f"{os.fspath(path)!r} is not a regular file; name a safetensors file."
-        )
+        raise errors.FileReadError(f"{os.fspath(path)!r} is not a regular file; name {what}.")
     return file
 
 
@@ -144,13 +145,33 @@ def read_header(file: BinaryIO) -> list[Entry]:
     return read_all(file).entries
 
 
+@contextmanager
+def about(name: str | None) -> Iterator[None]:
+    """Has a FileFormatError of this block begin with the file's name, if there is one."""
+    try:
+        yield
+    except errors.FileFormatError as error:
+        text = str(error)
+        if name is None or not text.startswith("This "):
+            raise
+    else:
+        return
+    raise errors.FileFormatError(f"{name!a}: {text}")
+
+
 def read_all(file: BinaryIO) -> Header:
     """The header of an open safetensors file.
 
     Reads the header and nothing more, and leaves the position at the first byte of the data.
     Raises FileFormatError with what is wrong, FileReadError when the system refuses a read.
     """
-    name = str(getattr(file, "name", "the file"))
+    given = getattr(file, "name", None)  # a number where a descriptor was opened
+    name = os.fsdecode(given) if isinstance(given, (str, bytes, os.PathLike)) else None
+    with about(name):
+        return _read_all(file, "the file" if name is None else name)
+
+
+def _read_all(file: BinaryIO, name: str) -> Header:
     try:
         size = file.seek(0, os.SEEK_END)
         file.seek(0)

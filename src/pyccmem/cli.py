@@ -139,12 +139,15 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="pyccmem",
         description="Memory that holds tensors and buffers as ciphertext while a program runs.",
-        epilog="Exit status: 0 success, 1 a test failed, a sealed file was changed or the audit "
-        "found something, 2 wrong usage or another error, 130 interrupted. Environment: "
-        "PYCCMEM_TIER, PYCCMEM_NUM_THREADS.",
+        epilog="`pyccmem COMMAND --help` tells more of a command. To seal a model: `pyccmem keygen "
+        "my.key`, then `pyccmem encrypt MODEL SEALED --key-file my.key`. "
+        "Exit status: 0 success, 1 a test failed, a sealed file was changed or the audit found "
+        "something, 2 wrong usage or another error, 130 interrupted. Environment: PYCCMEM_TIER, "
+        "PYCCMEM_NUM_THREADS, PYCCMEM_FAULT, NO_COLOR, FORCE_COLOR.",
     )
     parser.add_argument("--version", action="version", version=f"pyccmem {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    parser.set_defaults(run=lambda _: _no_command(parser))
 
     info = commands.add_parser("info", help="processor, tiers, secret memory, host encryption")
     info.add_argument("--json", action="store_true", help="print JSON")
@@ -162,6 +165,11 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
             found.add_arguments(own)
             own.set_defaults(run=found.run)
     return parser
+
+
+def _no_command(parser: argparse.ArgumentParser) -> int:
+    parser.print_help(sys.stderr)
+    return EXIT_ERROR
 
 
 def main(argv: Sequence[str] | None = None) -> int:

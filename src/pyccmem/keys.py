@@ -142,9 +142,9 @@ class Key(Resource):
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str], *, require: str | None = None) -> Key:
-        """A key from a regular file of exactly 32 bytes, or of 64 hexadecimal digits, after which
-        up to 16 spaces, tabs and ends of lines (CRLF, too) may follow, and before which UTF-8's byte
-        order mark. Of 32 bytes none is ever taken for one of these. The bytes go straight into secret memory, never through the Python heap.
+        """A key from a regular file of exactly 32 bytes, or of 64 hexadecimal digits. Up to 16
+        spaces, tabs and ends of lines (CRLF, too) may follow the digits, and UTF-8's byte order
+        mark precede them. The bytes go straight into secret memory, never through the Python heap.
 
         Raises KeyFileError when the file cannot be read, InvalidKeyError when it holds something
         else, and what generate() raises. Warns with InsecureKeyFileWarning when the file's mode

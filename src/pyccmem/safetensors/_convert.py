@@ -73,7 +73,8 @@ def encrypt_file(
         mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o777
         if looks_sealed(header):
             raise errors.FileFormatError(
-                f"{os.fspath(src)!r} is sealed already; use rewrap_file() for another key."
+                f"{os.fspath(src)!r} is sealed already; use rewrap_file(), or `pyccmem "
+                f"rewrap`, for another key."
             )
         will_read_in_order(file)
         sources: list[Source] = [FileSource(file, entry) for entry in header.entries]

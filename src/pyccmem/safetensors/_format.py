@@ -208,8 +208,8 @@ def parse(header: Header) -> SealedHeader:
     text = header.metadata.get(METADATA_KEY)
     if text is None:
         raise errors.FileFormatError(
-            "This is a plain safetensors file, not a sealed one; seal it with encrypt_file(), or "
-            "name the file that was sealed."
+            "This is a plain safetensors file, not a sealed one; seal it with encrypt_file() or "
+            "`pyccmem encrypt`, or name the file that was sealed."
         )
     document = parse_object(text, "its description", wrong)
     version = document.get("format")

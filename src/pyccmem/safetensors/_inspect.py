@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .. import errors
-from .._safetensors_header import open_file, read_all, shown
+from .._safetensors_header import about, open_file, read_all, shown
 from ._format import Index
 from ._progress import Progress, check_progress, reporting
 from ._reader import SealedFile, TensorInfo, expected, open_sealed, structure
@@ -72,7 +72,8 @@ def inspect_file(path: _Path, key: AnyKey | None = None, *, expect: Any = None) 
             raise errors.ArgumentError("expect means nothing without a key; pass the key, too.")
         with open_file(path) as file:
             header = read_all(file)
-        described, blobs, _, placed = structure(header)
+        with about(os.fsdecode(path)):
+            described, blobs, _, placed = structure(header)
         tensors = None
         if placed is not None:
             tensors = {

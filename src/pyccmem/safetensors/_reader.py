@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from .. import errors
 from .._forks import opening
 from .._resource import Resource
-from .._safetensors_header import Header, open_file, read_all, shown
+from .._safetensors_header import Header, about, open_file, read_all, shown
 from ..buffer import EncryptedBuffer
 from ..keys import Key
 from ..tensor import EncryptedTensor
@@ -94,7 +94,7 @@ def expected(value: Any) -> Expected | None:
     if len(identity) != 32 or not set(identity) <= set("0123456789abcdef") or generation < 1:
         raise errors.ArgumentError(
             f"expect is {shown(value)}; it must be a file id of 32 hexadecimal digits and a "
-            f"generation from 1, as inspect_file() shows them."
+            f"generation from 1, as inspect_file() and `pyccmem inspect` show them."
         )
     return Expected(identity, generation)
 
@@ -185,7 +185,8 @@ class SealedFile(Resource):
         self = object.__new__(cls)
         self._path, self._file, self._anonymous = os.fsdecode(path), file, not mmap
         self._extent = (header.data_start, header.size)
-        described, blobs, table, placed = structure(header)
+        with about(self._path):
+            described, blobs, table, placed = structure(header)
         self._header, self._origin = described, None
         self._data_key = unwrap(key, described.provider, described.wrapped)
         try:
@@ -199,7 +200,8 @@ class SealedFile(Resource):
             self._check_expected(expect)
             if placed is None:
                 self._index = self._open_index(blobs[0])
-                placed = place(self._index.tensors, blobs[1:], header, described.page_size)
+                with about(self._path):
+                    placed = place(self._index.tensors, blobs[1:], header, described.page_size)
             else:
                 assert isinstance(described.index, Index), "placed by structure()"
                 self._index = described.index

@@ -26,5 +26,10 @@ def check_destination(src: str, dst: str, *, force: bool) -> None:
             raise errors.ArgumentError(
                 "--force is for a file; name a new directory, or remove the old one first."
             )
+    elif os.path.isdir(dst):
+        raise errors.ArgumentError(
+            f"{dst!r} is a directory, and {src!r} is not; name the file to make, perhaps "
+            f"{os.path.join(dst, os.path.basename(src))!r}."
+        )
     elif os.path.exists(dst) and not force:
         raise errors.ArgumentError(f"{dst!r} is there already; name another file, or use --force.")

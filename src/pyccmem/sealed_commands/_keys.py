@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import argparse
 import getpass
+import os
+import stat
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from .. import errors
+from .._command import complain
 from .._safetensors_header import open_file
 from ..keys import Key
 from ..safetensors.providers import AnyKey, Passphrase, provider_named
@@ -82,15 +85,15 @@ def _key_file(path: str) -> Key:
         warnings.simplefilter("always")
         key = Key.from_file(path)
     for warning in caught:
-        print(f"pyccmem: {warning.message}", file=sys.stderr)
+        complain(str(warning.message))
     return key
 
 
 def _ask(prefix: str, *, twice: bool) -> str:
     what = f"{prefix.replace('-', ' ')}passphrase".capitalize()
     try:
-        text = getpass.getpass(f"{what}: ")
-        if twice and getpass.getpass(f"{what} again: ") != text:
+        text = _asked(what)
+        if twice and _asked(f"{what} again") != text:
             raise errors.ArgumentError("The two passphrases differ; type the same one twice.")
     except EOFError:
         raise errors.ArgumentError(
@@ -99,8 +102,28 @@ def _ask(prefix: str, *, twice: bool) -> str:
     return text
 
 
+def _asked(what: str) -> str:
+    """What is typed at a terminal, or else the next line of standard input. Raises EOFError."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", getpass.GetPassWarning)
+        try:
+            return getpass.getpass(f"{what}: ")
+        except getpass.GetPassWarning:  # no terminal, so nothing that would show what is typed
+            pass
+    line = sys.stdin.readline() if sys.stdin is not None else ""
+    if not line:
+        raise EOFError
+    return line.rstrip("\r\n")
+
+
 def _first_line(path: str) -> str:
-    with open_file(path) as file:
+    with open_file(path, "a file whose first line is the passphrase") as file:
+        mode = os.fstat(file.fileno()).st_mode
+        if mode & (stat.S_IRGRP | stat.S_IROTH):
+            complain(
+                f"The passphrase file {path!r} can be read by other users "
+                f"(mode {stat.S_IMODE(mode):04o}); give it mode 0600."
+            )
         data = bytes(file.read(_MAX_PASSPHRASE) or b"")
     line = data.split(b"\n", 1)[0].removesuffix(b"\r")
     try:

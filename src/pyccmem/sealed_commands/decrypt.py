@@ -11,6 +11,7 @@ from ..safetensors import decrypt_file
 from ._destination import add_force, check_destination
 from ._directory import directory_function
 from ._keys import add_key_options, key_of
+from ._output import safe, show_json
 
 __all__ = ["add_arguments", "run"]
 
@@ -28,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--expect", metavar="ID:GENERATION", help="the file and the least generation to accept"
     )
     add_force(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON")
     add_key_options(parser)
 
 
@@ -43,4 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
             directory_function("decrypt_directory")(src, dst, key=key)
         else:
             decrypt_file(src, dst, key, expect=arguments.expect, overwrite=arguments.force)
+    if arguments.json:
+        show_json({"directory" if os.path.isdir(dst) else "file": dst})
+    else:
+        print(f"{safe(dst)}  in the clear")
     return 0

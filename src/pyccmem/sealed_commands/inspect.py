@@ -103,7 +103,8 @@ def _directory(found: Found, key: AnyKey | None, arguments: argparse.Namespace) 
         show_table(("file", "pin", "sealed by", "tensors", "size", "authenticated"), cells)
     for path, info in infos.items():
         if isinstance(info, Exception):
-            print(f"  {safe(os.path.relpath(path, arguments.file))}: {info}")
+            text = str(info).removeprefix(f"{path!a}: ")
+            print(f"  {safe(os.path.relpath(path, arguments.file))}: {text}")
     return status
 
 

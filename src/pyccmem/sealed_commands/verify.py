@@ -77,7 +77,7 @@ def _checked(path: str, key: AnyKey, expect: str | None) -> dict[str, Any]:
     try:
         opened, damage = damage_of(path, key, expect=expect)
     except (errors.IntegrityError, errors.FileFormatError) as error:
-        return _result(path, "DAMAGED", error=str(error))
+        return _result(path, "DAMAGED", error=str(error).removeprefix(f"{path!a}: "))
     pin = f"{opened.file_id}:{opened.generation}"
     return _result(path, "DAMAGED" if damage else "whole", pin=pin, damage=damage)
 
