@@ -89,8 +89,8 @@ ccmem_status fault_map(fault_space *space, size_t block, size_t nblocks, size_t 
 void fault_unmap(fault_space *space);
 
 /* A system call that the kernel refused may succeed in a moment, and what must not be left half done is
- * tried again so often, with a pause each time: some 10 seconds. */
-enum { FAULT_TRIES = 50000 };
+ * tried again so often, with a pause each time: some 4 seconds. */
+enum { FAULT_TRIES = 20000 };
 
 /* Waits for 0.2 ms before one more try; 0 when it was one too many, or time is short. */
 int fault_again(int tries);

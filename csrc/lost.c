@@ -116,7 +116,8 @@ static int answer(uintptr_t address, int how) {
     if (again) {
         /* Whoever got the signal after the message returned from it, and would for ever. */
         struct sigaction standard = {.sa_handler = SIG_DFL};
-        sigaction(SIGBUS, &standard, NULL);
+        if (sigaction(SIGBUS, &standard, NULL))
+            abort();
         return 1;
     }
     return done;

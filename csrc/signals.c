@@ -19,6 +19,7 @@
 #include <pthread.h>
 #include <semaphore.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <ucontext.h>
@@ -55,7 +56,8 @@ static void pass_on(int level, int number, siginfo_t *info, void *context) {
         /* The access is repeated, and ends the process; an ignored fault does so, too (signal(7)). What
          * somebody sent is not repeated by itself. */
         struct sigaction standard = {.sa_handler = SIG_DFL};
-        sigaction(number, &standard, NULL);
+        if (sigaction(number, &standard, NULL))
+            abort(); /* or it would come here again for ever */
         if (info->si_code <= 0)
             (void)raise(number);
     }

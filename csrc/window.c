@@ -42,8 +42,12 @@ enum {
     BEHIND = 8,           /* how far behind it, beside these, its old blocks are looked for */
     GRACE_NS = 100000,    /* a thread that was woken for a block gets this long to use it */
     BUSY_WAIT_NS = 200000,
-    BUSY_WAITS = 50000    /* some 10 seconds: what the kernel holds longer will not come back */
+    BUSY_WAITS = 2500     /* at least */
 };
+
+/* What the kernel, or another thread, holds longer than this will not come back. Counted too, since a
+ * process that was stopped finds that all the time has gone by. */
+static const uint64_t BUSY_NS = 10000000000;
 
 static const uint32_t NONE = UINT32_MAX;
 
@@ -193,9 +197,15 @@ static ccmem_status open_block(window *w, size_t block, frame *f, int reused, in
     return status;
 }
 
+/* 1 while one more try, the number `tries` from 0 on, may help. */
+static int patient(int tries, uint64_t since) {
+    return tries < BUSY_WAITS || now() - since < BUSY_NS;
+}
+
 /* Until the kernel lets go of what it holds, or takes it. */
 static int insist(window *w, int (*step)(window *, frame *, int), frame *f, int argument) {
-    for (int i = 0; i < BUSY_WAITS; i++) {
+    const uint64_t since = now();
+    for (int i = 0; patient(i, since); i++) {
         if (step(w, f, argument))
             return 1;
         wait_ns(BUSY_WAIT_NS);
@@ -203,12 +213,18 @@ static int insist(window *w, int (*step)(window *, frame *, int), frame *f, int 
     return 0;
 }
 
+/* Ends the process: the frame's memory is neither here nor there, or protected for good. */
+static _Noreturn void break_off(window *w, frame *f) {
+    f->state = EMPTY; /* nobody can wipe it any more, nor may try: that would be a fault of its own */
+    die(w, f->block, CCMEM_ERR_FAULT);
+}
+
 /* 0 when the system refuses, and nothing has changed. */
 static int place(window *w, frame *f, int write) {
     int writable = w->writable && (write || !w->ops->tracks);
     int done = w->ops->place(w->mechanism, f->block, (size_t)(f - w->frames), writable);
     if (done < 0)
-        die(w, f->block, CCMEM_ERR_FAULT);
+        break_off(w, f);
     if (!done)
         return 0;
     f->state = PLACED;
@@ -222,7 +238,7 @@ static int take(window *w, frame *f, int unused) {
     if (f->state == PLACED) {
         int done = w->ops->take(w->mechanism, f->block, (size_t)(f - w->frames), f->written);
         if (done < 0)
-            die(w, f->block, CCMEM_ERR_FAULT);
+            break_off(w, f);
         if (!done)
             return 0;
         f->state = OPENED;
@@ -355,8 +371,9 @@ static void await_change(window *w) {
  * window is being closed (CCMEM_ERR_ARGUMENT). */
 static frame *have_block(window *w, const stream *s, size_t block, int alone,
                          ccmem_status *status) {
+    uint64_t since = 0; /* its clock costs more than a block that is there */
     int reused;
-    for (int waits = 0; waits < BUSY_WAITS && !w->closing; waits++) {
+    for (int waits = 0; !w->closing && (waits < BUSY_WAITS || patient(waits, since)); waits++) {
         frame *f = frame_of(w, block);
         *status = CCMEM_OK;
         note_recent(w, block); /* again, after others: a frame must be left for it */
@@ -371,6 +388,8 @@ static frame *have_block(window *w, const stream *s, size_t block, int alone,
         /* Another thread is opening it. One that would only wait opens the next one meanwhile. */
         if (!(w->ops->waits && s && open_ahead(w)))
             await_change(w);
+        if (!since)
+            since = now();
     }
     *status = w->closing ? CCMEM_ERR_ARGUMENT : CCMEM_ERR_NOMEM;
     return NULL;

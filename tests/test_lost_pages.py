@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sealed files that are cut short, or whose file system fails, while they are open: every way to read
-raises an error that names the file, in every thread; what cannot, ends with a message that does."""
+"""Sealed files that are cut short, or whose file system fails, while they are open: every way to
+read raises an error that names the file, in every thread; what cannot ends with a message."""
 
 from __future__ import annotations
 

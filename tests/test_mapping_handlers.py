@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Handlers of SIGSEGV and SIGBUS that others set while a mapping is open: the mapping goes on working,
-and they get what is not its."""
+"""Handlers of SIGSEGV and SIGBUS that others set while a mapping is open: the mapping goes on
+working, and they get what is not its."""
 
 from __future__ import annotations
 
@@ -199,8 +199,8 @@ with mapping as array:
 @pytest.mark.parametrize("fault", SIGNALS)
 @pytest.mark.parametrize("told", ["flush", "a while", "not"])
 def test_a_handler_that_ends_the_process(foreign: Path, fault: str, told: str) -> None:
-    """It gets no touch after a call about the mapping, nor after some time; at once it does, which is
-    what cannot be helped."""
+    """It gets no touch after a call about the mapping, nor after some time; at once it does, which
+    cannot be helped."""
     done = run(
         USE
         + f"""

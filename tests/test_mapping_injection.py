@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every system call and allocation of a mapping fails once, at each point, by every mechanism: an error
-or success, the right values, never a hang, a lost write or something left behind."""
+"""Every system call and allocation of a mapping fails once, at each point, by every mechanism: an
+error or success, the right values, never a hang, a lost write or something left behind."""
 
 from __future__ import annotations
 

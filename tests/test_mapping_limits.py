@@ -112,7 +112,7 @@ assert "Too many open files" in str(error), error
 
 @pytest.mark.parametrize("fault", SIGNALS)
 def test_more_mappings_than_a_thousand(fault: str) -> None:
-    """There is no fixed number: each answers its own touches, and a write's source may lie in any."""
+    """There is no fixed number: each answers its own touches, and may be the source of a write."""
     check(
         """
 import resource

@@ -226,9 +226,9 @@ def check(status: int, **context: Any) -> None:
 
     This is the one place where a native status becomes an exception. `context` holds what the
     caller knows and the sentence should say: `subject` ("key" or "buffer"), `action`, `offset`,
-    `length`, `nbytes`, `name`, `page_size` and `store` of a buffer, `setting`, `tier`, `require`, `path`,
-    `errno`; `unwrapping` a key, `mapping` a file's pages; `window` of a mapping and what it
-    `pinned`.
+    `length`, `nbytes`, `name`, `page_size` and `store` of a buffer, `setting`, `tier`, `require`,
+    `path`, `errno`; `unwrapping` a key, `mapping` a file's pages; `window` of a mapping and what
+    it `pinned`.
     """
     if status == OK:
         return
@@ -316,7 +316,7 @@ def check(status: int, **context: Any) -> None:
             f"The system refused the thread that answers touches of a mapping "
             f"({os.strerror(context.get('errno') or 0)}): this user's or this container's limit of "
             f"processes and threads is reached ('ulimit -u' in the shell, pids.max of the cgroup, "
-            f"'docker run --pids-limit=', TasksMax= in a systemd unit), or there is no room for its "
+            f"'docker run --pids-limit=', TasksMax= in a systemd unit), or there is no room for a "
             f"stack; raise the limit, leave PYCCMEM_FAULT unset for a mechanism that needs no "
             f"thread, or use open() or indexing, which need none."
         )
