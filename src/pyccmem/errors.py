@@ -174,7 +174,8 @@ _Failure = TypeVar("_Failure", bound=_SystemError)
 
 
 class FileReadError(_SystemError):
-    """A file that cannot be opened or read; `errno` and `filename` are set where known."""
+    """A file that cannot be opened or read, or a page of a sealed file that was there when it was
+    loaded and is not any more; `errno` and `filename` are set where known."""
 
     def __str__(self) -> str:
         # OSError's own text would leave out the sentence as soon as `filename` is set.
@@ -230,7 +231,8 @@ class PlaintextBudgetError(PyccmemError, MemoryError):
 
 
 class FaultMechanismError(PyccmemError, RuntimeError):
-    """The system offers no way to fill memory when it is touched, or not the one asked for."""
+    """The system offers no way to fill memory when it is touched, or not the one asked for, or
+    refuses the thread or the signals that it takes."""
 
 
 class MappingConflictError(PyccmemError, RuntimeError):

@@ -51,13 +51,14 @@ class Mapping(Resource):
     After the `with` block the array, every view of it and every tensor made from it must not be
     used: the address range stays reserved as long as they exist, and the process ends by SIGSEGV.
 
-    When a touched page turns out to have been changed there is no caller to raise IntegrityError
-    in: all windows are wiped, and the process ends (SIGABRT) with a message. prefault() and pin()
-    raise it. Whether system calls can be handed parts of the array that are not resident, as in
-    `write(fd, array)`, tells `kernel_access`; where they cannot they fail with EFAULT, and pin()
-    makes them work. They can if the process may have that (userfaultfd(2) in full: CAP_SYS_PTRACE,
-    or /dev/userfaultfd). `system_calls=False` goes without, for speed: touches are then answered
-    in the thread that touched.
+    When a touched page turns out to have been changed, or cannot be had from its file any more,
+    there is no caller to raise IntegrityError or FileReadError in: all windows are wiped, and the
+    process ends (SIGABRT) with a message. prefault() and pin() raise them. Whether system calls can
+    be handed parts of the array that are not resident, as in `write(fd, array)`, tells
+    `kernel_access`; where they cannot they fail with EFAULT, and pin() makes them work. They can if
+    the process may have that (userfaultfd(2) in full: CAP_SYS_PTRACE, or /dev/userfaultfd).
+    `system_calls=False` goes without, for speed: touches are then answered in the thread that
+    touched.
     """
 
     __slots__ = (

@@ -50,11 +50,11 @@ def load_file(
 
     A sealed file: nothing is decrypted. The pages are mapped from the file, shared with every other
     process that maps it, and read-only (tensor.copy() makes a writable one). Whoever can write the
-    file can make reads fail, or, by cutting it short, end the process (SIGBUS): with mmap=False the
-    pages are read into memory, and nothing that happens to the file later matters. `key` is what
-    the file was sealed for: a Key, a Passphrase or a KeyProvider. `expect` pins a file id and the
-    least generation of it: the text "FILE_ID:GENERATION" that `pyccmem inspect` prints, a pair, a
-    dict or what inspect_file() returned; a plain file is refused then.
+    file can make reads fail (IntegrityError), by cutting it short too (FileReadError): with
+    mmap=False the pages are read into memory, and nothing that happens to the file later matters.
+    `key` is what the file was sealed for: a Key, a Passphrase or a KeyProvider. `expect` pins a
+    file id and the least generation of it: the text "FILE_ID:GENERATION" that `pyccmem inspect`
+    prints, a pair, a dict or what inspect_file() returned; a plain file is refused then.
 
     A forked child opens the file anew when it first uses one of the tensors, if a key file, a
     KeyProvider or a Passphrase that is kept gives it the key once more. A descriptor stays open for
