@@ -61,7 +61,8 @@ typedef enum ccmem_cipher {
 typedef enum ccmem_secret_level {
     CCMEM_SECRET_NONE = 0, /* not even locked: never handed out, only reported by a failed probe */
     CCMEM_SECRET_MLOCK,    /* mlock + MADV_DONTDUMP + MADV_DONTFORK */
-    CCMEM_SECRET_MEMFD     /* memfd_secret: absent from the kernel's direct map and /proc/PID/mem */
+    CCMEM_SECRET_MEMFD,    /* memfd_secret: absent from the kernel's direct map and /proc/PID/mem */
+    CCMEM_SECRET_MLOCK_ONLY /* no level: asks for CCMEM_SECRET_MLOCK, even where there is better */
 } ccmem_secret_level;
 
 enum {
@@ -141,7 +142,8 @@ ccmem_secret_level ccmem_secret_probe(void);
 /* How many slots of secret memory are in use, of keys and of all that was derived from them. */
 uint64_t ccmem_secret_slots(void);
 
-/* A new random root key in secret memory of at least level `require`. On success *out owns it
+/* A new random root key in secret memory of at least level `require`, or of just the level that
+ * CCMEM_SECRET_MLOCK_ONLY says; what is derived from it lies in such memory as well. On success *out owns it
  * until ccmem_key_free. CCMEM_ERR_SECRETMEM, _MEMLOCK, _NOMEM, _ENTROPY. */
 ccmem_status ccmem_key_generate(ccmem_secret_level require, ccmem_key **out);
 
@@ -335,7 +337,8 @@ ccmem_status ccmem_arena_get_totals(const ccmem_arena *arena, ccmem_arena_totals
  * _FORK, _MEMLOCK, _SECRETMEM, _NOMEM. */
 ccmem_status ccmem_key_wrap(const ccmem_key *key, const ccmem_key *data_key, uint8_t wrapped[40]);
 
-/* The key that ccmem_key_wrap() wrapped, in secret memory of at least level `require`. On success
+/* The key that ccmem_key_wrap() wrapped, in secret memory of at least level `require`, and for
+ * CCMEM_SECRET_MLOCK of what `key` was to have. On success
  * *out owns it until ccmem_key_free. CCMEM_ERR_INTEGRITY: it was wrapped under another key, or
  * changed. Other errors as above. */
 ccmem_status ccmem_key_unwrap(const ccmem_key *key, const uint8_t wrapped[40],

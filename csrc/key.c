@@ -286,7 +286,7 @@ ccmem_status ccmem_key_unwrap(const ccmem_key *key, const uint8_t wrapped[40],
     if (!keywrap_unwrap(ccmem_tier_active(), &w->kek, wrapped, CCMEM_WRAPPED_KEY_SIZE, w->raw))
         status = CCMEM_ERR_INTEGRITY;
     else
-        status = key_new(w->raw, require, out);
+        status = key_new(w->raw, require == CCMEM_SECRET_MLOCK ? key->require : require, out);
     secret_free(w);
     return status;
 }

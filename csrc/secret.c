@@ -43,6 +43,7 @@ typedef struct chunk {
     uint8_t *base;
     size_t size;
     ccmem_secret_level level;
+    int chosen;               /* of a lower level than there may be: for those who ask for just that */
     unsigned used;            /* slots handed out */
     uint64_t taken[MAP_WORDS]; /* one bit a slot */
 } chunk;
@@ -50,6 +51,7 @@ typedef struct chunk {
 typedef struct arena {
     uint64_t generation;
     pthread_mutex_t lock;
+    size_t used; /* slots handed out, of all chunks */
     chunk *chunks[CLASSES];
 } arena;
 
@@ -160,8 +162,10 @@ static ccmem_status map_mlock(size_t size, uint8_t **out) {
 /* Where both ways fail, the limit is the reason worth reporting: it can be raised. */
 static ccmem_status map_locked(size_t size, ccmem_secret_level require, uint8_t **out,
                                ccmem_secret_level *level) {
-    ccmem_status by_memfd = map_memfd(size, out), by_mlock;
+    ccmem_status by_memfd = CCMEM_ERR_SECRETMEM, by_mlock;
 
+    if (require != CCMEM_SECRET_MLOCK_ONLY)
+        by_memfd = map_memfd(size, out);
     *level = CCMEM_SECRET_MEMFD;
     if (by_memfd == CCMEM_OK || require == CCMEM_SECRET_MEMFD)
         return by_memfd;
@@ -244,6 +248,7 @@ static ccmem_status chunk_add(arena *a, int class, ccmem_secret_level require) {
         return status;
     }
     c->size = size;
+    c->chosen = require == CCMEM_SECRET_MLOCK_ONLY;
     c->next = a->chunks[class];
     a->chunks[class] = c;
     return CCMEM_OK;
@@ -269,10 +274,16 @@ static uint8_t *chunk_take(chunk *c, int class) {
     return NULL;
 }
 
+static int fits(const chunk *c, ccmem_secret_level require) {
+    return require == CCMEM_SECRET_MLOCK_ONLY ? c->level == CCMEM_SECRET_MLOCK
+                                              : c->level >= require && !c->chosen;
+}
+
 static uint8_t *take(arena *a, int class, ccmem_secret_level require, ccmem_secret_level *level) {
     for (chunk *c = a->chunks[class]; c; c = c->next) {
-        uint8_t *slot = c->level >= require ? chunk_take(c, class) : NULL;
+        uint8_t *slot = fits(c, require) ? chunk_take(c, class) : NULL;
         if (slot) {
+            a->used++;
             *level = c->level;
             return slot;
         }
@@ -288,7 +299,7 @@ ccmem_status secret_alloc(size_t n, ccmem_secret_level require, void **out,
     int class = 0;
     arena *a;
 
-    if (!n || n > SECRET_SLOT_MAX || require < CCMEM_SECRET_NONE || require > CCMEM_SECRET_MEMFD)
+    if (!n || n > SECRET_SLOT_MAX || require < CCMEM_SECRET_NONE || require > CCMEM_SECRET_MLOCK_ONLY)
         return CCMEM_ERR_ARGUMENT;
     while (slot_size[class] < n)
         class++;
@@ -308,13 +319,19 @@ ccmem_status secret_alloc(size_t n, ccmem_secret_level require, void **out,
     return CCMEM_OK;
 }
 
-/* Keeps one empty chunk a class, so that making and freeing one key does not map every time. */
+/* Keeps one empty chunk a class, so that making and freeing one key does not map every time; but none
+ * when the last slot has come back, since a system that has secret memory does not hibernate. */
 static void give_back(arena *a, int class, chunk **link, size_t slot) {
     chunk *c = *link;
+    a->used--;
     ccmem_wipe(c->base + slot * slot_size[class], slot_size[class]);
     c->taken[slot / 64] &= ~(UINT64_C(1) << slot % 64);
     if (--c->used)
         return;
+    if (!a->used) {
+        (void)release_empty(a);
+        return;
+    }
     for (chunk *other = a->chunks[class]; other; other = other->next)
         if (other != c && !other->used) {
             chunk_release(link);

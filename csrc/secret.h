@@ -47,7 +47,8 @@ static inline void copy_secret(void *out, const void *in, size_t n) {
 }
 
 /* A zeroed slot of at least n bytes (n <= SECRET_SLOT_MAX), 64-byte aligned, in memory of at least
- * level `require` (CCMEM_SECRET_MLOCK when the caller does not mind). *level, when not NULL,
+ * level `require` (CCMEM_SECRET_MLOCK when the caller does not mind), or of just that which
+ * CCMEM_SECRET_MLOCK_ONLY says. *level, when not NULL,
  * receives the level reached. CCMEM_ERR_SECRETMEM, _MEMLOCK, _NOMEM, _ARGUMENT. */
 enum { SECRET_SLOT_MAX = 2048 };
 ccmem_status secret_alloc(size_t n, ccmem_secret_level require, void **out,

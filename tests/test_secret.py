@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import support
-from support import child_environment, lib, linux_only, not_sanitized
+from support import check_python, child_environment, lib, linux_only, not_sanitized
 
 import pyccmem
 from pyccmem import errors
@@ -453,7 +453,9 @@ def test_secretmem_is_used_where_it_can_be_had() -> None:
 @pytest.mark.parametrize("errno", [38, 1, 12], ids=["ENOSYS", "EPERM", "ENOMEM"])
 def test_fallback_to_mlock(errno: int) -> None:
     """Reported, usable, and refused where secretmem is required."""
-    script = WITHOUT_MEMFD_SECRET.replace("forbid(447, 38)", f"forbid(447, {errno})") + """
+    script = (
+        WITHOUT_MEMFD_SECRET.replace("forbid(447, 38)", f"forbid(447, {errno})")
+        + """
 from pyccmem import Key, EncryptedBuffer, errors, stats
 for make in (Key.generate, lambda **k: Key.from_bytes(bytes(32), **k)):
     for require in (None, "mlock"):
@@ -470,6 +472,7 @@ for make in (Key.generate, lambda **k: Key.from_bytes(bytes(32), **k)):
         raise AssertionError("secretmem cannot be had, yet the key was made")
 assert stats()["level"] == "mlock"
 """
+    )
     done = support.run_python(script)
     skip_without(done, "no seccomp filter may be installed here")
     if errno != 12:
@@ -483,7 +486,9 @@ def test_no_secret_memory_at_all_is_an_error() -> None:
     if mlock is None:
         pytest.skip("the number of mlock(2) is not known for this architecture")
     for errno, names in ((12, ("LockedMemoryError", "OutOfMemoryError")), (38, None)):
-        script = WITHOUT_MEMFD_SECRET + f"""
+        script = (
+            WITHOUT_MEMFD_SECRET
+            + f"""
 forbid({mlock}, {errno})
 from pyccmem import Key, errors, stats
 for make in (Key.generate, lambda: Key.from_bytes(bytes(32))):
@@ -495,6 +500,7 @@ for make in (Key.generate, lambda: Key.from_bytes(bytes(32))):
         raise AssertionError("a key in memory that is not locked")
 assert stats()["level"] == "none"
 """
+        )
         done = support.run_python(script)
         skip_without(done, "no seccomp filter may be installed here")
         if names:
@@ -506,7 +512,10 @@ assert stats()["level"] == "none"
 
 @pytest.mark.parametrize("prefix", ["", WITHOUT_MEMFD_SECRET], ids=["best", "mlock"])
 def test_a_limit_of_zero_is_an_error_that_names_it(prefix: str) -> None:
-    script = prefix + WITH_LIMIT + """
+    script = (
+        prefix
+        + WITH_LIMIT
+        + """
 limit(0)
 for make in (Key.generate, lambda: Key.from_bytes(bytes(32))):
     try:
@@ -517,6 +526,7 @@ for make in (Key.generate, lambda: Key.from_bytes(bytes(32))):
     else:
         raise AssertionError("a key was made without any locked memory")
 """
+    )
     skip_without(support.run_python(script), "no seccomp filter may be installed here")
 
 
@@ -527,7 +537,10 @@ def test_the_limit_bounds_keys_and_loses_none(
     prefix: str, nbytes: int, cipher: str, slot: int
 ) -> None:
     """At the limit: LockedMemoryError; what exists goes on working, and room freed is used."""
-    script = prefix + WITH_LIMIT + f"""
+    script = (
+        prefix
+        + WITH_LIMIT
+        + f"""
 limit({nbytes})
 keys, buffers = [], []
 try:
@@ -557,9 +570,97 @@ for _ in range(3):
     again = [EncryptedBuffer(100, key=key, cipher={cipher!r}) for _ in range(count)]
     del again
 """
+    )
     skip_without(support.run_python(script), "no seccomp filter may be installed here")
 
 
 def test_level_is_an_error_name_in_the_tree() -> None:
     assert issubclass(errors.LockedMemoryError, errors.OutOfMemoryError)
     assert issubclass(errors.SecretMemoryError, errors.PyccmemError)
+
+
+# ---- the level that a user chooses, and what is left when nothing is used -----------------------
+
+
+SECRET_MAPPINGS = """
+import gc
+def secret():
+    gc.collect()
+    with open("/proc/self/maps") as file:
+        return sum("secretmem" in line for line in file)
+def locked():
+    with open("/proc/self/status") as file:
+        return int(next(line for line in file if line.startswith("VmLck")).split()[1])
+"""
+
+
+@not_sanitized
+@pytest.mark.parametrize("level", ["mlock", pytest.param("secretmem", marks=needs_secretmem)])
+def test_secret_memory_goes_back_when_the_last_key_is_closed(level: str) -> None:
+    """A system does not hibernate while a process has secretmem, so none may stay mapped."""
+    check_python(
+        SECRET_MAPPINGS
+        + """
+import sys, numpy as np
+from pyccmem import Arena, EncryptedBuffer, EncryptedTensor, Key
+level = sys.argv[1]
+for _ in range(3):
+    assert secret() == 0 and locked() == 0, (secret(), locked())
+    key = Key.generate(level=level)
+    buffers = [EncryptedBuffer(5, key=key, cipher=c) for c in ("aegis-128x2", "aes-256-xts")]
+    arena = Arena(key=key)
+    tensor = EncryptedTensor.from_numpy(np.ones(5), arena=arena)
+    assert {key.level, arena.level, *(b.level for b in buffers)} == {level}
+    assert (secret() > 0) == (level == "secretmem") and locked() > 0
+    key.close()
+    for buffer in buffers:
+        buffer.close()
+    arena.close()
+    assert locked() > 0, "the tensor's key is there"
+    tensor.close()
+    del arena, tensor, key, buffers, buffer
+assert secret() == 0 and locked() == 0, (secret(), locked())
+""",
+        level,
+    )
+
+
+@not_sanitized
+@needs_secretmem
+def test_mlock_can_be_chosen_where_there_is_better() -> None:
+    check_python(
+        SECRET_MAPPINGS
+        + """
+import os, pyccmem
+from pyccmem import EncryptedBuffer, Key, errors
+best = Key.generate()
+assert best.level == "secretmem"
+before = secret()
+keys = [Key.generate(level="mlock"), Key.from_bytes(bytes(32), level="mlock"),
+        Key.from_passphrase("x", salt=bytes(16), n=2, level="mlock")]
+keys.append(keys[0]._unwrap(keys[0]._wrap(best)))
+assert [key.level for key in keys] == ["mlock"] * 4 and secret() == before
+assert EncryptedBuffer(9, key=keys[0]).level == "mlock" and secret() == before
+assert Key.generate(require="mlock").level == "secretmem"  # at least
+assert Key.generate(level="secretmem", require="mlock").level == "secretmem"
+os.environ["PYCCMEM_SECRET"] = "mlock"
+assert Key.generate().level == "mlock"
+assert Key.generate(require="secretmem").level == "secretmem"
+os.environ["PYCCMEM_SECRET"] = "none"
+for call in (Key.generate, lambda: Key.from_bytes(bytes(32))):
+    try:
+        call()
+    except errors.ConfigError as error:
+        assert "PYCCMEM_SECRET='none'" in str(error)
+    else:
+        raise SystemExit("not refused")
+del os.environ["PYCCMEM_SECRET"]
+for options in ({"level": "none"}, {"level": 1}, {"level": "mlock", "require": "secretmem"}):
+    try:
+        Key.generate(**options)
+    except (errors.ArgumentError, errors.ArgumentTypeError) as error:
+        assert "level" in str(error)
+    else:
+        raise SystemExit(options)
+"""
+    )

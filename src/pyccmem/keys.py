@@ -23,7 +23,11 @@ _REQUIRE = {
     None: lib.CCMEM_SECRET_MLOCK,
     "mlock": lib.CCMEM_SECRET_MLOCK,
     "secretmem": lib.CCMEM_SECRET_MEMFD,
+    "mlock, and no other": lib.CCMEM_SECRET_MLOCK_ONLY,
 }
+
+#: What PYCCMEM_SECRET and `level` ask for, in the words of `require`.
+_EXACTLY = {"mlock": "mlock, and no other", "secretmem": "secretmem"}
 
 _SALT_SIZE_MIN = 16  # NIST SP 800-132, 5.1: at least 128 bits
 
@@ -39,6 +43,32 @@ def _required_level(require: str | None) -> int:
             f"require is {require!r}; it must be None, 'mlock' or 'secretmem'."
         )
     return int(_REQUIRE[require])
+
+
+def _wanted(require: Any, level: Any) -> str | None:
+    """`require` and `level` as one, and where neither is given, what PYCCMEM_SECRET says. Raises
+    ArgumentError, ArgumentTypeError, ConfigError."""
+    _required_level(require)
+    if level is None:
+        chosen = os.environ.get("PYCCMEM_SECRET", "")
+        if chosen not in ("", "auto", *_EXACTLY):
+            raise errors.ConfigError(
+                f"PYCCMEM_SECRET={chosen!r} is not a level of secret memory; set mlock or "
+                f"secretmem, or leave it unset for the best that can be had."
+            )
+        wanted: str | None = require if require is not None else _EXACTLY.get(chosen)
+        return wanted
+    if not isinstance(level, str):
+        raise errors.ArgumentTypeError(
+            f"level must be None, 'mlock' or 'secretmem', not {type(level).__name__}."
+        )
+    if level not in _EXACTLY:
+        raise errors.ArgumentError(f"level is {level!r}; it must be None, 'mlock' or 'secretmem'.")
+    if require == "secretmem" and level == "mlock":
+        raise errors.ArgumentError(
+            "level='mlock' and require='secretmem' exclude each other; leave one of them out."
+        )
+    return _EXACTLY[level]
 
 
 class KeyFile:
@@ -77,7 +107,10 @@ class Key(Resource):
 
     Made by generate(), from_bytes(), from_file() or from_passphrase(). The bytes lie in
     memfd_secret memory where the system has it, else in locked memory left out of dumps;
-    `level` says which. `require="secretmem"` fails with SecretMemoryError rather than fall back.
+    `level` says which. `require="secretmem"` fails with SecretMemoryError rather than fall back;
+    `level="mlock"` takes locked memory even where the system has better: for one that is to
+    hibernate, which none does while it has secretmem. The environment variable PYCCMEM_SECRET
+    (mlock or secretmem) is the level of keys for which the program names neither.
 
     Buffers derive their keys when they are made, so a Key may be closed before its buffers.
     A Key does not follow a fork: in the child its use raises ForkError, but for a key from a file,
@@ -114,34 +147,41 @@ class Key(Resource):
         return self
 
     @classmethod
-    def generate(cls, *, require: str | None = None) -> Key:
+    def generate(cls, *, require: str | None = None, level: str | None = None) -> Key:
         """A new random key.
 
         Raises SecretMemoryError, LockedMemoryError, OutOfMemoryError, EntropyError.
         """
-        level = _required_level(require)
+        require = _wanted(require, level)
         out = KEY.cell()
-        status = lib.ccmem_key_generate(level, out)
+        status = lib.ccmem_key_generate(_required_level(require), out)
         check(status, subject="key", action="a key", require=require)
         return cls._adopt(out)
 
     @classmethod
-    def from_bytes(cls, data: Any, *, require: str | None = None) -> Key:
+    def from_bytes(cls, data: Any, *, require: str | None = None, level: str | None = None) -> Key:
         """A key from exactly 32 bytes (any contiguous bytes-like object), which are copied.
 
         The caller's copy stays as it is; a bytearray can be overwritten afterwards, bytes cannot.
         Raises InvalidKeyError for another length, BufferTypeError, and what generate() raises.
         """
-        level = _required_level(require)
+        require = _wanted(require, level)
+        native = _required_level(require)
         out = KEY.cell()
         size = (lib.CCMEM_ROOT_KEY_SIZE,)
         with exact_bytes("The key", data, size, errors.InvalidKeyError) as source:
-            status = lib.ccmem_key_from_bytes(source, level, out)
+            status = lib.ccmem_key_from_bytes(source, native, out)
         check(status, subject="key", action="a key", require=require)
         return cls._adopt(out)
 
     @classmethod
-    def from_file(cls, path: str | os.PathLike[str], *, require: str | None = None) -> Key:
+    def from_file(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        require: str | None = None,
+        level: str | None = None,
+    ) -> Key:
         """A key from a regular file of exactly 32 bytes, or of 64 hexadecimal digits. Up to 16
         spaces, tabs and ends of lines (CRLF, too) may follow the digits, and UTF-8's byte order
         mark precede them. The bytes go straight into secret memory, never through the Python heap.
@@ -150,7 +190,7 @@ class Key(Resource):
         else, and what generate() raises. Warns with InsecureKeyFileWarning when the file's mode
         lets its group or others read it.
         """
-        _required_level(require)
+        require = _wanted(require, level)
         try:
             name = os.fspath(path)
         except TypeError:
@@ -212,6 +252,7 @@ class Key(Resource):
         r: int = 8,
         p: int = 1,
         require: str | None = None,
+        level: str | None = None,
     ) -> Key:
         """A key from a passphrase by scrypt (RFC 7914): the UTF-8 form of `text` as it is, `salt`
         of 16 bytes or more, unique to this key but not secret.
@@ -225,7 +266,8 @@ class Key(Resource):
         Raises InvalidKeyError for an empty passphrase or a short salt, ArgumentError for scrypt
         parameters out of range, and what generate() raises.
         """
-        level = _required_level(require)
+        require = _wanted(require, level)
+        native = _required_level(require)
         if not isinstance(text, str):
             raise errors.ArgumentTypeError(
                 f"A passphrase must be a str, not {type(text).__name__}; for key bytes use "
@@ -273,7 +315,7 @@ class Key(Resource):
                 maxmem=128 * r * (n + p + 2) + 2**20,
                 dklen=lib.CCMEM_ROOT_KEY_SIZE,
             )
-            status = lib.ccmem_key_from_bytes(ffi.from_buffer(derived), level, out)
+            status = lib.ccmem_key_from_bytes(ffi.from_buffer(derived), native, out)
         except MemoryError:
             raise errors.OutOfMemoryError(out_of_memory) from None
         except (ValueError, OverflowError) as problem:
