@@ -31,11 +31,15 @@ __all__ = [
     "keeping",
     "made",
     "pin",
+    "pointer_to",
     "region",
 ]
 
+_cast = ffi.cast
+_from_buffer = ffi.from_buffer
 _gc = ffi.gc
 _new = ffi.new
+_STORE = ffi.typeof("ccmem_store *")
 
 
 def made(make: Any, argument: Any, destructor: Any) -> Any:
@@ -48,6 +52,12 @@ def made(make: Any, argument: Any, destructor: Any) -> Any:
 def keeping(pointer: Any, kept: Any) -> Any:
     """A pointer that keeps the native object `kept` alive."""
     return _gc(pointer, partial(lib.ccmem_nothing, kept))
+
+
+def pointer_to(store: Any) -> Any:
+    """A store as a field of a native struct takes it: one in an arena lies in a Python object,
+    which only a native function takes for a pointer. The caller keeps `store` alive."""
+    return _cast(_STORE, _from_buffer(store)) if isinstance(store, bytes) else store
 
 
 class Kind:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .. import _plain
 from .._lib import OK, ffi, lib
+from .._owned import pointer_to
 from ..tensor import EncryptedTensor as Core
 from . import _blas
 from ._stored import NATIVE, Stored, converted
@@ -83,8 +84,8 @@ def rows_of_one_type(x: Tensor, stored: Stored, bias: Tensor | Stored | None) ->
         other = bias.core
         if bias.dtype is not kind or other._shape != (height,):
             return None
-        store = other._buffer._store or other._opened()
-        added = _new(_BIAS, (_NULL, store, other._offset, code))
+        store = other._opened()
+        added = _new(_BIAS, (_NULL, pointer_to(store), other._offset, code))
     elif bias is not None:
         if not (
             type(bias) in _PLAIN
@@ -98,7 +99,7 @@ def rows_of_one_type(x: Tensor, stored: Stored, bias: Tensor | Stored | None) ->
         added = _new(_BIAS, (_cast(_POINTER, bias.data_ptr()), _NULL, 0, code))
     out = torch.empty((*shape[:-1], height), dtype=kind)
     status = _typed(
-        core._buffer._store or core._opened(),
+        core._opened(),
         core._offset,
         code,
         height,
@@ -143,7 +144,7 @@ def rows(x: Tensor, matrix: Matrix, bias: Tensor | None, result: torch.dtype) ->
     if kind is _SINGLE:
         out = torch.empty((*shape, height), dtype=_SINGLE)
         status = _linear(
-            core._buffer._store or core._opened(),
+            core._opened(),
             offset,
             NATIVE[dtype],
             height,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .. import errors
 from .._lib import DEFAULT_CIPHER
+from ..arena import Arena
 from ..keys import Key
 from ..safetensors._progress import Progress, check_progress, reporting
 from ._open import opened
@@ -77,10 +78,10 @@ class _Group:
     def add(self, place: _Place) -> None:
         self.places.append((place.module, place.name, place.is_parameter))
 
-    def encrypt(self, key: Key, cipher: str) -> None:
+    def encrypt(self, key: Key, arena: Arena) -> None:
         """Makes the encrypted tensor; the model still has the plain one."""
         assert self.tensor is not None
-        new = EncryptedTensor.from_tensor(self.tensor, key=key, cipher=cipher, name=self.name)
+        new = EncryptedTensor.from_tensor(self.tensor, key=key, name=self.name, arena=arena)
         if any(is_parameter for _, _, is_parameter in self.places):
             self.parameter = nn.Parameter(new, requires_grad=False)
         self.encrypted = new
@@ -105,11 +106,11 @@ class _Piece:
     def nbytes(self) -> int:
         return sum(group.nbytes for group in self.groups)
 
-    def encrypt(self, key: Key, cipher: str, mappings: Mappings | None) -> None:
+    def encrypt(self, key: Key, arena: Arena, mappings: Mappings | None) -> None:
         """Replaces the plain tensors by encrypted ones and overwrites them; all of them, or none
         when this raises what EncryptedTensor.from_tensor() does."""
         for group in self.groups:
-            group.encrypt(key, cipher)
+            group.encrypt(key, arena)
         _to_the_end(lambda: self._settle(mappings))
 
     def _settle(self, mappings: Mappings | None) -> None:
@@ -160,7 +161,8 @@ def encrypt_module(
     wipe: bool = True,
 ) -> nn.Module:
     """Encrypts a model in place and returns it: every parameter and buffer becomes an
-    EncryptedTensor of the same name, tied ones the same one.
+    EncryptedTensor of the same name, tied ones the same one. They are encrypted together, in one
+    pyccmem.Arena.
 
     `include` and `exclude` are patterns of qualified names as fnmatch has them
     ("encoder.*.weight"), or a function of name and tensor; without `include` all are chosen.
@@ -193,9 +195,10 @@ def encrypt_module(
     total = sum(piece.nbytes for piece in work)
     done = 0
     mappings = Mappings() if wipe and work else None
+    arena = Arena(key=key, cipher=cipher)
     with reporting(progress, type(model).__name__, total) as report, own_threads():
         for piece in work:
-            piece.encrypt(key, cipher, mappings)
+            piece.encrypt(key, arena, mappings)
             done += piece.nbytes
             report(done, total)
     return model

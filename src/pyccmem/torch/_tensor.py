@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .. import errors
 from .._lib import DEFAULT_CIPHER
+from ..arena import Arena
 from ..keys import Key
 from ..tensor import EncryptedTensor as Core
 from ._stored import Stored, core_of_ciphertext, numpy_dtype, torch_dtype
@@ -129,9 +130,11 @@ class EncryptedTensor(Tensor):
         cipher: str = DEFAULT_CIPHER,
         name: str | None = None,
         page_size: int | None = None,
+        arena: Arena | None = None,
     ) -> EncryptedTensor:
         """The contents, shape and dtype of a dense CPU tensor, which stays as it is: overwrite it
-        yourself.
+        yourself. With `arena` it is encrypted together with others, by the arena's cipher and in
+        its pages.
 
         `key` is kept for copies and for saving; where it has been closed, copies in memory get a
         random key of this process.
@@ -149,11 +152,11 @@ class EncryptedTensor(Tensor):
         if isinstance(tensor, EncryptedTensor):
             tensor = tensor.decrypt()
         check_encryptable(tensor, "tensor")
-        options: dict[str, Any] = {"cipher": cipher, "name": name}
-        if page_size is not None:
-            options["page_size"] = page_size
+        options: dict[str, Any] = {"key": key, "cipher": cipher, "page_size": page_size}
+        if arena is not None:
+            options = {"arena": arena}
         shape = tuple(tensor.shape)
-        core = Core.zeros(shape, numpy_dtype(tensor.dtype), key=key, **options)
+        core = Core.zeros(shape, numpy_dtype(tensor.dtype), name=name, **options)
         stored = Stored(core, tensor.dtype, key)
         try:
             stored.write_any(core, 0, tensor.detach())
