@@ -164,7 +164,7 @@ ccmem_status ccmem_arena_new(const ccmem_key *key, ccmem_cipher cipher, uint32_t
     ccmem_arena *arena = calloc(1, sizeof *arena);
     if (!arena)
         return CCMEM_ERR_NOMEM;
-    status = core_new(key, cipher, id, page_size, &arena->core);
+    status = core_new(key, cipher, id, page_size, 0, &arena->core);
     if (status == CCMEM_OK && pthread_mutex_init(&arena->core->lock, NULL))
         status = CCMEM_ERR_NOMEM;
     else if (status == CCMEM_OK)

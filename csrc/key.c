@@ -26,6 +26,7 @@ enum {
 struct ccmem_key {
     aes_key *schedule; /* AES-256 for CMAC, in secret memory; it begins with the key itself */
     uint64_t generation;
+    uint64_t refs; /* atomic */
     ccmem_secret_level level;
     ccmem_secret_level require;
 };
@@ -60,6 +61,7 @@ static ccmem_status key_new(const uint8_t *raw, ccmem_secret_level require, ccme
     }
     key->schedule = slot;
     key->require = require;
+    key->refs = 1;
     key->generation = fork_generation();
     aes_expand(key->schedule, raw, CCMEM_ROOT_KEY_SIZE);
     *out = key;
@@ -186,6 +188,11 @@ ccmem_secret_level ccmem_key_level(const ccmem_key *key) {
     return key ? key->level : CCMEM_SECRET_NONE;
 }
 
+ccmem_key *key_retain(ccmem_key *key) {
+    __atomic_fetch_add(&key->refs, 1, __ATOMIC_RELAXED);
+    return key;
+}
+
 ccmem_secret_level key_require(const ccmem_key *key) { return key->require; }
 
 ccmem_status ccmem_key_check(const ccmem_key *key) {
@@ -195,7 +202,7 @@ ccmem_status ccmem_key_check(const ccmem_key *key) {
 }
 
 void ccmem_key_free(ccmem_key *key) {
-    if (!key)
+    if (!key || __atomic_fetch_sub(&key->refs, 1, __ATOMIC_ACQ_REL) != 1)
         return;
     if (!fork_alien(key->generation))
         secret_free(key->schedule);

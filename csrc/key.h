@@ -17,4 +17,7 @@ ccmem_status random_bytes(void *out, size_t n);
 /* The level asked for when the key was made; what is derived from it must reach it too. */
 ccmem_secret_level key_require(const ccmem_key *key);
 
+/* Another reference to a key, which ccmem_key_free() drops; the last one wipes it. */
+ccmem_key *key_retain(ccmem_key *key);
+
 #endif

@@ -23,21 +23,25 @@ int ccmem_cipher_authenticated(ccmem_cipher cipher) {
     return suite && suite->authenticated;
 }
 
-ccmem_status page_init(page_context *ctx, ccmem_cipher cipher, ccmem_tier tier, uint32_t size,
-                       void *key, const uint8_t *subkey) {
-    ctx->cache.entries = NULL;
-    ctx->cache.mask = 0;
-    ctx->size = size;
-    ctx->key = key;
+void page_init_keyless(page_context *ctx, ccmem_cipher cipher, ccmem_tier tier, uint32_t size) {
+    *ctx = (page_context){.size = size};
     if (suites[cipher].authenticated) {
         ctx->ops = &page_aegis;
         ctx->kernels = aegis_tier(tier);
-        copy_secret(key, subkey, AEGIS_KEY_SIZE);
-        return CCMEM_OK;
+    } else {
+        ctx->ops = &page_xts;
+        ctx->kernels = xts_tier(tier);
     }
-    ctx->ops = &page_xts;
-    ctx->kernels = xts_tier(tier);
-    return xts_expand(key, subkey, suites[cipher].subkey_size);
+}
+
+ccmem_status page_init(page_context *ctx, ccmem_cipher cipher, ccmem_tier tier, uint32_t size,
+                       void *key, const uint8_t *subkey) {
+    page_init_keyless(ctx, cipher, tier, size);
+    ctx->key = key;
+    if (!suites[cipher].authenticated)
+        return xts_expand(key, subkey, suites[cipher].subkey_size);
+    copy_secret(key, subkey, AEGIS_KEY_SIZE);
+    return CCMEM_OK;
 }
 
 /* n bytes for `offset` of a page, as far as they lie in what scratch holds. */

@@ -87,6 +87,10 @@ const page_suite *page_suite_of(ccmem_cipher cipher);
 ccmem_status page_init(page_context *ctx, ccmem_cipher cipher, ccmem_tier tier, uint32_t size,
                        void *key, const uint8_t *subkey);
 
+/* The same without a key, which a copy of the context is given when it is used: the subkey itself,
+ * for an authenticated cipher. */
+void page_init_keyless(page_context *ctx, ccmem_cipher cipher, ccmem_tier tier, uint32_t size);
+
 /* The bytes of one run that lie in [at, at + span) of the page, copied to scratch, which holds them:
  * run bytes `n` at `offset`. For the modify functions. */
 void page_place(uint8_t *scratch, uint32_t at, uint32_t span, const uint8_t *data,

@@ -246,6 +246,30 @@ static inline void clear(uint8_t *out, uint32_t n) {
         memset(out, 0, n);
 }
 
+/* One go at pages with a subkey that is derived when it is used: the context for it. Until lent_back()
+ * is true, what was done with it means nothing. */
+static page_context lend(const store_core *c, uint64_t *ticket) {
+    page_context page = c->page;
+    page.key = subkey_borrow(c->late, ticket);
+    return page;
+}
+
+static int lent_back(const store_core *c, uint64_t ticket) { return subkey_kept(c->late, ticket); }
+
+static __attribute__((noinline)) page_result open_part_late(ccmem_store *s, uint64_t page,
+                                                            uint64_t version, uint32_t offset,
+                                                            uint8_t *out, uint32_t n) {
+    const store_core *c = s->core;
+    page_result result;
+    uint64_t ticket;
+    do {
+        page_context own = lend(c, &ticket);
+        result = own.ops->open_part(&own, out, s->ct + (page << c->page_shift), s->first + page,
+                                    version, tag_of(s, page), offset, n);
+    } while (!lent_back(c, ticket));
+    return result;
+}
+
 /* 0 when the page does not match its tag; the n bytes are zero then. Inline: a call
  * more would cost a small read a tenth. */
 static inline __attribute__((always_inline)) int
@@ -256,9 +280,12 @@ open_part(ccmem_store *s, shard *sh, uint64_t page, uint64_t version, uint32_t o
         clear(out, n);
         return never_written(s, page);
     }
-    page_result result =
-        c->page.ops->open_part(&c->page, out, s->ct + (page << c->page_shift), s->first + page,
-                               version, tag_of(s, page), offset, n);
+    page_result result;
+    if (__builtin_expect(!c->late, 1))
+        result = c->page.ops->open_part(&c->page, out, s->ct + (page << c->page_shift),
+                                        s->first + page, version, tag_of(s, page), offset, n);
+    else
+        result = open_part_late(s, page, version, offset, out, n);
     if (__builtin_expect(result == PAGE_HIT, 1))
         add(&sh->count.tweak_hits, 1);
     else if (result == PAGE_MISS)
@@ -358,7 +385,15 @@ static uint64_t open_run(ccmem_store *s, shard *sh, uint64_t first, const uint64
                          uint64_t n, unsigned flags) {
     const store_core *c = s->core;
     uint64_t bad = 0;
-    if (v[0]) {
+    if (v[0] && c->late) {
+        uint64_t ticket;
+        do {
+            page_context own = lend(c, &ticket);
+            bad = own.ops->open(&own, to, s->ct + (first << c->page_shift), s->first + first, v,
+                                s->tag + first, n, flags);
+        } while (!lent_back(c, ticket));
+        add(&sh->count.pages_opened, n);
+    } else if (v[0]) {
         bad = c->page.ops->open(&c->page, to, s->ct + (first << c->page_shift), s->first + first, v,
                                 s->tag ? s->tag + first : NULL, n, flags);
         add(&sh->count.pages_opened, n);
@@ -716,8 +751,14 @@ ccmem_status store_dot(ccmem_store *s, uint64_t first, uint64_t n, ccmem_dtype d
         if (!v[i] || (v[i] & LOCK))
             return CCMEM_OK;
     }
-    size_t good = c->page.ops->dot(&c->page, s->ct + (first << c->page_shift), s->first + first, v,
-                                   s->tag ? s->tag + first : NULL, n, dtype, dot);
+    page_context own = c->page;
+    uint64_t ticket = 0;
+    if (c->late)
+        own = lend(c, &ticket);
+    size_t good = own.ops->dot(&own, s->ct + (first << c->page_shift), s->first + first, v,
+                               s->tag ? s->tag + first : NULL, n, dtype, dot);
+    if (c->late && !lent_back(c, ticket))
+        return CCMEM_OK; /* not done: store_open_pages() will do */
     add(&sh->count.pages_opened, n);
     for (uint64_t i = 0; i < n; i++)
         if (!unchanged(&s->version[first + i], v[i])) {
@@ -820,8 +861,26 @@ void chunk_free(const store_core *core, store_chunk *c) {
     free(c);
 }
 
+/* A subkey that is derived when it is used. */
+static ccmem_status late_key(store_core *core, const ccmem_key *key, ccmem_cipher cipher,
+                             const uint8_t id[16], uint32_t page_size) {
+    subkey *late = calloc(1, sizeof *late);
+    if (!late)
+        return CCMEM_ERR_NOMEM;
+    /* The reference is this core's, whoever else has the key as const. */
+    ccmem_status status =
+        subkey_open(late, (ccmem_key *)key, core->suite->name, id, page_size, &core->level);
+    if (status != CCMEM_OK) {
+        free(late);
+        return status;
+    }
+    page_init_keyless(&core->page, cipher, ccmem_tier_active(), page_size);
+    core->late = late;
+    return CCMEM_OK;
+}
+
 ccmem_status core_new(const ccmem_key *key, ccmem_cipher cipher, const uint8_t id[16],
-                      uint32_t page_size, store_core **out) {
+                      uint32_t page_size, int late, store_core **out) {
     store_core *core;
     if (posix_memalign((void **)&core, _Alignof(store_core), sizeof *core))
         return CCMEM_ERR_NOMEM;
@@ -832,7 +891,8 @@ ccmem_status core_new(const ccmem_key *key, ccmem_cipher cipher, const uint8_t i
     core->version_limit = VERSION_MAX;
     core->refs = 1;
     ccmem_status status =
-        page_key_new(&core->page, key, cipher, id, page_size, &core->key, &core->level);
+        late ? late_key(core, key, cipher, id, page_size)
+             : page_key_new(&core->page, key, cipher, id, page_size, &core->key, &core->level);
     if (status != CCMEM_OK) {
         free(core);
         return status;
@@ -848,6 +908,9 @@ void core_release(store_core *core) {
     tweak_cache_destroy(&core->page.cache, alien);
     if (!alien)
         secret_free(core->key);
+    if (core->late)
+        subkey_close(core->late, alien);
+    free(core->late);
     for (store_chunk *c = core->chunks, *next; c; c = next) {
         next = c->next;
         chunk_free(core, c);
@@ -892,7 +955,7 @@ ccmem_status ccmem_store_new(const ccmem_key *key, ccmem_cipher cipher, uint64_t
         return CCMEM_ERR_NOMEM;
     status = random_bytes(id, sizeof id);
     if (status == CCMEM_OK)
-        status = core_new(key, cipher, id, page_size, &core);
+        status = core_new(key, cipher, id, page_size, 0, &core);
     if (status != CCMEM_OK)
         return status;
     if (version_limit)
@@ -929,7 +992,7 @@ ccmem_status store_over(const ccmem_key *key, ccmem_cipher cipher, const uint8_t
                         const uint8_t *tags, ccmem_store **out) {
     ccmem_store *s = NULL;
     store_core *core;
-    ccmem_status status = core_new(key, cipher, id, page_size, &core);
+    ccmem_status status = core_new(key, cipher, id, page_size, 1, &core);
     if (status != CCMEM_OK)
         return status;
     core->read_only = 1;

@@ -11,6 +11,7 @@
 
 #include "page_key.h"
 #include "store.h"
+#include "subkeys.h"
 
 struct ccmem_mapping {
     uint64_t refs; /* atomic */
@@ -54,7 +55,8 @@ typedef struct store_core {
     uint32_t page_shift;
     int read_only;
     ccmem_secret_level level;
-    void *key; /* expanded, in secret memory */
+    void *key; /* expanded, in secret memory; NULL: */
+    subkey *late; /* derived when it is used */
     const page_suite *suite;
     uint64_t refs; /* atomic: its stores, and the arena itself */
     store_chunk *chunks;
@@ -92,9 +94,10 @@ static inline uint64_t *store_sealed(const ccmem_store *s, uint64_t page) {
     return s->version + s->chunk->npages + page;
 }
 
-/* A core with its keys and one reference, without a chunk. */
+/* A core with its keys and one reference, without a chunk. `late`: with a subkey that is derived when
+ * it is used, for a read-only store. */
 ccmem_status core_new(const ccmem_key *key, ccmem_cipher cipher, const uint8_t id[16],
-                      uint32_t page_size, store_core **out);
+                      uint32_t page_size, int late, store_core **out);
 
 /* Drops a reference; the last one wipes the keys and gives the chunks back. */
 void core_release(store_core *core);
