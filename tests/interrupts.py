@@ -12,6 +12,7 @@ object: by operation how many moments there are, how many runs were interrupted,
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -20,7 +21,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -64,6 +65,14 @@ def resources() -> dict[str, int]:
 
 
 THREADS = 1
+
+#: By operation, arrays that it was given and kept, which must be zeros when it is over.
+SHOWN: dict[str, list[Any]] = {}
+
+
+def assert_wiped(name: str) -> None:
+    for plain in SHOWN.get(name, ()):
+        assert not plain.any(), f"{name}: plaintext is left"
 
 
 # ---- two ways to interrupt -----------------------------------------------------------------------
@@ -124,16 +133,18 @@ class Timer:
         return False
 
 
-def walk(operation: Operation, count: int, result: dict[str, int]) -> None:
+def walk(name: str, operation: Operation, count: int, result: dict[str, int]) -> None:
     walker = Walk()
     walker.run(operation, 0)
     result["moments"] = walker.moments
     step = max(walker.moments / count, 1)
     chosen = sorted({int(i * step) + 1 for i in range(min(count, walker.moments))})
-    result["interrupted"] = sum(walker.run(operation, at) for at in chosen)
+    for at in chosen:
+        result["interrupted"] += walker.run(operation, at)
+        assert_wiped(name)
 
 
-def at_random(operation: Operation, count: int, result: dict[str, int]) -> None:
+def at_random(name: str, operation: Operation, count: int, result: dict[str, int]) -> None:
     timer = Timer()
     begin = time.perf_counter()
     operation()
@@ -141,9 +152,9 @@ def at_random(operation: Operation, count: int, result: dict[str, int]) -> None:
     length = (time.perf_counter() - begin) / 2
     pick = random.Random(count)
     result["moments"] = count
-    result["interrupted"] = sum(
-        timer.run(operation, max(pick.random() * length * 1.1, 2e-6)) for _ in range(count)
-    )
+    for _ in range(count):
+        result["interrupted"] += timer.run(operation, max(pick.random() * length * 1.1, 2e-6))
+        assert_wiped(name)
 
 
 # ---- the operations ------------------------------------------------------------------------------
@@ -159,6 +170,8 @@ def core_operations(scratch: Path) -> dict[str, Operation]:
     large = EncryptedTensor.from_numpy(np.zeros((64, 16384), np.float32), key=key)
     buffer = EncryptedBuffer.from_data(bytes(50_000), key=key)
     out = bytearray(9000)
+    shown: list[Any] = []
+    SHOWN["open and keep"] = shown
     mask = np.zeros(300, bool)
     mask[::7] = True
     rows = np.arange(0, 300, 5)
@@ -193,6 +206,12 @@ def core_operations(scratch: Path) -> dict[str, Operation]:
                 float(plain[0, 0])
 
         return work
+
+    def kept() -> None:
+        shown.clear()
+        with tensor.open() as plain:
+            shown.append(plain)
+            assert plain.any()
 
     def assign(index: Any, value: Any) -> Operation:
         def work() -> None:
@@ -248,6 +267,7 @@ def core_operations(scratch: Path) -> dict[str, Operation]:
         "copy": lambda: tensor.copy(key=key).close(),
         "open r": opened("r"),
         "open r+": opened("r+"),
+        "open and keep": kept,
         "blocks": lambda: [float(part[0, 0]) for part in tensor.blocks(80_000)],
         "in": lambda: 3.5 in tensor,
         "verify": tensor.verify,
@@ -349,6 +369,13 @@ def torch_operations(scratch: Path) -> dict[str, Operation]:
         with torch.no_grad():
             model(x)
 
+    def in_place() -> None:
+        tensor.add_(0.0)
+
+    def files() -> None:
+        encrypted.save_file({"a": tensor}, scratch / "torch", key=key)
+        encrypted.load_file(scratch / "torch", key=key)["a"].sum()
+
     def module() -> None:
         new = nn.Linear(30, 20)
         encrypted.encrypt_module(new, key=key)
@@ -357,6 +384,8 @@ def torch_operations(scratch: Path) -> dict[str, Operation]:
         "from_tensor": lambda: encrypted.EncryptedTensor.from_tensor(plain, key=key),
         "t[3:5]": lambda: tensor[3:5].decrypt(),
         "t + 1": lambda: tensor + 1,
+        "t.add_": in_place,
+        "files": files,
         "linear": forward,
         "encrypt_module": module,
         "save": save,
@@ -423,7 +452,24 @@ def _plain_descriptor() -> None:
     _owned.Descriptor.close = close  # type: ignore[method-assign]
 
 
+def _late_wipe() -> None:
+    """The plaintext of an open tensor is wiped by a function of Python."""
+    from pyccmem import _plain
+
+    @contextlib.contextmanager
+    def opened_as(self: Any, writable: bool) -> Iterator[Any]:
+        _, memory = _plain.block(self.nbytes)
+        try:
+            self.buffer.read_into(memory)
+            yield np.ndarray(self.shape, self.dtype, memory)
+        finally:
+            _plain.wipe(memory)
+
+    EncryptedTensor._opened_as = opened_as  # type: ignore[method-assign]
+
+
 TWINS = {
+    "late wipe": _late_wipe,
     "gap": _gap,
     "block gap": _block_gap,
     "Python destructor": _python_destructor,
@@ -452,9 +498,9 @@ def main() -> None:
                 operation()
                 THREADS = len(os.listdir("/proc/self/task"))
                 before = resources()
-                interrupt(operation, int(count), result)
+                interrupt(name, operation, int(count), result)
                 operation()  # it still works
-            except pyccmem.errors.PyccmemError as error:
+            except (pyccmem.errors.PyccmemError, AssertionError) as error:
                 left["error"] = str(error)  # what is left is in the way
             else:
                 after = resources()

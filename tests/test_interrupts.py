@@ -29,6 +29,7 @@ CAUGHT = {
     "gap": ("core", ["Key.generate", "EncryptedBuffer", "map"], {"slots", "threads", "budget"}),
     "block gap": ("core", ["t[3:200]", "open r"], {"blocks", "plaintext"}),
     "Python destructor": ("core", ["Key.generate", "EncryptedBuffer"], {"slots"}),
+    "late wipe": ("core", ["open and keep"], {"error"}),
     "plain descriptor": ("files", ["save_file", "inspect_file"], {"descriptors"}),
 }
 

@@ -713,7 +713,8 @@ class EncryptedTensor(Resource):
         if not self._nbytes:
             yield self[...]
             return
-        _, memory = _block(self._nbytes)
+        nbytes = self._nbytes
+        pointer, memory = _block(nbytes)
         array = _ndarray(self._shape, self._dtype, memory)
         try:
             self._buffer.read_into(memory, self._offset)
@@ -722,7 +723,7 @@ class EncryptedTensor(Resource):
             if writable:
                 self._buffer.write(memory, self._offset)
         finally:
-            _plain.wipe(memory)
+            lib.ccmem_wipe(pointer, nbytes)  # at once: an interrupt could come into a call
 
     def open(self, mode: str = "r") -> AbstractContextManager[Array]:
         """The whole tensor as a plain array for the length of a `with` block.
