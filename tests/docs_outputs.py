@@ -38,7 +38,7 @@ def machine(info: dict[str, object]) -> str:
     cores = len(os.sched_getaffinity(0))
     processor = " ".join(str(info["processor"]).replace("(R)", "").replace("(TM)", "").split())
     day = datetime.date.today().isoformat()
-    return f"{cores} core{'s' if cores > 1 else ''} of a {processor}, tier {info['tier']}, {day}"
+    return f"{cores} core{'s' if cores > 1 else ''} ({processor}, tier {info['tier']}), {day}"
 
 
 def printed_by(command: str, folder: Path) -> str:
@@ -66,7 +66,9 @@ def printed_by(command: str, folder: Path) -> str:
     expected = EXPECTED.get(" ".join(command.split()[:2]), 0)
     if done.returncode != expected:
         raise RuntimeError(f"{command!r} ended with status {done.returncode}:\n{done.stdout}")
-    return "".join(f"{line.rstrip()}\n" for line in done.stdout.splitlines())
+    # Where this machine keeps its packages is nobody's business.
+    text = re.sub(r"/[^\s:]*/(?=site-packages/|lib/python3)", ".../", done.stdout)
+    return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
 
 
 def renew(page: Path, where: str) -> int:
