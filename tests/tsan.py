@@ -98,6 +98,8 @@ def run(arguments: Sequence[str], suppressed: bool) -> tuple[int, Counter[str]]:
         LD_PRELOAD=library,
         TSAN_OPTIONS=":".join(options),
         PYTHONPATH=str(TREE / "src"),
+        OPENBLAS_NUM_THREADS="1",  # its threads wait for each other in ways that are not seen
+        OMP_NUM_THREADS="1",
     )
     command = ["setarch", "-R", sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     done = subprocess.run([*command, *arguments], cwd=TREE, env=environment, check=False)
