@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable
@@ -30,11 +31,11 @@ Bytes = npt.NDArray[np.uint8]
 
 def build(directory: Path) -> ctypes.CDLL:
     """Compiles and loads the library; skips the test where there is no C compiler."""
-    compiler = shutil.which(os.environ.get("CC", "cc").split()[0]) or shutil.which("gcc")
-    if compiler is None:
+    compiler = shlex.split(os.environ.get("CC", "")) or ["gcc"]
+    if shutil.which(compiler[0]) is None:
         pytest.skip("needs a C compiler for the stack that can be looked at")
     library = directory / "libresidue.so"
-    command = [compiler, "-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+    command = [*compiler, "-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
     done = subprocess.run(
         [*command, "-o", str(library), str(SOURCE)], capture_output=True, text=True, check=False
     )
