@@ -30,7 +30,7 @@ ASAN_BIN  := $(CURDIR)/$(ASAN_DIR)/venv/bin
 SANITIZE  := address,undefined
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-full demo demo-torch check-tiers asan tsan mutants ct bench docs-outputs wheel sdist clean
+.PHONY: help install test test-full demo demo-torch check-tiers asan tsan mutants faults ct bench docs-outputs wheel sdist clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -99,6 +99,9 @@ mutants: $(STAMP) ## change security-relevant lines one at a time: some test mus
 
 ct: ## prove with Valgrind that no branch and no address depends on a secret
 	$(PYTHON) tests/ct/run.py
+
+faults: $(STAMP) ## make each system call and allocation fail in turn around every operation
+	$(BIN)/python -m pytest tests/test_faults.py -m '' $(PYTEST_ARGS)
 
 bench: $(STAMP) ## measure every claim; table on the screen, JSON and plot in build/
 	mkdir -p build

@@ -17,6 +17,7 @@
  *     injector.failing(n, kinds=["mmap", "ioctl"], error=errno.EBUSY, partial=True)
  *     injector.failing(n, kinds=["mprotect"], lie=True)  # says that it was done: a test must notice
  *     injector.failed                                    # the name of the call that failed last, or None
+ *     injector.held()            # blocks of the allocator and bytes mapped that the module has now
  *
  * Only calls that the native module itself makes are counted, whichever thread makes them: the test is
  * the address they return to. A call that fails is not made, but close(2) is, as in the kernel; with
@@ -57,7 +58,7 @@ struct uffdio_move {
 
 #define KINDS(X)                                                                                   \
     X(mmap) X(munmap) X(mremap) X(mprotect) X(madvise) X(ioctl) X(poll) X(eventfd) X(open) X(close)  \
-    X(read) X(pread) X(write) X(fstat) X(ftruncate) X(syscall) X(getrandom) X(getrlimit)             \
+    X(read) X(pread) X(write) X(fcntl) X(fstat) X(ftruncate) X(syscall) X(getrandom) X(getrlimit)             \
     X(sigaction) X(sem_init) X(nanosleep) X(sched_getaffinity) X(pthread_create)                     \
     X(pthread_mutex_init) X(pthread_cond_init) X(pthread_attr_init) X(__register_atfork) X(malloc)   \
     X(calloc) X(realloc) X(posix_memalign)
@@ -136,11 +137,34 @@ static int fails(enum kind kind, const void *caller, int usual) {
 
 #define FAILS(name, usual) fails(KIND_##name, __builtin_return_address(0), usual)
 
+/* ---- what the native module has ------------------------------------------------------------- */
+
+static long blocks, mapped; /* atomic; of the allocator; bytes of address space */
+
+long fault_injection_blocks(void) { return __atomic_load_n(&blocks, __ATOMIC_SEQ_CST); }
+long fault_injection_mapped(void) { return __atomic_load_n(&mapped, __ATOMIC_SEQ_CST); }
+
+static int ours(const void *caller) {
+    return (uintptr_t)caller >= begin && (uintptr_t)caller < end;
+}
+
+static void *counted(void *p, const void *caller) {
+    if (p && ours(caller))
+        __atomic_add_fetch(&blocks, 1, __ATOMIC_SEQ_CST);
+    return p;
+}
+
+static void grow(long pages, size_t n, const void *caller) {
+    const size_t unit = 4096;
+    if (ours(caller))
+        __atomic_add_fetch(&mapped, pages * (long)((n + unit - 1) & ~(unit - 1)), __ATOMIC_SEQ_CST);
+}
+
 /* ---- the C library's functions --------------------------------------------------------------- */
 
 #define REAL(name) static __typeof__(name) *real_##name;
 REAL(mmap) REAL(munmap) REAL(mremap) REAL(mprotect) REAL(madvise) REAL(ioctl) REAL(poll) REAL(open)
-REAL(close) REAL(read) REAL(pread) REAL(write) REAL(fstat) REAL(ftruncate) REAL(syscall)
+REAL(close) REAL(read) REAL(pread) REAL(write) REAL(fcntl) REAL(fstat) REAL(ftruncate) REAL(syscall)
 REAL(getrandom) REAL(getrlimit) REAL(sigaction) REAL(sem_init) REAL(nanosleep)
 REAL(sched_getaffinity) REAL(pthread_create) REAL(pthread_mutex_init) REAL(pthread_cond_init)
 REAL(pthread_attr_init)
@@ -151,7 +175,8 @@ static int (*real___register_atfork)(void (*)(void), void (*)(void), void (*)(vo
 __attribute__((constructor)) static void load(void) {
 #define LOAD(name) *(void **)&real_##name = dlsym(RTLD_NEXT, #name);
     LOAD(mmap) LOAD(munmap) LOAD(mremap) LOAD(mprotect) LOAD(madvise) LOAD(ioctl) LOAD(poll)
-    LOAD(open) LOAD(close) LOAD(read) LOAD(pread) LOAD(write) LOAD(fstat) LOAD(ftruncate)
+    LOAD(open) LOAD(close) LOAD(read) LOAD(pread) LOAD(write) LOAD(fcntl) LOAD(fstat)
+    LOAD(ftruncate)
     LOAD(syscall) LOAD(getrandom) LOAD(getrlimit) LOAD(sigaction) LOAD(sem_init) LOAD(nanosleep)
     LOAD(sched_getaffinity) LOAD(pthread_create) LOAD(pthread_mutex_init) LOAD(pthread_cond_init)
     LOAD(pthread_attr_init) LOAD(eventfd) LOAD(__register_atfork)
@@ -166,12 +191,22 @@ __attribute__((constructor)) static void load(void) {
 
 void *mmap(void *p, size_t n, int access, int flags, int fd, off_t at) {
     READY(mmap);
-    return FAILS(mmap, ENOMEM) ? MAP_FAILED : real_mmap(p, n, access, flags, fd, at);
+    if (FAILS(mmap, ENOMEM))
+        return MAP_FAILED;
+    void *found = real_mmap(p, n, access, flags, fd, at);
+    if (found != MAP_FAILED && !(flags & MAP_FIXED)) /* else it replaces what was counted */
+        grow(1, n, __builtin_return_address(0));
+    return found;
 }
 
 int munmap(void *p, size_t n) {
     READY(munmap);
-    return FAILS(munmap, ENOMEM) ? -1 : real_munmap(p, n);
+    if (FAILS(munmap, ENOMEM))
+        return -1;
+    int failure = real_munmap(p, n);
+    if (!failure)
+        grow(-1, n, __builtin_return_address(0));
+    return failure;
 }
 
 void *mremap(void *p, size_t from, size_t to, int flags, ...) {
@@ -182,7 +217,14 @@ void *mremap(void *p, size_t from, size_t to, int flags, ...) {
     READY(mremap);
     if (FAILS(mremap, ENOMEM))
         return lies ? where : MAP_FAILED;
-    return real_mremap(p, from, to, flags, where);
+    void *found = real_mremap(p, from, to, flags, where);
+    if (found != MAP_FAILED) {
+        if (!(flags & MREMAP_FIXED))
+            grow(1, to, __builtin_return_address(0));
+        if (!(flags & 4)) /* MREMAP_DONTUNMAP */
+            grow(-1, from, __builtin_return_address(0));
+    }
+    return found;
 }
 
 int mprotect(void *p, size_t n, int access) {
@@ -266,6 +308,15 @@ ssize_t pread(int fd, void *to, size_t n, off_t at) {
 ssize_t write(int fd, const void *from, size_t n) {
     READY(write);
     return FAILS(write, EIO) ? -1 : real_write(fd, from, n);
+}
+
+int fcntl(int fd, int command, ...) {
+    va_list rest;
+    va_start(rest, command);
+    void *argument = va_arg(rest, void *);
+    va_end(rest);
+    READY(fcntl);
+    return FAILS(fcntl, EMFILE) ? -1 : real_fcntl(fd, command, argument);
 }
 
 int fstat(int fd, struct stat *out) {
@@ -353,14 +404,27 @@ int __register_atfork(void (*prepare)(void), void (*parent)(void), void (*child)
 /* The allocator has names of its own that need no look-up, which would allocate. */
 extern void *__libc_malloc(size_t), *__libc_calloc(size_t, size_t), *__libc_realloc(void *, size_t);
 extern void *__libc_memalign(size_t, size_t);
+extern void __libc_free(void *);
 
-void *malloc(size_t n) { return FAILS(malloc, ENOMEM) ? NULL : __libc_malloc(n); }
+#define COUNTED(p) counted(p, __builtin_return_address(0))
+
+void *malloc(size_t n) { return FAILS(malloc, ENOMEM) ? NULL : COUNTED(__libc_malloc(n)); }
 
 void *calloc(size_t n, size_t each) {
-    return FAILS(calloc, ENOMEM) ? NULL : __libc_calloc(n, each);
+    return FAILS(calloc, ENOMEM) ? NULL : COUNTED(__libc_calloc(n, each));
 }
 
-void *realloc(void *p, size_t n) { return FAILS(realloc, ENOMEM) ? NULL : __libc_realloc(p, n); }
+void *realloc(void *p, size_t n) {
+    if (FAILS(realloc, ENOMEM))
+        return NULL;
+    return p ? __libc_realloc(p, n) : COUNTED(__libc_realloc(p, n));
+}
+
+void free(void *p) {
+    if (p && ours(__builtin_return_address(0)))
+        __atomic_sub_fetch(&blocks, 1, __ATOMIC_SEQ_CST);
+    __libc_free(p);
+}
 
 int posix_memalign(void **out, size_t align, size_t n) {
     int number = errno;
@@ -372,6 +436,6 @@ int posix_memalign(void **out, size_t align, size_t n) {
     void *p = __libc_memalign(align, n);
     if (!p)
         return ENOMEM;
-    *out = p;
+    *out = COUNTED(p);
     return 0;
 }

@@ -58,6 +58,8 @@ class Injector:
         self._library = library = ctypes.CDLL(None)
         library.fault_injection_name.restype = ctypes.c_char_p
         library.fault_injection_seen.restype = ctypes.c_long
+        library.fault_injection_blocks.restype = ctypes.c_long
+        library.fault_injection_mapped.restype = ctypes.c_long
         library.fault_injection_arm.argtypes = (
             ctypes.c_long,
             ctypes.c_int,
@@ -82,6 +84,14 @@ class Injector:
         """The name of the call that failed last, since then."""
         kind = int(self._library.fault_injection_failed())
         return self.kinds[kind] if kind >= 0 else None
+
+    def held(self) -> tuple[int, int]:
+        """What the native module has now, less what it had before the injector was made: blocks of
+        the allocator, and bytes of address space that it has mapped itself."""
+        return (
+            int(self._library.fault_injection_blocks()),
+            int(self._library.fault_injection_mapped()),
+        )
 
     def counting(
         self, kinds: Iterable[str] | None = None, without: Iterable[str] = ()

@@ -1,0 +1,593 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Makes each system call and allocation of the native module fail in turn, alone and with all later
+ones, around every public operation: a program for a process that was started with
+fault_injection.environment().
+
+    python fault_sweep.py [--stride N] [--list] [--control] [OPERATION ...]
+
+A failed call may end in an error of pyccmem or in the right result. It may not end in another
+exception, a wrong result, a hang or a crash; nothing may be left over; and what was open before works
+as before. Prints each thing that is not so, and how many points were tried; the exit status is 1 when
+there was one. --stride tries every N-th point only, --control runs operations that are broken on
+purpose.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import gc
+import os
+import random
+import sys
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fault_injection import RELEASING, Injector
+
+import pyccmem
+from pyccmem import EncryptedBuffer, EncryptedTensor, Key, _plain, audit, errors, hazmat
+from pyccmem.safetensors import (
+    Passphrase,
+    decrypt_file,
+    encrypt_file,
+    load_file,
+    rewrap_file,
+    safe_open,
+    save_file,
+    verify_file,
+)
+
+warnings.simplefilter("ignore")  # of key files, and of what falls back
+
+#: Seconds that one call may take; the longest takes some hundredths of one.
+PATIENCE = 60
+
+KEY = bytes(range(32))
+SMALL = random.Random(1).randbytes(20_000)
+LARGE = random.Random(2).randbytes(3 << 20)  # more than one thread's share
+MATRIX = np.arange(192 * 256, dtype=np.float32).reshape(192, 256) % 13 - 6
+ROWS = np.arange(40 * 256, dtype=np.float32).reshape(40, 256) % 7 - 3
+
+
+class World:
+    """What is open all the time, and must stay as it is."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.key_file = folder / "key"
+        self.key_file.write_bytes(KEY)
+        self.key_file.chmod(0o600)
+        self.key = Key.from_bytes(KEY)
+        self.identity = self.key.id
+        self.buffer = EncryptedBuffer.from_data(SMALL, key=self.key)
+        self.large = EncryptedBuffer.from_data(LARGE, key=self.key)
+        self.xts = EncryptedBuffer.from_data(SMALL, key=self.key, cipher="aes-128-xts")
+        self.matrix = EncryptedTensor.from_numpy(MATRIX, key=self.key)
+        self.double = EncryptedTensor.from_numpy(MATRIX.astype(np.float64), key=self.key)
+        self.bytes = EncryptedTensor.from_numpy(MATRIX.astype(np.int8), key=self.key)
+        self.bias = EncryptedTensor.from_numpy(MATRIX[:, 0].copy(), key=self.key)
+        self.sealed = folder / "sealed.safetensors"
+        noise = np.frombuffer(SMALL, np.uint8)
+        save_file({"a": MATRIX, "b": ROWS, "c": noise}, self.sealed, key=self.key)
+        self.loaded = load_file(self.sealed, key=self.key)
+        self.plain = folder / "plain.safetensors"
+        decrypt_file(self.sealed, self.plain, self.key)
+        self.samples = audit.samples_from_safetensors(self.plain, 64)
+
+    def check(self) -> None:
+        """That all of it is as it was. Without faults."""
+        assert self.key.id == self.identity
+        assert self.buffer.read() == SMALL and self.buffer.verify() == []
+        assert self.large.read(1 << 20, 100) == LARGE[1 << 20 : (1 << 20) + 100]
+        assert self.xts.read() == SMALL
+        assert np.array_equal(self.matrix[...], MATRIX)
+        assert np.array_equal(self.bytes[5], MATRIX[5].astype(np.int8))
+        assert np.array_equal(self.loaded["b"][...], ROWS)
+        assert Key.from_file(self.key_file).id == self.identity
+        with safe_open(self.sealed, key=self.key) as file:
+            assert file.keys() == ["a", "b", "c"]
+        left = {entry.name for entry in self.folder.iterdir()}
+        assert left == {"key", "sealed.safetensors", "plain.safetensors"}, left
+
+
+Operation = Callable[[World], Any]
+OPERATIONS: dict[str, Operation] = {}
+CONTROLS: dict[str, Operation] = {}
+
+
+def operation(function: Operation) -> Operation:
+    """Registers an operation; what it returns must be the same each time. What it writes to must be
+    put back, or be its own."""
+    OPERATIONS[function.__name__] = function
+    return function
+
+
+def control(function: Operation) -> Operation:
+    CONTROLS[function.__name__] = function
+    return function
+
+
+# ---- keys ----------------------------------------------------------------------------------------
+
+
+@operation
+def key_generate(world: World) -> Any:
+    with Key.generate() as key:
+        return len(key.id)
+
+
+@operation
+def key_from_bytes(world: World) -> Any:
+    with Key.from_bytes(KEY) as key:
+        return key.id
+
+
+@operation
+def key_from_file(world: World) -> Any:
+    with Key.from_file(world.key_file) as key:
+        return key.id
+
+
+@operation
+def key_from_passphrase(world: World) -> Any:
+    with Key.from_passphrase("words", salt=bytes(16), n=16) as key:
+        return key.id
+
+
+# ---- buffers -------------------------------------------------------------------------------------
+
+
+def _buffer(cipher: str) -> Operation:
+    def run(world: World) -> Any:
+        with EncryptedBuffer.from_data(SMALL, key=world.key, cipher=cipher) as buffer:
+            buffer.write(b"written", 4090)
+            found = buffer.read_into(out := bytearray(5000), 3000), bytes(out)
+            view = bytes(buffer.ciphertext)[:0]
+            versions = buffer.versions.tolist()
+            bad = buffer.verify() if buffer.authenticated else []
+            count = buffer.stats()["writes"]
+        return found, view, versions, bad, count
+
+    return run
+
+
+OPERATIONS["buffer_aegis"] = _buffer("aegis-128x2")
+OPERATIONS["buffer_xts"] = _buffer("aes-256-xts")
+
+
+@operation
+def buffer_of_zeros(world: World) -> Any:
+    with EncryptedBuffer(300_000, key=world.key, page_size=65536) as buffer:
+        return buffer.read(299_990)
+
+
+@operation
+def buffer_reads(world: World) -> Any:
+    return world.buffer.read(5, 9000), world.xts.read(5, 9000), world.large.read()
+
+
+@operation
+def buffer_writes(world: World) -> Any:
+    """The same bytes once more: what is there afterwards is right, whether they were written or
+    not."""
+    world.buffer.write(SMALL[100:9000], 100)
+    world.xts.write(SMALL[100:9000], 100)
+    return world.large.write(LARGE)
+
+
+@operation
+def buffer_verify(world: World) -> Any:
+    return world.large.verify()
+
+
+# ---- tensors -------------------------------------------------------------------------------------
+
+
+@operation
+def tensor_made(world: World) -> Any:
+    key = world.key
+    with EncryptedTensor.from_numpy(MATRIX, key=key) as tensor, tensor.copy(key=key) as other:
+        return other[3].tobytes()
+
+
+@operation
+def tensor_indexing(world: World) -> Any:
+    t = world.matrix
+    parts = (t[3, 5], t[7], t[2:9, ::3], t[[5, 1, 9]], t[MATRIX > 5], t[..., -1], t[...])
+    return b"".join(np.asarray(part).tobytes() for part in parts)
+
+
+@operation
+def tensor_assignment(world: World) -> Any:
+    t = world.matrix
+    t[3, 5] = MATRIX[3, 5]
+    t[7] = MATRIX[7].astype(np.float64)
+    t[2:9, ::3] = MATRIX[2:9, ::3]
+    t[[5, 1, 9]] = MATRIX[[5, 1, 9]]
+    t[...] = MATRIX
+    return None
+
+
+@operation
+def tensor_opened(world: World) -> Any:
+    with world.matrix.open("r+") as array:
+        array[0] = MATRIX[0]
+        total = float(array.sum())
+    return total, [float(block.sum()) for block in world.matrix.blocks(16384)]
+
+
+@operation
+def plain_blocks(world: World) -> Any:
+    return _plain.empty(100, np.float64).sum(), _plain.empty((1000, 700), np.uint8).sum()
+
+
+# ---- products ------------------------------------------------------------------------------------
+
+
+@operation
+def product_of_one_row(world: World) -> Any:
+    return pyccmem.linear(ROWS[0], world.matrix, world.bias).tobytes()
+
+
+@operation
+def product_of_many_rows(world: World) -> Any:
+    return pyccmem.linear(ROWS, world.matrix, world.bias).tobytes()
+
+
+@operation
+def product_of_int8(world: World) -> Any:
+    scale = np.full(192, 0.5, np.float32)
+    return pyccmem.linear(ROWS, world.bytes, scale=scale).tobytes()
+
+
+@operation
+def product_by_tiles(world: World) -> Any:
+    return (world.double @ ROWS.T.astype(np.float64)).tobytes()
+
+
+# ---- mappings ------------------------------------------------------------------------------------
+
+
+@operation
+def mapping_reads(world: World) -> Any:
+    with world.large.map(window="256KiB") as array:
+        return int(array[:: 4096 * 3].sum()), array[1 << 20 : (1 << 20) + 5000].tobytes()
+
+
+@operation
+def mapping_writes(world: World) -> Any:
+    with world.matrix.map(window="256KiB", mode="r+") as array:
+        array[5] = MATRIX[5]
+        array[100] = MATRIX[100]
+        return array[5].tobytes()
+
+
+@operation
+def mapping_of_a_file(world: World) -> Any:
+    with world.loaded["a"].map(window="256KiB") as array:
+        return array.tobytes()
+
+
+# ---- sealed files --------------------------------------------------------------------------------
+
+
+def _fresh(world: World) -> Path:
+    return world.folder / f"new-{threading.get_ident()}"
+
+
+@operation
+def file_saved(world: World) -> Any:
+    path = _fresh(world)
+    try:
+        save_file({"a": world.matrix, "b": ROWS}, path, key=world.key, seal_names=True)
+        return sorted(load_file(path, key=world.key))
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@operation
+def file_loaded(world: World) -> Any:
+    found = load_file(world.sealed, key=world.key)
+    return found["a"][3:5].tobytes(), found["b"][...].tobytes()
+
+
+@operation
+def file_read_into_memory(world: World) -> Any:
+    return load_file(world.sealed, key=world.key, mmap=False)["a"][...].tobytes()
+
+
+@operation
+def file_of_plain_tensors(world: World) -> Any:
+    return load_file(world.plain, key=world.key)["a"][...].tobytes()
+
+
+@operation
+def file_verified(world: World) -> Any:
+    return verify_file(world.sealed, world.key) is not None
+
+
+@operation
+def file_encrypted_and_decrypted(world: World) -> Any:
+    path, back = _fresh(world), world.folder / "back"
+    try:
+        encrypt_file(world.plain, path, world.key)
+        decrypt_file(path, back, world.key)
+        return back.read_bytes()
+    finally:
+        path.unlink(missing_ok=True)
+        back.unlink(missing_ok=True)
+
+
+@operation
+def file_rewrapped(world: World) -> Any:
+    path = _fresh(world)
+    try:
+        with Key.from_bytes(bytes(32)) as other:
+            save_file({"b": ROWS}, path, key=world.key)
+            rewrap_file(path, world.key, other)
+            return load_file(path, key=other)["b"][...].tobytes()
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@operation
+def file_of_a_passphrase(world: World) -> Any:
+    path = _fresh(world)
+    passphrase = Passphrase("words", n=16)
+    try:
+        save_file({"b": ROWS}, path, key=passphrase)
+        return load_file(path, key=passphrase)["b"][...].tobytes()
+    finally:
+        passphrase.close()
+        path.unlink(missing_ok=True)
+
+
+# ---- the rest ------------------------------------------------------------------------------------
+
+
+@operation
+def audit_samples(world: World) -> Any:
+    samples = audit.samples_from_safetensors(world.plain, 64)
+    return len(samples)
+
+
+@operation
+def primitives(world: World) -> Any:
+    tag = hazmat.aes_cmac(KEY, SMALL)
+    sealed = hazmat.xts_encrypt(bytes(range(64)), bytes(16), SMALL)
+    wrapped = hazmat.aes_key_wrap(KEY, KEY)
+    return tag, hazmat.xts_decrypt(bytes(range(64)), bytes(16), sealed), wrapped
+
+
+@operation
+def process_wide(world: World) -> Any:
+    pyccmem.set_num_threads(3)
+    pyccmem.set_num_threads(2)
+    stats = pyccmem.stats()
+    return stats["buffers"], pyccmem.selftest()["tier"]
+
+
+# ---- torch ---------------------------------------------------------------------------------------
+
+
+def _torch_operations() -> None:
+    try:
+        import torch
+    except ImportError:
+        return
+    import pyccmem.torch as encrypted
+
+    @operation
+    def torch_module(world: World) -> Any:
+        torch.manual_seed(1)
+        model = torch.nn.Linear(256, 32)
+        model.requires_grad_(False)
+        x = torch.from_numpy(ROWS)
+        wanted = model(x)
+        with Key.from_bytes(KEY) as key:
+            model = encrypted.encrypt_module(model, key=key)
+        assert torch.allclose(model(x), wanted, atol=1e-3)
+        return model.weight.decrypt().numpy().tobytes()
+
+    @operation
+    def torch_tensor(world: World) -> Any:
+        table = encrypted.EncryptedTensor.from_tensor(torch.from_numpy(MATRIX), key=world.key)
+        rows = torch.nn.functional.embedding(torch.tensor([5, 1]), table)
+        table[3].mul_(2)
+        return rows.numpy().tobytes(), table[3].decrypt().numpy().tobytes()
+
+
+# ---- what is broken on purpose -------------------------------------------------------------------
+
+_leaked: list[Any] = []
+
+
+@control
+def leaks_a_descriptor(world: World) -> Any:
+    descriptor = os.open("/dev/null", os.O_RDONLY)
+    with Key.generate():
+        os.close(descriptor)
+
+
+@control
+def leaks_a_block(world: World) -> Any:
+    _leaked.append(block := _plain.empty(5000, np.uint8))
+    with Key.generate():
+        _leaked.pop()
+    return block.size
+
+
+@control
+def leaks_a_buffer(world: World) -> Any:
+    _leaked.append(EncryptedBuffer(100, key=world.key))
+    with Key.generate():
+        return len(_leaked.pop())
+
+
+@control
+def raises_something_else(world: World) -> Any:
+    try:
+        Key.generate().close()
+    except errors.PyccmemError as error:
+        raise KeyError(str(error)) from None
+
+
+@control
+def gives_a_wrong_result(world: World) -> Any:
+    try:
+        with EncryptedBuffer(10, key=world.key) as buffer:
+            return len(buffer)
+    except errors.PyccmemError:
+        return 0
+
+
+@control
+def loses_what_was_there(world: World) -> Any:
+    try:
+        Key.generate().close()
+    except errors.PyccmemError:
+        world.matrix[2] = 0
+
+
+# ---- the sweep -----------------------------------------------------------------------------------
+
+
+class State:
+    """What a process has: it must be as before once an operation has ended and garbage is gone."""
+
+    NAMES = ("descriptors", "threads", "locked KiB", "blocks", "bytes mapped", "plaintext reserved",
+             "plaintext resident", "plain blocks", "buffers")  # fmt: skip
+
+    def __init__(self, injector: Injector) -> None:
+        gc.collect()
+        with open("/proc/self/status", encoding="ascii", errors="replace") as lines:
+            fields = dict(line.split(":", 1) for line in lines)
+        stats = pyccmem.stats()
+        self.values = (
+            len(os.listdir("/proc/self/fd")),
+            int(fields["Threads"]),
+            int(fields["VmLck"].split()[0]),
+            *injector.held(),
+            stats["plaintext_reserved"],
+            stats["plaintext_resident"],
+            stats["plain_blocks"],
+            stats["buffers"],
+        )
+
+    def grown(self, before: State) -> list[str]:
+        return [
+            f"{name} {old} -> {new}"
+            for name, old, new in zip(self.NAMES, before.values, self.values, strict=True)
+            if new > old
+        ]
+
+
+class Sweep:
+    def __init__(self, world: World) -> None:
+        self.world, self.injector = world, Injector()
+        self.points, self.problems = 0, 0
+
+    def problem(self, where: str, what: str) -> None:
+        self.problems += 1
+        print(f"{where}: {what}", flush=True)
+
+    def attempt(self, run: Operation, wanted: Any, where: str, **fault: Any) -> None:
+        """One run with a fault, and what it did."""
+        nth = fault.pop("nth")
+        try:
+            with self.injector.failing(nth, **fault):
+                found = run(self.world)
+        except errors.PyccmemError as error:
+            if not str(error).strip():
+                self.problem(where, f"{type(error).__name__} without a word")
+        except BaseException as error:
+            self.problem(f"{where} ({self.injector.failed})", f"{type(error).__name__}: {error}")
+        else:
+            if found != wanted:
+                self.problem(f"{where} ({self.injector.failed})", "a wrong result")
+            del found
+
+    def run(self, name: str, run: Operation, stride: int) -> None:
+        wanted = run(self.world)
+        run(self.world)  # what is made once for a process is there from now on
+        with self.injector.counting() as calls:
+            assert run(self.world) == wanted, f"{name} is not the same each time"
+        count = calls.seen
+        self.points += count
+        for later in (False, True):
+            for nth in range(1 + random.Random(name).randrange(stride), count + 1, stride):
+                where = f"{name}, call {nth}{' and later' if later else ''}"
+                faulthandler.dump_traceback_later(PATIENCE, exit=True)
+                print(where, file=sys.stderr, flush=True)  # for who finds a crash
+                fault = {"nth": nth, "later": later, "without": RELEASING}
+                before = State(self.injector)
+                self.attempt(run, wanted, where, **fault)
+                grown = State(self.injector).grown(before)
+                if grown:
+                    # What is kept for the next time is no leak, so the next times tell.
+                    middle = State(self.injector)
+                    for _ in range(3):
+                        self.attempt(run, wanted, where, **fault)
+                    again = State(self.injector).grown(middle)
+                    if again:
+                        self.problem(f"{where} ({self.injector.failed})", f"left {', '.join(again)}")
+                self.works(name, where, run, wanted)
+        self.give_back(name, run, wanted)
+        faulthandler.cancel_dump_traceback_later()
+
+    def give_back(self, name: str, run: Operation, wanted: Any) -> None:
+        """What gives something back fails, which then stays; all else holds as above."""
+        with self.injector.counting(RELEASING) as calls:
+            run(self.world)
+        for nth in range(1, calls.seen + 1):
+            where = f"{name}, giving back {nth}"
+            print(where, file=sys.stderr, flush=True)
+            self.attempt(run, wanted, where, nth=nth, kinds=RELEASING)
+            self.works(name, where, run, wanted)
+
+    def works(self, name: str, where: str, run: Operation, wanted: Any) -> None:
+        """That the world is as it was, and the operation works again."""
+        try:
+            self.world.check()
+            assert run(self.world) == wanted, "a wrong result"
+        except BaseException as error:
+            self.problem(where, f"afterwards {type(error).__name__}: {error}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--stride", type=int, default=1)
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--control", action="store_true")
+    parser.add_argument("--torch", action="store_true")
+    parser.add_argument("operations", nargs="*")
+    options = parser.parse_args()
+    pyccmem.set_num_threads(2)
+    if options.torch:
+        OPERATIONS.clear()
+        _torch_operations()
+    chosen = CONTROLS if options.control else OPERATIONS
+    if options.list:
+        print("\n".join(chosen))
+        return 0
+    with tempfile.TemporaryDirectory(prefix="pyccmem-faults-") as folder:
+        sweep = Sweep(World(Path(folder)))
+        for name in options.operations or chosen:
+            before = sweep.problems
+            sweep.run(name, chosen[name], options.stride)
+            if options.control:
+                print(f"{name}: {'caught' if sweep.problems > before else 'NOT CAUGHT'}")
+                sweep.world = World(Path(tempfile.mkdtemp(dir=folder)))
+        print(f"{sweep.points} points of {len(options.operations or chosen)} operations, "
+              f"{sweep.problems} problems")  # fmt: skip
+    return 1 if sweep.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
