@@ -645,8 +645,7 @@ void ccmem_pin_drop_before(ccmem_region *region, ccmem_pin *pin);
 /* Does nothing: a destructor of `object` that keeps `kept` until then. */
 void ccmem_nothing(const void *kept, const void *object);
 
-/* Closes the descriptor in the cell, unless it is -1, which it becomes. Returns 0 or the error. */
-int ccmem_descriptor_close(int *cell);
+/* Closes the descriptor in the cell, unless it is -1, which it becomes. */
 void ccmem_descriptor_drop(int *cell);
 
 /* A descriptor that is kept for long, and whose number may be another file's when somebody has closed

@@ -58,14 +58,12 @@ void ccmem_nothing(const void *kept, const void *object) {
     (void)object;
 }
 
-int ccmem_descriptor_close(int *cell) {
+void ccmem_descriptor_drop(int *cell) {
     int fd = *cell;
     *cell = -1;
-    /* Linux frees the number whatever close() returns. */
-    return fd >= 0 && close(fd) ? errno : 0;
+    if (fd >= 0)
+        (void)close(fd); /* Linux frees the number whatever it returns */
 }
-
-void ccmem_descriptor_drop(int *cell) { (void)ccmem_descriptor_close(cell); }
 
 int ccmem_kept_file_open(ccmem_kept_file *file, int fd) {
     struct stat found;
@@ -90,8 +88,13 @@ int ccmem_kept_file_number(const ccmem_kept_file *file) {
 }
 
 void ccmem_kept_file_drop(ccmem_kept_file *file) {
-    int fd = ccmem_kept_file_number(file);
+    struct stat found;
+    int fd = file->fd;
     file->fd = -1;
-    if (fd >= 0)
+    if (fd < 0)
+        return;
+    /* A number that nobody has is nobody's to close; a file that cannot be asked is taken for ours. */
+    int told = !fstat(fd, &found);
+    if (told ? found.st_dev == file->device && found.st_ino == file->inode : errno != EBADF)
         (void)close(fd);
 }

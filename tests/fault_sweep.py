@@ -578,6 +578,8 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory(prefix="pyccmem-faults-") as folder:
         sweep = Sweep(World(Path(folder)))
+        gc.collect()
+        gc.freeze()  # a collection has to look at what comes from now on
         for name in options.operations or chosen:
             before = sweep.problems
             sweep.run(name, chosen[name], options.stride)

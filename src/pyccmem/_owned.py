@@ -147,10 +147,9 @@ class Descriptor:
         return int(self._cell[0])
 
     def close(self) -> None:
-        """May be repeated. Raises OSError, and the descriptor is closed all the same."""
-        number = lib.ccmem_descriptor_close(self._cell)
-        if number:
-            raise OSError(number, os.strerror(number))
+        """May be repeated. An error of close(2), which tells of writes that did not get to the
+        disk, is not raised: who has to know has called fsync(2) before."""
+        lib.ccmem_descriptor_drop(self._cell)
 
     def __enter__(self) -> int:
         return self.number
