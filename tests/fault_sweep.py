@@ -7,10 +7,10 @@ fault_injection.environment().
 
 A failed call may end in an error of pyccmem or in the right result; a touch of a mapping, which has
 nobody to tell, also in the end of the process with a message, so operations of mappings run in a
-child for each point. It may not end in another exception, a wrong result, a hang or a crash; nothing
-may be left over; and what was open before works as before. Prints each thing that is not so, and how
-many points were tried; the exit status is 1 when there was one. --most tries no more than N points of an
-operation, evenly spread; --control runs operations that are broken on purpose.
+child for each point. It may not end in another exception, a wrong result, a hang or a crash;
+nothing may be left over; and what was open before works as before. Prints each thing that is not
+so, and how many points were tried; the exit status is 1 when there was one. --most tries no more
+than N points of an operation, evenly spread; --control runs operations that are broken on purpose.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ import numpy as np
 from fault_injection import RELEASING, Injector
 
 import pyccmem
-from pyccmem import EncryptedBuffer, EncryptedTensor, Key, _plain, audit, errors, hazmat
+from pyccmem import Arena, EncryptedBuffer, EncryptedTensor, Key, _plain, audit, errors, hazmat
 from pyccmem.safetensors import (
     Passphrase,
     decrypt_file,
@@ -222,6 +222,17 @@ def tensor_opened(world: World) -> Any:
         array[0] = MATRIX[0]
         total = float(array.sum())
     return total, [float(block.sum()) for block in world.matrix.blocks(16384)]
+
+
+@operation
+def arena_tensors(world: World) -> Any:
+    with Arena(key=world.key) as arena:
+        tensors = [EncryptedTensor.from_numpy(MATRIX[:n], arena=arena) for n in range(1, 20)]
+        tensors[3].close()
+        tensors.append(EncryptedTensor.from_numpy(MATRIX, arena=arena))
+        tensors[5][1] = MATRIX[7]
+        tensors[5][1] = MATRIX[1]
+        return [tensor[0].tobytes() for tensor in tensors if not tensor.closed]
 
 
 @operation
