@@ -25,6 +25,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -211,6 +212,17 @@ static int insist(window *w, int (*step)(window *, frame *, int), frame *f, int 
         wait_ns(BUSY_WAIT_NS);
     }
     return 0;
+}
+
+/* Wipes a block that the kernel keeps at its place. Where that is for reading only, a write would be a
+ * fault that nobody answers: the kernel is to take the pages, which it wipes, and if it refuses even
+ * that, they go when the range or the process ends. */
+static void wipe_placed(window *w, const frame *f) {
+    uint8_t *p = block_at(w, f->block);
+    if (w->ops->tracks ? w->ops->allow(w->mechanism, f->block) : w->writable)
+        ccmem_wipe(p, w->space.block);
+    else
+        (void)madvise(p, w->space.block, MADV_DONTNEED);
 }
 
 /* Ends the process: the frame's memory is neither here nor there, or protected for good. */
@@ -408,8 +420,8 @@ static void take_away(window *w) {
             done = w->ops->take(w->mechanism, f->block, i, f->written);
         if (done > 0)
             ccmem_wipe(frame_at(w, f), w->space.block);
-        else if (!done && (!w->ops->tracks || w->ops->allow(w->mechanism, f->block)))
-            ccmem_wipe(block_at(w, f->block), w->space.block);
+        else if (!done)
+            wipe_placed(w, f);
     }
 }
 
@@ -721,12 +733,14 @@ ccmem_status window_flush(window *w) {
 static ccmem_status put_to_rest(window *w, frame *f) {
     ccmem_status status = CCMEM_OK;
     /* If the kernel still holds it, it is sealed and wiped where it is. */
-    uint8_t *data = insist(w, take, f, 0) ? frame_at(w, f) : block_at(w, f->block);
+    int taken = insist(w, take, f, 0);
+    uint8_t *data = taken ? frame_at(w, f) : block_at(w, f->block);
     if (f->written)
         status = seal(w, f->block, data);
-    if (f->state == PLACED && w->ops->tracks)
-        (void)w->ops->allow(w->mechanism, f->block);
-    ccmem_wipe(data, w->space.block);
+    if (taken)
+        ccmem_wipe(data, w->space.block);
+    else
+        wipe_placed(w, f);
     hide(w);
     w->where[f->block] = NONE;
     f->state = EMPTY;
