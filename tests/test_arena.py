@@ -5,6 +5,7 @@ twice when pages are used again, and what happens at limits."""
 from __future__ import annotations
 
 import gc
+import io
 import os
 import random
 import sys
@@ -287,15 +288,17 @@ class Nonces:
             self.last[first + i] = int(version)
 
 
-def churn(arena: Arena, nonces: Nonces, sabotage: bool = False) -> None:
+def churn(arena: Arena, nonces: Nonces, sabotage: str = "") -> None:
     rng = random.Random(11)
     held: list[tuple[EncryptedTensor, np.ndarray]] = []
     for step in range(1500):
         if held and rng.random() < 0.5:
             tensor, plain = held.pop(rng.randrange(len(held)))
             assert np.array_equal(tensor[...], plain)
-            if sabotage:
-                copies(tensor.buffer)[0] = records(tensor.buffer)[0][0] = 0
+            if "copy" in sabotage:
+                copies(tensor.buffer)[0] = 0
+            if "version" in sabotage:
+                records(tensor.buffer)[0][0] = 0
             tensor.close()
             continue
         plain = array(rng.choice((64, PAGE, 3 * PAGE, 20 * PAGE)), step)
@@ -319,7 +322,14 @@ def test_no_nonce_comes_twice(arena: Arena) -> None:
 
 def test_a_record_that_is_lost_is_caught_by_that_check(tagged: Arena) -> None:
     with pytest.raises(AssertionError, match="sealed twice"):
-        churn(tagged, Nonces(), sabotage=True)
+        churn(tagged, Nonces(), sabotage="version and copy")
+
+
+@pytest.mark.parametrize("damaged", ["version", "copy"])
+def test_one_of_two_records_is_enough(arena: Arena, damaged: str) -> None:
+    nonces = Nonces()
+    churn(arena, nonces, sabotage=damaged)
+    assert nonces.again > 500
 
 
 def used_again(arena: Arena) -> EncryptedTensor:
@@ -581,6 +591,24 @@ def test_at_the_end_of_memory() -> None:
             assert holds(tensors[-1])
         """)
     )
+
+
+def test_the_error_names_the_limit_of_mappings(
+    tagged: Arena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def files(most: int) -> object:
+        texts = {"/proc/sys/vm/max_map_count": b"%d" % most, "/proc/self/maps": b"\n" * 69}
+        return lambda path, _mode: io.BytesIO(texts[path])
+
+    monkeypatch.setattr("pyccmem._lib.open", files(70), raising=False)
+    with pytest.raises(
+        errors.OutOfMemoryError, match=r"69 mappings, and vm.max_map_count allows 70: .*Arena"
+    ):
+        EncryptedTensor.zeros(1 << 61, "u1", arena=tagged)
+    monkeypatch.setattr("pyccmem._lib.open", files(65530), raising=False)
+    with pytest.raises(errors.OutOfMemoryError) as caught:
+        EncryptedTensor.zeros(1 << 61, "u1", arena=tagged)
+    assert "max_map_count" not in str(caught.value)
 
 
 @not_sanitized

@@ -5,6 +5,7 @@ another's."""
 
 from __future__ import annotations
 
+import contextlib
 import random
 import textwrap
 import threading
@@ -83,10 +84,8 @@ def test_threads_that_take_each_others_entries(many: Path, key: Key, seed: int) 
         while not stop.is_set() or tried < 100:
             tried += 1
             for name in ("t0", "t1"):
-                try:
+                with contextlib.suppress(errors.IntegrityError):
                     wrong.append(bad[name][...])
-                except errors.IntegrityError:
-                    pass
 
     readers = [threading.Thread(target=read, args=(i,)) for i in range(3)]
     tampering = threading.Thread(target=tamper)

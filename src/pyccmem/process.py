@@ -29,8 +29,8 @@ def stats() -> dict[str, Any]:
     plaintext they hold, `ciphertext_bytes` in whole pages, `overhead_bytes` beside them,
     `integrity_failures` (times one of their pages did not match its tag); `tier`, `threads`, and
     `level`, the best secret-memory level to be had ("secretmem", "mlock" or "none"); and of the
-    memory for plaintext that tensors hand out `plain_blocks` (in use), `plain_in_use` (their bytes), `plain_peak` (the
-    most at once) and `plain_kept` (wiped bytes kept for reuse).
+    memory for plaintext that tensors hand out `plain_blocks` (in use), `plain_in_use` (their
+    bytes), `plain_peak` (the most at once) and `plain_kept` (wiped bytes kept for reuse).
 
     Of all plaintext, that memory and the windows of mappings: `plaintext_budget` (None: no limit),
     `plaintext_reserved` (what the budget is checked against: arrays, and windows whether filled or
