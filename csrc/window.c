@@ -43,7 +43,8 @@ enum {
     BEHIND = 8,           /* how far behind it, beside these, its old blocks are looked for */
     GRACE_NS = 100000,    /* a thread that was woken for a block gets this long to use it */
     BUSY_WAIT_NS = 200000,
-    BUSY_WAITS = 2500     /* at least */
+    BUSY_WAITS = 2500,    /* at least */
+    BUSY_AGAIN = 50       /* for the next frame, after one for which all that was in vain */
 };
 
 /* What the kernel, or another thread, holds longer than this will not come back. Counted too, since a
@@ -85,6 +86,7 @@ struct window {
     fault_space space;
     int writable;
     int closing;
+    int refused; /* insist() gave up, and has not succeeded since */
     pthread_cond_t changed; /* a frame's state, other than by the thread that waits */
     size_t ahead, stride; /* blocks opened ahead; each so many of them are not placed */
     size_t pinned;        /* frames */
@@ -207,10 +209,15 @@ static int patient(int tries, uint64_t since) {
 static int insist(window *w, int (*step)(window *, frame *, int), frame *f, int argument) {
     const uint64_t since = now();
     for (int i = 0; patient(i, since); i++) {
-        if (step(w, f, argument))
+        if (step(w, f, argument)) {
+            w->refused = 0;
             return 1;
+        }
+        if (w->refused && i >= BUSY_AGAIN)
+            break;
         wait_ns(BUSY_WAIT_NS);
     }
+    w->refused = 1;
     return 0;
 }
 
