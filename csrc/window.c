@@ -469,6 +469,9 @@ static void die(window *w, size_t block, ccmem_status status) {
                      "pyccmem: block %zu of a mapping of '%s' cannot be opened or sealed (%s). A touch "
                      "has no caller to tell, so all windows were wiped and this process ends.\n",
                      block, w->name, ccmem_status_text(status));
+    for (int i = 0; file && i < n - 1 && i < (int)sizeof text - 1; i++)
+        if ((unsigned char)text[i] < 32 || text[i] == 127) /* a file may have any name */
+            text[i] = '?';
     take_away(w);
     /* Others' locks may be held for as long as a block takes; nobody waits for them for ever. */
     for (window *other = windows; other; other = other->next)

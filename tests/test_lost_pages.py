@@ -197,10 +197,12 @@ with mapping_of(tensor, fault) as array:
     print("before", flush=True)
     print(array[400, 0], flush=True)
 """
-    path = tmp_path / "model.safetensors"
+    path = tmp_path / "model\n\x1b.safetensors"
     done = support.run_python(CHILD + script, fault, str(path), "", timeout=60)
     assert done.stdout == "before\n", (done.stdout, done.stderr)
-    assert done.returncode == -signal.SIGABRT and f"from the file '{path}'" in done.stderr
+    shown = str(path).replace("\n", "?").replace("\x1b", "?")
+    assert done.returncode == -signal.SIGABRT and f"from the file '{shown}'" in done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
 
 
 @pytest.mark.parametrize("how", ["plain", "faulthandler", "python"])
