@@ -90,8 +90,9 @@ def test_a_module_that_is_not_stripped_is_told(tmp_path: Path) -> None:
     (tmp_path / "csrc").mkdir()
     (tmp_path / "csrc" / "a.c").write_text("int a(void) { return 0; }\n", encoding="utf-8")
     subprocess.run(
-        [*COMPILER, "-g", "-shared", "-fPIC", "-Wl,-rpath,/opt", "csrc/a.c",
-         "-o", "a.so"], cwd=tmp_path, check=True
+        [*COMPILER, "-g", "-shared", "-fPIC", "-Wl,-rpath,/opt", "csrc/a.c", "-o", "a.so"],
+        cwd=tmp_path,
+        check=True,
     )
     found = traces_of_the_build(tmp_path / "a.so", tmp_path)
     assert {".symtab", ".strtab", ".debug_info", "RUNPATH", str(tmp_path), "csrc/"} <= set(found)
@@ -155,9 +156,7 @@ with pyccmem.Key.generate() as key, pyccmem.EncryptedBuffer(100_000, key=key) as
 @pytest.mark.parametrize("name", support.TIER_NAMES)
 def test_each_usable_tier_can_be_forced(name: str) -> None:
     script = "import warnings; warnings.simplefilter('error')\n" + REPORT
-    printed = support.check_python(
-        script, environment=support.child_environment(PYCCMEM_TIER=name)
-    )
+    printed = support.check_python(script, environment=support.child_environment(PYCCMEM_TIER=name))
     assert json.loads(printed)[0] == name
 
 
@@ -310,7 +309,11 @@ def test_the_library_refuses_what_the_package_never_passes(key: pyccmem.Key) -> 
     native = key._opened()
     native = getattr(native, "pointer", native)
     unknown = lib.CCMEM_CIPHER_COUNT
-    for cipher, page_size in ((unknown, 4096), (99, 4096), *((0, n) for n in (0, 4097, 131072, 2048))):
+    for cipher, page_size in (
+        (unknown, 4096),
+        (99, 4096),
+        *((0, n) for n in (0, 4097, 131072, 2048)),
+    ):
         status = lib.ccmem_store_new(native, cipher, 100, page_size, 0, 16, store)
         assert status == lib.CCMEM_ERR_ARGUMENT
     status = lib.ccmem_store_new(native, 0, 100, 4096, 2**63, 16, store)
@@ -343,7 +346,7 @@ def test_the_library_refuses_what_the_package_never_passes(key: pyccmem.Key) -> 
         free(ffi.NULL)
     lib.ccmem_mapping_release(ffi.NULL)
     out = ffi.new("ccmem_key **")
-    for require in (-1 & 0xFFFFFFFF, 3, 99):
+    for require in (-1 & 0xFFFFFFFF, lib.CCMEM_SECRET_MLOCK_ONLY + 1, 99):
         status = lib.ccmem_key_generate(require, out)
         assert status in (lib.CCMEM_ERR_ARGUMENT, lib.CCMEM_ERR_SECRETMEM)
     assert lib.ccmem_key_from_bytes(ffi.NULL, 1, out) == lib.CCMEM_ERR_ARGUMENT
