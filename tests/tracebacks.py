@@ -155,13 +155,15 @@ def cases(scratch: Path) -> Iterator[Case]:
         fd = os.dup(file.fileno())
     arguments = {"key": key, "cipher": "aegis-128x2", "page_size": 4096, "name": "x"}
 
-    def mapped(v: View, **changed: Any) -> Any:
+    def mapped(v: View, file: int = fd, offset: int = 0, **changed: Any) -> Any:
         parts = {"store_id": bytes(16), "versions": v[:8], "tags": v[8:], **arguments, **changed}
-        return EncryptedBuffer._mapped(fd, 0, 100, **parts)
+        return EncryptedBuffer._mapped(file, offset, 100, **parts)
 
     yield Case("_mapped: versions", mapped, view(24))
     yield Case("_mapped: sizes", mapped, view(23))
     yield Case("_mapped: id", lambda v: mapped(v, store_id=v), view(24))
+    yield Case("_mapped: end of file", lambda v: mapped(v, offset=4096), view(24))
+    yield Case("_mapped: no file", lambda v: mapped(v, file=2**20), view(24))
     yield Case("_mapped: closed key", lambda v: mapped(v, key=closed_key), view(24))
 
     # Bare primitives.
