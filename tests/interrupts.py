@@ -148,12 +148,13 @@ def at_random(name: str, operation: Operation, count: int, result: dict[str, int
     timer = Timer()
     begin = time.perf_counter()
     operation()
-    operation()
-    length = (time.perf_counter() - begin) / 2
+    length = time.perf_counter() - begin
     pick = random.Random(count)
     result["moments"] = count
     for _ in range(count):
-        result["interrupted"] += timer.run(operation, max(pick.random() * length * 1.1, 2e-6))
+        hit = timer.run(operation, max(pick.random() * length, 2e-6))
+        length *= 1.03 if hit else 0.9  # how long it takes changes with what else runs
+        result["interrupted"] += hit
         assert_wiped(name)
 
 
