@@ -342,8 +342,27 @@ def test_the_library_refuses_what_the_package_never_passes(key: pyccmem.Key) -> 
     assert failures[0] == 0 and bytes(ffi.buffer(bad)) == bytes(8)
     for number, tags in ((0, 0), (1, 0), (lib.CCMEM_AEGIS_128X2, 1), (unknown, 0), (99, 0)):
         assert lib.ccmem_cipher_authenticated(number) == tags
-    for free in (lib.ccmem_key_free, lib.ccmem_store_free):
+    for free in (lib.ccmem_key_free, lib.ccmem_store_free, lib.ccmem_arena_free):
         free(ffi.NULL)
+    arena = ffi.new("ccmem_arena **")
+    refused = [(native, 99, 4096, 0), (native, 2, 5000, 0), (native, 2, 4096, 2**63)]
+    for arguments in (*refused, (ffi.NULL, 2, 4096, 0)):
+        assert lib.ccmem_arena_new(*arguments, 0, arena) == lib.CCMEM_ERR_ARGUMENT
+    assert lib.ccmem_arena_new(native, 2, 4096, 0, 0, arena) == lib.CCMEM_OK
+    place = ffi.new("uint64_t[]", lib.CCMEM_STORE_SIZE // 8)
+    add = lib.ccmem_arena_add
+    assert add(ffi.NULL, 5, ffi.NULL, place) == lib.CCMEM_ERR_ARGUMENT
+    assert add(arena[0], 5, ffi.NULL, ffi.NULL) == lib.CCMEM_ERR_ARGUMENT
+    assert add(arena[0], 2**64 - 1, ffi.NULL, place) == lib.CCMEM_ERR_NOMEM
+    assert list(place) == [0] * len(place)
+    lib.ccmem_arena_remove(place)
+    assert list(place) == [0] * len(place)
+    assert add(arena[0], 5, b"12345", place) == lib.CCMEM_OK
+    for _ in range(2):
+        lib.ccmem_arena_remove(place)
+        assert lib.ccmem_store_read(place, 0, ffi.new("char[]", 5), 5) == lib.CCMEM_ERR_CLOSED
+        assert lib.ccmem_store_check(place) == lib.CCMEM_ERR_CLOSED
+    lib.ccmem_arena_free(arena[0])
     lib.ccmem_mapping_release(ffi.NULL)
     out = ffi.new("ccmem_key **")
     for require in (-1 & 0xFFFFFFFF, lib.CCMEM_SECRET_MLOCK_ONLY + 1, 99):
