@@ -81,7 +81,6 @@ def interrupted(words: list[str], module: str, path: str) -> subprocess.Complete
     "words, module",
     [
         *((["info"], module) for module in MODULES),
-        (["verify", "x", "--key-file", "y"], "pyccmem.sealed_commands.verify"),
         pytest.param(["demo"], "pyccmem.demo.command", marks=pytest.mark.full),
         pytest.param(["bench"], "pyccmem.bench.command", marks=pytest.mark.full),
         pytest.param(["info"], "pyccmem.errors", marks=pytest.mark.full),
@@ -92,6 +91,13 @@ def test_interrupted_while_it_starts(words: list[str], module: str, interrupting
     done = interrupted([*COMMAND, *words], module, interrupting)
     assert done.returncode in (130, -signal.SIGINT), (done.returncode, done.stderr)
     assert done.stdout == done.stderr == ""
+
+
+def test_interrupted_at_work(interrupting: str) -> None:
+    """Then Python answers it, and what was begun is ended in order: the status is ours."""
+    words = [*COMMAND, "verify", "x", "--key-file", "y"]
+    done = interrupted(words, "pyccmem.sealed_commands.verify", interrupting)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
 @pytest.mark.parametrize("module", ["pyccmem.demo.child", "pyccmem.demo_torch"])
@@ -134,7 +140,6 @@ MORE_WORDS = [
     ["inspect", "sealed"],
     ["verify", "sealed", "--key-file", "key", "--json"],
     ["rewrap", "sealed", "--key-file", "key", "--new-key-file", "key"],
-    ["demo", "--passages", "8", "--rounds", "1", "--looks", "2", "--cipher", "aegis-128x2"],
 ]
 
 

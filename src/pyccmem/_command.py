@@ -32,10 +32,16 @@ def _is_the_command() -> bool:
     return module == "pyccmem" or module.startswith("pyccmem.")
 
 
+#: Whether interrupts are the system's to answer while nothing is carried out.
+_quiet = False
+
+
 def start_quietly() -> None:
     """While the package is imported an interrupt ends the command without a traceback: as the
     system does it, since nothing has been begun. carry_out() has Python answer it again."""
+    global _quiet
     if _is_the_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        _quiet = True  # argv is another one later, when runpy has found the module
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -44,9 +50,9 @@ def carry_out(work: Callable[[], int]) -> int:
     output that takes no more an error in one line; but a reader of a pipe that has gone has
     enough."""
     _open_streams()
-    if _is_the_command() and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
+        if _quiet:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             return work()
         finally:
@@ -63,7 +69,7 @@ def carry_out(work: Callable[[], int]) -> int:
         complain(f"{what} cannot be written: {error.strerror or error}.")
         return EXIT_ERROR
     finally:
-        if _is_the_command():  # the interpreter's own end is nothing to interrupt either
+        if _quiet:  # the interpreter's own end is nothing to interrupt either
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
