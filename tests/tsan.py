@@ -2,11 +2,11 @@
 """The threaded tests under ThreadSanitizer: `make tsan`, or `python tests/tsan.py [ARGUMENT ...]`.
 
 Builds the native module with -fsanitize=thread in a copy of the tree, runs the tests in an
-interpreter that the sanitizer's library is loaded into, and counts its reports. What tsan.supp leaves out is by
-design and says why. Two controls show that the rest would be reported: without tsan.supp the
-sequence-locked reads are, and so is a race that is put into the copy, a version that is published
-by a plain store. Ends with status 0 when the tests pass without a report and both controls have
-some, else 1; 3 when something needed is not installed.
+interpreter that the sanitizer's library is loaded into, and counts its reports. What tsan.supp
+leaves out is by design and says why. Two controls show that the rest would be reported: without
+tsan.supp the sequence-locked reads are, and so is a race that is put into the copy, a version that
+is published by a plain store. Ends with status 0 when the tests pass without a report and both
+controls have some, else 1; 3 when something needed is not installed.
 
 The interpreter is not built with the sanitizer, so it is not looked at; what its lock orders is
 known all the same, since it is made of the C library's. Address spaces are laid out as the
