@@ -224,8 +224,8 @@ CHANGES: list[Change] = [
     Change(
         "any-level-will-do",
         "secret.c",
-        "c->level >= require ?",
-        "c->level <= require ?",
+        ": c->level >= require && !c->chosen;",
+        ": c->level <= require && !c->chosen;",
         (tests("secret", "keys"),),
     ),
     # ---- keys
@@ -1244,8 +1244,8 @@ CHANGES: list[Change] = [
     Change(
         "window-left-when-closed",
         "window.c",
-        "    ccmem_wipe(data, w->space.block);\n    hide(w);",
-        "    hide(w);",
+        "    if (taken)\n        ccmem_wipe(data, w->space.block);",
+        "    if (taken)\n        ;",
         (tests("residue_mapping"),),
     ),
     Change(
