@@ -20,7 +20,16 @@ import numpy.typing as npt
 
 from . import errors
 
-__all__ = ["How", "Selection", "address", "phantom", "refuse", "reshaped", "select"]
+__all__ = [
+    "How",
+    "Selection",
+    "address",
+    "names_several",
+    "phantom",
+    "refuse",
+    "reshaped",
+    "select",
+]
 
 Offsets = npt.NDArray[np.int64]
 
@@ -106,8 +115,9 @@ def select(index: Any, ghost: npt.NDArray[Any], base: int, dtype: np.dtype[Any])
     TypeError.
     """
     try:
-        if isinstance(index, (str, list)) and _names_fields(index):
-            return _fields(index, ghost, dtype)
+        names = index if isinstance(index, str) else names_several(index)
+        if names is not None:
+            return _fields(names, ghost, dtype)
         items = index if isinstance(index, tuple) else (index,)
         plain = _plain_items(items)
         if all(item is not None for item in plain):
@@ -123,8 +133,13 @@ def select(index: Any, ghost: npt.NDArray[Any], base: int, dtype: np.dtype[Any])
         raise refuse(error, "The index", ghost.shape) from None
 
 
-def _names_fields(index: Any) -> bool:
-    return isinstance(index, str) or (bool(index) and all(isinstance(name, str) for name in index))
+def names_several(index: Any) -> list[str] | None:
+    """The names of fields that an index is a list or an array of; None for any other."""
+    if isinstance(index, np.ndarray):
+        return index.tolist() if index.dtype.kind == "U" and index.ndim == 1 else None
+    if isinstance(index, list) and index and all(isinstance(name, str) for name in index):
+        return index
+    return None
 
 
 def _fields(index: Any, ghost: npt.NDArray[Any], dtype: np.dtype[Any]) -> Selection:
@@ -145,8 +160,8 @@ _REST: tuple[Any, ...] = (Ellipsis,)
 
 
 def _plain_items(items: tuple[Any, ...]) -> list[Any]:
-    """Each item of an index as an int, slice, Ellipsis or _NEWAXIS; None for an array or for
-    what numpy would make one of."""
+    """Each item of an index as an int, slice, Ellipsis or _NEWAXIS; None for an array, or for what
+    numpy would make one of, of anything but a single integer."""
     found: list[Any] = []
     for item in items:
         if item is None:
@@ -159,8 +174,16 @@ def _plain_items(items: tuple[Any, ...]) -> list[Any]:
             try:
                 found.append(operator.index(item))
             except TypeError:
-                found.append(None)
+                found.append(_single(item))
     return found
+
+
+def _single(item: Any) -> int | None:
+    """The integer that numpy makes an array of no dimensions of; None for any other array."""
+    if isinstance(item, np.ndarray) and item.ndim:
+        return None
+    array = np.asarray(item)
+    return int(array) if not array.ndim and array.dtype.kind in "iu" else None
 
 
 _START = np.zeros(1, np.int64)

@@ -56,6 +56,9 @@ def empty(shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any
             f"dtype {kind} holds references to Python objects, not data; use one of fixed size."
         )
     nbytes = kind.itemsize * (math.prod(shape) if isinstance(shape, tuple) else shape)
+    if not kind.itemsize:  # which numpy makes 1, except of a field
+        field: npt.NDArray[Any] = np.zeros(shape, [("field", kind)])["field"]
+        return field
     if nbytes <= 0:
         return np.zeros(shape, kind)
     if nbytes >= 2**63:

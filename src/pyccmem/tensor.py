@@ -22,12 +22,14 @@ from ._indexing import (
     How,
     Offsets,
     Selection,
+    names_several,
     phantom,
     refuse,
     reshaped,
     select,
 )
 from ._lib import DEFAULT_CIPHER, OK, TENSOR_PAGE_SIZE, check, ffi, lib
+from ._numpy import Operand
 from ._resource import Resource
 from ._runs import Layout, flat_bytes, gather, read, write
 from .buffer import EncryptedBuffer
@@ -135,7 +137,7 @@ class Cache:
         self.buffer: weakref.ref[EncryptedBuffer] | None = None
 
 
-class EncryptedTensor(Resource):
+class EncryptedTensor(Operand, Resource):
     """An n-dimensional C-contiguous array held as ciphertext, of any dtype of fixed size (of
     ml_dtypes too, when installed).
 
@@ -494,11 +496,13 @@ class EncryptedTensor(Resource):
     def _nothing(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """An array without a byte, from a tensor that is open."""
         check(lib.ccmem_store_check(self._opened()), subject="tensor")
-        return np.empty(shape, dtype)
+        return _plain.empty(shape, dtype)
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
-        """The whole tensor as a plain array, for np.asarray() and np.array(). `copy=False` is an
-        ArgumentError (a ValueError, as NumPy 2 has it): there is no plaintext to share.
+        """The whole tensor as a plain array, for np.asarray() and np.array(). It is read-only, so
+        that no function loses what it writes into a copy that nobody sees, unless a copy is asked
+        for (np.array()). `copy=False` is an ArgumentError (a ValueError, as NumPy 2 has it): there
+        is no plaintext to share.
 
         NumPy 1 copies what np.array() gets here once more, to memory of its own that nobody wipes;
         np.asarray() does not.
@@ -508,16 +512,16 @@ class EncryptedTensor(Resource):
                 "A plain array of an EncryptedTensor is always a copy; use copy=None or copy=True."
             )
         array: Array = self[...]
-        if dtype is None:
-            return array
-        wanted = np.dtype(dtype)
-        if wanted == array.dtype:
-            return array
-        if not wanted.itemsize or wanted.hasobject:  # numpy finds the size, or makes objects
-            return array.astype(wanted)
-        converted = _plain.empty(array.shape, wanted)
-        np.copyto(converted, array, casting="unsafe")
-        return converted
+        wanted = array.dtype if dtype is None else np.dtype(dtype)
+        if wanted != array.dtype:
+            if not wanted.itemsize or wanted.hasobject:  # numpy finds the size, or makes objects
+                array = array.astype(wanted)
+            else:
+                converted = _plain.empty(array.shape, wanted)
+                np.copyto(converted, array, casting="unsafe")
+                array = converted
+        array.flags.writeable = bool(copy)
+        return array
 
     def __len__(self) -> int:
         if not self._ndim:
@@ -565,36 +569,6 @@ class EncryptedTensor(Resource):
         rows = nbytes // row if row else max(self._shape[0], 1)
         return (self[at : at + rows] for at in range(0, self._shape[0], rows))
 
-    # ---- products ----
-
-    def __matmul__(self, other: Any) -> Array:
-        """self @ other, as np.matmul: a matrix is opened a tile at a time, see pyccmem.linear()."""
-        from ._matmul import matmul  # built on tensors
-
-        return matmul(self, other)
-
-    def __rmatmul__(self, other: Any) -> Array:
-        """other @ self, likewise."""
-        from ._matmul import matmul
-
-        return matmul(other, self)
-
-    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
-        """numpy's functions of arrays: np.matmul() as `@` does it, any other on the whole tensor
-        decrypted. Raises ArgumentTypeError for a tensor as `out`: assign the result to it."""
-        out = options.get("out", ())
-        if any(isinstance(array, EncryptedTensor) for array in out):
-            raise errors.ArgumentTypeError(
-                f"An EncryptedTensor cannot be the out of np.{ufunc.__name__}; assign the result "
-                f"to it: tensor[...] = np.{ufunc.__name__}(...)."
-            )
-        if ufunc is np.matmul and method == "__call__" and len(inputs) == 2 and not options:
-            from ._matmul import matmul
-
-            return matmul(*inputs)
-        plain = [np.asarray(x) if isinstance(x, EncryptedTensor) else x for x in inputs]
-        return getattr(ufunc, method)(*plain, **options)
-
     # ---- writing ----
 
     def __setitem__(self, index: Any, value: Any) -> None:
@@ -612,7 +586,7 @@ class EncryptedTensor(Resource):
             if run is not None and run[2] <= STAGING_BYTES:
                 self._write_run(run, value)
                 return
-            if isinstance(index, list) and index and isinstance(index[0], str):
+            if names_several(index) is not None:
                 raise IndexError("assign to one field at a time")
             self._write_selection(select(index, self._ghost, self._address, self._dtype), value)
         except errors.PyccmemError:

@@ -161,12 +161,15 @@ def _dense(tensor: Tensor) -> bool:
 def _zero(start: int, stop: int) -> bool:
     """Zeros over a stretch of memory. The kernel writes them, which fails where the memory is
     read-only (False is returned then) and this process would be killed."""
-    memory = memoryview(ffi.buffer(ffi.cast("uint8_t *", start), stop - start))
     try:
-        with Descriptor.open("/dev/zero", os.O_RDONLY) as zero:
+        with (
+            memoryview(ffi.buffer(ffi.cast("uint8_t *", start), stop - start)) as memory,
+            Descriptor.open("/dev/zero", os.O_RDONLY) as zero,
+        ):
             at = 0
             while at < stop - start:
-                at += os.readv(zero, [memory[at : at + _ZEROS_AT_ONCE]])
+                with memory[at : at + _ZEROS_AT_ONCE] as part:
+                    at += os.readv(zero, [part])
     except OSError:
         return False
     return True

@@ -1,0 +1,336 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What Python's operators and NumPy's functions do with an EncryptedTensor.
+
+One rule: they give NumPy's answer for the plain array, as a plain array, and what NumPy would write
+into an argument is written to the tensor, which is opened as a whole for that, changed and
+encrypted again. Where NumPy does not say that it writes (np.nditer, functions that only convert
+their arguments), the array that it gets of a tensor is read-only, and NumPy refuses.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import errors
+
+if TYPE_CHECKING:
+    from .buffer import EncryptedBuffer
+
+__all__ = ["Operand"]
+
+Array = npt.NDArray[Any]
+
+
+class Operand:
+    """The operators and protocols, for EncryptedTensor."""
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:
+        _buffer: EncryptedBuffer
+        _offset: int
+        shape: Any
+        dtype: Any
+        nbytes: Any
+        ndim: Any
+
+        def __array__(self, dtype: Any = None, copy: Any = None) -> Array: ...
+
+        def _opened_as(self, writable: bool) -> AbstractContextManager[Array]: ...
+
+        def __getitem__(self, index: Any) -> Any: ...
+
+    # ---- NumPy's protocols ----
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
+        """NumPy's functions of elements: np.matmul() as `@` does it, any other on the whole tensor
+        in the clear. A tensor as `out`, and the first argument of `at`, is written to."""
+        if ufunc is np.matmul and method == "__call__" and len(inputs) == 2 and not options:
+            from ._matmul import matmul  # built on tensors
+
+            return matmul(*inputs)
+        out = options.get("out", ())
+        targets = [target for target in out if isinstance(target, Operand)]
+        if method == "at" and isinstance(inputs[0], Operand):
+            targets.append(inputs[0])
+        return _applied(getattr(ufunc, method), inputs, options, targets)
+
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        """NumPy's other functions: on the whole tensor in the clear, or on its shape alone. An
+        argument that the function writes into is written to.
+
+        Raises ArgumentError for a function that writes into one of which that is not known.
+        """
+        if function in _OF_FORM:
+            first, *more = args or (kwargs[_OF_FORM[function]],)
+            kwargs = {name: value for name, value in kwargs.items() if args or value is not first}
+            more, kwargs = _changed((more, kwargs), _opened)
+            return function(_form(first), *more, **kwargs)
+        overwrite = "overwrite_input"
+        if kwargs.get(overwrite):
+            # NumPy may use the argument as it likes: it is a copy here.
+            kwargs = {**kwargs, overwrite: False}
+        targets = [found for found in _targets(function, args, kwargs) if found is not None]
+        try:
+            return _applied(function, args, kwargs, targets)
+        except ValueError as error:
+            if isinstance(error, errors.PyccmemError) or "read-only" not in str(error):
+                raise
+            raise errors.ArgumentError(
+                f"np.{function.__name__} would write into an array that it may only read, as that "
+                f"of an EncryptedTensor is ({error}); let it work on "
+                f"`with tensor.open('r+') as array`, which encrypts what it wrote."
+            ) from None
+
+    # ---- operators ----
+
+    __hash__ = object.__hash__  # by identity, although == compares elements
+
+    def __matmul__(self, other: Any) -> Array:
+        """self @ other, as np.matmul: a matrix is opened a tile at a time, see pyccmem.linear()."""
+        from ._matmul import matmul
+
+        return matmul(self, other)
+
+    def __rmatmul__(self, other: Any) -> Array:
+        """other @ self, likewise."""
+        from ._matmul import matmul
+
+        return matmul(other, self)
+
+    def __eq__(self, other: object) -> Any:
+        return operator.eq(*_opened_both(self, other))
+
+    def __ne__(self, other: object) -> Any:
+        return operator.ne(*_opened_both(self, other))
+
+    def __int__(self) -> int:
+        return int(self.__array__())
+
+    def __float__(self) -> float:
+        return float(self.__array__())
+
+    def __complex__(self) -> complex:
+        return complex(self.__array__())
+
+    def __index__(self) -> int:
+        if self.ndim:  # without opening it
+            raise errors.ArgumentTypeError(
+                f"Only an integer tensor of no dimensions is an index, not one of {self.ndim}."
+            )
+        return operator.index(self.__array__())
+
+    def __format__(self, spec: str) -> str:
+        """The element of a tensor of no dimensions, where a format is given for it."""
+        return format(self[()], spec) if spec and not self.ndim else object.__format__(self, spec)
+
+
+def _opened_both(one: Any, other: Any) -> tuple[Any, Any]:
+    return _opened(one), _opened(other)
+
+
+def _opened(value: Any) -> Any:
+    """A tensor's values as a read-only array; anything else as it is."""
+    return value.__array__() if isinstance(value, Operand) else value
+
+
+def _form(value: Any) -> Any:
+    """For functions of shape and dtype: an array of these without the values."""
+    if not isinstance(value, Operand):
+        return value
+    return np.broadcast_to(np.zeros((), value.dtype), value.shape)
+
+
+def _unary(name: str) -> Callable[[Any], Any]:
+    work = getattr(operator, name)
+
+    def method(self: Operand) -> Any:
+        return work(self.__array__())
+
+    return method
+
+
+def _binary(work: Any) -> tuple[Callable[[Any, Any], Any], Callable[[Any, Any], Any]]:
+    def method(self: Operand, other: Any) -> Any:
+        return work(*_opened_both(self, other))
+
+    def reflected(self: Operand, other: Any) -> Any:
+        return work(*_opened_both(other, self))
+
+    return method, reflected
+
+
+def _in_place(work: Any) -> Callable[[Any, Any], Any]:
+    def method(self: Operand, other: Any) -> Any:
+        with self._opened_as(True) as array:
+            result = work(array, _opened(other))
+            if result is not array:
+                array[...] = result
+        return self
+
+    return method
+
+
+def _define(name: str, method: Any, what: str) -> None:
+    method.__name__, method.__qualname__, method.__doc__ = name, f"Operand.{name}", what
+    setattr(Operand, name, method)
+
+
+for _name in ("neg", "pos", "abs", "invert"):
+    _define(f"__{_name}__", _unary(_name), "NumPy's answer, a plain array.")
+for _name in ("lt", "le", "gt", "ge"):
+    _define(f"__{_name}__", _binary(getattr(operator, _name))[0], "NumPy's answer, a plain array.")
+for _name in (
+    "add", "sub", "mul", "truediv", "floordiv", "mod", "pow",
+    "lshift", "rshift", "and", "or", "xor", "divmod",
+):  # fmt: skip
+    _function = divmod if _name == "divmod" else getattr(operator, f"__{_name}__")
+    for _prefix, _method in zip(("", "r"), _binary(_function), strict=True):
+        _define(f"__{_prefix}{_name}__", _method, "NumPy's answer, a plain array.")
+for _name in (
+    "add", "sub", "mul", "truediv", "floordiv", "mod", "pow",
+    "lshift", "rshift", "and", "or", "xor", "matmul",
+):  # fmt: skip
+    _work = _in_place(getattr(operator, f"__i{_name}__"))
+    _define(f"__i{_name}__", _work, "What NumPy writes to an array is written to the tensor.")
+
+
+# ---- functions -----------------------------------------------------------------------------------
+
+#: Functions that look at the shape and dtype of their first argument, and at no element of it; and
+#: its name.
+_OF_FORM = {
+    np.shape: "a",
+    np.ndim: "a",
+    np.size: "a",
+    np.iscomplexobj: "x",
+    np.isrealobj: "x",
+    np.empty_like: "prototype",
+    np.zeros_like: "a",
+    np.ones_like: "a",
+    np.full_like: "a",
+}
+
+#: Functions that write into their first argument, by its name.
+_INTO_FIRST = {
+    np.copyto: "dst",
+    np.put: "a",
+    np.place: "arr",
+    np.putmask: "a",
+    np.fill_diagonal: "a",
+    np.put_along_axis: "arr",
+}
+
+#: Where the position of `out` cannot be found out; the last four are NumPy 1's. NumPy does not
+#: always look whether what it writes to is read-only.
+_OUT_AT = {
+    getattr(np, name): at
+    for name, at in {
+        "dot": 2,
+        "concatenate": 2,
+        "is_busday": 4,
+        "busday_offset": 5,
+        "busday_count": 5,
+        "cumproduct": 3,
+        "product": 3,
+        "sometrue": 2,
+        "alltrue": 2,
+    }.items()
+    if name in vars(np)
+}
+
+
+@lru_cache(maxsize=None)
+def _out_at(function: Any) -> int | None:
+    """The position of an argument named out; None where there is none, or it cannot be known."""
+    known = _OUT_AT.get(function)
+    if known is not None:
+        return known
+    try:
+        names = list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):
+        return None
+    return names.index("out") if "out" in names else None
+
+
+def _targets(function: Any, args: Any, kwargs: Any) -> Iterator[Operand | None]:
+    """The tensors that a function writes into."""
+    found: list[Any] = [kwargs.get("out")]
+    at = _out_at(function)
+    if at is not None and at < len(args):
+        found.append(args[at])
+    first = _INTO_FIRST.get(function)
+    if function is np.nan_to_num and not kwargs.get("copy", args[1] if len(args) > 1 else True):
+        first = "x"
+    if first is not None:
+        found.append(args[0] if args else kwargs.get(first))
+    for value in found:
+        for one in value if isinstance(value, tuple) else (value,):
+            yield one if isinstance(one, Operand) else None
+
+
+def _changed(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Arguments with `change` applied to all, within lists, tuples and dicts as well."""
+    if type(value) is list:
+        return [_changed(item, change) for item in value]
+    if type(value) is tuple:
+        return tuple([_changed(item, change) for item in value])
+    if type(value) is dict:
+        return {name: _changed(item, change) for name, item in value.items()}
+    return change(value)
+
+
+@contextmanager
+def _written(targets: list[Operand]) -> Iterator[dict[int, Array]]:
+    """The tensors as arrays that can be written, by the tensors' ids; encrypted again when the
+    block ends without an exception. Raises ArgumentError where two of them share bytes."""
+    distinct = list({id(target): target for target in targets}.values())
+    for at, one in enumerate(distinct):
+        for other in distinct[:at]:
+            apart = (
+                one._offset + one.nbytes <= other._offset
+                or other._offset + other.nbytes <= one._offset
+            )
+            if one._buffer is other._buffer and not apart:
+                raise errors.ArgumentError(
+                    "Two tensors that a function writes into share bytes; do one at a time."
+                )
+    with ExitStack() as stack:
+        yield {id(target): stack.enter_context(target._opened_as(True)) for target in distinct}
+
+
+def _applied(function: Any, args: Any, options: Any, targets: list[Operand]) -> Any:
+    """A function of NumPy on the plain values. Where it gives back what it wrote into, that is the
+    tensor."""
+    if not targets:
+        args, options = _changed((args, options), _opened)
+        return function(*args, **options)
+    with _written(targets) as arrays:
+
+        def plain(value: Any) -> Any:
+            found = arrays.get(id(value))
+            return _opened(value) if found is None else found
+
+        args, options = _changed((args, options), plain)
+        result = function(*args, **options)
+        tensors = {id(arrays[id(target)]): target for target in targets}
+
+        def back(value: Any) -> Any:
+            found = tensors.get(id(value))
+            if found is not None:
+                return found
+            if isinstance(value, np.ndarray) and any(
+                np.may_share_memory(value, array) for array in arrays.values()
+            ):
+                return value.copy()  # the array is overwritten when this ends
+            return value
+
+        return _changed(result, back)
