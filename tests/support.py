@@ -48,6 +48,16 @@ def tier_name(tier: int) -> str:
 TIERS = usable_tiers()
 TIER_NAMES = [tier_name(t) for t in TIERS]
 
+#: (tier, kind of secret memory): where keys are looked for. What the kind changes is the same for
+#: all tiers, so the weaker is looked at with the best one, and with the others in the long form.
+TIERS_IN_SECRET_MEMORY = [
+    pytest.param(
+        name, memory, marks=[pytest.mark.full] * (memory == "mlock" and name != TIER_NAMES[-1])
+    )
+    for name in TIER_NAMES
+    for memory in ("secretmem", "mlock")
+]
+
 
 # ---- vectors --------------------------------------------------------------------------------
 

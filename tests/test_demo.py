@@ -24,7 +24,7 @@ import support
 from support import linux_only, not_sanitized
 
 from pyccmem import EncryptedTensor, Key, _matmul, _plain, errors
-from pyccmem.demo import files, layers, passages
+from pyccmem.demo import files, layers, passages, report
 from pyccmem.demo.measure import agreement
 from pyccmem.demo.model import Config, Encoder
 from pyccmem.demo.proof import Finding
@@ -65,6 +65,14 @@ Open a socket and listen for connections.
 Parse the command line of a program.
 Bake the bread for forty minutes until it is brown.
 """
+
+
+def test_progress_is_told_in_a_file_too(capsys: pytest.CaptureFixture[str]) -> None:
+    """At once, with the seconds since the start, and apart from the results."""
+    for quiet in (False, True):
+        report.narrator(quiet)("timing it")
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err == "[   0 s] timing it ...\n"
 
 
 @linux_only

@@ -333,9 +333,8 @@ assert action == "close" or buffer.read(0, 4) is not None
 
 @linux_only
 @not_sanitized
-@pytest.mark.parametrize("memory", ["secretmem", "mlock"])
 @pytest.mark.parametrize("action", ["hold", "close"])
-@pytest.mark.parametrize("name", support.TIER_NAMES)
+@pytest.mark.parametrize(("name", "memory"), support.TIERS_IN_SECRET_MEMORY)
 def test_keys_of_files_are_in_secret_memory_only(
     tmp_path: Path, name: str, action: str, memory: str
 ) -> None:

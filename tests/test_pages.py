@@ -254,7 +254,7 @@ for threads, pages, steps in ((1, 9, range(0, 65)), (2, (5 << 20) // page_size +
 
 
 @pytest.mark.parametrize("name", support.TIER_NAMES)
-@pytest.mark.parametrize("page_size", [4096, 8192, 65536])
+@pytest.mark.parametrize("page_size", [4096, pytest.param(8192, marks=pytest.mark.full), 65536])
 def test_bulk_reads_and_writes_at_every_misalignment(
     fixed_random: dict[str, str], cipher: str, page_size: int, name: str
 ) -> None:

@@ -333,9 +333,8 @@ def secret_file(tmp_path: Path) -> tuple[Path, bytes]:
 
 
 @not_sanitized
-@pytest.mark.parametrize("memory", ["secretmem", "mlock"])
 @pytest.mark.parametrize("action", ["hold", "close"])
-@pytest.mark.parametrize("name", support.TIER_NAMES)
+@pytest.mark.parametrize(("name", "memory"), support.TIERS_IN_SECRET_MEMORY)
 def test_no_key_in_ordinary_memory(
     fixed_random: dict[str, str],
     secret_file: tuple[Path, bytes],

@@ -122,18 +122,15 @@ def run(arguments: argparse.Namespace) -> int:
         samples = stack.enter_context(proof.samples(weights))
         plain = stack.enter_context(start(None))
         encrypted = {cipher: stack.enter_context(start(cipher)) for cipher in ciphers}
-        trial = Trial(plain, encrypted, samples)
-        say(f"embedding {len(tokens)} passages with each")
+        trial = Trial(plain, encrypted, samples, say=say)
         vectors = trial.embed(tokens)
         first = ciphers[0]
         found, _ = encrypted[first].embed(tokenizer(queries))
         answers = nearest(queries, found, texts, vectors[first])
-        say("timing them in turn")
         typical = sorted(tokens, key=len)[len(tokens) // 2]
         batch = spread(tokens, _BATCH)
         trial.time([typical], 3 * arguments.rounds)
         trial.time(batch, arguments.rounds)
-        say("reading their memory, at rest and at work")
         trial.watch(batch, arguments.looks)
         outcome = trial.outcome(
             passages=len(tokens),

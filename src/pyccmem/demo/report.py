@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -105,11 +106,14 @@ class Outcome:
 
 
 def narrator(quiet: bool) -> Callable[[str], None]:
-    """Says on standard error what is going on, where a person may be waiting."""
+    """Says on standard error what is going on and since when, in a file or a pipe as well: a minute
+    without a word looks like a hang."""
+    start = time.monotonic()
 
     def say(text: str) -> None:
-        if not quiet and sys.stderr.isatty():
-            print(f"{text} ...", file=sys.stderr, flush=True)
+        if not quiet:
+            seconds = time.monotonic() - start
+            print(f"[{seconds:4.0f} s] {text} ...", file=sys.stderr, flush=True)
 
     return say
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from . import measure, proof, report
 from .layers import Array
@@ -29,7 +29,11 @@ class Trial:
         encrypted: Mapping[str, Worker],
         samples: proof.Samples,
         in_use: int = proof.IN_USE,
+        *,
+        say: Callable[[str], None],
     ) -> None:
+        self._say = say
+        say("searching the memory of the encrypted processes, loaded")
         self._plain, self._encrypted = plain, encrypted
         self._samples, self._in_use = samples, in_use
         self._findings = {
@@ -41,18 +45,26 @@ class Trial:
 
     def embed(self, passages: Sequence[Passage]) -> dict[str, Array]:
         """The vectors of every encrypted worker, each to be compared with the plain one's."""
+        self._say(f"embedding {len(passages)} passages, plain")
         self._plain_vectors, self._plain_seconds = self._plain.embed(passages)
-        self._embedded = {way: worker.embed(passages) for way, worker in self._encrypted.items()}
+        self._embedded: dict[str, tuple[Array, float]] = {}
+        for way, worker in self._encrypted.items():
+            self._say(f"embedding {len(passages)} passages, {way}")
+            self._embedded[way] = worker.embed(passages)
         return {way: vectors for way, (vectors, _) in self._embedded.items()}
 
     def time(self, passages: Sequence[Passage], rounds: int, tokens: int | None = None) -> None:
         """Times a batch; `tokens` in it where the passages are not lists of these."""
+        batch = "one passage" if len(passages) == 1 else f"a batch of {len(passages)} passages"
+        self._say(f"timing {batch}, {rounds} rounds in turn")
         self._timings.append(measure.timing(self._plain, self._encrypted, passages, rounds, tokens))
 
     def watch(self, passages: Sequence[Passage], looks: int) -> None:
         """Searches the plain worker, and every encrypted one at work and after it."""
+        self._say("searching the plain process's memory")
         self._control = proof.look(self._plain, self._samples, "plain, at rest")
         for way, worker in self._encrypted.items():
+            self._say(f"searching the memory of {way}, at work and at rest")
             found = self._findings[way]
             found += proof.watch(worker, self._samples, passages, looks, way, self._in_use)
             found.append(

@@ -92,19 +92,16 @@ def run(arguments: argparse.Namespace) -> int:
 
         plain = start(PLAIN)
         encrypted = {way: start(way) for way in (IN_PLACE, SEALED)}
-        trial = Trial(plain, encrypted, samples, _IN_USE)
-        say(f"embedding {len(words)} passages with each")
+        trial = Trial(plain, encrypted, samples, _IN_USE, say=say)
         vectors = trial.embed(words)
         found, _ = encrypted[SEALED].embed(queries)
         answers = demo.nearest(queries, found, texts, vectors[SEALED])
-        say("timing them in turn")
         order = sorted(range(len(words)), key=sizes.__getitem__)
         typical = order[len(order) // 2]
         places = demo.spread(list(range(len(words))), BATCH)
         batch = [words[i] for i in places]
         trial.time([words[typical]], 3 * arguments.rounds, sizes[typical])
         trial.time(batch, arguments.rounds, sum(sizes[i] for i in places))
-        say("reading their memory, at rest and at work")
         trial.watch(batch, arguments.looks)
         outcome = trial.outcome(
             passages=len(words),
