@@ -45,6 +45,7 @@ its text is a sentence that says what was wrong and what would be right::
     ├── PortableTierWarning                   no accelerated tier: correct, but slow
     ├── ForkWarning                           a fork while what a child cannot open is open
     ├── UnsharedFileWarning                   a sealed file that processes cannot share in memory
+    ├── PlainTensorsWarning                   tensors of a model that stay plain
     └── InsecureKeyFileWarning                other users of the system can read the key file
 """
 
@@ -81,6 +82,7 @@ __all__ = [
     "NotPicklableError",
     "OutOfMemoryError",
     "PageSizeError",
+    "PlainTensorsWarning",
     "PlaintextBudgetError",
     "PortableTierWarning",
     "ProcessAccessError",
@@ -313,6 +315,10 @@ class ForkWarning(PyccmemWarning):
 class UnsharedFileWarning(PyccmemWarning):
     """The file system of a sealed file has no shared mappings: processes that load it may not share
     its pages, or each has a copy in memory of its own."""
+
+
+class PlainTensorsWarning(PyccmemWarning):
+    """Copies of weights that stay plain in a model whose parameters and buffers are encrypted."""
 
 
 class InsecureKeyFileWarning(PyccmemWarning):

@@ -22,6 +22,7 @@ except ImportError as error:
 from . import _functions, _ops
 from ._files import load_file, save_file
 from ._module import decrypt_module, encrypt_module
+from ._report import PlainTensor, plain_tensors
 from ._serialize import using_key
 from ._tensor import EncryptedTensor
 from ._threads import share_threads as _share_threads
@@ -30,9 +31,11 @@ _share_threads()
 
 __all__ = [
     "EncryptedTensor",
+    "PlainTensor",
     "decrypt_module",
     "encrypt_module",
     "load_file",
+    "plain_tensors",
     "save_file",
     "using_key",
 ]

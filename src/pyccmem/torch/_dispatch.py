@@ -11,6 +11,7 @@ the rest               opened into a temporary
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -51,9 +52,15 @@ _HIDDEN_WRITES = {aten.native_batch_norm.default: ((3, 4), 5)}
 _REFUSED = ("aten::set_", "aten::resize_", "aten::resize_as_", "aten::_resize_output_")
 
 
+#: Operations whose results are plain weights in another form, which a model then keeps.
+_PACKING = re.compile(r"quantize_per_|quantize_weight|prepack|pack_gemm|_pack\b|int4pack|to_mkldnn")
+
+
 def planned(function: Any) -> Handler:
     """The way for an operation that has none of its own."""
     schema = function._schema
+    if _PACKING.search(schema.name):
+        return _packing_refused
     if schema.name in _REFUSED or torch.Tag.inplace_view in function.tags:
         return _refused
     if function in _HIDDEN_WRITES or schema.is_mutable:
@@ -181,6 +188,14 @@ def _refused(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
     raise errors.ArgumentError(
         f"{function._schema.name} would give an EncryptedTensor other memory or another shape; "
         f"make a new one with EncryptedTensor.from_tensor()."
+    )
+
+
+def _packing_refused(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    raise errors.ArgumentError(
+        f"{function._schema.name} would make plain weights of an encrypted tensor, for a model to "
+        f"keep; where that is what you want, say so with pyccmem.torch.decrypt_module(model) or "
+        f"tensor.decrypt() first."
     )
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import fnmatch
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from ..keys import Key
 from ..safetensors._progress import Progress, check_progress, reporting
 from ._open import opened
 from ._plain_memory import Mappings, apart, extent
+from ._report import hidden
 from ._tensor import EncryptedTensor, check_encryptable
 from ._threads import own_threads
 
@@ -159,6 +161,7 @@ def encrypt_module(
     cipher: str = DEFAULT_CIPHER,
     progress: bool | Progress | None = None,
     wipe: bool = True,
+    strict: bool = False,
 ) -> nn.Module:
     """Encrypts a model in place and returns it: every parameter and buffer becomes an
     EncryptedTensor of the same name, tied ones the same one. They are encrypted together, in one
@@ -182,6 +185,10 @@ def encrypt_module(
     whole, the first ones encrypted and the others plain, and the model in working order; called
     again, this goes on with the rest.
 
+    Copies of weights that modules keep beside their parameters, or compute from them, stay plain
+    (see plain_tensors()): a PlainTensorsWarning names them. With `strict` they are an ArgumentError
+    before anything is changed, and so is every tensor that is not chosen.
+
     Raises ArgumentTypeError for what is no module, key, or dense CPU tensor, the model unchanged;
     and what pyccmem.EncryptedTensor raises.
     """
@@ -191,7 +198,10 @@ def encrypt_module(
         )
     check_progress(progress)
     included = (lambda _name, _tensor: True) if include is None else _predicate("include", include)
-    work = _pieces(*_chosen(model, included, _predicate("exclude", exclude)))
+    chosen, others = _chosen(model, included, _predicate("exclude", exclude))
+    _tell_of_plain(model, others if strict else [], strict)
+    work = _pieces(chosen, others)
+    del chosen, others
     total = sum(piece.nbytes for piece in work)
     done = 0
     mappings = Mappings() if wipe and work else None
@@ -202,6 +212,27 @@ def encrypt_module(
             done += piece.nbytes
             report(done, total)
     return model
+
+
+def _tell_of_plain(model: nn.Module, others: list[Tensor], strict: bool) -> None:
+    """Warns of what would stay plain beside the tensors that are encrypted. Raises ArgumentError
+    when `strict`, for these and `others`."""
+    left = {id(tensor) for tensor in others}
+    names = [place.full_name for place in _places(model) if id(place.tensor) in left]
+    for prefix, module in model.named_modules():
+        names += [one.name for one in hidden(module, f"{prefix}." if prefix else "")]
+    if not names:
+        return
+    listed = ", ".join(dict.fromkeys(names[:8])) + (", ..." if len(names) > 8 else "")
+    text = (
+        f"{listed} would stay plain: plain_tensors(model) lists all such tensors. What a "
+        f"parametrization, weight_norm, spectral_norm or pruning computes becomes an ordinary "
+        f"weight with remove_parametrizations(), remove_weight_norm(), remove_spectral_norm() or "
+        f"prune.remove(), before the model is encrypted."
+    )
+    if strict:
+        raise errors.ArgumentError(text)
+    warnings.warn(text, errors.PlainTensorsWarning, stacklevel=3)
 
 
 def _chosen(

@@ -277,7 +277,8 @@ class EncryptedTensor(Tensor):
         return f"EncryptedTensor({what}, name={core.name!a}, cipher={core.cipher!r}{view}{state})"
 
     def __format__(self, spec: str) -> str:
-        return format(repr(self), spec)
+        """The number of a tensor of no dimensions, where a format is given for it."""
+        return format(self.item() if spec and not self.dim() else repr(self), spec)
 
     # ---- copies ----
 

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which tensors of a model are plain: parameters and buffers, and the copies that modules keep or
+make beside these."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from .. import errors
+from ._tensor import EncryptedTensor
+
+__all__ = ["PlainTensor", "plain_tensors"]
+
+
+class PlainTensor(NamedTuple):
+    """A plain tensor of a model.
+
+    `kind` is "parameter" or "buffer"; "attribute" for one that a module keeps in an attribute of
+    its own, old-style weight_norm, spectral_norm and pruning among them; "computed" for one that a
+    parametrization computes from encrypted ones whenever it is asked for; "packed" for the weights
+    of a quantized module, which lie in an object that is no tensor (`nbytes` is 0 where its size
+    is not known)."""
+
+    name: str
+    kind: str
+    nbytes: int
+
+
+def plain_tensors(model: nn.Module) -> list[PlainTensor]:
+    """Every tensor that a model keeps or makes and that is not encrypted, by name: parameters,
+    buffers, tensors in attributes of modules (in lists, tuples and dicts as well), what
+    parametrizations compute, packed weights of quantized modules.
+
+    What it cannot see: tensors that only functions, hooks, optimizers or objects that are no module
+    refer to. Raises ArgumentTypeError for what is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise errors.ArgumentTypeError(
+            f"model must be a torch.nn.Module, not {type(model).__name__}."
+        )
+    found: list[PlainTensor] = []
+    for prefix, module in model.named_modules():
+        start = f"{prefix}." if prefix else ""
+        for named, kind in ((module._parameters, "parameter"), (module._buffers, "buffer")):
+            for name, tensor in named.items():
+                if tensor is not None and not isinstance(tensor, EncryptedTensor):
+                    found.append(PlainTensor(start + name, kind, _nbytes(tensor)))
+        found.extend(hidden(module, start))
+    return found
+
+
+def hidden(module: nn.Module, start: str = "") -> Iterator[PlainTensor]:
+    """The plain copies that one module keeps or makes beside its parameters and buffers."""
+    known = {id(t) for t in (*module._parameters.values(), *module._buffers.values())}
+    for name, value in vars(module).items():
+        if name in ("_parameters", "_buffers", "_modules") or name.endswith("_hooks"):
+            continue
+        for tensor in _tensors(value):
+            if id(tensor) not in known and not isinstance(tensor, EncryptedTensor):
+                yield PlainTensor(start + name, "attribute", _nbytes(tensor))
+        if isinstance(value, torch.ScriptObject):
+            yield PlainTensor(start + name, "packed", 0)
+    if parametrize.is_parametrized(module):
+        parametrizations: Any = module.parametrizations
+        for name in parametrizations:
+            yield PlainTensor(start + name, "computed", 0)
+
+
+def _tensors(value: Any, depth: int = 3) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif depth and isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item, depth - 1)
+    elif depth and isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item, depth - 1)
+
+
+def _nbytes(tensor: Tensor) -> int:
+    try:
+        return tensor.numel() * tensor.element_size()
+    except (RuntimeError, ValueError):
+        return 0  # without a shape yet
