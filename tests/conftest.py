@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -41,6 +42,7 @@ except ImportError:
 #: meet, on signals that come at random moments, or on what the whole machine's memory does.
 ALONE = {
     "test_interrupts.py",
+    "test_mapping_limits.py",
     "test_mapping_threads.py",
     "test_memory_overhead.py",
     "test_servers.py",
@@ -59,8 +61,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests that run alone, and puts long forms behind all others."""
+    """Marks the tests that run alone, and puts long forms behind all others. An id with an address
+    in it differs from process to process, and pytest-xdist could not tell which test it is."""
     for item in items:
+        if re.search(r"0x[0-9a-f]{9}", item.nodeid):
+            raise pytest.UsageError(f"{item.nodeid} has an address in its id; name it by ids=.")
         if item.path.name in ALONE:
             item.add_marker("alone")
     items.sort(key=lambda item: item.get_closest_marker("full") is not None)

@@ -786,7 +786,9 @@ def test_what_a_debugger_would_print_reads_no_memory(key: pyccmem.Key) -> None:
 
 
 @pytest.mark.parametrize(
-    "work", [pickle.dumps, copy.copy, copy.deepcopy, lambda t: t.__reduce__()], ids=repr
+    "work",
+    [pickle.dumps, copy.copy, copy.deepcopy, lambda t: t.__reduce__()],
+    ids=["pickle", "copy", "deepcopy", "reduce"],
 )
 def test_pickling_and_copying_are_refused(tensor: EncryptedTensor, work: Any) -> None:
     with pytest.raises(errors.NotPicklableError, match="EncryptedTensor"):
