@@ -298,7 +298,7 @@ def test_a_lock_that_is_held_at_the_fork_is_free_in_the_child() -> None:
     held, done = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with lock, plain:
+        with lock.here(), plain:
             held.set()
             done.wait(60)
 
@@ -309,7 +309,7 @@ def test_a_lock_that_is_held_at_the_fork_is_free_in_the_child() -> None:
     def child() -> None:
         assert not plain.acquire(timeout=0.05), "the ordinary lock must stay held"
         for _ in range(2):
-            with lock:
+            with lock.here():
                 assert lock._lock.locked()
         assert not lock._lock.locked()
 
@@ -318,7 +318,7 @@ def test_a_lock_that_is_held_at_the_fork_is_free_in_the_child() -> None:
     finally:
         done.set()
         thread.join()
-    with lock:
+    with lock.here():
         pass
 
 
@@ -641,7 +641,7 @@ def test_torch_modules(path: Path, key_file: Path) -> None:
     held, done = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with stored.lock:
+        with stored.lock.here():
             held.set()
             done.wait(60)
 
