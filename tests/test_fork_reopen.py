@@ -304,7 +304,7 @@ def test_a_lock_that_is_held_at_the_fork_is_free_in_the_child() -> None:
 
     thread = threading.Thread(target=hold)
     thread.start()
-    held.wait(60)
+    assert held.wait(60)
 
     def child() -> None:
         assert not plain.acquire(timeout=0.05), "the ordinary lock must stay held"
@@ -641,13 +641,13 @@ def test_torch_modules(path: Path, key_file: Path) -> None:
     held, done = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with stored.lock.here():
+        with stored.lock:
             held.set()
             done.wait(60)
 
     thread = threading.Thread(target=hold)
     thread.start()
-    held.wait(60)
+    assert held.wait(60)
 
     def child() -> None:
         torch.set_num_threads(1)  # the parent's OpenMP threads do not follow a fork
