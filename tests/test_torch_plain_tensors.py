@@ -38,7 +38,9 @@ MODELS: dict[str, tuple[Any, list[tuple[str, str]]]] = {
     "linear": (lambda: nn.Linear(4, 4), []),
     "rnn": (lambda: nn.LSTM(4, 4), []),
     "orthogonal": (lambda: parametrizations.orthogonal(nn.Linear(4, 4)), [("weight", "computed")]),
-    "weight_norm": (lambda: parametrizations.weight_norm(nn.Linear(4, 4)), [("weight", "computed")]),
+    "weight_norm": (
+        lambda: parametrizations.weight_norm(nn.Linear(4, 4)), [("weight", "computed")],
+    ),
     "spectral": (lambda: parametrizations.spectral_norm(nn.Linear(4, 4)), [("weight", "computed")]),
     "old weight_norm": (old_weight_norm, [("weight", "attribute")]),
     "old spectral": (lambda: nn.utils.spectral_norm(nn.Linear(4, 4)), [("weight", "attribute")]),

@@ -24,7 +24,7 @@ from . import errors
 if TYPE_CHECKING:
     from .buffer import EncryptedBuffer
 
-__all__ = ["Operand"]
+__all__ = ["Operand", "formats_number"]
 
 Array = npt.NDArray[Any]
 
@@ -129,8 +129,16 @@ class Operand:
         return operator.index(self.__array__())
 
     def __format__(self, spec: str) -> str:
-        """The element of a tensor of no dimensions, where a format is given for it."""
-        return format(self[()], spec) if spec and not self.ndim else object.__format__(self, spec)
+        """The element of a tensor of no dimensions, where a number's format is given for it; else
+        what str() says, which shows no data."""
+        if formats_number(spec) and not self.ndim:
+            return format(self[()], spec)
+        return object.__format__(self, spec)
+
+
+def formats_number(spec: str) -> bool:
+    """True for a format that a text would not have: one with a number's type or a precision."""
+    return spec[-1:] in tuple("bcdeEfFgGnoxX%") or "." in spec
 
 
 def _opened_both(one: Any, other: Any) -> tuple[Any, Any]:

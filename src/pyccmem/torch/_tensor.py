@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .. import errors
 from .._lib import DEFAULT_CIPHER
+from .._numpy import formats_number
 from ..arena import Arena
 from ..keys import Key
 from ..tensor import EncryptedTensor as Core
@@ -277,8 +278,8 @@ class EncryptedTensor(Tensor):
         return f"EncryptedTensor({what}, name={core.name!a}, cipher={core.cipher!r}{view}{state})"
 
     def __format__(self, spec: str) -> str:
-        """The number of a tensor of no dimensions, where a format is given for it."""
-        return format(self.item() if spec and not self.dim() else repr(self), spec)
+        """The number of a tensor of no dimensions, where a number's format is given for it."""
+        return format(self.item() if formats_number(spec) and not self.dim() else repr(self), spec)
 
     # ---- copies ----
 
