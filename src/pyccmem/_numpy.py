@@ -13,7 +13,7 @@ import inspect
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -256,7 +256,7 @@ _OUT_AT = {
 }
 
 
-@lru_cache(maxsize=None)
+@cache
 def _out_at(function: Any) -> int | None:
     """The position of an argument named out; None where there is none, or it cannot be known."""
     known = _OUT_AT.get(function)
