@@ -122,9 +122,10 @@ static void discard(uint8_t *p, uint64_t n) {
 static void leave(store_core *core, const ccmem_store *s) {
     const uint64_t n = store_pages(s), at = s->first - s->chunk->first;
     store_chunk *c = s->chunk;
-    for (uint64_t i = 0; i < n; i++) {
-        __atomic_store_n(store_sealed(s, i), store_used_version(s, i), __ATOMIC_RELAXED);
-        __atomic_store_n(&s->version[i], 0, __ATOMIC_RELAXED);
+    for (uint64_t i = 0; i < n; i++) { /* both of them, as one may be damaged until the next store */
+        const uint64_t used = store_used_version(s, i);
+        __atomic_store_n(store_sealed(s, i), used, __ATOMIC_RELAXED);
+        __atomic_store_n(&s->version[i], used, __ATOMIC_RELAXED);
     }
     discard(s->ct, n << core->page_shift);
     if (s->tag)
@@ -203,14 +204,12 @@ static ccmem_status place(store_core *core, uint64_t nbytes, int replaced, ccmem
         made.version = made.chunk->version + at;
         made.tag = made.chunk->tag ? made.chunk->tag + at : NULL;
         made.ct = made.chunk->pages->data + (at << core->page_shift);
-        for (uint64_t i = 0; i < n; i++)
-            __atomic_store_n(&made.version[i], 0, __ATOMIC_RELAXED);
     }
     __atomic_fetch_add(&core->refs, 1, __ATOMIC_RELAXED);
     count(core, nbytes, n, 1);
     *s = made;
     for (uint64_t i = 0; i < n && !replaced; i++)
-        if (*store_sealed(s, i))
+        if (*store_sealed(s, i) || s->version[i])
             return store_clear(s, n);
     return CCMEM_OK;
 }

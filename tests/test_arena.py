@@ -332,6 +332,43 @@ def test_one_of_two_records_is_enough(arena: Arena, damaged: str) -> None:
     assert nonces.again > 500
 
 
+def versions_of_one_page(arena: Arena, damaged: str) -> list[int]:
+    """The versions of a page that tensors have one after the other, under each of which it was
+    sealed, with its records damaged in between."""
+    held = [EncryptedTensor.from_numpy(array(PAGE, i), arena=arena) for i in range(64)]
+    assert place(held[-1]) == 63, "the chunk is full"
+    tensor, seen = held.pop(), []
+    for step in range(20):
+        words, copied = records(tensor.buffer)[0], copies(tensor.buffer)
+        seen.append(int(tensor.buffer.versions[0]))
+        tensor.close()
+        if "version" in damaged:
+            words[0] = 0
+        if "copy" in damaged:
+            copied[0] = 0
+        if step % 2:
+            tensor = EncryptedTensor.from_numpy(array(PAGE, step), arena=arena)
+            assert np.array_equal(tensor[...], array(PAGE, step))
+        else:
+            tensor = EncryptedTensor.zeros(PAGE, "u1", arena=arena)
+            assert not tensor[...].any()
+            assert tensor.buffer.versions[0] or "both" in damaged, "sealed anew"
+        assert place(tensor) == 63 and (not tensor.authenticated or tensor.verify() == [])
+    return seen
+
+
+@pytest.mark.parametrize("damaged", ["neither", "the version", "the copy"])
+def test_one_of_two_records_is_enough_while_no_tensor_has_the_page(
+    arena: Arena, damaged: str
+) -> None:
+    assert versions_of_one_page(arena, damaged) == list(range(1, 21))
+
+
+def test_two_records_that_are_lost_are_caught_by_that_check(tagged: Arena) -> None:
+    seen = versions_of_one_page(tagged, "both, version and copy")
+    assert len(set(seen)) < len(seen)
+
+
 def used_again(arena: Arena) -> EncryptedTensor:
     """A tensor of zeros over pages that had another before."""
     pages = 64
