@@ -167,6 +167,10 @@ def test_failures_change_nothing() -> None:
         assert t[...].tolist() == [0, 1, 2, 3]
     with pytest.raises(errors.ArgumentError, match="share bytes"):
         np.divmod(t, 2, out=(t, t.view(np.uint64)))
+    together = EncryptedTensor.zeros((4,), np.int64, arena=pyccmem.Arena(key=KEY))
+    for other in (together, together.reshape(2, 2)):
+        with pytest.raises(errors.ArgumentError, match="share bytes"):
+            np.divmod(np.arange(4).reshape(other.shape), 2, out=(other, together.view(np.uint64)))
     halves = EncryptedTensor._adopt(t.buffer, (2,), np.int64), EncryptedTensor._adopt(
         t.buffer, (2,), np.int64, 16
     )

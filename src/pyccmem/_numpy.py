@@ -44,6 +44,8 @@ class Operand:
 
         def __array__(self, dtype: Any = None, copy: Any = None) -> Array: ...
 
+        def _opened(self) -> Any: ...
+
         def _opened_as(self, writable: bool) -> AbstractContextManager[Array]: ...
 
         def __getitem__(self, index: Any) -> Any: ...
@@ -307,7 +309,7 @@ def _written(targets: list[Operand]) -> Iterator[dict[int, Array]]:
                 one._offset + one.nbytes <= other._offset
                 or other._offset + other.nbytes <= one._offset
             )
-            if one._buffer is other._buffer and not apart:
+            if one._opened() is other._opened() and not apart:
                 raise errors.ArgumentError(
                     "Two tensors that a function writes into share bytes; do one at a time."
                 )
