@@ -5,10 +5,14 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import shared_memory
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -355,8 +359,16 @@ def layer_of(values: Any) -> Any:
     return layer
 
 
-def test_the_file_behind_mapped_memory_stays(key: pyccmem.Key, tmp_path: Any) -> None:
-    path, wanted = tmp_path / "w", np.arange(1, 5001, dtype=np.float32)
+@pytest.mark.parametrize("place", [None, "/dev/shm"])
+def test_the_file_behind_mapped_memory_stays(key: pyccmem.Key, place: Any) -> None:
+    if place is not None and not os.path.isdir(place):
+        pytest.skip(f"there is no {place}")
+    with tempfile.TemporaryDirectory(dir=place) as directory:
+        check_file_stays(key, Path(directory, "w"))
+
+
+def check_file_stays(key: pyccmem.Key, path: Path) -> None:
+    wanted = np.arange(1, 5001, dtype=np.float32)
     wanted.tofile(path)
     for shared in (True, False):
         mapped = torch.from_file(str(path), shared=shared, size=5000)
@@ -401,6 +413,37 @@ def test_shared_memory_is_overwritten(key: pyccmem.Key) -> None:
     layer = layer_of(shared)
     encrypted.encrypt_module(layer, key=key)
     assert not shared.any() and bool((layer.w.decrypt() == 2).all())
+
+
+def test_memory_of_two_processes_that_has_a_name_is_overwritten(key: pyccmem.Key) -> None:
+    memory = shared_memory.SharedMemory(create=True, size=12000)
+    try:
+        shared = torch.frombuffer(memory.buf, dtype=torch.float32)[:3000].fill_(2)
+        layer = layer_of(shared)
+        encrypted.encrypt_module(layer, key=key)
+        assert not shared.any() and bool((layer.w.decrypt() == 2).all())
+        del shared
+    finally:
+        memory.unlink()
+        gc.collect()
+        memory.close()
+
+
+def test_memory_that_is_read_in_two_ways_is_two_tensors(key: pyccmem.Key) -> None:
+    """torch keeps the conjugate and the negative of a complex tensor as a flag of a view."""
+    for make in (torch.Tensor.conj, lambda z: z.conj().imag):
+        z = torch.tensor([1 + 2j, 3 - 4j])
+        same, flagged = (z, make(z)) if make is torch.Tensor.conj else (z.imag, make(z))
+        wanted = flagged.clone()
+        assert same.data_ptr() == flagged.data_ptr() and not torch.equal(same, flagged)
+        model = nn.Module()
+        model.register_buffer("a", same)
+        model.register_buffer("b", flagged)
+        model.register_buffer("c", flagged)
+        before = same.clone()
+        encrypted.encrypt_module(model, key=key)
+        assert torch.equal(model.a.decrypt(), before) and torch.equal(model.b.decrypt(), wanted)
+        assert model.c is model.b and not z.imag.any()
 
 
 def test_memory_of_others(key: pyccmem.Key) -> None:

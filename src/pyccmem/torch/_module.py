@@ -60,10 +60,17 @@ def _predicate(name: str, choice: Choice) -> Callable[[str, Tensor], object]:
 
 
 def _identity(tensor: Tensor) -> Any:
-    """Equal for tensors that are one, or lie in the same memory in the same way."""
+    """Equal for tensors that are one, or lie in the same memory and read it in the same way."""
     if isinstance(tensor, EncryptedTensor) or tensor.device.type != "cpu" or not tensor.numel():
         return id(tensor)
-    return (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+    return (
+        tensor.data_ptr(),
+        tuple(tensor.shape),
+        tensor.stride(),
+        tensor.dtype,
+        tensor.is_conj(),
+        tensor.is_neg(),
+    )
 
 
 class _Group:

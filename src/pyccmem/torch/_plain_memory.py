@@ -25,8 +25,16 @@ _PAGE = mmap.PAGESIZE
 #: Bytes that one system call overwrites: an interrupt waits no longer than that takes.
 _ZEROS_AT_ONCE = 1 << 28
 
-#: Names of mapped files that nobody opens by name to find data there.
-_MEMORY_ONLY = ("/dev/shm/", "/dev/zero", "/memfd:", "/SYSV", "/anon_hugepage")
+#: Names of mapped files that nobody opens by name to find data there; torch's and Python's shared
+#: memory among them. Other files in /dev/shm may be a user's, copied there to be loaded quickly.
+_MEMORY_ONLY = (
+    "/dev/shm/torch_",
+    "/dev/shm/psm_",
+    "/dev/zero",
+    "/memfd:",
+    "/SYSV",
+    "/anon_hugepage",
+)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
@@ -135,7 +143,10 @@ class Mappings:
 
 
 def _is_file(kind: _Mapping) -> bool:
-    return bool(kind.name) and not kind.name.startswith(_MEMORY_ONLY)
+    name = kind.name
+    if name.startswith("/dev/shm/") and name.endswith(" (deleted)"):
+        return False
+    return bool(name) and not name.startswith(_MEMORY_ONLY)
 
 
 def _is_torchs(tensor: Tensor) -> bool:
