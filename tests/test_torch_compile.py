@@ -19,7 +19,7 @@ from test_torch_module import IDS, Model  # noqa: E402
 from torch_support import assert_close  # noqa: E402
 
 from pyccmem import errors  # noqa: E402
-from pyccmem.torch import encrypt_module  # noqa: E402
+from pyccmem.torch import EncryptedTensor, encrypt_module  # noqa: E402
 
 HAS_COMPILER = bool(shutil.which("g++") or shutil.which("clang++"))
 
@@ -91,22 +91,75 @@ def test_operators_take_ciphertext_alone(models: Any) -> None:
         torch.ops.pyccmem.decrypt(sealed, *arguments)
 
 
-def test_ciphertext_is_found_by_its_address_while_it_lives(key: pyccmem.Key) -> None:
-    """Stores come and go, and addresses are used again: each ciphertext leads to its own store."""
-    from torch_support import sealed
+def plain_bytes_at(place: int, nbytes: int) -> torch.Tensor:
+    """A tensor of torch's own that claims to lie there, whatever does; not to be read."""
+    from pyccmem._lib import ffi
 
-    from pyccmem.torch import _stored
+    memory = ffi.buffer(ffi.cast("uint8_t *", place), nbytes)
+    return torch.frombuffer(memory, dtype=torch.uint8)
+
+
+def test_ciphertext_is_found_while_it_lives(key: pyccmem.Key) -> None:
+    """Stores come and go, and addresses are used again: each ciphertext leads to its own store, and
+    nothing else that lies there to any."""
+    from torch_support import sealed
 
     for n in range(30):
         t = sealed(torch.full((3000,), float(n)), key)
         view = t._ciphertext
         del t
-        found = torch.ops.pyccmem.decrypt(view, 0, [3000], torch.float32)
+        for alias in (view, view.detach(), view.view(-1)):
+            found = torch.ops.pyccmem.decrypt(alias, 0, [3000], torch.float32)
+            assert found.eq(n).all()
+        place, nbytes = view.data_ptr(), view.numel()
+        others = [view.clone(), view[64:], plain_bytes_at(place, nbytes)]
+        del view, alias
+        others.append(plain_bytes_at(place, nbytes))
+        for other in others:
+            with pytest.raises(errors.ArgumentError, match="not the ciphertext"):
+                torch.ops.pyccmem.decrypt(other, 0, [3000], torch.float32)
+
+
+def test_ciphertext_of_a_closed_tensor_does_not_lead_to_another(key: pyccmem.Key) -> None:
+    """An arena gives its pages to another tensor, while a view of them lives."""
+    arena = pyccmem.Arena(key=key)
+
+    def sealed(value: float) -> Any:
+        return EncryptedTensor.from_tensor(torch.full((3000,), value), key=key, arena=arena)
+
+    closed = sealed(-1.0)
+    view = closed._ciphertext
+    closed.core.close()
+    others = []
+    for n in range(1000):
+        others.append(sealed(float(n)))
+        if others[-1]._ciphertext.data_ptr() == view.data_ptr():
+            break
+    assert others[-1]._ciphertext.data_ptr() == view.data_ptr()
+    for n, other in enumerate(others):
+        found = torch.ops.pyccmem.decrypt(other._ciphertext, 0, [3000], torch.float32)
         assert found.eq(n).all()
-        place = view.data_ptr()
-        assert place in _stored._views
-        del view
-        assert place not in _stored._views
+    with pytest.raises(errors.ClosedError):
+        torch.ops.pyccmem.decrypt(view, 0, [3000], torch.float32)
+
+
+def test_views_that_are_gone_are_forgotten(
+    key: pyccmem.Key, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch_support import sealed
+
+    from pyccmem.torch import _stored
+
+    monkeypatch.setattr(_stored, "_views", {})
+    kept = [sealed(torch.full((30,), float(n)), key) for n in range(10)]
+    views = [t._ciphertext for t in kept]
+    dead = {number: lambda: None for number in range(-20, 0)}
+    _stored._views.update(dead)
+    monkeypatch.setattr(_stored, "_sweep_at", 31)
+    views.append(sealed(torch.full((30,), 10.0), key)._ciphertext)
+    assert len(_stored._views) == 11
+    for n, view in enumerate(views):
+        assert torch.ops.pyccmem.decrypt(view, 0, [30], torch.float32).eq(n).all()
 
 
 INDUCTOR = """

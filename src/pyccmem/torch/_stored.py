@@ -151,10 +151,13 @@ class _Ciphertext(np.ndarray[Any, Any]):
     """A view of a store's pages that keeps the store, too: what holds this memory can open it."""
 
     core: Core
+    place: int  # its address
 
 
-#: The ciphertext views by address, and some that are gone: without callbacks, since an interrupt
-#: could come in one. An address belongs to one mapping for as long as a view of it lives.
+#: The ciphertext views by the torch storage that holds each, and some that are gone: without
+#: callbacks, since an interrupt could come in one. A view lives as long as its storage, and no
+#: other storage has that identity meanwhile. An address would not do: an arena gives the pages of a
+#: tensor that was closed to another, while views of both live.
 _views: dict[int, weakref.ref[_Ciphertext]] = {}
 _views_lock = threading.RLock()  # of those who change it
 
@@ -162,10 +165,16 @@ _views_lock = threading.RLock()  # of those who change it
 _sweep_at = 1024
 
 
-def _note_view(place: int, view: _Ciphertext) -> None:
+def _identity(sealed: torch.Tensor) -> int:
+    """What tells its storage from all others that live; aliases share it."""
+    identity: int = sealed.untyped_storage()._cdata
+    return identity
+
+
+def _note_view(sealed: torch.Tensor, view: _Ciphertext) -> None:
     global _sweep_at
     with _views_lock:
-        _views[place] = weakref.ref(view)
+        _views[_identity(sealed)] = weakref.ref(view)
         if len(_views) >= _sweep_at:
             for at, reference in list(_views.items()):
                 if reference() is None and _views.get(at) is reference:
@@ -183,17 +192,18 @@ def _ciphertext_tensor(core: Core) -> torch.Tensor:
     # As writable, since torch warns of others; the mapping stays as it is.
     memory = ffi.buffer(ffi.cast("uint8_t *", place), view.size)
     array = np.frombuffer(memory, np.uint8).view(_Ciphertext)
-    array.core = core
+    array.core, array.place = core, place
     array.owner = view  # type: ignore[attr-defined]
-    _note_view(place, array)
-    return torch.from_numpy(array)
+    sealed = torch.from_numpy(array)
+    _note_view(sealed, array)
+    return sealed
 
 
 def core_of_ciphertext(sealed: torch.Tensor) -> Core:
     """The core tensor whose pages `sealed` is. Raises ArgumentError for any other tensor."""
-    reference = _views.get(sealed.data_ptr())
+    reference = _views.get(_identity(sealed))
     view = None if reference is None else reference()
-    if view is None:
+    if view is None or view.place != sealed.data_ptr():
         raise errors.ArgumentError(
             "This tensor is not the ciphertext of an EncryptedTensor of this process; pyccmem's "
             "operators take no other."
