@@ -102,6 +102,20 @@ def test_what_shares_data_does_so_after_loading(key: pyccmem.Key) -> None:
         assert loaded(saved(t)).decrypt().eq(1).all(), "the data of an earlier save"
 
 
+def test_a_loaded_tensor_is_saved_as_it_is_now(key: pyccmem.Key) -> None:
+    """It is read-only, so the first write puts another store in the place of what was saved."""
+    with using_key(key):
+        t = loaded(saved(sealed(torch.arange(5000.0), key)))
+        for value in (7.0, 8.0):
+            _, (payload, _) = _serialize.reduced(t)
+            assert _serialize.reduced(t)[1][0] is payload, "written once"
+            core = t.core
+            t[0] = value
+            assert (t.core is core) == (value == 8.0)
+            assert _serialize.reduced(t)[1][0] is not payload
+            assert loaded(saved(t)).decrypt()[:2].tolist() == [value, 1.0]
+
+
 def test_models(key: pyccmem.Key) -> None:
     model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 9))
     model[1].weight = model[0].weight

@@ -91,7 +91,9 @@ def reduced(tensor: EncryptedTensor) -> tuple[Any, ...]:
     core = stored.core
     writes, key_id = core.buffer.stats()["writes"], key.id
     found = stored.payload
-    payload = None if found is None or found[1:] != (core, writes, key_id) else found[0]()
+    payload = None
+    if found is not None and found[1] is core and found[2:] == (writes, key_id):
+        payload = found[0]()
     if payload is None:
         payload = _sealed(core, stored.dtype, key)
         stored.payload = (weakref.ref(payload), core, writes, key_id)
