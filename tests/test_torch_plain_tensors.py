@@ -73,6 +73,31 @@ def test_what_stays_plain_is_listed_and_warned_of(key: pyccmem.Key, name: str) -
     assert all(isinstance(p, EncryptedTensor) for p in model.parameters())
 
 
+class Keeping(nn.Module):
+    """Keeps a view of a buffer and a list of a parameter of its own, and works with these."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(3, 4))
+        self.alone = nn.Parameter(torch.ones(5))
+        self.register_buffer("table", torch.arange(8.0))
+        self.half = self.table[2:4]
+        self.weights = [self.w]
+
+    def forward(self, x: Any) -> Any:
+        return (x @ self.weights[0].T).sum() + self.half.sum() + self.alone.sum()
+
+
+def test_what_attributes_still_show_is_not_overwritten(key: pyccmem.Key) -> None:
+    model, x = Keeping(), torch.ones(2, 4)
+    wanted, gone = model(x).item(), model.alone
+    with pytest.warns(errors.PlainTensorsWarning, match="^half, weights would stay plain"):
+        encrypt_module(model, key=key)
+    assert model(x).item() == wanted and not gone.any(), "the others are"
+    assert {t.name for t in plain_tensors(model)} == {"half", "weights"}
+    assert all(isinstance(t, EncryptedTensor) for t in (model.w, model.alone, model.table))
+
+
 def test_what_is_left_out_is_an_error_only_when_strict(key: pyccmem.Key) -> None:
     model = nn.Linear(4, 4)
     with pytest.raises(errors.ArgumentError, match="bias"):

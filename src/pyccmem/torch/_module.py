@@ -17,7 +17,7 @@ from ..keys import Key
 from ..safetensors._progress import Progress, check_progress, reporting
 from ._open import opened
 from ._plain_memory import Mappings, apart, extent
-from ._report import hidden
+from ._report import beside, hidden
 from ._tensor import EncryptedTensor, check_encryptable
 from ._threads import own_threads
 
@@ -184,8 +184,8 @@ def encrypt_module(
     to the system before the next is encrypted, so the most that is needed at once is the plain
     model and its largest tensor. Who holds another reference to one finds zeros. Not overwritten
     are: all, with `wipe=False`, and then the memory is free only when the last reference is gone (a
-    caller's, an optimizer's) and the allocator gives it back; what a tensor that is not chosen lies
-    in as well; files behind mapped memory. Tensors that overlap are encrypted together. Memory that
+    caller's, an optimizer's) and the allocator gives it back; what a tensor that is not chosen, or
+    that a module keeps in an attribute, lies in as well; files behind mapped memory. Tensors that overlap are encrypted together. Memory that
     is not torch's own (an array's) is overwritten, but stays its owner's.
 
     A failure half-way (no memory, an interrupt, an exception of `progress`) leaves every tensor
@@ -207,6 +207,8 @@ def encrypt_module(
     included = (lambda _name, _tensor: True) if include is None else _predicate("include", include)
     chosen, others = _chosen(model, included, _predicate("exclude", exclude))
     _tell_of_plain(model, others if strict else [], strict)
+    # What attributes still show must not become zeros under the model's feet.
+    others += [tensor for module in model.modules() for _, tensor in beside(module)]
     work = _pieces(chosen, others)
     del chosen, others
     total = sum(piece.nbytes for piece in work)
@@ -227,7 +229,9 @@ def _tell_of_plain(model: nn.Module, others: list[Tensor], strict: bool) -> None
     left = {id(tensor) for tensor in others}
     names = [place.full_name for place in _places(model) if id(place.tensor) in left]
     for prefix, module in model.named_modules():
-        names += [one.name for one in hidden(module, f"{prefix}." if prefix else "")]
+        start = f"{prefix}." if prefix else ""
+        names += [start + name for name, tensor in beside(module) if id(tensor) not in left]
+        names += [one.name for one in hidden(module, start) if one.kind != "attribute"]
     if not names:
         return
     listed = ", ".join(dict.fromkeys(names[:8])) + (", ..." if len(names) > 8 else "")

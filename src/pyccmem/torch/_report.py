@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from .. import errors
 from ._tensor import EncryptedTensor
 
-__all__ = ["PlainTensor", "plain_tensors"]
+__all__ = ["PlainTensor", "beside", "hidden", "plain_tensors"]
 
 
 class PlainTensor(NamedTuple):
@@ -57,18 +57,29 @@ def plain_tensors(model: nn.Module) -> list[PlainTensor]:
 def hidden(module: nn.Module, start: str = "") -> Iterator[PlainTensor]:
     """The plain copies that one module keeps or makes beside its parameters and buffers."""
     known = {id(t) for t in (*module._parameters.values(), *module._buffers.values())}
+    for name, tensor in beside(module):
+        if id(tensor) not in known:
+            yield PlainTensor(start + name, "attribute", _nbytes(tensor))
     for name, value in vars(module).items():
-        if name in ("_parameters", "_buffers", "_modules") or name.endswith("_hooks"):
-            continue
-        for tensor in _tensors(value):
-            if id(tensor) not in known and not isinstance(tensor, EncryptedTensor):
-                yield PlainTensor(start + name, "attribute", _nbytes(tensor))
         if isinstance(value, torch.ScriptObject):
             yield PlainTensor(start + name, "packed", 0)
     if parametrize.is_parametrized(module):
         parametrizations: Any = module.parametrizations
         for name in parametrizations:
             yield PlainTensor(start + name, "computed", 0)
+
+
+def beside(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The plain tensors in attributes of one module, by the attribute's name: copies, but also
+    views of parameters and buffers, and these themselves where an attribute has them, too."""
+    for name, value in vars(module).items():
+        if name in ("_parameters", "_buffers", "_modules") or name.endswith("_hooks"):
+            continue
+        if name == "_flat_weights" and isinstance(module, nn.RNNBase):
+            continue  # it follows its parameters
+        for tensor in _tensors(value):
+            if not isinstance(tensor, EncryptedTensor):
+                yield name, tensor
 
 
 def _tensors(value: Any, depth: int = 3) -> Iterator[Tensor]:
