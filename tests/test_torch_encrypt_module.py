@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import gc
 import json
+import mmap
 import os
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import shared_memory
@@ -444,6 +448,42 @@ def test_memory_that_is_read_in_two_ways_is_two_tensors(key: pyccmem.Key) -> Non
         encrypted.encrypt_module(model, key=key)
         assert torch.equal(model.a.decrypt(), before) and torch.equal(model.b.decrypt(), wanted)
         assert model.c is model.b and not z.imag.any()
+
+
+def populating_works() -> bool:
+    with mmap.mmap(-1, mmap.PAGESIZE) as memory:
+        place = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        done = not _plain_memory._libc.madvise(place, mmap.PAGESIZE, 23)
+        gc.collect()
+        return done
+
+
+def test_without_a_descriptor_plain_memory_is_overwritten_all_the_same(
+    key: pyccmem.Key, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    def refused(*_: Any) -> Any:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    if not populating_works():
+        pytest.skip("needs Linux 5.14")
+    monkeypatch.setattr(_plain_memory.Descriptor, "open", refused)
+    np.save(tmp_path / "w.npy", np.ones(5000, np.float32))
+    read_only = np.load(tmp_path / "w.npy", mmap_mode="r")
+    around = torch.ones(10_000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch: it is read-only
+        mapped = torch.from_numpy(read_only)
+    for plain, kept in ((around[1001:7003], False), (mapped, True)):
+        layer = layer_of(plain)
+        monkeypatch.setattr(_plain_memory.Mappings, "_parts", one_writable_part)
+        encrypted.encrypt_module(layer, key=key)
+        assert bool(plain.any()) == kept and bool((layer.w.decrypt() == 1).all())
+    assert around[:1001].all() and around[7003:].all()
+
+
+def one_writable_part(self: Any, place: Any) -> Any:
+    """What is known of memory without /proc."""
+    yield place.start, place.stop, _plain_memory._Mapping(place.stop, True, False, "")
 
 
 def test_memory_of_others(key: pyccmem.Key) -> None:

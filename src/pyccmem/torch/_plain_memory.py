@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._lib import ffi
+from .._lib import ffi, lib
 from .._owned import Descriptor
 
 __all__ = ["Extent", "Mappings", "apart", "extent"]
@@ -35,6 +35,9 @@ _MEMORY_ONLY = (
     "/SYSV",
     "/anon_hugepage",
 )
+
+#: Linux 5.14; mmap has no name for it.
+_MADV_POPULATE_WRITE = 23
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
@@ -173,9 +176,13 @@ def _zero(start: int, stop: int) -> bool:
     """Zeros over a stretch of memory. The kernel writes them, which fails where the memory is
     read-only (False is returned then) and this process would be killed."""
     try:
+        source = Descriptor.open("/dev/zero", os.O_RDONLY)
+    except OSError:  # a sandbox has no such file, or there is no descriptor left
+        return _zero_here(start, stop)
+    try:
         with (
             memoryview(ffi.buffer(ffi.cast("uint8_t *", start), stop - start)) as memory,
-            Descriptor.open("/dev/zero", os.O_RDONLY) as zero,
+            source as zero,
         ):
             at = 0
             while at < stop - start:
@@ -183,6 +190,16 @@ def _zero(start: int, stop: int) -> bool:
                     at += os.readv(zero, [part])
     except OSError:
         return False
+    return True
+
+
+def _zero_here(start: int, stop: int) -> bool:
+    """The same without the kernel's writing, where it says that the memory can be written; older
+    ones do not."""
+    first, end = start // _PAGE * _PAGE, -(-stop // _PAGE) * _PAGE
+    if _libc.madvise(first, end - first, _MADV_POPULATE_WRITE):
+        return False
+    lib.ccmem_wipe(ffi.cast("uint8_t *", start), stop - start)
     return True
 
 
