@@ -1358,8 +1358,20 @@ CHANGES: list[Change] = [
     Change(
         "left-pages-forget-their-version",
         "arena.c",
-        "store_used_version(s, i), __ATOMIC_RELAXED);",
-        "0, __ATOMIC_RELAXED);",
+        "used = store_used_version(s, i);",
+        "used = 0;",
+    ),
+    Change(
+        "left-pages-have-one-record",
+        "arena.c",
+        "__atomic_store_n(&s->version[i], used, __ATOMIC_RELAXED);",
+        "__atomic_store_n(&s->version[i], 0, __ATOMIC_RELAXED);",
+    ),
+    Change(
+        "pages-of-a-lost-copy-count-as-fresh",
+        "arena.c",
+        "        if (*store_sealed(s, i) || s->version[i])",
+        "        if (*store_sealed(s, i))",
     ),
     Change(
         "left-pages-keep-their-tags",
