@@ -14,11 +14,16 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "signals.h"
 
-enum { LOCK_TRIES = 1 << 16 };
+enum {
+    LOCK_TRIES = 1 << 10,
+    LOCK_WAITS = 10000, /* of a millisecond: a fork of a large process holds the lock for long */
+    LOCK_WAIT_NS = 1000000
+};
 
 /* The path of a file, shared by the mappings of it that were made one after the other. */
 typedef struct path {
@@ -87,10 +92,14 @@ static void report(const char *file) {
 
 /* Bounded, so that a thread that crashes while it holds the lock does not wait for itself. */
 static int lock_in_handler(void) {
-    for (int tries = 0; tries < LOCK_TRIES; tries++) {
+    const struct timespec moment = {.tv_nsec = LOCK_WAIT_NS};
+    for (int tries = 0; tries < LOCK_TRIES + LOCK_WAITS; tries++) {
         if (!pthread_mutex_trylock(&lock))
             return 1;
-        sched_yield();
+        if (tries < LOCK_TRIES)
+            sched_yield();
+        else
+            (void)nanosleep(&moment, NULL);
     }
     return 0;
 }

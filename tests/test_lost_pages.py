@@ -271,3 +271,54 @@ def test_mappings_leave_nothing_behind(key: pyccmem.Key, tmp_path: Path) -> None
             size = support.status_field("VmSize")
     assert support.status_field("VmSize") - size < 4 << 20
     assert MECHANISMS
+
+
+#: A fork of a large process takes long, and every lock that follows a fork is held meanwhile. The
+#: function that is registered first runs last before a fork.
+FORK = """
+import ctypes, os, sys, threading, time
+import pyccmem
+from pyccmem import errors, safetensors
+
+HANDLER = ctypes.CFUNCTYPE(None)
+forking = threading.Event()
+
+@HANDLER
+def large():
+    forking.set()
+    time.sleep(0.5)
+
+assert not ctypes.CDLL(None).__register_atfork(large, None, None, None)
+path, hexadecimal, length = sys.argv[1:]
+key = pyccmem.Key.from_bytes(bytes.fromhex(hexadecimal))
+tensor = safetensors.load_file(path, key=key)["weight"]
+tensor[0]
+os.truncate(path, int(length))
+found = []
+
+def touch():
+    forking.wait()
+    try:
+        tensor[400]
+    except errors.FileReadError:
+        found.append("told")
+
+thread = threading.Thread(target=touch)
+thread.start()
+child = os.fork()
+if not child:
+    os._exit(0)
+os.waitpid(child, 0)
+thread.join()
+print(found)
+"""
+
+
+def test_a_page_that_is_lost_while_another_thread_forks(key: pyccmem.Key, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    opened(path, key).close()
+    whole = cut(path, 300)
+    short = path.stat().st_size
+    path.write_bytes(whole)
+    done = support.check_python(FORK, str(path), support.KEY_BYTES.hex(), str(short))
+    assert done.strip() == "['told']"
