@@ -122,7 +122,8 @@ static void discard(uint8_t *p, uint64_t n) {
 static void leave(store_core *core, const ccmem_store *s) {
     const uint64_t n = store_pages(s), at = s->first - s->chunk->first;
     store_chunk *c = s->chunk;
-    for (uint64_t i = 0; i < n; i++) { /* both of them, as one may be damaged until the next store */
+    /* Both records, as one may be damaged before the next store has the page. */
+    for (uint64_t i = 0; i < n; i++) {
         const uint64_t used = store_used_version(s, i);
         __atomic_store_n(store_sealed(s, i), used, __ATOMIC_RELAXED);
         __atomic_store_n(&s->version[i], used, __ATOMIC_RELAXED);
