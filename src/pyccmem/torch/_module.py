@@ -185,8 +185,9 @@ def encrypt_module(
     model and its largest tensor. Who holds another reference to one finds zeros. Not overwritten
     are: all, with `wipe=False`, and then the memory is free only when the last reference is gone (a
     caller's, an optimizer's) and the allocator gives it back; what a tensor that is not chosen, or
-    that a module keeps in an attribute, lies in as well; files behind mapped memory. Tensors that overlap are encrypted together. Memory that
-    is not torch's own (an array's) is overwritten, but stays its owner's.
+    that a module keeps in an attribute, lies in as well; files behind mapped memory. Tensors that
+    overlap are encrypted together. Memory that is not torch's own (an array's) is overwritten, but
+    stays its owner's.
 
     A failure half-way (no memory, an interrupt, an exception of `progress`) leaves every tensor
     whole, the first ones encrypted and the others plain, and the model in working order; called
