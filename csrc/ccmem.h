@@ -169,6 +169,12 @@ void ccmem_key_free(ccmem_key *key);
 /* Overwrites n bytes at p with zeros in a way the compiler cannot remove. */
 void ccmem_wipe(void *p, size_t n);
 
+/* Overwrites the calling thread's stack below the caller, up to 256 KiB of it and as far as there is
+ * any: where libraries that were called before have left plaintext. With an OpenMP library's
+ * GOMP_parallel() as `gomp_parallel` (NULL: none), in a team of so many threads: those that its
+ * products ran in. Nothing where a stack's bounds are not known. */
+void ccmem_wipe_stacks(void *gomp_parallel, uint32_t threads);
+
 /* ---- stores -------------------------------------------------------------------------------- */
 
 typedef struct ccmem_stats {

@@ -43,9 +43,6 @@ static struct pool {
 
 static unsigned threads_set; /* atomic; 0: by affinity */
 
-/* libgomp's manual, "Implementing PARALLEL construct": calls fn(data) in a team of so many threads. */
-typedef void (*gomp_parallel)(void (*fn)(void *data), void *data, unsigned threads, unsigned flags);
-
 static struct openmp {
     gomp_parallel run;   /* atomic */
     uint64_t generation; /* of the process whose library it is: its threads do not outlive a fork */

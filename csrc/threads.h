@@ -14,4 +14,7 @@ typedef void (*parallel_body)(void *arg, uint64_t begin, uint64_t end);
  * started, the calling thread does all. */
 void parallel_for(uint64_t n, uint64_t grain, parallel_body body, void *arg);
 
+/* libgomp's manual, "Implementing PARALLEL construct": calls fn(data) in a team of so many threads. */
+typedef void (*gomp_parallel)(void (*fn)(void *data), void *data, unsigned threads, unsigned flags);
+
 #endif

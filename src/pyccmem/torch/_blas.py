@@ -8,6 +8,8 @@ what is freed (mallopt(3), M_PERTURB), and at its end MKL to free what it does n
 (mkl_free_buffers). Where torch has another BLAS, a product of zeros of the same size goes the same
 way through the same buffers.
 
+MKL also packs matrices on the stacks of its threads, which are overwritten, too.
+
 glibc does not overwrite pieces of up to 1032 bytes, which it keeps in lists of each thread.
 """
 
@@ -22,6 +24,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+from ._threads import wipe_stacks
 
 __all__ = ["Block", "product_ended", "unkept"]
 
@@ -76,6 +80,7 @@ class Block:
         """Ends it."""
         if _free_buffers is not None:
             _free_buffers()
+        wipe_stacks()
         with _lock:
             _blocks.discard(weakref.ref(self))
             _blocks.difference_update([gone for gone in list(_blocks) if gone() is None])

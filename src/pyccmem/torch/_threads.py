@@ -17,7 +17,7 @@ import torch
 
 from .._lib import ffi, lib
 
-__all__ = ["own_threads", "share_threads"]
+__all__ = ["own_threads", "share_threads", "wipe_stacks"]
 
 _team: int | None = None
 
@@ -68,3 +68,9 @@ def own_threads() -> Iterator[None]:
         with _lock:
             _own.discard(mine)
             _choose()
+
+
+def wipe_stacks() -> None:
+    """Overwrites the stacks of torch's threads and of this one, below what is in use."""
+    team = ffi.cast("void *", _team) if _team else ffi.NULL
+    lib.ccmem_wipe_stacks(team, torch.get_num_threads())
