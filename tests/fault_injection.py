@@ -42,12 +42,13 @@ def build(directory: Path) -> Path:
 
 
 def environment(library: Path, **changes: str | None) -> dict[str, str]:
-    """The environment of a child in which calls can be made to fail."""
+    """The environment of a child in which calls can be made to fail, of the pyccmem under test."""
     preload = os.environ.get("LD_PRELOAD", "")
     changes.setdefault("PYTHONPATH", None)
-    tests = str(SOURCE.parent)
+    tests, package = str(SOURCE.parent), str(Path(_native.__file__).resolve().parent.parent)
     found = support.child_environment(LD_PRELOAD=f"{preload} {library}".strip(), **changes)
-    found["PYTHONPATH"] = os.pathsep.join(filter(None, (tests, found.get("PYTHONPATH"))))
+    path = (tests, package, found.get("PYTHONPATH"))
+    found["PYTHONPATH"] = os.pathsep.join(filter(None, path))
     return found
 
 
