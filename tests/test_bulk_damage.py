@@ -63,6 +63,17 @@ def test_each_place_of_a_batch(half: tuple[EncryptedBuffer, bytes], threads: int
         pyccmem.set_num_threads(before)
 
 
+def test_each_place_of_a_batch_that_was_never_written() -> None:
+    """A tag where none should be."""
+    with pyccmem.Key.generate() as key, EncryptedBuffer(PAGES * PAGE, key=key, cipher=AEGIS) as b:
+        _, tags = support.records(b)
+        for page in range(PAGES):
+            tags[16 * page + page % 16] ^= 1 << page % 8
+            assert read(b, 0, PAGES) == page
+            tags[16 * page + page % 16] ^= 1 << page % 8
+        assert read(b, 0, PAGES) == bytes(PAGES * PAGE)
+
+
 def test_the_first_of_two_is_named(half: tuple[EncryptedBuffer, bytes]) -> None:
     buffer, _ = half
     _, tags = support.records(buffer)

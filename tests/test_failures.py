@@ -6,13 +6,17 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 
+import fault_injection
 import pytest
 import support
 from support import linux_only, not_sanitized
+from test_secret import needs_secretmem
 from test_threads import run_threads
 
+import pyccmem
 from pyccmem import EncryptedBuffer, Key, errors
 from pyccmem._lib import ffi, lib
 
@@ -173,3 +177,74 @@ def test_the_last_version_is_used_once(key: Key) -> None:
             run_threads([lambda i=i: write(i) for i in range(4)])
             assert len(written) == limit and buffer.versions.tolist() == [limit]
             assert buffer.verify() == []
+
+
+@pytest.mark.parametrize("short", [0, 100])
+def test_the_last_version_is_used_up_meanwhile(key: Key, short: int) -> None:
+    """By another thread, after a long write has found every page writable, and before it comes to
+    its last one, which it covers as a whole or in part."""
+    pages, threads = 2048, pyccmem.get_num_threads()
+    data = bytes(pages * 4096 - short)
+    pyccmem.set_num_threads(1)
+    overtaken = 0
+    try:
+        for _ in range(50):
+            with EncryptedBuffer(pages * 4096, key=key, _version_limit=2) as buffer:
+                buffer.write(data)
+                versions, _ = support.records(buffer)
+                refused: list[bool] = []
+
+                def long(buffer: EncryptedBuffer = buffer, refused: list[bool] = refused) -> None:
+                    try:
+                        buffer.write(data)
+                    except errors.VersionExhaustedError:
+                        refused.append(True)
+
+                thread = threading.Thread(target=long)
+                thread.start()
+                while versions[0] == 1 and thread.is_alive():
+                    pass
+                try:
+                    buffer.write(b"mine" * 1024, (pages - 1) * 4096)
+                except errors.VersionExhaustedError:
+                    thread.join()
+                    continue  # too late
+                thread.join()
+                overtaken += 1
+                # What was encrypted together with the last page was refused with it.
+                found = buffer.versions.tolist()
+                assert refused and found[0] == found[-1] == 2 == max(found)
+                assert buffer.read((pages - 1) * 4096) == b"mine" * 1024
+                assert buffer.verify() == []
+                if overtaken == 3:
+                    break
+    finally:
+        pyccmem.set_num_threads(threads)
+    assert overtaken
+
+
+NO_SLOT = """
+from fault_injection import Injector
+from pyccmem import Key, errors
+from pyccmem._lib import lib
+from pyccmem._sealer import Sealer
+key = Key.from_bytes(bytes(range(32)), require="secretmem")
+held, injector = [Sealer(key, bytes(16), 4096)], Injector()
+try:
+    for _ in range(100_000):
+        before = lib.ccmem_secret_slots()
+        with injector.failing(1, later=True, kinds=["syscall"]):
+            held.append(Sealer(key, bytes(16), 4096))
+        assert lib.ccmem_secret_slots() == before + 1
+except errors.PyccmemError:
+    assert injector.failed == "syscall"
+    print(lib.ccmem_secret_slots() - before, "more")
+"""
+
+
+@not_sanitized
+@needs_secretmem
+def test_a_key_without_a_place_for_its_subkey_goes_back(tmp_path: Path) -> None:
+    """The last free slot holds the one, and no memory can be had for the other."""
+    environment = fault_injection.environment(fault_injection.build(tmp_path))
+    assert support.check_python(NO_SLOT, environment=environment) == "0 more\n"

@@ -158,6 +158,28 @@ def test_closing_and_collecting_in_a_child_does_not_disturb_the_parent() -> None
     key.close()
 
 
+@pytest.mark.parametrize("level", ["mlock", None])
+def test_a_key_closed_in_a_child_leaves_the_keys_there_alone(level: str | None) -> None:
+    """The child's own may lie where the parent's lies in the parent."""
+    keys = [Key.generate(level=level) for _ in range(20)]
+
+    def child() -> None:
+        own = [Key.generate(level=level) for _ in range(60)]
+        before = [key.id for key in own]
+        assert len(set(before)) == len(own)
+        for key in keys:
+            key.close()
+        own += [Key.generate(level=level) for _ in range(20)]
+        after = [key.id for key in own]
+        assert after[: len(before)] == before and len(set(after)) == len(own)
+
+    before = [key.id for key in keys]
+    in_forked_child(child)
+    assert [key.id for key in keys] == before
+    for key in keys:
+        key.close()
+
+
 def test_a_child_exits_normally_through_the_interpreter(tmp_path: Path) -> None:
     """sys.exit in a child runs every destructor; the parent goes on."""
     script = """

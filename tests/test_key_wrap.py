@@ -99,6 +99,31 @@ def test_the_longest_keys(tier: int) -> None:
             function(KEY_BYTES, bytes(size), tier=tier_name(tier))
 
 
+def wrapped_with(icv: bytes, kek: bytes, key: bytes) -> bytes:
+    """RFC 3394, 2.2.1, with this initial value in place of 0xa6a6..., by cryptography's AES."""
+    ciphers = pytest.importorskip(
+        "cryptography.hazmat.primitives.ciphers", reason="needs the [test] extra's cryptography"
+    )
+    aes = ciphers.Cipher(ciphers.algorithms.AES(kek), ciphers.modes.ECB()).encryptor()
+    parts = [key[at : at + 8] for at in range(0, len(key), 8)]
+    for step in range(6 * len(parts)):
+        block = aes.update(icv + parts[step % len(parts)])
+        icv = (int.from_bytes(block[:8], "big") ^ step + 1).to_bytes(8, "big")
+        parts[step % len(parts)] = block[8:]
+    return icv + b"".join(parts)
+
+
+def test_every_bit_of_the_check_value_counts(tier: int) -> None:
+    """What somebody wrapped who had the key, and another initial value."""
+    kek, key, wrapped = (bytes.fromhex(field) for field in PUBLISHED[-1])
+    right = b"\xa6" * 8
+    assert wrapped_with(right, kek, key) == wrapped
+    for bit in range(64):
+        wrong = (int.from_bytes(right, "big") ^ 1 << bit).to_bytes(8, "big")
+        with pytest.raises(errors.IntegrityError):
+            hazmat.aes_key_unwrap(kek, wrapped_with(wrong, kek, key), tier=tier_name(tier))
+
+
 def test_every_changed_bit_is_noticed(tier: int) -> None:
     """And nothing is handed out: the memory for the key holds zeros then."""
     kek, key, wrapped = (bytes.fromhex(field) for field in PUBLISHED[-1])

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
+import os
 import pickle
 import signal
 import weakref
@@ -23,6 +24,8 @@ from mapping_support import (
     random_bytes,
     run,
 )
+from support import linux_only
+from test_secret import mappings
 
 import pyccmem
 from pyccmem import EncryptedBuffer, EncryptedTensor, errors
@@ -122,6 +125,16 @@ def test_conflicts(key: pyccmem.Key) -> None:
             with pytest.raises(errors.MappingConflictError):
                 tensor.map(mode=mode)
     tensor.map(mode="r+").close()
+
+
+@linux_only
+@every_mechanism
+def test_the_range_is_neither_dumped_nor_inherited(key: pyccmem.Key, fault: str) -> None:
+    with EncryptedBuffer(4 * LEAST * BLOCK, key=key) as buffer, mapping_of(buffer, fault) as array:
+        assert array[0] == 0
+        first = array.ctypes.data
+        parts = [m for m in mappings(os.getpid()) if first <= m.start < first + array.nbytes]
+        assert parts and all({"dd", "dc"} <= part.flags for part in parts), parts
 
 
 @pytest.mark.parametrize(

@@ -326,7 +326,15 @@ def test_the_library_refuses_what_the_package_never_passes(key: pyccmem.Key) -> 
     for offset, n in ((5000, 1), (2**64 - 1, 1), (2**64 - 1, 2), (1, 2**64 - 1), (0, 5001)):
         assert lib.ccmem_store_read(made, offset, memory, n) == lib.CCMEM_ERR_RANGE
         assert lib.ccmem_store_write(made, offset, memory, n) == lib.CCMEM_ERR_RANGE
+        for offsets in (ffi.new("uint64_t[]", [0, offset]), ffi.new("uint64_t[]", [offset, 0])):
+            if n <= 5000:
+                status = lib.ccmem_store_gather(made, offsets, 2, n, memory)
+                assert status == lib.CCMEM_ERR_RANGE
+                status = lib.ccmem_store_scatter(made, offsets, 2, n, ffi.new("uint8_t[]", n))
+                assert status == lib.CCMEM_ERR_RANGE
     versions = ffi.new("uint64_t[8]")
+    assert lib.ccmem_store_versions(made, 0, 2, versions) == lib.CCMEM_OK
+    assert list(versions) == [0] * 8, "a refused call wrote something"
     for first, count in ((0, 3), (2, 1), (2**64 - 1, 2), (1, 2**64 - 1)):
         assert lib.ccmem_store_versions(made, first, count, versions) == lib.CCMEM_ERR_RANGE
     assert lib.ccmem_store_versions(made, 0, 2, versions) == lib.CCMEM_OK

@@ -193,13 +193,12 @@ def test_blocks_are_left_out_of_dumps_and_wiped_on_fork(nbytes: int) -> None:
 @linux_only
 @not_sanitized
 def test_a_forked_child_finds_zeros_and_may_drop_them() -> None:
-    small, large = _plain.empty(1000, "u1"), _plain.empty(3 << 20, "u1")
-    small[:] = 1
-    large[:] = 2
-    kept = [small, large]
+    kept = [_plain.empty(1000, "u1"), _plain.empty(3 << 20, "u1")]  # the only references
+    kept[0][:] = 1
+    kept[1][:] = 2
 
     def child() -> None:
-        assert not small.any() and not large.any()
+        assert not kept[0].any() and not kept[1].any()
         kept[0][:] = 9
         copies = [_plain.empty(n, "u1") for n in (1000, 3 << 20)]
         for array in copies:
@@ -210,8 +209,14 @@ def test_a_forked_child_finds_zeros_and_may_drop_them() -> None:
         kept.clear()
         gc.collect()
         assert stats()["plain_blocks"] == 0
+        again = [_plain.empty(1000, "u1") for _ in range(100)]
+        for number, array in enumerate(again):
+            assert not array.any()
+            array[:] = number
+        assert [int(array[999]) for array in again] == list(range(100))
 
     support.in_forked_child(child)
+    small, large = kept
     assert (small == 1).all() and (large == 2).all()
 
 

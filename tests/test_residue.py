@@ -265,12 +265,14 @@ def test_scattered_writes(stack: Stack, key: pyccmem.Key, cipher: str, run: int)
 
 @pytest.mark.parametrize("dtype", [lib.CCMEM_F32, lib.CCMEM_BF16, lib.CCMEM_I8])
 @pytest.mark.parametrize(
-    "shape", [(1, 64, 1), (12, 127, 1), (12, 127, 5), (16, 2048, 1), (3, 5000, 60)]
+    "shape",
+    [(1, 64, 1), (12, 127, 1), (12, 127, 5), (16, 2048, 1), (3, 5000, 60), (2, 7681, 5)],
 )
 def test_products(
     stack: Stack, key: pyccmem.Key, cipher: str, dtype: int, shape: tuple[int, int, int]
 ) -> None:
-    """By the fused loop, by tiles and by panels, with rows that pages cut. What they make of one
+    """By the fused loop, by tiles and by panels, with rows that pages cut; the last also an
+    element of f32 that ends behind the pages that are open at a time. What they make of one
     row of W may be known, since it is handed out."""
     rows, width, nrows = shape
     element = {lib.CCMEM_F32: 4, lib.CCMEM_BF16: 2, lib.CCMEM_I8: 1}[dtype]

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import support
-from support import check_python, child_environment, lib, linux_only, not_sanitized
+from support import check_python, child_environment, ffi, lib, linux_only, not_sanitized
 
 import pyccmem
 from pyccmem import errors
@@ -622,6 +622,32 @@ assert secret() == 0 and locked() == 0, (secret(), locked())
 """,
         level,
     )
+
+
+@not_sanitized
+@needs_secretmem
+def test_a_closed_key_leaves_its_place_wiped_and_free() -> None:
+    """While another key keeps the memory mapped, which only this process itself can look at."""
+    raw, rounds = os.urandom(32), 15 * 16  # AES-256: the key is its first two round keys
+
+    def places() -> dict[int, bytes]:
+        found = {}
+        for mapping in mappings(os.getpid()):
+            if "secretmem" in mapping.name:
+                size = mapping.end - mapping.start
+                memory = ffi.buffer(ffi.cast("char *", mapping.start), size)
+                for match in re.finditer(re.escape(raw), memory):
+                    at = match.start()
+                    found[mapping.start + at] = bytes(memory[at : at + rounds])
+        return found
+
+    with pyccmem.Key.generate(), pyccmem.Key.from_bytes(raw) as key:
+        ((place, schedule),) = places().items()
+        assert schedule[-16:] != bytes(16)
+        key.close()
+        assert bytes(ffi.buffer(ffi.cast("char *", place), rounds)) == bytes(rounds)
+        with pyccmem.Key.from_bytes(raw):
+            assert places() == {place: schedule}
 
 
 @not_sanitized
