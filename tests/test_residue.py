@@ -265,14 +265,12 @@ def test_scattered_writes(stack: Stack, key: pyccmem.Key, cipher: str, run: int)
 
 @pytest.mark.parametrize("dtype", [lib.CCMEM_F32, lib.CCMEM_BF16, lib.CCMEM_I8])
 @pytest.mark.parametrize(
-    "shape",
-    [(1, 64, 1), (12, 127, 1), (12, 127, 5), (16, 2048, 1), (3, 5000, 60), (2, 7681, 5)],
+    "shape", [(1, 64, 1), (12, 127, 1), (12, 127, 5), (16, 2048, 1), (3, 5000, 60)]
 )
 def test_products(
     stack: Stack, key: pyccmem.Key, cipher: str, dtype: int, shape: tuple[int, int, int]
 ) -> None:
-    """By the fused loop, by tiles and by panels, with rows that pages cut; the last also an
-    element of f32 that ends behind the pages that are open at a time. What they make of one
+    """By the fused loop, by tiles and by panels, with rows that pages cut. What they make of one
     row of W may be known, since it is handed out."""
     rows, width, nrows = shape
     element = {lib.CCMEM_F32: 4, lib.CCMEM_BF16: 2, lib.CCMEM_I8: 1}[dtype]
@@ -297,6 +295,28 @@ def test_products(
 
             found = left_by(buffer, multiply)
             assert not found, f"at {offset}: {len(found)} words are left, at {found[:8]}"
+
+
+@pytest.mark.parametrize("rows", [2, 5, 60])
+def test_a_product_that_is_refused_in_an_element(stack: Stack, key: pyccmem.Key, rows: int) -> None:
+    """Of which the first three bytes were in the last page that was open, and one is in a page that
+    cannot be opened. Less than leaks() would tell from a counter, so these very bytes are looked
+    for, and in each of three runs."""
+    opened, shape, found = 16 * 4096, (2, 7681), []
+    offset = opened + 1 - 4 * shape[0] * shape[1]
+    x, y = np.zeros((rows, shape[1]), np.float32), np.zeros(rows * shape[0], np.float32)
+    for number in range(3):
+        with EncryptedBuffer(opened + 4096, key=key, cipher=support.AEGIS) as buffer:
+            content = secret(number, opened + 1 - offset)
+            buffer.write(content, offset)
+            support.damage(buffer, 16)
+            status, left = stack.call(
+                "ccmem_store_linear", buffer._opened(), offset, lib.CCMEM_F32, *shape, 0, x, rows,
+                shape[1], 0, y, shape[0],
+            )  # fmt: skip
+            assert status == lib.CCMEM_ERR_INTEGRITY and left.any()
+            found.append(content[-4:-1].tobytes() in left.tobytes())
+    assert not all(found)
 
 
 # ---- the search itself ---------------------------------------------------------------------------
