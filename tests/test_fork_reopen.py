@@ -172,6 +172,7 @@ def test_every_kind_of_source(
     assert found == []
 
 
+@support.not_sanitized  # the address sanitizer takes memory of its own
 def test_nothing_is_decrypted_nor_copied_when_it_is_opened_anew(
     tmp_path: Path, key_file: Path
 ) -> None:

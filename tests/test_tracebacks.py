@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import support
 
 import pyccmem
 
@@ -64,6 +65,7 @@ def test_a_collection_survives() -> None:
     assert json.loads(done.stdout)["failures"] >= 90
 
 
+@support.not_sanitized  # the address sanitizer ends the process in its own way
 @pytest.mark.skipif(not COLLECTION_CRASHES, reason="this interpreter collects in the right order")
 def test_a_collection_ends_the_process_where_a_buffer_is_kept() -> None:
     assert child("collect", "twin").returncode == -signal.SIGSEGV
@@ -74,6 +76,7 @@ def test_a_server_reads_while_another_thread_closes() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@support.not_sanitized  # the address sanitizer ends the process in its own way
 @pytest.mark.skipif(not COLLECTION_CRASHES, reason="this interpreter collects in the right order")
 def test_a_server_that_keeps_a_buffer_ends() -> None:
     assert child("serve", "twin").returncode == -signal.SIGSEGV
