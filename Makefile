@@ -24,7 +24,7 @@ PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Says what begins, and when, before it does: some steps take minutes without a word.
 SAY     := sh -c 'printf "== %s %s\n" "$$(date +%H:%M:%S)" "$$0"'
 BESIDE  := $(if $(filter-out 0,$(WORKERS)),-n $(WORKERS) --dist worksteal)
-NATIVE  := setup.py build_ffi.py $(wildcard csrc/*.c csrc/*.h)
+NATIVE  := setup.py build_ffi.py $(shell find csrc -name '*.[ch]')
 
 # Tests whose outcome can depend on the tier; the rest of the suite checks what all tiers share.
 TIER_TESTS ?= $(addprefix tests/test_,aegis.py buffer.py fork.py guard_pages.py integrity.py kdf.py key_wrap.py keys.py linear.py mapped_store.py \

@@ -156,8 +156,7 @@ def page_size(request: pytest.FixtureRequest) -> int:
 @pytest.fixture(scope="session")
 def native_objects(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Path]:
     """The object files of all of csrc/, by source: the module itself has no names of functions."""
-    sources = sorted(native_build.CSRC.glob("*.c"))
-    return native_build.compile_objects(sources, tmp_path_factory.mktemp("native"))
+    return native_build.compile_objects(native_build.sources(), tmp_path_factory.mktemp("native"))
 
 
 FIXED_RANDOM = r"""

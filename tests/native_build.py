@@ -24,21 +24,27 @@ _spec.loader.exec_module(_run)
 
 compiler = _run.compiler
 flags = _run.flags
+object_name = _run.object_name
 
 
-def compile_objects(sources: Iterable[Path], folder: Path, *more: str) -> dict[Path, Path]:
-    """Compiles `sources` into `folder` with the module's flags, but at -O1, which takes a third of
+def sources() -> list[Path]:
+    """Every source of the native module, in the order in which it is built."""
+    return sorted(CSRC.rglob("*.c"))
+
+
+def compile_objects(files: Iterable[Path], folder: Path, *more: str) -> dict[Path, Path]:
+    """Compiles `files` into `folder` with the module's flags, but at -O1, which takes a third of
     the time, and returns the object files."""
     usual = shlex.split(sysconfig.get_config_var("CFLAGS") or "")
     options = [*usual, *flags(), "-g0", "-O1", *more]
 
     def compiled(source: Path) -> Path:
-        made = folder / f"{source.stem}.o"
+        made = folder / object_name(source)
         command = [*compiler(), *options, f"-I{CSRC}", "-c", str(source), "-o", str(made)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return made
 
-    sources = list(sources)
+    files = list(files)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return dict(zip(sources, pool.map(compiled, sources), strict=True))
+        return dict(zip(files, pool.map(compiled, files), strict=True))

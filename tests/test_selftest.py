@@ -50,7 +50,7 @@ def test_a_self_test_that_does_not_compare_is_told(
     native_objects: dict[Path, Path], tmp_path: Path
 ) -> None:
     """The control of the test above."""
-    source = native_build.CSRC / "selftest_aegis.c"
+    source = native_build.CSRC / "selftest/aegis.c"
     text, comparison = source.read_text(encoding="utf-8"), "return !memcmp(a, b, n);"
     assert text.count(comparison) == 1
     blind = tmp_path / source.name

@@ -78,21 +78,21 @@ SEEDED = (
 # ThreadSanitizer knows neither the fences nor the second look.
 #: The reader's functions: they load ciphertext, tags, and keys that are derived when used ...
 LOADING = {
-    *(("page_aegis.c", name) for name in ("open", "open_part", "dot")),
-    *(("page_xts.c", name) for name in ("open", "open_part", "dot")),
-    ("store.c", "never_written"),
+    *(("pages/page_aegis.c", name) for name in ("open", "open_part", "dot")),
+    *(("pages/page_xts.c", name) for name in ("open", "open_part", "dot")),
+    ("store/store.c", "never_written"),
 }
 #: ... unless they were called with the page's lock held, where nobody else may be at the page.
-LOCKED = {("page_aegis.c", "modify_in"), ("page_xts.c", "modify"), ("store.c", "write_parts")}
+LOCKED = {("pages/page_aegis.c", "modify_in"), ("pages/page_xts.c", "modify"), ("store/store.c", "write_parts")}
 #: What may store meanwhile: a page's writer, and who fills or wipes the entry of a key.
 STORING = {
-    *(("page_aegis.c", name) for name in ("seal", "modify")),
-    *(("page_xts.c", name) for name in ("seal", "modify")),
-    *(("subkeys.c", name) for name in ("fill", "subkey_close")),
+    *(("pages/page_aegis.c", name) for name in ("seal", "modify")),
+    *(("pages/page_xts.c", name) for name in ("seal", "modify")),
+    *(("pages/subkeys.c", name) for name in ("fill", "subkey_close")),
 }
 #: Any two threads may load and store an entry of the tweak cache at once: parts of two do not
-#: fit together (tweak_cache.h).
-TWEAKS = {("tweak_cache.h", name) for name in ("tweak_cache_get", "tweak_cache_put")}
+#: fit together (pages/tweak_cache.h).
+TWEAKS = {("pages/tweak_cache.h", name) for name in ("tweak_cache_get", "tweak_cache_put")}
 
 ACCESS = re.compile(r"^  (?:Previous )?(atomic )?(read|write) of size \d+", re.I | re.M)
 FRAME = re.compile(r"^    #\d+ (\S+) (\S+?)(?::\d+)? ", re.M)
@@ -119,7 +119,7 @@ def accesses(report: str) -> list[Access]:
     for part in report.split("\n\n"):
         if kind := ACCESS.search(part):
             frames = FRAME.findall(part)
-            stack = [(Path(file).name, name) for name, file in frames if "/include/" not in file]
+            stack = [(file.rpartition("/csrc/")[2], name) for name, file in frames if "/include/" not in file]
             found.append(Access(bool(kind[1]), kind[2].lower() == "write", stack))
     return found
 
@@ -202,7 +202,7 @@ def run(arguments: Sequence[str]) -> tuple[int, Counter[str], int]:
 
 def seed() -> None:
     """Puts the races of the second control into the copy; the next run copies the file again."""
-    store = TREE / "csrc" / "store.c"
+    store = TREE / "csrc" / "store" / "store.c"
     text = store.read_text(encoding="utf-8")
     store.unlink()
     for old, new, _ in SEEDED:
@@ -227,7 +227,7 @@ def main(arguments: Sequence[str]) -> int:
         build()
         _, seeded, _ = run([TORN])
     finally:
-        (TREE / "csrc" / "store.c").unlink(missing_ok=True)
+        (TREE / "csrc" / "store" / "store.c").unlink(missing_ok=True)
     noticed = [sum(n for pair, n in seeded.items() if name in pair) for *_, name in SEEDED]
     print(f"control: {noticed} reports of the races that were put in, in turn")
     return int(not (status == 0 and not found and meant and all(noticed)))

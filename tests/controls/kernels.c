@@ -10,11 +10,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "aegis.h"
-#include "cpu.h"
-#include "matmul.h"
-#include "matmul_panels.h"
-#include "xts.h"
+#include "crypto/aegis/aegis.h"
+#include "platform/cpu.h"
+#include "kernels/gemv.h"
+#include "kernels/gemm.h"
+#include "crypto/xts/xts.h"
 
 enum { SLOTS = 1024, TEXT = 64 };
 

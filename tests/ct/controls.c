@@ -6,8 +6,8 @@
  */
 #include "ct.h"
 
-#include "kdf.h"
-#include "xts.h"
+#include "crypto/mac/kdf.h"
+#include "crypto/xts/xts.h"
 
 #define LEAKY __attribute__((noinline))
 

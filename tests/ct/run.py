@@ -29,6 +29,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
+CSRC = ROOT / "csrc"
 TIERS = ("portable", "aesni")
 FAST = ("xts-data-units", "aegis-messages")
 NOT_ON_THIS_PROCESSOR, FOUND = 77, 99
@@ -110,11 +111,17 @@ def call(command: Sequence[str]) -> None:
         raise BuildError(f"{shlex.join(command)}\n{done.stdout}{done.stderr}")
 
 
+def object_name(source: Path) -> str:
+    """The name of a source's object file; files of different folders may have the same name."""
+    path = source.relative_to(CSRC) if source.is_relative_to(CSRC) else Path(source.name)
+    return "-".join(path.with_suffix(".o").parts)
+
+
 def build(target: Path) -> dict[str, Path]:
     """Builds both programs into the folder `target`; raises BuildError."""
-    sources = sorted((ROOT / "csrc").glob("*.c")) + [HERE / f"{name}.c" for name in WRAPPED]
-    objects = {source: target / f"{source.stem}.o" for source in sources}
-    options = [*flags(), "-DCCMEM_CT", f"-I{ROOT / 'csrc'}"]
+    sources = sorted(CSRC.rglob("*.c")) + [HERE / f"{name}.c" for name in WRAPPED]
+    objects = {source: target / object_name(source) for source in sources}
+    options = [*flags(), "-DCCMEM_CT", f"-I{CSRC}"]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in pool.map(
             lambda source: call(
@@ -135,8 +142,8 @@ def build(target: Path) -> dict[str, Path]:
 def declassified() -> list[str]:
     """Where the library itself makes public what it computed from secrets: file and line."""
     return [
-        f"{path.name}:{number}"
-        for path in sorted((ROOT / "csrc").glob("*.[ch]"))
+        f"{path.relative_to(CSRC)}:{number}"
+        for path in sorted(CSRC.rglob("*.[ch]"))
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
         if line.lstrip().startswith("DECLASSIFY(")
     ]

@@ -12,11 +12,11 @@
 #include <sys/random.h>
 #include <unistd.h>
 
-#include "aegis.h"
-#include "aes_bitslice.h"
-#include "gf128_portable.h"
-#include "keywrap.h"
-#include "xts.h"
+#include "crypto/aegis/aegis.h"
+#include "crypto/aes/bitslice.h"
+#include "crypto/gf128/portable.h"
+#include "pages/keywrap.h"
+#include "crypto/xts/xts.h"
 
 static ccmem_tier tier;
 

@@ -100,7 +100,7 @@ class Workshop:
         )
         if done.returncode:
             raise ListError(f"build_ffi.py cannot write the binding:\n{done.stderr}")
-        self.sources = [*sorted(native_build.CSRC.glob("*.c")), self.glue]
+        self.sources = [*native_build.sources(), self.glue]
         with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
             for _ in pool.map(self._compile, self.sources):
                 pass
@@ -111,7 +111,7 @@ class Workshop:
         self.link(self.unchanged, [])
 
     def _object(self, source: Path) -> Path:
-        return self.objects / f"{source.stem}.o"
+        return self.objects / native_build.object_name(source)
 
     def _compile(self, source: Path) -> None:
         call(compile_command(source, self._object(source), native_build.CSRC))
@@ -140,7 +140,9 @@ class Workshop:
         for source in self.sources:
             target = self._object(source)
             if source in changed:
-                own = slot / "csrc" / source.name if source != self.glue else source
+                own = source
+                if source != self.glue:
+                    own = slot / "csrc" / source.relative_to(native_build.CSRC)
                 target = slot / "objects" / target.name
                 call(compile_command(own, target, slot / "csrc"))
             objects.append(target)

@@ -1,0 +1,339 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include "pages/key.h"
+
+#include "crypto/aes/aes.h"
+#include "platform/fork.h"
+#include "crypto/mac/kdf.h"
+#include "pages/keywrap.h"
+#include "memory/secret.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+enum {
+    HEX_DIGITS = 2 * CCMEM_ROOT_KEY_SIZE,
+    BOM_SIZE = 3,       /* U+FEFF in UTF-8, which some editors begin a file with */
+    BLANKS_MAX = 16,    /* spaces and ends of lines after the digits */
+    KEY_FILE_MAX = BOM_SIZE + HEX_DIGITS + BLANKS_MAX
+};
+
+struct ccmem_key {
+    aes_key *schedule; /* AES-256 for CMAC, in secret memory; it begins with the key itself */
+    uint64_t generation;
+    uint64_t refs; /* atomic */
+    ccmem_secret_level level;
+    ccmem_secret_level require;
+};
+
+ccmem_status random_bytes(void *out, size_t n) {
+    uint8_t *p = out;
+
+    while (n) {
+        ssize_t got = getrandom(p, n, 0);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got <= 0)
+            return CCMEM_ERR_ENTROPY;
+        p += got;
+        n -= (size_t)got;
+    }
+    return CCMEM_OK;
+}
+
+/* `raw` is 32 bytes; what it points at stays the caller's to wipe. */
+static ccmem_status key_new(const uint8_t *raw, ccmem_secret_level require, ccmem_key **out) {
+    ccmem_key *key = calloc(1, sizeof *key);
+    ccmem_status status;
+    void *slot;
+
+    if (!key)
+        return CCMEM_ERR_NOMEM;
+    status = secret_alloc(sizeof *key->schedule, require, &slot, &key->level);
+    if (status) {
+        free(key);
+        return status;
+    }
+    key->schedule = slot;
+    key->require = require;
+    key->refs = 1;
+    key->generation = fork_generation();
+    aes_expand(key->schedule, raw, CCMEM_ROOT_KEY_SIZE);
+    *out = key;
+    return CCMEM_OK;
+}
+
+ccmem_status ccmem_key_generate(ccmem_secret_level require, ccmem_key **out) {
+    ccmem_status status;
+    void *raw;
+
+    if (!out)
+        return CCMEM_ERR_ARGUMENT;
+    status = secret_alloc(CCMEM_ROOT_KEY_SIZE, require, &raw, NULL);
+    if (status)
+        return status;
+    status = random_bytes(raw, CCMEM_ROOT_KEY_SIZE);
+    if (!status)
+        status = key_new(raw, require, out);
+    secret_free(raw);
+    return status;
+}
+
+ccmem_status ccmem_key_from_bytes(const uint8_t key[32], ccmem_secret_level require,
+                                  ccmem_key **out) {
+    if (!key || !out)
+        return CCMEM_ERR_ARGUMENT;
+    return key_new(key, require, out);
+}
+
+/* 1 when a < b, else 0, without a comparison that could become a branch; both below 2^31. */
+static unsigned below(unsigned a, unsigned b) { return (a - b) >> 31; }
+
+/* The value of a hexadecimal digit; sets *bad when it is none. */
+static unsigned hex_digit(unsigned c, unsigned *bad) {
+    unsigned digit = (c - '0') & 0xff, letter = ((c | 0x20) - 'a') & 0xff;
+    unsigned is_digit = below(digit, 10), is_letter = below(letter, 6);
+
+    *bad |= 1 ^ (is_digit | is_letter);
+    return (digit & (0 - is_digit)) | ((letter + 10) & (0 - is_letter));
+}
+
+/* Decodes 64 digits in time that does not depend on them. `out` may be `text`, or lie before it. */
+static ccmem_status hex_decode(const uint8_t *text, uint8_t *out) {
+    unsigned bad = 0;
+
+    for (size_t i = 0; i < CCMEM_ROOT_KEY_SIZE; i++) {
+        unsigned hi = hex_digit(text[2 * i], &bad), lo = hex_digit(text[2 * i + 1], &bad);
+        out[i] = (uint8_t)(hi << 4 | lo);
+    }
+    DECLASSIFY(bad); /* that some digit is none is what the caller is told; not which */
+    return bad ? CCMEM_ERR_KEYFILE : CCMEM_OK;
+}
+
+/* Reads up to n bytes or the end of the file. */
+static ccmem_status read_all(int fd, uint8_t *p, size_t n, size_t *length) {
+    *length = 0;
+    while (*length < n) {
+        ssize_t got = read(fd, p + *length, n - *length);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            return CCMEM_ERR_IO;
+        if (!got)
+            break;
+        *length += (size_t)got;
+    }
+    return CCMEM_OK;
+}
+
+/* 1 for n >= 3 bytes that begin with a byte order mark, which no digits do. */
+static unsigned has_bom(const uint8_t *text) {
+    unsigned differs = (text[0] ^ 0xefu) | (text[1] ^ 0xbbu) | (text[2] ^ 0xbfu);
+    unsigned same = below(differs, 1);
+
+    DECLASSIFY(same); /* says nothing of the digits */
+    return same;
+}
+
+static int is_blank(unsigned c) { return c == ' ' || c == '\t' || c == '\r' || c == '\n'; }
+
+/* What is in the file becomes the first 32 bytes of `raw`. */
+static ccmem_status read_key(int fd, uint8_t *raw) {
+    size_t length;
+    ccmem_status status = read_all(fd, raw, KEY_FILE_MAX + 1, &length);
+
+    if (status)
+        return status;
+    if (length == CCMEM_ROOT_KEY_SIZE)
+        return CCMEM_OK;
+    if (length < HEX_DIGITS || length > KEY_FILE_MAX)
+        return CCMEM_ERR_KEYFILE;
+    size_t at = has_bom(raw) ? BOM_SIZE : 0, end = at + HEX_DIGITS;
+    if (length < end || length - end > BLANKS_MAX)
+        return CCMEM_ERR_KEYFILE;
+    for (size_t i = end; i < length; i++) {
+        DECLASSIFY(raw[i]); /* no byte of the key: anything but a blank is refused */
+        if (!is_blank(raw[i]))
+            return CCMEM_ERR_KEYFILE;
+    }
+    return hex_decode(raw + at, raw);
+}
+
+ccmem_status ccmem_key_from_fd(int fd, ccmem_secret_level require, ccmem_key **out) {
+    ccmem_status status;
+    void *raw;
+    int error;
+
+    if (!out)
+        return CCMEM_ERR_ARGUMENT;
+    status = secret_alloc(KEY_FILE_MAX + 1, require, &raw, NULL);
+    if (status)
+        return status;
+    status = read_key(fd, raw);
+    error = errno;
+    if (!status)
+        status = key_new(raw, require, out);
+    secret_free(raw);
+    if (status == CCMEM_ERR_IO)
+        errno = error;
+    return status;
+}
+
+ccmem_secret_level ccmem_key_level(const ccmem_key *key) {
+    return key ? key->level : CCMEM_SECRET_NONE;
+}
+
+ccmem_key *key_retain(ccmem_key *key) {
+    __atomic_fetch_add(&key->refs, 1, __ATOMIC_RELAXED);
+    return key;
+}
+
+ccmem_secret_level key_require(const ccmem_key *key) { return key->require; }
+
+ccmem_status ccmem_key_check(const ccmem_key *key) {
+    if (!key)
+        return CCMEM_ERR_ARGUMENT;
+    return fork_alien(key->generation) ? CCMEM_ERR_FORK : CCMEM_OK;
+}
+
+void ccmem_key_free(ccmem_key *key) {
+    if (!key || __atomic_fetch_sub(&key->refs, 1, __ATOMIC_ACQ_REL) != 1)
+        return;
+    if (!fork_alien(key->generation))
+        secret_free(key->schedule);
+    free(key);
+}
+
+/* The labels, cipher names among them, are all different: what is derived for one purpose tells
+ * nothing of what is derived for another. */
+static ccmem_status derive(const ccmem_key *key, const char *label, const uint8_t *context,
+                           size_t context_len, uint8_t *out, size_t out_len) {
+    if (fork_alien(key->generation))
+        return CCMEM_ERR_FORK;
+    kdf_counter_cmac(ccmem_tier_active(), key->schedule, (const uint8_t *)label, strlen(label),
+                     context, context_len, out, out_len);
+    return CCMEM_OK;
+}
+
+ccmem_status key_derive(const ccmem_key *key, const char *cipher_name,
+                        const uint8_t store_id[CCMEM_STORE_ID_SIZE], uint32_t page_size,
+                        uint8_t *out, size_t out_len) {
+    uint8_t context[CCMEM_STORE_ID_SIZE + 4];
+
+    memcpy(context, store_id, CCMEM_STORE_ID_SIZE);
+    for (int i = 0; i < 4; i++)
+        context[CCMEM_STORE_ID_SIZE + i] = (uint8_t)(page_size >> (24 - 8 * i));
+    return derive(key, cipher_name, context, sizeof context, out, out_len);
+}
+
+/* ---- keys of files -----------------------------------------------------------------------------
+ * */
+
+/* One slot of secret memory for what wrapping takes. */
+typedef struct wrapping {
+    keywrap_key kek;
+    uint8_t raw[CCMEM_ROOT_KEY_SIZE]; /* the key-encryption key, then the key that was unwrapped */
+} wrapping;
+
+static ccmem_status wrapping_new(const ccmem_key *key, wrapping **out) {
+    ccmem_status status;
+    wrapping *w;
+    void *slot;
+
+    status = secret_alloc(sizeof *w, key->require, &slot, NULL);
+    if (status)
+        return status;
+    w = slot;
+    status = derive(key, "key-wrap", NULL, 0, w->raw, sizeof w->raw);
+    if (status) {
+        secret_free(slot);
+        return status;
+    }
+    keywrap_expand(&w->kek, w->raw, sizeof w->raw);
+    *out = w;
+    return CCMEM_OK;
+}
+
+ccmem_status ccmem_key_wrap(const ccmem_key *key, const ccmem_key *data_key, uint8_t wrapped[40]) {
+    ccmem_status status;
+    wrapping *w;
+
+    if (!wrapped)
+        return CCMEM_ERR_ARGUMENT;
+    status = ccmem_key_check(key);
+    if (!status)
+        status = ccmem_key_check(data_key);
+    if (!status)
+        status = wrapping_new(key, &w);
+    if (status)
+        return status;
+    keywrap_wrap(ccmem_tier_active(), &w->kek, data_key->schedule->rk[0], CCMEM_ROOT_KEY_SIZE,
+                 wrapped);
+    secret_free(w);
+    return CCMEM_OK;
+}
+
+ccmem_status ccmem_key_unwrap(const ccmem_key *key, const uint8_t wrapped[40],
+                              ccmem_secret_level require, ccmem_key **out) {
+    ccmem_status status;
+    wrapping *w;
+
+    if (!wrapped || !out)
+        return CCMEM_ERR_ARGUMENT;
+    status = ccmem_key_check(key);
+    if (!status)
+        status = wrapping_new(key, &w);
+    if (status)
+        return status;
+    if (!keywrap_unwrap(ccmem_tier_active(), &w->kek, wrapped, CCMEM_WRAPPED_KEY_SIZE, w->raw))
+        status = CCMEM_ERR_INTEGRITY;
+    else
+        status = key_new(w->raw, require == CCMEM_SECRET_MLOCK ? key->require : require, out);
+    secret_free(w);
+    return status;
+}
+
+ccmem_status ccmem_key_id(const ccmem_key *key, uint8_t id[16]) {
+    ccmem_status status = id ? ccmem_key_check(key) : CCMEM_ERR_ARGUMENT;
+
+    return status ? status : derive(key, "key-id", NULL, 0, id, CCMEM_KEY_ID_SIZE);
+}
+
+ccmem_status ccmem_key_mac(const ccmem_key *key, const uint8_t context[16], const uint8_t *msg,
+                           size_t n, uint8_t tag[16]) {
+    struct {
+        aes_key schedule;
+        uint8_t raw[CCMEM_ROOT_KEY_SIZE];
+    } *mac;
+    ccmem_status status;
+    void *slot;
+
+    if (!context || (!msg && n) || !tag)
+        return CCMEM_ERR_ARGUMENT;
+    status = ccmem_key_check(key);
+    if (!status)
+        status = secret_alloc(sizeof *mac, key->require, &slot, NULL);
+    if (status)
+        return status;
+    mac = slot;
+    status = derive(key, "key-mac", context, CCMEM_STORE_ID_SIZE, mac->raw, sizeof mac->raw);
+    if (!status) {
+        aes_expand(&mac->schedule, mac->raw, sizeof mac->raw);
+        cmac(ccmem_tier_active(), &mac->schedule, msg, n, tag);
+    }
+    secret_free(slot);
+    return status;
+}
+
+ccmem_status ccmem_key_copy(const ccmem_key *key, uint8_t out[32]) {
+    ccmem_status status = out ? ccmem_key_check(key) : CCMEM_ERR_ARGUMENT;
+
+    if (!status)
+        copy_secret(out, key->schedule->rk[0], CCMEM_ROOT_KEY_SIZE);
+    return status;
+}

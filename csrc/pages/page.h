@@ -1,0 +1,99 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Seals and opens pages: (page number, version) becomes a tweak or a nonce, and the one tier in use
+ * encrypts; an authenticated cipher also makes and checks a tag. Knows neither where pages and tags
+ * are stored nor who may change them when. */
+#ifndef CCMEM_PAGE_H
+#define CCMEM_PAGE_H
+
+#include "crypto/aegis/aegis.h"
+#include "pages/tweak_cache.h"
+
+enum {
+    PAGE_BATCH = 64, /* pages per call at most: their tweaks fit in 1 KiB, a mask of them in a word */
+    PAGE_TAG = 16
+};
+
+/* Flags: PAGE_STREAM for a destination far larger than the caches, or 0. */
+enum { PAGE_STREAM = 1u };
+
+/* What became of a page that was opened in part. */
+typedef enum page_result {
+    PAGE_GOOD,
+    PAGE_HIT,  /* good, and its tweak was in the cache */
+    PAGE_MISS, /* good, and its tweak was computed */
+    PAGE_BAD   /* does not match its tag: nothing was handed out */
+} page_result;
+
+typedef struct page_context page_context;
+typedef uint8_t page_tag[PAGE_TAG];
+
+/* One cipher suite. Versions are never 0 here, dst and src are the same or do not overlap, and `tag`
+ * is NULL for a cipher without tags. */
+typedef struct page_ops {
+    /* Encrypts n <= PAGE_BATCH consecutive pages, the first with number `page`, each under its own
+     * version, and writes their tags. */
+    void (*seal)(const page_context *ctx, uint8_t *dst, const uint8_t *src, uint64_t page,
+                 const uint64_t *version, page_tag *tag, size_t n, unsigned flags);
+    /* Decrypts likewise. Bit i of the result is set when page i does not match its tag; its part of
+     * dst is zero then. */
+    uint64_t (*open)(const page_context *ctx, uint8_t *dst, const uint8_t *src, uint64_t page,
+                     const uint64_t *version, const page_tag *tag, size_t n, unsigned flags);
+    /* Decrypts n bytes from `offset` of one page, whose ciphertext starts at src. With a tag, the
+     * whole page is verified (n may be 0); on PAGE_BAD the n bytes are zero. */
+    page_result (*open_part)(const page_context *ctx, uint8_t *dst, const uint8_t *src,
+                             uint64_t page, uint64_t version, const uint8_t *tag, uint32_t offset,
+                             uint32_t n);
+    /* Replaces `count` runs, at least 1, of n bytes each in the page whose ciphertext lies at ct,
+     * moving it once, from version `from` (0: all zeros, ct is not read) to version `to`. Run i comes
+     * from data + i * n and goes to offset offsets[i] modulo the page's size; all lie inside the page,
+     * and a later one wins. PAGE_BAD: the page does not match its tag, and nothing has changed.
+     * Plaintext exists in scratch that is wiped: 4 KiB at a time, with a tag a whole page. */
+    page_result (*modify)(const page_context *ctx, uint8_t *ct, const uint8_t *data, uint64_t page,
+                          uint64_t from, uint64_t to, uint8_t *tag, const uint64_t *offsets,
+                          size_t count, uint32_t n);
+    /* The least turn (crypto/fused.h) of what follows; 0 when the kernels have no such thing. */
+    size_t (*dot_turn)(const page_context *ctx);
+    /* Opens n <= PAGE_BATCH pages into registers only and adds their products. Returns how many of
+     * them match their tags, up to the first that does not: if not all, the sums mean nothing. */
+    size_t (*dot)(const page_context *ctx, const uint8_t *src, uint64_t page,
+                  const uint64_t *version, const page_tag *tag, size_t n, ccmem_dtype dtype,
+                  const dot_rows *dot);
+} page_ops;
+
+struct page_context {
+    const page_ops *ops;
+    const void *kernels; /* xts_ops or aegis_ops of the tier */
+    const void *key;     /* expanded, in secret memory */
+    tweak_cache cache;   /* of ciphers with a tweak */
+    uint32_t size;       /* bytes of a page */
+};
+
+extern const page_ops page_xts, page_aegis;
+
+/* What a cipher needs of its surroundings. */
+typedef struct page_suite {
+    const char *name;     /* the key derivation's label */
+    size_t subkey_size;   /* bytes to derive */
+    size_t key_size;      /* bytes of the expanded key */
+    int authenticated;    /* pages carry a tag */
+} page_suite;
+
+/* NULL outside the enumeration. */
+const page_suite *page_suite_of(ccmem_cipher cipher);
+
+/* Expands `subkey` into `key` (64-byte aligned, suite's key_size) and makes *ctx ready to seal and
+ * open pages of `size` bytes with the kernels of a usable tier, without a tweak cache.
+ * CCMEM_ERR_EQUAL_HALVES. */
+ccmem_status page_init(page_context *ctx, ccmem_cipher cipher, ccmem_tier tier, uint32_t size,
+                       void *key, const uint8_t *subkey);
+
+/* The same without a key, which a copy of the context is given when it is used: the subkey itself,
+ * for an authenticated cipher. */
+void page_init_keyless(page_context *ctx, ccmem_cipher cipher, ccmem_tier tier, uint32_t size);
+
+/* The bytes of one run that lie in [at, at + span) of the page, copied to scratch, which holds them:
+ * run bytes `n` at `offset`. For the modify functions. */
+void page_place(uint8_t *scratch, uint32_t at, uint32_t span, const uint8_t *data,
+                const uint64_t *offsets, size_t count, uint32_t mask, uint32_t n);
+
+#endif

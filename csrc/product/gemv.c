@@ -1,0 +1,332 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Products of an encrypted matrix with plain vectors, and those with one vector; the others are
+ * product/gemm.c's. Each thread takes rows of W, opens their pages in order into a tile in its own
+ * cache, and multiplies from there; AEGIS pages are multiplied in the registers they are opened in
+ * where that can be (crypto/aegis/fused.h). Memory is read once, as ciphertext; the
+ * tile is wiped at the end of a thread's piece.
+ *
+ * Rows and pages have nothing to do with each other. A row is cut into blocks; a block that the
+ * end of a page cuts waits, in front of where the next pages will be opened, for its rest. So a block is
+ * always whole when it is multiplied, and a result does not depend on where the pages end. The last
+ * block of a row is filled up with zeros.
+ */
+#include "kernels/gemv.h"
+
+#include <string.h>
+
+#include "platform/cpu.h"
+#include "kernels/gemm.h"
+#include "memory/secret.h"
+#include "store/store.h"
+#include "platform/threads.h"
+
+#if CCMEM_X86
+#include <immintrin.h>
+#endif
+
+enum {
+    TILE_BYTES = 64 << 10,  /* opened at a time: XTS starts slowly, and an L2 is large enough */
+    FUSED_BYTES = 64 << 10, /* multiplied at a time in registers */
+    /* Pool memory and pages begin with a system page: x and W would ask for the same sets of L1. With a
+     * row of AES-XTS pages that cost a tenth of the time (Zen 4). */
+    X_SHIFT = 1024,
+    BLOCK_BYTES = MATMUL_BLOCK_MAX * 4,
+    GRAIN_BYTES = 512 << 10 /* the least that is worth another thread */
+};
+
+const matmul_ops *matmul_tier(ccmem_tier tier) {
+#if CCMEM_X86
+    const uint32_t avx2 = CPU_AVX2 | CPU_FMA | CPU_F16C;
+    if (tier == CCMEM_TIER_VAES512)
+        return &matmul_avx512;
+    if (tier != CCMEM_TIER_PORTABLE && (cpu_features() & avx2) == avx2)
+        return &matmul_avx2;
+#endif
+    (void)tier;
+    return &matmul_portable;
+}
+
+size_t matmul_element(ccmem_dtype dtype) {
+    switch (dtype) {
+    case CCMEM_F32: return 4;
+    case CCMEM_F16:
+    case CCMEM_BF16: return 2;
+    case CCMEM_I8: return 1;
+    }
+    return 0;
+}
+
+CLEAR_REGISTERS void matmul_pack(const matmul_ops *ops, ccmem_dtype dtype, float *packed,
+                                 const float *x, size_t n) {
+    const size_t stride = ops->stride[dtype], lanes = ops->block / MATMUL_CHAINS;
+    const size_t group = stride * lanes, whole = n / group * group;
+    float *last = packed + whole;
+    for (size_t first = 0; first < whole; first += group)
+        for (size_t k = 0; k < stride; k++)
+            for (size_t i = 0; i < lanes; i++)
+                *packed++ = x[first + i * stride + k];
+    memset(last, 0, (matmul_padded(ops, n) - whole) * sizeof *last);
+    for (size_t i = whole; i < n; i++)
+        last[(i - whole) % stride * lanes + (i - whole) / stride] = x[i];
+}
+
+/* ---- one call ---------------------------------------------------------------------------------- */
+
+typedef struct linear {
+    ccmem_store *store;
+    const matmul_ops *ops;
+    uint64_t offset;
+    ccmem_dtype dtype;
+    size_t element;
+    uint64_t in_features;
+    const float *scale, *bias;
+    const float *x; /* packed */
+    float *y;
+    size_t batch;          /* pages opened at a time */
+    size_t fused;          /* pages multiplied at a time in the registers they are opened in; 0: none */
+    size_t fused_rows;     /* rows of W that may end in these, and one more */
+    outcome end;
+} linear;
+
+/* All that a thread has of the plaintext. */
+typedef struct tile {
+    matmul_sums sums;
+    /* The sums of the row that is being multiplied when fused, in one of two places in turn: what a
+     * call leaves is what the next starts from, and nothing is copied. */
+    _Alignas(64) float lane[2][MATMUL_BLOCK_MAX];
+    unsigned at; /* which */
+    _Alignas(64) uint8_t edge[BLOCK_BYTES]; /* the last block of a row */
+    uint8_t before[BLOCK_BYTES];            /* the beginning of a block, up to the first page */
+    uint8_t pages[]; /* and after them, when fused, the sums of the rows of one page */
+} tile;
+
+/* Where a thread is. */
+typedef struct position {
+    uint64_t row;  /* of W */
+    uint64_t done; /* elements of it */
+} position;
+
+static void add_products(const linear *l, tile *t, const uint8_t *w, uint64_t first, size_t blocks) {
+    l->ops->dot[l->dtype](&t->sums, w, l->x + first, blocks);
+}
+
+static inline void put_result(const linear *l, uint64_t row, float sum) {
+    float v = l->scale ? sum * l->scale[row] : sum;
+    l->y[row] = l->bias ? v + l->bias[row] : v;
+}
+
+static void finish_row(const linear *l, tile *t, uint64_t row) {
+    put_result(l, row, l->ops->total(&t->sums));
+}
+
+/* Multiplies what n bytes at w hold of W's rows up to `end`, and returns how many bytes at their end
+ * are the beginning of a block. */
+static size_t multiply(const linear *l, tile *t, position *at, uint64_t end, const uint8_t *w,
+                       size_t n) {
+    const size_t block = l->ops->block, block_bytes = block * l->element;
+    while (at->row < end) {
+        uint64_t left = l->in_features - at->done;
+        size_t have = n / l->element;
+        size_t blocks = (have < left ? have : (size_t)left) / block;
+        if (blocks) {
+            add_products(l, t, w, at->done, blocks);
+            at->done += blocks * block;
+            left -= blocks * block;
+            w += blocks * block_bytes;
+            n -= blocks * block_bytes;
+        }
+        if (left >= block || left * l->element > n)
+            return n;
+        if (left) {
+            copy_secret(t->edge, w, left * l->element);
+            memset(t->edge + left * l->element, 0, block_bytes - left * l->element);
+            add_products(l, t, t->edge, at->done, 1);
+            w += left * l->element;
+            n -= left * l->element;
+        }
+        finish_row(l, t, at->row);
+        at->row++;
+        at->done = 0;
+    }
+    return 0;
+}
+
+/* The same for n pages that are opened into registers: bytes [from, to) of them are W's. 0 when that
+ * could not be. */
+static int multiply_fused(linear *l, tile *t, position *at, uint64_t page, size_t n, size_t from,
+                          size_t to) {
+    float *sums = (float *)(t->pages + l->batch * store_page_size(l->store));
+    dot_rows dot = {.from = from, .to = to, .in_features = (size_t)l->in_features,
+                     .done = (size_t)at->done, .x = l->x, .first = t->lane[t->at], .sums = sums,
+                     .rest = t->lane[t->at ^ 1]};
+    int done;
+    ccmem_status status = store_dot(l->store, page, n, l->dtype, &dot, &done);
+    if (status != CCMEM_OK)
+        outcome_stop(&l->end, status);
+    if (!done)
+        return 0;
+    t->at ^= 1;
+    at->done += (to - from) / l->element;
+    for (; at->done >= l->in_features; at->done -= l->in_features, sums += l->ops->block)
+        put_result(l, at->row++, l->ops->sum(sums));
+    return 1;
+}
+
+static void multiply_rows(linear *l, tile *t, uint64_t begin, uint64_t end) {
+    const uint64_t size = store_page_size(l->store);
+    const uint64_t row_bytes = l->in_features * l->element;
+    const uint64_t last = l->offset + end * row_bytes;
+    uint64_t from = l->offset + begin * row_bytes;
+    size_t cut = 0; /* bytes of a block that wait in front of the pages */
+    position at = {begin, 0};
+
+    memset(&t->sums, 0, sizeof t->sums);
+    memset(t->lane, 0, sizeof t->lane);
+    t->at = 0;
+    while (from < last && !outcome_stopped(&l->end)) {
+        uint64_t page = from / size, skip = from % size, left = (last - 1) / size + 1 - page;
+        if (l->fused) {
+            size_t n = left < l->fused ? (size_t)left : l->fused;
+            uint64_t to = (page + n) * size < last ? (page + n) * size : last;
+            if (multiply_fused(l, t, &at, page, n, (size_t)skip, (size_t)(to - page * size))) {
+                from = to;
+                continue;
+            }
+            if (outcome_stopped(&l->end))
+                return;
+            memcpy(t->sums.lane, t->lane[t->at], sizeof t->lane[0]);
+        }
+        size_t n = left < l->batch ? (size_t)left : l->batch;
+        uint64_t to = (page + n) * size < last ? (page + n) * size : last;
+        ccmem_status status = store_open_pages(l->store, page, t->pages, n);
+        if (status != CCMEM_OK) {
+            outcome_stop(&l->end, status);
+            return;
+        }
+        uint8_t *w = t->pages + skip - cut;
+        size_t have = (size_t)(to - from) + cut;
+        cut = multiply(l, t, &at, end, w, have);
+        if (cut) /* to copy nothing takes its time too */
+            copy_secret(t->pages - cut, w + have - cut, cut);
+        if (l->fused)
+            memcpy(t->lane[t->at], t->sums.lane, sizeof t->lane[0]);
+        from = to;
+    }
+}
+
+static void run_piece(void *arg, uint64_t begin, uint64_t end) {
+    linear *l = arg;
+    uint8_t *block;
+    ccmem_status status = ccmem_plain_alloc(sizeof(tile) + l->batch * store_page_size(l->store) +
+                                                l->fused_rows * l->ops->block * sizeof(float),
+                                            &block);
+    if (status != CCMEM_OK) {
+        outcome_stop(&l->end, status);
+        return;
+    }
+#if CCMEM_X86
+    /* The default rounding, and subnormal numbers as they are, whatever the caller or the thread has. */
+    enum { MXCSR_DEFAULT = 0x1f80 };
+    unsigned mxcsr = _mm_getcsr();
+    _mm_setcsr(MXCSR_DEFAULT);
+#endif
+    multiply_rows(l, (tile *)block, begin, end);
+#if CCMEM_X86
+    _mm_setcsr(mxcsr);
+#endif
+    ccmem_plain_free(block);
+}
+
+/* Pages are multiplied in registers when nothing of W lies across the vectors that the loop takes at a
+ * time. */
+static void choose_way(linear *l) {
+    const size_t size = store_page_size(l->store), row_bytes = l->in_features * l->element;
+    const size_t block_bytes = l->ops->block * l->element;
+    const size_t least = store_dot_turn(l->store), turn = block_bytes < least ? least : block_bytes;
+    l->fused = l->fused_rows = 0;
+    l->batch = size < TILE_BYTES ? TILE_BYTES / size : 1;
+    if (l->batch > STORE_OPEN_MAX)
+        l->batch = STORE_OPEN_MAX;
+    if (least && l->ops != &matmul_portable && l->offset % turn == 0 && row_bytes % turn == 0) {
+        l->fused = size < FUSED_BYTES ? FUSED_BYTES / size : 1;
+        l->fused_rows = l->fused * size / row_bytes + 2;
+        l->batch = 1;
+    }
+}
+
+/* The product with no element: what is left of it is the bias. */
+static void only_bias(const panel_product *p) {
+    float *y = p->y;
+    for (uint64_t r = 0; r < p->nrows; r++, y += p->ldy)
+        for (uint64_t o = 0; o < p->out_features; o++)
+            y[o] = p->bias ? p->bias[o] : 0.0f;
+}
+
+static ccmem_status one_row(const panel_product *p) {
+    const matmul_ops *ops = matmul_tier(ccmem_tier_active());
+    linear l = {.store = p->store, .ops = ops, .offset = p->offset, .dtype = p->dtype,
+                .element = matmul_element(p->dtype), .in_features = p->in_features,
+                .scale = p->scale, .bias = p->bias, .y = p->y};
+    const uint64_t row_bytes = l.in_features * l.element;
+    const uint64_t grain = row_bytes < GRAIN_BYTES ? GRAIN_BYTES / row_bytes : 1;
+    uint8_t *packed;
+    ccmem_status status =
+        ccmem_plain_alloc(X_SHIFT + matmul_padded(ops, (size_t)l.in_features) * sizeof *l.x, &packed);
+    if (status != CCMEM_OK)
+        return status;
+    float *x = (float *)(packed + X_SHIFT);
+    l.x = x;
+    choose_way(&l);
+    matmul_pack(ops, l.dtype, x, p->x, (size_t)l.in_features);
+    parallel_for(p->out_features, grain, run_piece, &l);
+    ccmem_plain_free(packed);
+    return outcome_end(&l.end);
+}
+
+/* CCMEM_OK when W lies in the store. */
+static ccmem_status check_matrix(const ccmem_store *store, uint64_t offset, uint64_t element,
+                                 uint64_t out_features, uint64_t in_features) {
+    uint64_t size = ccmem_store_size(store), row_bytes, bytes;
+    ccmem_status status = ccmem_store_check(store);
+    if (status != CCMEM_OK)
+        return status;
+    if (__builtin_mul_overflow(in_features, element, &row_bytes) ||
+        __builtin_mul_overflow(row_bytes, out_features, &bytes) || bytes > size ||
+        offset > size - bytes)
+        return CCMEM_ERR_RANGE;
+    return CCMEM_OK;
+}
+
+ccmem_status matmul_product(const panel_product *p, int halves) {
+    const size_t element = matmul_element(p->dtype);
+    const uint64_t nrows = p->nrows, out = p->out_features, in = p->in_features;
+    ccmem_status status;
+    if (!p->store || !element || (nrows && in && !p->x) || (nrows && out && !p->y) ||
+        (nrows > 1 && (p->ldx < in || p->ldy < out)))
+        return CCMEM_ERR_ARGUMENT;
+    status = check_matrix(p->store, p->offset, element, out, in);
+    if (status == CCMEM_OK && nrows && out) {
+        if (!in)
+            only_bias(p);
+        else if (nrows > 1)
+            status = panel_multiply(panel_tier(ccmem_tier_active(), halves), p);
+        else
+            status = one_row(p);
+    }
+    if (status != CCMEM_OK) {
+        const size_t result = p->halves ? sizeof(uint16_t) : sizeof(float);
+        for (uint64_t r = 0; r < nrows; r++)
+            ccmem_wipe((uint8_t *)p->y + r * p->ldy * result, out * result);
+    }
+    return status;
+}
+
+ccmem_status ccmem_store_linear(ccmem_store *store, uint64_t offset, ccmem_dtype dtype,
+                                uint64_t out_features, uint64_t in_features, const float *scale,
+                                const float *x, uint64_t nrows, uint64_t ldx, const float *bias,
+                                float *y, uint64_t ldy) {
+    const panel_product product = {store, offset, dtype, out_features, in_features, x,
+                                   nrows, ldx,    scale, bias,         y,           ldy, 0};
+    return matmul_product(&product, 0);
+}

@@ -1,0 +1,123 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * ccmem_store_linear() for callers whose vectors are of the matrix's own type and whose bias is encrypted
+ * as well: what they would convert and open in calls of their own, each dearer than a small product, is
+ * done here, in scratch that is wiped. */
+#include <string.h>
+
+#include "ccmem.h"
+#include "kernels/gemv.h"
+#include "kernels/scalar.h"
+
+static void widen(float *to, const uint16_t *from, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        to[i] = matmul_bf16(from[i]);
+}
+
+static void narrow(uint16_t *to, const float *from, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        to[i] = bfloat16_of(from[i]);
+}
+
+static int supported(ccmem_dtype dtype) { return dtype == CCMEM_F32 || dtype == CCMEM_BF16; }
+
+/* The bias as floats: `bias` itself, or what is made of it in `scratch`, which holds 2 * n floats. */
+static ccmem_status get_bias(const ccmem_bias *bias, uint64_t n, float *scratch,
+                             const float **out) {
+    const void *from = bias->data;
+    *out = NULL;
+    if (!from && !bias->store)
+        return CCMEM_OK;
+    if (bias->store) {
+        ccmem_status status = ccmem_store_read(bias->store, bias->offset, scratch + n,
+                                               n * matmul_element(bias->dtype));
+        if (status != CCMEM_OK)
+            return status;
+        from = scratch + n;
+    }
+    if (bias->dtype == CCMEM_BF16) {
+        widen(scratch, from, (size_t)n);
+        from = scratch;
+    }
+    *out = from;
+    return CCMEM_OK;
+}
+
+/* What the product takes as it is, and how many floats of scratch the rest needs. */
+typedef struct plan {
+    int halves;         /* bfloat16 is multiplied as such */
+    uint64_t x, bias, y;
+} plan;
+
+/* CCMEM_ERR_NOMEM where the scratch is more than a size can be. */
+static ccmem_status plan_of(panel_product *p, ccmem_dtype x_dtype, const ccmem_bias *bias,
+                            ccmem_dtype y_dtype, plan *out, uint64_t *bytes) {
+    const int several = p->nrows > 1 && p->in_features;
+    const panel_ops *ops = NULL;
+    if (several && x_dtype == CCMEM_BF16 && p->dtype == CCMEM_BF16)
+        ops = panel_tier(ccmem_tier_active(), 1);
+    out->halves = ops != NULL;
+    if (!ops)
+        ops = panel_tier(ccmem_tier_active(), 0);
+    p->halves = several && y_dtype == CCMEM_BF16 && panel_whole(ops, p);
+    out->x = x_dtype == CCMEM_BF16 && !out->halves ? p->nrows * p->in_features : 0;
+    out->y = y_dtype == CCMEM_BF16 && !p->halves ? p->nrows * p->out_features : 0;
+    out->bias = 0;
+    if (bias->store || (bias->data && bias->dtype == CCMEM_BF16))
+        if (__builtin_mul_overflow(p->out_features, 2, &out->bias))
+            return CCMEM_ERR_NOMEM;
+    if (__builtin_add_overflow(out->x, out->y, bytes) ||
+        __builtin_add_overflow(*bytes, out->bias, bytes) ||
+        __builtin_mul_overflow(*bytes, sizeof(float), bytes))
+        return CCMEM_ERR_NOMEM;
+    return CCMEM_OK;
+}
+
+static ccmem_status multiply(panel_product *p, const plan *plan, const ccmem_bias *bias,
+                             float *scratch) {
+    float *widened = scratch, *biased = widened + plan->x, *summed = biased + plan->bias;
+    uint16_t *y = p->y;
+    ccmem_status status = get_bias(bias, p->out_features, biased, &p->bias);
+    if (status != CCMEM_OK)
+        return status;
+    if (plan->x) {
+        widen(widened, p->x, (size_t)plan->x);
+        p->x = widened;
+    }
+    if (plan->y)
+        p->y = summed;
+    status = matmul_product(p, plan->halves);
+    if (status == CCMEM_OK && plan->y)
+        narrow(y, summed, (size_t)plan->y);
+    return status;
+}
+
+ccmem_status ccmem_store_linear_typed(ccmem_store *store, uint64_t offset, ccmem_dtype dtype,
+                                      uint64_t out_features, uint64_t in_features, const void *x,
+                                      ccmem_dtype x_dtype, uint64_t nrows, ccmem_bias bias,
+                                      void *y, ccmem_dtype y_dtype) {
+    panel_product p = {.store = store, .offset = offset, .dtype = dtype,
+                       .out_features = out_features, .in_features = in_features, .x = x,
+                       .nrows = nrows, .ldx = in_features, .y = y, .ldy = out_features};
+    uint64_t nx, ny, bytes = 0;
+    uint8_t *scratch = NULL;
+    plan plan;
+    if (!store || !matmul_element(dtype) || !supported(x_dtype) || !supported(y_dtype) ||
+        !supported(bias.dtype) || (bias.data && bias.store))
+        return CCMEM_ERR_ARGUMENT;
+    if (__builtin_mul_overflow(nrows, in_features, &nx) ||
+        __builtin_mul_overflow(nrows, out_features, &ny))
+        return CCMEM_ERR_RANGE;
+    if ((nx && !x) || (ny && !y))
+        return CCMEM_ERR_ARGUMENT;
+    ccmem_status status = plan_of(&p, x_dtype, &bias, y_dtype, &plan, &bytes);
+    if (status == CCMEM_OK && bytes)
+        status = ccmem_plain_alloc(bytes, &scratch);
+    if (status == CCMEM_OK) {
+        status = multiply(&p, &plan, &bias, (float *)scratch);
+        ccmem_plain_free(scratch);
+    }
+    if (status != CCMEM_OK && ny)
+        ccmem_wipe(y, ny * matmul_element(y_dtype));
+    return status;
+}

@@ -1,0 +1,122 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * What a store is made of, for store/store.c and store/arena.c alone.
+ *
+ * A core holds the keys and everything else that is heavy; stores that are encrypted together share
+ * one. A chunk is memory for pages and what is known of each. A store is a run of pages in a chunk:
+ * light, and of a fixed size, so that the caller may have it anywhere. */
+#ifndef CCMEM_STORE_CORE_H
+#define CCMEM_STORE_CORE_H
+
+#include <pthread.h>
+
+#include "pages/page_key.h"
+#include "store/store.h"
+#include "pages/subkeys.h"
+
+struct ccmem_mapping {
+    uint64_t refs; /* atomic */
+    uint64_t size;
+    uint8_t *data;
+    ccmem_mapping *whole; /* of which this is a part, and whose memory it is; NULL: its own */
+};
+
+/* Counters of one group of threads, alone on their cache lines. Plain loads and stores: two threads
+ * of one group may lose a count, and no thread ever waits for another's cache line. */
+typedef struct shard {
+    _Alignas(128) ccmem_stats count;
+} shard;
+
+enum {
+    SHARDS = 16,
+    /* A writer that may hold locks in a group of PAGE_BATCH pages counts in the group's slot: the
+     * low half is how many there are, the high half grows with each. */
+    SLOTS = 256
+};
+
+typedef struct store_chunk {
+    struct store_chunk *next;
+    ccmem_mapping *pages;
+    void *records; /* tags, versions and, unless read-only, versions sealed: one mapping */
+    uint64_t record_bytes;
+    uint64_t *version;
+    page_tag *tag; /* NULL for a cipher without */
+    uint64_t first;  /* the number of its first page */
+    uint64_t npages;
+    /* Of an arena's, under its lock: */
+    uint64_t fresh;    /* pages from here on were never in use */
+    uint64_t left;     /* pages below that had a store and may have another */
+    uint64_t *in_use;  /* one bit a page */
+} store_chunk;
+
+typedef struct store_core {
+    page_context page;
+    uint64_t generation;
+    uint64_t version_limit;
+    uint32_t page_shift;
+    int read_only;
+    ccmem_secret_level level;
+    void *key; /* expanded, in secret memory; NULL: */
+    subkey *late; /* derived when it is used */
+    const page_suite *suite;
+    uint64_t refs; /* atomic: its stores, and the arena itself */
+    store_chunk *chunks;
+    int shared; /* an arena's */
+    pthread_mutex_t lock; /* of an arena: for its chunks and what follows */
+    uint64_t next_page;   /* no chunk has numbers from here on */
+    uint64_t stores, bytes, pages; /* of an arena, in use, each atomic */
+    uint64_t slots[SLOTS]; /* atomic, see orphaned() */
+    shard shards[SHARDS];
+} store_core;
+
+struct ccmem_store {
+    store_core *core; /* NULL: there is none */
+    store_chunk *chunk;
+    /* Of its own first page: */
+    uint64_t *version; /* one word a page */
+    page_tag *tag;     /* NULL for a cipher without */
+    uint8_t *ct;
+    uint64_t first; /* the page's number in the core: what its tweak or nonce is made of */
+    uint64_t nbytes;
+};
+
+_Static_assert(sizeof(struct ccmem_store) <= CCMEM_STORE_SIZE, "fits where the caller puts it");
+
+/* The core of a store that was removed: of no process. */
+extern const store_core store_gone;
+
+static inline uint64_t store_pages(const ccmem_store *s) {
+    return (s->nbytes + s->core->page.size - 1) >> s->core->page_shift;
+}
+
+/* Where the last version is that a page was sealed under, whatever became of its word; a read-only
+ * store has none. */
+static inline uint64_t *store_sealed(const ccmem_store *s, uint64_t page) {
+    return s->version + s->chunk->npages + page;
+}
+
+/* A core with its keys and one reference, without a chunk. `late`: with a subkey that is derived when
+ * it is used, for a read-only store. */
+ccmem_status core_new(const ccmem_key *key, ccmem_cipher cipher, const uint8_t id[16],
+                      uint32_t page_size, int late, store_core **out);
+
+/* Drops a reference; the last one wipes the keys and gives the chunks back. */
+void core_release(store_core *core);
+
+/* Memory for npages pages that are yet to be written, or (`pages` not NULL) the caller's, from
+ * platform/vmem.h or a mapping of its own, which is the chunk's on success; and for what is known of them. Not yet
+ * among the core's chunks. */
+ccmem_status chunk_new(const store_core *core, uint64_t npages, void *pages, store_chunk **out);
+
+void chunk_free(const store_core *core, store_chunk *chunk);
+
+/* The last version that a page may have been sealed under, which nobody uses any more; the core's
+ * version_limit: it may be sealed no more. */
+uint64_t store_used_version(const ccmem_store *store, uint64_t page);
+
+/* Seals zeros into pages [0, n) of a store, whatever they are now. */
+ccmem_status store_clear(ccmem_store *store, uint64_t n);
+
+/* Adds up one core's counters. */
+void core_stats(const store_core *core, ccmem_stats *out);
+
+#endif

@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * What the layers above a store need beside the public functions. */
+#ifndef CCMEM_STORE_H
+#define CCMEM_STORE_H
+
+#include "crypto/aegis/aegis.h"
+#include "ccmem.h"
+
+/* Starts fetching what a read of n bytes at `offset` will touch first, which must lie inside the
+ * store: version, cached tweak, ciphertext. */
+void store_prefetch(const ccmem_store *store, uint64_t offset, uint64_t n);
+
+/* What ccmem_last_failure will tell in this thread: for a failure that another thread met. */
+void store_set_failure(ccmem_failure failure);
+
+/* How a loop that several threads share ends; starts as zeros. Of several that fail, one tells. */
+typedef struct outcome {
+    int status;            /* atomic */
+    ccmem_failure failure; /* written by the thread that set `status` from CCMEM_OK */
+} outcome;
+
+/* 1 when some thread has failed, and the others need not go on. */
+static inline int outcome_stopped(const outcome *o) {
+    return __atomic_load_n(&o->status, __ATOMIC_RELAXED) != CCMEM_OK;
+}
+
+/* Notes the failure that a store function has just returned in this thread. */
+static inline void outcome_stop(outcome *o, ccmem_status status) {
+    int none = CCMEM_OK;
+    if (__atomic_compare_exchange_n(&o->status, &none, (int)status, 0, __ATOMIC_RELAXED,
+                                    __ATOMIC_RELAXED))
+        o->failure = ccmem_last_failure();
+}
+
+/* After the loop, in the thread that began it: the status, and the failure as its own. */
+static inline ccmem_status outcome_end(const outcome *o) {
+    if (o->status == CCMEM_ERR_INTEGRITY)
+        store_set_failure(o->failure);
+    return (ccmem_status)o->status;
+}
+
+uint32_t store_page_size(const ccmem_store *store);
+
+/* The largest size of a store: that of its pages fits in 63 bits. */
+static const uint64_t STORE_BYTES_MAX = (uint64_t)INT64_MAX - CCMEM_PAGE_SIZE_MAX;
+
+/* A read-only store of nbytes <= STORE_BYTES_MAX bytes over its pages, which lie in memory of
+ * platform/vmem.h or a mapping of their own at `pages` (NULL: none), and may be changed by others at any
+ * time. On success the store owns that memory and gives it back with vmem_unmap(). Versions and
+ * tags are copied. The key is this process's, the cipher authenticated, the page size allowed.
+ * CCMEM_ERR_ARGUMENT: a version that no page can have; CCMEM_ERR_NOMEM, _MEMLOCK, _SECRETMEM. */
+ccmem_status store_over(const ccmem_key *key, ccmem_cipher cipher, const uint8_t id[16],
+                        uint64_t nbytes, uint32_t page_size, void *pages, const uint64_t *versions,
+                        const uint8_t *tags, ccmem_store **out);
+
+/* ccmem_store_read() in the calling thread alone, for the handler of a fault: no other thread is started or
+ * waited for. */
+ccmem_status store_read_alone(ccmem_store *store, uint64_t offset, void *out, uint64_t n);
+
+/* ccmem_store_write() from memory that is there and stays there, be it in one of the ranges of memory/ranges.h:
+ * it is not copied, which would take plaintext of its own. `alone` as above. */
+ccmem_status store_write_present(ccmem_store *store, uint64_t offset, const void *data, uint64_t n,
+                                 int alone);
+
+/* 1 when the store is over pages that may not be written. */
+int store_read_only(const ccmem_store *store);
+
+enum { STORE_OPEN_MAX = 16 };
+
+/* Opens n <= STORE_OPEN_MAX whole pages from page `first`, all of them the store's, into `to`, in the
+ * calling thread, each as one writer left it. The store was checked to be this process's.
+ * CCMEM_ERR_INTEGRITY: a page was changed; `to` may hold what is not verified. */
+ccmem_status store_open_pages(ccmem_store *store, uint64_t first, uint8_t *to, uint64_t n);
+
+/* The least turn (crypto/fused.h) of pages that are multiplied in the registers they are opened in; 0 when they
+ * cannot be. */
+size_t store_dot_turn(const ccmem_store *store);
+
+/* Opens n <= STORE_OPEN_MAX pages from page `first` into registers and adds their products (crypto/fused.h).
+ * *done is 0 when that could not be, since one was never written or changed meanwhile: the sums then
+ * mean nothing, and store_open_pages() will do. CCMEM_ERR_INTEGRITY. */
+ccmem_status store_dot(ccmem_store *store, uint64_t first, uint64_t n, ccmem_dtype dtype,
+                       const dot_rows *dot, int *done);
+
+/* Writes `count` runs, at least 1, of n bytes each that lie in one page, from data + i * n to
+ * offsets[i], as one change of that page: one version. The runs were checked and the store is this
+ * process's. CCMEM_ERR_VERSION, CCMEM_ERR_INTEGRITY: nothing has changed. */
+ccmem_status store_write_in_page(ccmem_store *store, const uint64_t *offsets, size_t count,
+                                 const void *data, uint32_t n);
+
+#endif

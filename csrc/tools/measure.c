@@ -1,0 +1,257 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Timed loops for the benchmarks. They live here because a call from the interpreter costs more
+ * than what most of them measure. */
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "platform/cpu.h"
+#include "pages/key.h"
+#include "pages/page.h"
+#include "crypto/xts/xts.h"
+
+#if CCMEM_X86
+#include <immintrin.h>
+#endif
+
+static double seconds_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+/* ---- the AES unit's ceiling ------------------------------------------------------------------ */
+
+#if CCMEM_X86
+/* Eight registers, one AES round each per turn; named one by one, because compilers may keep an
+ * array in memory, which makes a "ceiling" of the store buffer. The empty assembler statement makes
+ * every register an output that the compiler knows nothing about: without it, equal chains are
+ * merged and the "ceiling" comes out several times too high. */
+#define CEILING(name, tgt, type, constraint, set1, aesenc)                                        \
+    __attribute__((target(tgt), noinline)) static double name(uint64_t turns) {                   \
+        type k = set1(0x3c), a = set1(1), b = set1(2), c = set1(3), d = set1(4), e = set1(5),     \
+             f = set1(6), g = set1(7), h = set1(8);                                               \
+        double start = seconds_now();                                                             \
+        for (uint64_t i = 0; i < turns; i++) {                                                    \
+            a = aesenc(a, k), b = aesenc(b, k), c = aesenc(c, k), d = aesenc(d, k);               \
+            e = aesenc(e, k), f = aesenc(f, k), g = aesenc(g, k), h = aesenc(h, k);               \
+            __asm__ volatile(""                                                                   \
+                             : "+" constraint(a), "+" constraint(b), "+" constraint(c),           \
+                               "+" constraint(d), "+" constraint(e), "+" constraint(f),           \
+                               "+" constraint(g), "+" constraint(h));                             \
+        }                                                                                         \
+        return seconds_now() - start;                                                             \
+    }
+
+CEILING(ceiling128, "aes", __m128i, "x", _mm_set1_epi8, _mm_aesenc_si128)
+CEILING(ceiling256, "avx2,vaes", __m256i, "x", _mm256_set1_epi8, _mm256_aesenc_epi128)
+CEILING(ceiling512, "avx512f,vaes", __m512i, "v", _mm512_set1_epi8, _mm512_aesenc_epi128)
+#endif
+
+double ccmem_measure_ceiling(ccmem_tier tier, unsigned rounds, uint64_t repeats) {
+#if CCMEM_X86
+    double width, seconds;
+    if (!ccmem_tier_usable(tier) || !rounds || !repeats)
+        return 0;
+    switch (tier) {
+    case CCMEM_TIER_AESNI:
+        width = 16;
+        seconds = ceiling128(repeats);
+        break;
+    case CCMEM_TIER_VAES256:
+        width = 32;
+        seconds = ceiling256(repeats);
+        break;
+    case CCMEM_TIER_VAES512:
+        width = 64;
+        seconds = ceiling512(repeats);
+        break;
+    default:
+        return 0;
+    }
+    return seconds > 0 ? (double)repeats * 8 * width / rounds / seconds : 0;
+#else
+    (void)tier, (void)rounds, (void)repeats;
+    return 0;
+#endif
+}
+
+/* ---- pages ----------------------------------------------------------------------------------- */
+
+/* Seals or opens all pages once, page p under number p. Not 0 when one did not match its tag. */
+static uint64_t pass(const page_context *ctx, ccmem_measure_op op, uint8_t *out, const uint8_t *in,
+                     page_tag *tag, uint64_t npages) {
+    uint64_t version[PAGE_BATCH], bad = 0;
+
+    for (int i = 0; i < PAGE_BATCH; i++)
+        version[i] = 1 + (uint64_t)i;
+    for (uint64_t p = 0, n; p < npages; p += n) {
+        uint64_t at = p * ctx->size;
+        page_tag *tags = tag ? tag + p : NULL;
+        n = npages - p < PAGE_BATCH ? npages - p : PAGE_BATCH;
+        if (op == CCMEM_MEASURE_SEAL)
+            ctx->ops->seal(ctx, out + at, in + at, p, version, tags, (size_t)n, 0);
+        else
+            bad |= ctx->ops->open(ctx, out + at, in + at, p, version, (const page_tag *)tags,
+                                  (size_t)n, 0);
+    }
+    return bad;
+}
+
+ccmem_status ccmem_measure_pages(ccmem_tier tier, ccmem_cipher cipher, ccmem_measure_op op,
+                                 uint8_t *in, uint8_t *out, uint32_t page_size, uint64_t npages,
+                                 uint64_t repeats, double *seconds) {
+    const page_suite *suite = page_suite_of(cipher);
+    _Alignas(64) uint8_t key[sizeof(xts_key)]; /* the largest of all ciphers */
+    uint8_t raw[64];
+    page_context ctx;
+    page_tag *tag = NULL;
+    ccmem_status status = ccmem_tier_check(tier);
+
+    if (status)
+        return status;
+    if (!suite || page_size < CCMEM_PAGE_SIZE_MIN || page_size > CCMEM_PAGE_SIZE_MAX ||
+        (page_size & (page_size - 1)))
+        return CCMEM_ERR_ARGUMENT;
+    if (suite->authenticated && op == CCMEM_MEASURE_OPEN && in == out)
+        return CCMEM_ERR_ARGUMENT;
+    status = random_bytes(raw, suite->subkey_size);
+    if (status == CCMEM_OK)
+        status = page_init(&ctx, cipher, tier, page_size, key, raw);
+    if (status == CCMEM_OK && suite->authenticated &&
+        !(tag = malloc((npages ? npages : 1) * sizeof tag[0])))
+        status = CCMEM_ERR_NOMEM;
+    if (status == CCMEM_OK) {
+        uint64_t bad = 0;
+        if (tag && op == CCMEM_MEASURE_OPEN)
+            pass(&ctx, CCMEM_MEASURE_SEAL, in, in, tag, npages);
+        double start = seconds_now();
+        for (uint64_t r = 0; r < repeats; r++)
+            bad |= pass(&ctx, op, out, in, tag, npages);
+        *seconds = seconds_now() - start;
+        /* Pages that do not open again would be a fault of the kernel. */
+        if (bad)
+            status = CCMEM_ERR_INTEGRITY;
+    }
+    free(tag);
+    ccmem_wipe(raw, sizeof raw);
+    ccmem_wipe(key, sizeof key);
+    return status;
+}
+
+/* ---- 64 bytes at random ---------------------------------------------------------------------- */
+
+/* The next line of n, from a linear congruential generator (Knuth's MMIX constants) xored with the
+ * bytes read before, if these are to be waited for. Its few cycles are part of the subject and of
+ * the reference. */
+static inline uint64_t next_line(uint64_t *state, uint64_t n, uint64_t read_before) {
+    *state = *state * 6364136223846793005u + 1442695040888963407u;
+    return (((*state ^ read_before) >> 32) * n) >> 32;
+}
+
+/* Every call walks another way: the same one again would find its lines in the last-level cache. */
+static uint64_t walk_start(double seconds) {
+    return (uint64_t)(seconds * 1e9);
+}
+
+ccmem_status ccmem_measure_random_reads(ccmem_store *store, uint64_t count, int dependent,
+                                        double *seconds) {
+    _Alignas(64) uint64_t line[8] = {0};
+    uint64_t lines = ccmem_store_size(store) / sizeof line;
+    if (!lines || lines > UINT32_MAX)
+        return CCMEM_ERR_ARGUMENT;
+    double start = seconds_now();
+    uint64_t state = walk_start(start);
+    for (uint64_t i = 0; i < count; i++) {
+        uint64_t at = next_line(&state, lines, dependent ? line[0] : 0) * sizeof line;
+        ccmem_status status = ccmem_store_read(store, at, line, sizeof line);
+        if (status != CCMEM_OK)
+            return status;
+    }
+    *seconds = seconds_now() - start;
+    ccmem_wipe(line, sizeof line);
+    return CCMEM_OK;
+}
+
+/* A call like the subject's, so that the difference is the work and not the calling. */
+__attribute__((noinline)) static void copy_line(uint64_t *out, const uint8_t *in) {
+    memcpy(out, in, 64);
+}
+
+ccmem_status ccmem_measure_random_copies(const uint8_t *memory, uint64_t n, uint64_t count,
+                                         int dependent, double *seconds) {
+    _Alignas(64) uint64_t line[8] = {0};
+    uint64_t lines = n / sizeof line;
+    if (!lines || lines > UINT32_MAX)
+        return CCMEM_ERR_ARGUMENT;
+    double start = seconds_now();
+    uint64_t state = walk_start(start);
+    for (uint64_t i = 0; i < count; i++) {
+        copy_line(line, memory + next_line(&state, lines, dependent ? line[0] : 0) * sizeof line);
+        __asm__ volatile("" : : "r"(line) : "memory");
+    }
+    *seconds = seconds_now() - start;
+    return CCMEM_OK;
+}
+
+/* ---- a whole store, and plain memory ----------------------------------------------------------- */
+
+ccmem_status ccmem_measure_open_to_scratch(ccmem_store *store, uint8_t *scratch, uint64_t step,
+                                           double *seconds) {
+    uint64_t size = ccmem_store_size(store);
+    if (!step)
+        return CCMEM_ERR_ARGUMENT;
+    double start = seconds_now();
+    for (uint64_t at = 0, n; at < size; at += n) {
+        n = size - at < step ? size - at : step;
+        ccmem_status status = ccmem_store_read(store, at, scratch, n);
+        if (status != CCMEM_OK)
+            return status;
+    }
+    *seconds = seconds_now() - start;
+    return CCMEM_OK;
+}
+
+/* Loads whose values an empty assembler statement asks for, so that the compiler keeps them all; no
+ * addition waits for another. */
+#define PLAIN_READ(name, attribute, type, constraint)                                             \
+    attribute static void name(const uint8_t *memory, uint64_t n) {                               \
+        enum { LOADS = 256 / sizeof(type) };                                                      \
+        for (uint64_t at = 0; at < n; at += 256) {                                                \
+            _Pragma("GCC unroll 32") for (int i = 0; i < LOADS; i++) {                            \
+                type value;                                                                       \
+                memcpy(&value, memory + at + (size_t)i * sizeof value, sizeof value);             \
+                __asm__ volatile("" : : constraint(value));                                       \
+            }                                                                                     \
+        }                                                                                         \
+    }
+
+PLAIN_READ(plain_read64, __attribute__((noinline)), uint64_t, "r")
+#if CCMEM_X86
+PLAIN_READ(plain_read128, __attribute__((target("sse2"), noinline)), __m128i, "x")
+PLAIN_READ(plain_read256, __attribute__((target("avx2"), noinline)), __m256i, "x")
+PLAIN_READ(plain_read512, __attribute__((target("avx512f"), noinline)), __m512i, "v")
+#endif
+
+double ccmem_measure_plain_read(const uint8_t *memory, uint64_t n) {
+    void (*read)(const uint8_t *, uint64_t) = plain_read64;
+#if CCMEM_X86
+    switch (ccmem_tier_active()) {
+    case CCMEM_TIER_AESNI: read = plain_read128; break;
+    case CCMEM_TIER_VAES256: read = plain_read256; break;
+    case CCMEM_TIER_VAES512: read = plain_read512; break;
+    default: break;
+    }
+#endif
+    double start = seconds_now();
+    read(memory, n);
+    return seconds_now() - start;
+}
+
+double ccmem_measure_memcpy(void *out, const void *in, uint64_t n) {
+    double start = seconds_now();
+    memcpy(out, in, n);
+    __asm__ volatile("" : : "r"(out) : "memory");
+    return seconds_now() - start;
+}
