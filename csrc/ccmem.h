@@ -85,21 +85,21 @@ typedef struct ccmem_sealer ccmem_sealer;   /* seals the pages of a file */
 typedef struct ccmem_region ccmem_region;   /* an address range that fills on fault */
 typedef struct ccmem_samples ccmem_samples; /* 16-byte samples, kept under a random mask */
 
-/* ---- start-up, processor, tiers ------------------------------------------------------------ */
+/* ---- start-up, processor, tiers -------------------------------------------------------------- */
 
-/* Detects the processor and chooses the active tier: that of the name, or when NULL or "" the best one
- * that passes its known-answer tests; the others are tested before their first use. Idempotent: the
- * first successful call decides. Must succeed before any other function is called. On failure
+/* Detects the processor and chooses the active tier: that of the name, or when NULL or "" the best
+ * one that passes its known-answer tests; the others are tested before their first use. Idempotent:
+ * the first successful call decides. Must succeed before any other function is called. On failure
  * nothing is chosen. CCMEM_ERR_TIER, CCMEM_ERR_SELFTEST, CCMEM_ERR_NOMEM. */
 ccmem_status ccmem_init(const char *name);
 
 /* The tier chosen by ccmem_init. */
 ccmem_tier ccmem_tier_active(void);
 
-/* CCMEM_OK when the tier can be used: the first question runs its known-answer tests, a millisecond or
- * so, and the answer is remembered. Functions that take a tier ask by themselves, and return what it
- * returns: CCMEM_ERR_TIER when this processor has not what it needs, CCMEM_ERR_SELFTEST when an answer
- * was wrong, CCMEM_ERR_NOMEM when there was no memory for the tests. */
+/* CCMEM_OK when the tier can be used: the first question runs its known-answer tests, a millisecond
+ * or so, and the answer is remembered. Functions that take a tier ask by themselves, and return
+ * what it returns: CCMEM_ERR_TIER when this processor has not what it needs, CCMEM_ERR_SELFTEST
+ * when an answer was wrong, CCMEM_ERR_NOMEM when there was no memory for the tests. */
 ccmem_status ccmem_tier_check(ccmem_tier tier);
 
 /* 1 when ccmem_tier_check() is CCMEM_OK, else 0. */
@@ -119,7 +119,7 @@ const char *ccmem_cpu_feature(unsigned index, int *present);
 /* One English sentence for a status, without a final full stop; never NULL. */
 const char *ccmem_status_text(ccmem_status status);
 
-/* ---- threads ------------------------------------------------------------------------------- */
+/* ---- threads --------------------------------------------------------------------------------- */
 
 /* Sets how many threads (1..CCMEM_MAX_THREADS, the caller's included) one bulk read or write may
  * use, for the whole process. CCMEM_ERR_ARGUMENT outside that range. */
@@ -129,12 +129,12 @@ ccmem_status ccmem_set_threads(unsigned threads);
 unsigned ccmem_threads(void);
 
 /* Has bulk calls run in the threads of an OpenMP library from now on: `gomp_parallel` is its
- * GOMP_parallel() (the interface of GCC's libgomp, which LLVM's and Intel's libraries have as well), or
- * NULL for pyccmem's own threads again. Where a program's OpenMP threads wait for work by spinning,
- * others get no processor beside them. A forked child always has its own. */
+ * GOMP_parallel() (the interface of GCC's libgomp, which LLVM's and Intel's libraries have as
+ * well), or NULL for pyccmem's own threads again. Where a program's OpenMP threads wait for work by
+ * spinning, others get no processor beside them. A forked child always has its own. */
 void ccmem_set_openmp(void *gomp_parallel);
 
-/* ---- root keys ----------------------------------------------------------------------------- */
+/* ---- root keys ------------------------------------------------------------------------------- */
 
 /* The best level that secret memory reaches in this process now; a probe, it keeps nothing. */
 ccmem_secret_level ccmem_secret_probe(void);
@@ -143,8 +143,8 @@ ccmem_secret_level ccmem_secret_probe(void);
 uint64_t ccmem_secret_slots(void);
 
 /* A new random root key in secret memory of at least level `require`, or of just the level that
- * CCMEM_SECRET_MLOCK_ONLY says; what is derived from it lies in such memory as well. On success *out owns it
- * until ccmem_key_free. CCMEM_ERR_SECRETMEM, _MEMLOCK, _NOMEM, _ENTROPY. */
+ * CCMEM_SECRET_MLOCK_ONLY says; what is derived from it lies in such memory as well. On success
+ * *out owns it until ccmem_key_free. CCMEM_ERR_SECRETMEM, _MEMLOCK, _NOMEM, _ENTROPY. */
 ccmem_status ccmem_key_generate(ccmem_secret_level require, ccmem_key **out);
 
 /* A root key from the caller's bytes, which are copied and not wiped. Errors as above. */
@@ -169,13 +169,13 @@ void ccmem_key_free(ccmem_key *key);
 /* Overwrites n bytes at p with zeros in a way the compiler cannot remove. */
 void ccmem_wipe(void *p, size_t n);
 
-/* Overwrites the calling thread's stack below the caller, up to 256 KiB of it and as far as there is
- * any: where libraries that were called before have left plaintext. With an OpenMP library's
+/* Overwrites the calling thread's stack below the caller, up to 256 KiB of it and as far as there
+ * is any: where libraries that were called before have left plaintext. With an OpenMP library's
  * GOMP_parallel() as `gomp_parallel` (NULL: none), in a team of so many threads: those that its
  * products ran in. Nothing where a stack's bounds are not known. */
 void ccmem_wipe_stacks(void *gomp_parallel, uint32_t threads);
 
-/* ---- stores -------------------------------------------------------------------------------- */
+/* ---- stores ---------------------------------------------------------------------------------- */
 
 typedef struct ccmem_stats {
     uint64_t reads;              /* calls of ccmem_store_read */
@@ -240,8 +240,8 @@ ccmem_status ccmem_store_versions(ccmem_store *store, uint64_t first, uint64_t c
 
 /* Opens `count` pages from page `first` without handing anything out, in several threads. bad[i] is
  * set to 1 for a page that does not match its tag, or whose version differs from the copy of it,
- * else to 0; *failures counts these, and the status is CCMEM_OK all the same. CCMEM_ERR_ARGUMENT for a cipher without tags, CCMEM_ERR_RANGE,
- * CCMEM_ERR_FORK. */
+ * else to 0; *failures counts these, and the status is CCMEM_OK all the same. CCMEM_ERR_ARGUMENT
+ * for a cipher without tags, CCMEM_ERR_RANGE, CCMEM_ERR_FORK. */
 ccmem_status ccmem_store_verify(ccmem_store *store, uint64_t first, uint64_t count, uint8_t *bad,
                                 uint64_t *failures);
 
@@ -259,9 +259,9 @@ ccmem_status ccmem_store_records(ccmem_store *store, uint64_t **versions, uint8_
  * CCMEM_ERR_FORK. */
 ccmem_status ccmem_store_copies(ccmem_store *store, uint64_t **copies);
 
-/* The path of the file that the store's page was to come from, when it could not be had: the file was cut
- * short while the store was open, or its file system failed, and the page read as zeros, which is
- * CCMEM_ERR_INTEGRITY. NULL for every other page. The text stays valid. */
+/* The path of the file that the store's page was to come from, when it could not be had: the file
+ * was cut short while the store was open, or its file system failed, and the page read as zeros,
+ * which is CCMEM_ERR_INTEGRITY. NULL for every other page. The text stays valid. */
 const char *ccmem_store_lost(const ccmem_store *store, uint64_t page);
 
 /* Adds up the store's counters. They are exact while no other thread uses the store. */
@@ -292,7 +292,7 @@ uint64_t ccmem_mapping_size(const ccmem_mapping *mapping);
 /* Drops one reference; the last one unmaps the ciphertext. NULL is allowed. */
 void ccmem_mapping_release(ccmem_mapping *mapping);
 
-/* ---- stores that are encrypted together ---------------------------------------------------- */
+/* ---- stores that are encrypted together ------------------------------------------------------ */
 
 typedef struct ccmem_arena_totals {
     uint64_t stores;
@@ -304,39 +304,40 @@ typedef struct ccmem_arena_totals {
 
 typedef void (*ccmem_done)(void);
 
-/* An arena: a subkey of its own, derived from `key` and a fresh random store id, and memory in a few
- * large chunks, for any number of stores. Arguments and errors as of ccmem_store_new(). */
+/* An arena: a subkey of its own, derived from `key` and a fresh random store id, and memory in a
+ * few large chunks, for any number of stores. Arguments and errors as of ccmem_store_new(). */
 ccmem_status ccmem_arena_new(const ccmem_key *key, ccmem_cipher cipher, uint32_t page_size,
                              uint64_t version_limit, uint32_t tweak_cache_entries,
                              ccmem_arena **out);
 
-/* A store of nbytes bytes in whole pages of the arena, holding what lies at `data`, or (NULL) zeros.
- * `store` is CCMEM_STORE_SIZE bytes of zeros, aligned as a pointer, in which the store is made: it is
- * a ccmem_store for every function but ccmem_store_free(), goes by ccmem_arena_remove(), and must not
- * move. On failure it is zeros. CCMEM_ERR_ARGUMENT, _FORK, _NOMEM, _BUDGET, and _VERSION where pages
- * that had a store before are used up. */
+/* A store of nbytes bytes in whole pages of the arena, holding what lies at `data`, or (NULL)
+ * zeros. `store` is CCMEM_STORE_SIZE bytes of zeros, aligned as a pointer, in which the store is
+ * made: it is a ccmem_store for every function but ccmem_store_free(), goes by
+ * ccmem_arena_remove(), and must not move. On failure it is zeros. CCMEM_ERR_ARGUMENT, _FORK,
+ * _NOMEM, _BUDGET, and _VERSION where pages that had a store before are used up. */
 ccmem_status ccmem_arena_add(ccmem_arena *arena, uint64_t nbytes, const void *data, void *store);
 
 /* Drops a store that ccmem_arena_add() made, or CCMEM_STORE_SIZE bytes of zeros: its ciphertext is
- * discarded, and its pages may be another's. What lies at `store` must stay there as long as someone
- * may use it, who gets CCMEM_ERR_CLOSED from now on. Returns a function that does nothing, which a caller
- * who has to call something may call. */
+ * discarded, and its pages may be another's. What lies at `store` must stay there as long as
+ * someone may use it, who gets CCMEM_ERR_CLOSED from now on. Returns a function that does nothing,
+ * which a caller who has to call something may call. */
 ccmem_done ccmem_arena_remove(void *store);
 
-/* The number in its arena of a store's first page, which tells stores that are there at once apart. */
+/* The number in its arena of a store's first page, which tells stores that are there at once apart.
+ */
 uint64_t ccmem_arena_place(const ccmem_store *store);
 
 /* The secret-memory level the arena's subkey lies in. */
 ccmem_secret_level ccmem_arena_level(const ccmem_arena *arena);
 
-/* Drops the arena's own reference to what its stores share, which goes with the last of them. NULL is
- * allowed. */
+/* Drops the arena's own reference to what its stores share, which goes with the last of them. NULL
+ * is allowed. */
 void ccmem_arena_free(ccmem_arena *arena);
 
 /* What the stores of an arena take now. CCMEM_ERR_FORK. */
 ccmem_status ccmem_arena_get_totals(const ccmem_arena *arena, ccmem_arena_totals *out);
 
-/* ---- files --------------------------------------------------------------------------------- */
+/* ---- files ----------------------------------------------------------------------------------- */
 
 /* Wraps the 32 bytes of `data_key` (AES-256 key wrap: KW of SP 800-38F, RFC 3394) under a
  * key-encryption key that is derived from `key` (SP 800-108, label "key-wrap"). CCMEM_ERR_ARGUMENT,
@@ -383,8 +384,8 @@ void ccmem_sealer_free(ccmem_sealer *sealer);
  * `offset`, a multiple of CCMEM_PAGE_SIZE_MIN. The pages are mapped (MAP_SHARED, PROT_READ), so
  * that processes share them in the page cache; the descriptor may be closed afterwards. Whoever can
  * write the file may do so: a page that is not as it was sealed is CCMEM_ERR_INTEGRITY when it is
- * opened, and ccmem_store_lost() tells when the file was cut short. With `anonymous` the pages are read
- * into memory of their own instead.
+ * opened, and ccmem_store_lost() tells when the file was cut short. With `anonymous` the pages are
+ * read into memory of their own instead.
  *
  * Versions (1 to 2^63 - 1, little-endian as in the file on every processor) and tags (16 bytes a
  * page) are copied. Subkeys are derived from `key` and `id`, as those of ccmem_sealer_new().
@@ -398,9 +399,9 @@ ccmem_status ccmem_store_map(const ccmem_key *key, ccmem_cipher cipher, const ui
                              int anonymous, const uint64_t *versions, const uint8_t *tags,
                              ccmem_store **out);
 
-/* How ccmem_store_map() comes by a file's pages: all processes share them; mapped, but not shared, on
- * a file system that has no shared mappings (FUSE with direct I/O); read into memory, as asked for or
- * because the file system has no mappings at all. */
+/* How ccmem_store_map() comes by a file's pages: all processes share them; mapped, but not shared,
+ * on a file system that has no shared mappings (FUSE with direct I/O); read into memory, as asked
+ * for or because the file system has no mappings at all. */
 typedef enum ccmem_file_way {
     CCMEM_FILE_SHARED,
     CCMEM_FILE_PRIVATE,
@@ -410,7 +411,7 @@ typedef enum ccmem_file_way {
 /* What the last successful ccmem_store_map() of this thread did. */
 ccmem_file_way ccmem_store_map_way(void);
 
-/* ---- products with an encrypted matrix --------------------------------------------------------- */
+/* ---- products with an encrypted matrix ------------------------------------------------------- */
 
 /* What the elements of an encrypted matrix are, in the processor's byte order. */
 typedef enum ccmem_dtype {
@@ -424,22 +425,23 @@ typedef enum ccmem_dtype {
  *
  *     y[r * ldy + o] = scale[o] * sum over i of x[r * ldx + i] * W[o][i] + bias[o]
  *
- * W has out_features rows of in_features elements each, one after the other from byte `offset` of the
- * store, any byte. `scale` and `bias` may be NULL: 1 and 0. y overlaps nothing else. W is opened a
- * few pages at a time into registers, or into blocks of ccmem_plain_alloc(), one in each thread, that are
- * wiped.
+ * W has out_features rows of in_features elements each, one after the other from byte `offset` of
+ * the store, any byte. `scale` and `bias` may be NULL: 1 and 0. y overlaps nothing else. W is
+ * opened a few pages at a time into registers, or into blocks of ccmem_plain_alloc(), one in each
+ * thread, that are wiped.
  *
  * Sums and products are float32: the result differs from the exact one by at most
  * g * (|scale[o]| * sum over i of |x[r][i] * W[o][i]| + |bias[o]|), where g = k*u / (1 - k*u),
- * u = 2^-24, unless a float32 overflows or underflows; k = in_features / 32 rounded up, plus 9, for one
- * row of x, and in_features + 9 for more, which are summed in longer chains. Its bits depend on the row
- * of x, the row of W, scale[o], bias[o], the tier, and on whether nrows is 1, 2 to 48, or more: not on
- * where W lies, on the cipher, on what other rows hold, on threads, or on the caller's rounding mode.
+ * u = 2^-24, unless a float32 overflows or underflows; k = in_features / 32 rounded up, plus 9, for
+ * one row of x, and in_features + 9 for more, which are summed in longer chains. Its bits depend on
+ * the row of x, the row of W, scale[o], bias[o], the tier, and on whether nrows is 1, 2 to 48, or
+ * more: not on where W lies, on the cipher, on what other rows hold, on threads, or on the caller's
+ * rounding mode.
  *
  * Each page is read as one writer left it. On any failure all of y that lies in its rows is zero:
- * CCMEM_ERR_ARGUMENT (ldx < in_features or ldy < out_features with more than one row, an unknown type,
- * a NULL that is needed; y is then left alone), _RANGE, _FORK, _NOMEM; CCMEM_ERR_INTEGRITY as for
- * ccmem_store_read. */
+ * CCMEM_ERR_ARGUMENT (ldx < in_features or ldy < out_features with more than one row, an unknown
+ * type, a NULL that is needed; y is then left alone), _RANGE, _FORK, _NOMEM; CCMEM_ERR_INTEGRITY as
+ * for ccmem_store_read. */
 ccmem_status ccmem_store_linear(ccmem_store *store, uint64_t offset, ccmem_dtype dtype,
                                 uint64_t out_features, uint64_t in_features, const float *scale,
                                 const float *x, uint64_t nrows, uint64_t ldx, const float *bias,
@@ -454,17 +456,17 @@ typedef struct ccmem_bias {
     ccmem_dtype dtype; /* CCMEM_F32 or CCMEM_BF16 */
 } ccmem_bias;
 
-/* ccmem_store_linear() without a scale, for x, a bias and y of float32 or bfloat16 each, x and y with
- * their rows one after the other. Sums are float32, and rounded once, to the nearest (of two the even
- * one), where y is bfloat16. Errors as there, on all of which but CCMEM_ERR_ARGUMENT y is zero; a bias
- * that fails its tags is CCMEM_ERR_INTEGRITY, too. CCMEM_ERR_ARGUMENT for other types and for a bias in
- * both places. */
+/* ccmem_store_linear() without a scale, for x, a bias and y of float32 or bfloat16 each, x and y
+ * with their rows one after the other. Sums are float32, and rounded once, to the nearest (of two
+ * the even one), where y is bfloat16. Errors as there, on all of which but CCMEM_ERR_ARGUMENT y is
+ * zero; a bias that fails its tags is CCMEM_ERR_INTEGRITY, too. CCMEM_ERR_ARGUMENT for other types
+ * and for a bias in both places. */
 ccmem_status ccmem_store_linear_typed(ccmem_store *store, uint64_t offset, ccmem_dtype dtype,
                                       uint64_t out_features, uint64_t in_features, const void *x,
-                                      ccmem_dtype x_dtype, uint64_t nrows, ccmem_bias bias,
-                                      void *y, ccmem_dtype y_dtype);
+                                      ccmem_dtype x_dtype, uint64_t nrows, ccmem_bias bias, void *y,
+                                      ccmem_dtype y_dtype);
 
-/* ---- the plaintext budget ---------------------------------------------------------------------- */
+/* ---- the plaintext budget -------------------------------------------------------------------- */
 
 typedef struct ccmem_plaintext_stats {
     uint64_t budget;     /* the limit; 0: none */
@@ -481,65 +483,69 @@ ccmem_status ccmem_set_plaintext_budget(uint64_t bytes);
 /* The budget's state in this process; a forked child counts from zero. */
 void ccmem_plaintext_get_stats(ccmem_plaintext_stats *out);
 
-/* ---- plain pointers over a store --------------------------------------------------------------- */
+/* ---- plain pointers over a store ------------------------------------------------------------- */
 
 /* How a region learns that a thread has touched what is not there. */
 typedef enum ccmem_fault {
-    CCMEM_FAULT_AUTO = 0,    /* the first of these that can be had, and does what is asked for */
-    CCMEM_FAULT_UFFD,        /* userfaultfd(2) and a thread that answers, frames moved by UFFDIO_MOVE
-                              * (Linux 6.8) */
-    CCMEM_FAULT_UFFD_SIGNAL, /* the same, answered by the thread that touched, in a handler of SIGBUS */
-    CCMEM_FAULT_UFFD_COPY,   /* as the first, frames copied in and moved out by mremap(2) (Linux 5.7) */
-    CCMEM_FAULT_SIGSEGV      /* protected pages and a handler of SIGSEGV (Linux 5.7) */
+    CCMEM_FAULT_AUTO = 0, /* the first of these that can be had, and does what is asked for */
+    CCMEM_FAULT_UFFD,     /* userfaultfd(2) and a thread that answers, frames moved by UFFDIO_MOVE
+                           * (Linux 6.8) */
+    CCMEM_FAULT_UFFD_SIGNAL, /* the same, answered by the thread that touched, in a handler of
+                                SIGBUS */
+    CCMEM_FAULT_UFFD_COPY, /* as the first, frames copied in and moved out by mremap(2) (Linux 5.7)
+                            */
+    CCMEM_FAULT_SIGSEGV    /* protected pages and a handler of SIGSEGV (Linux 5.7) */
 } ccmem_fault;
 
 typedef struct ccmem_region_options {
-    uint64_t window;   /* bytes that may be resident at once */
-    uint64_t block;    /* bytes that one fault fills, a power of two; 0: chosen by size and window */
-    int writable;      /* blocks are written back */
-    int read_ahead;    /* open the next blocks while one is used in order */
-    int system_calls;  /* have the kernel's own accesses wait as well, where the system permits that:
-                        * CCMEM_FAULT_AUTO then prefers a mechanism that can, and else the fastest */
+    uint64_t window;  /* bytes that may be resident at once */
+    uint64_t block;   /* bytes that one fault fills, a power of two; 0: chosen by size and window */
+    int writable;     /* blocks are written back */
+    int read_ahead;   /* open the next blocks while one is used in order */
+    int system_calls; /* have the kernel's own accesses wait as well, where the system permits that:
+                       * CCMEM_FAULT_AUTO then prefers a mechanism that can, and else the fastest */
     ccmem_fault fault;
-    const char *name;  /* what a message calls it; copied */
+    const char *name; /* what a message calls it; copied */
 } ccmem_region_options;
 
 typedef struct ccmem_region_stats {
-    uint64_t window;        /* bytes of all frames */
+    uint64_t window; /* bytes of all frames */
     uint64_t block;
-    uint64_t resident;      /* bytes in frames that hold plaintext now */
-    uint64_t peak;          /* the most at once */
-    uint64_t faults;        /* touches of a block that was not there, of waiting threads each */
-    uint64_t fills;         /* blocks opened */
-    uint64_t read_ahead;    /* fills before anyone had asked */
-    uint64_t evictions;     /* blocks taken away for others */
-    uint64_t write_backs;   /* blocks sealed under new versions */
-    int kernel_faults;      /* 1: system calls may be handed what is not resident */
-    ccmem_fault fault;      /* the mechanism in use */
+    uint64_t resident;    /* bytes in frames that hold plaintext now */
+    uint64_t peak;        /* the most at once */
+    uint64_t faults;      /* touches of a block that was not there, of waiting threads each */
+    uint64_t fills;       /* blocks opened */
+    uint64_t read_ahead;  /* fills before anyone had asked */
+    uint64_t evictions;   /* blocks taken away for others */
+    uint64_t write_backs; /* blocks sealed under new versions */
+    int kernel_faults;    /* 1: system calls may be handed what is not resident */
+    ccmem_fault fault;    /* the mechanism in use */
 } ccmem_region_stats;
 
 /* The least number of blocks that a window must hold, unless it holds them all: an instruction may
  * touch as many at once. */
 enum { CCMEM_WINDOW_BLOCKS = 4 };
 
-/* A range of addresses at which `nbytes` > 0 bytes of the store, from byte `offset`, are read and, with
- * `writable`, written like memory. It holds nothing until it is touched: a touched block is opened
- * into a frame of the window, and another one is sealed, where it may have been written, and overwritten or
- * wiped. A block is opened as the store is at that moment; where the region is
+/* A range of addresses at which `nbytes` > 0 bytes of the store, from byte `offset`, are read and,
+ * with `writable`, written like memory. It holds nothing until it is touched: a touched block is
+ * opened into a frame of the window, and another one is sealed, where it may have been written, and
+ * overwritten or wiped. A block is opened as the store is at that moment; where the region is
  * writable, what others write to a block meanwhile is lost when it is evicted.
  *
- * The window is taken from the plaintext budget. A writable region and any other do not overlap. The
- * range is not dumped, and a child of a fork gets SIGSEGV there. A write where the region is not
- * writable ends the process, or is lost if it comes in the moment in which its block is placed. With a
- * mechanism of signals, see ccmem_signals_lead().
+ * The window is taken from the plaintext budget. A writable region and any other do not overlap.
+ * The range is not dumped, and a child of a fork gets SIGSEGV there. A write where the region is
+ * not writable ends the process, or is lost if it comes in the moment in which its block is placed.
+ * With a mechanism of signals, see ccmem_signals_lead().
  *
- * A touch has no caller to return an error to. When a page is found changed, or cannot be sealed, all
- * windows of the process are wiped, and it ends by SIGABRT with a message on the standard error.
+ * A touch has no caller to return an error to. When a page is found changed, or cannot be sealed,
+ * all windows of the process are wiped, and it ends by SIGABRT with a message on the standard
+ * error.
  *
- * The store must outlive the region. On success *out owns it until ccmem_region_free. CCMEM_ERR_RANGE,
- * _FORK, _READONLY; _ARGUMENT (a window of fewer than CCMEM_WINDOW_BLOCKS blocks that does not hold all
- * of them, a block smaller than a page of the store or the system), _BUDGET, _MAPPED, _FAULT (errno
- * says why), _THREAD, _NOMEM, _SECRETMEM (what the range must be kept out of cannot be promised). */
+ * The store must outlive the region. On success *out owns it until ccmem_region_free.
+ * CCMEM_ERR_RANGE, _FORK, _READONLY; _ARGUMENT (a window of fewer than CCMEM_WINDOW_BLOCKS blocks
+ * that does not hold all of them, a block smaller than a page of the store or the system), _BUDGET,
+ * _MAPPED, _FAULT (errno says why), _THREAD, _NOMEM, _SECRETMEM (what the range must be kept out of
+ * cannot be promised). */
 ccmem_status ccmem_region_new(ccmem_store *store, uint64_t offset, uint64_t nbytes,
                               const ccmem_region_options *options, ccmem_region **out);
 
@@ -547,21 +553,21 @@ ccmem_status ccmem_region_new(ccmem_store *store, uint64_t offset, uint64_t nbyt
 uint8_t *ccmem_region_data(ccmem_region *region);
 
 /* Opens what of n bytes from `offset` in the region is not resident, as much as the window holds.
- * CCMEM_ERR_INTEGRITY (as for ccmem_store_read), _VERSION when another block cannot be sealed, _RANGE,
- * _FORK, _ARGUMENT after ccmem_region_close(). */
+ * CCMEM_ERR_INTEGRITY (as for ccmem_store_read), _VERSION when another block cannot be sealed,
+ * _RANGE, _FORK, _ARGUMENT after ccmem_region_close(). */
 ccmem_status ccmem_region_prefault(ccmem_region *region, uint64_t offset, uint64_t n);
 
 /* The same, and the blocks stay resident, and where the region is writable count as written, until
  * ccmem_region_unpin() of the same range; a system call may be handed them whatever the mechanism.
- * CCMEM_ERR_PINNED, with nothing pinned, where fewer than CCMEM_WINDOW_BLOCKS frames would be left to
- * the blocks that are not pinned. */
+ * CCMEM_ERR_PINNED, with nothing pinned, where fewer than CCMEM_WINDOW_BLOCKS frames would be left
+ * to the blocks that are not pinned. */
 ccmem_status ccmem_region_pin(ccmem_region *region, uint64_t offset, uint64_t n);
 
 /* Undoes one ccmem_region_pin(). CCMEM_ERR_RANGE, _FORK, _ARGUMENT. */
 ccmem_status ccmem_region_unpin(ccmem_region *region, uint64_t offset, uint64_t n);
 
-/* Seals all that may have been written; it stays resident. Errors as for ccmem_store_write; the rest
- * is sealed all the same. */
+/* Seals all that may have been written; it stays resident. Errors as for ccmem_store_write; the
+ * rest is sealed all the same. */
 ccmem_status ccmem_region_flush(ccmem_region *region);
 
 /* The same, then wipes the window and gives back all but the range itself, which stays reserved, so
@@ -575,16 +581,16 @@ ccmem_status ccmem_region_get_stats(ccmem_region *region, ccmem_region_stats *ou
  * write_backs are not. */
 void ccmem_regions_get_stats(ccmem_region_stats *out);
 
-/* Puts the handlers of SIGSEGV and SIGBUS that answer touches of regions and of lost pages in front of
- * those that others have set since; 1 when that was not needed or is done, else 0 (errno says why). To be
- * called after whatever sets a handler. */
+/* Puts the handlers of SIGSEGV and SIGBUS that answer touches of regions and of lost pages in front
+ * of those that others have set since; 1 when that was not needed or is done, else 0 (errno says
+ * why). To be called after whatever sets a handler. */
 int ccmem_signals_lead(void);
 
-/* ccmem_region_close(), and the range is free for others. NULL is allowed. In a forked child it only
- * frees what the child inherited. */
+/* ccmem_region_close(), and the range is free for others. NULL is allowed. In a forked child it
+ * only frees what the child inherited. */
 void ccmem_region_free(ccmem_region *region);
 
-/* ---- memory for plaintext that is handed out --------------------------------------------------- */
+/* ---- memory for plaintext that is handed out ------------------------------------------------- */
 
 typedef struct ccmem_plain_stats {
     uint64_t blocks; /* handed out and not yet freed */
@@ -597,8 +603,8 @@ typedef struct ccmem_plain_stats {
  * finds zeroed. CCMEM_ERR_NOMEM, CCMEM_ERR_BUDGET. */
 ccmem_status ccmem_plain_alloc(uint64_t n, uint8_t **out);
 
-/* The same for a caller that must not be interrupted between the call and the line that keeps the block:
- * it is what is returned. NULL: ccmem_plain_refusal() tells why in this thread. */
+/* The same for a caller that must not be interrupted between the call and the line that keeps the
+ * block: it is what is returned. NULL: ccmem_plain_refusal() tells why in this thread. */
 uint8_t *ccmem_plain_take(size_t n);
 ccmem_status ccmem_plain_refusal(void);
 
@@ -609,7 +615,7 @@ void ccmem_plain_free(uint8_t *block);
 /* The pool's state in this process. CCMEM_ERR_NOMEM. */
 ccmem_status ccmem_plain_get_stats(ccmem_plain_stats *out);
 
-/* ---- owners for an interpreter ------------------------------------------------------------- */
+/* ---- owners for an interpreter --------------------------------------------------------------- */
 
 /* An interpreter can be interrupted between a call that makes an object and the line that keeps it.
  * There the variable that the call fills, a cell, is made first, as NULL, with *_drop for its
@@ -628,8 +634,8 @@ ccmem_samples *ccmem_samples_take(ccmem_samples **cell);
 void ccmem_region_drop(ccmem_region **cell);
 ccmem_region *ccmem_region_take(ccmem_region **cell);
 
-/* ccmem_region_drop() and ccmem_region_free() for an interpreter that keeps the region's store as an
- * argument of the destructor. */
+/* ccmem_region_drop() and ccmem_region_free() for an interpreter that keeps the region's store as
+ * an argument of the destructor. */
 void ccmem_region_drop_before(ccmem_store *store, ccmem_region **cell);
 void ccmem_region_free_before(ccmem_store *store, ccmem_region *region);
 
@@ -654,8 +660,8 @@ void ccmem_nothing(const void *kept, const void *object);
 /* Closes the descriptor in the cell, unless it is -1, which it becomes. */
 void ccmem_descriptor_drop(int *cell);
 
-/* A descriptor that is kept for long, and whose number may be another file's when somebody has closed
- * all that he did not know, as daemons do; `fd` begins as -1. */
+/* A descriptor that is kept for long, and whose number may be another file's when somebody has
+ * closed all that he did not know, as daemons do; `fd` begins as -1. */
 typedef struct ccmem_kept_file {
     int fd;
     uint64_t device, inode;
@@ -680,8 +686,8 @@ ccmem_status ccmem_xts(ccmem_tier tier, int encrypt, const uint8_t *key, size_t 
                        const uint8_t tweak[16], const uint8_t *in, uint8_t *out, size_t n);
 
 /* AEGIS-128L (lanes = 1) or AEGIS-128X2 (lanes = 2) as in RFC 10032 (draft-irtf-cfrg-aegis-aead):
- * encrypts n bytes from `in` to `out` (the same, or no overlap) and writes a tag of tag_len bytes, 16
- * or 32. `in` and `out` may be NULL when n is 0, and so may `ad` when ad_len is 0.
+ * encrypts n bytes from `in` to `out` (the same, or no overlap) and writes a tag of tag_len bytes,
+ * 16 or 32. `in` and `out` may be NULL when n is 0, and so may `ad` when ad_len is 0.
  * CCMEM_ERR_ARGUMENT, _TIER. */
 ccmem_status ccmem_aegis_encrypt(ccmem_tier tier, unsigned lanes, const uint8_t key[16],
                                  const uint8_t nonce[16], const uint8_t *ad, size_t ad_len,
@@ -715,7 +721,7 @@ ccmem_status ccmem_aes_kw(ccmem_tier tier, int wrap, const uint8_t *kek, size_t 
 /* 1 when the n bytes at a and b are equal, else 0, in time that depends on n alone. */
 int ccmem_equal(const void *a, const void *b, size_t n);
 
-/* ---- measuring: timed loops that must not cross the interpreter ----------------------------- */
+/* ---- measuring: timed loops that must not cross the interpreter ------------------------------ */
 
 /* Bytes per second that the AES unit alone could encrypt with `tier`'s instructions and the given
  * number of AES rounds a block (10 or 14; 4 for AEGIS-128): `repeats` passes over 8 independent
@@ -731,8 +737,8 @@ typedef enum ccmem_measure_op { CCMEM_MEASURE_SEAL = 0, CCMEM_MEASURE_OPEN } ccm
  * an authenticated cipher are sealed in `in` before the clock starts, and must not be opened in
  * place (CCMEM_ERR_ARGUMENT). */
 ccmem_status ccmem_measure_pages(ccmem_tier tier, ccmem_cipher cipher, ccmem_measure_op op,
-                                 uint8_t *in, uint8_t *out, uint32_t page_size,
-                                 uint64_t npages, uint64_t repeats, double *seconds);
+                                 uint8_t *in, uint8_t *out, uint32_t page_size, uint64_t npages,
+                                 uint64_t repeats, double *seconds);
 
 /* Seconds for `count` reads of 64 bytes at pseudo-random 64-byte-aligned offsets of the store. With
  * `dependent` each offset depends on the bytes just read (latency), else not (throughput). */
@@ -748,8 +754,8 @@ ccmem_status ccmem_measure_random_copies(const uint8_t *memory, uint64_t n, uint
 ccmem_status ccmem_measure_open_to_scratch(ccmem_store *store, uint8_t *scratch, uint64_t step,
                                            double *seconds);
 
-/* Seconds for one pass that reads n bytes, a multiple of 256, with the widest loads that the tier in
- * use has, and does nothing with them. */
+/* Seconds for one pass that reads n bytes, a multiple of 256, with the widest loads that the tier
+ * in use has, and does nothing with them. */
 double ccmem_measure_plain_read(const uint8_t *memory, uint64_t n);
 
 /* Seconds for one memcpy of n bytes. */

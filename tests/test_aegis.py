@@ -449,9 +449,7 @@ def test_nothing_may_be_null(tier: int, lanes: int) -> None:
     m = Message(lanes, b"k" * 16, b"n" * 16, b"", b"")
     _, want = sealed(tier, m)
     tag, null = ffi.new("uint8_t[16]"), ffi.NULL
-    status = lib.ccmem_aegis_encrypt(
-        tier, lanes, m.key, m.nonce, null, 0, null, null, 0, tag, 16
-    )
+    status = lib.ccmem_aegis_encrypt(tier, lanes, m.key, m.nonce, null, 0, null, null, 0, tag, 16)
     assert (status, bytes(ffi.buffer(tag))) == (OK, want)
     for good, expected in ((want, OK), (flipped(want, 77), REFUSED)):
         status = lib.ccmem_aegis_decrypt(

@@ -802,7 +802,9 @@ def test_a_page_marked_as_never_written_that_has_a_tag(key: pyccmem.Key) -> None
         made.write(b"x" * 4096, 4096)
         versions, tags = support.records(made)
         versions[1] = 0
-        with pytest.raises(errors.IntegrityError, match="marked as never written, but was written") as caught:
+        with pytest.raises(
+            errors.IntegrityError, match="marked as never written, but was written"
+        ) as caught:
             made.read(5000, 1)
         assert (caught.value.page, caught.value.version, caught.value.offset) == (1, 0, 4096)
         assert made.verify() == [1]

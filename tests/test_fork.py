@@ -291,7 +291,9 @@ stop = True
 for t in threads: t.join()
 sys.exit(failed)
 """
-    done = support.run_python(script, environment=support.child_environment(PYTHONWARNINGS="ignore"))
+    done = support.run_python(
+        script, environment=support.child_environment(PYTHONWARNINGS="ignore")
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -323,8 +325,12 @@ def test_multiprocessing(method: str, key: Key) -> None:
 def test_children_started_by_subprocess_see_nothing(buffer: EncryptedBuffer) -> None:
     """No descriptor is inherited, whatever close_fds says."""
     listing = subprocess.run(
-        [sys.executable, "-c", "import os; print([os.readlink('/proc/self/fd/' + f) for f in "
-         "os.listdir('/proc/self/fd') if os.path.lexists('/proc/self/fd/' + f)])"],
+        [
+            sys.executable,
+            "-c",
+            "import os; print([os.readlink('/proc/self/fd/' + f) for f in "
+            "os.listdir('/proc/self/fd') if os.path.lexists('/proc/self/fd/' + f)])",
+        ],
         close_fds=False,
         capture_output=True,
         text=True,

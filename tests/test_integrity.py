@@ -706,8 +706,10 @@ def test_a_refused_write_changes_nothing(key: Key, native_threads: int, damage: 
                 first, last = offset // PAGE, (offset + n - 1) // PAGE
                 whole_first = not offset % PAGE and n >= PAGE
                 whole_last = not (offset + n) % PAGE and last > first
-                if page not in (first, last) or (page == first and whole_first) or (
-                    page == last and whole_last
+                if (
+                    page not in (first, last)
+                    or (page == first and whole_first)
+                    or (page == last and whole_last)
                 ):
                     continue
                 damage(stored, page)

@@ -70,9 +70,7 @@ def emulated(cpu: str, script: str, **changes: str) -> subprocess.CompletedProce
 def test_older_processors(cpu: str, tiers: list[str]) -> None:
     answer = support.ffi.new("uint8_t[35]")
     key = bytes(range(32))
-    assert (
-        support.lib.ccmem_xts(0, 1, key, 32, bytes(16), bytes(35), answer, 35) == support.OK
-    )
+    assert support.lib.ccmem_xts(0, 1, key, 32, bytes(16), bytes(35), answer, 35) == support.OK
     script = (
         SCRIPT.replace("WARNINGS", repr(["PortableTierWarning"] if tiers == ["portable"] else []))
         .replace("TIERS", repr(tiers))

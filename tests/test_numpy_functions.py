@@ -69,7 +69,10 @@ def functions() -> Iterator[tuple[str, Callable[..., Any]]]:
     for name in dir(np.ndarray):
         method = getattr(np.ndarray, name)
         if callable(method) and name not in LEFT_OUT and not name.startswith("_"):
-            yield f"ndarray.{name}", lambda *a, name=name, **k: getattr(FLOATS.copy(), name)(*a, **k)
+            yield (
+                f"ndarray.{name}",
+                lambda *a, name=name, **k: getattr(FLOATS.copy(), name)(*a, **k),
+            )
 
 
 def seeded(kind: Any, name: str) -> Callable[..., Any]:
@@ -165,7 +168,9 @@ METHOD_SETS = list(method_sets())
 RANDOM_SETS = [
     (args, options)
     for args, options in SETS
-    if len(args) < 3 and set(options) <= {"out", "axis"} and not any(isinstance(a, list) for a in args)
+    if len(args) < 3
+    and set(options) <= {"out", "axis"}
+    and not any(isinstance(a, list) for a in args)
 ]
 
 

@@ -136,7 +136,9 @@ def test_a_tensor_stays_one_name_for_one_thing() -> None:
     one, other = tensor(np.arange(3)), tensor(np.arange(3))
     assert len({one, other, one}) == 2 and {one: 1}[one] == 1
     assert 2 in one and 5 not in one
-    assert f"{one}" == str(one) and "0" not in str(one).replace("buffer-", "").split("shape")[0][-3:]
+    assert (
+        f"{one}" == str(one) and "0" not in str(one).replace("buffer-", "").split("shape")[0][-3:]
+    )
 
 
 def test_a_read_only_tensor_refuses(tmp_path: Any) -> None:
@@ -171,8 +173,9 @@ def test_failures_change_nothing() -> None:
     for other in (together, together.reshape(2, 2)):
         with pytest.raises(errors.ArgumentError, match="share bytes"):
             np.divmod(np.arange(4).reshape(other.shape), 2, out=(other, together.view(np.uint64)))
-    halves = EncryptedTensor._adopt(t.buffer, (2,), np.int64), EncryptedTensor._adopt(
-        t.buffer, (2,), np.int64, 16
+    halves = (
+        EncryptedTensor._adopt(t.buffer, (2,), np.int64),
+        EncryptedTensor._adopt(t.buffer, (2,), np.int64, 16),
     )
     found = np.divmod(np.array([7, 9]), 2, out=halves)
     assert found[0] is halves[0] and t[...].tolist() == [3, 4, 1, 1]

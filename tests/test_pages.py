@@ -53,7 +53,9 @@ def test_pages_agree_with_cryptography(tier: int, key_size: int, page_size: int)
 
 # ---- what a buffer stores -------------------------------------------------------------------
 
-WRITER = support.TAGS_OF + """
+WRITER = (
+    support.TAGS_OF
+    + """
 import json, random, sys
 import pyccmem
 cipher, page_size = sys.argv[1], int(sys.argv[2])
@@ -68,6 +70,7 @@ with pyccmem.Key.from_bytes(bytes(range(32))) as key:
         stored = bytes(b.ciphertext).hex(), tags_of(b).hex()
         print(json.dumps([*stored, b.versions.tolist(), model.hex()]))
 """
+)
 
 
 def test_stored_pages_have_the_documented_format(
@@ -209,7 +212,9 @@ def test_ciphertext_is_bound_to_page_and_version() -> None:
 
 #: Reads to and writes from memory at every misalignment that a kernel may treat in its own way,
 #: with and without the non-temporal stores of large calls. Prints the final ciphertext.
-BULK = support.TAGS_OF + """
+BULK = (
+    support.TAGS_OF
+    + """
 import random, sys
 import numpy as np
 import pyccmem
@@ -251,6 +256,7 @@ for threads, pages, steps in ((1, 9, range(0, 65)), (2, (5 << 20) // page_size +
     sys.stdout.buffer.write(tags_of(b)[: 9 * 16])
     sys.stdout.buffer.write(b.versions[:9].tobytes() + model[: 9 * page_size])
 """
+)
 
 
 @pytest.mark.parametrize("name", support.TIER_NAMES)

@@ -257,7 +257,9 @@ def test_a_wrong_byte_order_is_told(name: str, target: Target) -> None:
     """A source that takes the processor's byte order for the other one."""
     order = subprocess.run(
         [target.compiler, "-dM", "-E", "-x", "c", "/dev/null"],
-        capture_output=True, text=True, check=True,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     big = "#define __BYTE_ORDER__ __ORDER_BIG_ENDIAN__" in order
     assert big == (target.emulator == "qemu-s390x")

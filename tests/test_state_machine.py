@@ -91,7 +91,11 @@ class BufferModel(RuleBasedStateMachine):
 
     @rule(past=st.integers(1, 1 << 70), n=EDGES)
     def refused(self, past: int, n: int) -> None:
-        for offset, length in ((len(self.model) + past, n), (-past, n), (0, len(self.model) + past)):
+        for offset, length in (
+            (len(self.model) + past, n),
+            (-past, n),
+            (0, len(self.model) + past),
+        ):
             with pytest.raises(errors.RangeError):
                 self.buffer.read(offset, length)
         with pytest.raises(errors.RangeError):
@@ -177,7 +181,9 @@ def test_60000_data_units_against_cryptography() -> None:
 
 #: The child does the operations with a store id that the parent knows, and reports its ciphertext
 #: every so often; the parent replays them on a bytearray and opens each page by itself.
-OPERATIONS = support.TAGS_OF + """
+OPERATIONS = (
+    support.TAGS_OF
+    + """
 import random, sys
 import pyccmem
 number, count, cipher, page_size, nbytes = map(
@@ -200,6 +206,7 @@ with pyccmem.Key.from_bytes(bytes(range(32))) as key:
         if step % (count // 10) == 0:
             out.write(bytes(b.ciphertext) + tags_of(b) + b.versions.tobytes() + bytes(model))
 """
+)
 
 
 @pytest.mark.parametrize("name", support.TIER_NAMES)

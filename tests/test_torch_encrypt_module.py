@@ -239,9 +239,7 @@ def interrupted(at: int, files: tuple[str, ...]) -> Iterator[list[int]]:
 FILES = (_module.__file__, _plain_memory.__file__)
 
 
-def test_an_interrupt_before_any_line(
-    key: pyccmem.Key, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupt_before_any_line(key: pyccmem.Key, monkeypatch: pytest.MonkeyPatch) -> None:
     mappings = _plain_memory.Mappings()  # thousands of lines before anything has happened
     monkeypatch.setattr(_module, "Mappings", lambda: mappings)
     at, struck, last = 0, 0, False

@@ -83,7 +83,11 @@ LOADING = {
     ("store/store.c", "never_written"),
 }
 #: ... unless they were called with the page's lock held, where nobody else may be at the page.
-LOCKED = {("pages/page_aegis.c", "modify_in"), ("pages/page_xts.c", "modify"), ("store/store.c", "write_parts")}
+LOCKED = {
+    ("pages/page_aegis.c", "modify_in"),
+    ("pages/page_xts.c", "modify"),
+    ("store/store.c", "write_parts"),
+}
 #: What may store meanwhile: a page's writer, and who fills or wipes the entry of a key.
 STORING = {
     *(("pages/page_aegis.c", name) for name in ("seal", "modify")),
@@ -119,7 +123,11 @@ def accesses(report: str) -> list[Access]:
     for part in report.split("\n\n"):
         if kind := ACCESS.search(part):
             frames = FRAME.findall(part)
-            stack = [(file.rpartition("/csrc/")[2], name) for name, file in frames if "/include/" not in file]
+            stack = [
+                (file.rpartition("/csrc/")[2], name)
+                for name, file in frames
+                if "/include/" not in file
+            ]
             found.append(Access(bool(kind[1]), kind[2].lower() == "write", stack))
     return found
 

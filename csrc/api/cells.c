@@ -93,7 +93,8 @@ void ccmem_kept_file_drop(ccmem_kept_file *file) {
     file->fd = -1;
     if (fd < 0)
         return;
-    /* A number that nobody has is nobody's to close; a file that cannot be asked is taken for ours. */
+    /* A number that nobody has is nobody's to close; a file that cannot be asked is taken for ours.
+     */
     int told = !fstat(fd, &found);
     if (told ? found.st_dev == file->device && found.st_ino == file->inode : errno != EBADF)
         (void)close(fd);

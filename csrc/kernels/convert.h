@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Conversions of W's elements to float32, in order: included by the tiers of kernels/gemm_template.h
- * that multiply these, whose operations vf32, vf16, vbf16 and vi8 convert LANES elements at p. */
+ * Conversions of W's elements to float32, in order: included by the tiers of
+ * kernels/gemm_template.h that multiply these, whose operations vf32, vf16, vbf16 and vi8 convert
+ * LANES elements at p. */
 
 #define CONVERSION(name, operation, element)                                                       \
     static TARGET CLEAR_REGISTERS void name(void *to, const uint8_t *from, size_t n) {             \
@@ -14,5 +15,4 @@ CONVERSION(convert_bf16, vbf16, 2)
 CONVERSION(convert_i8, vi8, 1)
 #undef CONVERSION
 
-#define CONVERT                                                                                    \
-    { convert_f32, convert_f16, convert_bf16, convert_i8 }
+#define CONVERT {convert_f32, convert_f16, convert_bf16, convert_i8}

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Products of bfloat16 with bfloat16, two at a time, summed in float32, with AVX-512 BF16: AMD from Zen
- * 4, Intel from Cooper Lake and Sapphire Rapids. Subnormal numbers count as zeros there. */
+ * Products of bfloat16 with bfloat16, two at a time, summed in float32, with AVX-512 BF16: AMD from
+ * Zen 4, Intel from Cooper Lake and Sapphire Rapids. Subnormal numbers count as zeros there. */
 #include "platform/cpu.h"
 
 #if CCMEM_X86
@@ -28,8 +28,7 @@ static TARGET CLEAR_REGISTERS void copy(void *to, const uint8_t *from, size_t n)
         _mm512_storeu_si512(out + i, _mm512_loadu_si512(from + i * 2));
 }
 
-#define CONVERT                                                                                    \
-    { [CCMEM_BF16] = copy }
+#define CONVERT {[CCMEM_BF16] = copy}
 #define UNIT sizeof(uint16_t)
 #define PANEL_OPS panel_bf16
 #include "kernels/gemm_template.h"

@@ -7,7 +7,7 @@
 
 enum { LANES = 8, WIDTH = 2 * LANES, HEIGHT = 4, DOT_ROWS = 3 };
 
-/* ---- conversions ------------------------------------------------------------------------------- */
+/* ---- conversions ----------------------------------------------------------------------------- */
 
 #define CONVERSION(name, element, operation)                                                       \
     static void name(void *to, const uint8_t *from, size_t n) {                                    \
@@ -20,7 +20,7 @@ CONVERSION(convert_f16, 2, matmul_from_f16)
 CONVERSION(convert_bf16, 2, matmul_from_bf16)
 CONVERSION(convert_i8, 1, matmul_from_i8)
 
-/* ---- sums -------------------------------------------------------------------------------------- */
+/* ---- sums ------------------------------------------------------------------------------------ */
 
 static void put(float sum, const panel_end *end, size_t r, size_t i) {
     const size_t to = r * end->ldy + i;

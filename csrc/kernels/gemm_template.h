@@ -12,11 +12,11 @@
  *   HEIGHT, DOT_ROWS, UNIT   of the table
  *   PANEL_OPS            the name of the table to define, after CONVERT, its conversions
  *
- * Two ways to sum. Few rows of x: along k, a block of 4 rows of W times DOT_ROWS rows of x, whose sums
- * are added up across their lanes at the end. More: a block of HEIGHT rows of W times a panel of x, in
- * which the words of 2 * LANES rows with the same k lie side by side, so that a sum has a lane and W's
- * words are spread. The blocks are as large as the registers allow: each load must serve several
- * multiply-adds.
+ * Two ways to sum. Few rows of x: along k, a block of 4 rows of W times DOT_ROWS rows of x, whose
+ * sums are added up across their lanes at the end. More: a block of HEIGHT rows of W times a panel
+ * of x, in which the words of 2 * LANES rows with the same k lie side by side, so that a sum has a
+ * lane and W's words are spread. The blocks are as large as the registers allow: each load must
+ * serve several multiply-adds.
  */
 
 #define INLINE static inline __attribute__((always_inline)) TARGET
@@ -25,8 +25,7 @@ enum { WIDTH = 2 * LANES };
 
 /* Lanes below n, at most 8. */
 INLINE __m256i lanes_below(size_t n) {
-    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n),
-                              _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 
 /* The upper halves of eight floats, as bfloat16_of() in kernels/scalar.h rounds them. */
@@ -34,18 +33,16 @@ INLINE __m128i rounded(__m256 v) {
     const __m256i u = _mm256_castps_si256(v), upper = _mm256_srli_epi32(u, 16);
     const __m256i odd = _mm256_and_si256(upper, _mm256_set1_epi32(1));
     const __m256i near =
-        _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(u, odd), _mm256_set1_epi32(0x7fff)), 16);
-    const __m256i half =
-        _mm256_blendv_epi8(near, _mm256_or_si256(upper, _mm256_set1_epi32(0x40)),
-                           _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q)));
+        _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(u, odd), _mm256_set1_epi32(0x7fff)),
+                          16);
+    const __m256i half = _mm256_blendv_epi8(near, _mm256_or_si256(upper, _mm256_set1_epi32(0x40)),
+                                            _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q)));
     return _mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_packus_epi32(half, half), 0x08));
 }
 
 /* Fewer than 8 sums. Their own function, since masked stores are slow. */
-static TARGET CLEAR_REGISTERS __attribute__((noinline)) void put_some(const float sums[8],
-                                                                      const panel_end *end,
-                                                                      size_t r, size_t at,
-                                                                      size_t n) {
+static TARGET CLEAR_REGISTERS __attribute__((noinline)) void
+put_some(const float sums[8], const panel_end *end, size_t r, size_t at, size_t n) {
     const __m256i mask = lanes_below(n);
     __m256 sum = _mm256_maskload_ps(sums, mask);
     const size_t to = r * end->ldy + at;
@@ -187,18 +184,18 @@ INLINE void panel(int vectors, float *sums, const float *w, size_t ldw, const fl
             vstore(sums + i * WIDTH + v * LANES, sum[i][v]);
 }
 
-static TARGET CLEAR_REGISTERS void panel_1(float *sums, const float *w, size_t ldw,
-                                           const float *x, size_t n) {
+static TARGET CLEAR_REGISTERS void panel_1(float *sums, const float *w, size_t ldw, const float *x,
+                                           size_t n) {
     panel(1, sums, w, ldw, x, n);
 }
 
-static TARGET CLEAR_REGISTERS void panel_2(float *sums, const float *w, size_t ldw,
-                                           const float *x, size_t n) {
+static TARGET CLEAR_REGISTERS void panel_2(float *sums, const float *w, size_t ldw, const float *x,
+                                           size_t n) {
     panel(2, sums, w, ldw, x, n);
 }
 
-/* Four words of each of eight rows, `stride` bytes apart: column[j] has word j of all. Halves of rows 0
- * and 4 are loaded into one vector, and so on, so that nothing has to cross the lanes. */
+/* Four words of each of eight rows, `stride` bytes apart: column[j] has word j of all. Halves of
+ * rows 0 and 4 are loaded into one vector, and so on, so that nothing has to cross the lanes. */
 INLINE void turn_block(__m256 column[4], const uint8_t *from, size_t stride) {
     __m256 v[4];
 #pragma GCC unroll 4
@@ -226,7 +223,8 @@ static TARGET CLEAR_REGISTERS void turn(float *to, const uint8_t *from, size_t s
 
 static TARGET CLEAR_REGISTERS void finish(const float *sums, size_t h, size_t rows,
                                           const panel_end *end) {
-    const panel_end known = *end; /* which the stores below cannot change, as far as a compiler knows */
+    const panel_end known =
+        *end; /* which the stores below cannot change, as far as a compiler knows */
     for (size_t r = 0; r < rows; r += 4)
         for (size_t i = 0; i < h; i += 8) {
             __m256 column[4];

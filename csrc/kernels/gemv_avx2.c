@@ -23,10 +23,11 @@ typedef __m256 VEC;
 static inline __attribute__((always_inline)) TARGET VEC vbf16(const uint8_t *p, int odd) {
     __m256i w = _mm256_loadu_si256((const __m256i *)p);
     return _mm256_castsi256_ps(odd ? _mm256_and_si256(w, _mm256_set1_epi32((int)0xffff0000))
-                                 : _mm256_slli_epi32(w, 16));
+                                   : _mm256_slli_epi32(w, 16));
 }
 
-/* Shifts instead of widening moves, which cross lanes: of these Zen 3 has one a cycle, of shifts two. */
+/* Shifts instead of widening moves, which cross lanes: of these Zen 3 has one a cycle, of shifts
+ * two. */
 static inline __attribute__((always_inline)) TARGET VEC vi8(const uint8_t *p, int i) {
     __m256i w = _mm256_loadu_si256((const __m256i *)p);
     w = _mm256_slli_epi32(w, (24 - 8 * i));

@@ -23,7 +23,7 @@ typedef __m512 VEC;
 static inline __attribute__((always_inline)) TARGET VEC vbf16(const uint8_t *p, int odd) {
     __m512i w = _mm512_loadu_si512(p);
     return _mm512_castsi512_ps(odd ? _mm512_and_si512(w, _mm512_set1_epi32((int)0xffff0000))
-                                 : _mm512_slli_epi32(w, 16));
+                                   : _mm512_slli_epi32(w, 16));
 }
 
 static inline __attribute__((always_inline)) TARGET VEC vi8(const uint8_t *p, int i) {

@@ -12,16 +12,16 @@ enum { BLOCK = 32 };
 _Static_assert((int)BLOCK <= (int)MATMUL_BLOCK_MAX, "the sums must hold a block");
 
 /* A block at a time, so that a compiler can keep the sums in vectors. */
-#define DOT(name, element, convert)                                                               \
-    static void name(matmul_sums *sums, const uint8_t *w, const float *x, size_t blocks) {        \
-        float v[BLOCK];                                                                           \
-        for (; blocks; blocks--, w += BLOCK * (element), x += BLOCK) {                            \
-            for (size_t i = 0; i < BLOCK; i++)                                                    \
-                v[i] = convert(w + i * (element));                                                \
-            for (size_t i = 0; i < BLOCK; i++)                                                    \
-                sums->lane[i] += v[i] * x[i];                                                     \
-        }                                                                                         \
-        ccmem_wipe(v, sizeof v);                                                                  \
+#define DOT(name, element, convert)                                                                \
+    static void name(matmul_sums *sums, const uint8_t *w, const float *x, size_t blocks) {         \
+        float v[BLOCK];                                                                            \
+        for (; blocks; blocks--, w += BLOCK * (element), x += BLOCK) {                             \
+            for (size_t i = 0; i < BLOCK; i++)                                                     \
+                v[i] = convert(w + i * (element));                                                 \
+            for (size_t i = 0; i < BLOCK; i++)                                                     \
+                sums->lane[i] += v[i] * x[i];                                                      \
+        }                                                                                          \
+        ccmem_wipe(v, sizeof v);                                                                   \
     }
 DOT(dot_f32, 4, matmul_from_f32)
 DOT(dot_f16, 2, matmul_from_f16)
@@ -43,10 +43,11 @@ static float total(matmul_sums *sums) {
     return sum;
 }
 
-const matmul_ops matmul_portable = {
-    .block = BLOCK,
-    .stride = {1, 1, 1, 1},
-    .dot = {[CCMEM_F32] = dot_f32, [CCMEM_F16] = dot_f16, [CCMEM_BF16] = dot_bf16,
-            [CCMEM_I8] = dot_i8},
-    .total = total,
-    .sum = add_up};
+const matmul_ops matmul_portable = {.block = BLOCK,
+                                    .stride = {1, 1, 1, 1},
+                                    .dot = {[CCMEM_F32] = dot_f32,
+                                            [CCMEM_F16] = dot_f16,
+                                            [CCMEM_BF16] = dot_bf16,
+                                            [CCMEM_I8] = dot_i8},
+                                    .total = total,
+                                    .sum = add_up};

@@ -47,10 +47,10 @@ INLINE void dot(ccmem_dtype dtype, size_t element, matmul_sums *sums, const uint
         vstore(sums->lane + i * LANES, sum[i]);
 }
 
-#define DOT(name, dtype, element)                                                                 \
-    static TARGET CLEAR_REGISTERS void name(matmul_sums *sums, const uint8_t *w, const float *x,  \
-                                            size_t blocks) {                                      \
-        dot(dtype, element, sums, w, x, blocks);                                                  \
+#define DOT(name, dtype, element)                                                                  \
+    static TARGET CLEAR_REGISTERS void name(matmul_sums *sums, const uint8_t *w, const float *x,   \
+                                            size_t blocks) {                                       \
+        dot(dtype, element, sums, w, x, blocks);                                                   \
     }
 DOT(dot_f32, CCMEM_F32, 4)
 DOT(dot_f16, CCMEM_F16, 2)
@@ -77,7 +77,9 @@ static TARGET CLEAR_REGISTERS float sum_up(const float *lane) { return add_up(la
 const matmul_ops MATMUL_OPS = {
     .block = BLOCK,
     .stride = {[CCMEM_F32] = 1, [CCMEM_F16] = 1, [CCMEM_BF16] = 2, [CCMEM_I8] = 4},
-    .dot = {[CCMEM_F32] = dot_f32, [CCMEM_F16] = dot_f16, [CCMEM_BF16] = dot_bf16,
+    .dot = {[CCMEM_F32] = dot_f32,
+            [CCMEM_F16] = dot_f16,
+            [CCMEM_BF16] = dot_bf16,
             [CCMEM_I8] = dot_i8},
     .total = total,
     .sum = sum_up};

@@ -16,8 +16,8 @@ static inline uint32_t half_bits(const uint8_t *p) {
 /* All ones when a < b, else 0, without a comparison that could become a branch; both below 2^31. */
 static inline uint32_t below(uint32_t a, uint32_t b) { return 0 - ((a - b) >> 31); }
 
-/* IEEE 754 binary16, all values, in the same time for each: a NaN keeps its payload and becomes quiet, as
- * VCVTPH2PS does it. */
+/* IEEE 754 binary16, all values, in the same time for each: a NaN keeps its payload and becomes
+ * quiet, as VCVTPH2PS does it. */
 static inline float matmul_from_f16(const uint8_t *p) {
     const uint32_t h = half_bits(p), sign = h >> 15 << 31, rest = h & 0x7fff;
     const uint32_t small = below(rest, 0x400), special = below(0x7bff, rest);
@@ -36,12 +36,14 @@ static inline float matmul_from_f32(const uint8_t *p) {
     return f;
 }
 
-static inline float matmul_from_bf16(const uint8_t *p) { return matmul_bf16((uint16_t)half_bits(p)); }
+static inline float matmul_from_bf16(const uint8_t *p) {
+    return matmul_bf16((uint16_t)half_bits(p));
+}
 
 static inline float matmul_from_i8(const uint8_t *p) { return (float)(int8_t)*p; }
 
-/* The bfloat16 nearest to a float32, of two the even one; a NaN stays one. Without a branch: which is
- * taken would tell of the numbers. */
+/* The bfloat16 nearest to a float32, of two the even one; a NaN stays one. Without a branch: which
+ * is taken would tell of the numbers. */
 static inline uint16_t bfloat16_of(float f) {
     uint32_t u;
     memcpy(&u, &f, sizeof u);

@@ -9,8 +9,8 @@
 
 #include "platform/vmem.h"
 
-/* One more at the end, so that no other mapping begins where the range ends and the kernel merges the
- * two, or a loop that runs over the end of an array reads another's. */
+/* One more at the end, so that no other mapping begins where the range ends and the kernel merges
+ * the two, or a loop that runs over the end of an array reads another's. */
 static size_t range_size(const fault_space *s) { return s->nblocks * s->block + s->block; }
 
 static size_t frames_size(const fault_space *s) { return s->nframes * s->block; }
@@ -18,7 +18,8 @@ static size_t frames_size(const fault_space *s) { return s->nframes * s->block; 
 static int private(void *p, size_t size, size_t block) {
     if (madvise(p, size, MADV_DONTDUMP) || madvise(p, size, MADV_DONTFORK))
         return 0;
-    /* A refusal costs speed only: frames smaller than a huge page are moved out of one piece by piece. */
+    /* A refusal costs speed only: frames smaller than a huge page are moved out of one piece by
+     * piece. */
     if (block < HUGE_PAGE)
         (void)madvise(p, size, MADV_NOHUGEPAGE);
     return 1;
@@ -72,8 +73,8 @@ ccmem_status fault_map(fault_space *s, size_t block, size_t nblocks, size_t nfra
 
 void fault_unmap(fault_space *s) {
     munmap(s->frames, frames_size(s));
-    /* If the system cannot even do this, the range must not be left to others: what a view of it then
-     * reads is zeros. */
+    /* If the system cannot even do this, the range must not be left to others: what a view of it
+     * then reads is zeros. */
     if (mmap(s->base, s->nblocks * s->block, PROT_NONE,
              MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) == MAP_FAILED)
         (void)mprotect(s->base, s->nblocks * s->block, PROT_NONE);
@@ -82,7 +83,8 @@ void fault_unmap(fault_space *s) {
 void fault_release(fault_space *s) { munmap(s->base, range_size(s)); }
 
 void fault_reserve_in_child(const fault_space *s) {
-    /* Where that fails the address is taken already, or there are too many mappings: nothing to be done. */
+    /* Where that fails the address is taken already, or there are too many mappings: nothing to be
+     * done. */
     (void)mmap(s->base, range_size(s), PROT_NONE,
                MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE | MAP_NORESERVE, -1, 0);
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * A range of addresses that holds nothing until it is touched, and frames whose memory can be put there
- * and taken back. Knows addresses; what belongs there, only who made it does. */
+ * A range of addresses that holds nothing until it is touched, and frames whose memory can be put
+ * there and taken back. Knows addresses; what belongs there, only who made it does. */
 #ifndef CCMEM_FAULT_H
 #define CCMEM_FAULT_H
 
@@ -18,13 +18,13 @@ typedef struct fault_space {
 
 /* Who is asked what belongs where a fault struck. */
 typedef struct fault_owner {
-    /* Has the block placed that byte `offset` of the range lies in, before it returns if `waits` is 1.
-     * 0: that touch is not to be, and where the thread that touched it is the one that asks, it meets
-     * its signal as if nobody were asked. */
+    /* Has the block placed that byte `offset` of the range lies in, before it returns if `waits`
+     * is 1. 0: that touch is not to be, and where the thread that touched it is the one that asks,
+     * it meets its signal as if nobody were asked. */
     int (*fault)(void *owner, size_t offset, int write);
-    /* Does a piece of the work that may be done before the next fault; 0 when there is none. In threads
-     * of the mechanism's own, several at once. With `spare` 0 only while a touch waits for a block that
-     * some other thread is opening. */
+    /* Does a piece of the work that may be done before the next fault; 0 when there is none. In
+     * threads of the mechanism's own, several at once. With `spare` 0 only while a touch waits for
+     * a block that some other thread is opening. */
     int (*idle)(void *owner, int spare);
     /* The mechanism has come to its end, and touches are not answered any more; does not return but
      * where the owner has no more use of it. */
@@ -38,19 +38,19 @@ typedef struct fault_mechanism fault_mechanism;
 typedef struct fault_ops {
     /* Maps the range and the frames, zeros, and from now on asks `owner`. Where the range is not
      * `writable`, writes to a placed block are asked about, too. CCMEM_ERR_NOMEM, _SECRETMEM;
-     * CCMEM_ERR_FAULT when the system refuses this mechanism (errno says why), CCMEM_ERR_THREAD when it
-     * refuses the thread that this one needs. */
+     * CCMEM_ERR_FAULT when the system refuses this mechanism (errno says why), CCMEM_ERR_THREAD
+     * when it refuses the thread that this one needs. */
     ccmem_status (*open)(const fault_owner *owner, size_t block, size_t nblocks, size_t nframes,
                          int writable, fault_mechanism **out);
     /* Puts a frame's memory where the block belongs, at once for every thread, and lets those go on
-     * that wait for it. Without `writable` for reading only; but if `tracks` is 0, a thread that does
-     * not wait may write in the moment before that is so. 0 when the system cannot do that now, and
-     * nothing has changed; -1 when it would not undo a part either, for some seconds. */
+     * that wait for it. Without `writable` for reading only; but if `tracks` is 0, a thread that
+     * does not wait may write in the moment before that is so. 0 when the system cannot do that
+     * now, and nothing has changed; -1 when it would not undo a part either, for some seconds. */
     int (*place)(fault_mechanism *m, size_t block, size_t frame, int writable);
-    /* The reverse, at once for every thread: what was written before it is in the frame, and who touches
-     * the block after it faults. `writable`: whether it can be written where it is. 0 when the system
-     * holds on to the memory, as for an input or output that is under way; nothing has changed then.
-     * -1 as above. */
+    /* The reverse, at once for every thread: what was written before it is in the frame, and who
+     * touches the block after it faults. `writable`: whether it can be written where it is. 0 when
+     * the system holds on to the memory, as for an input or output that is under way; nothing has
+     * changed then. -1 as above. */
     int (*take)(fault_mechanism *m, size_t block, size_t frame, int writable);
     /* Lets a placed block be written; only where `tracks` is 1. 0 when the system refuses for some
      * seconds. */
@@ -64,14 +64,15 @@ typedef struct fault_ops {
      * reserved, and whoever touches it meets SIGSEGV. Not from owner->fault() or ->idle(). */
     void (*close)(fault_mechanism *m);
     int tracks; /* 1: no write to a block that is placed for reading goes unnoticed */
-    int waits;  /* 1: owner->fault() is called by the thread that touched the block, by a signal's handler */
+    int waits;  /* 1: owner->fault() is called by the thread that touched the block, by a signal's
+                   handler */
 } fault_ops;
 
 /* What all mechanisms have, first in each one's own struct. */
 struct fault_mechanism {
     fault_space space;
     fault_owner owner;
-    int system_calls; /* as in ccmem_region_info */
+    int system_calls;            /* as in ccmem_region_info */
     struct fault_helper *helper; /* see mapping/fault_help.h; or NULL */
     struct span *span;           /* see mapping/fault_signal.h; or NULL */
 };
@@ -83,13 +84,14 @@ extern const fault_ops fault_uffd_move, fault_uffd_copy, fault_uffd_signal, faul
 
 /* Maps range and frames, neither dumped nor inherited, the range without access if `closed`.
  * CCMEM_ERR_NOMEM; CCMEM_ERR_SECRETMEM when the system will not promise that. */
-ccmem_status fault_map(fault_space *space, size_t block, size_t nblocks, size_t nframes, int closed);
+ccmem_status fault_map(fault_space *space, size_t block, size_t nblocks, size_t nframes,
+                       int closed);
 
 /* Takes the contents of the range away for good, and unmaps the frames. */
 void fault_unmap(fault_space *space);
 
-/* A system call that the kernel refused may succeed in a moment, and what must not be left half done is
- * tried again so often, with a pause each time: some 4 seconds. */
+/* A system call that the kernel refused may succeed in a moment, and what must not be left half
+ * done is tried again so often, with a pause each time: some 4 seconds. */
 enum { FAULT_TRIES = 20000 };
 
 /* Waits for 0.2 ms before one more try; 0 when it was one too many, or time is short. */
@@ -104,8 +106,8 @@ void fault_hurry(void);
 /* After close(): gives the range back. */
 void fault_release(fault_space *space);
 
-/* In a forked child, which has not got the range: keeps others from coming to lie there, to where an
- * array may still point. */
+/* In a forked child, which has not got the range: keeps others from coming to lie there, to where
+ * an array may still point. */
 void fault_reserve_in_child(const fault_space *space);
 
 #endif

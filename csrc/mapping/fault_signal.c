@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Takes the owner's lock, which no thread holds while it touches a range, and calls nothing that allocates
- * memory. */
+ * Takes the owner's lock, which no thread holds while it touches a range, and calls nothing that
+ * allocates memory. */
 #include "mapping/fault_signal.h"
 
 #include <pthread.h>

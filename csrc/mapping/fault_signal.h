@@ -5,8 +5,8 @@
 
 #include "mapping/fault.h"
 
-/* From now on the owner is asked about signals whose address lies in the mechanism's range. 0 when the
- * system refuses (errno says why). */
+/* From now on the owner is asked about signals whose address lies in the mechanism's range. 0 when
+ * the system refuses (errno says why). */
 int fault_signal_enter(fault_mechanism *m);
 
 /* The reverse: no handler is in the owner any more. */

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Faults by SIGSEGV, where userfaultfd(2) is forbidden, as in many containers: absent blocks are protected
- * against every access, and the handler, in the thread that touched one, has it placed. The kernel's own
- * accesses for a system call end in EFAULT. Frames are moved by mremap(2), which changes a block's pages
- * at once for every thread; with MREMAP_DONTUNMAP (Linux 5.7) no hole is left that another mmap(2) could
- * take. A block that is placed for reading is protected against writing, so writes are tracked. */
+ * Faults by SIGSEGV, where userfaultfd(2) is forbidden, as in many containers: absent blocks are
+ * protected against every access, and the handler, in the thread that touched one, has it placed.
+ * The kernel's own accesses for a system call end in EFAULT. Frames are moved by mremap(2), which
+ * changes a block's pages at once for every thread; with MREMAP_DONTUNMAP (Linux 5.7) no hole is
+ * left that another mmap(2) could take. A block that is placed for reading is protected against
+ * writing, so writes are tracked. */
 #include "mapping/fault.h"
 #include "mapping/fault_help.h"
 #include "mapping/fault_signal.h"

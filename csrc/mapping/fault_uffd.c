@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Faults by userfaultfd(2): the kernel stops a thread that touches an absent block, and a thread of ours
- * is told. Or, where system calls need not fault, it is sent SIGBUS and has the block placed itself: no
- * other thread has to be woken for it, nor it by another. Frames of a huge page are moved in and out by
- * one entry of a page table (UFFDIO_MOVE, Linux 6.8); before, they are copied in by UFFDIO_COPY, and
- * moved out by mremap(2) with MREMAP_DONTUNMAP (Linux 5.7), which like UFFDIO_MOVE leaves no moment in
- * which a write of another thread could be lost.
+ * Faults by userfaultfd(2): the kernel stops a thread that touches an absent block, and a thread of
+ * ours is told. Or, where system calls need not fault, it is sent SIGBUS and has the block placed
+ * itself: no other thread has to be woken for it, nor it by another. Frames of a huge page are
+ * moved in and out by one entry of a page table (UFFDIO_MOVE, Linux 6.8); before, they are copied
+ * in by UFFDIO_COPY, and moved out by mremap(2) with MREMAP_DONTUNMAP (Linux 5.7), which like
+ * UFFDIO_MOVE leaves no moment in which a write of another thread could be lost.
  *
- * A block that was moved in can be written, and there is no way to have it arrive protected. Protecting it
- * afterwards would leave a moment in which a write goes unseen, so writes are not tracked. */
+ * A block that was moved in can be written, and there is no way to have it arrive protected.
+ * Protecting it afterwards would leave a moment in which a write goes unseen, so writes are not
+ * tracked. */
 #include "mapping/fault.h"
 #include "mapping/fault_help.h"
 #include "mapping/fault_signal.h"
@@ -26,7 +27,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* For headers older than the kernel; the numbers are those of Linux's include/uapi/linux/userfaultfd.h. */
+/* For headers older than the kernel; the numbers are those of Linux's
+ * include/uapi/linux/userfaultfd.h. */
 #ifndef UFFD_USER_MODE_ONLY
 #define UFFD_USER_MODE_ONLY 1
 #endif
@@ -62,14 +64,17 @@ typedef struct uffd {
 
 /* ---- moving ---------------------------------------------------------------------------------- */
 
-/* Moves n bytes from one registered range to another; *done tells how many before an error. EAGAIN is a
- * change of the address space meanwhile (another thread's mmap(2)), and part of the way done. */
+/* Moves n bytes from one registered range to another; *done tells how many before an error. EAGAIN
+ * is a change of the address space meanwhile (another thread's mmap(2)), and part of the way done.
+ */
 static int move(const uffd *u, const uint8_t *to, const uint8_t *from, size_t n, uint64_t mode,
                 size_t *done) {
     *done = 0;
     for (int tries = 0; tries < AGAIN_MAX; tries++) {
-        struct uffdio_move move = {.dst = (uintptr_t)to + *done, .src = (uintptr_t)from + *done,
-                                   .len = n - *done, .mode = mode};
+        struct uffdio_move move = {.dst = (uintptr_t)to + *done,
+                                   .src = (uintptr_t)from + *done,
+                                   .len = n - *done,
+                                   .mode = mode};
         if (!ioctl(u->fd, UFFDIO_MOVE, &move)) {
             *done = n;
             return 1;
@@ -84,8 +89,8 @@ static int move(const uffd *u, const uint8_t *to, const uint8_t *from, size_t n,
     return 0;
 }
 
-/* Wakes who waits for n bytes at `p`. It fails only for a range that is none; but a thread that is not
- * woken waits for ever. */
+/* Wakes who waits for n bytes at `p`. It fails only for a range that is none; but a thread that is
+ * not woken waits for ever. */
 static int wake_range(const uffd *u, const uint8_t *p, size_t n) {
     for (int tries = 0;; tries++) {
         struct uffdio_range range = {.start = (uintptr_t)p, .len = n};
@@ -153,7 +158,8 @@ static int place_copy(fault_mechanism *m, size_t block, size_t frame, int writab
     (void)writable;
     for (int tries = 0; tries < AGAIN_MAX && done < s->block; tries++) {
         struct uffdio_copy copy = {.dst = (uintptr_t)to + done,
-                                   .src = (uintptr_t)from + done, .len = s->block - done,
+                                   .src = (uintptr_t)from + done,
+                                   .len = s->block - done,
                                    .mode = u->writable ? 0 : UFFDIO_COPY_MODE_WP};
         if (!ioctl(u->fd, UFFDIO_COPY, &copy))
             done = s->block;
@@ -198,7 +204,8 @@ static int answer(uffd *u) {
             continue;
         size_t offset = (size_t)(f->arg.pagefault.address - (uintptr_t)u->m.space.base);
         int write = (f->arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE) != 0;
-        /* There is no refusing a touch here: the owner ends the process, or lets it wait for the end. */
+        /* There is no refusing a touch here: the owner ends the process, or lets it wait for the
+         * end. */
         (void)u->m.owner.fault(u->m.owner.self, offset, write);
     }
     return 1;
@@ -265,9 +272,9 @@ int fault_uffd_permits_system_calls(void) {
 }
 
 static int watch(const uffd *u, uint8_t *p, size_t n, int writes) {
-    struct uffdio_register range = {
-        .range = {.start = (uintptr_t)p, .len = n},
-        .mode = UFFDIO_REGISTER_MODE_MISSING | (writes ? UFFDIO_REGISTER_MODE_WP : 0)};
+    struct uffdio_register range = {.range = {.start = (uintptr_t)p, .len = n},
+                                    .mode = UFFDIO_REGISTER_MODE_MISSING |
+                                            (writes ? UFFDIO_REGISTER_MODE_WP : 0)};
     return !ioctl(u->fd, UFFDIO_REGISTER, &range);
 }
 
@@ -290,8 +297,8 @@ static ccmem_status start(uffd *u, way way) {
     return CCMEM_ERR_THREAD;
 }
 
-static ccmem_status open_uffd(const fault_owner *owner, size_t block, size_t nblocks, size_t nframes,
-                              int writable, way way, fault_mechanism **out) {
+static ccmem_status open_uffd(const fault_owner *owner, size_t block, size_t nblocks,
+                              size_t nframes, int writable, way way, fault_mechanism **out) {
     static const uint64_t features[] = {
         [MOVING] = UFFD_FEATURE_MOVE | UFFD_FEATURE_PAGEFAULT_FLAG_WP,
         [COPYING] = UFFD_FEATURE_PAGEFAULT_FLAG_WP,
@@ -345,8 +352,8 @@ static ccmem_status open_signalling(const fault_owner *owner, size_t block, size
 
 static void finish(uffd *u) {
     fault_unmap(&u->m.space);
-    /* Whoever waits for what is gone meets SIGSEGV; a child may have a copy of the descriptor, so that
-     * closing it alone would not wake them. */
+    /* Whoever waits for what is gone meets SIGSEGV; a child may have a copy of the descriptor, so
+     * that closing it alone would not wake them. */
     (void)wake_range(u, u->m.space.base, u->m.space.nblocks * u->m.space.block);
     close(u->fd);
     close(u->stop);

@@ -7,9 +7,9 @@
 #include <unistd.h>
 
 #include "mapping/fault.h"
-#include "store/store.h"
-#include "platform/vmem.h"
 #include "mapping/window.h"
+#include "platform/vmem.h"
+#include "store/store.h"
 
 enum {
     FRAMES = 8,             /* a window has so many, if blocks of the smallest size allow */
@@ -23,7 +23,8 @@ struct ccmem_region {
     ccmem_fault fault;
 };
 
-/* 1 when the system gives no huge pages even on request (Documentation/admin-guide/mm/transhuge.rst). */
+/* 1 when the system gives no huge pages even on request
+ * (Documentation/admin-guide/mm/transhuge.rst). */
 static int huge_pages_refused(void) {
     char text[128];
     int fd = open("/sys/kernel/mm/transparent_hugepage/enabled", O_RDONLY | O_CLOEXEC);

@@ -1,23 +1,24 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Frames. A block is absent; or being opened by some thread; or opened, in a frame but not at its
- * address; or placed at its address, where threads use it. A block that is to go is first taken from its
- * address, at once for every thread, and then sealed if it was written: no write is lost, and whoever
- * touches it waits for the lock.
+ * address; or placed at its address, where threads use it. A block that is to go is first taken
+ * from its address, at once for every thread, and then sealed if it was written: no write is lost,
+ * and whoever touches it waits for the lock.
  *
- * Nobody sees the touches of a block that is placed, so what was used last is not known, only what faulted
- * last. Two things are made of that. A thread that reads block after block (a stream) gets its next
- * blocks opened ahead by threads of the mechanism's, and leaves the oldest of its own behind: a pass over
- * more than the window does not sweep out everything else, the next pass finds a part of it, and the
- * frames it goes through stay in the caches. Everything else goes first in, first out; but the last
- * CCMEM_WINDOW_BLOCKS blocks that faulted never go: an instruction that needs them all would begin again
- * for ever.
+ * Nobody sees the touches of a block that is placed, so what was used last is not known, only what
+ * faulted last. Two things are made of that. A thread that reads block after block (a stream) gets
+ * its next blocks opened ahead by threads of the mechanism's, and leaves the oldest of its own
+ * behind: a pass over more than the window does not sweep out everything else, the next pass finds
+ * a part of it, and the frames it goes through stay in the caches. Everything else goes first in,
+ * first out; but the last CCMEM_WINDOW_BLOCKS blocks that faulted never go: an instruction that
+ * needs them all would begin again for ever.
  *
- * Of the blocks opened ahead every few are not placed: their fault, which costs no decryption, tells how
- * far the reader has come. The others are, and touched without a fault.
+ * Of the blocks opened ahead every few are not placed: their fault, which costs no decryption,
+ * tells how far the reader has come. The others are, and touched without a fault.
  *
- * One lock for all, which is not held while a block is opened: several threads open at once. No thread
- * that holds it touches the range but for blocks that are placed, so a fault never waits for itself. */
+ * One lock for all, which is not held while a block is opened: several threads open at once. No
+ * thread that holds it touches the range but for blocks that are placed, so a fault never waits for
+ * itself. */
 #include "mapping/window.h"
 
 #include <errno.h>
@@ -30,25 +31,25 @@
 #include <unistd.h>
 
 #include "memory/budget.h"
-#include "platform/fork.h"
 #include "memory/ranges.h"
 #include "memory/secret.h"
+#include "platform/fork.h"
 #include "platform/signals.h"
 #include "store/store.h"
 
 enum {
     WINDOW_SPARE = CCMEM_WINDOW_BLOCKS, /* frames that pins leave, and prefault() if it can */
     STREAMS = 8,
-    AHEAD_MAX = 6,        /* blocks opened ahead of a stream at most */
-    BEHIND = 8,           /* how far behind it, beside these, its old blocks are looked for */
-    GRACE_NS = 100000,    /* a thread that was woken for a block gets this long to use it */
+    AHEAD_MAX = 6,     /* blocks opened ahead of a stream at most */
+    BEHIND = 8,        /* how far behind it, beside these, its old blocks are looked for */
+    GRACE_NS = 100000, /* a thread that was woken for a block gets this long to use it */
     BUSY_WAIT_NS = 200000,
-    BUSY_WAITS = 2500,    /* at least */
-    BUSY_AGAIN = 50       /* for the next frame, after one for which all that was in vain */
+    BUSY_WAITS = 2500, /* at least */
+    BUSY_AGAIN = 50    /* for the next frame, after one for which all that was in vain */
 };
 
-/* What the kernel, or another thread, holds longer than this will not come back. Counted too, since a
- * process that was stopped finds that all the time has gone by. */
+/* What the kernel, or another thread, holds longer than this will not come back. Counted too, since
+ * a process that was stopped finds that all the time has gone by. */
 static const uint64_t BUSY_NS = 10000000000;
 
 static const uint32_t NONE = UINT32_MAX;
@@ -57,8 +58,8 @@ typedef enum frame_state { EMPTY = 0, OPENING, OPENED, PLACED } frame_state;
 
 typedef struct frame {
     frame_state state;
-    int written;    /* may differ from what is stored */
-    int wanted;     /* being opened, and some thread waits for it: 1; to write there: 2 */
+    int written; /* may differ from what is stored */
+    int wanted;  /* being opened, and some thread waits for it: 1; to write there: 2 */
     uint32_t pins;
     size_t block;
     uint64_t order; /* the lowest goes first */
@@ -67,9 +68,9 @@ typedef struct frame {
 
 /* A reader that went from block to block. */
 typedef struct stream {
-    size_t last;   /* the block of its last fault */
-    size_t end;    /* the first block not opened ahead */
-    unsigned run;  /* faults in a row; 0: it may be none */
+    size_t last;  /* the block of its last fault */
+    size_t end;   /* the first block not opened ahead */
+    unsigned run; /* faults in a row; 0: it may be none */
     uint64_t order;
 } stream;
 
@@ -86,11 +87,11 @@ struct window {
     fault_space space;
     int writable;
     int closing;
-    int refused; /* insist() gave up, and has not succeeded since */
+    int refused;            /* insist() gave up, and has not succeeded since */
     pthread_cond_t changed; /* a frame's state, other than by the thread that waits */
-    size_t ahead, stride; /* blocks opened ahead; each so many of them are not placed */
-    size_t pinned;        /* frames */
-    size_t waiting;       /* frames that are being opened, and wanted */
+    size_t ahead, stride;   /* blocks opened ahead; each so many of them are not placed */
+    size_t pinned;          /* frames */
+    size_t waiting;         /* frames that are being opened, and wanted */
     size_t recent[CCMEM_WINDOW_BLOCKS]; /* the blocks that faulted last, the last one first */
     uint64_t clock;
     ccmem_region_stats count;
@@ -149,7 +150,8 @@ static void hide(window *w) {
 
 /* ---- blocks ---------------------------------------------------------------------------------- */
 
-/* What of a block belongs to the window: the first byte in the store, and where that is in the block. */
+/* What of a block belongs to the window: the first byte in the store, and where that is in the
+ * block. */
 static size_t extent(const window *w, size_t block, uint64_t *offset, size_t *skip) {
     uint64_t first = w->origin + (uint64_t)block * w->space.block, last = first + w->space.block;
     *offset = first < w->from ? w->from : first;
@@ -164,8 +166,8 @@ static ccmem_status seal(window *w, size_t block, const uint8_t *data) {
     return store_write_present(w->store, offset, data + skip, n, w->ops->waits);
 }
 
-/* Opens a block into a frame that is EMPTY, or `reused` and still holds another; `alone` in this thread
- * only. The lock is dropped meanwhile. On failure the frame is wiped. */
+/* Opens a block into a frame that is EMPTY, or `reused` and still holds another; `alone` in this
+ * thread only. The lock is dropped meanwhile. On failure the frame is wiped. */
 static ccmem_status open_block(window *w, size_t block, frame *f, int reused, int alone) {
     uint64_t offset;
     size_t skip, n = extent(w, block, &offset, &skip);
@@ -221,9 +223,9 @@ static int insist(window *w, int (*step)(window *, frame *, int), frame *f, int 
     return 0;
 }
 
-/* Wipes a block that the kernel keeps at its place. Where that is for reading only, a write would be a
- * fault that nobody answers: the kernel is to take the pages, which it wipes, and if it refuses even
- * that, they go when the range or the process ends. */
+/* Wipes a block that the kernel keeps at its place. Where that is for reading only, a write would
+ * be a fault that nobody answers: the kernel is to take the pages, which it wipes, and if it
+ * refuses even that, they go when the range or the process ends. */
 static void wipe_placed(window *w, const frame *f) {
     uint8_t *p = block_at(w, f->block);
     if (w->ops->tracks ? w->ops->allow(w->mechanism, f->block) : w->writable)
@@ -234,7 +236,8 @@ static void wipe_placed(window *w, const frame *f) {
 
 /* Ends the process: the frame's memory is neither here nor there, or protected for good. */
 static _Noreturn void break_off(window *w, frame *f) {
-    f->state = EMPTY; /* nobody can wipe it any more, nor may try: that would be a fault of its own */
+    f->state =
+        EMPTY; /* nobody can wipe it any more, nor may try: that would be a fault of its own */
     die(w, f->block, CCMEM_ERR_FAULT);
 }
 
@@ -265,8 +268,8 @@ static int take(window *w, frame *f, int unused) {
     return 1;
 }
 
-/* Takes a block out of a frame, which still holds it afterwards and is to be filled or wiped at once. 0
- * when it has to stay, *status says why if it could not be sealed. */
+/* Takes a block out of a frame, which still holds it afterwards and is to be filled or wiped at
+ * once. 0 when it has to stay, *status says why if it could not be sealed. */
 static int evict(window *w, frame *f, ccmem_status *status) {
     int placed = f->state == PLACED;
     if (!take(w, f, 0))
@@ -309,7 +312,8 @@ static int evictable(const window *w, const frame *f) {
     return !f->pins && f->state > OPENING;
 }
 
-/* The block that the stream left behind last, but for the one before its last: it may still be in use. */
+/* The block that the stream left behind last, but for the one before its last: it may still be in
+ * use. */
 static frame *left_behind(const window *w, const stream *s) {
     const size_t far = 2 * w->ahead + BEHIND;
     if (!s || !s->run)
@@ -344,14 +348,15 @@ static frame *oldest(const window *w, int force) {
     return found;
 }
 
-/* Its thread was just woken, and may not have got to run yet. One that answers for itself goes on at once. */
+/* Its thread was just woken, and may not have got to run yet. One that answers for itself goes on
+ * at once. */
 static int in_grace(const window *w, const frame *f) {
     return f->state == PLACED && !w->ops->waits && now() - f->since < GRACE_NS;
 }
 
-/* A frame to be filled at once; *reused tells whether it holds what it held. For a block that is wanted
- * now with `wanted`, else only one that nobody needs. NULL when there is none: *status is why, and CCMEM_OK
- * when there may be one in a moment. */
+/* A frame to be filled at once; *reused tells whether it holds what it held. For a block that is
+ * wanted now with `wanted`, else only one that nobody needs. NULL when there is none: *status is
+ * why, and CCMEM_OK when there may be one in a moment. */
 static frame *acquire(window *w, const stream *s, int wanted, int *reused, ccmem_status *status) {
     *status = CCMEM_OK;
     frame *f = empty_frame(w);
@@ -386,8 +391,8 @@ static void await_change(window *w) {
     (void)pthread_cond_timedwait(&w->changed, &w->lock, &until);
 }
 
-/* Has the block in a frame, OPENED or PLACED, for a caller that waits; NULL on failure, and when the
- * window is being closed (CCMEM_ERR_ARGUMENT). */
+/* Has the block in a frame, OPENED or PLACED, for a caller that waits; NULL on failure, and when
+ * the window is being closed (CCMEM_ERR_ARGUMENT). */
 static frame *have_block(window *w, const stream *s, size_t block, int alone,
                          ccmem_status *status) {
     uint64_t since = 0; /* its clock costs more than a block that is there */
@@ -432,8 +437,8 @@ static void take_away(window *w) {
     }
 }
 
-/* Of a window whose lock is held. A fault has nobody to return an error to, and going on would hand out
- * what nobody stored. */
+/* Of a window whose lock is held. A fault has nobody to return an error to, and going on would hand
+ * out what nobody stored. */
 static void die(window *w, size_t block, ccmem_status status) {
     char text[1024];
     int n;
@@ -447,28 +452,31 @@ static void die(window *w, size_t block, ccmem_status status) {
     __atomic_store_n(&dying, 2, __ATOMIC_SEQ_CST);
     fault_hurry();
     if (file)
-        n = snprintf(text, sizeof text,
-                     "pyccmem: page %llu of '%s' was touched through a mapping and could not be had "
-                     "from the file '%.400s': it was cut short while it was open, or its file system "
-                     "failed. A touch has no caller to tell, so all windows were wiped and this "
-                     "process ends.\n",
-                     (unsigned long long)failure.page, w->name, file);
+        n = snprintf(
+            text, sizeof text,
+            "pyccmem: page %llu of '%s' was touched through a mapping and could not be had "
+            "from the file '%.400s': it was cut short while it was open, or its file system "
+            "failed. A touch has no caller to tell, so all windows were wiped and this "
+            "process ends.\n",
+            (unsigned long long)failure.page, w->name, file);
     else if (status == CCMEM_ERR_INTEGRITY)
-        n = snprintf(text, sizeof text,
-                     "pyccmem: page %llu of '%s' was touched through a mapping and does not match its "
-                     "tag: it was changed since it was written. A touch has no caller to tell, so all "
-                     "windows were wiped and this process ends; verify() names the changed pages.\n",
-                     (unsigned long long)failure.page, w->name);
+        n = snprintf(
+            text, sizeof text,
+            "pyccmem: page %llu of '%s' was touched through a mapping and does not match its "
+            "tag: it was changed since it was written. A touch has no caller to tell, so all "
+            "windows were wiped and this process ends; verify() names the changed pages.\n",
+            (unsigned long long)failure.page, w->name);
     else if (status == CCMEM_ERR_READONLY)
         n = snprintf(text, sizeof text,
                      "pyccmem: a write to the read-only mapping of '%s' (mode 'r'). A touch has no "
                      "caller to tell, so all windows were wiped and this process ends.\n",
                      w->name);
     else
-        n = snprintf(text, sizeof text,
-                     "pyccmem: block %zu of a mapping of '%s' cannot be opened or sealed (%s). A touch "
-                     "has no caller to tell, so all windows were wiped and this process ends.\n",
-                     block, w->name, ccmem_status_text(status));
+        n = snprintf(
+            text, sizeof text,
+            "pyccmem: block %zu of a mapping of '%s' cannot be opened or sealed (%s). A touch "
+            "has no caller to tell, so all windows were wiped and this process ends.\n",
+            block, w->name, ccmem_status_text(status));
     for (int i = 0; file && i < n - 1 && i < (int)sizeof text - 1; i++)
         if ((unsigned char)text[i] < 32 || text[i] == 127) /* a file may have any name */
             text[i] = '?';
@@ -514,7 +522,8 @@ static int touch_placed(window *w, frame *f, int write) {
     if (write && !w->writable) {
         if (w->ops->waits)
             return 0;
-        die(w, f->block, CCMEM_ERR_READONLY); /* its thread waits for an answer, and there is none */
+        die(w, f->block,
+            CCMEM_ERR_READONLY); /* its thread waits for an answer, and there is none */
     }
     if (w->ops->tracks && write && !f->written) {
         if (!w->ops->allow(w->mechanism, f->block))
@@ -769,7 +778,8 @@ static void in_child(void) {
 static void register_in_child(void) { (void)pthread_atfork(NULL, NULL, in_child); }
 
 static int conflict(const window *a, const window *b) {
-    return a->store == b->store && (a->writable || b->writable) && a->from < b->to && b->from < a->to;
+    return a->store == b->store && (a->writable || b->writable) && a->from < b->to &&
+           b->from < a->to;
 }
 
 static ccmem_status enter(window *w) {
@@ -839,12 +849,12 @@ ccmem_status window_get_stats(window *w, ccmem_region_stats *out) {
 }
 
 void ccmem_regions_get_stats(ccmem_region_stats *out) {
-    *out = (ccmem_region_stats){
-        .faults = __atomic_load_n(&totals.faults, __ATOMIC_RELAXED),
-        .fills = __atomic_load_n(&totals.fills, __ATOMIC_RELAXED),
-        .read_ahead = __atomic_load_n(&totals.read_ahead, __ATOMIC_RELAXED),
-        .evictions = __atomic_load_n(&totals.evictions, __ATOMIC_RELAXED),
-        .write_backs = __atomic_load_n(&totals.write_backs, __ATOMIC_RELAXED)};
+    *out =
+        (ccmem_region_stats){.faults = __atomic_load_n(&totals.faults, __ATOMIC_RELAXED),
+                             .fills = __atomic_load_n(&totals.fills, __ATOMIC_RELAXED),
+                             .read_ahead = __atomic_load_n(&totals.read_ahead, __ATOMIC_RELAXED),
+                             .evictions = __atomic_load_n(&totals.evictions, __ATOMIC_RELAXED),
+                             .write_backs = __atomic_load_n(&totals.write_backs, __ATOMIC_RELAXED)};
 }
 
 /* ---- life ------------------------------------------------------------------------------------ */
@@ -909,7 +919,10 @@ ccmem_status window_new(const window_options *o, window **out) {
     }
     status = budget_reserve(nbytes);
     if (status == CCMEM_OK) {
-        const fault_owner owner = {.fault = on_fault, .idle = on_idle, .broken = on_broken, .self = w};
+        const fault_owner owner = {.fault = on_fault,
+                                   .idle = on_idle,
+                                   .broken = on_broken,
+                                   .self = w};
         /* Its threads may ask before `mechanism` is known: under the lock they wait. */
         pthread_mutex_lock(&w->lock);
         status = o->ops->open(&owner, o->block, nblocks, o->nframes, o->writable, &w->mechanism);

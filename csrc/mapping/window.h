@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
- * A fixed number of frames between a store and a range of addresses: which blocks are open, which goes
- * when another is wanted, what is opened ahead. One of the two doors from ciphertext to plaintext. */
+ * A fixed number of frames between a store and a range of addresses: which blocks are open, which
+ * goes when another is wanted, what is opened ahead. One of the two doors from ciphertext to
+ * plaintext. */
 #ifndef CCMEM_WINDOW_H
 #define CCMEM_WINDOW_H
 
@@ -35,7 +36,8 @@ ccmem_status window_flush(window *w);
 ccmem_status window_close(window *w);
 ccmem_status window_get_stats(window *w, ccmem_region_stats *out);
 
-/* Closes, and gives the addresses back. In a forked child it frees only what the child inherited. */
+/* Closes, and gives the addresses back. In a forked child it frees only what the child inherited.
+ */
 void window_free(window *w);
 
 #endif

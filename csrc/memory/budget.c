@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Counts without a lock: a fault's handler, a pool of blocks and any thread that asks may be here at
- * once, and a forked child must find nothing held.
+ * Counts without a lock: a fault's handler, a pool of blocks and any thread that asks may be here
+ * at once, and a forked child must find nothing held.
  *
  * Exposure is the integral of the resident bytes over time. A change by n at time t adds n * t or
- * takes it away, and so does the reading at the end, so that one counter is enough whatever overlaps.
- * It is exact modulo 2^64, in units of 64 bytes and 2^-16 seconds: years of a window of 64 MiB. */
+ * takes it away, and so does the reading at the end, so that one counter is enough whatever
+ * overlaps. It is exact modulo 2^64, in units of 64 bytes and 2^-16 seconds: years of a window of
+ * 64 MiB. */
 #include "memory/budget.h"
 
 #include <pthread.h>
@@ -14,13 +15,13 @@
 enum { UNIT_SHIFT = 6, TICK_SHIFT = 16 };
 
 static struct counts {
-    uint64_t limit;    /* 0: none */
+    uint64_t limit; /* 0: none */
     uint64_t reserved;
     uint64_t resident;
-    uint64_t peak;     /* of resident */
-    uint64_t ended;    /* minus the units and ticks of what began, plus those of what ended */
-    uint64_t units;    /* of what is resident */
-} counts; /* each word atomic */
+    uint64_t peak;  /* of resident */
+    uint64_t ended; /* minus the units and ticks of what began, plus those of what ended */
+    uint64_t units; /* of what is resident */
+} counts;           /* each word atomic */
 
 static uint64_t ticks_now(void) {
     struct timespec t;
@@ -28,9 +29,7 @@ static uint64_t ticks_now(void) {
     return ((uint64_t)t.tv_sec << TICK_SHIFT) + (((uint64_t)t.tv_nsec << TICK_SHIFT) / 1000000000u);
 }
 
-static uint64_t units_of(uint64_t n) {
-    return (n + ((uint64_t)1 << UNIT_SHIFT) - 1) >> UNIT_SHIFT;
-}
+static uint64_t units_of(uint64_t n) { return (n + ((uint64_t)1 << UNIT_SHIFT) - 1) >> UNIT_SHIFT; }
 
 static void after_fork(void) { counts = (struct counts){.limit = counts.limit}; }
 

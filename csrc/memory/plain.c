@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * A pool of plaintext blocks. Small ones are slots of a 64 KiB slab, large ones have a mapping of
- * their own; both begin at a multiple of 64 KiB with a header, so that a block's address alone leads
- * to it. Freed blocks are wiped and kept, up to a bound, since fresh memory is zeroed by the kernel
- * page by page.
+ * their own; both begin at a multiple of 64 KiB with a header, so that a block's address alone
+ * leads to it. Freed blocks are wiped and kept, up to a bound, since fresh memory is zeroed by the
+ * kernel page by page.
  *
  * The memory is left out of dumps, and a forked child finds zeros in it: it must not have the
  * plaintext, and an array it inherited must not be a fault. */
@@ -25,25 +25,25 @@
 #endif
 
 enum {
-    UNIT = 64 << 10,       /* alignment of slabs and of large mappings */
-    HEADER = 4096,         /* before the first block: keeps blocks aligned to system pages */
-    CLASSES = 8,           /* of slots, see slot_size */
+    UNIT = 64 << 10, /* alignment of slabs and of large mappings */
+    HEADER = 4096,   /* before the first block: keeps blocks aligned to system pages */
+    CLASSES = 8,     /* of slots, see slot_size */
     SLOTS_MAX = (UNIT - HEADER) / 64,
-    BINS = 8 * 48,            /* sizes of large mappings, eight to each power of two */
-    WIPE_GRAIN = 1 << 20,     /* the least that is worth another thread */
-    WIPE_STREAM = 4 << 20     /* from here on wiping goes around the caches */
+    BINS = 8 * 48,        /* sizes of large mappings, eight to each power of two */
+    WIPE_GRAIN = 1 << 20, /* the least that is worth another thread */
+    WIPE_STREAM = 4 << 20 /* from here on wiping goes around the caches */
 };
 
 static const uint32_t slot_size[CLASSES] = {64, 256, 512, 1024, 2048, 4096, 8192, 16384};
 
 typedef struct header {
-    uint64_t generation; /* of the process that made it; 0 in a child */
-    size_t mapped;       /* bytes, header included */
-    size_t length;       /* large block: bytes asked for */
+    uint64_t generation;            /* of the process that made it; 0 in a child */
+    size_t mapped;                  /* bytes, header included */
+    size_t length;                  /* large block: bytes asked for */
     struct header *next, *previous; /* large: in the list of kept blocks; slab: in its class */
     struct header *bin_next, *bin_previous; /* large: among the kept blocks of its size */
-    uint32_t class;      /* CLASSES for a large block */
-    uint32_t used;       /* slots handed out */
+    uint32_t class;                         /* CLASSES for a large block */
+    uint32_t used;                          /* slots handed out */
     uint16_t free_count;
     uint16_t free_slot[SLOTS_MAX];
 } header;
@@ -53,10 +53,10 @@ _Static_assert(sizeof(header) <= HEADER, "the header must fit before the first b
 typedef struct pool {
     uint64_t generation;
     pthread_mutex_t lock;
-    header *slabs[CLASSES];     /* with at least one free slot */
-    header *kept;               /* large blocks, most recently freed first */
+    header *slabs[CLASSES]; /* with at least one free slot */
+    header *kept;           /* large blocks, most recently freed first */
     header *kept_last;
-    header *bins[BINS];         /* the same, by size */
+    header *bins[BINS]; /* the same, by size */
     ccmem_plain_stats count;
 } pool;
 
@@ -151,7 +151,8 @@ static void give_slot(pool *pl, header *h, const uint8_t *p) {
     }
 }
 
-/* Sizes of large mappings: an eighth of a power of two apart, so that similar sizes share blocks. */
+/* Sizes of large mappings: an eighth of a power of two apart, so that similar sizes share blocks.
+ */
 static size_t large_size(size_t n) {
     size_t size = n + HEADER, step = UNIT;
     while (step * 16 < size)
@@ -235,7 +236,7 @@ ccmem_status ccmem_plain_alloc(uint64_t n, uint8_t **out) {
     if (!pl || n > SIZE_MAX / 4)
         return CCMEM_ERR_NOMEM;
     while (class < CLASSES && slot_size[class] < n)
-        class++;
+        class ++;
     if (class < CLASSES)
         n = slot_size[class];
     ccmem_status status = budget_reserve(n);

@@ -6,8 +6,8 @@
 #include "ccmem.h"
 
 enum {
-    /* Wiped blocks kept for reuse, in bytes: the kernel zeroes fresh pages one fault at a time, which
-     * costs more than the decryption that follows. */
+    /* Wiped blocks kept for reuse, in bytes: the kernel zeroes fresh pages one fault at a time,
+     * which costs more than the decryption that follows. */
     PLAIN_KEEP_BYTES = 256 << 20
 };
 

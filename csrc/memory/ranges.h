@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Addresses whose touch may open a page of a store: nobody may touch them while holding a page's lock,
- * or the one who opens the page would wait for him. */
+ * Addresses whose touch may open a page of a store: nobody may touch them while holding a page's
+ * lock, or the one who opens the page would wait for him. */
 #ifndef CCMEM_RANGES_H
 #define CCMEM_RANGES_H
 

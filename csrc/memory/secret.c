@@ -43,8 +43,8 @@ typedef struct chunk {
     uint8_t *base;
     size_t size;
     ccmem_secret_level level;
-    int chosen;               /* of a lower level than there may be: for those who ask for just that */
-    unsigned used;            /* slots handed out */
+    int chosen;    /* of a lower level than there may be: for those who ask for just that */
+    unsigned used; /* slots handed out */
     uint64_t taken[MAP_WORDS]; /* one bit a slot */
 } chunk;
 
@@ -82,8 +82,8 @@ int ccmem_equal(const void *a, const void *b, size_t n) {
         __asm__("" : "+r"(differ));
     }
     differ = (differ - 1) >> 8 & 1;
-    /* One bit, which every caller reports to its own: whether a tag, or half of a key, was the same.
-     * Where they differ stays secret. */
+    /* One bit, which every caller reports to its own: whether a tag, or half of a key, was the
+     * same. Where they differ stays secret. */
     DECLASSIFY(differ);
     return (int)differ;
 }
@@ -206,7 +206,7 @@ static void chunk_release(chunk **link) {
 
 static int release_empty(arena *a) {
     int any = 0;
-    for (int class = 0; class < CLASSES; class++)
+    for (int class = 0; class < CLASSES; class ++)
         for (chunk **link = &a->chunks[class]; *link;)
             if ((*link)->used)
                 link = &(*link)->next;
@@ -299,10 +299,11 @@ ccmem_status secret_alloc(size_t n, ccmem_secret_level require, void **out,
     int class = 0;
     arena *a;
 
-    if (!n || n > SECRET_SLOT_MAX || require < CCMEM_SECRET_NONE || require > CCMEM_SECRET_MLOCK_ONLY)
+    if (!n || n > SECRET_SLOT_MAX || require < CCMEM_SECRET_NONE ||
+        require > CCMEM_SECRET_MLOCK_ONLY)
         return CCMEM_ERR_ARGUMENT;
     while (slot_size[class] < n)
-        class++;
+        class ++;
     a = arena_get();
     if (!a)
         return CCMEM_ERR_NOMEM;
@@ -319,8 +320,9 @@ ccmem_status secret_alloc(size_t n, ccmem_secret_level require, void **out,
     return CCMEM_OK;
 }
 
-/* Keeps one empty chunk a class, so that making and freeing one key does not map every time; but none
- * when the last slot has come back, since a system that has secret memory does not hibernate. */
+/* Keeps one empty chunk a class, so that making and freeing one key does not map every time; but
+ * none when the last slot has come back, since a system that has secret memory does not hibernate.
+ */
 static void give_back(arena *a, int class, chunk **link, size_t slot) {
     chunk *c = *link;
     a->used--;
@@ -345,7 +347,7 @@ void secret_free(void *slot) {
     if (!a)
         return;
     pthread_mutex_lock(&a->lock);
-    for (int class = 0; class < CLASSES; class++)
+    for (int class = 0; class < CLASSES; class ++)
         for (chunk **link = &a->chunks[class]; *link; link = &(*link)->next) {
             size_t at = (uintptr_t)slot - (uintptr_t)(*link)->base;
             if (at < (*link)->size) {
@@ -383,7 +385,7 @@ uint64_t ccmem_secret_slots(void) {
     if (!a)
         return 0;
     pthread_mutex_lock(&a->lock);
-    for (int class = 0; class < CLASSES; class++)
+    for (int class = 0; class < CLASSES; class ++)
         for (const chunk *c = a->chunks[class]; c; c = c->next)
             slots += c->used;
     pthread_mutex_unlock(&a->lock);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * What other libraries leave on the stacks of threads. MKL packs matrices there (48 KiB in each of two
- * threads on a Sapphire Rapids), and glibc's M_PERTURB overwrites the heap only. */
+ * What other libraries leave on the stacks of threads. MKL packs matrices there (48 KiB in each of
+ * two threads on a Sapphire Rapids), and glibc's M_PERTURB overwrites the heap only. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif

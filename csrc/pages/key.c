@@ -5,10 +5,10 @@
 #include "pages/key.h"
 
 #include "crypto/aes/aes.h"
-#include "platform/fork.h"
 #include "crypto/mac/kdf.h"
-#include "pages/keywrap.h"
 #include "memory/secret.h"
+#include "pages/keywrap.h"
+#include "platform/fork.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -18,8 +18,8 @@
 
 enum {
     HEX_DIGITS = 2 * CCMEM_ROOT_KEY_SIZE,
-    BOM_SIZE = 3,       /* U+FEFF in UTF-8, which some editors begin a file with */
-    BLANKS_MAX = 16,    /* spaces and ends of lines after the digits */
+    BOM_SIZE = 3,    /* U+FEFF in UTF-8, which some editors begin a file with */
+    BLANKS_MAX = 16, /* spaces and ends of lines after the digits */
     KEY_FILE_MAX = BOM_SIZE + HEX_DIGITS + BLANKS_MAX
 };
 

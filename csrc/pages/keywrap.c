@@ -2,8 +2,8 @@
 #include "pages/keywrap.h"
 
 #include "crypto/aes/bitslice.h"
-#include "platform/cpu.h"
 #include "memory/secret.h"
+#include "platform/cpu.h"
 
 #include <string.h>
 
@@ -17,8 +17,8 @@ enum { STEPS = 6 }; /* passes over the key: s of SP 800-38F, 6.1, is six times i
  * */
 
 #if CCMEM_X86
-static __attribute__((target("aes"))) CLEAR_REGISTERS void
-aesni_decrypt(const aes_key *dec, uint8_t block[AES_BLOCK]) {
+static __attribute__((target("aes"))) CLEAR_REGISTERS void aesni_decrypt(const aes_key *dec,
+                                                                         uint8_t block[AES_BLOCK]) {
     const __m128i *rk = (const __m128i *)dec->rk;
     __m128i x = _mm_xor_si128(_mm_loadu_si128((const __m128i *)block), _mm_load_si128(rk));
     for (uint32_t r = 1; r < dec->rounds; r++)

@@ -5,8 +5,8 @@
 #include <string.h>
 
 #include "crypto/aegis/aegis.h"
-#include "memory/secret.h"
 #include "crypto/xts/xts.h"
+#include "memory/secret.h"
 
 static const page_suite suites[CCMEM_CIPHER_COUNT] = {
     [CCMEM_AES_128_XTS] = {"aes-128-xts", 32, sizeof(xts_key), 0},
@@ -55,9 +55,10 @@ static inline void place_run(uint8_t *scratch, uint32_t at, uint32_t span, const
 }
 
 /* Many runs of n bytes, a constant that one move copies: a general copy takes far longer. */
-static inline __attribute__((always_inline)) void
-place_items(uint8_t *scratch, uint32_t at, uint32_t span, const uint8_t *items,
-            const uint64_t *offsets, size_t count, uint32_t mask, uint32_t n) {
+static inline __attribute__((always_inline)) void place_items(uint8_t *scratch, uint32_t at,
+                                                              uint32_t span, const uint8_t *items,
+                                                              const uint64_t *offsets, size_t count,
+                                                              uint32_t mask, uint32_t n) {
     for (size_t i = 0; i < count; i++) {
         uint32_t offset = (uint32_t)offsets[i] & mask;
         if (offset - at <= span - n) /* wraps, and fails, below `at` */

@@ -9,7 +9,8 @@
 #include "pages/tweak_cache.h"
 
 enum {
-    PAGE_BATCH = 64, /* pages per call at most: their tweaks fit in 1 KiB, a mask of them in a word */
+    PAGE_BATCH =
+        64, /* pages per call at most: their tweaks fit in 1 KiB, a mask of them in a word */
     PAGE_TAG = 16
 };
 
@@ -27,8 +28,8 @@ typedef enum page_result {
 typedef struct page_context page_context;
 typedef uint8_t page_tag[PAGE_TAG];
 
-/* One cipher suite. Versions are never 0 here, dst and src are the same or do not overlap, and `tag`
- * is NULL for a cipher without tags. */
+/* One cipher suite. Versions are never 0 here, dst and src are the same or do not overlap, and
+ * `tag` is NULL for a cipher without tags. */
 typedef struct page_ops {
     /* Encrypts n <= PAGE_BATCH consecutive pages, the first with number `page`, each under its own
      * version, and writes their tags. */
@@ -44,10 +45,11 @@ typedef struct page_ops {
                              uint64_t page, uint64_t version, const uint8_t *tag, uint32_t offset,
                              uint32_t n);
     /* Replaces `count` runs, at least 1, of n bytes each in the page whose ciphertext lies at ct,
-     * moving it once, from version `from` (0: all zeros, ct is not read) to version `to`. Run i comes
-     * from data + i * n and goes to offset offsets[i] modulo the page's size; all lie inside the page,
-     * and a later one wins. PAGE_BAD: the page does not match its tag, and nothing has changed.
-     * Plaintext exists in scratch that is wiped: 4 KiB at a time, with a tag a whole page. */
+     * moving it once, from version `from` (0: all zeros, ct is not read) to version `to`. Run i
+     * comes from data + i * n and goes to offset offsets[i] modulo the page's size; all lie inside
+     * the page, and a later one wins. PAGE_BAD: the page does not match its tag, and nothing has
+     * changed. Plaintext exists in scratch that is wiped: 4 KiB at a time, with a tag a whole page.
+     */
     page_result (*modify)(const page_context *ctx, uint8_t *ct, const uint8_t *data, uint64_t page,
                           uint64_t from, uint64_t to, uint8_t *tag, const uint64_t *offsets,
                           size_t count, uint32_t n);
@@ -72,10 +74,10 @@ extern const page_ops page_xts, page_aegis;
 
 /* What a cipher needs of its surroundings. */
 typedef struct page_suite {
-    const char *name;     /* the key derivation's label */
-    size_t subkey_size;   /* bytes to derive */
-    size_t key_size;      /* bytes of the expanded key */
-    int authenticated;    /* pages carry a tag */
+    const char *name;   /* the key derivation's label */
+    size_t subkey_size; /* bytes to derive */
+    size_t key_size;    /* bytes of the expanded key */
+    int authenticated;  /* pages carry a tag */
 } page_suite;
 
 /* NULL outside the enumeration. */
@@ -91,8 +93,8 @@ ccmem_status page_init(page_context *ctx, ccmem_cipher cipher, ccmem_tier tier, 
  * for an authenticated cipher. */
 void page_init_keyless(page_context *ctx, ccmem_cipher cipher, ccmem_tier tier, uint32_t size);
 
-/* The bytes of one run that lie in [at, at + span) of the page, copied to scratch, which holds them:
- * run bytes `n` at `offset`. For the modify functions. */
+/* The bytes of one run that lie in [at, at + span) of the page, copied to scratch, which holds
+ * them: run bytes `n` at `offset`. For the modify functions. */
 void page_place(uint8_t *scratch, uint32_t at, uint32_t span, const uint8_t *data,
                 const uint64_t *offsets, size_t count, uint32_t mask, uint32_t n);
 

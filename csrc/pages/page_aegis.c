@@ -42,7 +42,7 @@ static void seal(const page_context *ctx, uint8_t *dst, const uint8_t *src, uint
                  const uint64_t *version, page_tag *tag, size_t n, unsigned flags) {
     uint8_t nonce[PAGE_BATCH][16];
     make_nonces(nonce, page, version, n);
-    kernels(ctx)->seal_pages(ctx->key, dst, src, n, ctx->size, (const uint8_t(*)[16])nonce, tag,
+    kernels(ctx)->seal_pages(ctx->key, dst, src, n, ctx->size, (const uint8_t (*)[16])nonce, tag,
                              stream(flags));
     clean_up(ctx);
 }
@@ -52,7 +52,7 @@ static uint64_t open(const page_context *ctx, uint8_t *dst, const uint8_t *src, 
     uint8_t nonce[PAGE_BATCH][16];
     make_nonces(nonce, page, version, n);
     uint64_t bad = kernels(ctx)->open_pages(ctx->key, dst, src, n, ctx->size,
-                                            (const uint8_t(*)[16])nonce, tag, stream(flags));
+                                            (const uint8_t (*)[16])nonce, tag, stream(flags));
     clean_up(ctx);
     return bad;
 }
@@ -86,12 +86,13 @@ static page_result modify_in(uint8_t *scratch, const page_context *ctx, uint8_t 
     return result;
 }
 
-/* A frame of its own for large pages: threads may have small stacks, and a frame that is larger than
- * what is left could miss the guard page. */
-static __attribute__((noinline)) page_result
-modify_large(const page_context *ctx, uint8_t *ct, const uint8_t *data, uint64_t page,
-             uint64_t from, uint64_t to, uint8_t *tag, const uint64_t *offsets, size_t count,
-             uint32_t n) {
+/* A frame of its own for large pages: threads may have small stacks, and a frame that is larger
+ * than what is left could miss the guard page. */
+static __attribute__((noinline)) page_result modify_large(const page_context *ctx, uint8_t *ct,
+                                                          const uint8_t *data, uint64_t page,
+                                                          uint64_t from, uint64_t to, uint8_t *tag,
+                                                          const uint64_t *offsets, size_t count,
+                                                          uint32_t n) {
     _Alignas(64) uint8_t scratch[CCMEM_PAGE_SIZE_MAX];
     return modify_in(scratch, ctx, ct, data, page, from, to, tag, offsets, count, n);
 }
@@ -113,8 +114,8 @@ static size_t dot(const page_context *ctx, const uint8_t *src, uint64_t page,
                   const dot_rows *d) {
     uint8_t nonce[PAGE_BATCH][16];
     make_nonces(nonce, page, version, n);
-    size_t good = kernels(ctx)->dot[dtype](ctx->key, src, n, ctx->size,
-                                           (const uint8_t(*)[16])nonce, tag, d);
+    size_t good =
+        kernels(ctx)->dot[dtype](ctx->key, src, n, ctx->size, (const uint8_t (*)[16])nonce, tag, d);
     burn_stack(); /* with the sums, the state does not always fit into the registers */
     return good;
 }

@@ -4,8 +4,8 @@
 
 #include <string.h>
 
-#include "memory/secret.h"
 #include "crypto/xts/xts.h"
+#include "memory/secret.h"
 
 /* Keeps what is seldom needed out of functions that are often called: there it would cost registers
  * to be saved and a stack to be aligned. */
@@ -40,7 +40,8 @@ static void seal(const page_context *ctx, uint8_t *dst, const uint8_t *src, uint
     (void)tag;
     _Alignas(64) uint8_t t0[PAGE_BATCH][16];
     make_tweaks(ctx, t0, page, version, n);
-    kernels(ctx)->seal_pages(key_of(ctx), dst, src, n, ctx->size, (const uint8_t(*)[16])t0, stream(flags));
+    kernels(ctx)->seal_pages(key_of(ctx), dst, src, n, ctx->size, (const uint8_t (*)[16])t0,
+                             stream(flags));
     ccmem_wipe(t0, n * sizeof t0[0]);
 }
 
@@ -49,7 +50,8 @@ static uint64_t open(const page_context *ctx, uint8_t *dst, const uint8_t *src, 
     (void)tag;
     _Alignas(64) uint8_t t0[PAGE_BATCH][16];
     make_tweaks(ctx, t0, page, version, n);
-    kernels(ctx)->open_pages(key_of(ctx), dst, src, n, ctx->size, (const uint8_t(*)[16])t0, stream(flags));
+    kernels(ctx)->open_pages(key_of(ctx), dst, src, n, ctx->size, (const uint8_t (*)[16])t0,
+                             stream(flags));
     ccmem_wipe(t0, n * sizeof t0[0]);
     return 0;
 }
@@ -58,7 +60,7 @@ static uint64_t open(const page_context *ctx, uint8_t *dst, const uint8_t *src, 
  * stack by the next call. */
 NOINLINE static void one_tweak(const page_context *ctx, xts_tweak *t0, uint64_t page,
                                uint64_t version) {
-    make_tweaks(ctx, (uint8_t(*)[16])t0, page, &version, 1);
+    make_tweaks(ctx, (uint8_t (*)[16])t0, page, &version, 1);
 }
 
 /* The same from the cache or into it; 1 when it was there. */
@@ -79,7 +81,8 @@ static void open_through_scratch(const page_context *ctx, uint8_t *dst, const ui
     _Alignas(64) uint8_t scratch[SCRATCH_BLOCKS * AES_BLOCK];
     uint32_t first = offset / AES_BLOCK, skip = offset % AES_BLOCK;
     uint32_t blocks = (skip + n + AES_BLOCK - 1) / AES_BLOCK;
-    kernels(ctx)->open_blocks(key_of(ctx), scratch, src + (size_t)first * AES_BLOCK, blocks, first, t0);
+    kernels(ctx)->open_blocks(key_of(ctx), scratch, src + (size_t)first * AES_BLOCK, blocks, first,
+                              t0);
     copy_secret(dst, scratch + skip, n);
     ccmem_wipe(scratch, (size_t)blocks * AES_BLOCK);
 }
@@ -116,7 +119,8 @@ static page_result open_part(const page_context *ctx, uint8_t *dst, const uint8_
     if (__builtin_expect((offset | n) % AES_BLOCK != 0, 0) ||
         __builtin_expect(!tweak_cache_get(&ctx->cache, page, version, &t0), 0))
         return open_slowly(ctx, dst, src, page, version, offset, n);
-    kernels(ctx)->open_blocks(key_of(ctx), dst, src + offset, n / AES_BLOCK, offset / AES_BLOCK, t0);
+    kernels(ctx)->open_blocks(key_of(ctx), dst, src + offset, n / AES_BLOCK, offset / AES_BLOCK,
+                              t0);
     return PAGE_HIT;
 }
 
@@ -137,12 +141,13 @@ static page_result modify(const page_context *ctx, uint8_t *ct, const uint8_t *d
         uint32_t first = (uint32_t)offsets[0] & mask;
         int covered = first <= at && first + n >= at + CHUNK;
         if (from && !covered)
-            kernels(ctx)->open_blocks(key_of(ctx), scratch, ct + at, CHUNK / AES_BLOCK, at / AES_BLOCK,
-                                  t[0]);
+            kernels(ctx)->open_blocks(key_of(ctx), scratch, ct + at, CHUNK / AES_BLOCK,
+                                      at / AES_BLOCK, t[0]);
         else if (!covered)
             memset(scratch, 0, CHUNK);
         page_place(scratch, at, CHUNK, data, offsets, count, mask, n);
-        kernels(ctx)->seal_blocks(key_of(ctx), ct + at, scratch, CHUNK / AES_BLOCK, at / AES_BLOCK, t[1]);
+        kernels(ctx)->seal_blocks(key_of(ctx), ct + at, scratch, CHUNK / AES_BLOCK, at / AES_BLOCK,
+                                  t[1]);
     }
     ccmem_wipe(scratch, sizeof scratch);
     ccmem_wipe(t, sizeof t);
@@ -157,7 +162,7 @@ static size_t dot(const page_context *ctx, const uint8_t *src, uint64_t page,
     (void)tag;
     _Alignas(64) uint8_t t0[PAGE_BATCH][16];
     make_tweaks(ctx, t0, page, version, n);
-    kernels(ctx)->dot[dtype](key_of(ctx), src, ctx->size, (const uint8_t(*)[16])t0, d);
+    kernels(ctx)->dot[dtype](key_of(ctx), src, ctx->size, (const uint8_t (*)[16])t0, d);
     ccmem_wipe(t0, n * sizeof t0[0]);
     return n;
 }

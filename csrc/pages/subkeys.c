@@ -1,17 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * A table of entries for each level of secret memory, filled in turn. Readers take no lock: an entry
- * has a sequence number, odd while it is being filled, and they look at it again afterwards, as at a
- * page's version. That is needed though pages have tags: a page that was put in the place of another
- * store's would match its tag under that store's subkey. Entries come round after many others, so
- * that a reader has to begin again is rare. */
+ * A table of entries for each level of secret memory, filled in turn. Readers take no lock: an
+ * entry has a sequence number, odd while it is being filled, and they look at it again afterwards,
+ * as at a page's version. That is needed though pages have tags: a page that was put in the place
+ * of another store's would match its tag under that store's subkey. Entries come round after many
+ * others, so that a reader has to begin again is rare. */
 #include "pages/subkeys.h"
 
 #include <pthread.h>
 #include <string.h>
 
-#include "platform/fork.h"
 #include "memory/secret.h"
+#include "platform/fork.h"
 
 enum {
     SLOTS = 2,
@@ -38,8 +38,8 @@ static table tables[LEVELS];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static uint64_t serials; /* atomic */
 
-/* Another thread of the parent may have held the lock. What the child inherits of the tables is told
- * by their generation. */
+/* Another thread of the parent may have held the lock. What the child inherits of the tables is
+ * told by their generation. */
 static void after_fork(void) { pthread_mutex_init(&lock, NULL); }
 
 static int registered; /* 1: done; -1: refused */

@@ -28,8 +28,8 @@ ccmem_status subkey_open(subkey *k, ccmem_key *root, const char *cipher,
 /* Wipes the subkey and gives back what subkey_open() took. `alien`: in a forked child. */
 void subkey_close(subkey *k, int alien);
 
-/* The subkey in secret memory, and a ticket: other threads may put another one there at any time, so
- * what was done with it means nothing unless subkey_kept() is true afterwards. */
+/* The subkey in secret memory, and a ticket: other threads may put another one there at any time,
+ * so what was done with it means nothing unless subkey_kept() is true afterwards. */
 const uint8_t *subkey_borrow(subkey *k, uint64_t *ticket);
 int subkey_kept(const subkey *k, uint64_t ticket);
 

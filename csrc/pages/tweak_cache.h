@@ -6,8 +6,8 @@
 #ifndef CCMEM_TWEAK_CACHE_H
 #define CCMEM_TWEAK_CACHE_H
 
-#include "memory/secret.h"
 #include "crypto/xts/xts.h"
+#include "memory/secret.h"
 
 /* Lockless in the manner of chess transposition tables (Hyatt and Mann, 2002): the two words that
  * name the entry are stored xored with a mix of the data. A reader that catches parts of two
@@ -47,7 +47,7 @@ static inline int tweak_cache_get(const tweak_cache *cache, uint64_t page, uint6
     if (!cache->entries)
         return 0;
     const volatile tweak_entry *e = &cache->entries[page & cache->mask];
-    xts_tweak tweak = e->tweak, differ = e->name ^ tweak_mix(tweak) ^ (xts_tweak){page, version};
+    xts_tweak tweak = e->tweak, differ = e->name ^ tweak_mix(tweak) ^ (xts_tweak) { page, version };
     uint64_t other = differ[0] | differ[1];
     DECLASSIFY(other); /* the tweak has cancelled out: two page numbers and versions are compared */
     if (other)
@@ -61,7 +61,7 @@ static inline void tweak_cache_put(const tweak_cache *cache, uint64_t page, uint
     if (!cache->entries)
         return;
     volatile tweak_entry *e = &cache->entries[page & cache->mask];
-    e->name = tweak_mix(t0) ^ (xts_tweak){page, version};
+    e->name = tweak_mix(t0) ^ (xts_tweak) { page, version };
     e->tweak = t0;
 }
 

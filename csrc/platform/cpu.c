@@ -37,7 +37,8 @@ static uint32_t detect(void) {
 
     if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx))
         return 0;
-    found = detect_amd() | bit_if(ecx, 20, CPU_SSE42) | bit_if(ecx, 25, CPU_AESNI) | bit_if(ecx, 1, CPU_PCLMUL);
+    found = detect_amd() | bit_if(ecx, 20, CPU_SSE42) | bit_if(ecx, 25, CPU_AESNI) |
+            bit_if(ecx, 1, CPU_PCLMUL);
     floats = bit_if(ecx, 12, CPU_FMA) | bit_if(ecx, 29, CPU_F16C);
     /* Without OSXSAVE, XGETBV itself is undefined; without AVX there is no ymm state to ask for. */
     xcr0 = (ecx >> 27 & 1) && (ecx >> 28 & 1) ? read_xcr0() : 0;
@@ -75,26 +76,22 @@ int cpu_supports(ccmem_tier tier) {
     uint32_t needs = CPU_SSE42 | CPU_AESNI | CPU_PCLMUL;
 
     switch (tier) {
-    case CCMEM_TIER_PORTABLE:
-        return 1;
-    case CCMEM_TIER_AESNI:
-        break;
+    case CCMEM_TIER_PORTABLE: return 1;
+    case CCMEM_TIER_AESNI: break;
     case CCMEM_TIER_VAES512:
         needs |= CPU_AVX512 | CPU_FMA | CPU_F16C;
         /* fallthrough */
-    case CCMEM_TIER_VAES256:
-        needs |= CPU_AVX2 | CPU_VAES | CPU_VPCLMUL;
-        break;
-    default:
-        return 0;
+    case CCMEM_TIER_VAES256: needs |= CPU_AVX2 | CPU_VAES | CPU_VPCLMUL; break;
+    default: return 0;
     }
     return (cpu_features() & needs) == needs;
 }
 
 const char *ccmem_cpu_feature(unsigned index, int *present) {
-    static const char *const names[] = {"sse4.2",     "aes",    "pclmulqdq", "avx2",         "vaes",
-                                        "vpclmulqdq", "avx512", "gfni",      "avx512_vbmi2", "bmi2",
-                                        "fma",        "f16c",   "avx512_bf16"};
+    static const char *const names[] = {"sse4.2",       "aes",        "pclmulqdq", "avx2",
+                                        "vaes",         "vpclmulqdq", "avx512",    "gfni",
+                                        "avx512_vbmi2", "bmi2",       "fma",       "f16c",
+                                        "avx512_bf16"};
 
     if (index >= sizeof names / sizeof *names)
         return NULL;

@@ -23,18 +23,18 @@ enum {
     CPU_SSE42 = 1u << 0,
     CPU_AESNI = 1u << 1,
     CPU_PCLMUL = 1u << 2,
-    CPU_AVX2 = 1u << 3,    /* and the system saves ymm state */
+    CPU_AVX2 = 1u << 3, /* and the system saves ymm state */
     CPU_VAES = 1u << 4,
     CPU_VPCLMUL = 1u << 5,
-    CPU_AVX512 = 1u << 6,  /* F, BW, DQ, VL, and the system saves zmm state */
+    CPU_AVX512 = 1u << 6, /* F, BW, DQ, VL, and the system saves zmm state */
     CPU_GFNI = 1u << 7,
     CPU_VBMI2 = 1u << 8,
     CPU_BMI2 = 1u << 9,
-    CPU_FMA = 1u << 10,    /* and the system saves ymm state, as for the next */
+    CPU_FMA = 1u << 10, /* and the system saves ymm state, as for the next */
     CPU_F16C = 1u << 11,
     CPU_AVX512_BF16 = 1u << 12, /* besides CPU_AVX512 */
-    CPU_AMD = 1u << 30,    /* internal, see cpu_is_amd() */
-    CPU_UNSET = 1u << 31   /* internal: not detected yet */
+    CPU_AMD = 1u << 30,         /* internal, see cpu_is_amd() */
+    CPU_UNSET = 1u << 31        /* internal: not detected yet */
 };
 
 /* The features of this processor that the operating system lets us use; detected once. */

@@ -39,11 +39,11 @@ typedef struct watched {
     int reported;
 } watched;
 
-/* A tree (tsearch(3)) by address. Nobody who holds the lock touches a page of a file, so the handler of
- * such a touch never waits for itself. */
+/* A tree (tsearch(3)) by address. Nobody who holds the lock touches a page of a file, so the
+ * handler of such a touch never waits for itself. */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static void *tree;
-static size_t count;   /* atomic; in the tree */
+static size_t count; /* atomic; in the tree */
 static path *newest;
 static size_t unit; /* the system's page */
 
@@ -68,8 +68,8 @@ static int replace(watched *w, uintptr_t address) {
     const uintptr_t page = address & ~(uintptr_t)(unit - 1);
     const size_t number = (page - w->begin) / unit;
     if (!w->lost) {
-        void *bits = mmap(NULL, bits_size(w), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-                          -1, 0);
+        void *bits =
+            mmap(NULL, bits_size(w), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (bits == MAP_FAILED)
             return 0;
         w->lost = bits;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Mapped pages of files that cannot be had any more: the file was cut short, or its file system failed.
- * The system answers a touch of one with SIGBUS. */
+ * Mapped pages of files that cannot be had any more: the file was cut short, or its file system
+ * failed. The system answers a touch of one with SIGBUS. */
 #ifndef CCMEM_LOST_H
 #define CCMEM_LOST_H
 
@@ -8,17 +8,17 @@
 
 #include "ccmem.h"
 
-/* From now on a touch of n > 0 bytes at p, a mapping of the open file `fd`, by code of this module finds
- * a page of zeros where the file's cannot be had, so that its tag does not match; a touch by any other
- * code goes to whoever handles SIGBUS, after a message that names the file. CCMEM_ERR_NOMEM;
- * CCMEM_ERR_IO when the system refuses a handler (errno says why). */
+/* From now on a touch of n > 0 bytes at p, a mapping of the open file `fd`, by code of this module
+ * finds a page of zeros where the file's cannot be had, so that its tag does not match; a touch by
+ * any other code goes to whoever handles SIGBUS, after a message that names the file.
+ * CCMEM_ERR_NOMEM; CCMEM_ERR_IO when the system refuses a handler (errno says why). */
 ccmem_status lost_watch(const void *p, size_t n, int fd);
 
 /* Undoes it for the mapping that begins at p, before that is unmapped; nothing if there is none. */
 void lost_unwatch(const void *p);
 
-/* The path of the file when a page within [p, p + n) was found lost, else NULL. Once it was told it stays
- * valid. A page stays lost in this mapping though the file may be mended. */
+/* The path of the file when a page within [p, p + n) was found lost, else NULL. Once it was told it
+ * stays valid. A page stays lost in this mapping though the file may be mended. */
 const char *lost_path(const void *p, size_t n);
 
 #endif

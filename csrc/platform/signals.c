@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * A handler runs in the thread whose access failed, on that thread's stack and not on an alternate one:
- * decryption needs some 20 KiB, and alternate stacks are often smaller. It is not blocked meanwhile
- * (SA_NODEFER), since what answers may read a page of a file that cannot be had, which is a signal too.
- * Signals that nobody answers go to whoever handled them before.
+ * A handler runs in the thread whose access failed, on that thread's stack and not on an alternate
+ * one: decryption needs some 20 KiB, and alternate stacks are often smaller. It is not blocked
+ * meanwhile (SA_NODEFER), since what answers may read a page of a file that cannot be had, which is
+ * a signal too. Signals that nobody answers go to whoever handled them before.
  *
- * A handler that somebody sets after ours sees our signals first. One that returns, as Python's own does,
- * has the access repeated for ever; one that takes every signal for the end of the program ends it. So ours
- * goes in front again: when Python tells of such a call (ccmem_signals_lead), at each call about a
- * mapping, and by a thread that looks every now and then, for those who tell nobody. */
+ * A handler that somebody sets after ours sees our signals first. One that returns, as Python's own
+ * does, has the access repeated for ever; one that takes every signal for the end of the program
+ * ends it. So ours goes in front again: when Python tells of such a call (ccmem_signals_lead), at
+ * each call about a mapping, and by a thread that looks every now and then, for those who tell
+ * nobody. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -36,10 +37,10 @@ static signals_answer answers[SIGNALS_ANSWERS]; /* atomic */
 
 static pthread_mutex_t installing = PTHREAD_MUTEX_INITIALIZER;
 
-/* What we replaced, for SIGSEGV and SIGBUS. Somebody who replaces us keeps our handler as the one to go
- * back to or to call. When we are then put in front of him it is by another, whose predecessor he is, and
- * the old one still leads to what was there before it: with one handler for both the chain would be
- * a circle. */
+/* What we replaced, for SIGSEGV and SIGBUS. Somebody who replaces us keeps our handler as the one
+ * to go back to or to call. When we are then put in front of him it is by another, whose
+ * predecessor he is, and the old one still leads to what was there before it: with one handler for
+ * both the chain would be a circle. */
 static struct sigaction before[2][LEVELS];
 static int levels[2];
 static unsigned holders[2]; /* who asked for it to be in front */
@@ -53,8 +54,8 @@ static void pass_on(int level, int number, siginfo_t *info, void *context) {
     } else if (old->sa_handler != SIG_DFL && old->sa_handler != SIG_IGN) {
         old->sa_handler(number);
     } else if (old->sa_handler == SIG_DFL || info->si_code > 0) {
-        /* The access is repeated, and ends the process; an ignored fault does so, too (signal(7)). What
-         * somebody sent is not repeated by itself. */
+        /* The access is repeated, and ends the process; an ignored fault does so, too (signal(7)).
+         * What somebody sent is not repeated by itself. */
         struct sigaction standard = {.sa_handler = SIG_DFL};
         if (sigaction(number, &standard, NULL))
             abort(); /* or it would come here again for ever */
@@ -130,9 +131,10 @@ HANDLER(4)
 HANDLER(5)
 HANDLER(6)
 HANDLER(7)
-static void (*const handlers[LEVELS])(int, siginfo_t *, void *) = {
-    on_signal_0, on_signal_1, on_signal_2, on_signal_3,
-    on_signal_4, on_signal_5, on_signal_6, on_signal_7};
+static void (*const handlers[LEVELS])(int, siginfo_t *, void *) = {on_signal_0, on_signal_1,
+                                                                   on_signal_2, on_signal_3,
+                                                                   on_signal_4, on_signal_5,
+                                                                   on_signal_6, on_signal_7};
 
 void signals_ask(int place, signals_answer answer) {
     __atomic_store_n(&answers[place], answer, __ATOMIC_RELEASE);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The handlers of SIGSEGV and SIGBUS: who is asked about an access, who had the signals before, and how
- * ours stays in front of handlers that others set. */
+ * The handlers of SIGSEGV and SIGBUS: who is asked about an access, who had the signals before, and
+ * how ours stays in front of handlers that others set. */
 #ifndef CCMEM_SIGNALS_H
 #define CCMEM_SIGNALS_H
 
@@ -12,28 +12,30 @@ enum {
     SIGNALS_OURS = 2   /* of `how`: by an instruction of this module */
 };
 
-/* Is asked by a handler, in the thread whose access failed. 1: the access is to be repeated. 0: not mine. */
+/* Is asked by a handler, in the thread whose access failed. 1: the access is to be repeated. 0: not
+ * mine. */
 typedef int (*signals_answer)(uintptr_t address, int how);
 
-/* Who is asked, in this order: touches of mappings are frequent, and need no lock of all threads. */
+/* Who is asked, in this order: touches of mappings are frequent, and need no lock of all threads.
+ */
 enum { SIGNALS_OF_MAPPINGS, SIGNALS_OF_FILES, SIGNALS_ANSWERS };
 
 /* From now on `answer` is asked in that place, for good. */
 void signals_ask(int place, signals_answer answer);
 
 /* Puts our handler in front for this signal, and keeps it there, as well as that can be done, until
- * signals_release() was called as often. With `watch` a thread looks for those who set another. 0 when
- * the system refuses (errno says why). */
+ * signals_release() was called as often. With `watch` a thread looks for those who set another. 0
+ * when the system refuses (errno says why). */
 int signals_hold(int number, int watch);
 
 void signals_release(int number, int watch);
 
-/* Puts our handlers in front again where others have set theirs since, which get what is not for us. 0
- * when the system refuses (errno says why). */
+/* Puts our handlers in front again where others have set theirs since, which get what is not for
+ * us. 0 when the system refuses (errno says why). */
 int signals_lead(void);
 
-/* A thread with every signal blocked but those that an access may raise, and SIGABRT. 0 when there is
- * none to be had. */
+/* A thread with every signal blocked but those that an access may raise, and SIGABRT. 0 when there
+ * is none to be had. */
 int signals_thread(void *(*body)(void *), void *arg, void *thread);
 
 #endif

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * A table of address ranges that is searched without a lock, by the handler of a signal too, and has
- * room for as many as there is memory for. */
+ * A table of address ranges that is searched without a lock, by the handler of a signal too, and
+ * has room for as many as there is memory for. */
 #ifndef CCMEM_SPANS_H
 #define CCMEM_SPANS_H
 
@@ -12,9 +12,9 @@
 typedef struct span {
     uintptr_t begin, end; /* atomic */
     void *owner;          /* atomic */
-    unsigned users;       /* atomic; calls of span_ask() that may be in the owner, of this span alone:
-                           * others may be busy for ever */
-    struct span *next;    /* of those that are free */
+    unsigned users;    /* atomic; calls of span_ask() that may be in the owner, of this span alone:
+                        * others may be busy for ever */
+    struct span *next; /* of those that are free */
 } span;
 
 enum { SPANS_FIRST = 64, SPAN_SEGMENTS = 24 };
@@ -39,9 +39,10 @@ void span_leave(span_table *table, span *which);
 /* Undoes it for the span that begins at p, if there is one. */
 void span_leave_at(span_table *table, const void *p);
 
-/* Asks the owners of the spans that hold the address until one answers other than 0, and returns that. */
-int span_ask(span_table *table, uintptr_t address, int (*ask)(void *owner, uintptr_t address, int how),
-             int how);
+/* Asks the owners of the spans that hold the address until one answers other than 0, and returns
+ * that. */
+int span_ask(span_table *table, uintptr_t address,
+             int (*ask)(void *owner, uintptr_t address, int how), int how);
 
 /* 1 when some byte of [p, p + n) lies in one. */
 int span_touch(span_table *table, const void *p, uint64_t n);

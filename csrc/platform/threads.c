@@ -28,14 +28,14 @@ typedef struct job {
 } job;
 
 static struct pool {
-    pthread_mutex_t busy;  /* held by the one caller that uses the workers */
-    pthread_mutex_t lock;  /* guards round, open and joining */
+    pthread_mutex_t busy; /* held by the one caller that uses the workers */
+    pthread_mutex_t lock; /* guards round, open and joining */
     pthread_cond_t wake;
-    uint64_t generation;   /* atomic; of the process the workers live in */
-    unsigned workers;      /* started; numbered from 1, the caller is part 0 */
-    unsigned round;        /* atomic for spinners; grows by one with every job */
-    int open;              /* the job may still be joined */
-    unsigned active;       /* atomic; workers inside the job */
+    uint64_t generation; /* atomic; of the process the workers live in */
+    unsigned workers;    /* started; numbered from 1, the caller is part 0 */
+    unsigned round;      /* atomic for spinners; grows by one with every job */
+    int open;            /* the job may still be joined */
+    unsigned active;     /* atomic; workers inside the job */
     job job;
 } pool = {.busy = PTHREAD_MUTEX_INITIALIZER,
           .lock = PTHREAD_MUTEX_INITIALIZER,
@@ -125,7 +125,8 @@ static void after_fork(void) {
 
 static void register_after_fork(void) { (void)pthread_atfork(NULL, NULL, after_fork); }
 
-/* Brings the pool to n - 1 workers if it can; returns how many threads there are with the caller. */
+/* Brings the pool to n - 1 workers if it can; returns how many threads there are with the caller.
+ */
 static unsigned start_workers(unsigned n) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, register_after_fork);
@@ -137,8 +138,9 @@ static unsigned start_workers(unsigned n) {
         sigset_t all, old;
         if (pthread_attr_init(&attr))
             break;
-        /* Signals are for the application's own threads; but not those that a thread raises itself by
-         * an access to the caller's memory: blocked, they would kill the process past its handlers. */
+        /* Signals are for the application's own threads; but not those that a thread raises itself
+         * by an access to the caller's memory: blocked, they would kill the process past its
+         * handlers. */
         sigfillset(&all);
         sigdelset(&all, SIGSEGV);
         sigdelset(&all, SIGBUS);
@@ -160,8 +162,8 @@ static unsigned start_workers(unsigned n) {
     return pool.workers + 1 < n ? pool.workers + 1 : n;
 }
 
-/* Shares [0, n) out among so many threads, in smaller pieces than a thread's worth, so that who finishes
- * early finds something to take. */
+/* Shares [0, n) out among so many threads, in smaller pieces than a thread's worth, so that who
+ * finishes early finds something to take. */
 static void share_out(job *j, unsigned threads, uint64_t n, uint64_t grain, parallel_body body,
                       void *arg) {
     uint64_t piece = grain / PIECES ? grain / PIECES : 1, pieces = (n + piece - 1) / piece;
@@ -207,8 +209,7 @@ void parallel_for(uint64_t n, uint64_t grain, parallel_body body, void *arg) {
     uint64_t home = __atomic_load_n(&pool.generation, __ATOMIC_RELAXED);
     gomp_parallel team = __atomic_load_n(&openmp.run, __ATOMIC_ACQUIRE);
 
-    if (threads < 2 || (home && fork_alien(home)) ||
-        pthread_mutex_trylock(&pool.busy)) {
+    if (threads < 2 || (home && fork_alien(home)) || pthread_mutex_trylock(&pool.busy)) {
         if (n)
             body(arg, 0, n);
         return;

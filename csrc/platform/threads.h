@@ -8,13 +8,14 @@
 
 typedef void (*parallel_body)(void *arg, uint64_t begin, uint64_t end);
 
-/* Calls body on disjoint pieces of [0, n), which together cover it, in up to ccmem_threads() threads,
- * and returns when all have finished. `grain` > 0 is the number of items that is worth a thread:
- * with fewer than two of them, or when another call is using the threads, or when none could be
- * started, the calling thread does all. */
+/* Calls body on disjoint pieces of [0, n), which together cover it, in up to ccmem_threads()
+ * threads, and returns when all have finished. `grain` > 0 is the number of items that is worth a
+ * thread: with fewer than two of them, or when another call is using the threads, or when none
+ * could be started, the calling thread does all. */
 void parallel_for(uint64_t n, uint64_t grain, parallel_body body, void *arg);
 
-/* libgomp's manual, "Implementing PARALLEL construct": calls fn(data) in a team of so many threads. */
+/* libgomp's manual, "Implementing PARALLEL construct": calls fn(data) in a team of so many threads.
+ */
 typedef void (*gomp_parallel)(void (*fn)(void *data), void *data, unsigned threads, unsigned flags);
 
 #endif

@@ -7,9 +7,9 @@
 
 #define HUGE_PAGE ((size_t)2 << 20) /* x86-64; where pages are larger it is only an alignment */
 
-/* `size` bytes (whole system pages) from a multiple of `align` (a power of two, at least a system page)
- * on, zeroed, left out of core dumps; huge pages where `align` is at least one and the system gives
- * them on request. NULL when there is no memory. Given back with munmap(2). */
+/* `size` bytes (whole system pages) from a multiple of `align` (a power of two, at least a system
+ * page) on, zeroed, left out of core dumps; huge pages where `align` is at least one and the system
+ * gives them on request. NULL when there is no memory. Given back with munmap(2). */
 void *vmem_map_aligned(size_t size, size_t align);
 
 /* n > 0 bytes for ciphertext: huge pages where the system gives them on request, left out of core

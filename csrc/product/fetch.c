@@ -19,7 +19,8 @@ size_t fetch_room_whole(const ccmem_store *store, size_t n) {
     return n + 2 * store_page_size(store);
 }
 
-/* Has the page of byte `at` open, and returns how many bytes from there on are. 0: *status says why. */
+/* Has the page of byte `at` open, and returns how many bytes from there on are. 0: *status says
+ * why. */
 static size_t opened(fetch *f, uint64_t at, uint64_t end, ccmem_status *status) {
     const uint64_t size = store_page_size(f->store), page = at / size;
     if (page < f->first || page >= f->first + f->count) {

@@ -9,10 +9,10 @@ enum { FETCH_SLACK = 128 }; /* bytes after the pages that a conversion may read 
 
 typedef struct fetch {
     ccmem_store *store;
-    uint8_t *pages;   /* the caller's, aligned to 64 */
-    uint64_t first;   /* the pages that are open now */
+    uint8_t *pages; /* the caller's, aligned to 64 */
+    uint64_t first; /* the pages that are open now */
     uint64_t count;
-    size_t element;   /* bytes of one */
+    size_t element; /* bytes of one */
     void (*convert)(void *to, const uint8_t *from, size_t n);
     size_t converted; /* bytes of one */
 } fetch;
@@ -21,9 +21,9 @@ typedef struct fetch {
 size_t fetch_room(const ccmem_store *store);
 size_t fetch_room_whole(const ccmem_store *store, size_t n);
 
-/* Opens n elements from byte `at` of the store on and converts them to `to`, where up to a vector more
- * is written. Pages up to byte `end`, of which more will be asked for, may be opened with them. The
- * errors of store_open_pages(). */
+/* Opens n elements from byte `at` of the store on and converts them to `to`, where up to a vector
+ * more is written. Pages up to byte `end`, of which more will be asked for, may be opened with
+ * them. The errors of store_open_pages(). */
 ccmem_status fetch_run(fetch *f, void *to, uint64_t at, size_t n, uint64_t end);
 
 /* Opens n bytes from byte `at` on; *out is where they lie, as they are, until the next call. */

@@ -1,22 +1,22 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Products of an encrypted matrix with several rows of x. Each thread takes groups of W's rows, opens
- * and converts them into memory of its own, which its cache holds, and multiplies them by all rows of
- * x before it takes the next; no thread waits for another. Memory is read once, as ciphertext, for all
- * rows of x of a pass.
+ * Products of an encrypted matrix with several rows of x. Each thread takes groups of W's rows,
+ * opens and converts them into memory of its own, which its cache holds, and multiplies them by all
+ * rows of x before it takes the next; no thread waits for another. Memory is read once, as
+ * ciphertext, for all rows of x of a pass.
  *
- * Few rows of x stay as they are, and products are summed along k. Otherwise x is copied into panels
- * first, by all threads. What is added to what, and in which order, depends on in_features, on whether
- * rows of x are few, and on the tier alone. */
+ * Few rows of x stay as they are, and products are summed along k. Otherwise x is copied into
+ * panels first, by all threads. What is added to what, and in which order, depends on in_features,
+ * on whether rows of x are few, and on the tier alone. */
 #include "kernels/gemm.h"
 
 #include <string.h>
 
-#include "platform/cpu.h"
 #include "kernels/gemv.h"
+#include "platform/cpu.h"
+#include "platform/threads.h"
 #include "product/fetch.h"
 #include "store/store.h"
-#include "platform/threads.h"
 
 #if CCMEM_X86
 #include <immintrin.h>
@@ -25,16 +25,17 @@
 enum {
     WORD = 4,
     LINE_WORDS = 16,
-    PAD_WORDS = 16,           /* that a conversion may write past the last of a row */
-    SET_BYTES = 4096,         /* words so far apart share the few places of one set of an L1 */
-    TURN_WORDS = 64,          /* of rows of x that are turned at a time, into an L1 */
-    DEPTH = 2048,             /* words of k for which a panel is multiplied at a time: it stays in L2 */
+    PAD_WORDS = 16,   /* that a conversion may write past the last of a row */
+    SET_BYTES = 4096, /* words so far apart share the few places of one set of an L1 */
+    TURN_WORDS = 64,  /* of rows of x that are turned at a time, into an L1 */
+    DEPTH = 2048,     /* words of k for which a panel is multiplied at a time: it stays in L2 */
     DOT_GROUP_BYTES = 64 << 10,
-    GROUP_BYTES = 400 << 10,  /* of W's rows in a group, converted, beside a panel in an L2 */
-    GROUP_HEIGHT = 24,        /* rows: each group reads all of x, but few groups share out unevenly */
-    ROWS_BYTES = 640 << 10,   /* the most that the lowest group takes; wider rows are taken in parts */
-    PASS_BYTES = 1 << 20,     /* of x in panels at a time: an L2 keeps them for all groups, */
-    PASS_ROWS = 256,          /* but at least so many rows, since each pass opens W anew, */
+    GROUP_BYTES = 400 << 10, /* of W's rows in a group, converted, beside a panel in an L2 */
+    GROUP_HEIGHT = 24, /* rows: each group reads all of x, but few groups share out unevenly */
+    ROWS_BYTES = 640
+        << 10,            /* the most that the lowest group takes; wider rows are taken in parts */
+    PASS_BYTES = 1 << 20, /* of x in panels at a time: an L2 keeps them for all groups, */
+    PASS_ROWS = 256,      /* but at least so many rows, since each pass opens W anew, */
     PASS_BYTES_MAX = 2 << 20, /* if they fit into this. Wider rows leave an L2 anyway: */
     PANEL_BYTES = 32 << 20,   /* of those at a time */
     PACK_GRAIN = 64 << 10,    /* bytes of x that are worth another thread */
@@ -58,17 +59,17 @@ const panel_ops *panel_tier(ccmem_tier tier, int halves) {
 typedef struct panels {
     const panel_ops *ops;
     panel_product p;
-    size_t element;    /* bytes of one of W */
-    size_t unit;       /* bytes of one of x, and of W when converted */
-    int few;           /* rows of x */
-    int as_is;         /* rows of W are multiplied where they were opened */
-    const uint8_t *x;  /* the rows of this pass: as they are, or in panels */
-    size_t ldx;        /* words, of rows that are few */
-    size_t rows;       /* of this pass */
-    uint64_t group;    /* rows of W that are taken at a time */
-    uint64_t part;     /* elements of a row that are */
-    size_t ldw;        /* words */
-    uint64_t next;     /* atomic; the first row of W that nobody has taken */
+    size_t element;   /* bytes of one of W */
+    size_t unit;      /* bytes of one of x, and of W when converted */
+    int few;          /* rows of x */
+    int as_is;        /* rows of W are multiplied where they were opened */
+    const uint8_t *x; /* the rows of this pass: as they are, or in panels */
+    size_t ldx;       /* words, of rows that are few */
+    size_t rows;      /* of this pass */
+    uint64_t group;   /* rows of W that are taken at a time */
+    uint64_t part;    /* elements of a row that are */
+    size_t ldw;       /* words */
+    uint64_t next;    /* atomic; the first row of W that nobody has taken */
     outcome end;
 } panels;
 
@@ -95,7 +96,7 @@ static size_t pages_bytes(const panels *l) {
     return round_up(l->as_is ? fetch_room_whole(l->p.store, bytes) : fetch_room(l->p.store), 64);
 }
 
-/* ---- x ----------------------------------------------------------------------------------------- */
+/* ---- x --------------------------------------------------------------------------------------- */
 
 /* The words of one panel that are left over by blocks of 8 rows and 4 words. */
 static void turn_rest(const panels *l, float *to, const uint8_t *x, size_t rows, size_t turned) {
@@ -132,7 +133,7 @@ static void pack_rows(panels *l, uint8_t *to) {
                (size_t)l->p.in_features * l->unit);
 }
 
-/* ---- one group of W's rows --------------------------------------------------------------------- */
+/* ---- one group of W's rows ------------------------------------------------------------------- */
 
 /* Opens n elements from number `first` on of h rows from `row` on: at `room`, or at *w. */
 static ccmem_status fetch_rows(const panels *l, fetch *f, float *room, uint64_t row, size_t h,
@@ -238,10 +239,14 @@ static void run_thread(void *arg, uint64_t begin, uint64_t end) {
         outcome_stop(&l->end, status);
         return;
     }
-    fetch f = {.store = l->p.store, .pages = block + sums, .element = l->element,
-               .convert = l->ops->convert[l->p.dtype], .converted = l->unit};
+    fetch f = {.store = l->p.store,
+               .pages = block + sums,
+               .element = l->element,
+               .convert = l->ops->convert[l->p.dtype],
+               .converted = l->unit};
 #if CCMEM_X86
-    /* The default rounding, and subnormal numbers as they are, whatever the caller or the thread has. */
+    /* The default rounding, and subnormal numbers as they are, whatever the caller or the thread
+     * has. */
     enum { MXCSR_DEFAULT = 0x1f80 };
     unsigned mxcsr = _mm_getcsr();
     _mm_setcsr(MXCSR_DEFAULT);
@@ -253,10 +258,10 @@ static void run_thread(void *arg, uint64_t begin, uint64_t end) {
     ccmem_plain_free(block);
 }
 
-/* ---- one call ---------------------------------------------------------------------------------- */
+/* ---- one call -------------------------------------------------------------------------------- */
 
-/* So many rows of W at a time that they take up to `limit` bytes; and whole pages where that can be, as
- * others are opened once more for the next. */
+/* So many rows of W at a time that they take up to `limit` bytes; and whole pages where that can
+ * be, as others are opened once more for the next. */
 static uint64_t group_of(const panels *l, size_t limit, size_t height) {
     const uint64_t row_bytes = l->p.in_features * l->element, size = store_page_size(l->p.store);
     uint64_t most = limit / (l->ldw * WORD), step = height;

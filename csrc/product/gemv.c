@@ -7,19 +7,19 @@
  * tile is wiped at the end of a thread's piece.
  *
  * Rows and pages have nothing to do with each other. A row is cut into blocks; a block that the
- * end of a page cuts waits, in front of where the next pages will be opened, for its rest. So a block is
- * always whole when it is multiplied, and a result does not depend on where the pages end. The last
- * block of a row is filled up with zeros.
+ * end of a page cuts waits, in front of where the next pages will be opened, for its rest. So a
+ * block is always whole when it is multiplied, and a result does not depend on where the pages end.
+ * The last block of a row is filled up with zeros.
  */
 #include "kernels/gemv.h"
 
 #include <string.h>
 
-#include "platform/cpu.h"
 #include "kernels/gemm.h"
 #include "memory/secret.h"
-#include "store/store.h"
+#include "platform/cpu.h"
 #include "platform/threads.h"
+#include "store/store.h"
 
 #if CCMEM_X86
 #include <immintrin.h>
@@ -28,8 +28,8 @@
 enum {
     TILE_BYTES = 64 << 10,  /* opened at a time: XTS starts slowly, and an L2 is large enough */
     FUSED_BYTES = 64 << 10, /* multiplied at a time in registers */
-    /* Pool memory and pages begin with a system page: x and W would ask for the same sets of L1. With a
-     * row of AES-XTS pages that cost a tenth of the time (Zen 4). */
+    /* Pool memory and pages begin with a system page: x and W would ask for the same sets of L1.
+     * With a row of AES-XTS pages that cost a tenth of the time (Zen 4). */
     X_SHIFT = 1024,
     BLOCK_BYTES = MATMUL_BLOCK_MAX * 4,
     GRAIN_BYTES = 512 << 10 /* the least that is worth another thread */
@@ -71,7 +71,7 @@ CLEAR_REGISTERS void matmul_pack(const matmul_ops *ops, ccmem_dtype dtype, float
         last[(i - whole) % stride * lanes + (i - whole) / stride] = x[i];
 }
 
-/* ---- one call ---------------------------------------------------------------------------------- */
+/* ---- one call -------------------------------------------------------------------------------- */
 
 typedef struct linear {
     ccmem_store *store;
@@ -83,9 +83,9 @@ typedef struct linear {
     const float *scale, *bias;
     const float *x; /* packed */
     float *y;
-    size_t batch;          /* pages opened at a time */
-    size_t fused;          /* pages multiplied at a time in the registers they are opened in; 0: none */
-    size_t fused_rows;     /* rows of W that may end in these, and one more */
+    size_t batch;      /* pages opened at a time */
+    size_t fused;      /* pages multiplied at a time in the registers they are opened in; 0: none */
+    size_t fused_rows; /* rows of W that may end in these, and one more */
     outcome end;
 } linear;
 
@@ -95,7 +95,7 @@ typedef struct tile {
     /* The sums of the row that is being multiplied when fused, in one of two places in turn: what a
      * call leaves is what the next starts from, and nothing is copied. */
     _Alignas(64) float lane[2][MATMUL_BLOCK_MAX];
-    unsigned at; /* which */
+    unsigned at;                            /* which */
     _Alignas(64) uint8_t edge[BLOCK_BYTES]; /* the last block of a row */
     uint8_t before[BLOCK_BYTES];            /* the beginning of a block, up to the first page */
     uint8_t pages[]; /* and after them, when fused, the sums of the rows of one page */
@@ -107,7 +107,8 @@ typedef struct position {
     uint64_t done; /* elements of it */
 } position;
 
-static void add_products(const linear *l, tile *t, const uint8_t *w, uint64_t first, size_t blocks) {
+static void add_products(const linear *l, tile *t, const uint8_t *w, uint64_t first,
+                         size_t blocks) {
     l->ops->dot[l->dtype](&t->sums, w, l->x + first, blocks);
 }
 
@@ -120,8 +121,8 @@ static void finish_row(const linear *l, tile *t, uint64_t row) {
     put_result(l, row, l->ops->total(&t->sums));
 }
 
-/* Multiplies what n bytes at w hold of W's rows up to `end`, and returns how many bytes at their end
- * are the beginning of a block. */
+/* Multiplies what n bytes at w hold of W's rows up to `end`, and returns how many bytes at their
+ * end are the beginning of a block. */
 static size_t multiply(const linear *l, tile *t, position *at, uint64_t end, const uint8_t *w,
                        size_t n) {
     const size_t block = l->ops->block, block_bytes = block * l->element;
@@ -152,14 +153,19 @@ static size_t multiply(const linear *l, tile *t, position *at, uint64_t end, con
     return 0;
 }
 
-/* The same for n pages that are opened into registers: bytes [from, to) of them are W's. 0 when that
- * could not be. */
+/* The same for n pages that are opened into registers: bytes [from, to) of them are W's. 0 when
+ * that could not be. */
 static int multiply_fused(linear *l, tile *t, position *at, uint64_t page, size_t n, size_t from,
                           size_t to) {
     float *sums = (float *)(t->pages + l->batch * store_page_size(l->store));
-    dot_rows dot = {.from = from, .to = to, .in_features = (size_t)l->in_features,
-                     .done = (size_t)at->done, .x = l->x, .first = t->lane[t->at], .sums = sums,
-                     .rest = t->lane[t->at ^ 1]};
+    dot_rows dot = {.from = from,
+                    .to = to,
+                    .in_features = (size_t)l->in_features,
+                    .done = (size_t)at->done,
+                    .x = l->x,
+                    .first = t->lane[t->at],
+                    .sums = sums,
+                    .rest = t->lane[t->at ^ 1]};
     int done;
     ccmem_status status = store_dot(l->store, page, n, l->dtype, &dot, &done);
     if (status != CCMEM_OK)
@@ -226,7 +232,8 @@ static void run_piece(void *arg, uint64_t begin, uint64_t end) {
         return;
     }
 #if CCMEM_X86
-    /* The default rounding, and subnormal numbers as they are, whatever the caller or the thread has. */
+    /* The default rounding, and subnormal numbers as they are, whatever the caller or the thread
+     * has. */
     enum { MXCSR_DEFAULT = 0x1f80 };
     unsigned mxcsr = _mm_getcsr();
     _mm_setcsr(MXCSR_DEFAULT);
@@ -238,8 +245,8 @@ static void run_piece(void *arg, uint64_t begin, uint64_t end) {
     ccmem_plain_free(block);
 }
 
-/* Pages are multiplied in registers when nothing of W lies across the vectors that the loop takes at a
- * time. */
+/* Pages are multiplied in registers when nothing of W lies across the vectors that the loop takes
+ * at a time. */
 static void choose_way(linear *l) {
     const size_t size = store_page_size(l->store), row_bytes = l->in_features * l->element;
     const size_t block_bytes = l->ops->block * l->element;
@@ -265,14 +272,21 @@ static void only_bias(const panel_product *p) {
 
 static ccmem_status one_row(const panel_product *p) {
     const matmul_ops *ops = matmul_tier(ccmem_tier_active());
-    linear l = {.store = p->store, .ops = ops, .offset = p->offset, .dtype = p->dtype,
-                .element = matmul_element(p->dtype), .in_features = p->in_features,
-                .scale = p->scale, .bias = p->bias, .y = p->y};
+    linear l = {.store = p->store,
+                .ops = ops,
+                .offset = p->offset,
+                .dtype = p->dtype,
+                .element = matmul_element(p->dtype),
+                .in_features = p->in_features,
+                .scale = p->scale,
+                .bias = p->bias,
+                .y = p->y};
     const uint64_t row_bytes = l.in_features * l.element;
     const uint64_t grain = row_bytes < GRAIN_BYTES ? GRAIN_BYTES / row_bytes : 1;
     uint8_t *packed;
     ccmem_status status =
-        ccmem_plain_alloc(X_SHIFT + matmul_padded(ops, (size_t)l.in_features) * sizeof *l.x, &packed);
+        ccmem_plain_alloc(X_SHIFT + matmul_padded(ops, (size_t)l.in_features) * sizeof *l.x,
+                          &packed);
     if (status != CCMEM_OK)
         return status;
     float *x = (float *)(packed + X_SHIFT);
@@ -326,7 +340,8 @@ ccmem_status ccmem_store_linear(ccmem_store *store, uint64_t offset, ccmem_dtype
                                 uint64_t out_features, uint64_t in_features, const float *scale,
                                 const float *x, uint64_t nrows, uint64_t ldx, const float *bias,
                                 float *y, uint64_t ldy) {
-    const panel_product product = {store, offset, dtype, out_features, in_features, x,
-                                   nrows, ldx,    scale, bias,         y,           ldy, 0};
+    const panel_product product = {store, offset, dtype, out_features, in_features,
+                                   x,     nrows,  ldx,   scale,        bias,
+                                   y,     ldy,    0};
     return matmul_product(&product, 0);
 }

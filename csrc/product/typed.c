@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * ccmem_store_linear() for callers whose vectors are of the matrix's own type and whose bias is encrypted
- * as well: what they would convert and open in calls of their own, each dearer than a small product, is
- * done here, in scratch that is wiped. */
+ * ccmem_store_linear() for callers whose vectors are of the matrix's own type and whose bias is
+ * encrypted as well: what they would convert and open in calls of their own, each dearer than a
+ * small product, is done here, in scratch that is wiped. */
 #include <string.h>
 
 #include "ccmem.h"
@@ -21,7 +21,8 @@ static void narrow(uint16_t *to, const float *from, size_t n) {
 
 static int supported(ccmem_dtype dtype) { return dtype == CCMEM_F32 || dtype == CCMEM_BF16; }
 
-/* The bias as floats: `bias` itself, or what is made of it in `scratch`, which holds 2 * n floats. */
+/* The bias as floats: `bias` itself, or what is made of it in `scratch`, which holds 2 * n floats.
+ */
 static ccmem_status get_bias(const ccmem_bias *bias, uint64_t n, float *scratch,
                              const float **out) {
     const void *from = bias->data;
@@ -45,7 +46,7 @@ static ccmem_status get_bias(const ccmem_bias *bias, uint64_t n, float *scratch,
 
 /* What the product takes as it is, and how many floats of scratch the rest needs. */
 typedef struct plan {
-    int halves;         /* bfloat16 is multiplied as such */
+    int halves; /* bfloat16 is multiplied as such */
     uint64_t x, bias, y;
 } plan;
 
@@ -94,11 +95,18 @@ static ccmem_status multiply(panel_product *p, const plan *plan, const ccmem_bia
 
 ccmem_status ccmem_store_linear_typed(ccmem_store *store, uint64_t offset, ccmem_dtype dtype,
                                       uint64_t out_features, uint64_t in_features, const void *x,
-                                      ccmem_dtype x_dtype, uint64_t nrows, ccmem_bias bias,
-                                      void *y, ccmem_dtype y_dtype) {
-    panel_product p = {.store = store, .offset = offset, .dtype = dtype,
-                       .out_features = out_features, .in_features = in_features, .x = x,
-                       .nrows = nrows, .ldx = in_features, .y = y, .ldy = out_features};
+                                      ccmem_dtype x_dtype, uint64_t nrows, ccmem_bias bias, void *y,
+                                      ccmem_dtype y_dtype) {
+    panel_product p = {.store = store,
+                       .offset = offset,
+                       .dtype = dtype,
+                       .out_features = out_features,
+                       .in_features = in_features,
+                       .x = x,
+                       .nrows = nrows,
+                       .ldx = in_features,
+                       .y = y,
+                       .ldy = out_features};
     uint64_t nx, ny, bytes = 0;
     uint8_t *scratch = NULL;
     plan plan;

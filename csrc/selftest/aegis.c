@@ -14,7 +14,7 @@ static int zero(const uint8_t *p, size_t n) {
     return !all;
 }
 
-/* ---- published vectors ------------------------------------------------------------------------- */
+/* ---- published vectors ----------------------------------------------------------------------- */
 
 enum { VECTOR_TEXT = 120, VECTOR_AD = 42 };
 
@@ -56,9 +56,9 @@ static const aegis_vector vectors[] = {
      .sealed = {0xb3, 0x10, 0x52, 0xad, 0x1c, 0xca, 0x4e, 0x29, 0x1a, 0xbc, 0xf2, 0xdf, 0x35, 0x02,
                 0xe6, 0xbd, 0xb1, 0xbf, 0xd6, 0xdb, 0x36, 0x79, 0x8b, 0xe3, 0x60, 0x7b, 0x1f, 0x94,
                 0xd3, 0x44, 0x78, 0xaa, 0x7e, 0xde, 0x7f, 0x7a, 0x99, 0x0f, 0xec, 0x10},
-     .tag = {0xb9, 0x1e, 0x29, 0x47, 0xa3, 0x3d, 0xa8, 0xbe, 0xe8, 0x9b, 0x67, 0x94, 0xe6, 0x47,
-             0xba, 0xf0, 0xfc, 0x83, 0x5f, 0xf5, 0x74, 0xac, 0xa3, 0xfc, 0x27, 0xc3, 0x3b, 0xe0,
-             0xdb, 0x2a, 0xff, 0x98}},
+     .tag = {0xb9, 0x1e, 0x29, 0x47, 0xa3, 0x3d, 0xa8, 0xbe, 0xe8, 0x9b, 0x67,
+             0x94, 0xe6, 0x47, 0xba, 0xf0, 0xfc, 0x83, 0x5f, 0xf5, 0x74, 0xac,
+             0xa3, 0xfc, 0x27, 0xc3, 0x3b, 0xe0, 0xdb, 0x2a, 0xff, 0x98}},
     {.lanes = 2,
      .ad_len = 0,
      .n = 0,
@@ -96,9 +96,9 @@ static const aegis_vector vectors[] = {
                 0x99, 0x67, 0x8a, 0x02, 0x76, 0xa4, 0x98, 0xf8, 0xc4, 0x54, 0x76, 0x1c, 0x9d, 0x6a,
                 0xac, 0xb6, 0x47, 0xad, 0x56, 0xbe, 0x62, 0xb2, 0x9c, 0x22, 0xcd, 0x4b, 0x57, 0x61,
                 0xb3, 0x8f, 0x43, 0xd5, 0xa5, 0xee, 0x06, 0x2f},
-     .tag = {0xc4, 0x71, 0x87, 0x6f, 0x9b, 0x49, 0x78, 0xc4, 0x4f, 0x2a, 0xe1, 0xce, 0x77, 0x0c,
-             0xdb, 0x11, 0xa0, 0x94, 0xee, 0x3f, 0xec, 0xa6, 0x4e, 0x7a, 0xfc, 0xd4, 0x8b, 0xfe,
-             0x52, 0xc6, 0x0e, 0xca}},
+     .tag = {0xc4, 0x71, 0x87, 0x6f, 0x9b, 0x49, 0x78, 0xc4, 0x4f, 0x2a, 0xe1,
+             0xce, 0x77, 0x0c, 0xdb, 0x11, 0xa0, 0x94, 0xee, 0x3f, 0xec, 0xa6,
+             0x4e, 0x7a, 0xfc, 0xd4, 0x8b, 0xfe, 0x52, 0xc6, 0x0e, 0xca}},
 };
 
 static int check_vectors(const aegis_ops *ops) {
@@ -121,7 +121,7 @@ static int check_vectors(const aegis_ops *ops) {
     return good;
 }
 
-/* ---- against the portable tier ----------------------------------------------------------------- */
+/* ---- against the portable tier --------------------------------------------------------------- */
 
 enum {
     SMALL_PAGE = 4096,
@@ -171,8 +171,8 @@ static int check_messages(const aegis_ops *ops, pages *p) {
     return good;
 }
 
-#define NONCES(p) ((const uint8_t(*)[16])(p)->nonce)
-#define TAGS(p) ((const uint8_t(*)[16])(p)->tag)
+#define NONCES(p) ((const uint8_t (*)[16])(p)->nonce)
+#define TAGS(p) ((const uint8_t (*)[16])(p)->tag)
 
 /* With every byte of the result at its right place and none outside. */
 static int check_seal(const aegis_ops *ops, pages *p, size_t misalign, unsigned flags) {
@@ -191,12 +191,11 @@ static int check_open(const aegis_ops *ops, pages *p, size_t misalign, unsigned 
     uint64_t bad;
 
     memset(p->got, 0x5a, sizeof p->got);
-    bad = ops->open_pages(p->key, got, p->sealed, SMALL_PAGES, SMALL_PAGE, NONCES(p), TAGS(p),
-                          flags);
+    bad =
+        ops->open_pages(p->key, got, p->sealed, SMALL_PAGES, SMALL_PAGE, NONCES(p), TAGS(p), flags);
     bad |= ops->open_pages(p->key, got + LARGE_AT, p->sealed + LARGE_AT, 1, LARGE_PAGE,
                            NONCES(p) + SMALL_PAGES, TAGS(p) + SMALL_PAGES, flags);
-    return !bad && same(got, p->plain, TEXT) && got[TEXT] == 0x5a &&
-           (!misalign || got[-1] == 0x5a);
+    return !bad && same(got, p->plain, TEXT) && got[TEXT] == 0x5a && (!misalign || got[-1] == 0x5a);
 }
 
 /* In place, and one to four pages a call: kernels that take pages together have their rests. */
@@ -267,8 +266,8 @@ static int check_tags(const aegis_ops *ops, pages *p) {
     for (size_t i = 0; i < AEGIS_TAG_SIZE; i++) {
         p->tag[0][i] ^= (uint8_t)(1u << i % 8);
         good &= !ops->open_part(p->key, p->got, p->sealed, SMALL_PAGE, *p->nonce, *p->tag, 7, 0);
-        good &= ops->open_pages(p->key, p->got, p->sealed, 1, SMALL_PAGE, NONCES(p), TAGS(p),
-                                0) == 1;
+        good &=
+            ops->open_pages(p->key, p->got, p->sealed, 1, SMALL_PAGE, NONCES(p), TAGS(p), 0) == 1;
         p->tag[0][i] ^= (uint8_t)(1u << i % 8);
     }
     return good;

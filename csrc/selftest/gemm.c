@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Products with several rows of x of a tier: small whole numbers, whose sums are exact in any order,
- * and conversions against the portable tier. */
+ * Products with several rows of x of a tier: small whole numbers, whose sums are exact in any
+ * order, and conversions against the portable tier. */
 #include "selftest/selftest.h"
 
-#include "kernels/gemv.h"
 #include "kernels/gemm.h"
+#include "kernels/gemv.h"
 #include "kernels/scalar.h"
 
 #include <math.h>
@@ -27,7 +27,7 @@ typedef struct several {
     _Alignas(LINE) float sums[HEIGHT * WIDTH];
     float y[WIDTH][HEIGHT];
     float scale[HEIGHT], bias[HEIGHT];
-    uint8_t stored[WORDS * 8]; /* elements, and what a conversion may read behind them */
+    uint8_t stored[WORDS * 8];     /* elements, and what a conversion may read behind them */
     float expected[WIDTH][HEIGHT]; /* the sums; last, so that fill() can leave them */
 } several;
 

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Products of a tier: small whole numbers, whose sums are exact in any order, and conversions against
- * the portable tier. */
+ * Products of a tier: small whole numbers, whose sums are exact in any order, and conversions
+ * against the portable tier. */
 #include "selftest/selftest.h"
 
 #include "crypto/aegis/aegis.h"
-#include "kernels/gemv.h"
 #include "crypto/xts/xts.h"
+#include "kernels/gemv.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -29,9 +29,7 @@ void selftest_number(ccmem_dtype dtype, uint8_t *to, int v) {
     uint16_t half;
     memcpy(&bits, &f, sizeof bits);
     switch (dtype) {
-    case CCMEM_F32:
-        memcpy(to, &bits, 4);
-        break;
+    case CCMEM_F32: memcpy(to, &bits, 4); break;
     case CCMEM_F16: /* the exponent's bias is 15 instead of 127; three bits of fraction suffice */
         half = (uint16_t)(bits >> 16 & 0x8000);
         if (v)
@@ -42,9 +40,7 @@ void selftest_number(ccmem_dtype dtype, uint8_t *to, int v) {
         half = (uint16_t)(bits >> 16);
         memcpy(to, &half, 2);
         break;
-    case CCMEM_I8:
-        *to = (uint8_t)v;
-        break;
+    case CCMEM_I8: *to = (uint8_t)v; break;
     }
 }
 
@@ -113,8 +109,8 @@ static int check_conversions(const matmul_ops *ops, products *p, ccmem_dtype dty
     return good;
 }
 
-/* Two pages, rows of 1536 bytes from byte 512 on, so that rows lie across pages and the last does not
- * end. */
+/* Two pages, rows of 1536 bytes from byte 512 on, so that rows lie across pages and the last does
+ * not end. */
 enum { ROW = 1536, FROM = 512, TO = PAGES * PAGE - 512 };
 
 static dot_rows fused_rows(const matmul_ops *ops, products *p, ccmem_dtype dtype) {
@@ -125,8 +121,13 @@ static dot_rows fused_rows(const matmul_ops *ops, products *p, ccmem_dtype dtype
     /* What the loop tested before left is right for this one as well. */
     memset(p->row_sums, 0x5a, sizeof p->row_sums);
     memset(p->rest, 0x5a, sizeof p->rest);
-    return (dot_rows){.from = FROM, .to = TO, .in_features = ROW / element, .x = p->x,
-                      .first = zeros, .sums = p->row_sums, .rest = p->rest};
+    return (dot_rows){.from = FROM,
+                      .to = TO,
+                      .in_features = ROW / element,
+                      .x = p->x,
+                      .first = zeros,
+                      .sums = p->row_sums,
+                      .rest = p->rest};
 }
 
 static int check_rows(const matmul_ops *ops, const products *p, ccmem_dtype dtype) {
@@ -149,11 +150,11 @@ static int check_fused(const matmul_ops *ops, const aegis_ops *aegis, products *
     const dot_rows rows = fused_rows(ops, p, dtype);
     uint8_t tag[PAGES][16];
     aegis_portable.seal_pages(key, p->sealed, p->w, PAGES, PAGE, nonce, tag, 0);
-    int good = aegis->dot[dtype](key, p->sealed, PAGES, PAGE, nonce, (const uint8_t(*)[16])tag,
+    int good = aegis->dot[dtype](key, p->sealed, PAGES, PAGE, nonce, (const uint8_t (*)[16])tag,
                                  &rows) == PAGES;
     good &= check_rows(ops, p, dtype);
     tag[1][15] ^= 0x80;
-    good &= aegis->dot[dtype](key, p->sealed, PAGES, PAGE, nonce, (const uint8_t(*)[16])tag,
+    good &= aegis->dot[dtype](key, p->sealed, PAGES, PAGE, nonce, (const uint8_t (*)[16])tag,
                               &rows) == 1;
     return good;
 }
@@ -170,8 +171,8 @@ static int check_fused_xts(const matmul_ops *ops, const xts_ops *xts, products *
         selftest_fill(raw, sizeof raw, 11);
         xts_expand(&key, raw, i == 1 ? 64 : 32);
         xts_portable.seal_pages(&key, p->sealed, p->w, PAGES * PAGE / size, size,
-                                (const uint8_t(*)[16])t0, 0);
-        xts->dot[dtype](&key, p->sealed, size, (const uint8_t(*)[16])t0, &rows);
+                                (const uint8_t (*)[16])t0, 0);
+        xts->dot[dtype](&key, p->sealed, size, (const uint8_t (*)[16])t0, &rows);
         good &= check_rows(ops, p, dtype);
     }
     return good;

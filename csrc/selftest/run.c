@@ -2,15 +2,15 @@
 #include "selftest/selftest.h"
 
 #include "crypto/mac/kdf.h"
-#include "pages/keywrap.h"
 #include "crypto/xts/xts.h"
+#include "pages/keywrap.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 static int same(const void *a, const void *b, size_t n) { return !memcmp(a, b, n); }
 
-/* ---- published vectors ------------------------------------------------------------------------- */
+/* ---- published vectors ----------------------------------------------------------------------- */
 
 static void count_up(uint8_t *p, size_t n) {
     for (size_t i = 0; i < n; i++)
@@ -20,13 +20,13 @@ static void count_up(uint8_t *p, size_t n) {
 /* FIPS 197, C.1 to C.3: keys 00 01 02 ..., plaintext 00 11 22 .... Nine blocks: a full group of
  * eight and a rest. */
 static int check_block_cipher(ccmem_tier tier) {
-    static const uint8_t expected[3][AES_BLOCK] = {
-        {0x69, 0xc4, 0xe0, 0xd8, 0x6a, 0x7b, 0x04, 0x30, 0xd8, 0xcd, 0xb7, 0x80, 0x70, 0xb4, 0xc5,
-         0x5a},
-        {0xdd, 0xa9, 0x7c, 0xa4, 0x86, 0x4c, 0xdf, 0xe0, 0x6e, 0xaf, 0x70, 0xa0, 0xec, 0x0d, 0x71,
-         0x91},
-        {0x8e, 0xa2, 0xb7, 0xca, 0x51, 0x67, 0x45, 0xbf, 0xea, 0xfc, 0x49, 0x90, 0x4b, 0x49, 0x60,
-         0x89}};
+    static const uint8_t expected[3][AES_BLOCK] = {{0x69, 0xc4, 0xe0, 0xd8, 0x6a, 0x7b, 0x04, 0x30,
+                                                    0xd8, 0xcd, 0xb7, 0x80, 0x70, 0xb4, 0xc5, 0x5a},
+                                                   {0xdd, 0xa9, 0x7c, 0xa4, 0x86, 0x4c, 0xdf, 0xe0,
+                                                    0x6e, 0xaf, 0x70, 0xa0, 0xec, 0x0d, 0x71, 0x91},
+                                                   {0x8e, 0xa2, 0xb7, 0xca, 0x51, 0x67, 0x45, 0xbf,
+                                                    0xea, 0xfc, 0x49, 0x90, 0x4b, 0x49, 0x60,
+                                                    0x89}};
     uint8_t key[32], blocks[9][AES_BLOCK];
     aes_key expanded;
     int good = 1;
@@ -65,10 +65,11 @@ static int check_cmac(ccmem_tier tier) {
 
 /* RFC 3394, 4.6: 256 bits under a key of 256 bits. */
 static int check_key_wrap(ccmem_tier tier) {
-    static const uint8_t expected[40] = {0x28, 0xc9, 0xf4, 0x04, 0xc4, 0xb8, 0x10, 0xf4, 0xcb, 0xcc,
-                                         0xb3, 0x5c, 0xfb, 0x87, 0xf8, 0x26, 0x3f, 0x57, 0x86, 0xe2,
-                                         0xd8, 0x0e, 0xd3, 0x26, 0xcb, 0xc7, 0xf0, 0xe7, 0x1a, 0x99,
-                                         0xf4, 0x3b, 0xfb, 0x98, 0x8b, 0x9b, 0x7a, 0x02, 0xdd, 0x21};
+    static const uint8_t expected[40] = {0x28, 0xc9, 0xf4, 0x04, 0xc4, 0xb8, 0x10, 0xf4,
+                                         0xcb, 0xcc, 0xb3, 0x5c, 0xfb, 0x87, 0xf8, 0x26,
+                                         0x3f, 0x57, 0x86, 0xe2, 0xd8, 0x0e, 0xd3, 0x26,
+                                         0xcb, 0xc7, 0xf0, 0xe7, 0x1a, 0x99, 0xf4, 0x3b,
+                                         0xfb, 0x98, 0x8b, 0x9b, 0x7a, 0x02, 0xdd, 0x21};
     uint8_t raw[32], data[32], wrapped[40], got[32];
     keywrap_key key;
     int good;
@@ -79,8 +80,7 @@ static int check_key_wrap(ccmem_tier tier) {
     keywrap_expand(&key, raw, sizeof raw);
     keywrap_wrap(tier, &key, data, sizeof data, wrapped);
     good = same(wrapped, expected, sizeof wrapped) &&
-           keywrap_unwrap(tier, &key, wrapped, sizeof wrapped, got) &&
-           same(got, data, sizeof data);
+           keywrap_unwrap(tier, &key, wrapped, sizeof wrapped, got) && same(got, data, sizeof data);
     wrapped[sizeof wrapped - 1] ^= 1;
     return good && !keywrap_unwrap(tier, &key, wrapped, sizeof wrapped, got);
 }
@@ -152,7 +152,7 @@ static int check_vectors(const xts_ops *ops) {
     return good;
 }
 
-/* ---- pages against the portable tier ----------------------------------------------------------- */
+/* ---- pages against the portable tier --------------------------------------------------------- */
 
 enum {
     SMALL_PAGE = 4096,
@@ -188,9 +188,9 @@ static void pages_prepare(pages *p, size_t key_len) {
     xts_expand(&p->key, key, key_len);
     xts_portable.tweaks(&p->key, p->t0, SMALL_PAGES + 1);
     xts_portable.seal_pages(&p->key, p->sealed, p->plain, SMALL_PAGES, SMALL_PAGE,
-                            (const uint8_t(*)[16])p->t0, 0);
+                            (const uint8_t (*)[16])p->t0, 0);
     xts_portable.seal_pages(&p->key, p->sealed + LARGE_AT, p->plain + LARGE_AT, 1, LARGE_PAGE,
-                            (const uint8_t(*)[16])p->t0 + SMALL_PAGES, 0);
+                            (const uint8_t (*)[16])p->t0 + SMALL_PAGES, 0);
 }
 
 /* The tweaks again, by the tier itself. */
@@ -209,7 +209,7 @@ typedef void (*pages_function)(const xts_key *, uint8_t *, const uint8_t *, size
 static int check_pages(pages_function f, pages *p, const uint8_t *in, const uint8_t *out,
                        size_t misalign, unsigned flags) {
     uint8_t *got = p->got + misalign;
-    const uint8_t(*t0)[16] = (const uint8_t(*)[16])p->t0;
+    const uint8_t (*t0)[16] = (const uint8_t (*)[16])p->t0;
 
     memset(p->got, 0x5a, sizeof p->got);
     f(&p->key, got, in, SMALL_PAGES, SMALL_PAGE, t0, flags);
@@ -219,7 +219,7 @@ static int check_pages(pages_function f, pages *p, const uint8_t *in, const uint
 
 /* In place: what the stores are filled and emptied with when source and destination are one. */
 static int check_pages_in_place(const xts_ops *ops, pages *p) {
-    const uint8_t(*t0)[16] = (const uint8_t(*)[16])p->t0;
+    const uint8_t (*t0)[16] = (const uint8_t (*)[16])p->t0;
     uint8_t *got = p->got + 1;
     int good;
 
@@ -233,7 +233,7 @@ static int check_pages_in_place(const xts_ops *ops, pages *p) {
 /* Runs of blocks inside the large page: single blocks, rests of every vector width, runs over the
  * 4 KiB line. */
 static int check_blocks(const xts_ops *ops, pages *p) {
-    static const uint16_t runs[][2] = {{0, 1},    {1, 1},   {2, 3},   {7, 4},   {13, 9},
+    static const uint16_t runs[][2] = {{0, 1},    {1, 1},   {2, 3},   {7, 4},    {13, 9},
                                        {31, 17},  {60, 33}, {100, 8}, {249, 12}, {255, 1},
                                        {256, 64}, {300, 7}, {509, 3}, {511, 1}};
     const uint8_t *plain = p->plain + LARGE_AT, *sealed = p->sealed + LARGE_AT;

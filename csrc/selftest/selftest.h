@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Known-answer tests: published vectors first, then pseudo-random pages against the portable tier. */
+ * Known-answer tests: published vectors first, then pseudo-random pages against the portable tier.
+ */
 #ifndef CCMEM_SELFTEST_H
 #define CCMEM_SELFTEST_H
 
@@ -16,7 +17,8 @@ ccmem_status selftest_aegis(ccmem_tier tier);
 /* The whole number v, from -8 to 7, as an element of a matrix. */
 void selftest_number(ccmem_dtype dtype, uint8_t *to, int v);
 
-/* Products of one row of x with the arithmetic that goes with a tier. CCMEM_ERR_SELFTEST, CCMEM_ERR_NOMEM. */
+/* Products of one row of x with the arithmetic that goes with a tier. CCMEM_ERR_SELFTEST,
+ * CCMEM_ERR_NOMEM. */
 ccmem_status selftest_matmul(ccmem_tier tier);
 
 /* The same for several rows of x. */

@@ -1,22 +1,22 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Start-up, and the tests of tiers. No lock: each thread that finds nothing chosen or tested yet does
- * the whole work for itself and publishes the result in one word, the first one wins, and a fork in
- * the middle leaves nothing half done.
+ * Start-up, and the tests of tiers. No lock: each thread that finds nothing chosen or tested yet
+ * does the whole work for itself and publishes the result in one word, the first one wins, and a
+ * fork in the middle leaves nothing half done.
  */
+#include "crypto/gf128/gf128.h"
+#include "crypto/xts/xts.h"
 #include "memory/budget.h"
 #include "platform/cpu.h"
 #include "platform/fork.h"
-#include "crypto/gf128/gf128.h"
 #include "selftest/selftest.h"
-#include "crypto/xts/xts.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
 #include <string.h>
 
-/* Bit t: tier t passed its test; from FAILED_SHIFT on: it failed it. Both clear: it was not tested yet.
- * From ACTIVE_SHIFT on: the active tier, and CHOSEN once there is one. */
+/* Bit t: tier t passed its test; from FAILED_SHIFT on: it failed it. Both clear: it was not tested
+ * yet. From ACTIVE_SHIFT on: the active tier, and CHOSEN once there is one. */
 enum { FAILED_SHIFT = 8, ACTIVE_SHIFT = 16, CHOSEN = 1 << 24 };
 static _Atomic uint32_t state;
 
@@ -38,14 +38,15 @@ static ccmem_status find_tier(const char *name, ccmem_tier *tier) {
     return CCMEM_ERR_TIER;
 }
 
-/* Tests a tier and remembers the outcome. Threads that meet here do the same work; of several outcomes
- * a failure counts. */
+/* Tests a tier and remembers the outcome. Threads that meet here do the same work; of several
+ * outcomes a failure counts. */
 static ccmem_status test(ccmem_tier tier) {
     ccmem_status status = selftest_run(tier);
     if (status == CCMEM_OK)
         atomic_fetch_or_explicit(&state, 1u << tier, memory_order_release);
     else if (status == CCMEM_ERR_SELFTEST)
-        atomic_fetch_or_explicit(&state, 1u << (FAILED_SHIFT + (unsigned)tier), memory_order_release);
+        atomic_fetch_or_explicit(&state, 1u << (FAILED_SHIFT + (unsigned)tier),
+                                 memory_order_release);
     return status;
 }
 
@@ -57,8 +58,8 @@ static ccmem_status tested(ccmem_tier tier) {
     return outcomes >> tier & 1 ? CCMEM_OK : test(tier);
 }
 
-/* The tier of that name, or the best one. A tier that gives a wrong answer is left out, whatever the
- * processor claims; the portable one must be right, and so must one asked for by name. */
+/* The tier of that name, or the best one. A tier that gives a wrong answer is left out, whatever
+ * the processor claims; the portable one must be right, and so must one asked for by name. */
 static ccmem_status choose(const char *name, ccmem_tier *out) {
     if (name && *name) {
         ccmem_status status = find_tier(name, out);
@@ -121,16 +122,12 @@ ccmem_status ccmem_selftest(ccmem_tier tier) {
 
 const char *ccmem_status_text(ccmem_status status) {
     switch (status) {
-    case CCMEM_OK:
-        return "success";
-    case CCMEM_ERR_ARGUMENT:
-        return "an argument is outside its documented domain";
-    case CCMEM_ERR_RANGE:
-        return "the offset and length reach outside the store";
+    case CCMEM_OK: return "success";
+    case CCMEM_ERR_ARGUMENT: return "an argument is outside its documented domain";
+    case CCMEM_ERR_RANGE: return "the offset and length reach outside the store";
     case CCMEM_ERR_EQUAL_HALVES:
         return "the two halves of the XTS key are equal; IEEE 1619-2018 requires them to differ";
-    case CCMEM_ERR_NOMEM:
-        return "the system refused memory";
+    case CCMEM_ERR_NOMEM: return "the system refused memory";
     case CCMEM_ERR_MEMLOCK:
         return "RLIMIT_MEMLOCK leaves no room for another locked page; raise it (ulimit -l) or "
                "close unused keys and buffers";
@@ -141,32 +138,24 @@ const char *ccmem_status_text(ccmem_status status) {
                "here";
     case CCMEM_ERR_VERSION:
         return "a page has no unused version left under this key; move the data to a new buffer";
-    case CCMEM_ERR_TIER:
-        return "the tier is unknown or this processor cannot run it";
-    case CCMEM_ERR_SELFTEST:
-        return "a known-answer test gave a wrong answer";
-    case CCMEM_ERR_ENTROPY:
-        return "the system's random generator failed";
-    case CCMEM_ERR_IO:
-        return "reading or mapping the file failed";
+    case CCMEM_ERR_TIER: return "the tier is unknown or this processor cannot run it";
+    case CCMEM_ERR_SELFTEST: return "a known-answer test gave a wrong answer";
+    case CCMEM_ERR_ENTROPY: return "the system's random generator failed";
+    case CCMEM_ERR_IO: return "reading or mapping the file failed";
     case CCMEM_ERR_KEYFILE:
         return "the key file must hold exactly 32 bytes, or 64 hexadecimal digits and nothing but "
                "blanks after them";
-    case CCMEM_ERR_INTEGRITY:
-        return "a page, a message or a wrapped key does not match its tag";
+    case CCMEM_ERR_INTEGRITY: return "a page, a message or a wrapped key does not match its tag";
     case CCMEM_ERR_READONLY:
         return "the store is over a file that others may have mapped, and cannot be written; copy "
                "the data to a new buffer";
     case CCMEM_ERR_BUDGET:
         return "the plaintext budget leaves no room; raise it, or close windows and arrays";
-    case CCMEM_ERR_FAULT:
-        return "the fault mechanism is not available on this system";
+    case CCMEM_ERR_FAULT: return "the fault mechanism is not available on this system";
     case CCMEM_ERR_MAPPED:
         return "another mapping covers some of the bytes, and one of the two can be written";
-    case CCMEM_ERR_CLOSED:
-        return "the store was removed from its arena";
-    case CCMEM_ERR_PINNED:
-        return "too few frames of the window would be left unpinned";
+    case CCMEM_ERR_CLOSED: return "the store was removed from its arena";
+    case CCMEM_ERR_PINNED: return "too few frames of the window would be left unpinned";
     case CCMEM_ERR_THREAD:
         return "the system refused a thread; raise the limit of processes and threads";
     }

@@ -2,11 +2,12 @@
  *
  * Stores that are encrypted together: runs of pages in a few large chunks, under one key.
  *
- * A page has a number of its own among all that the core has ever had, and the record of what it was
- * sealed under stays when its store goes, so that the next store there goes on with higher versions: no
- * nonce comes twice. What a chunk's numbers were is forgotten with the chunk, so they are not given to
- * another. A run that had a store before is sealed anew as zeros, unless the caller's data fill it:
- * without that its pages would look like ones put back to "never written". */
+ * A page has a number of its own among all that the core has ever had, and the record of what it
+ * was sealed under stays when its store goes, so that the next store there goes on with higher
+ * versions: no nonce comes twice. What a chunk's numbers were is forgotten with the chunk, so they
+ * are not given to another. A run that had a store before is sealed anew as zeros, unless the
+ * caller's data fill it: without that its pages would look like ones put back to "never written".
+ */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -15,11 +16,11 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "platform/fork.h"
-#include "pages/key.h"
 #include "memory/secret.h"
-#include "store/core.h"
+#include "pages/key.h"
+#include "platform/fork.h"
 #include "platform/vmem.h"
+#include "store/core.h"
 
 enum {
     CHUNK_MIN = 256 << 10, /* bytes of pages; a chunk is a quarter of what there is, within these */
@@ -44,7 +45,8 @@ static void mark(store_chunk *c, uint64_t first, uint64_t n, int taken) {
     }
 }
 
-/* The first of n pages in a row that stores have left, or that are fresh behind such; npages: none. */
+/* The first of n pages in a row that stores have left, or that are fresh behind such; npages: none.
+ */
 static uint64_t find_left(const store_chunk *c, uint64_t n) {
     uint64_t run = 0;
     for (uint64_t i = 0; i < c->fresh; i++) {
@@ -149,7 +151,7 @@ static void leave(store_core *core, const ccmem_store *s) {
         chunk_free(core, c);
 }
 
-/* ---- arenas and their stores ------------------------------------------------------------------ */
+/* ---- arenas and their stores ----------------------------------------------------------------- */
 
 ccmem_status ccmem_arena_new(const ccmem_key *key, ccmem_cipher cipher, uint32_t page_size,
                              uint64_t version_limit, uint32_t tweak_cache_entries,

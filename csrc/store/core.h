@@ -10,8 +10,8 @@
 #include <pthread.h>
 
 #include "pages/page_key.h"
-#include "store/store.h"
 #include "pages/subkeys.h"
+#include "store/store.h"
 
 struct ccmem_mapping {
     uint64_t refs; /* atomic */
@@ -39,13 +39,13 @@ typedef struct store_chunk {
     void *records; /* tags, versions and, unless read-only, versions sealed: one mapping */
     uint64_t record_bytes;
     uint64_t *version;
-    page_tag *tag; /* NULL for a cipher without */
-    uint64_t first;  /* the number of its first page */
+    page_tag *tag;  /* NULL for a cipher without */
+    uint64_t first; /* the number of its first page */
     uint64_t npages;
     /* Of an arena's, under its lock: */
-    uint64_t fresh;    /* pages from here on were never in use */
-    uint64_t left;     /* pages below that had a store and may have another */
-    uint64_t *in_use;  /* one bit a page */
+    uint64_t fresh;   /* pages from here on were never in use */
+    uint64_t left;    /* pages below that had a store and may have another */
+    uint64_t *in_use; /* one bit a page */
 } store_chunk;
 
 typedef struct store_core {
@@ -55,16 +55,16 @@ typedef struct store_core {
     uint32_t page_shift;
     int read_only;
     ccmem_secret_level level;
-    void *key; /* expanded, in secret memory; NULL: */
+    void *key;    /* expanded, in secret memory; NULL: */
     subkey *late; /* derived when it is used */
     const page_suite *suite;
     uint64_t refs; /* atomic: its stores, and the arena itself */
     store_chunk *chunks;
-    int shared; /* an arena's */
-    pthread_mutex_t lock; /* of an arena: for its chunks and what follows */
-    uint64_t next_page;   /* no chunk has numbers from here on */
+    int shared;                    /* an arena's */
+    pthread_mutex_t lock;          /* of an arena: for its chunks and what follows */
+    uint64_t next_page;            /* no chunk has numbers from here on */
     uint64_t stores, bytes, pages; /* of an arena, in use, each atomic */
-    uint64_t slots[SLOTS]; /* atomic, see orphaned() */
+    uint64_t slots[SLOTS];         /* atomic, see orphaned() */
     shard shards[SHARDS];
 } store_core;
 
@@ -94,8 +94,8 @@ static inline uint64_t *store_sealed(const ccmem_store *s, uint64_t page) {
     return s->version + s->chunk->npages + page;
 }
 
-/* A core with its keys and one reference, without a chunk. `late`: with a subkey that is derived when
- * it is used, for a read-only store. */
+/* A core with its keys and one reference, without a chunk. `late`: with a subkey that is derived
+ * when it is used, for a read-only store. */
 ccmem_status core_new(const ccmem_key *key, ccmem_cipher cipher, const uint8_t id[16],
                       uint32_t page_size, int late, store_core **out);
 
@@ -103,8 +103,8 @@ ccmem_status core_new(const ccmem_key *key, ccmem_cipher cipher, const uint8_t i
 void core_release(store_core *core);
 
 /* Memory for npages pages that are yet to be written, or (`pages` not NULL) the caller's, from
- * platform/vmem.h or a mapping of its own, which is the chunk's on success; and for what is known of them. Not yet
- * among the core's chunks. */
+ * platform/vmem.h or a mapping of its own, which is the chunk's on success; and for what is known
+ * of them. Not yet among the core's chunks. */
 ccmem_status chunk_new(const store_core *core, uint64_t npages, void *pages, store_chunk **out);
 
 void chunk_free(const store_core *core, store_chunk *chunk);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Many runs of one length in one call: rows of a table, elements at a stride. */
-#include "store/store.h"
 #include "platform/threads.h"
+#include "store/store.h"
 
 enum {
     AHEAD = 6,              /* runs: their misses in DRAM overlap, which one read cannot do */

@@ -12,11 +12,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "platform/filemap.h"
 #include "pages/page_key.h"
-#include "store/store.h"
+#include "platform/filemap.h"
 #include "platform/threads.h"
 #include "platform/vmem.h"
+#include "store/store.h"
 
 /* How this thread came by the pages of the last store that it made. */
 static _Thread_local ccmem_file_way last_way;

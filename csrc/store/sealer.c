@@ -5,9 +5,9 @@
  * at version 1. */
 #include <stdlib.h>
 
-#include "platform/fork.h"
-#include "pages/page_key.h"
 #include "memory/secret.h"
+#include "pages/page_key.h"
+#include "platform/fork.h"
 #include "platform/threads.h"
 
 enum { GRAIN_BYTES = 512 << 10 }; /* the least that is worth another thread */
@@ -75,8 +75,8 @@ ccmem_status ccmem_sealer_seal(ccmem_sealer *s, uint64_t first_page, uint64_t np
     do {
         if (first_page < next)
             return CCMEM_ERR_ARGUMENT;
-    } while (!__atomic_compare_exchange_n(&s->next, &next, first_page + npages, 0,
-                                          __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+    } while (!__atomic_compare_exchange_n(&s->next, &next, first_page + npages, 0, __ATOMIC_RELAXED,
+                                          __ATOMIC_RELAXED));
     job j = {s, first_page, in, out, (page_tag *)tags};
     if (npages)
         parallel_for(npages, GRAIN_BYTES / s->page.size, seal_pages, &j);

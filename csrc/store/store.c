@@ -21,14 +21,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "memory/ranges.h"
+#include "memory/secret.h"
 #include "platform/cpu.h"
 #include "platform/fork.h"
 #include "platform/lost.h"
-#include "memory/ranges.h"
-#include "memory/secret.h"
-#include "store/core.h"
 #include "platform/threads.h"
 #include "platform/vmem.h"
+#include "store/core.h"
 
 static const uint64_t LOCK = (uint64_t)1 << 63;
 static const uint64_t VERSION_MAX = ((uint64_t)1 << 63) - 1;
@@ -39,7 +39,7 @@ enum {
     /* From this size on a bulk call writes around the caches. Below it the destination may still
      * be cached when it is used next, and non-temporal stores would cost more than they save. */
     STREAM_BYTES = 4 << 20,
-    READ_RETRIES = 16, /* before a reader takes the writers' lock */
+    READ_RETRIES = 16,      /* before a reader takes the writers' lock */
     STAGING_BYTES = 1 << 20 /* a multiple of every page size */
 };
 
@@ -88,8 +88,8 @@ static inline uint64_t *slot_of(ccmem_store *s, uint64_t page) {
     return &s->core->slots[(s->first + page) / PAGE_BATCH % SLOTS];
 }
 
-/* 1 when nobody holds the lock that the page's word shows: nobody was in its slot before the look at
- * the word, and nobody had come by the time after it. *slot is what the slot was. */
+/* 1 when nobody holds the lock that the page's word shows: nobody was in its slot before the look
+ * at the word, and nobody had come by the time after it. *slot is what the slot was. */
 static int orphaned(ccmem_store *s, uint64_t page, uint64_t *slot) {
     *slot = __atomic_load_n(slot_of(s, page), __ATOMIC_ACQUIRE);
     return (uint32_t)*slot == 0 && (__atomic_load_n(&s->version[page], __ATOMIC_ACQUIRE) & LOCK) &&
@@ -132,8 +132,8 @@ static inline int unchanged(const uint64_t *word, uint64_t version) {
 }
 
 /* Locks pages from `first` on for writing, as many of n as nobody holds, none beyond the group, and
- * returns how many; v[i] is what page i had for a version. It never waits, so writers that wait hold
- * nothing and wait for no one in a circle. */
+ * returns how many; v[i] is what page i had for a version. It never waits, so writers that wait
+ * hold nothing and wait for no one in a circle. */
 static uint64_t lock_free_pages(ccmem_store *s, uint64_t first, uint64_t n, uint64_t *v) {
     uint64_t i = 0, left = PAGE_BATCH - (s->first + first) % PAGE_BATCH;
     v[0] = __atomic_load_n(&s->version[first], __ATOMIC_RELAXED);
@@ -246,8 +246,8 @@ static inline void clear(uint8_t *out, uint32_t n) {
         memset(out, 0, n);
 }
 
-/* One go at pages with a subkey that is derived when it is used: the context for it. Until lent_back()
- * is true, what was done with it means nothing. */
+/* One go at pages with a subkey that is derived when it is used: the context for it. Until
+ * lent_back() is true, what was done with it means nothing. */
 static page_context lend(const store_core *c, uint64_t *ticket) {
     page_context page = c->page;
     page.key = subkey_borrow(c->late, ticket);
@@ -272,9 +272,9 @@ static __attribute__((noinline)) page_result open_part_late(ccmem_store *s, uint
 
 /* 0 when the page does not match its tag; the n bytes are zero then. Inline: a call
  * more would cost a small read a tenth. */
-static inline __attribute__((always_inline)) int
-open_part(ccmem_store *s, shard *sh, uint64_t page, uint64_t version, uint32_t offset, uint8_t *out,
-          uint32_t n) {
+static inline __attribute__((always_inline)) int open_part(ccmem_store *s, shard *sh, uint64_t page,
+                                                           uint64_t version, uint32_t offset,
+                                                           uint8_t *out, uint32_t n) {
     const store_core *c = s->core;
     if (version == 0) {
         clear(out, n);
@@ -369,7 +369,7 @@ typedef struct bulk {
     uint64_t first;
     uint8_t *out;
     const uint8_t *data;
-    uint8_t *bad; /* one byte a page, for verifying */
+    uint8_t *bad;      /* one byte a page, for verifying */
     uint64_t failures; /* atomic */
     unsigned flags;
     outcome end;
@@ -617,7 +617,10 @@ ccmem_status store_read_alone(ccmem_store *s, uint64_t offset, void *out, uint64
 }
 
 void store_prefetch(const ccmem_store *s, uint64_t offset, uint64_t n) {
-    enum { LINE = 64, LINES = 8 }; /* the rest is left to the hardware, which sees a stream by then */
+    enum {
+        LINE = 64,
+        LINES = 8
+    }; /* the rest is left to the hardware, which sees a stream by then */
     uint64_t page = offset >> s->core->page_shift;
     __builtin_prefetch(&s->version[page]);
     if (s->tag) {
@@ -633,7 +636,8 @@ void store_prefetch(const ccmem_store *s, uint64_t offset, uint64_t n) {
         __builtin_prefetch(s->ct + offset + i);
 }
 
-/* Looks for room in all pages before the first is touched, so that a refused write changes nothing. */
+/* Looks for room in all pages before the first is touched, so that a refused write changes nothing.
+ */
 static ccmem_status check_versions(ccmem_store *s, uint64_t offset, uint64_t n) {
     uint64_t last = (offset + n - 1) >> s->core->page_shift, v, used;
     for (uint64_t p = offset >> s->core->page_shift; p <= last; p++) {
@@ -821,8 +825,7 @@ static ccmem_status new_records(const store_core *core, store_chunk *c) {
     const uint64_t words = core->read_only ? 1 : 2;
     const uint64_t tags = core->suite->authenticated ? sizeof *c->tag : 0;
     c->record_bytes = c->npages * (tags + words * sizeof *c->version);
-    ccmem_status status =
-        c->npages ? vmem_map_private(c->record_bytes, &c->records) : CCMEM_OK;
+    ccmem_status status = c->npages ? vmem_map_private(c->record_bytes, &c->records) : CCMEM_OK;
     if (status != CCMEM_OK || !c->npages)
         return status;
     c->tag = tags ? c->records : NULL;

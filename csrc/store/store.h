@@ -3,8 +3,8 @@
 #ifndef CCMEM_STORE_H
 #define CCMEM_STORE_H
 
-#include "crypto/aegis/aegis.h"
 #include "ccmem.h"
+#include "crypto/aegis/aegis.h"
 
 /* Starts fetching what a read of n bytes at `offset` will touch first, which must lie inside the
  * store: version, cached tweak, ciphertext. */
@@ -45,20 +45,20 @@ uint32_t store_page_size(const ccmem_store *store);
 static const uint64_t STORE_BYTES_MAX = (uint64_t)INT64_MAX - CCMEM_PAGE_SIZE_MAX;
 
 /* A read-only store of nbytes <= STORE_BYTES_MAX bytes over its pages, which lie in memory of
- * platform/vmem.h or a mapping of their own at `pages` (NULL: none), and may be changed by others at any
- * time. On success the store owns that memory and gives it back with vmem_unmap(). Versions and
- * tags are copied. The key is this process's, the cipher authenticated, the page size allowed.
+ * platform/vmem.h or a mapping of their own at `pages` (NULL: none), and may be changed by others
+ * at any time. On success the store owns that memory and gives it back with vmem_unmap(). Versions
+ * and tags are copied. The key is this process's, the cipher authenticated, the page size allowed.
  * CCMEM_ERR_ARGUMENT: a version that no page can have; CCMEM_ERR_NOMEM, _MEMLOCK, _SECRETMEM. */
 ccmem_status store_over(const ccmem_key *key, ccmem_cipher cipher, const uint8_t id[16],
                         uint64_t nbytes, uint32_t page_size, void *pages, const uint64_t *versions,
                         const uint8_t *tags, ccmem_store **out);
 
-/* ccmem_store_read() in the calling thread alone, for the handler of a fault: no other thread is started or
- * waited for. */
+/* ccmem_store_read() in the calling thread alone, for the handler of a fault: no other thread is
+ * started or waited for. */
 ccmem_status store_read_alone(ccmem_store *store, uint64_t offset, void *out, uint64_t n);
 
-/* ccmem_store_write() from memory that is there and stays there, be it in one of the ranges of memory/ranges.h:
- * it is not copied, which would take plaintext of its own. `alone` as above. */
+/* ccmem_store_write() from memory that is there and stays there, be it in one of the ranges of
+ * memory/ranges.h: it is not copied, which would take plaintext of its own. `alone` as above. */
 ccmem_status store_write_present(ccmem_store *store, uint64_t offset, const void *data, uint64_t n,
                                  int alone);
 
@@ -67,18 +67,18 @@ int store_read_only(const ccmem_store *store);
 
 enum { STORE_OPEN_MAX = 16 };
 
-/* Opens n <= STORE_OPEN_MAX whole pages from page `first`, all of them the store's, into `to`, in the
- * calling thread, each as one writer left it. The store was checked to be this process's.
+/* Opens n <= STORE_OPEN_MAX whole pages from page `first`, all of them the store's, into `to`, in
+ * the calling thread, each as one writer left it. The store was checked to be this process's.
  * CCMEM_ERR_INTEGRITY: a page was changed; `to` may hold what is not verified. */
 ccmem_status store_open_pages(ccmem_store *store, uint64_t first, uint8_t *to, uint64_t n);
 
-/* The least turn (crypto/fused.h) of pages that are multiplied in the registers they are opened in; 0 when they
- * cannot be. */
+/* The least turn (crypto/fused.h) of pages that are multiplied in the registers they are opened in;
+ * 0 when they cannot be. */
 size_t store_dot_turn(const ccmem_store *store);
 
-/* Opens n <= STORE_OPEN_MAX pages from page `first` into registers and adds their products (crypto/fused.h).
- * *done is 0 when that could not be, since one was never written or changed meanwhile: the sums then
- * mean nothing, and store_open_pages() will do. CCMEM_ERR_INTEGRITY. */
+/* Opens n <= STORE_OPEN_MAX pages from page `first` into registers and adds their products
+ * (crypto/fused.h). *done is 0 when that could not be, since one was never written or changed
+ * meanwhile: the sums then mean nothing, and store_open_pages() will do. CCMEM_ERR_INTEGRITY. */
 ccmem_status store_dot(ccmem_store *store, uint64_t first, uint64_t n, ccmem_dtype dtype,
                        const dot_rows *dot, int *done);
 

@@ -6,10 +6,10 @@
 #include <string.h>
 #include <time.h>
 
-#include "platform/cpu.h"
+#include "crypto/xts/xts.h"
 #include "pages/key.h"
 #include "pages/page.h"
-#include "crypto/xts/xts.h"
+#include "platform/cpu.h"
 
 #if CCMEM_X86
 #include <immintrin.h>
@@ -28,20 +28,20 @@ static double seconds_now(void) {
  * array in memory, which makes a "ceiling" of the store buffer. The empty assembler statement makes
  * every register an output that the compiler knows nothing about: without it, equal chains are
  * merged and the "ceiling" comes out several times too high. */
-#define CEILING(name, tgt, type, constraint, set1, aesenc)                                        \
-    __attribute__((target(tgt), noinline)) static double name(uint64_t turns) {                   \
-        type k = set1(0x3c), a = set1(1), b = set1(2), c = set1(3), d = set1(4), e = set1(5),     \
-             f = set1(6), g = set1(7), h = set1(8);                                               \
-        double start = seconds_now();                                                             \
-        for (uint64_t i = 0; i < turns; i++) {                                                    \
-            a = aesenc(a, k), b = aesenc(b, k), c = aesenc(c, k), d = aesenc(d, k);               \
-            e = aesenc(e, k), f = aesenc(f, k), g = aesenc(g, k), h = aesenc(h, k);               \
-            __asm__ volatile(""                                                                   \
-                             : "+" constraint(a), "+" constraint(b), "+" constraint(c),           \
-                               "+" constraint(d), "+" constraint(e), "+" constraint(f),           \
-                               "+" constraint(g), "+" constraint(h));                             \
-        }                                                                                         \
-        return seconds_now() - start;                                                             \
+#define CEILING(name, tgt, type, constraint, set1, aesenc)                                         \
+    __attribute__((target(tgt), noinline)) static double name(uint64_t turns) {                    \
+        type k = set1(0x3c), a = set1(1), b = set1(2), c = set1(3), d = set1(4), e = set1(5),      \
+             f = set1(6), g = set1(7), h = set1(8);                                                \
+        double start = seconds_now();                                                              \
+        for (uint64_t i = 0; i < turns; i++) {                                                     \
+            a = aesenc(a, k), b = aesenc(b, k), c = aesenc(c, k), d = aesenc(d, k);                \
+            e = aesenc(e, k), f = aesenc(f, k), g = aesenc(g, k), h = aesenc(h, k);                \
+            __asm__ volatile(""                                                                    \
+                             : "+" constraint(a), "+" constraint(b), "+" constraint(c),            \
+                               "+" constraint(d), "+" constraint(e), "+" constraint(f),            \
+                               "+" constraint(g), "+" constraint(h));                              \
+        }                                                                                          \
+        return seconds_now() - start;                                                              \
     }
 
 CEILING(ceiling128, "aes", __m128i, "x", _mm_set1_epi8, _mm_aesenc_si128)
@@ -67,8 +67,7 @@ double ccmem_measure_ceiling(ccmem_tier tier, unsigned rounds, uint64_t repeats)
         width = 64;
         seconds = ceiling512(repeats);
         break;
-    default:
-        return 0;
+    default: return 0;
     }
     return seconds > 0 ? (double)repeats * 8 * width / rounds / seconds : 0;
 #else
@@ -151,9 +150,7 @@ static inline uint64_t next_line(uint64_t *state, uint64_t n, uint64_t read_befo
 }
 
 /* Every call walks another way: the same one again would find its lines in the last-level cache. */
-static uint64_t walk_start(double seconds) {
-    return (uint64_t)(seconds * 1e9);
-}
+static uint64_t walk_start(double seconds) { return (uint64_t)(seconds * 1e9); }
 
 ccmem_status ccmem_measure_random_reads(ccmem_store *store, uint64_t count, int dependent,
                                         double *seconds) {
@@ -195,7 +192,7 @@ ccmem_status ccmem_measure_random_copies(const uint8_t *memory, uint64_t n, uint
     return CCMEM_OK;
 }
 
-/* ---- a whole store, and plain memory ----------------------------------------------------------- */
+/* ---- a whole store, and plain memory --------------------------------------------------------- */
 
 ccmem_status ccmem_measure_open_to_scratch(ccmem_store *store, uint8_t *scratch, uint64_t step,
                                            double *seconds) {
@@ -215,16 +212,16 @@ ccmem_status ccmem_measure_open_to_scratch(ccmem_store *store, uint8_t *scratch,
 
 /* Loads whose values an empty assembler statement asks for, so that the compiler keeps them all; no
  * addition waits for another. */
-#define PLAIN_READ(name, attribute, type, constraint)                                             \
-    attribute static void name(const uint8_t *memory, uint64_t n) {                               \
-        enum { LOADS = 256 / sizeof(type) };                                                      \
-        for (uint64_t at = 0; at < n; at += 256) {                                                \
-            _Pragma("GCC unroll 32") for (int i = 0; i < LOADS; i++) {                            \
-                type value;                                                                       \
-                memcpy(&value, memory + at + (size_t)i * sizeof value, sizeof value);             \
-                __asm__ volatile("" : : constraint(value));                                       \
-            }                                                                                     \
-        }                                                                                         \
+#define PLAIN_READ(name, attribute, type, constraint)                                              \
+    attribute static void name(const uint8_t *memory, uint64_t n) {                                \
+        enum { LOADS = 256 / sizeof(type) };                                                       \
+        for (uint64_t at = 0; at < n; at += 256) {                                                 \
+            _Pragma("GCC unroll 32") for (int i = 0; i < LOADS; i++) {                             \
+                type value;                                                                        \
+                memcpy(&value, memory + at + (size_t)i * sizeof value, sizeof value);              \
+                __asm__ volatile("" : : constraint(value));                                        \
+            }                                                                                      \
+        }                                                                                          \
     }
 
 PLAIN_READ(plain_read64, __attribute__((noinline)), uint64_t, "r")

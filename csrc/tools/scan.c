@@ -5,8 +5,8 @@
  * Wherever a sample lies, exactly one multiple of 8 falls on one of its first 8 bytes, and the 8
  * bytes from there on are one of the 8 blocks of 8 bytes that begin at the sample's bytes 0 to 7.
  * So all 8 blocks of each sample are entered in a table, and the memory is looked up in it once
- * per 8 bytes instead of once per byte. A Bloom filter that fits a level-2 cache for the usual tens of
- * thousands of samples answers most of these look-ups; what it lets through is compared in full.
+ * per 8 bytes instead of once per byte. A Bloom filter that fits a level-2 cache for the usual tens
+ * of thousands of samples answers most of these look-ups; what it lets through is compared in full.
  *
  * A scanner that kept its samples as they are would find them when it reads the memory of its own
  * process, or of one forked from it. They are kept exclusive-or a random mask, and no 16 bytes of
@@ -15,8 +15,8 @@
 #include <string.h>
 
 #include "ccmem.h"
-#include "pages/key.h"
 #include "memory/secret.h"
+#include "pages/key.h"
 
 enum {
     SAMPLE = 16,
@@ -28,22 +28,24 @@ enum {
     SAMPLES_MAX = 1 << 24
 };
 
-typedef struct words { uint64_t low, high; } words; /* bytes 0-7 and 8-15, little-endian */
+typedef struct words {
+    uint64_t low, high;
+} words; /* bytes 0-7 and 8-15, little-endian */
 
 struct ccmem_samples {
     words mask;
-    uint64_t multiplier;   /* random and odd: no one can aim at one chain */
+    uint64_t multiplier; /* random and odd: no one can aim at one chain */
     uint32_t capacity, count;
     unsigned filter_shift, head_shift;
-    uint64_t *filter;      /* word (block * multiplier) >> filter_shift: two bits a block */
-    uint32_t *head;        /* by (block * multiplier) >> head_shift: last entry + 1; 0 is none */
-    uint32_t *next;        /* by entry (8 * sample + block's place): entry before it + 1 */
-    words *masked;         /* by sample */
-    uint8_t *repeated;     /* by sample: seen again, so it identifies nothing */
+    uint64_t *filter;  /* word (block * multiplier) >> filter_shift: two bits a block */
+    uint32_t *head;    /* by (block * multiplier) >> head_shift: last entry + 1; 0 is none */
+    uint32_t *next;    /* by entry (8 * sample + block's place): entry before it + 1 */
+    words *masked;     /* by sample */
+    uint8_t *repeated; /* by sample: seen again, so it identifies nothing */
 };
 
-/* The numbers of a block's two bits in its word of the filter, from bits of the hash that the number
- * of the word does not use (24 bits at most). */
+/* The numbers of a block's two bits in its word of the filter, from bits of the hash that the
+ * number of the word does not use (24 bits at most). */
 static inline unsigned first_bit(uint64_t hash) { return hash >> 33 & 63; }
 static inline unsigned second_bit(uint64_t hash) { return hash >> 27 & 63; }
 
@@ -251,8 +253,8 @@ ccmem_status ccmem_scan(const ccmem_samples *s, const uint8_t *data, uint64_t n,
     if (capacity < BLOCK || from % BLOCK)
         return CCMEM_ERR_ARGUMENT;
     while (at < n && n - at >= BLOCK) {
-        uint64_t end = (n - at) / BLOCK < BATCH ? at + (n - at) / BLOCK * BLOCK
-                                                : at + BATCH * BLOCK;
+        uint64_t end =
+            (n - at) / BLOCK < BATCH ? at + (n - at) / BLOCK * BLOCK : at + BATCH * BLOCK;
         unsigned candidates = 0;
         for (; at < end; at += BLOCK) {
             uint64_t hash = load(data + at) * s->multiplier;
@@ -261,7 +263,8 @@ ccmem_status ccmem_scan(const ccmem_samples *s, const uint8_t *data, uint64_t n,
             candidates += (unsigned)(word >> first_bit(hash) & word >> second_bit(hash) & 1);
         }
         for (unsigned i = 0; i < candidates; i++)
-            __builtin_prefetch(&s->head[load(data + candidate[i]) * s->multiplier >> s->head_shift]);
+            __builtin_prefetch(
+                &s->head[load(data + candidate[i]) * s->multiplier >> s->head_shift]);
         for (unsigned i = 0; i < candidates; i++) {
             if (capacity - written < BLOCK) {
                 *found = written;

@@ -74,7 +74,9 @@ MAPPING = (
 MODULES: dict[str, tuple[Tests, ...]] = {
     "store/store.c": STORE,
     "store/arena.c": (tests("arena"),),
-    "store/gather.c": (tests("integrity::test_gather_releases_nothing", "mapping_scatter", "tensor"),),
+    "store/gather.c": (
+        tests("integrity::test_gather_releases_nothing", "mapping_scatter", "tensor"),
+    ),
     "pages/page.c": PAGES,
     "pages/page_aegis.c": PAGES,
     "pages/page_xts.c": PAGES,
@@ -98,7 +100,9 @@ MODULES: dict[str, tuple[Tests, ...]] = {
     "memory/secret.c": SECRET,
     "memory/secret.h": SECRET,
     "memory/plain.c": PLAIN,
-    "memory/budget.c": (tests("budget::test_counts", "budget::test_setting", "budget::test_windows"),),
+    "memory/budget.c": (
+        tests("budget::test_counts", "budget::test_setting", "budget::test_windows"),
+    ),
     "platform/vmem.c": (
         tests("buffer", "integrity::test_versions_and_tags_are_neither_dumped_nor_inherited"),
     ),
@@ -346,7 +350,13 @@ CHANGES: list[Change] = [
         "}\n\nvoid cmac(ccmem_tier tier, const aes_key *key, const uint8_t *msg, size_t n, uint8_t tag[16]) {\n    cmac_of(tier, key, msg, n, tag);",
         (RESIDUE,),
     ),
-    Change("kdf-leaves-a-block", "crypto/mac/kdf.c", "    ccmem_wipe(block, sizeof block);\n", "", (RESIDUE,)),
+    Change(
+        "kdf-leaves-a-block",
+        "crypto/mac/kdf.c",
+        "    ccmem_wipe(block, sizeof block);\n",
+        "",
+        (RESIDUE,),
+    ),
     Change(
         "kdf-leaves-the-schedule",
         "crypto/mac/kdf.c",
@@ -391,7 +401,11 @@ CHANGES: list[Change] = [
         (tests("pages", "integrity::test_a_write_of_the_whole_page_replaces_it"),),
     ),
     Change(
-        "scratch-not-wiped", "pages/page_aegis.c", "    ccmem_wipe(scratch, ctx->size);\n", "", (RESIDUE,)
+        "scratch-not-wiped",
+        "pages/page_aegis.c",
+        "    ccmem_wipe(scratch, ctx->size);\n",
+        "",
+        (RESIDUE,),
     ),
     Change(
         "scratch-wiped-by-half",
@@ -424,8 +438,8 @@ CHANGES: list[Change] = [
     Change(
         "seal-leaves-tweaks",
         "pages/page_xts.c",
-        "kernels(ctx)->seal_pages(key_of(ctx), dst, src, n, ctx->size, (const uint8_t(*)[16])t0, stream(flags));\n    ccmem_wipe(t0, n * sizeof t0[0]);",
-        "kernels(ctx)->seal_pages(key_of(ctx), dst, src, n, ctx->size, (const uint8_t(*)[16])t0, stream(flags));",
+        "kernels(ctx)->seal_pages(key_of(ctx), dst, src, n, ctx->size, (const uint8_t (*)[16])t0,\n                             stream(flags));\n    ccmem_wipe(t0, n * sizeof t0[0]);",
+        "kernels(ctx)->seal_pages(key_of(ctx), dst, src, n, ctx->size, (const uint8_t (*)[16])t0,\n                             stream(flags));",
         (RESIDUE,),
     ),
     Change(
@@ -501,8 +515,8 @@ CHANGES: list[Change] = [
     Change(
         "entry-without-version",
         "pages/tweak_cache.h",
-        "e->name = tweak_mix(t0) ^ (xts_tweak){page, version};",
-        "e->name = tweak_mix(t0) ^ (xts_tweak){page, 0};",
+        "e->name = tweak_mix(t0) ^ (xts_tweak) { page, version };",
+        "e->name = tweak_mix(t0) ^ (xts_tweak) { page, 0 };",
         (tests("tweak_cache", "buffer"),),
     ),
     Change(
@@ -697,10 +711,26 @@ CHANGES: list[Change] = [
     ),
     Change("unit-left", "crypto/xts/xts.c", "    ccmem_wipe(&u, sizeof u);\n", "", (RESIDUE,)),
     Change(
-        "unit-key-left", "crypto/xts/xts.c", "    ccmem_wipe(&expanded, sizeof expanded);\n", "", (RESIDUE,)
+        "unit-key-left",
+        "crypto/xts/xts.c",
+        "    ccmem_wipe(&expanded, sizeof expanded);\n",
+        "",
+        (RESIDUE,),
     ),
-    Change("stolen-block-left", "crypto/xts/xts.c", "    ccmem_wipe(full, sizeof full);\n", "", (RESIDUE,)),
-    Change("mixed-block-left", "crypto/xts/xts.c", "    ccmem_wipe(mixed, sizeof mixed);\n", "", (RESIDUE,)),
+    Change(
+        "stolen-block-left",
+        "crypto/xts/xts.c",
+        "    ccmem_wipe(full, sizeof full);\n",
+        "",
+        (RESIDUE,),
+    ),
+    Change(
+        "mixed-block-left",
+        "crypto/xts/xts.c",
+        "    ccmem_wipe(mixed, sizeof mixed);\n",
+        "",
+        (RESIDUE,),
+    ),
     Change(
         "equal-halves-allowed",
         "crypto/xts/xts.c",
@@ -1323,7 +1353,7 @@ CHANGES: list[Change] = [
     Change(
         "conflicts-allowed",
         "mapping/window.c",
-        "    return a->store == b->store && (a->writable || b->writable) && a->from < b->to && b->from < a->to;",
+        "    return a->store == b->store && (a->writable || b->writable) && a->from < b->to &&\n           b->from < a->to;",
         "    return 0 && a == b;",
         (tests("mapping_life::test_conflicts"),),
     ),

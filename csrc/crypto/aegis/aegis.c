@@ -3,25 +3,20 @@
  * 3.8), and the public functions for one message. */
 #include "crypto/aegis/aegis.h"
 
-#include "platform/cpu.h"
 #include "memory/secret.h"
+#include "platform/cpu.h"
 
 enum { BLOCK_MAX = 64, TAG_MAX = 32 };
 
 const aegis_ops *aegis_tier(ccmem_tier tier) {
     switch (tier) {
-    case CCMEM_TIER_PORTABLE:
-        return &aegis_portable;
+    case CCMEM_TIER_PORTABLE: return &aegis_portable;
 #if CCMEM_X86
-    case CCMEM_TIER_AESNI:
-        return &aegis_aesni;
-    case CCMEM_TIER_VAES256:
-        return &aegis_vaes256;
-    case CCMEM_TIER_VAES512:
-        return &aegis_vaes512;
+    case CCMEM_TIER_AESNI: return &aegis_aesni;
+    case CCMEM_TIER_VAES256: return &aegis_vaes256;
+    case CCMEM_TIER_VAES512: return &aegis_vaes512;
 #endif
-    default:
-        return NULL;
+    default: return NULL;
     }
 }
 

@@ -17,15 +17,15 @@ enum {
  * and dst % 32 == 0 to seal, else it is ignored. */
 enum { AEGIS_STREAM = 1u };
 
-/* The eight 16-byte blocks S0 to S7 of RFC 10032, sections 3 and 5.4, for one lane (AEGIS-128L) or two
- * (AEGIS-128X2): block i of lane j is s[i][j]. Secret: whoever makes one wipes it. */
+/* The eight 16-byte blocks S0 to S7 of RFC 10032, sections 3 and 5.4, for one lane (AEGIS-128L) or
+ * two (AEGIS-128X2): block i of lane j is s[i][j]. Secret: whoever makes one wipes it. */
 typedef struct aegis_state {
     _Alignas(32) uint8_t s[8][2][16];
 } aegis_state;
 
-/* Opens npages pages into registers only, and adds their products; a turn is AEGIS_DOT_TURN bytes or
- * a block. Returns how many of them match their tags, up to the first that does not: if not all, the
- * sums mean nothing. */
+/* Opens npages pages into registers only, and adds their products; a turn is AEGIS_DOT_TURN bytes
+ * or a block. Returns how many of them match their tags, up to the first that does not: if not all,
+ * the sums mean nothing. */
 enum { AEGIS_DOT_TURN = 128 };
 typedef size_t (*aegis_dot_function)(const uint8_t key[16], const uint8_t *src, size_t npages,
                                      size_t page_size, const uint8_t (*nonce)[16],
@@ -34,17 +34,18 @@ typedef size_t (*aegis_dot_function)(const uint8_t key[16], const uint8_t *src, 
 /* dst == src or no overlap, no alignment required; `key` may lie in secret memory and is read where
  * it lies. `lanes` is 1 or 2, and a block 32 * lanes bytes. */
 typedef struct aegis_ops {
-    /* AEGIS-128X2, no associated data: npages <= AEGIS_BATCH consecutive pages of page_size bytes (a
-     * multiple of 64), each with its own nonce and tag. */
+    /* AEGIS-128X2, no associated data: npages <= AEGIS_BATCH consecutive pages of page_size bytes
+     * (a multiple of 64), each with its own nonce and tag. */
     void (*seal_pages)(const uint8_t key[16], uint8_t *dst, const uint8_t *src, size_t npages,
                        size_t page_size, const uint8_t (*nonce)[16], uint8_t (*tag)[16],
                        unsigned flags);
-    /* Bit i of the result is set when page i does not match its tag; its part of dst holds zeros. */
+    /* Bit i of the result is set when page i does not match its tag; its part of dst holds zeros.
+     */
     uint64_t (*open_pages)(const uint8_t key[16], uint8_t *dst, const uint8_t *src, size_t npages,
                            size_t page_size, const uint8_t (*nonce)[16], const uint8_t (*tag)[16],
                            unsigned flags);
-    /* Verifies one page and hands out n bytes from `offset` of it (n may be 0: verify only). 1, or 0
-     * when it does not match its tag: the n bytes hold zeros. */
+    /* Verifies one page and hands out n bytes from `offset` of it (n may be 0: verify only). 1, or
+     * 0 when it does not match its tag: the n bytes hold zeros. */
     int (*open_part)(const uint8_t key[16], uint8_t *dst, const uint8_t *src, size_t page_size,
                      const uint8_t nonce[16], const uint8_t tag[16], size_t offset, size_t n);
 

@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Opens a page of AEGIS-128X2 and multiplies it in the registers it was opened in: included after
- * crypto/aegis/template.h by tiers whose vectors hold both lanes, eight floats, and that have FMA and F16C.
+ * crypto/aegis/template.h by tiers whose vectors hold both lanes, eight floats, and that have FMA
+ * and F16C.
  *
  *   DOT_TARGET   the target attribute
  *   DOT_LANES    floats in a vector of the tier's products (kernels/gemv_template.h), 8 or 16
  *
  * A page that is opened and then multiplied fetches nothing from memory while it is multiplied,
- * and what one core can fetch in the rest of the time is less than it could multiply. Here both are one
- * loop, and memory is read at an even pace.
+ * and what one core can fetch in the rest of the time is less than it could multiply. Here both are
+ * one loop, and memory is read at an even pace.
  */
 
 #define DOT_INLINE static inline __attribute__((always_inline)) DOT_TARGET
@@ -21,7 +22,7 @@ enum { DOT_PARTS = DOT_LANES / 8, DOT_SUMS = 4 * DOT_PARTS, DOT_BLOCK = 8 * DOT_
 
 /* The bytes of a turn: at least two blocks of the cipher and one of W, so that each vector's sum is
  * known when this is compiled. */
-#define DOT_TURN(element)                                                                         \
+#define DOT_TURN(element)                                                                          \
     (DOT_BLOCK * (element) < AEGIS_DOT_TURN ? AEGIS_DOT_TURN : DOT_BLOCK * (element))
 
 /* Adds the products with eight floats of x, number `place` of a turn. The sums go by the element's
@@ -37,9 +38,7 @@ DOT_INLINE void dot_vector(ccmem_dtype dtype, __m256 sum[DOT_SUMS], VEC w, const
                            size_t i) {
     const size_t group = i / DOT_PARTS * DOT_PARTS, part = i % DOT_PARTS;
     switch (dtype) {
-    case CCMEM_F32:
-        dot_add(sum, _mm256_castsi256_ps(w), x, i);
-        break;
+    case CCMEM_F32: dot_add(sum, _mm256_castsi256_ps(w), x, i); break;
     case CCMEM_F16:
         dot_add(sum, _mm256_cvtph_ps(_mm256_castsi256_si128(w)), x, 2 * i);
         dot_add(sum, _mm256_cvtph_ps(_mm256_extracti128_si256(w, 1)), x, 2 * i + 1);
@@ -52,8 +51,8 @@ DOT_INLINE void dot_vector(ccmem_dtype dtype, __m256 sum[DOT_SUMS], VEC w, const
         break;
     }
     case CCMEM_I8:
-#define DOT_BYTE(k, v)                                                                            \
-    dot_add(sum, _mm256_cvtepi32_ps(_mm256_srai_epi32(v, 24)), x,                                 \
+#define DOT_BYTE(k, v)                                                                             \
+    dot_add(sum, _mm256_cvtepi32_ps(_mm256_srai_epi32(v, 24)), x,                                  \
             4 * group + part + (k) * DOT_PARTS)
         DOT_BYTE(0, _mm256_slli_epi32(w, 24));
         DOT_BYTE(1, _mm256_slli_epi32(w, 16));
@@ -136,11 +135,11 @@ DOT_INLINE size_t open_dot(ccmem_dtype dtype, size_t element, const uint8_t *key
     return good;
 }
 
-#define DOT(name, dtype, element)                                                                 \
-    static DOT_TARGET CLEAR_REGISTERS __attribute__((noinline)) size_t name(                      \
-        const uint8_t *key, const uint8_t *src, size_t npages, size_t size,                       \
-        const uint8_t (*nonce)[16], const uint8_t (*tag)[16], const dot_rows *d) {               \
-        return open_dot(dtype, element, key, src, npages, size, nonce, tag, d);                   \
+#define DOT(name, dtype, element)                                                                  \
+    static DOT_TARGET CLEAR_REGISTERS __attribute__((noinline)) size_t                             \
+    name(const uint8_t *key, const uint8_t *src, size_t npages, size_t size,                       \
+         const uint8_t (*nonce)[16], const uint8_t (*tag)[16], const dot_rows *d) {                \
+        return open_dot(dtype, element, key, src, npages, size, nonce, tag, d);                    \
     }
 DOT(open_dot_f32, CCMEM_F32, 4)
 DOT(open_dot_f16, CCMEM_F16, 2)
@@ -149,6 +148,6 @@ DOT(open_dot_i8, CCMEM_I8, 1)
 #undef DOT
 
 static const aegis_dot_function AEGIS_DOT[4] = {[CCMEM_F32] = open_dot_f32,
-                                         [CCMEM_F16] = open_dot_f16,
-                                         [CCMEM_BF16] = open_dot_bf16,
-                                         [CCMEM_I8] = open_dot_i8};
+                                                [CCMEM_F16] = open_dot_f16,
+                                                [CCMEM_BF16] = open_dot_bf16,
+                                                [CCMEM_I8] = open_dot_i8};

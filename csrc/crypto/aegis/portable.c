@@ -60,7 +60,7 @@ INLINE bs_word first_of(pair p) { return (p.low & EACH(0x0f)) | ((p.high << 4) &
 
 INLINE bs_word second_of(pair p) { return ((p.low >> 4) & EACH(0x0f)) | (p.high & EACH(0xf0)); }
 
-/* ---- one lane --------------------------------------------------------------------------------- */
+/* ---- one lane -------------------------------------------------------------------------------- */
 
 /* Update(M0, M1), RFC 10032, 3.3. */
 INLINE void update(lane *l, pair m) {
@@ -145,13 +145,11 @@ LANE_FUNCTION lane_absorb(lane *l, unsigned lanes, const uint8_t *src, size_t nb
     lane_run(ABSORB, l, lanes, NULL, src, nblocks);
 }
 
-LANE_FUNCTION lane_seal(lane *l, unsigned lanes, uint8_t *dst, const uint8_t *src,
-                        size_t nblocks) {
+LANE_FUNCTION lane_seal(lane *l, unsigned lanes, uint8_t *dst, const uint8_t *src, size_t nblocks) {
     lane_run(SEAL, l, lanes, dst, src, nblocks);
 }
 
-LANE_FUNCTION lane_open(lane *l, unsigned lanes, uint8_t *dst, const uint8_t *src,
-                        size_t nblocks) {
+LANE_FUNCTION lane_open(lane *l, unsigned lanes, uint8_t *dst, const uint8_t *src, size_t nblocks) {
     lane_run(OPEN, l, lanes, dst, src, nblocks);
 }
 
@@ -192,7 +190,7 @@ INLINE void store_tag(uint8_t *tag, const bs_word sums[2], size_t tag_len) {
     }
 }
 
-/* ---- pages ------------------------------------------------------------------------------------ */
+/* ---- pages ----------------------------------------------------------------------------------- */
 
 /* Everything of one call that must not outlive it. */
 typedef struct scratch {
@@ -223,9 +221,8 @@ INLINE void crypt_page(what todo, scratch *s, const uint8_t key[16], uint8_t *ds
 }
 
 CLEAR_REGISTERS static void seal_pages(const uint8_t key[16], uint8_t *dst, const uint8_t *src,
-                                       size_t npages, size_t page_size,
-                                       const uint8_t (*nonce)[16], uint8_t (*tag)[16],
-                                       unsigned flags) {
+                                       size_t npages, size_t page_size, const uint8_t (*nonce)[16],
+                                       uint8_t (*tag)[16], unsigned flags) {
     scratch s;
 
     (void)flags;
@@ -270,8 +267,7 @@ CLEAR_REGISTERS static int open_part(const uint8_t key[16], uint8_t *dst, const 
         size_t size = page_size - at < CHUNK ? page_size - at : CHUNK;
         size_t from = offset > at ? offset : at, to = end < at + size ? end : at + size;
         for (unsigned j = 0; j < LANES; j++)
-            lane_open(&s.lanes[j], LANES, s.text + 16 * j, src + at + 16 * j,
-                      size / (32 * LANES));
+            lane_open(&s.lanes[j], LANES, s.text + 16 * j, src + at + 16 * j, size / (32 * LANES));
         if (from < to)
             copy_secret(dst + (from - offset), s.text + (from - at), to - from);
     }
@@ -285,7 +281,7 @@ CLEAR_REGISTERS static int open_part(const uint8_t key[16], uint8_t *dst, const 
     return good;
 }
 
-/* ---- messages --------------------------------------------------------------------------------- */
+/* ---- messages -------------------------------------------------------------------------------- */
 
 INLINE void lane_load(lane *l, const aegis_state *state, unsigned number) {
     for (int i = 0; i < 8; i++)

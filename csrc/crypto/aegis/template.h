@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The AEGIS-128L and AEGIS-128X2 kernels of every SIMD tier. A tier file defines the vector type and
- * a few operations, then includes this file once.
+ * The AEGIS-128L and AEGIS-128X2 kernels of every SIMD tier. A tier file defines the vector type
+ * and a few operations, then includes this file once.
  *
  *   TARGET             the tier's target attribute
  *   VEC, WIDE          vector type; blocks in it: 1, or 2 for both lanes of AEGIS-128X2 at once
@@ -18,24 +18,24 @@
  *
  * How the time goes. An update is eight AES rounds that each need only the state before, so its
  * latency is one round and what stands between two. The message enters after the round instead of
- * before it, AESRound(S7, S0 ^ M) = AESRound(S7, M) ^ S0, and the keystream is summed while the round
- * runs: an update then takes little more than the four cycles that Zen 3 needs for eight rounds
- * at two a cycle. Pages need no interleaving: the start of one page runs beside the end of the page
- * before, as far as the processor looks ahead.
+ * before it, AESRound(S7, S0 ^ M) = AESRound(S7, M) ^ S0, and the keystream is summed while the
+ * round runs: an update then takes little more than the four cycles that Zen 3 needs for eight
+ * rounds at two a cycle. Pages need no interleaving: the start of one page runs beside the end of
+ * the page before, as far as the processor looks ahead.
  *
- * A lane of AEGIS-128X2 sees the other only in the tag. Where a vector holds one block, the lanes take
- * turns on the page, and the state never leaves eight registers.
+ * A lane of AEGIS-128X2 sees the other only in the tag. Where a vector holds one block, the lanes
+ * take turns on the page, and the state never leaves eight registers.
  */
 
 #define INLINE static inline __attribute__((always_inline)) TARGET
 
 enum {
     CACHE_LINE = 64,
-    /* Across the 4 KiB boundary where the hardware prefetchers stop, and near enough for L1. From DRAM
-     * to DRAM, 3 and 4 KiB opened at 1.2 of memcpy, 2 KiB at 1.06, none at 0.91 (Zen 3). */
+    /* Across the 4 KiB boundary where the hardware prefetchers stop, and near enough for L1. From
+     * DRAM to DRAM, 3 and 4 KiB opened at 1.2 of memcpy, 2 KiB at 1.06, none at 0.91 (Zen 3). */
     PREFETCH_L1 = 3072,
-    /* The latency of DRAM is waited out in L2, which can wait for more lines than L1. From DRAM into a
-     * tile in L2, 64 bytes took 8 cycles with it and 14.5 without (Zen 4). */
+    /* The latency of DRAM is waited out in L2, which can wait for more lines than L1. From DRAM
+     * into a tile in L2, 64 bytes took 8 cycles with it and 14.5 without (Zen 4). */
     PREFETCH_L2 = 12288
 };
 
@@ -129,8 +129,8 @@ INLINE void put(uint8_t *out, VEC v, storing how) {
 
 INLINE void seal_block(VEC s[8], uint8_t *out, const uint8_t *in, shape at, storing how) {
     VEC p0 = vload(in + at.first), p1 = vload(in + at.second);
-    /* Each is used twice and must be loaded once: a caller's thread may change it meanwhile, and a page
-     * whose ciphertext and tag are of different bytes could never be opened again. */
+    /* Each is used twice and must be loaded once: a caller's thread may change it meanwhile, and a
+     * page whose ciphertext and tag are of different bytes could never be opened again. */
     __asm__("" : "+x"(p0), "+x"(p1));
     VEC c0 = vxor(vxor(p0, s[6]), vandxor(s[1], s[2], s[3]));
     VEC c1 = vxor(vxor(p1, s[5]), vandxor(s[2], s[6], s[7]));
@@ -275,9 +275,9 @@ INLINE uint64_t open_all(const uint8_t *key, uint8_t *dst, const uint8_t *src, s
                          storing how) {
     uint64_t bad = 0;
     for (size_t i = 0; i < npages; i++) {
-        if (__builtin_expect(
-                !open_page(key, dst + i * size, src + i * size, size, nonce[i], tag[i], how),
-                0)) {
+        if (__builtin_expect(!open_page(key, dst + i * size, src + i * size, size, nonce[i], tag[i],
+                                        how),
+                             0)) {
             ccmem_wipe(dst + i * size, size);
             bad |= (uint64_t)1 << i;
         }
@@ -289,15 +289,15 @@ INLINE uint64_t open_all(const uint8_t *key, uint8_t *dst, const uint8_t *src, s
 
 #define KERNEL static TARGET CLEAR_REGISTERS __attribute__((noinline))
 
-#define SEAL(name, how)                                                                           \
-    KERNEL void name(const uint8_t *key, uint8_t *dst, const uint8_t *src, size_t npages,         \
-                     size_t size, const uint8_t (*nonce)[16], uint8_t (*tag)[16]) {               \
-        seal_all(key, dst, src, npages, size, nonce, tag, how);                                   \
+#define SEAL(name, how)                                                                            \
+    KERNEL void name(const uint8_t *key, uint8_t *dst, const uint8_t *src, size_t npages,          \
+                     size_t size, const uint8_t (*nonce)[16], uint8_t (*tag)[16]) {                \
+        seal_all(key, dst, src, npages, size, nonce, tag, how);                                    \
     }
-#define OPEN(name, how)                                                                           \
-    KERNEL uint64_t name(const uint8_t *key, uint8_t *dst, const uint8_t *src, size_t npages,     \
-                         size_t size, const uint8_t (*nonce)[16], const uint8_t (*tag)[16]) {     \
-        return open_all(key, dst, src, npages, size, nonce, tag, how);                            \
+#define OPEN(name, how)                                                                            \
+    KERNEL uint64_t name(const uint8_t *key, uint8_t *dst, const uint8_t *src, size_t npages,      \
+                         size_t size, const uint8_t (*nonce)[16], const uint8_t (*tag)[16]) {      \
+        return open_all(key, dst, src, npages, size, nonce, tag, how);                             \
     }
 SEAL(seal_cached, CACHED)
 OPEN(open_cached, CACHED)
@@ -465,31 +465,31 @@ KERNEL void message_finish(aegis_state *state, unsigned lanes, uint64_t ad_len, 
 #endif
 #if WIDE == 2
 /* One lane is a matter of 128-bit registers, whatever the tier. */
-#define BY_LANES(ret, name, params, args)                                                         \
-    static ret one_##name params {                                                                \
-        if (lanes == 1)                                                                           \
-            aegis_aesni.name args;                                                                \
-        else                                                                                      \
-            message_##name args;                                                                  \
+#define BY_LANES(ret, name, params, args)                                                          \
+    static ret one_##name params {                                                                 \
+        if (lanes == 1)                                                                            \
+            aegis_aesni.name args;                                                                 \
+        else                                                                                       \
+            message_##name args;                                                                   \
     }
 BY_LANES(void, start,
-         (aegis_state *state, unsigned lanes, const uint8_t key[16], const uint8_t nonce[16]),
+         (aegis_state * state, unsigned lanes, const uint8_t key[16], const uint8_t nonce[16]),
          (state, lanes, key, nonce))
-BY_LANES(void, absorb, (aegis_state *state, unsigned lanes, const uint8_t *ad, size_t nblocks),
+BY_LANES(void, absorb, (aegis_state * state, unsigned lanes, const uint8_t *ad, size_t nblocks),
          (state, lanes, ad, nblocks))
 BY_LANES(void, seal,
-         (aegis_state *state, unsigned lanes, uint8_t *dst, const uint8_t *src, size_t nblocks),
+         (aegis_state * state, unsigned lanes, uint8_t *dst, const uint8_t *src, size_t nblocks),
          (state, lanes, dst, src, nblocks))
 BY_LANES(void, open,
-         (aegis_state *state, unsigned lanes, uint8_t *dst, const uint8_t *src, size_t nblocks),
+         (aegis_state * state, unsigned lanes, uint8_t *dst, const uint8_t *src, size_t nblocks),
          (state, lanes, dst, src, nblocks))
 BY_LANES(void, finish,
-         (aegis_state *state, unsigned lanes, uint64_t ad_len, uint64_t msg_len, uint8_t *tag,
+         (aegis_state * state, unsigned lanes, uint64_t ad_len, uint64_t msg_len, uint8_t *tag,
           size_t tag_len),
          (state, lanes, ad_len, msg_len, tag, tag_len))
 #undef BY_LANES
-const aegis_ops AEGIS_OPS = {seal_pages, open_pages, open_part,  one_start,
-                             one_absorb, one_seal,   one_open,   one_finish, AEGIS_DOT, AEGIS_SPILLS};
+const aegis_ops AEGIS_OPS = {seal_pages, open_pages, open_part,  one_start, one_absorb,
+                             one_seal,   one_open,   one_finish, AEGIS_DOT, AEGIS_SPILLS};
 #else
 const aegis_ops AEGIS_OPS = {seal_pages,     open_pages,   open_part,    message_start,
                              message_absorb, message_seal, message_open, message_finish,

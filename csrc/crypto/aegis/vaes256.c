@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * AEGIS-128X2 with VAES, both lanes in one 256-bit register, no AVX-512: AMD Zen 3, Intel Alder Lake
- * and its successors. */
+ * AEGIS-128X2 with VAES, both lanes in one 256-bit register, no AVX-512: AMD Zen 3, Intel Alder
+ * Lake and its successors. */
 #include "platform/cpu.h"
 
 #if CCMEM_X86
@@ -16,8 +16,8 @@ typedef __m256i VEC;
 #define vload(p) _mm256_loadu_si256((const __m256i *)(p))
 #define vstore(p, v) _mm256_storeu_si256((__m256i *)(p), v)
 #define vstream(p, v) _mm256_stream_si256((__m256i *)(p), v)
-#define vhalves(p, v)                                                                             \
-    (_mm_stream_si128((__m128i *)(p), _mm256_castsi256_si128(v)),                                 \
+#define vhalves(p, v)                                                                              \
+    (_mm_stream_si128((__m128i *)(p), _mm256_castsi256_si128(v)),                                  \
      _mm_stream_si128((__m128i *)(p) + 1, _mm256_extracti128_si256(v, 1)))
 #define vxor(a, b) _mm256_xor_si256(a, b)
 #define vxor3(a, b, c) vxor(a, vxor(b, c))

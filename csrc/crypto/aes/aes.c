@@ -6,8 +6,8 @@
 #include "crypto/aes/aes.h"
 
 #include "crypto/aes/bitslice.h"
-#include "platform/cpu.h"
 #include "memory/secret.h"
+#include "platform/cpu.h"
 
 #include <string.h>
 
@@ -15,7 +15,7 @@
 #include <immintrin.h>
 #endif
 
-/* ---- key schedules ----------------------------------------------------------------------------- */
+/* ---- key schedules --------------------------------------------------------------------------- */
 
 static void sub_word(uint8_t w[4]) {
     uint8_t block[AES_BLOCK] = {0};
@@ -29,7 +29,7 @@ static void sub_word(uint8_t w[4]) {
 void aes_expand(aes_key *out, const uint8_t *key, size_t key_len) {
     static const uint8_t rcon[] = {0x01, 0x02, 0x04, 0x08, 0x10, 0x20, 0x40, 0x80, 0x1b, 0x36};
     unsigned nk = (unsigned)key_len / 4, words = 4 * (nk + 7);
-    uint8_t(*w)[4] = (uint8_t(*)[4])out->rk, t[4];
+    uint8_t (*w)[4] = (uint8_t (*)[4])out->rk, t[4];
 
     out->rounds = nk + 6;
     copy_secret(w, key, key_len);
@@ -54,9 +54,7 @@ void aes_expand(aes_key *out, const uint8_t *key, size_t key_len) {
 }
 
 /* Four bytes times x modulo x^8 + x^4 + x^3 + x + 1. */
-static uint32_t times_x(uint32_t a) {
-    return (a & 0x7f7f7f7f) << 1 ^ (a >> 7 & 0x01010101) * 0x1b;
-}
+static uint32_t times_x(uint32_t a) { return (a & 0x7f7f7f7f) << 1 ^ (a >> 7 & 0x01010101) * 0x1b; }
 
 static uint32_t rotr(uint32_t a, int n) { return a >> n | a << (32 - n); }
 
@@ -84,14 +82,15 @@ void aes_invert(aes_key *out, const aes_key *enc) {
     }
 }
 
-/* ---- blocks ------------------------------------------------------------------------------------ */
+/* ---- blocks ---------------------------------------------------------------------------------- */
 
 #if CCMEM_X86
 /* SSE2 comes with x86-64; AES-NI is the one extension used. */
 #define TARGET_AES __attribute__((target("aes")))
 
-static inline __attribute__((always_inline)) TARGET_AES void
-aesni_group(const aes_key *enc, uint8_t *out, const uint8_t *in, int n) {
+static inline
+    __attribute__((always_inline)) TARGET_AES void aesni_group(const aes_key *enc, uint8_t *out,
+                                                               const uint8_t *in, int n) {
     const __m128i *rk = (const __m128i *)enc->rk;
     __m128i x[8], k = _mm_load_si128(rk);
 #pragma GCC unroll 8
@@ -110,8 +109,8 @@ aesni_group(const aes_key *enc, uint8_t *out, const uint8_t *in, int n) {
 }
 
 /* Eight blocks in flight keep the AES unit of every processor that has one busy. */
-static TARGET_AES CLEAR_REGISTERS void aesni_blocks(const aes_key *enc, uint8_t *out, const uint8_t *in,
-                                    size_t nblocks) {
+static TARGET_AES CLEAR_REGISTERS void aesni_blocks(const aes_key *enc, uint8_t *out,
+                                                    const uint8_t *in, size_t nblocks) {
     for (; nblocks >= 8; nblocks -= 8, in += 8 * AES_BLOCK, out += 8 * AES_BLOCK)
         aesni_group(enc, out, in, 8);
     for (; nblocks; nblocks--, in += AES_BLOCK, out += AES_BLOCK)

@@ -30,7 +30,7 @@ INLINE word splat(uint64_t x) { return (word){x, x}; }
 /* Byte masks of rows: byte p of a block is row p % 4 of column p / 4. */
 #define ROWS(a, b, c, d) ((word)(bytes16){a, b, c, d, a, b, c, d, a, b, c, d, a, b, c, d})
 
-/* ---- between blocks and planes ---------------------------------------------------------------- */
+/* ---- between blocks and planes --------------------------------------------------------------- */
 
 INLINE void swap_bits(word *a, word *b, int n, word mask) {
     word t = ((*a >> n) ^ *b) & mask;
@@ -132,7 +132,7 @@ INLINE void inv_sub_bytes(word q[8]) {
     affine_inverse(q);
 }
 
-/* ---- ShiftRows and MixColumns ----------------------------------------------------------------- */
+/* ---- ShiftRows and MixColumns ---------------------------------------------------------------- */
 
 INLINE word choose(word mask, word a, word b) { return (a & mask) | (b & ~mask); }
 
@@ -202,7 +202,7 @@ INLINE void inv_mix_columns(word q[8]) {
     mix_columns(q);
 }
 
-/* ---- whole blocks ------------------------------------------------------------------------------ */
+/* ---- whole blocks ---------------------------------------------------------------------------- */
 
 INLINE void add_round_key(word q[8], const uint8_t round_key[AES_BLOCK]) {
     word k;
@@ -213,7 +213,8 @@ INLINE void add_round_key(word q[8], const uint8_t round_key[AES_BLOCK]) {
     }
 }
 
-CLEAR_REGISTERS void bs_encrypt8(const aes_key *key, uint8_t out[BS_BYTES], const uint8_t in[BS_BYTES]) {
+CLEAR_REGISTERS void bs_encrypt8(const aes_key *key, uint8_t out[BS_BYTES],
+                                 const uint8_t in[BS_BYTES]) {
     word q[8];
     load(q, in);
     add_round_key(q, key->rk[0]);
@@ -229,7 +230,8 @@ CLEAR_REGISTERS void bs_encrypt8(const aes_key *key, uint8_t out[BS_BYTES], cons
     store(out, q);
 }
 
-CLEAR_REGISTERS void bs_decrypt8(const aes_key *key, uint8_t out[BS_BYTES], const uint8_t in[BS_BYTES]) {
+CLEAR_REGISTERS void bs_decrypt8(const aes_key *key, uint8_t out[BS_BYTES],
+                                 const uint8_t in[BS_BYTES]) {
     word q[8];
     load(q, in);
     add_round_key(q, key->rk[key->rounds]);

@@ -7,11 +7,11 @@
 #include "platform/cpu.h"
 
 enum {
-    GF_CHUNK = 256,           /* blocks reached by one multiplication: 4 KiB */
+    GF_CHUNK = 256, /* blocks reached by one multiplication: 4 KiB */
     /* With the further lanes of a vector that starts at the last, and all times x^64. */
     GF_POWERS = GF_CHUNK + 4 + 64,
-    GF_CHUNKS = 16,           /* chunks of the largest page */
-    GF_FAR = 8                /* 2^8 times 16 chunks: data units of 2^20 blocks */
+    GF_CHUNKS = 16, /* chunks of the largest page */
+    GF_FAR = 8      /* 2^8 times 16 chunks: data units of 2^20 blocks */
 };
 
 /* x^i; x^(256 i); x^(4096 2^i). Public constants, filled by gf128_init() before any use. */

@@ -101,9 +101,9 @@ ccmem_status ccmem_kdf(ccmem_tier tier, const uint8_t *key, size_t key_len, cons
 
     if (status)
         return status;
-    if (!key || (key_len != 16 && key_len != 32) || (!label && label_len) || label_len > FIELD_MAX ||
-        (!context && context_len) || context_len > FIELD_MAX || !out || !out_len ||
-        out_len > OUT_MAX)
+    if (!key || (key_len != 16 && key_len != 32) || (!label && label_len) ||
+        label_len > FIELD_MAX || (!context && context_len) || context_len > FIELD_MAX || !out ||
+        !out_len || out_len > OUT_MAX)
         return CCMEM_ERR_ARGUMENT;
     aes_expand(&expanded, key, key_len);
     kdf_counter_cmac(tier, &expanded, label, label_len, context, context_len, out, out_len);

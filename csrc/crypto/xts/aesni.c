@@ -6,8 +6,8 @@
 #if CCMEM_X86
 #include <immintrin.h>
 
-#include "memory/secret.h"
 #include "crypto/xts/xts.h"
+#include "memory/secret.h"
 
 #define TARGET __attribute__((target("aes,pclmul,sse4.2")))
 #include "crypto/gf128/clmul.h"

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Opens pages of AES-XTS and multiplies them in the registers they were opened in: included after
- * crypto/xts/template.h by a tier whose vectors are as wide as those of its products (sixteen floats).
+ * crypto/xts/template.h by a tier whose vectors are as wide as those of its products (sixteen
+ * floats).
  *
  * A group of eight vectors is opened as in crypt_chunk(), the next chunk's tweaks made between its
  * rounds. What then waits for nothing but the last round are the multiply-adds, where there the
@@ -25,9 +26,7 @@ DOT_INLINE void dot_add(__m512 sum[DOT_SUMS], __m512 w, const float *x, int plac
  * kernels/gemv_template.h. */
 DOT_INLINE void dot_vector(ccmem_dtype dtype, __m512 sum[DOT_SUMS], VEC w, const float *x, int i) {
     switch (dtype) {
-    case CCMEM_F32:
-        dot_add(sum, _mm512_castsi512_ps(w), x, i);
-        break;
+    case CCMEM_F32: dot_add(sum, _mm512_castsi512_ps(w), x, i); break;
     case CCMEM_F16:
         dot_add(sum, _mm512_cvtph_ps(_mm512_castsi512_si256(w)), x, 2 * i);
         dot_add(sum, _mm512_cvtph_ps(_mm512_extracti64x4_epi64(w, 1)), x, 2 * i + 1);
@@ -39,8 +38,7 @@ DOT_INLINE void dot_vector(ccmem_dtype dtype, __m512 sum[DOT_SUMS], VEC w, const
         break;
     }
     case CCMEM_I8:
-#define DOT_BYTE(k, v)                                                                            \
-    dot_add(sum, _mm512_cvtepi32_ps(_mm512_srai_epi32(v, 24)), x, 4 * i + (k))
+#define DOT_BYTE(k, v) dot_add(sum, _mm512_cvtepi32_ps(_mm512_srai_epi32(v, 24)), x, 4 * i + (k))
         DOT_BYTE(0, _mm512_slli_epi32(w, 24));
         DOT_BYTE(1, _mm512_slli_epi32(w, 16));
         DOT_BYTE(2, _mm512_slli_epi32(w, 8));
@@ -89,7 +87,7 @@ DOT_INLINE void start_chunk(gen *g, const uint8_t (*t0)[16], size_t chunk, size_
 DOT_INLINE void open_dot(ccmem_dtype dtype, size_t element, unsigned rounds, const xts_key *key,
                          const uint8_t *src, size_t size, const uint8_t (*t0)[16],
                          const dot_rows *d, scratch *work) {
-    uint8_t(*tweaks)[CHUNK_BYTES + CACHE_LINE] = work->tweaks;
+    uint8_t (*tweaks)[CHUNK_BYTES + CACHE_LINE] = work->tweaks;
     const size_t per_page = size / CHUNK_BYTES, row_bytes = d->in_features * element;
     const size_t last = (d->to - 1) / CHUNK_BYTES;
     size_t at = d->from, done = d->done * element;
@@ -132,20 +130,20 @@ DOT_INLINE void open_dot(ccmem_dtype dtype, size_t element, unsigned rounds, con
     save_sums(d->rest, sum);
 }
 
-#define DOT(name, dtype, element, rounds)                                                         \
-    static DOT_TARGET CLEAR_REGISTERS __attribute__((noinline)) void name(                        \
-        const xts_key *key, const uint8_t *src, size_t size, const uint8_t (*t0)[16],             \
-        const dot_rows *d, scratch *work) {                                                       \
-        open_dot(dtype, element, rounds, key, src, size, t0, d, work);                            \
+#define DOT(name, dtype, element, rounds)                                                          \
+    static DOT_TARGET CLEAR_REGISTERS __attribute__((noinline)) void name(                         \
+        const xts_key *key, const uint8_t *src, size_t size, const uint8_t (*t0)[16],              \
+        const dot_rows *d, scratch *work) {                                                        \
+        open_dot(dtype, element, rounds, key, src, size, t0, d, work);                             \
     }
-#define DOTS(name, dtype, element)                                                                \
-    DOT(name##_128, dtype, element, 10)                                                           \
-    DOT(name##_256, dtype, element, 14)                                                           \
-    static void name(const xts_key *key, const uint8_t *src, size_t size,                         \
-                     const uint8_t (*t0)[16], const dot_rows *d) {                                \
-        scratch work;                                                                             \
-        (key->enc.rounds == 10 ? name##_128 : name##_256)(key, src, size, t0, d, &work);          \
-        leave(&work);                                                                             \
+#define DOTS(name, dtype, element)                                                                 \
+    DOT(name##_128, dtype, element, 10)                                                            \
+    DOT(name##_256, dtype, element, 14)                                                            \
+    static void name(const xts_key *key, const uint8_t *src, size_t size, const uint8_t (*t0)[16], \
+                     const dot_rows *d) {                                                          \
+        scratch work;                                                                              \
+        (key->enc.rounds == 10 ? name##_128 : name##_256)(key, src, size, t0, d, &work);           \
+        leave(&work);                                                                              \
     }
 DOTS(open_dot_f32, CCMEM_F32, 4)
 DOTS(open_dot_f16, CCMEM_F16, 2)

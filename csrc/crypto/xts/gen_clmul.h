@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * A tweak generator of the 512-bit tier (see crypto/xts/template.h): carry-less products. A step makes two
- * vectors. The first four vectors of the chunk are products with powers of x, the next twelve come from
- * the vector 16 blocks before (a shift by two bytes and what it drops, folded back), the rest from the
- * vector 64 blocks before, where the fold needs no shift. Products and byte shifts go to port 5 of
- * Intel's processors, which AES on 512-bit registers leaves free.
+ * A tweak generator of the 512-bit tier (see crypto/xts/template.h): carry-less products. A step
+ * makes two vectors. The first four vectors of the chunk are products with powers of x, the next
+ * twelve come from the vector 16 blocks before (a shift by two bytes and what it drops, folded
+ * back), the rest from the vector 64 blocks before, where the fold needs no shift. Products and
+ * byte shifts go to port 5 of Intel's processors, which AES on 512-bit registers leaves free.
  */
 
 typedef struct gen {

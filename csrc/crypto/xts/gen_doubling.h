@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The tweak generator of the 128-bit tier (see crypto/xts/template.h): two chains of doublings, half a
- * chunk apart. A doubling is add, compare, shuffle, and, xor: on Zen 3 these cost little beside
- * AES, where a carry-less product would take the AES pipes for two cycles. Two chains, because the
- * latency of one alone (4 to 6 cycles a doubling) would outlast the AES rounds of a group.
+ * The tweak generator of the 128-bit tier (see crypto/xts/template.h): two chains of doublings,
+ * half a chunk apart. A doubling is add, compare, shuffle, and, xor: on Zen 3 these cost little
+ * beside AES, where a carry-less product would take the AES pipes for two cycles. Two chains,
+ * because the latency of one alone (4 to 6 cycles a doubling) would outlast the AES rounds of a
+ * group.
  *
  * Needs VEC (128 bits), vxor, vstore, TARGET and: vdouble_carry(t), all ones in every 64-bit half
  * whose top bit is set, halves swapped; vadd64; vand; vcarry(), the constant {GF_REMAINDER, 1}.

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * A tweak generator of the 512-bit tier (see crypto/xts/template.h): two chains of doublings, half a chunk
- * apart, in integer registers. AMD's carry-less products run on the two pipes that AES runs on, and
- * its scheduler sends byte shifts and logic there too; the integer units have nothing else to do. On
- * Zen 4, 64 bytes under AES-128 took 11.8 cycles with it and 14.0 with crypto/xts/gen_clmul.h, of 10 that are
- * AES. Two chains, because four doublings of one take as long as the vector that they are for.
+ * A tweak generator of the 512-bit tier (see crypto/xts/template.h): two chains of doublings, half
+ * a chunk apart, in integer registers. AMD's carry-less products run on the two pipes that AES runs
+ * on, and its scheduler sends byte shifts and logic there too; the integer units have nothing else
+ * to do. On Zen 4, 64 bytes under AES-128 took 11.8 cycles with it and 14.0 with
+ * crypto/xts/gen_clmul.h, of 10 that are AES. Two chains, because four doublings of one take as
+ * long as the vector that they are for.
  */
 
 enum { CHAIN_BYTES = 128 * AES_BLOCK };

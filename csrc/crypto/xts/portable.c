@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The AES-XTS kernels of the portable tier: constant-time C for processors without AES
  * instructions, and the reference that every other tier is tested against. */
-#include "crypto/aes/bitslice.h"
 #include "crypto/gf128/portable.h"
-#include "memory/secret.h"
+#include "crypto/aes/bitslice.h"
 #include "crypto/xts/xts.h"
+#include "memory/secret.h"
 
 #include <string.h>
 
@@ -43,7 +43,8 @@ static void crypt_group(scratch *s, int encrypt, uint8_t *dst, const uint8_t *sr
 }
 
 /* In a frame of its own, which burn_stack() reaches: compilers keep tweaks there. */
-static __attribute__((noinline)) void crypt_run(scratch *s, int encrypt, uint8_t *dst, const uint8_t *src, size_t nblocks) {
+static __attribute__((noinline)) void crypt_run(scratch *s, int encrypt, uint8_t *dst,
+                                                const uint8_t *src, size_t nblocks) {
     while (nblocks) {
         size_t n = nblocks < BS_BLOCKS ? nblocks : BS_BLOCKS;
         crypt_group(s, encrypt, dst, src, n);

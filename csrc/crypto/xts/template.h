@@ -160,7 +160,7 @@ INLINE void crypt_edge(int encrypt, unsigned rounds, const aes_key *key, uint8_t
 INLINE void crypt_pages(int encrypt, unsigned rounds, const xts_key *key, uint8_t *dst,
                         const uint8_t *src, size_t npages, size_t page_size,
                         const uint8_t (*t0)[16], int stream, scratch *work) {
-    uint8_t(*tweaks)[CHUNK_BYTES + CACHE_LINE] = work->tweaks;
+    uint8_t (*tweaks)[CHUNK_BYTES + CACHE_LINE] = work->tweaks;
     const aes_key *k = encrypt ? &key->enc : &key->dec;
     size_t chunks_per_page = page_size / CHUNK_BYTES, in_page = 0;
     size_t chunks = npages * chunks_per_page;
@@ -192,8 +192,8 @@ INLINE void crypt_pages(int encrypt, unsigned rounds, const xts_key *key, uint8_
     crypt_chunk(encrypt, rounds, k, dst, src, groups, last, shift, &g, NULL, stream);
     if (shift) {
         size_t done = (size_t)groups * GROUP_BYTES;
-        crypt_edge(encrypt, rounds, k, dst + done, src + done,
-                   (size_t)GROUP * LANES - shift, last + shift * AES_BLOCK + done);
+        crypt_edge(encrypt, rounds, k, dst + done, src + done, (size_t)GROUP * LANES - shift,
+                   last + shift * AES_BLOCK + done);
     }
     if (stream)
         _mm_sfence();
@@ -202,11 +202,11 @@ INLINE void crypt_pages(int encrypt, unsigned rounds, const xts_key *key, uint8_
 #endif
 
 /* One specialised copy for each key size, direction and kind of store. */
-#define PAGES_FUNCTION(name, encrypt, rounds, stream)                                             \
-    static TARGET CLEAR_REGISTERS __attribute__((noinline)) void name(                            \
-        const xts_key *key, uint8_t *dst, const uint8_t *src, size_t npages, size_t page_size,    \
-        const uint8_t (*t0)[16], scratch *work) {                                                 \
-        crypt_pages(encrypt, rounds, key, dst, src, npages, page_size, t0, stream, work);         \
+#define PAGES_FUNCTION(name, encrypt, rounds, stream)                                              \
+    static TARGET CLEAR_REGISTERS __attribute__((noinline)) void name(                             \
+        const xts_key *key, uint8_t *dst, const uint8_t *src, size_t npages, size_t page_size,     \
+        const uint8_t (*t0)[16], scratch *work) {                                                  \
+        crypt_pages(encrypt, rounds, key, dst, src, npages, page_size, t0, stream, work);          \
     }
 PAGES_FUNCTION(seal_pages_128, 1, 10, 0)
 PAGES_FUNCTION(seal_pages_256, 1, 14, 0)
@@ -374,19 +374,19 @@ INLINE void crypt_long(int encrypt, unsigned rounds, const aes_key *key, uint8_t
         crypt_blocks(encrypt, rounds, key, dst, src, nblocks, first, t0);
 }
 
-#define LONG_FUNCTION(name, encrypt, schedule)                                                    \
-    static TARGET CLEAR_REGISTERS __attribute__((noinline)) void name##_long(                     \
-        const xts_key *key, uint8_t *dst, const uint8_t *src, size_t nblocks, size_t first,       \
-        xts_tweak t0) {                                                                           \
-        if (key->enc.rounds == 10)                                                                \
-            crypt_long(encrypt, 10, &key->schedule, dst, src, nblocks, first, t0);                \
-        else                                                                                      \
-            crypt_long(encrypt, 14, &key->schedule, dst, src, nblocks, first, t0);                \
+#define LONG_FUNCTION(name, encrypt, schedule)                                                     \
+    static TARGET CLEAR_REGISTERS __attribute__((noinline)) void name##_long(                      \
+        const xts_key *key, uint8_t *dst, const uint8_t *src, size_t nblocks, size_t first,        \
+        xts_tweak t0) {                                                                            \
+        if (key->enc.rounds == 10)                                                                 \
+            crypt_long(encrypt, 10, &key->schedule, dst, src, nblocks, first, t0);                 \
+        else                                                                                       \
+            crypt_long(encrypt, 14, &key->schedule, dst, src, nblocks, first, t0);                 \
     }
-#define IF_LONG(name)                                                                             \
-    if (__builtin_expect(nblocks >= LONG, 0)) {                                                   \
-        name##_long(key, dst, src, nblocks, first, t0);                                           \
-        return;                                                                                   \
+#define IF_LONG(name)                                                                              \
+    if (__builtin_expect(nblocks >= LONG, 0)) {                                                    \
+        name##_long(key, dst, src, nblocks, first, t0);                                            \
+        return;                                                                                    \
     }
 LONG_FUNCTION(seal_blocks, 1, enc)
 LONG_FUNCTION(open_blocks, 0, dec)
@@ -395,14 +395,14 @@ LONG_FUNCTION(open_blocks, 0, dec)
 #define IF_LONG(name)
 #endif
 
-#define BLOCKS_FUNCTION(name, encrypt, schedule)                                                  \
-    static TARGET CLEAR_REGISTERS void name(const xts_key *key, uint8_t *dst, const uint8_t *src, \
-                                            size_t nblocks, size_t first, xts_tweak t0) {         \
-        IF_LONG(name)                                                                             \
-        if (__builtin_expect(key->enc.rounds == 10, 1))                                           \
-            crypt_blocks(encrypt, 10, &key->schedule, dst, src, nblocks, first, t0);              \
-        else                                                                                      \
-            crypt_blocks(encrypt, 14, &key->schedule, dst, src, nblocks, first, t0);              \
+#define BLOCKS_FUNCTION(name, encrypt, schedule)                                                   \
+    static TARGET CLEAR_REGISTERS void name(const xts_key *key, uint8_t *dst, const uint8_t *src,  \
+                                            size_t nblocks, size_t first, xts_tweak t0) {          \
+        IF_LONG(name)                                                                              \
+        if (__builtin_expect(key->enc.rounds == 10, 1))                                            \
+            crypt_blocks(encrypt, 10, &key->schedule, dst, src, nblocks, first, t0);               \
+        else                                                                                       \
+            crypt_blocks(encrypt, 14, &key->schedule, dst, src, nblocks, first, t0);               \
     }
 BLOCKS_FUNCTION(seal_blocks, 1, enc)
 BLOCKS_FUNCTION(open_blocks, 0, dec)

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
- * XTS with VAES on 256-bit registers, no AVX-512: AMD Zen 3, Intel Alder Lake and its successors. */
+ * XTS with VAES on 256-bit registers, no AVX-512: AMD Zen 3, Intel Alder Lake and its successors.
+ */
 #include "platform/cpu.h"
 
 #if CCMEM_X86
 #include <immintrin.h>
 
-#include "memory/secret.h"
 #include "crypto/xts/xts.h"
+#include "memory/secret.h"
 
 #define TARGET __attribute__((target("aes,pclmul,avx2,vaes,vpclmulqdq")))
 #include "crypto/gf128/clmul.h"

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
- * XTS with VAES on 512-bit registers: what crypto/xts/template.h and crypto/xts/fused.h ask for, but for the tweak
- * generator. Included by the tier's two files. */
+ * XTS with VAES on 512-bit registers: what crypto/xts/template.h and crypto/xts/fused.h ask for,
+ * but for the tweak generator. Included by the tier's two files. */
 #include <immintrin.h>
 
-#include "memory/secret.h"
 #include "crypto/xts/xts.h"
+#include "memory/secret.h"
 
-#define TARGET __attribute__((target("aes,pclmul,avx512f,avx512bw,avx512dq,avx512vl,vaes,vpclmulqdq")))
+#define TARGET                                                                                     \
+    __attribute__((target("aes,pclmul,avx512f,avx512bw,avx512dq,avx512vl,vaes,vpclmulqdq")))
 #include "crypto/gf128/clmul.h"
 
 #define LANES 4
@@ -27,7 +28,8 @@ typedef __m512i VEC;
 #define vaesdeclast(x, k) _mm512_aesdeclast_epi128(x, k)
 #define vclmul(a, b, imm) _mm512_clmulepi64_epi128(a, b, imm)
 #define vshl64(v) _mm512_bslli_epi128(v, 8)
-#define vstep(t) vxor(_mm512_bslli_epi128(t, 2), vclmul(_mm512_bsrli_epi128(t, 14), vremainder(), 0x00))
+#define vstep(t)                                                                                   \
+    vxor(_mm512_bslli_epi128(t, 2), vclmul(_mm512_bsrli_epi128(t, 14), vremainder(), 0x00))
 #define vremainder() _mm512_set1_epi64(GF_REMAINDER)
 
 #define XTS_DOT dots

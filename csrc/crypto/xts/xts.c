@@ -3,25 +3,20 @@
  * and the public function for one data unit. */
 #include "crypto/xts/xts.h"
 
-#include "platform/cpu.h"
 #include "crypto/gf128/portable.h"
+#include "platform/cpu.h"
 
 #include <string.h>
 
 const xts_ops *xts_tier(ccmem_tier tier) {
     switch (tier) {
-    case CCMEM_TIER_PORTABLE:
-        return &xts_portable;
+    case CCMEM_TIER_PORTABLE: return &xts_portable;
 #if CCMEM_X86
-    case CCMEM_TIER_AESNI:
-        return &xts_aesni;
-    case CCMEM_TIER_VAES256:
-        return &xts_vaes256;
-    case CCMEM_TIER_VAES512:
-        return cpu_is_amd() ? &xts_vaes512_amd : &xts_vaes512;
+    case CCMEM_TIER_AESNI: return &xts_aesni;
+    case CCMEM_TIER_VAES256: return &xts_vaes256;
+    case CCMEM_TIER_VAES512: return cpu_is_amd() ? &xts_vaes512_amd : &xts_vaes512;
 #endif
-    default:
-        return NULL;
+    default: return NULL;
     }
 }
 

@@ -28,7 +28,8 @@ static inline xts_tweak xts_tweak_load(const uint8_t t0[16]) {
  * it is ignored. */
 enum { XTS_STREAM = 1u };
 
-/* Opens pages into registers only and adds their products; a turn is XTS_DOT_TURN bytes or a block. */
+/* Opens pages into registers only and adds their products; a turn is XTS_DOT_TURN bytes or a block.
+ */
 enum { XTS_DOT_TURN = 512 };
 typedef void (*xts_dot_function)(const xts_key *key, const uint8_t *src, size_t page_size,
                                  const uint8_t (*t0)[16], const dot_rows *dot);
@@ -56,7 +57,8 @@ typedef struct xts_ops {
  * whether the processor can run them. */
 const xts_ops *xts_tier(ccmem_tier tier);
 
-/* What another processor of the tier is given instead, and this one can run as well; NULL: nothing. */
+/* What another processor of the tier is given instead, and this one can run as well; NULL: nothing.
+ */
 const xts_ops *xts_other(ccmem_tier tier);
 
 extern const xts_ops xts_portable, xts_aesni, xts_vaes256, xts_vaes512, xts_vaes512_amd;
