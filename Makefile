@@ -26,10 +26,6 @@ SAY     := sh -c 'printf "== %s %s\n" "$$(date +%H:%M:%S)" "$$0"'
 BESIDE  := $(if $(filter-out 0,$(WORKERS)),-n $(WORKERS) --dist worksteal)
 NATIVE  := setup.py build_ffi.py $(shell find csrc -name '*.[ch]')
 
-# Tests whose outcome can depend on the tier; the rest of the suite checks what all tiers share.
-TIER_TESTS ?= $(addprefix tests/test_,aegis.py buffer.py fork.py guard_pages.py integrity.py kdf.py key_wrap.py keys.py linear.py mapped_store.py \
-                matmul_native.py pages.py plain.py residue.py sealer.py secret.py state_machine.py tensor.py threads.py xts.py)
-
 ASAN_DIR  := build/asan
 ASAN_TREE := $(ASAN_DIR)/tree
 ASAN_BIN  := $(CURDIR)/$(ASAN_DIR)/venv/bin
@@ -78,7 +74,7 @@ check-tiers: $(STAMP) ## run the tests that depend on the tier once for each tie
 	@set -e; for tier in portable aesni vaes256 vaes512; do \
 	    if PYCCMEM_TIER=$$tier $(BIN)/python -c 'import pyccmem' 2>/dev/null; then \
 	        echo "== tier $$tier"; \
-	        PYCCMEM_TIER=$$tier $(BIN)/python -m pytest $(TIER_TESTS) $(PYTEST_ARGS); \
+	        PYCCMEM_TIER=$$tier $(BIN)/python -m pytest tests -m 'tier and not full' $(PYTEST_ARGS); \
 	    else \
 	        echo "== tier $$tier: skipped, this processor cannot run it"; \
 	    fi; \
@@ -107,16 +103,16 @@ asan: ## run the suite under the address and undefined-behaviour sanitizers
 	    $(ASAN_BIN)/python -m pytest tests $(PYTEST_ARGS)
 
 tsan: $(STAMP) ## run the threaded tests under ThreadSanitizer, with controls
-	$(BIN)/python tests/tsan.py
+	$(BIN)/python tests/proofs/tsan/run.py
 
 mutants: $(STAMP) ## change security-relevant lines one at a time: some test must notice each
-	$(BIN)/python tests/mutants/run.py $(MUTANTS_ARGS)
+	$(BIN)/python tests/proofs/mutants/run.py $(MUTANTS_ARGS)
 
 ct: ## prove with Valgrind that no branch and no address depends on a secret
-	$(PYTHON) tests/ct/run.py
+	$(PYTHON) tests/proofs/ct/run.py
 
 faults: $(STAMP) ## make each system call and allocation fail in turn around every operation
-	$(BIN)/python -m pytest tests/test_faults.py -m '' $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/proofs/test_faults.py -m '' $(PYTEST_ARGS)
 
 bench: $(STAMP) ## measure every claim; table on the screen, JSON and plot in build/
 	mkdir -p build
@@ -124,7 +120,7 @@ bench: $(STAMP) ## measure every claim; table on the screen, JSON and plot in bu
 	$(BIN)/python -m pyccmem bench --save build/bench.json --plot build/bench.png
 
 docs-outputs: $(STAMP) ## make the printed outputs in docs/ anew, on an idle machine
-	$(BIN)/python tests/docs_outputs.py
+	$(BIN)/python tests/support/docs_outputs.py
 
 wheel: ## build dist/*.whl
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -3,31 +3,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-sys.path.insert(0, os.path.dirname(__file__))
-
 import native_build
+import pytest
 import support
+from turns import Turns
 
 import pyccmem
 
 STARTED = time.monotonic()
 FOLDER = pytest.StashKey[str]()
-TURNS = pytest.StashKey["Turns"]()
+TURNS = pytest.StashKey[Turns]()
 
 try:
     from hypothesis import settings
@@ -50,6 +45,11 @@ ALONE = {
 }
 
 
+#: Folders of tests whose outcome can depend on the tier: `make check-tiers` runs them once for each.
+#: The other folders check what all tiers share, or call every tier by itself.
+TIER_FOLDERS = {"core", "crypto", "memory", "product", "store"}
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--full-for",
@@ -61,13 +61,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests that run alone, and puts long forms behind all others. An id with an address
+    """Marks the tests that run alone or depend on the tier, and puts long forms behind all others. An id with an address
     in it differs from process to process, and pytest-xdist could not tell which test it is."""
     for item in items:
         if re.search(r"0x[0-9a-f]{9}", item.nodeid):
             raise pytest.UsageError(f"{item.nodeid} has an address in its id; name it by ids=.")
         if item.path.name in ALONE:
             item.add_marker("alone")
+        if item.path.parent.name in TIER_FOLDERS:
+            item.add_marker("tier")
     items.sort(key=lambda item: item.get_closest_marker("full") is not None)
 
 
@@ -75,28 +77,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     limit = item.config.getoption("--full-for")
     if item.get_closest_marker("full") and time.monotonic() - STARTED > limit:
         pytest.skip(f"a long form, and more than {limit:.0f} seconds have passed")
-
-
-class Turns:
-    """Lets the tests of several pytest-xdist workers run side by side, but one that is marked
-    `alone` by itself. Two files are locked: a test that enters holds the gate until it has the
-    room, shared or for itself, so one that waits for the room to be empty is not overtaken."""
-
-    def __init__(self, folder: Path) -> None:
-        self.gate = os.open(folder / "gate", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self.room = os.open(folder / "room", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-
-    @contextlib.contextmanager
-    def turn(self, *, alone: bool) -> Iterator[None]:
-        fcntl.flock(self.gate, fcntl.LOCK_EX)
-        try:
-            fcntl.flock(self.room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
-        finally:
-            fcntl.flock(self.gate, fcntl.LOCK_UN)
-        try:
-            yield
-        finally:
-            fcntl.flock(self.room, fcntl.LOCK_UN)
 
 
 def pytest_configure(config: pytest.Config) -> None:

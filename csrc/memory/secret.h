@@ -21,7 +21,7 @@
 #endif
 
 /* Marks a variable, computed from secrets, as one that everybody may know, for the proof of
- * constant time (`make ct`, tests/ct), which reports every branch and address that depends on a
+ * constant time (`make ct`, tests/proofs/ct), which reports every branch and address that depends on a
  * secret. Each use says why. Elsewhere it is nothing. */
 #ifdef CCMEM_CT
 #include <valgrind/memcheck.h>

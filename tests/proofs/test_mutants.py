@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The list of changes that `make mutants` makes fits the sources it is about."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from native_build import CSRC, ROOT
+
+HERE = Path(__file__).resolve().parent
+
+
+@pytest.mark.full
+def test_every_change_fits_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And has tests that there are."""
+    monkeypatch.syspath_prepend(str(HERE / "mutants"))
+    import changes
+
+    names = [change.name for change in changes.CHANGES]
+    assert len(names) >= 120 and len(set(names)) == len(names)
+    for change in changes.CHANGES:
+        assert (CSRC / change.file).read_text(encoding="utf-8").count(change.old) == 1, change.name
+        assert change.old != change.new and change.file in changes.MODULES, change.name
+        for tests in (*change.tests, *changes.MODULES[change.file]):
+            for argument in tests.arguments:
+                file, _, name = argument.partition("::")
+                text = (ROOT / file).read_text(encoding="utf-8")
+                assert not name or f"def {name}(" in text, f"{change.name}: {argument}"
+    sys.modules.pop("changes")

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The threaded tests under ThreadSanitizer: `make tsan`, or `python tests/proofs/tsan/run.py [ARGUMENT ...]`.
+
+Builds the native module with -fsanitize=thread in a copy of the tree, runs the tests in an
+interpreter that the sanitizer's library is loaded into, and counts its reports. Loads of the
+sequence locks are reported as well, and set apart here (by_design()): both accesses of a report
+must be ones that a lock allows, which no list of suppressions can ask for. Two controls show that
+the sanitizer sees what it should: those loads must be among the reports of the tests, and races
+that are put into the copy (SEEDED) among the others. Ends with status 0 when the tests pass, all
+their reports are by design and both controls have some, else 1; 3 when something needed is not
+installed.
+
+The interpreter is not built with the sanitizer, so it is not looked at; what its lock orders is
+known all the same, since it is made of the C library's. Address spaces are laid out as the
+sanitizer needs them (setarch -R). Forks are left out: a child of several threads has a sanitizer
+whose locks nobody will open.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent.parent.parent
+TREE = ROOT / "build" / "tsan" / "tree"
+COPIED = ("csrc", "src", "tests")
+FILES = ("setup.py", "build_ffi.py", "pyproject.toml", "README.md", "LICENSE")
+REPORTS = TREE.parent / "report"
+NOT_INSTALLED = 3
+
+TESTS = (
+    "tests/store/test_threads.py",
+    "tests/mapping/test_mapping_threads.py",
+    "tests/store/test_integrity.py",
+    "tests/core/test_failures.py::test_the_last_version_is_used_once",
+    "tests/memory/test_plain.py::test_threads_share_the_pool",
+    "tests/core/test_keys.py::test_keys_may_be_dropped_in_other_threads",
+    "tests/core/test_tensor.py::test_threads_read_and_write_at_once",
+    "tests/store/test_sealer.py::test_threads_never_seal_one_page_twice",
+    "tests/product/test_matmul_native.py::test_each_page_as_one_writer_left_it",
+    "-k",
+    "not bit and not fork and not child and not put_together and not dumped"
+    # These pages take the same paths as those of two chunks, and up to eight times as long.
+    " and not 16384 and not 32768 and not 65536",
+)
+TORN = "tests/store/test_threads.py::test_no_reader_sees_a_torn_page[aes-256-xts-8192-1]"
+
+#: What the second control puts in place of lines of csrc/store.c, and the function that reports
+#: must name then: a version that is published by a plain store; and a buffer that all readers open
+#: into, stores by the very functions whose loads are by design.
+SEEDED = (
+    (
+        "__atomic_store_n(&s->version[first + i], v[i], __ATOMIC_RELEASE);",
+        "*(volatile uint64_t *)&s->version[first + i] = v[i];",
+        "publish",
+    ),
+    (
+        "        bad = c->page.ops->open(&c->page, to,",
+        "        static uint8_t seeded[PAGE_BATCH * CCMEM_PAGE_SIZE_MAX];\n"
+        "        c->page.ops->open(&c->page, seeded, s->ct + (first << c->page_shift),\n"
+        "                          s->first + first, v, s->tag ? s->tag + first : NULL, n,\n"
+        "                          flags);\n"
+        "        bad = c->page.ops->open(&c->page, to,",
+        "crypt_chunk",
+    ),
+)
+
+# A race is by design where a sequence lock's reader loads what a writer stores, since it drops what
+# it made of that when a writer came between (docs/design/sequence-lock.md, R2 and W4).
+# ThreadSanitizer knows neither the fences nor the second look.
+#: The reader's functions: they load ciphertext, tags, and keys that are derived when used ...
+LOADING = {
+    *(("pages/page_aegis.c", name) for name in ("open", "open_part", "dot")),
+    *(("pages/page_xts.c", name) for name in ("open", "open_part", "dot")),
+    ("store/store.c", "never_written"),
+}
+#: ... unless they were called with the page's lock held, where nobody else may be at the page.
+LOCKED = {
+    ("pages/page_aegis.c", "modify_in"),
+    ("pages/page_xts.c", "modify"),
+    ("store/store.c", "write_parts"),
+}
+#: What may store meanwhile: a page's writer, and who fills or wipes the entry of a key.
+STORING = {
+    *(("pages/page_aegis.c", name) for name in ("seal", "modify")),
+    *(("pages/page_xts.c", name) for name in ("seal", "modify")),
+    *(("pages/subkeys.c", name) for name in ("fill", "subkey_close")),
+}
+#: Any two threads may load and store an entry of the tweak cache at once: parts of two do not
+#: fit together (pages/tweak_cache.h).
+TWEAKS = {("pages/tweak_cache.h", name) for name in ("tweak_cache_get", "tweak_cache_put")}
+
+ACCESS = re.compile(r"^  (?:Previous )?(atomic )?(read|write) of size \d+", re.I | re.M)
+FRAME = re.compile(r"^    #\d+ (\S+) (\S+?)(?::\d+)? ", re.M)
+
+
+class Access(NamedTuple):
+    """One of the two of a report, with the (file, function) of its stack, innermost first."""
+
+    atomic: bool
+    stores: bool
+    stack: list[tuple[str, str]]
+
+    def by_lock(self) -> bool:
+        """Whether a sequence lock allows it while another thread is at the same bytes."""
+        functions = set(self.stack)
+        if self.stores:
+            return bool(functions & STORING)
+        return bool(functions & LOADING) and not functions & LOCKED
+
+
+def accesses(report: str) -> list[Access]:
+    """The two of them, where both are told; compilers' headers are left out of the stacks."""
+    found = []
+    for part in report.split("\n\n"):
+        if kind := ACCESS.search(part):
+            frames = FRAME.findall(part)
+            stack = [
+                (file.rpartition("/csrc/")[2], name)
+                for name, file in frames
+                if "/include/" not in file
+            ]
+            found.append(Access(bool(kind[1]), kind[2].lower() == "write", stack))
+    return found
+
+
+def by_design(pair: Sequence[Access]) -> bool:
+    """Whether a report with these accesses is one of a race that is meant to be."""
+    if len(pair) != 2 or any(access.atomic for access in pair):
+        return False
+    known = [access for access in pair if access.stack]  # an old stack may be forgotten
+    if known and all(access.stack[0] in TWEAKS for access in known):
+        return True
+    one_stores = pair[0].stores != pair[1].stores
+    return bool(known) and one_stores and all(access.by_lock() for access in known)
+
+
+def label(pair: Sequence[Access]) -> str:
+    """The two innermost functions."""
+    return " and ".join(access.stack[0][1] if access.stack else "?" for access in pair)
+
+
+def build() -> None:
+    """The native module of the copy, from its sources as they are."""
+    environment = dict(os.environ, PYCCMEM_SANITIZE="thread")
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
+        cwd=TREE,
+        env=environment,
+        check=True,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def copy() -> None:
+    """The tree, with what the last build left in it."""
+    TREE.mkdir(parents=True, exist_ok=True)
+    for name in COPIED:
+        (TREE / name).mkdir(exist_ok=True)
+        command = ["cp", "-Rup", f"{ROOT / name}/.", str(TREE / name)]
+        subprocess.run(command, check=True)
+    for module in (TREE / "src" / "pyccmem").glob("*.so"):
+        module.unlink()
+    for name in FILES:
+        shutil.copy2(ROOT / name, TREE / name)
+
+
+def run(arguments: Sequence[str]) -> tuple[int, Counter[str], int]:
+    """pytest's status, how often each pair of functions was reported, and how many reports more
+    were by design."""
+    library = subprocess.run(
+        ["gcc", "-print-file-name=libtsan.so"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    if not Path(library).is_absolute() or shutil.which("setarch") is None:
+        print("ThreadSanitizer needs gcc's libtsan, and setarch of util-linux.", file=sys.stderr)
+        sys.exit(NOT_INSTALLED)
+    for old in REPORTS.parent.glob("report.*"):
+        old.unlink()
+    options = [f"log_path={REPORTS}", "exitcode=0", "history_size=7", "die_after_fork=0"]
+    options.append("suppress_equal_addresses=0")  # else one race by design would hide others there
+    environment = dict(
+        os.environ,
+        LD_PRELOAD=library,
+        TSAN_OPTIONS=":".join(options),
+        PYTHONPATH=str(TREE / "src"),
+        OPENBLAS_NUM_THREADS="1",  # its threads wait for each other in ways that are not seen
+        OMP_NUM_THREADS="1",
+    )
+    command = ["setarch", "-R", sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run([*command, *arguments], cwd=TREE, env=environment, check=False)
+    found: Counter[str] = Counter()
+    meant = 0
+    for report in sorted(REPORTS.parent.glob("report.*")):
+        for part in report.read_text(errors="replace").split("WARNING: ThreadSanitizer")[1:]:
+            pair = accesses(part)
+            if part.startswith(": data race") and by_design(pair):
+                meant += 1
+            else:
+                found[label(pair) or part.splitlines()[0]] += 1
+    return done.returncode, found, meant
+
+
+def seed() -> None:
+    """Puts the races of the second control into the copy; the next run copies the file again."""
+    store = TREE / "csrc" / "store" / "store.c"
+    text = store.read_text(encoding="utf-8")
+    store.unlink()
+    for old, new, _ in SEEDED:
+        assert text.count(old) == 1, "a seeded race no longer fits csrc/store.c"
+        text = text.replace(old, new)
+    store.write_text(text, encoding="utf-8")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command; returns its exit status."""
+    copy()
+    build()
+    status, found, meant = run(arguments or TESTS)
+    for pair, times in found.most_common():
+        print(f"{times:5} x {pair}")
+    print(f"tests: status {status}, {sum(found.values())} reports")
+    print(f"control: {meant} reports of races that are by design")
+    if arguments:
+        return int(status != 0 or bool(found))
+    try:
+        seed()
+        build()
+        _, seeded, _ = run([TORN])
+    finally:
+        (TREE / "csrc" / "store" / "store.c").unlink(missing_ok=True)
+    noticed = [sum(n for pair, n in seeded.items() if name in pair) for *_, name in SEEDED]
+    print(f"control: {noticed} reports of the races that were put in, in turn")
+    return int(not (status == 0 and not found and meant and all(noticed)))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
