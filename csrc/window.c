@@ -31,6 +31,7 @@
 
 #include "budget.h"
 #include "fork.h"
+#include "lost.h"
 #include "ranges.h"
 #include "secret.h"
 #include "signals.h"
@@ -897,6 +898,7 @@ ccmem_status window_new(const window_options *o, window **out) {
     uint64_t nbytes = (uint64_t)o->nframes * o->block;
     const int number = errno;
     window *w;
+    lost_guard(); /* not in the handler of a touch: it may start a thread */
     if (o->nframes >= NONE || nblocks > SIZE_MAX / sizeof *w->where)
         return CCMEM_ERR_NOMEM;
     ccmem_status status = new_window(o, nblocks, &w);
