@@ -358,7 +358,7 @@ long syscall(long number, ...) {
     va_end(rest);
     READY(syscall);
     if (FAILS(syscall, number == SYS_userfaultfd ? EPERM : ENOMEM))
-        return -1;
+        return lies - 1;
     return real_syscall(number, a[0], a[1], a[2], a[3], a[4], a[5]);
 }
 
