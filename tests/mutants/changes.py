@@ -118,6 +118,8 @@ MODULES: dict[str, tuple[Tests, ...]] = {
     "fault_uffd.c": MAPPING,
     "fault_sigsegv.c": MAPPING,
     "fault_signal.c": MAPPING,
+    "keeper.c": (tests("mapping_descriptors"),),
+    "lost.c": (tests("lost_pages"),),
 }
 
 SUITE = (tests("integrity", "threads", "buffer", "fork", "mapped_store", "guard_pages", "linear"),)
@@ -1333,6 +1335,45 @@ CHANGES: list[Change] = [
         "    ccmem_wipe(from, s->block); /* the block is in the clear once */\n",
         "",
         (tests("residue_mapping"),),
+    ),
+    # ---- descriptors that others close, handlers that others set
+    Change(
+        "keeper-in-the-table-of-all",
+        "keeper.c",
+        "ready = ready || leave_table(k->there);",
+        "ready = 1;",
+    ),
+    Change(
+        "keeper-keeps-copies",
+        "keeper.c",
+        "return !there || !syscall(SYS_close_range, 0, (unsigned)there - 1, 0);",
+        "return 1;",
+    ),
+    Change(
+        "touches-of-another-userfaultfd",
+        "fault_uffd.c",
+        "    const int fd = descriptor_number(&u->file);\n",
+        "    const int fd = u->file.fd;\n",
+        (tests("mapping_descriptors"),),
+    ),
+    Change(
+        "another's-descriptor-closed",
+        "descriptor.c",
+        "if (told ? found.st_dev == d->device && found.st_ino == d->inode : errno != EBADF)",
+        "if (told || errno != EBADF)",
+        (tests("mapping_descriptors"),),
+    ),
+    Change(
+        "nobody-looks-for-handlers",
+        "lost.c",
+        "        if (signals_watch())\n",
+        "",
+    ),
+    Change(
+        "nobody-looks-before-the-first-use",
+        "lost.c",
+        "    (void)signals_lead(); /* a refusal leaves things as they are */\n",
+        "",
     ),
     Change(
         "range-dumped",
