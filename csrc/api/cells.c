@@ -5,8 +5,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <sys/stat.h>
 #include <unistd.h>
+
+#include "platform/descriptor.h"
 
 #define CELL(name)                                                                                 \
     void ccmem_##name##_drop(ccmem_##name **cell) {                                                \
@@ -66,36 +67,17 @@ void ccmem_descriptor_drop(int *cell) {
 }
 
 int ccmem_kept_file_open(ccmem_kept_file *file, int fd) {
-    struct stat found;
     int number = fcntl(fd, F_DUPFD_CLOEXEC, 3);
     if (number < 0)
         return errno;
-    if (fstat(number, &found)) {
+    if (!descriptor_own(file, number)) {
         int error = errno;
         (void)close(number);
         return error;
     }
-    *file = (ccmem_kept_file){number, found.st_dev, found.st_ino};
     return 0;
 }
 
-int ccmem_kept_file_number(const ccmem_kept_file *file) {
-    struct stat found;
-    if (file->fd < 0 || fstat(file->fd, &found) || found.st_dev != file->device ||
-        found.st_ino != file->inode)
-        return -1;
-    return file->fd;
-}
+int ccmem_kept_file_number(const ccmem_kept_file *file) { return descriptor_number(file); }
 
-void ccmem_kept_file_drop(ccmem_kept_file *file) {
-    struct stat found;
-    int fd = file->fd;
-    file->fd = -1;
-    if (fd < 0)
-        return;
-    /* A number that nobody has is nobody's to close; a file that cannot be asked is taken for ours.
-     */
-    int told = !fstat(fd, &found);
-    if (told ? found.st_dev == file->device && found.st_ino == file->inode : errno != EBADF)
-        (void)close(fd);
-}
+void ccmem_kept_file_drop(ccmem_kept_file *file) { descriptor_close(file); }

@@ -34,20 +34,23 @@ int fault_signal_enter(fault_mechanism *m) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, begin);
     /* Both: which one a touch raises depends on the mechanism, and on who else answers. */
-    if (!signals_hold(SIGSEGV, 1))
+    if (!signals_hold(SIGSEGV))
         return 0;
-    if (signals_hold(SIGBUS, 0)) {
+    if (signals_hold(SIGBUS)) {
         m->span = span_enter(&ranges, m->space.base, m->space.nblocks * m->space.block, m);
-        if (m->span)
+        if (m->span) {
+            (void)signals_watch(); /* without: Python's handlers are told of all the same */
             return 1;
-        signals_release(SIGBUS, 0);
+        }
+        signals_release(SIGBUS);
     }
-    signals_release(SIGSEGV, 1);
+    signals_release(SIGSEGV);
     return 0;
 }
 
 void fault_signal_leave(fault_mechanism *m) {
     span_leave(&ranges, m->span);
-    signals_release(SIGBUS, 0);
-    signals_release(SIGSEGV, 1);
+    signals_unwatch();
+    signals_release(SIGBUS);
+    signals_release(SIGSEGV);
 }

@@ -9,10 +9,17 @@
  *
  * A block that was moved in can be written, and there is no way to have it arrive protected.
  * Protecting it afterwards would leave a moment in which a write goes unseen, so writes are not
- * tracked. */
+ * tracked.
+ *
+ * A program may close our descriptor with all others that it does not know. If that were the last
+ * reference, absent blocks would read as zeros from then on, without a word. So a keeper has
+ * another, and makes our calls when the descriptor is gone: slower, but every touch is still
+ * answered. */
 #include "mapping/fault.h"
 #include "mapping/fault_help.h"
 #include "mapping/fault_signal.h"
+#include "platform/descriptor.h"
+#include "platform/keeper.h"
 #include "platform/signals.h"
 
 #include <errno.h>
@@ -21,10 +28,11 @@
 #include <poll.h>
 #include <pthread.h>
 #include <stdlib.h>
-#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 /* For headers older than the kernel; the numbers are those of Linux's
@@ -51,16 +59,39 @@ struct uffdio_move {
 enum {
     MESSAGES = 16,
     AGAIN_MAX = 1 << 20,
-    LOOK_MS = 10000 /* how often the thread looks about that nobody wakes */
+    LOOK_MS = 1000, /* how often the thread looks about that nobody wakes */
+    /* Without a descriptor to wait for it looks again and again, more and more seldom. */
+    NAP_NS = 200000,
+    NAP_MAX_NS = 10000000
 };
 
 typedef struct uffd {
     fault_mechanism m;
-    int fd, stop; /* of userfaultfd(2), of eventfd(2) */
-    int ending;   /* atomic; the thread is to end, and `stop` wakes it to see that */
+    ccmem_kept_file file;    /* of userfaultfd(2) */
+    kept kept;               /* the same, out of others' reach */
+    ccmem_kept_file stop[2]; /* a pair of sockets: what is sent into the second wakes the thread */
+    int ending;              /* atomic; the thread is to end */
     int writable, signals;
+    long nap; /* in nanoseconds; of the thread */
     pthread_t thread;
 } uffd;
+
+/* ---- the descriptor -------------------------------------------------------------------------- */
+
+/* ioctl(2). Another userfaultfd that got the number would wake the wrong threads without an error.
+ * What moves into the wrong one fails, so that where nobody has to be woken it is enough to look
+ * then. */
+static int command(const uffd *u, unsigned long request, void *arg) {
+    if ((u->signals || descriptor_number(&u->file) >= 0) && !ioctl(u->file.fd, request, arg))
+        return 0;
+    return descriptor_number(&u->file) >= 0 ? -1 : keeper_ioctl(&u->kept, request, arg);
+}
+
+/* read(2) of messages. */
+static ssize_t receive(const uffd *u, void *to, size_t n) {
+    const int fd = descriptor_number(&u->file);
+    return fd >= 0 ? read(fd, to, n) : (ssize_t)keeper_read(&u->kept, to, n);
+}
 
 /* ---- moving ---------------------------------------------------------------------------------- */
 
@@ -75,7 +106,7 @@ static int move(const uffd *u, const uint8_t *to, const uint8_t *from, size_t n,
                                    .src = (uintptr_t)from + *done,
                                    .len = n - *done,
                                    .mode = mode};
-        if (!ioctl(u->fd, UFFDIO_MOVE, &move)) {
+        if (!command(u, UFFDIO_MOVE, &move)) {
             *done = n;
             return 1;
         }
@@ -94,7 +125,7 @@ static int move(const uffd *u, const uint8_t *to, const uint8_t *from, size_t n,
 static int wake_range(const uffd *u, const uint8_t *p, size_t n) {
     for (int tries = 0;; tries++) {
         struct uffdio_range range = {.start = (uintptr_t)p, .len = n};
-        if (!ioctl(u->fd, UFFDIO_WAKE, &range))
+        if (!command(u, UFFDIO_WAKE, &range))
             return 1;
         if (!fault_again(tries))
             return 0;
@@ -120,7 +151,7 @@ static int protect(const uffd *u, const uint8_t *p, size_t n) {
     for (int tries = 0; tries < TRIES; tries++) {
         struct uffdio_writeprotect range = {.range = {.start = (uintptr_t)p, .len = n},
                                             .mode = UFFDIO_WRITEPROTECT_MODE_WP};
-        if (!ioctl(u->fd, UFFDIO_WRITEPROTECT, &range))
+        if (!command(u, UFFDIO_WRITEPROTECT, &range))
             break;
     }
     return u->signals || wake_range(u, p, n);
@@ -161,7 +192,7 @@ static int place_copy(fault_mechanism *m, size_t block, size_t frame, int writab
                                    .src = (uintptr_t)from + done,
                                    .len = s->block - done,
                                    .mode = u->writable ? 0 : UFFDIO_COPY_MODE_WP};
-        if (!ioctl(u->fd, UFFDIO_COPY, &copy))
+        if (!command(u, UFFDIO_COPY, &copy))
             done = s->block;
         else if (copy.copy > 0)
             done += (size_t)copy.copy;
@@ -195,7 +226,7 @@ static int wake(fault_mechanism *m, size_t block) {
 /* Answers the faults that are waiting. 0 when there are none, -1 when the descriptor is broken. */
 static int answer(uffd *u) {
     struct uffd_msg message[MESSAGES];
-    ssize_t n = read(u->fd, message, sizeof message);
+    ssize_t n = receive(u, message, sizeof message);
     if (n < 0)
         return errno == EAGAIN || errno == EINTR ? 0 : -1;
     for (size_t i = 0; i < (size_t)n / sizeof message[0]; i++) {
@@ -211,25 +242,37 @@ static int answer(uffd *u) {
     return 1;
 }
 
+/* Until there may be a touch, or the end. Who closes our descriptors closes the other end of
+ * `stop`, too, which is seen here at once. */
+static void await_touch(uffd *u) {
+    struct pollfd wait[2] = {{.fd = descriptor_number(&u->file), .events = POLLIN},
+                             {.fd = descriptor_number(&u->stop[0]), .events = POLLIN}};
+    if (wait[0].fd >= 0 && wait[1].fd >= 0 && descriptor_number(&u->stop[1]) >= 0 &&
+        poll(wait, 2, LOOK_MS) >= 0)
+        return;
+    const struct timespec nap = {.tv_nsec = u->nap};
+    (void)nanosleep(&nap, NULL);
+    u->nap = u->nap < NAP_MAX_NS / 2 ? 2 * u->nap : NAP_MAX_NS;
+}
+
 static void *serve(void *arg) {
     uffd *u = arg;
-    struct pollfd wait[2] = {{.fd = u->fd, .events = POLLIN}, {.fd = u->stop, .events = POLLIN}};
     const int alone = !u->m.helper;
+    u->nap = NAP_NS;
     for (int refused = 0; !__atomic_load_n(&u->ending, __ATOMIC_ACQUIRE);) {
         int found = answer(u);
         if (found < 0) {
-            /* EBADF: somebody has closed what is not theirs. */
-            if (errno == EBADF || !fault_again(refused++)) {
+            if (!fault_again(refused++)) {
                 u->m.owner.broken(u->m.owner.self);
                 break;
             }
             continue;
         }
         refused = 0;
-        if (found || u->m.owner.idle(u->m.owner.self, alone))
-            continue;
-        if (poll(wait, 2, LOOK_MS) < 0)
-            (void)fault_again(0);
+        if (found)
+            u->nap = NAP_NS;
+        if (!found && !u->m.owner.idle(u->m.owner.self, alone))
+            await_touch(u);
     }
     return NULL;
 }
@@ -275,7 +318,7 @@ static int watch(const uffd *u, uint8_t *p, size_t n, int writes) {
     struct uffdio_register range = {.range = {.start = (uintptr_t)p, .len = n},
                                     .mode = UFFDIO_REGISTER_MODE_MISSING |
                                             (writes ? UFFDIO_REGISTER_MODE_WP : 0)};
-    return !ioctl(u->fd, UFFDIO_REGISTER, &range);
+    return !command(u, UFFDIO_REGISTER, &range);
 }
 
 typedef enum way { MOVING, COPYING, SIGNALLING } way;
@@ -297,26 +340,61 @@ static ccmem_status start(uffd *u, way way) {
     return CCMEM_ERR_THREAD;
 }
 
-static ccmem_status open_uffd(const fault_owner *owner, size_t block, size_t nblocks,
-                              size_t nframes, int writable, way way, fault_mechanism **out) {
+/* Two sockets, and not eventfd(2): of anonymous files one could not be told from another's. */
+static int open_stop(uffd *u) {
+    int ends[2], good = 0;
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends))
+        return 0;
+    for (int i = 0; i < 2; i++) {
+        int owned = descriptor_own(&u->stop[i], ends[i]);
+        if (!owned) {
+            int number = errno;
+            (void)close(ends[i]);
+            errno = number;
+        }
+        good += owned;
+    }
+    return good == 2;
+}
+
+static ccmem_status open_descriptors(uffd *u, way way) {
     static const uint64_t features[] = {
         [MOVING] = UFFD_FEATURE_MOVE | UFFD_FEATURE_PAGEFAULT_FLAG_WP,
         [COPYING] = UFFD_FEATURE_PAGEFAULT_FLAG_WP,
         [SIGNALLING] = UFFD_FEATURE_MOVE | UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_SIGBUS};
+    int fd = open_descriptor(features[way], way == SIGNALLING, &u->m.system_calls);
+    if (fd < 0)
+        return CCMEM_ERR_FAULT;
+    if (!descriptor_own(&u->file, fd)) {
+        int number = errno;
+        (void)close(fd);
+        errno = number;
+        return CCMEM_ERR_FAULT;
+    }
+    if (way != SIGNALLING && !open_stop(u))
+        return CCMEM_ERR_FAULT;
+    return keeper_hold(&u->kept, fd);
+}
+
+static void close_descriptors(uffd *u) {
+    descriptor_close(&u->file);
+    descriptor_close(&u->stop[0]);
+    descriptor_close(&u->stop[1]);
+    keeper_drop(&u->kept);
+}
+
+static ccmem_status open_uffd(const fault_owner *owner, size_t block, size_t nblocks,
+                              size_t nframes, int writable, way way, fault_mechanism **out) {
     uffd *u = calloc(1, sizeof *u);
-    ccmem_status status;
     if (!u)
         return CCMEM_ERR_NOMEM;
     u->m.owner = *owner;
     u->writable = writable;
     u->signals = way == SIGNALLING;
-    u->fd = open_descriptor(features[way], way == SIGNALLING, &u->m.system_calls);
-    if (u->fd < 0) {
-        free(u);
-        return CCMEM_ERR_FAULT;
-    }
-    u->stop = eventfd(0, EFD_CLOEXEC);
-    status = u->stop < 0 ? CCMEM_ERR_FAULT : fault_map(&u->m.space, block, nblocks, nframes, 0);
+    u->file.fd = u->stop[0].fd = u->stop[1].fd = -1;
+    ccmem_status status = open_descriptors(u, way);
+    if (status == CCMEM_OK)
+        status = fault_map(&u->m.space, block, nblocks, nframes, 0);
     if (status == CCMEM_OK) {
         status = start(u, way);
         if (status != CCMEM_OK) {
@@ -325,9 +403,7 @@ static ccmem_status open_uffd(const fault_owner *owner, size_t block, size_t nbl
         }
     }
     if (status != CCMEM_OK) {
-        if (u->stop >= 0)
-            close(u->stop);
-        close(u->fd);
+        close_descriptors(u);
         free(u);
         return status;
     }
@@ -355,16 +431,15 @@ static void finish(uffd *u) {
     /* Whoever waits for what is gone meets SIGSEGV; a child may have a copy of the descriptor, so
      * that closing it alone would not wake them. */
     (void)wake_range(u, u->m.space.base, u->m.space.nblocks * u->m.space.block);
-    close(u->fd);
-    close(u->stop);
+    close_descriptors(u);
     free(u);
 }
 
 static void close_serving(fault_mechanism *m) {
     uffd *u = (uffd *)m;
-    uint64_t one = 1;
     __atomic_store_n(&u->ending, 1, __ATOMIC_RELEASE);
-    for (int tries = 0; write(u->stop, &one, sizeof one) < 0 && fault_again(tries); tries++)
+    int fd = descriptor_number(&u->stop[1]); /* -1: it does not wait for long then */
+    for (int tries = 0; fd >= 0 && send(fd, "", 1, MSG_NOSIGNAL) < 0 && fault_again(tries); tries++)
         ;
     pthread_join(u->thread, NULL);
     fault_stop_help(m);

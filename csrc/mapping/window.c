@@ -34,6 +34,7 @@
 #include "memory/ranges.h"
 #include "memory/secret.h"
 #include "platform/fork.h"
+#include "platform/lost.h"
 #include "platform/signals.h"
 #include "store/store.h"
 
@@ -907,6 +908,7 @@ ccmem_status window_new(const window_options *o, window **out) {
     uint64_t nbytes = (uint64_t)o->nframes * o->block;
     const int number = errno;
     window *w;
+    lost_guard(); /* not in the handler of a touch: it may start a thread */
     if (o->nframes >= NONE || nblocks > SIZE_MAX / sizeof *w->where)
         return CCMEM_ERR_NOMEM;
     ccmem_status status = new_window(o, nblocks, &w);

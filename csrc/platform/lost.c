@@ -46,6 +46,8 @@ static void *tree;
 static size_t count; /* atomic; in the tree */
 static path *newest;
 static size_t unit; /* the system's page */
+int lost_unguarded;
+static int asked; /* for a thread that looks for others' handlers */
 
 /* Ranges do not overlap, so those that do are the same one. */
 static int order(const void *a, const void *b) {
@@ -169,8 +171,10 @@ static void in_parent(void) { pthread_mutex_unlock(&lock); }
 /* A child has the mappings, too. */
 static void in_child(void) {
     pthread_mutex_init(&lock, NULL);
+    asked = 0;
+    lost_unguarded = count > 0;
     if (count)
-        (void)signals_hold(SIGBUS, 0);
+        (void)signals_hold(SIGBUS);
 }
 
 static void begin(void) {
@@ -196,7 +200,7 @@ ccmem_status lost_watch(const void *p, size_t n, int fd) {
     if (!w)
         return CCMEM_ERR_NOMEM;
     /* Again for each: somebody may have set a handler since. */
-    if (!signals_hold(SIGBUS, 0)) {
+    if (!signals_hold(SIGBUS)) {
         int number = errno;
         free(w);
         errno = number;
@@ -214,12 +218,34 @@ ccmem_status lost_watch(const void *p, size_t n, int fd) {
     else if (w->file)
         drop(w->file);
     if (status != CCMEM_OK || count > 1)
-        signals_release(SIGBUS, 0); /* one hold serves all */
+        signals_release(SIGBUS); /* one hold serves all */
+    else
+        __atomic_store_n(&lost_unguarded, 1, __ATOMIC_RELAXED);
     pthread_mutex_unlock(&lock);
     if (status != CCMEM_OK)
         free(w);
     errno = number;
     return status;
+}
+
+/* With the lock held, of which the thread that looks has no need. */
+static void unguard(void) {
+    __atomic_store_n(&lost_unguarded, 0, __ATOMIC_RELAXED);
+    if (asked)
+        signals_unwatch();
+    asked = 0;
+    signals_release(SIGBUS);
+}
+
+void lost_guard_now(void) {
+    pthread_mutex_lock(&lock);
+    if (count && !asked) {
+        asked = 1;
+        if (signals_watch())
+            __atomic_store_n(&lost_unguarded, 0, __ATOMIC_RELAXED);
+    }
+    pthread_mutex_unlock(&lock);
+    (void)signals_lead(); /* a refusal leaves things as they are */
 }
 
 void lost_unwatch(const void *p) {
@@ -231,7 +257,7 @@ void lost_unwatch(const void *p) {
         (void)tdelete(w, &tree, order);
         drop(w->file);
         if (!__atomic_sub_fetch(&count, 1, __ATOMIC_RELEASE))
-            signals_release(SIGBUS, 0);
+            unguard();
     } else {
         w = NULL;
     }

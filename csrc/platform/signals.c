@@ -9,7 +9,7 @@
  * does, has the access repeated for ever; one that takes every signal for the end of the program
  * ends it. So ours goes in front again: when Python tells of such a call (ccmem_signals_lead), at
  * each call about a mapping, and by a thread that looks every now and then, for those who tell
- * nobody. */
+ * nobody: while a mapping needs signals, and while a sealed file is open whose pages were used. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -226,18 +226,20 @@ static void *look(void *unused) {
     }
 }
 
-/* Goes without where there is no thread to be had: Python's handlers are told of all the same. */
-static void start_watch(void) {
+int signals_watch(void) {
     pthread_mutex_lock(&watch.lock);
-    if (!watch.users++ && !sem_init(&watch.stop, 0, 0)) {
+    watch.users++;
+    if (!watch.runs && !sem_init(&watch.stop, 0, 0)) {
         watch.runs = signals_thread(look, NULL, &watch.thread);
         if (!watch.runs)
             sem_destroy(&watch.stop);
     }
+    const int runs = watch.runs;
     pthread_mutex_unlock(&watch.lock);
+    return runs;
 }
 
-static void stop_watch(void) {
+void signals_unwatch(void) {
     pthread_mutex_lock(&watch.lock);
     if (!--watch.users && watch.runs) {
         (void)sem_post(&watch.stop);
@@ -263,21 +265,17 @@ static void begin(void) {
     (void)pthread_atfork(NULL, NULL, in_child);
 }
 
-int signals_hold(int number, int watched) {
+int signals_hold(int number) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, begin);
     pthread_mutex_lock(&installing);
     int good = install(number);
     holders[number == SIGBUS] += good != 0;
     pthread_mutex_unlock(&installing);
-    if (good && watched)
-        start_watch();
     return good;
 }
 
-void signals_release(int number, int watched) {
-    if (watched)
-        stop_watch();
+void signals_release(int number) {
     pthread_mutex_lock(&installing);
     holders[number == SIGBUS] -= holders[number == SIGBUS] != 0;
     pthread_mutex_unlock(&installing);

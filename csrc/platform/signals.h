@@ -23,12 +23,17 @@ enum { SIGNALS_OF_MAPPINGS, SIGNALS_OF_FILES, SIGNALS_ANSWERS };
 /* From now on `answer` is asked in that place, for good. */
 void signals_ask(int place, signals_answer answer);
 
-/* Puts our handler in front for this signal, and keeps it there, as well as that can be done, until
- * signals_release() was called as often. With `watch` a thread looks for those who set another. 0
- * when the system refuses (errno says why). */
-int signals_hold(int number, int watch);
+/* Puts our handler in front for this signal, and has signals_lead() put it there again, until
+ * signals_release() was called as often. 0 when the system refuses (errno says why). */
+int signals_hold(int number);
 
-void signals_release(int number, int watch);
+void signals_release(int number);
+
+/* From now on, until signals_unwatch() was called as often, a thread does signals_lead() every 20
+ * ms. 0 when there is no thread to be had; to be undone all the same. */
+int signals_watch(void);
+
+void signals_unwatch(void);
 
 /* Puts our handlers in front again where others have set theirs since, which get what is not for
  * us. 0 when the system refuses (errno says why). */

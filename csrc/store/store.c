@@ -249,6 +249,7 @@ static inline void clear(uint8_t *out, uint32_t n) {
 /* One go at pages with a subkey that is derived when it is used: the context for it. Until
  * lent_back() is true, what was done with it means nothing. */
 static page_context lend(const store_core *c, uint64_t *ticket) {
+    lost_guard();
     page_context page = c->page;
     page.key = subkey_borrow(c->late, ticket);
     return page;
@@ -1020,6 +1021,7 @@ void ccmem_store_free(ccmem_store *s) {
 
 /* A part of a chunk of many stores, or the only store's chunk. */
 ccmem_mapping *ccmem_store_mapping(ccmem_store *s) {
+    lost_guard(); /* others will touch the pages */
     ccmem_mapping *whole = s->chunk ? s->chunk->pages : NULL, *part = whole;
     if (s->core->shared) {
         if (new_mapping(s->ct, store_pages(s) << s->core->page_shift, &part) != CCMEM_OK)

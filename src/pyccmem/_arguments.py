@@ -16,9 +16,16 @@ from typing import Any
 import numpy as np
 
 from . import errors
-from ._lib import ffi
+from ._lib import ffi, lib
 
-__all__ = ["byte_count", "exact_bytes", "input_buffer", "integer", "output_buffer"]
+__all__ = [
+    "byte_count",
+    "checked_page_size",
+    "exact_bytes",
+    "input_buffer",
+    "integer",
+    "output_buffer",
+]
 
 #: cffi's from_buffer with this type gives an array whose len() is its size in bytes.
 BYTES = ffi.typeof("uint8_t[]")
@@ -70,6 +77,17 @@ def byte_count(name: str, value: Any) -> int:
     if not 0 < number < 2**63:
         raise errors.ArgumentError(f"{name} is {number} bytes; it must be at least 1.")
     return number
+
+
+def checked_page_size(value: Any) -> int:
+    """A number of bytes that pages may have. Raises PageSizeError, ArgumentTypeError."""
+    size = integer("page_size", value)
+    smallest, largest = int(lib.CCMEM_PAGE_SIZE_MIN), int(lib.CCMEM_PAGE_SIZE_MAX)
+    if not smallest <= size <= largest or size & (size - 1):
+        raise errors.PageSizeError(
+            f"page_size is {size}; it must be a power of two from {smallest} to {largest}."
+        )
+    return size
 
 
 def holds_objects(value: Any) -> bool:

@@ -313,7 +313,7 @@ def check(status: int, **context: Any) -> None:
         )
     if status == lib.CCMEM_ERR_THREAD:
         raise errors.FaultMechanismError(
-            f"The system refused the thread that answers touches of a mapping "
+            f"The system refused a thread that this mechanism of mappings needs "
             f"({os.strerror(context.get('errno') or 0)}): this user's or this container's limit of "
             f"processes and threads is reached ('ulimit -u' in the shell, pids.max of the cgroup, "
             f"'docker run --pids-limit=', TasksMax= in a systemd unit), or there is no room for a "

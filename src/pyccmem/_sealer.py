@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import _plain, errors
-from ._arguments import exact_bytes, input_buffer, integer, output_buffer
+from ._arguments import checked_page_size, exact_bytes, input_buffer, integer, output_buffer
 from ._lib import CIPHERS, DEFAULT_CIPHER, anchor, check, ffi, lib
 from ._owned import SEALER
 from ._resource import Resource
@@ -40,13 +40,7 @@ class Sealer(Resource):
             "store_id", store_id, (lib.CCMEM_STORE_ID_SIZE,), errors.ArgumentError
         ) as source:
             identity = bytes(ffi.buffer(source))
-        self._page_size = integer("page_size", page_size)
-        smallest, largest = lib.CCMEM_PAGE_SIZE_MIN, lib.CCMEM_PAGE_SIZE_MAX
-        if not smallest <= self._page_size <= largest or self._page_size & (self._page_size - 1):
-            raise errors.PageSizeError(
-                f"page_size is {self._page_size}; it must be a power of two from {smallest} to "
-                f"{largest}."
-            )
+        self._page_size = checked_page_size(page_size)
         number = CIPHERS.get(cipher) if isinstance(cipher, str) else None
         if number is None or not lib.ccmem_cipher_authenticated(number):
             raise errors.ArgumentError(

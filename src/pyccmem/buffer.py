@@ -15,6 +15,7 @@ import numpy.typing as npt
 from . import errors
 from ._arguments import (
     BYTES,
+    checked_page_size,
     exact_bytes,
     holds_objects,
     input_buffer,
@@ -119,7 +120,7 @@ def native_key(key: Any) -> Any:
 
 def check_options(cipher: Any, page_size: Any, name: Any) -> int:
     """The page size as an int. Raises ArgumentError, ArgumentTypeError, PageSizeError."""
-    size = integer("page_size", page_size)
+    size = checked_page_size(page_size)
     if not isinstance(cipher, str):
         raise errors.ArgumentTypeError(
             f"cipher must be a cipher's name, not {type(cipher).__name__}."
@@ -128,11 +129,6 @@ def check_options(cipher: Any, page_size: Any, name: Any) -> int:
         raise errors.ArgumentTypeError(f"name must be a str or None, not {type(name).__name__}.")
     if cipher not in CIPHERS:
         raise errors.ArgumentError(f"cipher is {cipher!r}; it must be one of {', '.join(CIPHERS)}.")
-    smallest, largest = int(lib.CCMEM_PAGE_SIZE_MIN), int(lib.CCMEM_PAGE_SIZE_MAX)
-    if not smallest <= size <= largest or size & (size - 1):
-        raise errors.PageSizeError(
-            f"page_size is {size}; it must be a power of two from {smallest} to {largest}."
-        )
     return size
 
 

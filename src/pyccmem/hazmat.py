@@ -83,22 +83,20 @@ def xts_decrypt(key: Any, tweak: Any, data: Any, *, tier: str | None = None) -> 
     return _xts(0, key, tweak, data, tier)
 
 
-def _aegis_encrypt(
-    lanes: int, key: Any, nonce: Any, data: Any, ad: Any, tag_len: Any, tier: str | None
-) -> tuple[bytes, bytes]:
+def _aegis(
+    call: Any, lanes: int, key: Any, nonce: Any, name: str, text: Any, tag: Any, ad: Any, tier: Any
+) -> Any:
+    """The native function `call` on `text`, which the caller knows as `name`: native memory with
+    the result. `tag` is native memory, too: what is filled, or what is compared."""
     number = tier_number(tier)
     with (
         exact_bytes("The AEGIS key", key, (_BLOCK,), errors.InvalidKeyError) as key_buffer,
         exact_bytes("nonce", nonce, (_BLOCK,), errors.ArgumentError) as nonce_buffer,
-        input_buffer("data", data) as source,
+        input_buffer(name, text) as source,
         input_buffer("ad", ad) as ad_buffer,
     ):
-        tag_len = integer("tag_len", tag_len)
-        if tag_len not in _AEGIS_TAG_SIZES:
-            raise errors.ArgumentError(f"tag_len is {tag_len}; it must be 16 or 32.")
         out = ffi.new("uint8_t[]", len(source))
-        tag = ffi.new("uint8_t[]", tag_len)
-        status = lib.ccmem_aegis_encrypt(
+        status = call(
             number,
             lanes,
             key_buffer,
@@ -109,38 +107,29 @@ def _aegis_encrypt(
             out,
             len(source),
             tag,
-            tag_len,
+            len(tag),
         )
-    check(status, action=_AEGIS_NAMES[lanes])
+    check(status, action=_AEGIS_NAMES[lanes])  # a text that is refused is zeros in `out`
+    return out
+
+
+def _aegis_encrypt(
+    lanes: int, key: Any, nonce: Any, data: Any, ad: Any, tag_len: Any, tier: str | None
+) -> tuple[bytes, bytes]:
+    tag_len = integer("tag_len", tag_len)
+    if tag_len not in _AEGIS_TAG_SIZES:
+        raise errors.ArgumentError(f"tag_len is {tag_len}; it must be 16 or 32.")
+    tag = ffi.new("uint8_t[]", tag_len)
+    out = _aegis(lib.ccmem_aegis_encrypt, lanes, key, nonce, "data", data, tag, ad, tier)
     return bytes(ffi.buffer(out)), bytes(ffi.buffer(tag))
 
 
 def _aegis_decrypt(
     lanes: int, key: Any, nonce: Any, ciphertext: Any, tag: Any, ad: Any, tier: str | None
 ) -> bytes:
-    number = tier_number(tier)
-    with (
-        exact_bytes("The AEGIS key", key, (_BLOCK,), errors.InvalidKeyError) as key_buffer,
-        exact_bytes("nonce", nonce, (_BLOCK,), errors.ArgumentError) as nonce_buffer,
-        input_buffer("ciphertext", ciphertext) as source,
-        exact_bytes("tag", tag, _AEGIS_TAG_SIZES, errors.ArgumentError) as tag_buffer,
-        input_buffer("ad", ad) as ad_buffer,
-    ):
-        out = ffi.new("uint8_t[]", len(source))
-        status = lib.ccmem_aegis_decrypt(
-            number,
-            lanes,
-            key_buffer,
-            nonce_buffer,
-            ad_buffer,
-            len(ad_buffer),
-            source,
-            out,
-            len(source),
-            tag_buffer,
-            len(tag_buffer),
-        )
-    check(status, action=_AEGIS_NAMES[lanes])  # `out` holds zeros when it does not match the tag
+    call = lib.ccmem_aegis_decrypt
+    with exact_bytes("tag", tag, _AEGIS_TAG_SIZES, errors.ArgumentError) as tag_buffer:
+        out = _aegis(call, lanes, key, nonce, "ciphertext", ciphertext, tag_buffer, ad, tier)
     plaintext = bytes(ffi.buffer(out))
     lib.ccmem_wipe(out, len(out))
     return plaintext

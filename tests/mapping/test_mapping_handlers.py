@@ -4,13 +4,12 @@ working, and they get what is not its."""
 
 from __future__ import annotations
 
-import shutil
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 import support
+from foreign_handlers import foreign_library
 from mapping_support import SIGNALS, assert_died, check, every_mechanism, run
 
 pytestmark = support.not_sanitized
@@ -125,50 +124,9 @@ with mapping as array:
     assert out == "whole\n"
 
 
-FOREIGN = r"""
-#define _GNU_SOURCE
-#include <signal.h>
-#include <unistd.h>
-static volatile int calls;
-static struct sigaction old[2];
-static void returns(int number, siginfo_t *info, void *context)
-{
-    (void)number, (void)info, (void)context;
-    calls++;
-}
-static void ends(int number, siginfo_t *info, void *context)
-{
-    (void)number, (void)info, (void)context;
-    _exit(9);
-}
-static void asks(int number, siginfo_t *info, void *context)
-{
-    calls++;
-    old[number == SIGBUS].sa_sigaction(number, info, context);
-}
-int set(int which)
-{
-    struct sigaction action = {.sa_flags = SA_SIGINFO};
-    action.sa_sigaction = which == 0 ? returns : which == 1 ? ends : asks;
-    calls = 0;
-    return sigaction(SIGSEGV, &action, &old[0]) || sigaction(SIGBUS, &action, &old[1]);
-}
-int called(void) { return calls; }
-"""
-
-
 @pytest.fixture(scope="session")
 def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A library that sets handlers and tells Python nothing of it."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("needs a C compiler")
-    directory = tmp_path_factory.mktemp("foreign")
-    source, library = directory / "foreign.c", directory / "libforeign.so"
-    source.write_text(FOREIGN)
-    command = [compiler, "-shared", "-fPIC", "-o", str(library), str(source)]
-    subprocess.run(command, check=True, capture_output=True)
-    return library
+    return foreign_library(tmp_path_factory.mktemp("foreign"))
 
 
 @pytest.mark.parametrize("fault", SIGNALS)

@@ -82,6 +82,7 @@ def scenario(**how):
     return "done"
 
 assert scenario(nth=0) == "done"
+time.sleep(0.2)  # a thread that is joined may show for a moment
 before = left()
 points = injector.seen
 print("points", points, flush=True)
@@ -102,7 +103,7 @@ for n in range(1, points + points // 8 + 2):
     faulthandler.cancel_dump_traceback_later()
     outcomes.add(result)
     if left() != before:
-        time.sleep(0.2)  # a thread that is joined may show for a moment
+        time.sleep(0.2)
         assert left() == before, (n, injector.failed, result, left(), before)
 assert "done" in outcomes, outcomes
 print("whole", points, flush=True)

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import support
+from fault_injection import build, environment
+from foreign_handlers import foreign_library
 from mapping_support import MECHANISMS, PRELUDE, every_mechanism
 
 import pyccmem
@@ -174,7 +176,7 @@ def test_torch_in_its_own_threads(key: pyccmem.Key, tmp_path: Path) -> None:
 
 CHILD = f"""
 import resource, sys
-sys.path.append({os.path.dirname(__file__)!r})
+sys.path += [{os.path.dirname(__file__)!r}, {os.path.dirname(support.__file__)!r}]
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 {PRELUDE}
 from pathlib import Path
@@ -239,6 +241,149 @@ except errors.FileReadError as error:
     path = tmp_path / "model.safetensors"
     done = support.run_python(CHILD + script, "auto", str(path), how, timeout=60)
     assert (done.returncode, done.stdout) == (0, "True\n"), (done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="session")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return foreign_library(tmp_path_factory.mktemp("foreign"))
+
+
+LATER = """
+library = ctypes.CDLL(sys.argv[4])
+def tell(use):
+    try:
+        use()
+    except errors.FileReadError as error:
+        print(error.filename == str(path), flush=True)
+def threads():
+    return len(os.listdir("/proc/self/task"))
+"""
+
+
+@support.not_sanitized
+@pytest.mark.parametrize("use", ["tensor[400]", "tensor @ np.ones(1024, np.float32)",
+                                 "np.asarray(tensor._buffer.ciphertext)[400 * ROW]"])  # fmt: skip
+def test_a_library_that_ends_the_process_on_signals(
+    foreign: Path, tmp_path: Path, use: str
+) -> None:
+    """A crash reporter that is started after the file was loaded, and tells nobody. Before the first
+    use of pages, and 20 ms later, nothing of it is seen; a view has no caller, but still a message."""
+    script = f"""
+{LATER}
+view = "ciphertext" in {use!r}
+if len(sys.argv) > 5:  # not before the first use
+    tensor[0]
+    if view:
+        tensor._buffer.ciphertext
+assert library.set(1) == 0
+cut(path, 300)
+if sys.argv[5:] == ["a while"]:
+    time.sleep(0.5)
+print("before", flush=True)
+tell(lambda: {use})
+"""
+    for when in ([], ["a while"]):
+        path = tmp_path / f"model{len(when)}.safetensors"
+        done = support.run_python(
+            CHILD + script, "auto", str(path), "", str(foreign), *when, timeout=60
+        )
+        if "ciphertext" in use:
+            assert (done.returncode, done.stdout) == (9, "before\n"), done
+            assert f"sealed file '{path}' could not be had" in done.stderr
+        else:
+            assert (done.returncode, done.stdout) == (0, "before\nTrue\n"), (when, done)
+            assert not done.stderr
+    # The control, and what cannot be helped: at once after it was set, it is in front.
+    path = tmp_path / "model.safetensors"
+    done = support.run_python(
+        CHILD + script, "auto", str(path), "", str(foreign), "at once", timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (9, "before\n", ""), done
+
+
+@support.not_sanitized
+@pytest.mark.parametrize("handler", [0, 2])
+def test_a_library_whose_handler_returns(foreign: Path, tmp_path: Path, handler: int) -> None:
+    """The access is repeated, for 20 ms and not for ever."""
+    script = f"""
+{LATER}
+tensor[0]
+assert library.set({handler}) == 0
+cut(path, 300)
+tell(lambda: tensor[400])
+assert library.called() > 0, "the control: it was not in front"
+time.sleep(0.3)
+before = library.called()
+tell(lambda: tensor[410])
+assert library.called() == before, "it still is"
+"""
+    path = tmp_path / "model.safetensors"
+    done = support.run_python(CHILD + script, "auto", str(path), "", str(foreign), timeout=60)
+    assert (done.returncode, done.stdout) == (0, "True\nTrue\n"), done
+
+
+def test_the_thread_that_looks_comes_with_the_first_use(tmp_path: Path) -> None:
+    """A process that loads a file for its children has none. A child that reads has its own."""
+    script = """
+def threads():
+    return len(os.listdir("/proc/self/task"))
+def settled(count):
+    for _ in range(100):
+        if threads() == count:
+            return
+        time.sleep(0.02)
+    raise AssertionError((threads(), count))
+from pyccmem import safetensors
+if not os.fork():
+    os._exit(0)
+os.wait()  # a BLAS has no threads any more after a fork
+alone = threads()
+again = safetensors.load_file(path, key=support_key())["weight"]
+assert threads() == alone
+tensor[400]
+assert threads() == alone + 1
+child = os.fork()
+if not child:
+    os._exit(threads() - 1)
+assert os.waitpid(child, 0)[1] == 0
+again[300], tensor[1]
+assert threads() == alone + 1, "one serves all files"
+tensor.close()
+assert threads() == alone + 1
+again.close()
+settled(alone)
+with safetensors.safe_open(path, key=support_key(), mmap=False) as file:
+    read = file.get_tensor("weight")
+assert np.array_equal(read[400], plain()[400])
+assert threads() == alone, "pages that were read into memory need none"
+print("whole")
+"""
+    path = tmp_path / "model.safetensors"
+    done = support.run_python(CHILD + script, "auto", str(path), "", timeout=60)
+    assert (done.returncode, done.stdout) == (0, "whole\n"), done
+
+
+@support.not_sanitized
+def test_no_thread_that_looks(foreign: Path, tmp_path: Path) -> None:
+    """Where there is none to be had, each call looks itself."""
+    library = build(tmp_path)
+    script = f"""
+{LATER}
+from fault_injection import Injector
+with Injector().failing(1, kinds=["pthread_create"], later=True) as injector:
+    count = threads()
+    tensor[0]
+    assert injector.failed == "pthread_create" and threads() == count
+assert library.set(1) == 0
+cut(path, 300)
+tell(lambda: tensor[400])
+assert threads() == count
+"""
+    path = tmp_path / "model.safetensors"
+    done = support.run_python(
+        CHILD + script, "auto", str(path), "", str(foreign), environment=environment(library)
+    )
+    assert (done.returncode, done.stdout) == (0, "True\n"), done
 
 
 @support.not_sanitized

@@ -43,6 +43,7 @@
 #include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -57,11 +58,11 @@ struct uffdio_move {
 #endif
 
 #define KINDS(X)                                                                                   \
-    X(mmap) X(munmap) X(mremap) X(mprotect) X(madvise) X(ioctl) X(poll) X(eventfd) X(open) X(close)  \
-    X(read) X(pread) X(write) X(fcntl) X(fstat) X(ftruncate) X(syscall) X(getrandom) X(getrlimit)             \
-    X(sigaction) X(sem_init) X(nanosleep) X(sched_getaffinity) X(pthread_create)                     \
-    X(pthread_mutex_init) X(pthread_cond_init) X(pthread_attr_init) X(__register_atfork) X(malloc)   \
-    X(calloc) X(realloc) X(posix_memalign)
+    X(mmap) X(munmap) X(mremap) X(mprotect) X(madvise) X(ioctl) X(poll) X(socketpair) X(send)      \
+    X(sendmsg) X(recvmsg) X(open) X(close) X(read) X(pread) X(write) X(fcntl) X(fstat)             \
+    X(ftruncate) X(syscall) X(getrandom) X(getrlimit) X(sigaction) X(sem_init) X(nanosleep)        \
+    X(sched_getaffinity) X(pthread_create) X(pthread_mutex_init) X(pthread_cond_init)              \
+    X(pthread_attr_init) X(__register_atfork) X(malloc) X(calloc) X(realloc) X(posix_memalign)
 
 #define AS_NUMBER(name) KIND_##name,
 #define AS_TEXT(name) #name,
@@ -168,7 +169,10 @@ REAL(close) REAL(read) REAL(pread) REAL(write) REAL(fcntl) REAL(fstat) REAL(ftru
 REAL(getrandom) REAL(getrlimit) REAL(sigaction) REAL(sem_init) REAL(nanosleep)
 REAL(sched_getaffinity) REAL(pthread_create) REAL(pthread_mutex_init) REAL(pthread_cond_init)
 REAL(pthread_attr_init)
-static int (*real_eventfd)(unsigned, int);
+static int (*real_socketpair)(int, int, int, int[2]);
+static ssize_t (*real_send)(int, const void *, size_t, int);
+static ssize_t (*real_sendmsg)(int, const struct msghdr *, int);
+static ssize_t (*real_recvmsg)(int, struct msghdr *, int);
 static int (*real___register_atfork)(void (*)(void), void (*)(void), void (*)(void), void *);
 
 /* Before anybody else may call: dlsym(3) is not for the handler of a signal. */
@@ -179,7 +183,8 @@ __attribute__((constructor)) static void load(void) {
     LOAD(ftruncate)
     LOAD(syscall) LOAD(getrandom) LOAD(getrlimit) LOAD(sigaction) LOAD(sem_init) LOAD(nanosleep)
     LOAD(sched_getaffinity) LOAD(pthread_create) LOAD(pthread_mutex_init) LOAD(pthread_cond_init)
-    LOAD(pthread_attr_init) LOAD(eventfd) LOAD(__register_atfork)
+    LOAD(pthread_attr_init) LOAD(socketpair) LOAD(send) LOAD(sendmsg) LOAD(recvmsg)
+    LOAD(__register_atfork)
 }
 
 /* A function may be called before load() has run, by another library's start. */
@@ -271,9 +276,24 @@ int poll(struct pollfd *fds, nfds_t n, int timeout) {
     return FAILS(poll, ENOMEM) ? -1 : real_poll(fds, n, timeout);
 }
 
-int eventfd(unsigned start, int flags) {
-    READY(eventfd);
-    return FAILS(eventfd, EMFILE) ? -1 : real_eventfd(start, flags);
+int socketpair(int domain, int type, int protocol, int ends[2]) {
+    READY(socketpair);
+    return FAILS(socketpair, EMFILE) ? -1 : real_socketpair(domain, type, protocol, ends);
+}
+
+ssize_t send(int fd, const void *from, size_t n, int flags) {
+    READY(send);
+    return FAILS(send, ENOBUFS) ? -1 : real_send(fd, from, n, flags);
+}
+
+ssize_t sendmsg(int fd, const struct msghdr *message, int flags) {
+    READY(sendmsg);
+    return FAILS(sendmsg, ETOOMANYREFS) ? -1 : real_sendmsg(fd, message, flags);
+}
+
+ssize_t recvmsg(int fd, struct msghdr *message, int flags) {
+    READY(recvmsg);
+    return FAILS(recvmsg, ENOBUFS) ? -1 : real_recvmsg(fd, message, flags);
 }
 
 int open(const char *path, int flags, ...) {
@@ -338,7 +358,7 @@ long syscall(long number, ...) {
     va_end(rest);
     READY(syscall);
     if (FAILS(syscall, number == SYS_userfaultfd ? EPERM : ENOMEM))
-        return -1;
+        return lies - 1;
     return real_syscall(number, a[0], a[1], a[2], a[3], a[4], a[5]);
 }
 

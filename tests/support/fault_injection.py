@@ -113,8 +113,8 @@ class Injector:
         lie: bool = False,
     ) -> Iterator[Injector]:
         """Has the `nth` call fail, from 1 on, and with `later` all that follow; with `error`, or
-        an error that fits the call. With `lie` an ioctl(), mprotect() or mremap() that is not
-        made reports success: the control of a test that looks at what was done."""
+        an error that fits the call. With `lie` an ioctl(), mprotect(), mremap() or syscall()
+        that is not made reports success: the control of a test that looks at what was done."""
         chosen = set(self.kinds if kinds is None else kinds) - set(without)
         mask = sum(1 << number for number, name in enumerate(self.kinds) if name in chosen)
         self._library.fault_injection_arm(nth, later, mask, error, partial, lie)

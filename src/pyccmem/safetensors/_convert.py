@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import _plain, errors
-from .._arguments import integer
+from .._arguments import checked_page_size
 from .._lib import TENSOR_PAGE_SIZE
 from .._safetensors_header import DTYPE_BITS, LENGTH_BYTES, open_file, read_all
 from ._atomic import AtomicFile
@@ -29,7 +29,7 @@ from ._plain_file import BLOCK, will_read_in_order
 from ._progress import Progress, check_progress, reporting
 from ._reader import SealedFile, expected, looks_sealed, open_sealed
 from ._sources import FileSource, Source
-from ._writer import check_page_size, write_sealed
+from ._writer import write_sealed
 from .providers import AnyKey, check_key, wrap
 
 __all__ = ["decrypt_file", "encrypt_file", "rewrap_file"]
@@ -66,8 +66,7 @@ def encrypt_file(
     """
     check_progress(progress)
     check_key(key)
-    page_size = integer("page_size", page_size)
-    check_page_size(page_size)
+    page_size = checked_page_size(page_size)
     with open_file(src) as file:
         header = read_all(file)
         mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o777

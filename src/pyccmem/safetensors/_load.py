@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .. import errors
-from .._arguments import integer
+from .._arguments import checked_page_size
 from .._lib import DEFAULT_CIPHER, TENSOR_PAGE_SIZE
 from .._safetensors_header import open_file, read_all
 from ..keys import Key
@@ -17,7 +17,7 @@ from ._plain_file import load_plain
 from ._progress import Progress, check_progress, reporting
 from ._reader import SealedFile, expected, looks_sealed, open_sealed
 from ._sources import is_text, sources_of
-from ._writer import check_page_size, write_sealed
+from ._writer import write_sealed
 from .providers import AnyKey, check_key
 
 __all__ = ["checked_metadata", "is_sealed", "load_file", "safe_open", "save_file"]
@@ -174,8 +174,7 @@ def save_file(
     """
     check_progress(progress)
     check_key(key)
-    page_size = integer("page_size", page_size)
-    check_page_size(page_size)
+    page_size = checked_page_size(page_size)
     header = write_sealed(
         path,
         sources_of(tensors),

@@ -43,7 +43,7 @@ from ._progress import Progress, reporting
 from ._sources import Source
 from .providers import AnyKey, wrap
 
-__all__ = ["check_page_size", "generation_at", "write_sealed"]
+__all__ = ["generation_at", "write_sealed"]
 
 Block = npt.NDArray[np.uint8]
 
@@ -52,15 +52,6 @@ _ID_BYTES: int = lib.CCMEM_STORE_ID_SIZE
 #: Bytes written at once, from a multiple of as many on: the page cache can then keep the file in
 #: huge pages, which is what it is mapped from.
 _HUGE_PAGE = 2 << 20
-
-
-def check_page_size(page_size: int) -> None:
-    """Raises PageSizeError."""
-    smallest, largest = lib.CCMEM_PAGE_SIZE_MIN, lib.CCMEM_PAGE_SIZE_MAX
-    if not smallest <= page_size <= largest or page_size & (page_size - 1):
-        raise errors.PageSizeError(
-            f"page_size is {page_size}; it must be a power of two from {smallest} to {largest}."
-        )
 
 
 def generation_at(path: str | os.PathLike[str]) -> int:

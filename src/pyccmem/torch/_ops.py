@@ -44,46 +44,29 @@ def _fake_decrypt(ciphertext: Tensor, offset: int, size: Any, dtype: torch.dtype
     return ciphertext.new_empty(size, dtype=dtype)
 
 
-def _matrix(ciphertext: Tensor, offset: int, size: list[int], dtype: torch.dtype) -> Matrix:
-    return Matrix(core_of_ciphertext(ciphertext), offset, size[0], size[1], dtype)
+def _define_product(name: str, multiply: Any, axis: int) -> None:
+    """The operator that `multiply`, rows() or columns(), is with W's axis `axis` as x's last."""
 
+    def work(
+        x: Tensor,
+        ciphertext: Tensor,
+        offset: int,
+        size: list[int],
+        dtype: torch.dtype,
+        bias: Tensor | None,
+    ) -> Tensor:
+        matrix = Matrix(core_of_ciphertext(ciphertext), offset, size[0], size[1], dtype)
+        product: Tensor = multiply(x, matrix, bias, x.dtype)
+        return product
 
-def _linear(
-    x: Tensor,
-    ciphertext: Tensor,
-    offset: int,
-    size: list[int],
-    dtype: torch.dtype,
-    bias: Tensor | None,
-) -> Tensor:
-    return rows(x, _matrix(ciphertext, offset, size, dtype), bias, x.dtype)
+    def fake(
+        x: Tensor, ciphertext: Tensor, offset: int, size: Any, dtype: torch.dtype, bias: Any
+    ) -> Tensor:
+        _check(x.shape[-1] == size[axis], lambda: f"x of shape {x.shape} and W of shape {size}")
+        _check(x.dtype == dtype, lambda: f"x is of {x.dtype} and W of {dtype}")
+        return x.new_empty((*x.shape[:-1], size[1 - axis]))
 
-
-def _fake_linear(
-    x: Tensor, ciphertext: Tensor, offset: int, size: Any, dtype: torch.dtype, bias: Any
-) -> Tensor:
-    _check(x.shape[-1] == size[1], lambda: f"x of shape {x.shape} and W of shape {size}")
-    _check(x.dtype == dtype, lambda: f"x is of {x.dtype} and W of {dtype}")
-    return x.new_empty((*x.shape[:-1], size[0]))
-
-
-def _linear_columns(
-    x: Tensor,
-    ciphertext: Tensor,
-    offset: int,
-    size: list[int],
-    dtype: torch.dtype,
-    bias: Tensor | None,
-) -> Tensor:
-    return columns(x, _matrix(ciphertext, offset, size, dtype), bias, x.dtype)
-
-
-def _fake_linear_columns(
-    x: Tensor, ciphertext: Tensor, offset: int, size: Any, dtype: torch.dtype, bias: Any
-) -> Tensor:
-    _check(x.shape[-1] == size[0], lambda: f"x of shape {x.shape} and W of shape {size}")
-    _check(x.dtype == dtype, lambda: f"x is of {x.dtype} and W of {dtype}")
-    return x.new_empty((*x.shape[:-1], size[1]))
+    _define(name, f"(Tensor x, {_MATRIX}, Tensor? bias) -> Tensor", work, fake)
 
 
 def _embedding(
@@ -99,11 +82,6 @@ def _fake_embedding(
 
 
 _define("decrypt", f"({_MATRIX}) -> Tensor", _decrypt, _fake_decrypt)
-_define("linear", f"(Tensor x, {_MATRIX}, Tensor? bias) -> Tensor", _linear, _fake_linear)
-_define(
-    "linear_columns",
-    f"(Tensor x, {_MATRIX}, Tensor? bias) -> Tensor",
-    _linear_columns,
-    _fake_linear_columns,
-)
+_define_product("linear", rows, 1)
+_define_product("linear_columns", columns, 0)
 _define("embedding", f"(Tensor numbers, {_MATRIX}) -> Tensor", _embedding, _fake_embedding)

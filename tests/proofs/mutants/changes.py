@@ -129,6 +129,8 @@ MODULES: dict[str, tuple[Tests, ...]] = {
     "mapping/fault_uffd.c": MAPPING,
     "mapping/fault_sigsegv.c": MAPPING,
     "mapping/fault_signal.c": MAPPING,
+    "platform/keeper.c": (tests("mapping_descriptors"),),
+    "platform/lost.c": (tests("lost_pages"),),
 }
 
 SUITE = (tests("integrity", "threads", "buffer", "fork", "mapped_store", "guard_pages", "linear"),)
@@ -1370,6 +1372,45 @@ CHANGES: list[Change] = [
         "    ccmem_wipe(from, s->block); /* the block is in the clear once */\n",
         "",
         (tests("residue_mapping"),),
+    ),
+    # ---- descriptors that others close, handlers that others set
+    Change(
+        "keeper-in-the-table-of-all",
+        "platform/keeper.c",
+        "ready = ready || leave_table(k->there);",
+        "ready = 1;",
+    ),
+    Change(
+        "keeper-keeps-copies",
+        "platform/keeper.c",
+        "return !there || !syscall(SYS_close_range, 0, (unsigned)there - 1, 0);",
+        "return 1;",
+    ),
+    Change(
+        "touches-of-another-userfaultfd",
+        "mapping/fault_uffd.c",
+        "    const int fd = descriptor_number(&u->file);\n",
+        "    const int fd = u->file.fd;\n",
+        (tests("mapping_descriptors"),),
+    ),
+    Change(
+        "another's-descriptor-closed",
+        "platform/descriptor.c",
+        "if (told ? found.st_dev == d->device && found.st_ino == d->inode : errno != EBADF)",
+        "if (told || errno != EBADF)",
+        (tests("mapping_descriptors"),),
+    ),
+    Change(
+        "nobody-looks-for-handlers",
+        "platform/lost.c",
+        "        if (signals_watch())\n",
+        "",
+    ),
+    Change(
+        "nobody-looks-before-the-first-use",
+        "platform/lost.c",
+        "    (void)signals_lead(); /* a refusal leaves things as they are */\n",
+        "",
     ),
     Change(
         "range-dumped",
