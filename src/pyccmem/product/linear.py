@@ -100,8 +100,9 @@ def matmul(a: Any, b: Any) -> Array:
         secret = isinstance(b, Operand)
         if plain.ndim == 1:
             return rows(plain, matrix_of(a), kind, secret=secret)
-        turned: Array = rows(plain.swapaxes(-1, -2), matrix_of(a), kind, secret=secret)
-        return turned.swapaxes(-1, -2)
+        turned = rows(plain.swapaxes(-1, -2), matrix_of(a), kind, secret=secret)
+        product: Array = turned.swapaxes(-1, -2)
+        return product
     if isinstance(b, Operand) and b.ndim == 2:
         plain = _operand("The left operand", a)
         _check_shapes(plain.shape, b.shape, b.shape[0], plain.shape[-1:])
