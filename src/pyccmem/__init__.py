@@ -22,7 +22,6 @@ from ._version import __version__  # noqa: E402
 try:
     from . import _fork_hooks as _fork_hooks
     from . import hazmat
-    from ._matmul import batched_products, linear
     from .arena import Arena
     from .buffer import EncryptedBuffer
     from .cpu import cpu_info
@@ -36,6 +35,8 @@ try:
         set_plaintext_budget,
         stats,
     )
+    from .product.blas import batched_products
+    from .product.linear import linear
     from .tensor import EncryptedTensor
 except errors.PyccmemError as _error:
     from ._command import end_with

@@ -10,7 +10,7 @@ import warnings
 
 from . import errors
 from .arena import used_arenas
-from .buffer import disown_inherited, registered_buffers
+from .core.store import disown_inherited, is_usable, origin_of, registered
 
 __all__: list[str] = []
 
@@ -48,10 +48,10 @@ def _lost() -> list[str]:
     found = [f"{name!a} (tensors encrypted in memory)" for name in used_arenas()]
     obstacles: dict[int, str | None] = {}
     files = set()
-    for buffer in registered_buffers():
-        origin = buffer._origin
+    for buffer in registered():
+        origin = origin_of(buffer)
         if origin is None:
-            if buffer._usable():
+            if is_usable(buffer):
                 found.append(f"{buffer.name!a} (encrypted in memory)")
         elif not buffer.closed:
             if id(origin) not in obstacles:

@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-import weakref
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +36,7 @@ from ._lib import (
     lost_page,
 )
 from ._owned import STORE, keeping, made
-from ._resource import Resource
+from .core.store import Store, forget, is_usable, register, registered
 from .keys import Key
 
 if TYPE_CHECKING:
@@ -49,10 +47,8 @@ __all__ = [
     "EncryptedBuffer",
     "check_options",
     "check_tweak_cache",
-    "disown_inherited",
     "native_key",
     "open_buffers",
-    "registered_buffers",
 ]
 
 # Looked up once: these are what one small read costs in Python.
@@ -66,42 +62,10 @@ _numbers = itertools.count(1)
 #: Versions end below it: the bit that it sets in a page's word says that the page is being written.
 _WRITING = 1 << 63
 
-#: Every open buffer of the process, and some that are gone: references without callbacks, since
-#: an interrupt could come in one. Operations of a set of them are atomic, so that neither a thread
-#: nor a fork can find a lock held.
-_registry: set[weakref.ref[EncryptedBuffer]] = set()
-
-#: Those that are gone are removed when the set has this many.
-_sweep_at = 1024
-
-
-def _register(buffer: EncryptedBuffer) -> None:
-    global _sweep_at
-    _registry.add(weakref.ref(buffer))
-    if len(_registry) >= _sweep_at:
-        _registry.difference_update([gone for gone in list(_registry) if gone() is None])
-        _sweep_at = max(1024, 2 * len(_registry))
-
-
-def registered_buffers() -> Iterator[EncryptedBuffer]:
-    """The buffers that are neither closed nor dropped, those inherited from a parent among them."""
-    for reference in list(_registry):
-        buffer = reference()
-        if buffer is not None:
-            yield buffer
-
 
 def open_buffers() -> list[EncryptedBuffer]:
     """The buffers that this process has made and neither closed nor dropped."""
-    return [buffer for buffer in registered_buffers() if buffer._usable()]
-
-
-def disown_inherited() -> None:
-    """In a forked child: takes their stores, which are the parent's, from the buffers that can be
-    opened anew, so that the next use of one does it."""
-    for buffer in registered_buffers():
-        if buffer._origin is not None:
-            buffer._store = None
+    return [buffer for buffer in registered() if is_usable(buffer)]
 
 
 #: Sizes above it round up to more than an index can say.
@@ -153,7 +117,7 @@ def _refuse_versions(name: str, word: Any) -> None:
         )
 
 
-class EncryptedBuffer(Resource):
+class EncryptedBuffer(Store):
     """`nbytes` bytes held as ciphertext, which read as zeros until they are written.
 
     Each page of `page_size` bytes (a power of two from 4096 to 65536) is encrypted on its own,
@@ -172,31 +136,9 @@ class EncryptedBuffer(Resource):
     a read over several pages may see some before and some after a concurrent write.
     """
 
-    __slots__ = (
-        "_anchor",
-        "_cipher",
-        "_exposed",
-        "_level",
-        "_name",
-        "_nbytes",
-        "_origin",
-        "_page_size",
-        "_store",
-        "_writable",
-    )
+    __slots__ = ()
 
     _instead_of_a_copy = "read() it into a new buffer"
-
-    _store: Any  # None when closed, and in a forked child until `_origin` has opened it anew
-    _anchor: Any  # None when closed
-    _origin: Origin | None
-    _exposed: tuple[int, int] | None  # where a view of the ciphertext showed it
-    _writable: bool
-    _nbytes: int
-    _page_size: int
-    _cipher: str
-    _level: str
-    _name: str
 
     def __init__(
         self,
@@ -255,7 +197,7 @@ class EncryptedBuffer(Resource):
         self._anchor = anchor(self._store)
         self._level = LEVELS[lib.ccmem_store_level(self._store)]
         self._name = f"buffer-{next(_numbers)}" if name is None else name
-        _register(self)
+        register(self)
 
     @classmethod
     def from_data(
@@ -390,12 +332,6 @@ class EncryptedBuffer(Resource):
             stay_in_front()
         return self
 
-    def _take_store(self, other: EncryptedBuffer) -> None:
-        """Puts the store of `other`, over the same pages, in the place of the parent's."""
-        self._level, self._anchor = other._level, other._anchor
-        self._store = other._store
-        other.close()
-
     # ---- reading and writing ----
 
     def read_into(self, out: Any, offset: int = 0) -> int:
@@ -488,18 +424,6 @@ class EncryptedBuffer(Resource):
             self._fail(status, offset, length)
         return length
 
-    def _opened(self) -> Any:
-        """The native store for one call; the caller's reference keeps it alive. In a forked child
-        this is where a buffer of a sealed file is opened anew. Raises ClosedError; ForkError and
-        what Origin.reopen() raises."""
-        store = self._store
-        if store is None and self._anchor is not None and self._origin is not None:
-            self._origin.reopen()
-            store = self._store
-        if store is None:
-            raise errors.ClosedError("This buffer is closed; read what you need before close().")
-        return store
-
     def _read_with_care(self, out: Any, offset: Any) -> int:
         """read_into() once more, for a call that never reached the store: says what is wrong."""
         offset = integer("offset", offset)
@@ -512,20 +436,6 @@ class EncryptedBuffer(Resource):
         if status != OK:
             self._fail(status, offset, length)
         return length
-
-    def _fail(self, status: int, offset: int, length: int) -> NoReturn:
-        check(
-            status,
-            subject="buffer",
-            action=f"{length} bytes at offset {offset}",
-            offset=offset,
-            length=length,
-            nbytes=self._nbytes,
-            name=self._name,
-            page_size=self._page_size,
-            store=self._store,
-        )
-        raise AssertionError("check() returned for a status that is not CCMEM_OK")
 
     # ---- checking ----
 
@@ -585,16 +495,6 @@ class EncryptedBuffer(Resource):
         return self._nbytes
 
     @property
-    def name(self) -> str:
-        """What errors call the buffer."""
-        return self._name
-
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes of the plaintext."""
-        return self._nbytes
-
-    @property
     def cipher(self) -> str:
         """Name of the cipher suite."""
         return self._cipher
@@ -605,31 +505,9 @@ class EncryptedBuffer(Resource):
         return self._cipher in AUTHENTICATED
 
     @property
-    def writable(self) -> bool:
-        """False for pages in a sealed file, which other processes may have loaded too: two that
-        wrote the same page would use a nonce twice."""
-        return self._writable
-
-    def _check_writable(self) -> None:
-        """Raises ReadOnlyError; for a read-only buffer ClosedError and ForkError first."""
-        if not self._writable:
-            check(lib.ccmem_store_check(self._opened()), subject="buffer")
-            self._fail(lib.CCMEM_ERR_READONLY, 0, 0)
-
-    @property
-    def page_size(self) -> int:
-        """Size in bytes of the unit of encryption."""
-        return self._page_size
-
-    @property
     def level(self) -> str:
         """The secret-memory level of the buffer's keys: "secretmem" or "mlock"."""
         return self._level
-
-    @property
-    def closed(self) -> bool:
-        """True after close()."""
-        return self._anchor is None
 
     @property
     def ciphertext(self) -> memoryview:
@@ -677,11 +555,6 @@ class EncryptedBuffer(Resource):
         values["overhead_bytes"] = int(lib.ccmem_store_overhead(store))
         return values
 
-    def _usable(self) -> bool:
-        """True while open and in the process that made it."""
-        store = self._store
-        return store is not None and lib.ccmem_store_check(store) == OK
-
     # ---- lifetime ----
 
     def close(self) -> None:
@@ -691,7 +564,7 @@ class EncryptedBuffer(Resource):
         self._store = None
         self._anchor = None
         self._origin = None
-        _registry.discard(weakref.ref(self))
+        forget(self)
 
     def _description(self) -> str:
         kind = "" if self._writable else ", read-only"

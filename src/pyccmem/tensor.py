@@ -29,11 +29,12 @@ from ._indexing import (
     select,
 )
 from ._lib import DEFAULT_CIPHER, OK, TENSOR_PAGE_SIZE, check, ffi, lib
-from ._numpy import Operand
 from ._resource import Resource
 from ._runs import Layout, flat_bytes, gather, read, write
 from .buffer import EncryptedBuffer
+from .core.operand import Operand
 from .keys import Key
+from .product.linear import matmul
 
 if TYPE_CHECKING:
     from .arena import Arena
@@ -156,6 +157,8 @@ class EncryptedTensor(Operand, Resource):
     __slots__ = ("_buffer", "_cache", "_form")
 
     _instead_of_a_copy = "make a new one with copy(key=...)"
+
+    _product = staticmethod(matmul)
 
     _buffer: EncryptedBuffer
     _form: Form

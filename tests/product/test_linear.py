@@ -19,8 +19,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import pyccmem
-from pyccmem import EncryptedBuffer, EncryptedTensor, Key, _matmul, audit, errors, linear
+from pyccmem import EncryptedBuffer, EncryptedTensor, Key, audit, errors, linear
 from pyccmem._lib import ffi
+from pyccmem.product import tiles
+from pyccmem.product.tiles import Product
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 
@@ -47,8 +49,8 @@ def keep_threads() -> Iterator[None]:
 def going(way: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         nbytes = WAYS[way]
-        patch.setattr(_matmul, "TILE_BYTES", nbytes)
-        patch.setattr(_matmul, "LARGE_TILE_BYTES", nbytes)
+        patch.setattr(tiles, "TILE_BYTES", nbytes)
+        patch.setattr(tiles, "LARGE_TILE_BYTES", nbytes)
         yield
 
 
@@ -327,12 +329,17 @@ def flip_tag(buffer: EncryptedBuffer, page: int) -> None:
 
 
 def held(error: BaseException) -> list[tuple[str, np.ndarray]]:
-    """Every array of the package's frames that an exception keeps alive."""
+    """Every array of the package's frames that an exception keeps alive, and of the products by
+    tiles that these have."""
     found, trace = [], error.__traceback__
     while trace is not None:
         frame = trace.tb_frame
         if frame.f_globals.get("__name__", "").startswith("pyccmem"):
-            found += [(n, v) for n, v in frame.f_locals.items() if isinstance(v, np.ndarray)]
+            for name, value in frame.f_locals.items():
+                fields = vars(value).items() if isinstance(value, Product) else ()
+                for label, one in ((name, value), *fields):
+                    if isinstance(one, np.ndarray):
+                        found.append((label.removeprefix("_"), one))
         trace = trace.tb_next
     return found
 
@@ -403,7 +410,8 @@ def test_a_changed_bias_or_scale(way: str) -> None:
 PEAK = """
 import sys
 import numpy as np, pyccmem
-from pyccmem import EncryptedTensor, Key, linear, _matmul
+from pyccmem import EncryptedTensor, Key, linear
+from pyccmem.product import tiles
 pyccmem.set_num_threads(2)
 w = np.ones((1500, 2000), sys.argv[1])
 key = Key.generate()
@@ -426,7 +434,7 @@ measure(70, "f4", 2 * (288 << 10) + 96 * 8000)
 measure(4000, "f4", 2 * (288 << 10) + 256 * 8000)
 # By tiles, larger for more threads: as stored, and converted.
 size = np.dtype(sys.argv[1]).itemsize
-tile = _matmul.tile_bytes(20)
+tile = tiles.tile_bytes(20)
 most = tile * (8 + size) // 8 + 20 * 2000 * 8
 peak = measure(20, "f8", most)
 assert peak > tile // 2
@@ -529,9 +537,10 @@ def test_nothing_is_left_in_memory(tmp_path: Path, shape: tuple[int, int]) -> No
 BESIDE = """
 import sys, threading
 import numpy as np, pyccmem
-from pyccmem import Key, linear, _matmul
+from pyccmem import Key, linear
+from pyccmem.product import tiles
 from pyccmem.safetensors import load_file
-_matmul.TILE_BYTES = _matmul.LARGE_TILE_BYTES = int(sys.argv[2])
+tiles.TILE_BYTES = tiles.LARGE_TILE_BYTES = int(sys.argv[2])
 t = load_file(sys.argv[1], key=Key.generate())["w"]
 way = sys.argv[3]
 rows = {"native": 1, "few": 20, "panels": 70, "tiles": 20, "whole": 20}[way]

@@ -51,7 +51,12 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     folder = tmp_path_factory.mktemp("docs")
     here = [PAGES[name] for name, missing in MISSING.items() if not missing]
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "support" / "docs_support.py"), str(folder), *map(str, here)],
+        [
+            sys.executable,
+            str(ROOT / "tests" / "support" / "docs_support.py"),
+            str(folder),
+            *map(str, here),
+        ],
         env=support.child_environment(),
         capture_output=True,
         text=True,

@@ -22,11 +22,12 @@ import pytest
 import support
 from support import linux_only, not_sanitized
 
-from pyccmem import EncryptedTensor, Key, _matmul, _plain, errors
+from pyccmem import EncryptedTensor, Key, _plain, errors
 from pyccmem.demo import files, layers, passages, report
 from pyccmem.demo.measure import agreement
 from pyccmem.demo.model import Config, Encoder
 from pyccmem.demo.proof import Finding
+from pyccmem.product import tiles
 
 needs_model = pytest.mark.skipif(
     importlib.util.find_spec(files.PACKAGE) is None
@@ -179,8 +180,8 @@ def test_rowwise() -> None:
 
 @pytest.mark.parametrize("tile_bytes", [1, 1000, 4 << 20])
 def test_linear(key: Key, monkeypatch: pytest.MonkeyPatch, tile_bytes: int) -> None:
-    monkeypatch.setattr(_matmul, "TILE_BYTES", tile_bytes)
-    monkeypatch.setattr(_matmul, "LARGE_TILE_BYTES", tile_bytes)
+    monkeypatch.setattr(tiles, "TILE_BYTES", tile_bytes)
+    monkeypatch.setattr(tiles, "LARGE_TILE_BYTES", tile_bytes)
     rng = np.random.default_rng(2)
     x, weight, bias = (
         rng.standard_normal(s).astype(np.float32) for s in ((2, 5, 30), (37, 30), (37,))

@@ -8,8 +8,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from .._matmul import linear as encrypted_linear
-from .._matmul import rowwise
+from ..product.arrays import rowwise
+from ..product.linear import linear as encrypted_linear
 from ..tensor import EncryptedTensor
 
 __all__ = [

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .._matmul import batched_products
+from ..product.blas import batched_products
 from . import layers
 from .layers import Array, Weight
 

@@ -14,7 +14,7 @@ from .. import errors
 from .._forks import Origin, opening
 from .._owned import Descriptor, KeptFile
 from .._safetensors_header import Header, open_file, read_all
-from ..buffer import registered_buffers
+from ..core.store import take_over, waiting_for
 from ..keys import Key
 from .providers import KeySource
 
@@ -90,18 +90,12 @@ class SealedOrigin(Origin):
 
     def reopen(self) -> None:
         with opening():
-            waiting = [
-                buffer
-                for buffer in registered_buffers()
-                if buffer._origin is self and buffer._store is None
-            ]
+            waiting = waiting_for(self)
             if not waiting:
                 return
             with self._file() as file:
                 for buffer in waiting:
-                    new = file._tensor_buffer(buffer.name)
-                    if not buffer.closed:
-                        buffer._take_store(new)
+                    take_over(buffer, file._tensor_buffer(buffer.name))
 
     def _file(self) -> SealedFile:
         """The file, opened and checked as for the first time. Raises as reopen()."""

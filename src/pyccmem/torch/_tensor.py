@@ -17,8 +17,8 @@ from torch import Tensor
 
 from .. import errors
 from .._lib import DEFAULT_CIPHER
-from .._numpy import formats_number
 from ..arena import Arena
+from ..core.operand import formats_number
 from ..keys import Key
 from ..tensor import EncryptedTensor as Core
 from ._stored import Stored, core_of_ciphertext, numpy_dtype, torch_dtype

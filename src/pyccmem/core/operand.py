@@ -19,12 +19,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from . import errors
+from .. import errors
+from .matrix import Matrix
+from .store import Store, handle
 
-if TYPE_CHECKING:
-    from .buffer import EncryptedBuffer
-
-__all__ = ["Operand", "formats_number"]
+__all__ = ["Operand", "formats_number", "matrix_of", "place_of"]
 
 Array = npt.NDArray[Any]
 
@@ -35,7 +34,7 @@ class Operand:
     __slots__ = ()
 
     if TYPE_CHECKING:
-        _buffer: EncryptedBuffer
+        _buffer: Store
         _offset: int
         shape: Any
         dtype: Any
@@ -44,11 +43,14 @@ class Operand:
 
         def __array__(self, dtype: Any = None, copy: Any = None) -> Array: ...
 
-        def _opened(self) -> Any: ...
-
         def _opened_as(self, writable: bool) -> AbstractContextManager[Array]: ...
 
         def __getitem__(self, index: Any) -> Any: ...
+
+    @staticmethod
+    def _product(a: Any, b: Any) -> Array:
+        """np.matmul() where one of the arguments, or both, is a tensor."""
+        raise NotImplementedError
 
     # ---- NumPy's protocols ----
 
@@ -56,9 +58,7 @@ class Operand:
         """NumPy's functions of elements: np.matmul() as `@` does it, any other on the whole tensor
         in the clear. A tensor as `out`, and the first argument of `at`, is written to."""
         if ufunc is np.matmul and method == "__call__" and len(inputs) == 2 and not options:
-            from ._matmul import matmul  # built on tensors
-
-            return matmul(*inputs)
+            return self._product(*inputs)
         out = options.get("out", ())
         targets = [target for target in out if isinstance(target, Operand)]
         if method == "at" and isinstance(inputs[0], Operand):
@@ -98,15 +98,11 @@ class Operand:
 
     def __matmul__(self, other: Any) -> Array:
         """self @ other, as np.matmul: a matrix is opened a tile at a time, see pyccmem.linear()."""
-        from ._matmul import matmul
-
-        return matmul(self, other)
+        return self._product(self, other)
 
     def __rmatmul__(self, other: Any) -> Array:
         """other @ self, likewise."""
-        from ._matmul import matmul
-
-        return matmul(other, self)
+        return self._product(other, self)
 
     def __eq__(self, other: object) -> Any:
         return operator.eq(*_opened_both(self, other))
@@ -136,6 +132,17 @@ class Operand:
         if formats_number(spec) and not self.ndim:
             return format(self[()], spec)
         return object.__format__(self, spec)
+
+
+def place_of(tensor: Operand) -> tuple[Store, int]:
+    """Where the tensor's bytes lie: in which store, and from which byte of it on."""
+    return tensor._buffer, tensor._offset
+
+
+def matrix_of(tensor: Operand) -> Matrix:
+    """A tensor of two dimensions as products take it."""
+    rows, cols = tensor.shape
+    return Matrix(tensor._buffer, tensor._offset, rows, cols, tensor.dtype)
 
 
 def formats_number(spec: str) -> bool:
@@ -309,7 +316,7 @@ def _written(targets: list[Operand]) -> Iterator[dict[int, Array]]:
                 one._offset + one.nbytes <= other._offset
                 or other._offset + other.nbytes <= one._offset
             )
-            if one._opened() is other._opened() and not apart:
+            if handle(one._buffer) is handle(other._buffer) and not apart:
                 raise errors.ArgumentError(
                     "Two tensors that a function writes into share bytes; do one at a time."
                 )

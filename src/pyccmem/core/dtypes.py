@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The element types: one table, from which frameworks' adapters and file formats derive theirs."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from .._lib import lib
+
+__all__ = ["DTYPES", "NATIVE", "Dtype"]
+
+
+class Dtype(NamedTuple):
+    """An element type: its name in NumPy, ml_dtypes and torch, and what it is elsewhere."""
+
+    name: str
+    bits: int
+    #: NumPy's code, little-endian; None for those of ml_dtypes, which has them by their names.
+    code: str | None
+    #: The spelling of safetensors; None where the format has none.
+    safetensors: str | None
+    #: The number of the native kernels of products; None where they do not take the type.
+    native: int | None = None
+
+
+DTYPES: dict[str, Dtype] = {
+    dtype.name: dtype
+    for dtype in (
+        Dtype("bool", 8, "?", "BOOL"),
+        Dtype("uint8", 8, "u1", "U8"),
+        Dtype("int8", 8, "i1", "I8", lib.CCMEM_I8),
+        Dtype("uint16", 16, "<u2", "U16"),
+        Dtype("int16", 16, "<i2", "I16"),
+        Dtype("uint32", 32, "<u4", "U32"),
+        Dtype("int32", 32, "<i4", "I32"),
+        Dtype("uint64", 64, "<u8", "U64"),
+        Dtype("int64", 64, "<i8", "I64"),
+        Dtype("float16", 16, "<f2", "F16", lib.CCMEM_F16),
+        Dtype("float32", 32, "<f4", "F32", lib.CCMEM_F32),
+        Dtype("float64", 64, "<f8", "F64"),
+        Dtype("complex64", 64, "<c8", "C64"),
+        Dtype("complex128", 128, "<c16", None),
+        Dtype("bfloat16", 16, None, "BF16", lib.CCMEM_BF16),
+        Dtype("float8_e4m3fn", 8, None, "F8_E4M3"),
+        Dtype("float8_e5m2", 8, None, "F8_E5M2"),
+        Dtype("float8_e4m3fnuz", 8, None, "F8_E4M3FNUZ"),
+        Dtype("float8_e5m2fnuz", 8, None, "F8_E5M2FNUZ"),
+        Dtype("float8_e8m0fnu", 8, None, "F8_E8M0"),
+    )
+}
+
+#: The numbers of those that the native kernels of products take, in this processor's byte order.
+NATIVE: dict[str, int] = {
+    name: dtype.native for name, dtype in DTYPES.items() if dtype.native is not None
+}

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Store: bytes that lie in memory as ciphertext, as everything that reads, maps or multiplies them
+sees them.
+
+A buffer is one. The functions here are what others use of it: the native object for a call, and how
+a call that failed is told.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+from .. import errors
+from .._forks import Origin
+from .._lib import OK, check, lib
+from .._resource import Resource
+
+__all__ = [
+    "Store",
+    "check_open",
+    "check_writable",
+    "disown_inherited",
+    "fail",
+    "forget",
+    "handle",
+    "is_usable",
+    "origin_of",
+    "register",
+    "registered",
+    "take_over",
+    "waiting_for",
+]
+
+
+class Store(Resource):
+    """What one native store is to Python. Base of EncryptedBuffer, which makes them."""
+
+    __slots__ = (
+        "_anchor",
+        "_cipher",
+        "_exposed",
+        "_level",
+        "_name",
+        "_nbytes",
+        "_origin",
+        "_page_size",
+        "_store",
+        "_writable",
+    )
+
+    _store: Any  # None when closed, and in a forked child until `_origin` has opened it anew
+    _anchor: Any  # None when closed
+    _origin: Origin | None
+    _exposed: tuple[int, int] | None  # where a view of the ciphertext showed it
+    _writable: bool
+    _nbytes: int
+    _page_size: int
+    _cipher: str
+    _level: str
+    _name: str
+
+    # ---- what it is ----
+
+    @property
+    def name(self) -> str:
+        """What errors call the buffer."""
+        return self._name
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes of the plaintext."""
+        return self._nbytes
+
+    @property
+    def page_size(self) -> int:
+        """Size in bytes of the unit of encryption."""
+        return self._page_size
+
+    @property
+    def writable(self) -> bool:
+        """False for pages in a sealed file, which other processes may have loaded too: two that
+        wrote the same page would use a nonce twice."""
+        return self._writable
+
+    @property
+    def closed(self) -> bool:
+        """True after close()."""
+        return self._anchor is None
+
+    # ---- calls ----
+
+    def _opened(self) -> Any:
+        """The native store for one call; the caller's reference keeps it alive. In a forked child
+        this is where a buffer of a sealed file is opened anew. Raises ClosedError; ForkError and
+        what Origin.reopen() raises."""
+        store = self._store
+        if store is None and self._anchor is not None and self._origin is not None:
+            self._origin.reopen()
+            store = self._store
+        if store is None:
+            raise errors.ClosedError("This buffer is closed; read what you need before close().")
+        return store
+
+    def _fail(self, status: int, offset: int, length: int) -> NoReturn:
+        check(
+            status,
+            subject="buffer",
+            action=f"{length} bytes at offset {offset}",
+            offset=offset,
+            length=length,
+            nbytes=self._nbytes,
+            name=self._name,
+            page_size=self._page_size,
+            store=self._store,
+        )
+        raise AssertionError("check() returned for a status that is not CCMEM_OK")
+
+    def _check_writable(self) -> None:
+        """Raises ReadOnlyError; for a read-only buffer ClosedError and ForkError first."""
+        if not self._writable:
+            check(lib.ccmem_store_check(self._opened()), subject="buffer")
+            self._fail(lib.CCMEM_ERR_READONLY, 0, 0)
+
+    def _usable(self) -> bool:
+        """True while open and in the process that made it."""
+        store = self._store
+        return store is not None and lib.ccmem_store_check(store) == OK
+
+    def _take_store(self, other: Store) -> None:
+        """Puts the store of `other`, over the same pages, in the place of the parent's."""
+        self._level, self._anchor = other._level, other._anchor
+        self._store = other._store
+        other.close()
+
+
+# ---- what others use of a store ------------------------------------------------------------------
+
+
+def handle(store: Store) -> Any:
+    """The native store for one call; the caller's reference keeps it alive. Raises ClosedError; in
+    a forked child ForkError and what Origin.reopen() raises."""
+    return store._store or store._opened()
+
+
+def fail(store: Store, status: int, offset: int, length: int) -> NoReturn:
+    """Raises what `status`, of a native call for `length` bytes from `offset` on, stands for."""
+    store._fail(status, offset, length)
+
+
+def check_open(store: Store, subject: str = "buffer") -> None:
+    """Raises ClosedError, ForkError; errors call the store `subject`."""
+    check(lib.ccmem_store_check(store._opened()), subject=subject)
+
+
+def check_writable(store: Store) -> None:
+    """Raises ReadOnlyError for a store in a sealed file, but ClosedError and ForkError first."""
+    store._check_writable()
+
+
+def is_usable(store: Store) -> bool:
+    """True while it is open and in the process that made it."""
+    return store._usable()
+
+
+# ---- all stores of the process -------------------------------------------------------------------
+
+#: Every open store of the process, and some that are gone: references without callbacks, since an
+#: interrupt could come in one. Operations of a set of them are atomic, so that neither a thread nor
+#: a fork can find a lock held.
+_registry: set[weakref.ref[Store]] = set()
+
+#: Those that are gone are removed when the set has this many.
+_sweep_at = 1024
+
+
+def register(store: Store) -> None:
+    """Notes an open store, for registered()."""
+    global _sweep_at
+    _registry.add(weakref.ref(store))
+    if len(_registry) >= _sweep_at:
+        _registry.difference_update([gone for gone in list(_registry) if gone() is None])
+        _sweep_at = max(1024, 2 * len(_registry))
+
+
+def forget(store: Store) -> None:
+    """Ends what register() began."""
+    _registry.discard(weakref.ref(store))
+
+
+def registered() -> Iterator[Any]:
+    """The stores that are neither closed nor dropped, those inherited from a parent among them."""
+    for reference in list(_registry):
+        store = reference()
+        if store is not None:
+            yield store
+
+
+def origin_of(store: Store) -> Origin | None:
+    """Where it can be opened from once more; None for one that cannot."""
+    return store._origin
+
+
+def waiting_for(origin: Origin) -> list[Any]:
+    """The stores of an origin that have no native store in this process, see disown_inherited()."""
+    return [store for store in registered() if store._origin is origin and store._store is None]
+
+
+def take_over(store: Store, new: Store) -> None:
+    """Gives a store that waits for its origin the native store of `new`, over the same pages, which
+    is closed."""
+    if not store.closed:
+        store._take_store(new)
+
+
+def disown_inherited() -> None:
+    """In a forked child: takes their native stores, which are the parent's, from the stores that
+    can be opened anew, so that the next use of one does it."""
+    for store in registered():
+        if store._origin is not None:
+            store._store = None

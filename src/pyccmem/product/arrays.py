@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Products of NumPy's arrays with an encrypted matrix.
+
+float32 products with the matrix's rows are native. Those of other types, and with its columns, go
+to the BLAS that NumPy uses, a tile of the matrix at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import _plain
+from .._lib import ffi
+from ..core.dtypes import NATIVE
+from ..core.matrix import Matrix
+from ..core.store import handle
+from . import native
+from .blas import Blas, Block
+from .tiles import Framework, Product, multiply
+
+__all__ = ["columns", "multiplied", "rows", "rowwise"]
+
+Array = npt.NDArray[Any]
+
+#: The zeros that overwrite the BLAS's buffers, by type, as many as were needed yet: fresh memory
+#: would cost more than the product.
+_zeros: dict[np.dtype[Any], Array] = {}
+
+
+def _multiply_zeros(
+    dtype: np.dtype[Any], rows: int, inputs: int, outputs: int, transposed: bool
+) -> None:
+    left, right = rows * inputs, inputs * outputs
+    zeros = _zeros.get(dtype)
+    if zeros is None or len(zeros) < left + right:
+        zeros = _zeros[dtype] = np.zeros(left + right, dtype)
+        zeros.flags.writeable = False
+    matrix = zeros[left : left + right]
+    np.matmul(
+        zeros[:left].reshape(rows, inputs),
+        matrix.reshape(outputs, inputs).T if transposed else matrix.reshape(inputs, outputs),
+    )
+
+
+class _NumPy(Framework):
+    blas = Blas(_multiply_zeros)
+
+    def view(self, memory: Any, dtype: Any, rows: int, cols: int) -> Array:
+        array: Array = np.ndarray((rows, cols), dtype, memory)
+        return array
+
+    def convert(self, target: Array, source: Array) -> None:
+        np.copyto(target, source, casting="unsafe")
+
+
+_NUMPY = _NumPy()
+
+
+class _Rows(Product):
+    """out = x · Wᵀ."""
+
+    def __init__(self, x: Array, out: Array) -> None:
+        self._x, self._out = x, out
+
+    def take(self, at: int, tile: Array) -> None:
+        np.matmul(self._x, tile.T, out=self._out[:, at : at + len(tile)])
+
+    def discard(self) -> None:
+        self._out[...] = 0
+
+
+class _Columns(Product):
+    """out = x · W: each tile's product added to what is there."""
+
+    def __init__(self, x: Array, out: Array) -> None:
+        self._x, self._out, self._part = x, out, np.empty_like(out)
+
+    def take(self, at: int, tile: Array) -> None:
+        np.matmul(self._x[:, at : at + len(tile)], tile, out=self._part)
+        self._out += self._part
+
+    def discard(self) -> None:
+        self._out[...] = self._part[...] = 0
+
+
+def rows(
+    x: Array,
+    matrix: Matrix,
+    dtype: np.dtype[Any],
+    bias: Array | None = None,
+    scale: Array | None = None,
+    *,
+    secret: bool,
+) -> Array:
+    """x · Wᵀ * scale + bias for x of shape (..., W.cols), of type `dtype`; `secret`: x was
+    encrypted. Raises IntegrityError, ClosedError, ForkError, OutOfMemoryError."""
+    lines = _lines(x, matrix.cols, dtype)
+    out = np.empty((len(lines), matrix.rows), dtype)
+    code = NATIVE.get(matrix.dtype.name)
+    if not matrix.cols:
+        out[...] = 0
+    if dtype == np.float32 and code is not None and matrix.dtype.isnative:
+        # The buffers are arguments alone: no traceback keeps one.
+        native.rows(
+            matrix,
+            code,
+            _floats(lines),
+            len(lines),
+            _floats(out),
+            bias=_floats(bias),
+            scale=_floats(scale),
+        )
+    else:
+        handle(matrix.store)
+        if out.size:
+            product = _Rows(lines, out)
+            multiply(_NUMPY, matrix, dtype, len(lines), product, transposed=True, secret=secret)
+        for operation, vector in ((np.multiply, scale), (np.add, bias)):
+            if vector is not None and out.size:
+                rowwise(operation, out, vector)
+    return out.reshape(*x.shape[:-1], matrix.rows)
+
+
+def columns(x: Array, matrix: Matrix, dtype: np.dtype[Any], *, secret: bool) -> Array:
+    """x · W for x of shape (..., W.rows), of type `dtype`. As rows()."""
+    lines = _lines(x, matrix.rows, dtype)
+    out = np.zeros((len(lines), matrix.cols), dtype)
+    handle(matrix.store)
+    if out.size:
+        product = _Columns(lines, out)
+        multiply(_NUMPY, matrix, dtype, len(lines), product, transposed=False, secret=secret)
+    return out.reshape(*x.shape[:-1], matrix.cols)
+
+
+def multiplied(left: Array, right: Array) -> Array:
+    """np.matmul() of arrays that were encrypted, or one of them. Raises ValueError."""
+    product: Array = np.matmul(left, right)
+    if left.ndim > 1 and right.ndim > 1:
+        block = Block(_NUMPY.blas)
+        inputs, outputs = right.shape[-2:]
+        block.used(product.dtype, left.shape[-2], inputs, outputs, transposed=False)
+        block.end()
+    return product
+
+
+def _lines(x: Array, width: int, dtype: np.dtype[Any]) -> Array:
+    """x as a C-contiguous matrix of `dtype` of `width` columns: x itself where it is one, or a copy
+    in memory that is wiped, as x may be what an encrypted tensor was opened to."""
+    shape = (math.prod(x.shape[:-1]), width)
+    if x.flags.c_contiguous and x.dtype == dtype:
+        return x.reshape(shape)
+    lines = _plain.empty(shape, dtype)
+    np.copyto(lines.reshape(x.shape), x, casting="unsafe")
+    return lines
+
+
+def _floats(array: Array | None) -> Any:
+    return ffi.NULL if array is None else ffi.from_buffer("float[]", array.reshape(-1))
+
+
+def rowwise(operation: np.ufunc, x: Array, values: Array) -> None:
+    """x = operation(x, values) in place: values of shape (width,), x (..., width) C-contiguous.
+
+    Not by broadcasting: NumPy may then repeat the values in a buffer of its own on the heap, which
+    nobody wipes. Here they are repeated in memory that is.
+    """
+    width = x.shape[-1]
+    lines = x.reshape(-1, width)
+    tile = _plain.empty((max(1, min(len(lines), _ROWWISE_ITEMS // max(width, 1))), width), x.dtype)
+    tile[...] = values
+    for start in range(0, len(lines), len(tile)):
+        part = lines[start : start + len(tile)]
+        operation(part, tile[: len(part)], out=part)
+
+
+#: Elements of the repeated values: they stay in L2.
+_ROWWISE_ITEMS = 1 << 15

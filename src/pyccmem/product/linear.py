@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""linear() and matmul(): checks of what is to be multiplied, and the choice of the product."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import _plain, errors
+from ..core.dtypes import NATIVE
+from ..core.operand import Operand, matrix_of
+from .arrays import columns, multiplied, rows
+
+if TYPE_CHECKING:
+    from ..tensor import EncryptedTensor
+
+__all__ = ["linear", "matmul"]
+
+Array = npt.NDArray[Any]
+
+#: The types of x whose products are float32; with others numpy's rules for the result hold.
+_SINGLE = frozenset(("float32", "float16", "bfloat16"))
+
+
+def linear(
+    x: npt.ArrayLike,
+    weight: EncryptedTensor,
+    bias: npt.ArrayLike | EncryptedTensor | None = None,
+    *,
+    scale: npt.ArrayLike | EncryptedTensor | None = None,
+) -> Array:
+    """x · weightᵀ + bias, for x of shape (..., in_features) and an encrypted weight of shape
+    (out_features, in_features): an array of shape (..., out_features).
+
+    The weight may be of float32, float16, bfloat16 (ml_dtypes) or int8, the last with `scale`, one
+    factor for each row: weight[i] stands for scale[i] * weight[i]. `bias` and `scale` have shape
+    (out_features,) and may be encrypted too. For x of float32 (or float16, bfloat16) the products
+    are summed in float32 and the result is float32; each of its elements differs from the exact one
+    by at most (n + 10) * 2**-24 * (sum_i |x_i * w_i * scale| + |bias|), n = in_features, to first
+    order. The same arguments give the same bits on every call, with any number of threads; a row of
+    x may give others beside more rows than alone. For x of float64 the result is float64, and its
+    bits may depend on the number of threads.
+
+    The weight is opened a tile at a time, which is wiped; so is what the BLAS keeps of it, at the
+    end of the call or of a batched_products() block. A changed page raises IntegrityError, and no
+    part of the result is handed out.
+
+    Raises ArgumentError for shapes that do not fit, ArgumentTypeError for types that are not those
+    above; IntegrityError, ClosedError, ForkError, OutOfMemoryError.
+    """
+    if not isinstance(weight, Operand):
+        raise errors.ArgumentTypeError(
+            f"weight must be an EncryptedTensor, not {type(weight).__name__}; for a plain one use "
+            f"x @ weight.T."
+        )
+    if weight.ndim != 2:
+        raise errors.ArgumentError(
+            f"weight has shape {weight.shape}; it must have two dimensions, (out_features, "
+            f"in_features)."
+        )
+    if weight.dtype.name not in NATIVE and weight.dtype.name != "float64":
+        raise errors.ArgumentTypeError(
+            f"weight is of {weight.dtype}; it must be float32, float16, bfloat16, int8 or float64."
+        )
+    plain = _operand("x", x)
+    outputs, inputs = weight.shape
+    if plain.ndim == 0 or plain.shape[-1] != inputs:
+        raise errors.ArgumentError(
+            f"x has shape {plain.shape}; its last dimension must be {inputs}, the in_features of "
+            f"a weight of shape {weight.shape}."
+        )
+    if scale is not None and weight.dtype != np.int8:
+        raise errors.ArgumentError(
+            f"scale is for weights of int8, and this one is of {weight.dtype}; leave it out."
+        )
+    kind = _floating(plain, weight)
+    return rows(
+        plain,
+        matrix_of(weight),
+        kind,
+        _vector("bias", bias, outputs, kind),
+        _vector("scale", scale, outputs, kind),
+        secret=isinstance(x, Operand),
+    )
+
+
+def matmul(a: Any, b: Any) -> Array:
+    """np.matmul(a, b) where one of them, or both, is an EncryptedTensor. A matrix is opened a tile
+    at a time; of two, and of a tensor that is no matrix, one is opened as a whole.
+
+    Raises ArgumentError for shapes that do not fit; IntegrityError, ClosedError, ForkError,
+    OutOfMemoryError.
+    """
+    if isinstance(a, Operand) and a.ndim == 2:
+        plain = _operand("The right operand", b)
+        _check_shapes(a.shape, plain.shape, a.shape[1], plain.shape[-2:][:1])
+        kind = _result_type(plain, a)
+        secret = isinstance(b, Operand)
+        if plain.ndim == 1:
+            return rows(plain, matrix_of(a), kind, secret=secret)
+        turned = rows(plain.swapaxes(-1, -2), matrix_of(a), kind, secret=secret)
+        product: Array = turned.swapaxes(-1, -2)
+        return product
+    if isinstance(b, Operand) and b.ndim == 2:
+        plain = _operand("The left operand", a)
+        _check_shapes(plain.shape, b.shape, b.shape[0], plain.shape[-1:])
+        secret = isinstance(a, Operand)
+        return columns(plain, matrix_of(b), _result_type(plain, b), secret=secret)
+    left, right = _operand("An operand", a), _operand("An operand", b)
+    try:
+        return multiplied(left, right)
+    except ValueError as error:
+        raise errors.ArgumentError(f"The operands do not fit: {str(error).rstrip('.')}.") from None
+
+
+# ---- arguments -----------------------------------------------------------------------------------
+
+
+def _operand(name: str, value: Any) -> Array:
+    """A plain array of numbers; an encrypted one is opened."""
+    try:
+        array: Array = np.asarray(value)
+    except errors.PyccmemError:  # of an encrypted one; some are a ValueError as well
+        raise
+    except (TypeError, ValueError) as error:
+        raise errors.ArgumentTypeError(
+            f"{name} is not an array of numbers: {str(error).rstrip('.')}."
+        ) from None
+    if array.dtype.kind not in "biufc" and array.dtype.name != "bfloat16":
+        raise errors.ArgumentTypeError(f"{name} is of {array.dtype}; it must hold numbers.")
+    return array
+
+
+def _vector(
+    name: str, value: npt.ArrayLike | Operand | None, length: int, kind: np.dtype[Any]
+) -> Array | None:
+    """A bias or scale as a C-contiguous vector of the result's type, in wiped memory where it was
+    encrypted."""
+    if value is None:
+        return None
+    given = _operand(name, value)
+    if given.shape != (length,):
+        raise errors.ArgumentError(
+            f"{name} has shape {given.shape}; it must have shape ({length},), one number for each "
+            f"of the out_features."
+        )
+    if given.dtype == kind and given.flags.c_contiguous:
+        return given
+    if given.dtype.kind == "c" and kind.kind != "c":
+        raise errors.ArgumentTypeError(
+            f"{name} is of {given.dtype}, and the result of {kind}; it must hold real numbers."
+        )
+    vector = _plain.empty(length, kind)
+    np.copyto(vector, given, casting="unsafe")
+    return vector
+
+
+def _check_shapes(
+    left: tuple[int, ...], right: tuple[int, ...], wanted: int, got: tuple[int, ...]
+) -> None:
+    if got != (wanted,):
+        raise errors.ArgumentError(
+            f"Shapes {left} and {right} do not fit: the last dimension of the left operand must "
+            f"be the first of the right one's last two."
+        )
+
+
+def _floating(plain: Array, weight: Operand) -> np.dtype[Any]:
+    """The type of linear()'s result: at least float32, since scale and bias are no integers."""
+    single = np.dtype(np.float32)
+    kinds = (d for d in (plain.dtype, weight.dtype) if d.name != "bfloat16")
+    return np.result_type(single, *(single if d == np.float16 else d for d in kinds))
+
+
+def _result_type(plain: Array, weight: Operand) -> np.dtype[Any]:
+    if plain.dtype.name in _SINGLE and weight.dtype.name in NATIVE:
+        return np.dtype(np.float32)
+    return np.result_type(plain.dtype, weight.dtype)

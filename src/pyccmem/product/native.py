@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The native products with an encrypted matrix: a few pages at a time are opened into a cache, or
+into registers, and multiplied there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .._lib import OK, ffi, lib
+from ..core.matrix import Matrix
+from ..core.store import fail, handle
+
+__all__ = ["rows"]
+
+_linear = lib.ccmem_store_linear
+_NULL = ffi.NULL
+
+
+def rows(
+    matrix: Matrix,
+    native: int,
+    x: Any,
+    count: int,
+    out: Any,
+    *,
+    bias: Any = _NULL,
+    scale: Any = _NULL,
+) -> None:
+    """out = x · matrixᵀ * scale + bias, for `count` rows of x; the arguments but `count` and
+    `native`, the number of the matrix's type, are pointers to float32 in C order.
+
+    Raises IntegrityError, ClosedError, ForkError, OutOfMemoryError; all of `out` is zeros then.
+    """
+    store, offset, height, width, _ = matrix
+    try:
+        status = _linear(
+            handle(store), offset, native, height, width, scale, x, count, width, bias, out, height
+        )
+    finally:
+        del x, out, bias, scale  # which may be buffers: no traceback keeps one, see _arguments
+    if status != OK:
+        fail(store, status, offset, matrix.nbytes)
