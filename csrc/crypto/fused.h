@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * What is asked of a loop that multiplies pages in the registers it opens them in. */
-#ifndef CCMEM_DOT_H
-#define CCMEM_DOT_H
+#ifndef CCMEM_FUSED_H
+#define CCMEM_FUSED_H
 
 #include <stddef.h>
 

@@ -31,6 +31,6 @@ typedef __m256 VEC;
 
 #include "kernels/convert.h"
 #define UNIT sizeof(float)
-#define PANEL_OPS panel_avx2
+#define GEMM_OPS gemm_avx2
 #include "kernels/gemm_template.h"
 #endif

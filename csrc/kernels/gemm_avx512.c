@@ -31,6 +31,6 @@ typedef __m512 VEC;
 
 #include "kernels/convert.h"
 #define UNIT sizeof(float)
-#define PANEL_OPS panel_avx512
+#define GEMM_OPS gemm_avx512
 #include "kernels/gemm_template.h"
 #endif

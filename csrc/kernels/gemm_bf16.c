@@ -30,6 +30,6 @@ static TARGET CLEAR_REGISTERS void copy(void *to, const uint8_t *from, size_t n)
 
 #define CONVERT {[CCMEM_BF16] = copy}
 #define UNIT sizeof(uint16_t)
-#define PANEL_OPS panel_bf16
+#define GEMM_OPS gemm_bf16
 #include "kernels/gemm_template.h"
 #endif

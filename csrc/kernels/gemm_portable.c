@@ -15,14 +15,14 @@ enum { LANES = 8, WIDTH = 2 * LANES, HEIGHT = 4, DOT_ROWS = 3 };
         for (size_t i = 0; i < n; i++)                                                             \
             out[i] = operation(from + i * (element));                                              \
     }
-CONVERSION(convert_f32, 4, matmul_from_f32)
-CONVERSION(convert_f16, 2, matmul_from_f16)
-CONVERSION(convert_bf16, 2, matmul_from_bf16)
-CONVERSION(convert_i8, 1, matmul_from_i8)
+CONVERSION(convert_f32, 4, element_from_f32)
+CONVERSION(convert_f16, 2, element_from_f16)
+CONVERSION(convert_bf16, 2, element_from_bf16)
+CONVERSION(convert_i8, 1, element_from_i8)
 
 /* ---- sums ------------------------------------------------------------------------------------ */
 
-static void put(float sum, const panel_end *end, size_t r, size_t i) {
+static void put(float sum, const gemm_epilogue *end, size_t r, size_t i) {
     const size_t to = r * end->ldy + i;
     if (end->add)
         sum = ((float *)end->y)[to] + sum;
@@ -37,7 +37,7 @@ static void put(float sum, const panel_end *end, size_t r, size_t i) {
 }
 
 static void dot(size_t rows, const float *w, size_t ldw, size_t h, const uint8_t *x, size_t ldx,
-                size_t vectors, const panel_end *end) {
+                size_t vectors, const gemm_epilogue *end) {
     for (size_t i = 0; i < h; i++)
         for (size_t r = 0; r < rows; r++) {
             const float *a = w + i * ldw, *b = (const float *)(const void *)x + r * ldx;
@@ -54,7 +54,7 @@ static void dot(size_t rows, const float *w, size_t ldw, size_t h, const uint8_t
 
 #define DOT(rows)                                                                                  \
     static void dot_##rows(const float *w, size_t ldw, size_t h, const uint8_t *x, size_t ldx,     \
-                           size_t vectors, const panel_end *end) {                                 \
+                           size_t vectors, const gemm_epilogue *end) {                             \
         dot(rows, w, ldw, h, x, ldx, vectors, end);                                                \
     }
 DOT(1)
@@ -76,25 +76,25 @@ static void panel_2(float *sums, const float *w, size_t ldw, const float *x, siz
     panel(WIDTH, sums, w, ldw, x, n);
 }
 
-static void turn(float *to, const uint8_t *from, size_t stride, size_t n) {
+static void transpose(float *to, const uint8_t *from, size_t stride, size_t n) {
     for (size_t i = 0; i < 8; i++)
         for (size_t j = 0; j < n; j++)
             memcpy(to + j * WIDTH + i, from + i * stride + j * sizeof *to, sizeof *to);
 }
 
-static void finish(const float *sums, size_t h, size_t rows, const panel_end *end) {
+static void finish(const float *sums, size_t h, size_t rows, const gemm_epilogue *end) {
     for (size_t r = 0; r < rows; r++)
         for (size_t i = 0; i < h; i++)
             put(sums[i * WIDTH + r], end, r, i);
 }
 
-const panel_ops panel_portable = {.lanes = LANES,
-                                  .width = WIDTH,
-                                  .height = HEIGHT,
-                                  .dot_rows = DOT_ROWS,
-                                  .unit = sizeof(float),
-                                  .convert = {convert_f32, convert_f16, convert_bf16, convert_i8},
-                                  .dot = {dot_1, dot_2, dot_3},
-                                  .panel = {panel_1, panel_2},
-                                  .turn = turn,
-                                  .finish = finish};
+const gemm_ops gemm_portable = {.lanes = LANES,
+                                .width = WIDTH,
+                                .height = HEIGHT,
+                                .dot_rows = DOT_ROWS,
+                                .unit = sizeof(float),
+                                .convert = {convert_f32, convert_f16, convert_bf16, convert_i8},
+                                .dot = {dot_1, dot_2, dot_3},
+                                .panel = {panel_1, panel_2},
+                                .transpose = transpose,
+                                .finish = finish};

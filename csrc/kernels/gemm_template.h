@@ -10,7 +10,7 @@
  *   vfma(a, b, c)        a * b + c, for each word
  *   vhalf(v)             the upper half of a vector, or itself, added to the lower: eight floats
  *   HEIGHT, DOT_ROWS, UNIT   of the table
- *   PANEL_OPS            the name of the table to define, after CONVERT, its conversions
+ *   GEMM_OPS            the name of the table to define, after CONVERT, its conversions
  *
  * Two ways to sum. Few rows of x: along k, a block of 4 rows of W times DOT_ROWS rows of x, whose
  * sums are added up across their lanes at the end. More: a block of HEIGHT rows of W times a panel
@@ -42,7 +42,7 @@ INLINE __m128i rounded(__m256 v) {
 
 /* Fewer than 8 sums. Their own function, since masked stores are slow. */
 static TARGET CLEAR_REGISTERS __attribute__((noinline)) void
-put_some(const float sums[8], const panel_end *end, size_t r, size_t at, size_t n) {
+put_some(const float sums[8], const gemm_epilogue *end, size_t r, size_t at, size_t n) {
     const __m256i mask = lanes_below(n);
     __m256 sum = _mm256_maskload_ps(sums, mask);
     const size_t to = r * end->ldy + at;
@@ -63,7 +63,7 @@ put_some(const float sums[8], const panel_end *end, size_t r, size_t at, size_t 
 }
 
 /* The sums of row r of x and eight rows of W from number `at` on. */
-INLINE void put_8(__m256 sum, const panel_end *end, size_t r, size_t at) {
+INLINE void put_8(__m256 sum, const gemm_epilogue *end, size_t r, size_t at) {
     const size_t to = r * end->ldy + at;
     if (end->add)
         sum = _mm256_add_ps(_mm256_loadu_ps((float *)end->y + to), sum);
@@ -78,7 +78,7 @@ INLINE void put_8(__m256 sum, const panel_end *end, size_t r, size_t at) {
 }
 
 /* Of four. */
-INLINE void put_4(__m128 sum, const panel_end *end, size_t r, size_t at) {
+INLINE void put_4(__m128 sum, const gemm_epilogue *end, size_t r, size_t at) {
     const size_t to = r * end->ldy + at;
     if (end->add)
         sum = _mm_add_ps(_mm_loadu_ps((float *)end->y + to), sum);
@@ -103,16 +103,16 @@ INLINE __m128 totals(const VEC v[4]) {
 }
 
 INLINE void dot(size_t rows, const float *w, size_t ldw, size_t h, const uint8_t *x, size_t ldx,
-                size_t vectors, const panel_end *end) {
-    const float *row[PANEL_DOT_HEIGHT];
-    VEC sum[DOT_ROWS][PANEL_DOT_HEIGHT];
+                size_t vectors, const gemm_epilogue *end) {
+    const float *row[GEMM_DOT_HEIGHT];
+    VEC sum[DOT_ROWS][GEMM_DOT_HEIGHT];
 #pragma GCC unroll 4
-    for (size_t i = 0; i < PANEL_DOT_HEIGHT; i++)
+    for (size_t i = 0; i < GEMM_DOT_HEIGHT; i++)
         row[i] = w + (i < h ? i : 0) * ldw;
 #pragma GCC unroll 6
     for (size_t r = 0; r < rows; r++)
 #pragma GCC unroll 4
-        for (size_t i = 0; i < PANEL_DOT_HEIGHT; i++)
+        for (size_t i = 0; i < GEMM_DOT_HEIGHT; i++)
             sum[r][i] = vzero();
     for (size_t at = 0; at < vectors * LANES; at += LANES) {
         VEC v[DOT_ROWS];
@@ -120,7 +120,7 @@ INLINE void dot(size_t rows, const float *w, size_t ldw, size_t h, const uint8_t
         for (size_t r = 0; r < rows; r++)
             v[r] = vload((const float *)(const void *)x + r * ldx + at);
 #pragma GCC unroll 4
-        for (size_t i = 0; i < PANEL_DOT_HEIGHT; i++) {
+        for (size_t i = 0; i < GEMM_DOT_HEIGHT; i++) {
             VEC u = vload(row[i] + at);
 #pragma GCC unroll 6
             for (size_t r = 0; r < rows; r++)
@@ -130,7 +130,7 @@ INLINE void dot(size_t rows, const float *w, size_t ldw, size_t h, const uint8_t
 #pragma GCC unroll 6
     for (size_t r = 0; r < rows; r++) {
         const __m128 four = totals(sum[r]);
-        if (h == PANEL_DOT_HEIGHT) {
+        if (h == GEMM_DOT_HEIGHT) {
             put_4(four, end, r, 0);
         } else {
             float some[8];
@@ -144,7 +144,7 @@ INLINE void dot(size_t rows, const float *w, size_t ldw, size_t h, const uint8_t
 #define DOT(rows)                                                                                  \
     static TARGET CLEAR_REGISTERS void dot_##rows(const float *w, size_t ldw, size_t h,            \
                                                   const uint8_t *x, size_t ldx, size_t vectors,    \
-                                                  const panel_end *end) {                          \
+                                                  const gemm_epilogue *end) {                      \
         dot(rows, w, ldw, h, x, ldx, vectors, end);                                                \
     }
 DOT(1)
@@ -196,7 +196,7 @@ static TARGET CLEAR_REGISTERS void panel_2(float *sums, const float *w, size_t l
 
 /* Four words of each of eight rows, `stride` bytes apart: column[j] has word j of all. Halves of
  * rows 0 and 4 are loaded into one vector, and so on, so that nothing has to cross the lanes. */
-INLINE void turn_block(__m256 column[4], const uint8_t *from, size_t stride) {
+INLINE void transpose_block(__m256 column[4], const uint8_t *from, size_t stride) {
     __m256 v[4];
 #pragma GCC unroll 4
     for (size_t i = 0; i < 4; i++)
@@ -211,10 +211,11 @@ INLINE void turn_block(__m256 column[4], const uint8_t *from, size_t stride) {
     column[3] = _mm256_shuffle_ps(b, d, 0xee);
 }
 
-static TARGET CLEAR_REGISTERS void turn(float *to, const uint8_t *from, size_t stride, size_t n) {
+static TARGET CLEAR_REGISTERS void transpose(float *to, const uint8_t *from, size_t stride,
+                                             size_t n) {
     for (size_t at = 0; at < n; at += 4) {
         __m256 column[4];
-        turn_block(column, from + at * 4, stride);
+        transpose_block(column, from + at * 4, stride);
 #pragma GCC unroll 4
         for (size_t j = 0; j < 4; j++)
             _mm256_storeu_ps(to + (at + j) * WIDTH, column[j]);
@@ -222,13 +223,13 @@ static TARGET CLEAR_REGISTERS void turn(float *to, const uint8_t *from, size_t s
 }
 
 static TARGET CLEAR_REGISTERS void finish(const float *sums, size_t h, size_t rows,
-                                          const panel_end *end) {
-    const panel_end known =
+                                          const gemm_epilogue *end) {
+    const gemm_epilogue known =
         *end; /* which the stores below cannot change, as far as a compiler knows */
     for (size_t r = 0; r < rows; r += 4)
         for (size_t i = 0; i < h; i += 8) {
             __m256 column[4];
-            turn_block(column, (const uint8_t *)(sums + i * WIDTH + r), WIDTH * sizeof(float));
+            transpose_block(column, (const uint8_t *)(sums + i * WIDTH + r), WIDTH * sizeof(float));
             if (h - i >= 8 && rows - r >= 4) {
 #pragma GCC unroll 4
                 for (size_t j = 0; j < 4; j++)
@@ -244,17 +245,17 @@ static TARGET CLEAR_REGISTERS void finish(const float *sums, size_t h, size_t ro
         }
 }
 
-const panel_ops PANEL_OPS = {.lanes = LANES,
-                             .width = WIDTH,
-                             .height = HEIGHT,
-                             .dot_rows = DOT_ROWS,
-                             .unit = UNIT,
-                             .convert = CONVERT,
-                             .dot = {dot_1, dot_2, dot_3,
+const gemm_ops GEMM_OPS = {.lanes = LANES,
+                           .width = WIDTH,
+                           .height = HEIGHT,
+                           .dot_rows = DOT_ROWS,
+                           .unit = UNIT,
+                           .convert = CONVERT,
+                           .dot = {dot_1, dot_2, dot_3,
 #if DOT_ROWS > 3
-                                     dot_4, dot_5, dot_6
+                                   dot_4, dot_5, dot_6
 #endif
-                             },
-                             .panel = {panel_1, panel_2},
-                             .turn = turn,
-                             .finish = finish};
+                           },
+                           .panel = {panel_1, panel_2},
+                           .transpose = transpose,
+                           .finish = finish};

@@ -40,6 +40,6 @@ static inline __attribute__((always_inline)) TARGET float vtotal(VEC v) {
     return _mm_cvtss_f32(_mm_add_ss(t, _mm_movehdup_ps(t)));
 }
 
-#define MATMUL_OPS matmul_avx2
+#define GEMV_OPS gemv_avx2
 #include "kernels/gemv_template.h"
 #endif

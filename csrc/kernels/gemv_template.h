@@ -10,7 +10,7 @@
  *   vf32(p) vf16(p)      LANES elements of W at p, not aligned, as floats
  *   vbf16(p, odd)        every second of 2 * LANES, from the first or (odd is 1) the second on
  *   vi8(p, i)            every fourth of 4 * LANES, from number i on
- *   MATMUL_OPS           the name of the table to define
+ *   GEMV_OPS           the name of the table to define
  *
  * How the time goes. A block is bound by its loads, two for each product; four chains of sums hide
  * the latency of the multiply-adds (4 cycles at up to 2 a cycle) well enough for that.
@@ -18,11 +18,11 @@
 
 #define INLINE static inline __attribute__((always_inline)) TARGET
 
-enum { BLOCK = MATMUL_CHAINS * LANES };
+enum { BLOCK = GEMV_CHAINS * LANES };
 
-_Static_assert((int)BLOCK <= (int)MATMUL_BLOCK_MAX, "the sums must hold a block");
+_Static_assert((int)BLOCK <= (int)GEMV_BLOCK_MAX, "the sums must hold a block");
 
-/* Vector number `chain` of a block of W, in the order of matmul_pack(). */
+/* Vector number `chain` of a block of W, in the order of gemv_pack(). */
 INLINE VEC convert(ccmem_dtype dtype, const uint8_t *w, int chain) {
     switch (dtype) {
     case CCMEM_F16: return vf16(w + chain * LANES * 2);
@@ -32,23 +32,23 @@ INLINE VEC convert(ccmem_dtype dtype, const uint8_t *w, int chain) {
     }
 }
 
-INLINE void dot(ccmem_dtype dtype, size_t element, matmul_sums *sums, const uint8_t *w,
+INLINE void dot(ccmem_dtype dtype, size_t element, gemv_sums *sums, const uint8_t *w,
                 const float *x, size_t blocks) {
-    VEC sum[MATMUL_CHAINS];
+    VEC sum[GEMV_CHAINS];
 #pragma GCC unroll 4
-    for (int i = 0; i < MATMUL_CHAINS; i++)
+    for (int i = 0; i < GEMV_CHAINS; i++)
         sum[i] = vload(sums->lane + i * LANES);
     for (; blocks; blocks--, w += BLOCK * element, x += BLOCK)
 #pragma GCC unroll 4
-        for (int i = 0; i < MATMUL_CHAINS; i++)
+        for (int i = 0; i < GEMV_CHAINS; i++)
             sum[i] = vfma(convert(dtype, w, i), vload(x + i * LANES), sum[i]);
 #pragma GCC unroll 4
-    for (int i = 0; i < MATMUL_CHAINS; i++)
+    for (int i = 0; i < GEMV_CHAINS; i++)
         vstore(sums->lane + i * LANES, sum[i]);
 }
 
 #define DOT(name, dtype, element)                                                                  \
-    static TARGET CLEAR_REGISTERS void name(matmul_sums *sums, const uint8_t *w, const float *x,   \
+    static TARGET CLEAR_REGISTERS void name(gemv_sums *sums, const uint8_t *w, const float *x,     \
                                             size_t blocks) {                                       \
         dot(dtype, element, sums, w, x, blocks);                                                   \
     }
@@ -64,17 +64,17 @@ INLINE float add_up(const float *lane) {
                        vadd(vload(lane + LANES), vload(lane + 3 * LANES))));
 }
 
-static TARGET CLEAR_REGISTERS float total(matmul_sums *sums) {
+static TARGET CLEAR_REGISTERS float total(gemv_sums *sums) {
     float sum = add_up(sums->lane);
 #pragma GCC unroll 4
-    for (int i = 0; i < MATMUL_CHAINS; i++)
+    for (int i = 0; i < GEMV_CHAINS; i++)
         vstore(sums->lane + i * LANES, vzero());
     return sum;
 }
 
 static TARGET CLEAR_REGISTERS float sum_up(const float *lane) { return add_up(lane); }
 
-const matmul_ops MATMUL_OPS = {
+const gemv_ops GEMV_OPS = {
     .block = BLOCK,
     .stride = {[CCMEM_F32] = 1, [CCMEM_F16] = 1, [CCMEM_BF16] = 2, [CCMEM_I8] = 4},
     .dot = {[CCMEM_F32] = dot_f32,

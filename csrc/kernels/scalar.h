@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Conversions of one element in plain C. */
-#ifndef CCMEM_MATMUL_SCALAR_H
-#define CCMEM_MATMUL_SCALAR_H
+#ifndef CCMEM_SCALAR_H
+#define CCMEM_SCALAR_H
 
 #include <string.h>
 
-#include "kernels/gemv.h"
+#include "platform/dtype.h"
 
 static inline uint32_t half_bits(const uint8_t *p) {
     uint16_t h;
@@ -18,7 +18,7 @@ static inline uint32_t below(uint32_t a, uint32_t b) { return 0 - ((a - b) >> 31
 
 /* IEEE 754 binary16, all values, in the same time for each: a NaN keeps its payload and becomes
  * quiet, as VCVTPH2PS does it. */
-static inline float matmul_from_f16(const uint8_t *p) {
+static inline float element_from_f16(const uint8_t *p) {
     const uint32_t h = half_bits(p), sign = h >> 15 << 31, rest = h & 0x7fff;
     const uint32_t small = below(rest, 0x400), special = below(0x7bff, rest);
     const uint32_t nan = 0x7f800000 | (rest & 0x3ff) << 13 | (below(0x7c00, rest) & 0x400000);
@@ -27,20 +27,20 @@ static inline float matmul_from_f16(const uint8_t *p) {
     memcpy(&bits, &subnormal, sizeof bits);
     bits = (bits & small) | (nan & special) |
            (((rest << 13) + ((127 - 15) << 23)) & ~(small | special));
-    return matmul_float(sign | bits);
+    return float_of_bits(sign | bits);
 }
 
-static inline float matmul_from_f32(const uint8_t *p) {
+static inline float element_from_f32(const uint8_t *p) {
     float f;
     memcpy(&f, p, sizeof f);
     return f;
 }
 
-static inline float matmul_from_bf16(const uint8_t *p) {
-    return matmul_bf16((uint16_t)half_bits(p));
+static inline float element_from_bf16(const uint8_t *p) {
+    return float_of_bfloat16((uint16_t)half_bits(p));
 }
 
-static inline float matmul_from_i8(const uint8_t *p) { return (float)(int8_t)*p; }
+static inline float element_from_i8(const uint8_t *p) { return (float)(int8_t)*p; }
 
 /* The bfloat16 nearest to a float32, of two the even one; a NaN stays one. Without a branch: which
  * is taken would tell of the numbers. */

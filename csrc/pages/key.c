@@ -5,15 +5,16 @@
 #include "pages/key.h"
 
 #include "crypto/aes/aes.h"
+#include "crypto/aes/keywrap.h"
 #include "crypto/mac/kdf.h"
 #include "memory/secret.h"
-#include "pages/keywrap.h"
 #include "platform/fork.h"
+#include "platform/random.h"
+#include "tiers/tiers.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 #include <unistd.h>
 
 enum {
@@ -30,21 +31,6 @@ struct ccmem_key {
     ccmem_secret_level level;
     ccmem_secret_level require;
 };
-
-ccmem_status random_bytes(void *out, size_t n) {
-    uint8_t *p = out;
-
-    while (n) {
-        ssize_t got = getrandom(p, n, 0);
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got <= 0)
-            return CCMEM_ERR_ENTROPY;
-        p += got;
-        n -= (size_t)got;
-    }
-    return CCMEM_OK;
-}
 
 /* `raw` is 32 bytes; what it points at stays the caller's to wipe. */
 static ccmem_status key_new(const uint8_t *raw, ccmem_secret_level require, ccmem_key **out) {
@@ -215,8 +201,8 @@ static ccmem_status derive(const ccmem_key *key, const char *label, const uint8_
                            size_t context_len, uint8_t *out, size_t out_len) {
     if (fork_alien(key->generation))
         return CCMEM_ERR_FORK;
-    kdf_counter_cmac(ccmem_tier_active(), key->schedule, (const uint8_t *)label, strlen(label),
-                     context, context_len, out, out_len);
+    kdf_counter_cmac(tier_active_kernels().aes, key->schedule, (const uint8_t *)label,
+                     strlen(label), context, context_len, out, out_len);
     return CCMEM_OK;
 }
 
@@ -272,7 +258,7 @@ ccmem_status ccmem_key_wrap(const ccmem_key *key, const ccmem_key *data_key, uin
         status = wrapping_new(key, &w);
     if (status)
         return status;
-    keywrap_wrap(ccmem_tier_active(), &w->kek, data_key->schedule->rk[0], CCMEM_ROOT_KEY_SIZE,
+    keywrap_wrap(tier_active_kernels().aes, &w->kek, data_key->schedule->rk[0], CCMEM_ROOT_KEY_SIZE,
                  wrapped);
     secret_free(w);
     return CCMEM_OK;
@@ -290,7 +276,8 @@ ccmem_status ccmem_key_unwrap(const ccmem_key *key, const uint8_t wrapped[40],
         status = wrapping_new(key, &w);
     if (status)
         return status;
-    if (!keywrap_unwrap(ccmem_tier_active(), &w->kek, wrapped, CCMEM_WRAPPED_KEY_SIZE, w->raw))
+    if (!keywrap_unwrap(tier_active_kernels().aes, &w->kek, wrapped, CCMEM_WRAPPED_KEY_SIZE,
+                        w->raw))
         status = CCMEM_ERR_INTEGRITY;
     else
         status = key_new(w->raw, require == CCMEM_SECRET_MLOCK ? key->require : require, out);
@@ -324,7 +311,7 @@ ccmem_status ccmem_key_mac(const ccmem_key *key, const uint8_t context[16], cons
     status = derive(key, "key-mac", context, CCMEM_STORE_ID_SIZE, mac->raw, sizeof mac->raw);
     if (!status) {
         aes_expand(&mac->schedule, mac->raw, sizeof mac->raw);
-        cmac(ccmem_tier_active(), &mac->schedule, msg, n, tag);
+        cmac(tier_active_kernels().aes, &mac->schedule, msg, n, tag);
     }
     secret_free(slot);
     return status;

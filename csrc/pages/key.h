@@ -11,9 +11,6 @@ ccmem_status key_derive(const ccmem_key *key, const char *cipher_name,
                         const uint8_t store_id[CCMEM_STORE_ID_SIZE], uint32_t page_size,
                         uint8_t *out, size_t out_len);
 
-/* Fills n bytes from the system's generator. CCMEM_ERR_ENTROPY. */
-ccmem_status random_bytes(void *out, size_t n);
-
 /* The level asked for when the key was made; what is derived from it must reach it too. */
 ccmem_secret_level key_require(const ccmem_key *key);
 

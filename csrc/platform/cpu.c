@@ -70,22 +70,7 @@ uint32_t cpu_features(void) {
     return features;
 }
 
-int cpu_is_amd(void) { return (cpu_features() & CPU_AMD) != 0; }
-
-int cpu_supports(ccmem_tier tier) {
-    uint32_t needs = CPU_SSE42 | CPU_AESNI | CPU_PCLMUL;
-
-    switch (tier) {
-    case CCMEM_TIER_PORTABLE: return 1;
-    case CCMEM_TIER_AESNI: break;
-    case CCMEM_TIER_VAES512:
-        needs |= CPU_AVX512 | CPU_FMA | CPU_F16C;
-        /* fallthrough */
-    case CCMEM_TIER_VAES256: needs |= CPU_AVX2 | CPU_VAES | CPU_VPCLMUL; break;
-    default: return 0;
-    }
-    return (cpu_features() & needs) == needs;
-}
+int cpu_has(uint32_t features) { return (cpu_features() & features) == features; }
 
 const char *ccmem_cpu_feature(unsigned index, int *present) {
     static const char *const names[] = {"sse4.2",       "aes",        "pclmulqdq", "avx2",

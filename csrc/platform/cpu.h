@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Processor features by CPUID and XGETBV, turned into tiers. Knows no cipher. */
+ * Processor features by CPUID and XGETBV. Knows no tier and no cipher. */
 #ifndef CCMEM_CPU_H
 #define CCMEM_CPU_H
 
@@ -33,17 +33,15 @@ enum {
     CPU_FMA = 1u << 10, /* and the system saves ymm state, as for the next */
     CPU_F16C = 1u << 11,
     CPU_AVX512_BF16 = 1u << 12, /* besides CPU_AVX512 */
-    CPU_AMD = 1u << 30,         /* internal, see cpu_is_amd() */
-    CPU_UNSET = 1u << 31        /* internal: not detected yet */
+    /* Internal: made by AMD, where other instructions share the pipes of AES than on Intel's. */
+    CPU_AMD = 1u << 30,
+    CPU_UNSET = 1u << 31 /* internal: not detected yet */
 };
 
 /* The features of this processor that the operating system lets us use; detected once. */
 uint32_t cpu_features(void);
 
-/* 1 on AMD's processors, where other instructions share the pipes of AES than on Intel's. */
-int cpu_is_amd(void);
-
-/* 1 when the processor has all that `tier` needs (its self-test is another matter). */
-int cpu_supports(ccmem_tier tier);
+/* 1 when there are all of these. */
+int cpu_has(uint32_t features);
 
 #endif

@@ -1,13 +1,13 @@
-/* SPDX-License-Identifier: Apache-2.0 */
+/* SPDX-License-Identifier: Apache-2.0
+ * Runs of an encrypted matrix's elements, opened and converted by one thread. */
 #include "product/fetch.h"
 
 #include "memory/secret.h"
 #include "store/store.h"
-
-enum { OPEN_BYTES = 64 << 10 }; /* at a time: XTS starts slowly, and an L2 is large enough */
+#include "tiers/tiers.h"
 
 static uint64_t most_pages(const ccmem_store *store) {
-    uint64_t n = OPEN_BYTES / store_page_size(store);
+    uint64_t n = tier_active_sizes()->open / store_page_size(store);
     return n < 1 ? 1 : n > STORE_OPEN_MAX ? STORE_OPEN_MAX : n;
 }
 

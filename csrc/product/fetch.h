@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Runs of an encrypted matrix's elements, opened and converted by one thread. */
-#ifndef CCMEM_MATMUL_FETCH_H
-#define CCMEM_MATMUL_FETCH_H
+#ifndef CCMEM_FETCH_H
+#define CCMEM_FETCH_H
 
 #include "ccmem.h"
 

@@ -8,57 +8,26 @@
  * Few rows of x stay as they are, and products are summed along k. Otherwise x is copied into
  * panels first, by all threads. What is added to what, and in which order, depends on in_features,
  * on whether rows of x are few, and on the tier alone. */
-#include "kernels/gemm.h"
+#include "product/gemm.h"
 
 #include <string.h>
 
-#include "kernels/gemv.h"
-#include "platform/cpu.h"
+#include "platform/float_env.h"
 #include "platform/threads.h"
 #include "product/fetch.h"
 #include "store/store.h"
 
-#if CCMEM_X86
-#include <immintrin.h>
-#endif
-
 enum {
     WORD = 4,
     LINE_WORDS = 16,
-    PAD_WORDS = 16,   /* that a conversion may write past the last of a row */
-    SET_BYTES = 4096, /* words so far apart share the few places of one set of an L1 */
-    TURN_WORDS = 64,  /* of rows of x that are turned at a time, into an L1 */
-    DEPTH = 2048,     /* words of k for which a panel is multiplied at a time: it stays in L2 */
-    DOT_GROUP_BYTES = 64 << 10,
-    GROUP_BYTES = 400 << 10, /* of W's rows in a group, converted, beside a panel in an L2 */
-    GROUP_HEIGHT = 24, /* rows: each group reads all of x, but few groups share out unevenly */
-    ROWS_BYTES = 640
-        << 10,            /* the most that the lowest group takes; wider rows are taken in parts */
-    PASS_BYTES = 1 << 20, /* of x in panels at a time: an L2 keeps them for all groups, */
-    PASS_ROWS = 256,      /* but at least so many rows, since each pass opens W anew, */
-    PASS_BYTES_MAX = 2 << 20, /* if they fit into this. Wider rows leave an L2 anyway: */
-    PANEL_BYTES = 32 << 20,   /* of those at a time */
-    PACK_GRAIN = 64 << 10,    /* bytes of x that are worth another thread */
-    GRAIN = 96 << 10          /* units of work that are: see threads_worth() */
+    PAD_WORDS = 16,  /* that a conversion may write past the last of a row */
+    SET_BYTES = 4096 /* words so far apart share the few places of one set of an L1 */
 };
 
-const panel_ops *panel_tier(ccmem_tier tier, int halves) {
-#if CCMEM_X86
-    const uint32_t avx2 = CPU_AVX2 | CPU_FMA | CPU_F16C;
-    if (halves)
-        return tier == CCMEM_TIER_VAES512 && cpu_features() & CPU_AVX512_BF16 ? &panel_bf16 : NULL;
-    if (tier == CCMEM_TIER_VAES512)
-        return &panel_avx512;
-    if (tier != CCMEM_TIER_PORTABLE && (cpu_features() & avx2) == avx2)
-        return &panel_avx2;
-#endif
-    (void)tier;
-    return halves ? NULL : &panel_portable;
-}
-
 typedef struct panels {
-    const panel_ops *ops;
-    panel_product p;
+    const gemm_ops *ops;
+    const tier_sizes *sizes;
+    linear_product p;
     size_t element;   /* bytes of one of W */
     size_t unit;      /* bytes of one of x, and of W when converted */
     int few;          /* rows of x */
@@ -73,7 +42,7 @@ typedef struct panels {
     outcome end;
 } panels;
 
-static size_t result_bytes(const panel_product *p) {
+static size_t result_bytes(const linear_product *p) {
     return p->halves ? sizeof(uint16_t) : sizeof(float);
 }
 
@@ -99,10 +68,11 @@ static size_t pages_bytes(const panels *l) {
 /* ---- x --------------------------------------------------------------------------------------- */
 
 /* The words of one panel that are left over by blocks of 8 rows and 4 words. */
-static void turn_rest(const panels *l, float *to, const uint8_t *x, size_t rows, size_t turned) {
+static void transpose_rest(const panels *l, float *to, const uint8_t *x, size_t rows,
+                           size_t transposed) {
     const size_t bytes = (size_t)l->p.in_features * l->unit, n = words(l, l->p.in_features);
     for (size_t r = 0; r < l->ops->width; r++)
-        for (size_t j = r < rows / 8 * 8 ? turned : 0; j < n; j++) {
+        for (size_t j = r < rows / 8 * 8 ? transposed : 0; j < n; j++) {
             size_t left = bytes - j * WORD;
             float word = 0.0f;
             if (r < rows)
@@ -119,11 +89,12 @@ static void pack_panels(void *arg, uint64_t begin, uint64_t end) {
         const size_t rows = l->rows - i * width < width ? l->rows - i * width : width;
         const uint8_t *x = (const uint8_t *)l->p.x + i * width * stride;
         float *to = (float *)l->x + i * n * width;
-        for (size_t k = 0; k < whole; k += TURN_WORDS)
+        for (size_t k = 0; k < whole; k += l->sizes->transpose)
             for (size_t r = 0; r + 8 <= rows; r += 8)
-                l->ops->turn(to + k * width + r, x + r * stride + k * WORD, stride,
-                             whole - k < TURN_WORDS ? whole - k : TURN_WORDS);
-        turn_rest(l, to, x, rows, whole);
+                l->ops->transpose(to + k * width + r, x + r * stride + k * WORD, stride,
+                                  whole - k < l->sizes->transpose ? whole - k
+                                                                  : l->sizes->transpose);
+        transpose_rest(l, to, x, rows, whole);
     }
 }
 
@@ -157,26 +128,26 @@ static ccmem_status fetch_rows(const panels *l, fetch *f, float *room, uint64_t 
 }
 
 /* What becomes of the sums of the rows of W from `row` on and those of x from r on. */
-static panel_end end_of(const panels *l, uint64_t row, size_t r, uint64_t first, size_t n) {
+static gemm_epilogue end_of(const panels *l, uint64_t row, size_t r, uint64_t first, size_t n) {
     const int last = first + n == l->p.in_features;
-    return (panel_end){.scale = last && l->p.scale ? l->p.scale + row : NULL,
-                       .bias = last && l->p.bias ? l->p.bias + row : NULL,
-                       .y = (uint8_t *)l->p.y + (r * l->p.ldy + row) * result_bytes(&l->p),
-                       .halves = l->p.halves,
-                       .ldy = (size_t)l->p.ldy,
-                       .add = first > 0};
+    return (gemm_epilogue){.scale = last && l->p.scale ? l->p.scale + row : NULL,
+                           .bias = last && l->p.bias ? l->p.bias + row : NULL,
+                           .y = (uint8_t *)l->p.y + (r * l->p.ldy + row) * result_bytes(&l->p),
+                           .halves = l->p.halves,
+                           .ldy = (size_t)l->p.ldy,
+                           .add = first > 0};
 }
 
 static void multiply_few(const panels *l, const float *w, uint64_t row, size_t h, uint64_t first,
                          size_t n) {
     const size_t vectors = round_up(words(l, n), l->ops->lanes) / l->ops->lanes;
     const size_t blocks = (l->rows + l->ops->dot_rows - 1) / l->ops->dot_rows;
-    for (size_t i = 0; i < h; i += PANEL_DOT_HEIGHT)
+    for (size_t i = 0; i < h; i += GEMM_DOT_HEIGHT)
         for (size_t b = 0; b < blocks; b++) {
             const size_t r = l->rows * b / blocks, rows = l->rows * (b + 1) / blocks - r;
-            const panel_end end = end_of(l, row + i, r, first, n);
+            const gemm_epilogue end = end_of(l, row + i, r, first, n);
             l->ops->dot[rows - 1](w + i * l->ldw, l->ldw,
-                                  h - i < PANEL_DOT_HEIGHT ? h - i : PANEL_DOT_HEIGHT,
+                                  h - i < GEMM_DOT_HEIGHT ? h - i : GEMM_DOT_HEIGHT,
                                   l->x + (r * l->ldx + first * l->unit / WORD) * WORD, l->ldx,
                                   vectors, &end);
         }
@@ -188,13 +159,13 @@ static void multiply_panels(const panels *l, const float *w, float *sums, uint64
     const float *x = (const float *)l->x + first * l->unit / WORD * width;
     for (size_t r = 0; r < l->rows; r += width, x += words(l, l->p.in_features) * width) {
         const size_t rows = l->rows - r < width ? l->rows - r : width;
-        const panel_end end = end_of(l, row, r, first, n);
+        const gemm_epilogue end = end_of(l, row, r, first, n);
         memset(sums, 0, sums_words(l) * WORD);
         for (size_t i = 0; i < rows; i++)
             for (size_t o = 0; o < h * result_bytes(&l->p); o += LINE_WORDS * WORD)
                 __builtin_prefetch((uint8_t *)end.y + i * end.ldy * result_bytes(&l->p) + o, 1);
-        for (size_t k = 0; k < n_words; k += DEPTH) {
-            const size_t depth = n_words - k < DEPTH ? n_words - k : DEPTH;
+        for (size_t k = 0; k < n_words; k += l->sizes->depth) {
+            const size_t depth = n_words - k < l->sizes->depth ? n_words - k : l->sizes->depth;
             for (size_t i = 0; i < h; i += height)
                 l->ops->panel[rows > l->ops->lanes](sums + i * width, w + i * l->ldw + k, l->ldw,
                                                     x + k * width, depth);
@@ -244,17 +215,9 @@ static void run_thread(void *arg, uint64_t begin, uint64_t end) {
                .element = l->element,
                .convert = l->ops->convert[l->p.dtype],
                .converted = l->unit};
-#if CCMEM_X86
-    /* The default rounding, and subnormal numbers as they are, whatever the caller or the thread
-     * has. */
-    enum { MXCSR_DEFAULT = 0x1f80 };
-    unsigned mxcsr = _mm_getcsr();
-    _mm_setcsr(MXCSR_DEFAULT);
-#endif
+    const float_env env = float_env_default();
     multiply_groups(l, (float *)block, &f, (float *)(block + sums + pages));
-#if CCMEM_X86
-    _mm_setcsr(mxcsr);
-#endif
+    float_env_restore(env);
     ccmem_plain_free(block);
 }
 
@@ -275,8 +238,9 @@ static uint64_t group_of(const panels *l, size_t limit, size_t height) {
 
 /* Which rows and elements of W are taken at a time. */
 static void cut(panels *l) {
-    const size_t height = l->few ? PANEL_DOT_HEIGHT : l->ops->height;
-    const uint64_t part = ROWS_BYTES / (height * l->unit) / (PAD_WORDS * 4) * (PAD_WORDS * 4);
+    const size_t height = l->few ? GEMM_DOT_HEIGHT : l->ops->height;
+    const uint64_t part =
+        l->sizes->rows_max / (height * l->unit) / (PAD_WORDS * 4) * (PAD_WORDS * 4);
     const size_t n = words(l, l->p.in_features);
     l->part = l->p.in_features < part ? l->p.in_features : part;
     l->as_is = l->few && l->part == l->p.in_features && l->element == l->unit &&
@@ -289,16 +253,17 @@ static void cut(panels *l) {
         if (l->ldw / LINE_WORDS % 2 == 0)
             l->ldw += LINE_WORDS;
     }
-    l->group = group_of(l, l->few ? DOT_GROUP_BYTES : GROUP_BYTES, height);
-    if (!l->few && l->group > GROUP_HEIGHT)
-        l->group = GROUP_HEIGHT;
+    l->group = group_of(l, l->few ? l->sizes->few_group : l->sizes->group, height);
+    if (!l->few && l->group > l->sizes->group_rows)
+        l->group = l->sizes->group_rows;
     if (l->group > l->p.out_features)
         l->group = round_up((size_t)l->p.out_features, height);
 }
 
 /* An element of W costs a unit to open and to convert, and one for each 16 rows of x. */
 static unsigned threads_worth(const panels *l) {
-    const uint64_t work = l->p.out_features * l->p.in_features / 16 * (16 + l->rows) / GRAIN;
+    const uint64_t work =
+        l->p.out_features * l->p.in_features / 16 * (16 + l->rows) / l->sizes->gemm_grain;
     const uint64_t groups = (l->p.out_features + l->group - 1) / l->group;
     const uint64_t most = work < groups ? work : groups;
     return most < 1 ? 1 : most > CCMEM_MAX_THREADS ? CCMEM_MAX_THREADS : (unsigned)most;
@@ -314,20 +279,24 @@ static void run_pass(panels *l, uint8_t *packed) {
         pack_rows(l, packed);
     else if (packed)
         parallel_for((l->rows + width - 1) / width,
-                     PACK_GRAIN / (width * words(l, l->p.in_features) * WORD) + 1, pack_panels, l);
+                     l->sizes->pack_grain / (width * words(l, l->p.in_features) * WORD) + 1,
+                     pack_panels, l);
     l->next = 0;
     parallel_for(threads_worth(l), 1, run_thread, l);
 }
 
-static panels product_of(const panel_ops *ops, const panel_product *product) {
-    panels l = {.ops = ops, .p = *product, .element = matmul_element(product->dtype)};
+static panels product_of(const gemm_ops *ops, const linear_product *product) {
+    panels l = {.ops = ops,
+                .sizes = tier_active_sizes(),
+                .p = *product,
+                .element = dtype_size(product->dtype)};
     l.unit = ops->unit;
-    l.few = product->nrows <= PANEL_FEW;
+    l.few = product->nrows <= l.sizes->few_rows;
     cut(&l);
     return l;
 }
 
-int panel_whole(const panel_ops *ops, const panel_product *product) {
+int gemm_whole(const gemm_ops *ops, const linear_product *product) {
     return product_of(ops, product).part == product->in_features;
 }
 
@@ -335,9 +304,10 @@ int panel_whole(const panel_ops *ops, const panel_product *product) {
  * pass but the last. */
 static uint64_t pass_of(const panels *l, size_t row_bytes) {
     const size_t width = l->ops->width;
-    uint64_t most = PANEL_BYTES / row_bytes;
-    if (PASS_ROWS * row_bytes <= PASS_BYTES_MAX)
-        most = PASS_BYTES / row_bytes > PASS_ROWS ? PASS_BYTES / row_bytes : PASS_ROWS;
+    uint64_t most = l->sizes->pass_wide / row_bytes;
+    if (l->sizes->pass_rows * row_bytes <= l->sizes->pass_max)
+        most = l->sizes->pass / row_bytes > l->sizes->pass_rows ? l->sizes->pass / row_bytes
+                                                                : l->sizes->pass_rows;
     most = most / width * width;
     if (most < width)
         most = width;
@@ -345,7 +315,7 @@ static uint64_t pass_of(const panels *l, size_t row_bytes) {
     return passes <= 1 ? nrows : ((nrows + passes - 1) / passes + width - 1) / width * width;
 }
 
-ccmem_status panel_multiply(const panel_ops *ops, const panel_product *product) {
+ccmem_status gemm_multiply(const gemm_ops *ops, const linear_product *product) {
     panels l = product_of(ops, product);
     const uint64_t nrows = product->nrows;
     uint8_t *packed = NULL;

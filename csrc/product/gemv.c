@@ -11,71 +11,23 @@
  * block is always whole when it is multiplied, and a result does not depend on where the pages end.
  * The last block of a row is filled up with zeros.
  */
-#include "kernels/gemv.h"
+#include "product/gemm.h"
 
 #include <string.h>
 
-#include "kernels/gemm.h"
 #include "memory/secret.h"
-#include "platform/cpu.h"
+#include "platform/float_env.h"
 #include "platform/threads.h"
 #include "store/store.h"
 
-#if CCMEM_X86
-#include <immintrin.h>
-#endif
-
-enum {
-    TILE_BYTES = 64 << 10,  /* opened at a time: XTS starts slowly, and an L2 is large enough */
-    FUSED_BYTES = 64 << 10, /* multiplied at a time in registers */
-    /* Pool memory and pages begin with a system page: x and W would ask for the same sets of L1.
-     * With a row of AES-XTS pages that cost a tenth of the time (Zen 4). */
-    X_SHIFT = 1024,
-    BLOCK_BYTES = MATMUL_BLOCK_MAX * 4,
-    GRAIN_BYTES = 512 << 10 /* the least that is worth another thread */
-};
-
-const matmul_ops *matmul_tier(ccmem_tier tier) {
-#if CCMEM_X86
-    const uint32_t avx2 = CPU_AVX2 | CPU_FMA | CPU_F16C;
-    if (tier == CCMEM_TIER_VAES512)
-        return &matmul_avx512;
-    if (tier != CCMEM_TIER_PORTABLE && (cpu_features() & avx2) == avx2)
-        return &matmul_avx2;
-#endif
-    (void)tier;
-    return &matmul_portable;
-}
-
-size_t matmul_element(ccmem_dtype dtype) {
-    switch (dtype) {
-    case CCMEM_F32: return 4;
-    case CCMEM_F16:
-    case CCMEM_BF16: return 2;
-    case CCMEM_I8: return 1;
-    }
-    return 0;
-}
-
-CLEAR_REGISTERS void matmul_pack(const matmul_ops *ops, ccmem_dtype dtype, float *packed,
-                                 const float *x, size_t n) {
-    const size_t stride = ops->stride[dtype], lanes = ops->block / MATMUL_CHAINS;
-    const size_t group = stride * lanes, whole = n / group * group;
-    float *last = packed + whole;
-    for (size_t first = 0; first < whole; first += group)
-        for (size_t k = 0; k < stride; k++)
-            for (size_t i = 0; i < lanes; i++)
-                *packed++ = x[first + i * stride + k];
-    memset(last, 0, (matmul_padded(ops, n) - whole) * sizeof *last);
-    for (size_t i = whole; i < n; i++)
-        last[(i - whole) % stride * lanes + (i - whole) / stride] = x[i];
-}
+enum { BLOCK_BYTES = GEMV_BLOCK_MAX * 4 };
 
 /* ---- one call -------------------------------------------------------------------------------- */
 
 typedef struct linear {
     ccmem_store *store;
-    const matmul_ops *ops;
+    const gemv_ops *ops;
+    const tier_sizes *sizes;
     uint64_t offset;
     ccmem_dtype dtype;
     size_t element;
@@ -91,10 +43,10 @@ typedef struct linear {
 
 /* All that a thread has of the plaintext. */
 typedef struct tile {
-    matmul_sums sums;
+    gemv_sums sums;
     /* The sums of the row that is being multiplied when fused, in one of two places in turn: what a
      * call leaves is what the next starts from, and nothing is copied. */
-    _Alignas(64) float lane[2][MATMUL_BLOCK_MAX];
+    _Alignas(64) float lane[2][GEMV_BLOCK_MAX];
     unsigned at;                            /* which */
     _Alignas(64) uint8_t edge[BLOCK_BYTES]; /* the last block of a row */
     uint8_t before[BLOCK_BYTES];            /* the beginning of a block, up to the first page */
@@ -231,17 +183,9 @@ static void run_piece(void *arg, uint64_t begin, uint64_t end) {
         outcome_stop(&l->end, status);
         return;
     }
-#if CCMEM_X86
-    /* The default rounding, and subnormal numbers as they are, whatever the caller or the thread
-     * has. */
-    enum { MXCSR_DEFAULT = 0x1f80 };
-    unsigned mxcsr = _mm_getcsr();
-    _mm_setcsr(MXCSR_DEFAULT);
-#endif
+    const float_env env = float_env_default();
     multiply_rows(l, (tile *)block, begin, end);
-#if CCMEM_X86
-    _mm_setcsr(mxcsr);
-#endif
+    float_env_restore(env);
     ccmem_plain_free(block);
 }
 
@@ -252,47 +196,49 @@ static void choose_way(linear *l) {
     const size_t block_bytes = l->ops->block * l->element;
     const size_t least = store_dot_turn(l->store), turn = block_bytes < least ? least : block_bytes;
     l->fused = l->fused_rows = 0;
-    l->batch = size < TILE_BYTES ? TILE_BYTES / size : 1;
+    l->batch = size < l->sizes->open ? l->sizes->open / size : 1;
     if (l->batch > STORE_OPEN_MAX)
         l->batch = STORE_OPEN_MAX;
-    if (least && l->ops != &matmul_portable && l->offset % turn == 0 && row_bytes % turn == 0) {
-        l->fused = size < FUSED_BYTES ? FUSED_BYTES / size : 1;
+    if (least && l->ops->sum && l->offset % turn == 0 && row_bytes % turn == 0) {
+        l->fused = size < l->sizes->fused ? l->sizes->fused / size : 1;
         l->fused_rows = l->fused * size / row_bytes + 2;
         l->batch = 1;
     }
 }
 
 /* The product with no element: what is left of it is the bias. */
-static void only_bias(const panel_product *p) {
+static void only_bias(const linear_product *p) {
     float *y = p->y;
     for (uint64_t r = 0; r < p->nrows; r++, y += p->ldy)
         for (uint64_t o = 0; o < p->out_features; o++)
             y[o] = p->bias ? p->bias[o] : 0.0f;
 }
 
-static ccmem_status one_row(const panel_product *p) {
-    const matmul_ops *ops = matmul_tier(ccmem_tier_active());
+static ccmem_status one_row(const linear_product *p) {
+    const gemv_ops *ops = tier_active_kernels().gemv;
+    const tier_sizes *sizes = tier_active_sizes();
     linear l = {.store = p->store,
                 .ops = ops,
+                .sizes = sizes,
                 .offset = p->offset,
                 .dtype = p->dtype,
-                .element = matmul_element(p->dtype),
+                .element = dtype_size(p->dtype),
                 .in_features = p->in_features,
                 .scale = p->scale,
                 .bias = p->bias,
                 .y = p->y};
     const uint64_t row_bytes = l.in_features * l.element;
-    const uint64_t grain = row_bytes < GRAIN_BYTES ? GRAIN_BYTES / row_bytes : 1;
+    const uint64_t grain = row_bytes < sizes->gemv_grain ? sizes->gemv_grain / row_bytes : 1;
     uint8_t *packed;
     ccmem_status status =
-        ccmem_plain_alloc(X_SHIFT + matmul_padded(ops, (size_t)l.in_features) * sizeof *l.x,
+        ccmem_plain_alloc(sizes->x_shift + gemv_padded(ops, (size_t)l.in_features) * sizeof *l.x,
                           &packed);
     if (status != CCMEM_OK)
         return status;
-    float *x = (float *)(packed + X_SHIFT);
+    float *x = (float *)(packed + sizes->x_shift);
     l.x = x;
     choose_way(&l);
-    matmul_pack(ops, l.dtype, x, p->x, (size_t)l.in_features);
+    gemv_pack(ops, l.dtype, x, p->x, (size_t)l.in_features);
     parallel_for(p->out_features, grain, run_piece, &l);
     ccmem_plain_free(packed);
     return outcome_end(&l.end);
@@ -312,8 +258,8 @@ static ccmem_status check_matrix(const ccmem_store *store, uint64_t offset, uint
     return CCMEM_OK;
 }
 
-ccmem_status matmul_product(const panel_product *p, int halves) {
-    const size_t element = matmul_element(p->dtype);
+ccmem_status linear_multiply(const linear_product *p, int halves) {
+    const size_t element = dtype_size(p->dtype);
     const uint64_t nrows = p->nrows, out = p->out_features, in = p->in_features;
     ccmem_status status;
     if (!p->store || !element || (nrows && in && !p->x) || (nrows && out && !p->y) ||
@@ -321,10 +267,11 @@ ccmem_status matmul_product(const panel_product *p, int halves) {
         return CCMEM_ERR_ARGUMENT;
     status = check_matrix(p->store, p->offset, element, out, in);
     if (status == CCMEM_OK && nrows && out) {
+        const tier_kernels kernels = tier_active_kernels();
         if (!in)
             only_bias(p);
         else if (nrows > 1)
-            status = panel_multiply(panel_tier(ccmem_tier_active(), halves), p);
+            status = gemm_multiply(halves ? kernels.gemm_bf16 : kernels.gemm, p);
         else
             status = one_row(p);
     }
@@ -340,8 +287,8 @@ ccmem_status ccmem_store_linear(ccmem_store *store, uint64_t offset, ccmem_dtype
                                 uint64_t out_features, uint64_t in_features, const float *scale,
                                 const float *x, uint64_t nrows, uint64_t ldx, const float *bias,
                                 float *y, uint64_t ldy) {
-    const panel_product product = {store, offset, dtype, out_features, in_features,
-                                   x,     nrows,  ldx,   scale,        bias,
-                                   y,     ldy,    0};
-    return matmul_product(&product, 0);
+    const linear_product product = {store, offset, dtype, out_features, in_features,
+                                    x,     nrows,  ldx,   scale,        bias,
+                                    y,     ldy,    0};
+    return linear_multiply(&product, 0);
 }

@@ -5,13 +5,12 @@
  * small product, is done here, in scratch that is wiped. */
 #include <string.h>
 
-#include "ccmem.h"
-#include "kernels/gemv.h"
 #include "kernels/scalar.h"
+#include "product/gemm.h"
 
 static void widen(float *to, const uint16_t *from, size_t n) {
     for (size_t i = 0; i < n; i++)
-        to[i] = matmul_bf16(from[i]);
+        to[i] = float_of_bfloat16(from[i]);
 }
 
 static void narrow(uint16_t *to, const float *from, size_t n) {
@@ -30,8 +29,8 @@ static ccmem_status get_bias(const ccmem_bias *bias, uint64_t n, float *scratch,
     if (!from && !bias->store)
         return CCMEM_OK;
     if (bias->store) {
-        ccmem_status status = ccmem_store_read(bias->store, bias->offset, scratch + n,
-                                               n * matmul_element(bias->dtype));
+        ccmem_status status =
+            ccmem_store_read(bias->store, bias->offset, scratch + n, n * dtype_size(bias->dtype));
         if (status != CCMEM_OK)
             return status;
         from = scratch + n;
@@ -51,16 +50,15 @@ typedef struct plan {
 } plan;
 
 /* CCMEM_ERR_NOMEM where the scratch is more than a size can be. */
-static ccmem_status plan_of(panel_product *p, ccmem_dtype x_dtype, const ccmem_bias *bias,
+static ccmem_status plan_of(linear_product *p, ccmem_dtype x_dtype, const ccmem_bias *bias,
                             ccmem_dtype y_dtype, plan *out, uint64_t *bytes) {
     const int several = p->nrows > 1 && p->in_features;
-    const panel_ops *ops = NULL;
-    if (several && x_dtype == CCMEM_BF16 && p->dtype == CCMEM_BF16)
-        ops = panel_tier(ccmem_tier_active(), 1);
-    out->halves = ops != NULL;
-    if (!ops)
-        ops = panel_tier(ccmem_tier_active(), 0);
-    p->halves = several && y_dtype == CCMEM_BF16 && panel_whole(ops, p);
+    const tier_kernels kernels = tier_active_kernels();
+    const gemm_ops *ops = kernels.gemm;
+    out->halves = several && x_dtype == CCMEM_BF16 && p->dtype == CCMEM_BF16 && kernels.gemm_bf16;
+    if (out->halves)
+        ops = kernels.gemm_bf16;
+    p->halves = several && y_dtype == CCMEM_BF16 && gemm_whole(ops, p);
     out->x = x_dtype == CCMEM_BF16 && !out->halves ? p->nrows * p->in_features : 0;
     out->y = y_dtype == CCMEM_BF16 && !p->halves ? p->nrows * p->out_features : 0;
     out->bias = 0;
@@ -74,7 +72,7 @@ static ccmem_status plan_of(panel_product *p, ccmem_dtype x_dtype, const ccmem_b
     return CCMEM_OK;
 }
 
-static ccmem_status multiply(panel_product *p, const plan *plan, const ccmem_bias *bias,
+static ccmem_status multiply(linear_product *p, const plan *plan, const ccmem_bias *bias,
                              float *scratch) {
     float *widened = scratch, *biased = widened + plan->x, *summed = biased + plan->bias;
     uint16_t *y = p->y;
@@ -87,7 +85,7 @@ static ccmem_status multiply(panel_product *p, const plan *plan, const ccmem_bia
     }
     if (plan->y)
         p->y = summed;
-    status = matmul_product(p, plan->halves);
+    status = linear_multiply(p, plan->halves);
     if (status == CCMEM_OK && plan->y)
         narrow(y, summed, (size_t)plan->y);
     return status;
@@ -97,20 +95,20 @@ ccmem_status ccmem_store_linear_typed(ccmem_store *store, uint64_t offset, ccmem
                                       uint64_t out_features, uint64_t in_features, const void *x,
                                       ccmem_dtype x_dtype, uint64_t nrows, ccmem_bias bias, void *y,
                                       ccmem_dtype y_dtype) {
-    panel_product p = {.store = store,
-                       .offset = offset,
-                       .dtype = dtype,
-                       .out_features = out_features,
-                       .in_features = in_features,
-                       .x = x,
-                       .nrows = nrows,
-                       .ldx = in_features,
-                       .y = y,
-                       .ldy = out_features};
+    linear_product p = {.store = store,
+                        .offset = offset,
+                        .dtype = dtype,
+                        .out_features = out_features,
+                        .in_features = in_features,
+                        .x = x,
+                        .nrows = nrows,
+                        .ldx = in_features,
+                        .y = y,
+                        .ldy = out_features};
     uint64_t nx, ny, bytes = 0;
     uint8_t *scratch = NULL;
     plan plan;
-    if (!store || !matmul_element(dtype) || !supported(x_dtype) || !supported(y_dtype) ||
+    if (!store || !dtype_size(dtype) || !supported(x_dtype) || !supported(y_dtype) ||
         !supported(bias.dtype) || (bias.data && bias.store))
         return CCMEM_ERR_ARGUMENT;
     if (__builtin_mul_overflow(nrows, in_features, &nx) ||
@@ -126,6 +124,6 @@ ccmem_status ccmem_store_linear_typed(ccmem_store *store, uint64_t offset, ccmem
         ccmem_plain_free(scratch);
     }
     if (status != CCMEM_OK && ny)
-        ccmem_wipe(y, ny * matmul_element(y_dtype));
+        ccmem_wipe(y, ny * dtype_size(y_dtype));
     return status;
 }

@@ -52,13 +52,13 @@ static void sum_up(several *s) {
         }
 }
 
-static void fill(const panel_ops *ops, several *s, ccmem_dtype dtype) {
+static void fill(const gemm_ops *ops, several *s, ccmem_dtype dtype) {
     const size_t unit = ops->unit;
     const ccmem_dtype x_dtype = unit == 2 ? CCMEM_BF16 : CCMEM_F32;
     memset(s, 0, offsetof(several, expected));
     for (size_t i = 0; i < HEIGHT; i++) {
         for (size_t k = 0; k < ELEMENTS; k++)
-            selftest_number(dtype, s->stored + k * matmul_element(dtype), w_of(i, k));
+            selftest_number(dtype, s->stored + k * dtype_size(dtype), w_of(i, k));
         ops->convert[dtype](s->w[i], s->stored, ELEMENTS);
         memset((uint8_t *)s->w[i] + ELEMENTS * unit, 0, sizeof s->w[i] - ELEMENTS * unit);
         s->scale[i] = (float)(1 << i % 3);
@@ -70,7 +70,7 @@ static void fill(const panel_ops *ops, several *s, ccmem_dtype dtype) {
 }
 
 /* 1 when y is right for `rows` rows of x and h of W, and nothing else was written. */
-static int right(several *s, const panel_end *end, size_t rows, size_t h, float before) {
+static int right(several *s, const gemm_epilogue *end, size_t rows, size_t h, float before) {
     int good = 1;
     for (size_t r = 0; r < WIDTH; r++)
         for (size_t i = 0; i < HEIGHT; i++) {
@@ -90,36 +90,36 @@ static int right(several *s, const panel_end *end, size_t rows, size_t h, float 
 }
 
 /* What may become of the sums: with a scale and a bias or without, added, rounded. */
-static panel_end end_of(several *s, unsigned number, float before) {
+static gemm_epilogue end_of(several *s, unsigned number, float before) {
     for (size_t r = 0; r < WIDTH; r++)
         for (size_t i = 0; i < HEIGHT; i++)
             s->y[r][i] = before;
-    return (panel_end){.scale = number ? s->scale : NULL,
-                       .bias = number ? s->bias : NULL,
-                       .y = s->y,
-                       .ldy = HEIGHT,
-                       .halves = number == 2,
-                       .add = number == 1};
+    return (gemm_epilogue){.scale = number ? s->scale : NULL,
+                           .bias = number ? s->bias : NULL,
+                           .y = s->y,
+                           .ldy = HEIGHT,
+                           .halves = number == 2,
+                           .add = number == 1};
 }
 
-static int check_dots(const panel_ops *ops, several *s) {
+static int check_dots(const gemm_ops *ops, several *s) {
     const size_t vectors = WORDS / ops->lanes;
     int good = 1;
     for (unsigned number = 0; number < 3; number++)
         for (size_t rows = 1; rows <= ops->dot_rows; rows++)
-            for (size_t h = 1; h <= PANEL_DOT_HEIGHT; h++) {
-                panel_end end = end_of(s, number, 3.0f);
+            for (size_t h = 1; h <= GEMM_DOT_HEIGHT; h++) {
+                gemm_epilogue end = end_of(s, number, 3.0f);
                 ops->dot[rows - 1](s->w[0], WORDS, h, (const uint8_t *)s->x, WORDS, vectors, &end);
                 good &= right(s, &end, rows, h, 3.0f);
             }
     return good;
 }
 
-static int check_panels(const panel_ops *ops, several *s) {
+static int check_panels(const gemm_ops *ops, several *s) {
     static const size_t heights[] = {1, 8, 13, HEIGHT};
     int good = 1;
     for (size_t r = 0; r < ops->width; r += 8)
-        ops->turn(s->panel + r, (const uint8_t *)s->x[r], sizeof s->x[0], WORDS);
+        ops->transpose(s->panel + r, (const uint8_t *)s->x[r], sizeof s->x[0], WORDS);
     for (int both = 0; both < 2; both++) {
         memset(s->sums, 0, sizeof s->sums);
         for (size_t k = 0; k < WORDS; k += WORDS / 2)
@@ -130,7 +130,7 @@ static int check_panels(const panel_ops *ops, several *s) {
         for (unsigned number = 0; number < 3; number++)
             for (size_t j = 0; j < sizeof heights / sizeof *heights; j++)
                 for (size_t rows = most - 5; rows <= most; rows++) {
-                    panel_end end = end_of(s, number, 3.0f);
+                    gemm_epilogue end = end_of(s, number, 3.0f);
                     ops->finish(s->sums, heights[j], rows, &end);
                     good &= right(s, &end, rows, heights[j], 3.0f);
                 }
@@ -138,7 +138,7 @@ static int check_panels(const panel_ops *ops, several *s) {
     return good;
 }
 
-static int check_conversion(const panel_ops *ops, several *s, ccmem_dtype dtype) {
+static int check_conversion(const gemm_ops *ops, several *s, ccmem_dtype dtype) {
     /* Both signs of infinities, subnormal and largest numbers of both 16-bit types. */
     static const uint16_t special[] = {0x0001, 0x8001, 0x03ff, 0x83ff, 0x0400, 0x7bff,
                                        0xfbff, 0x7c00, 0xfc00, 0x7f7f, 0x7f80, 0xff80,
@@ -147,27 +147,25 @@ static int check_conversion(const panel_ops *ops, several *s, ccmem_dtype dtype)
     selftest_fill(s->stored, sizeof s->stored, 3);
     memcpy(s->stored, special, sizeof special);
     ops->convert[dtype](s->w[0], s->stored, ELEMENTS);
-    panel_portable.convert[dtype](s->w[1], s->stored, ELEMENTS);
+    gemm_portable.convert[dtype](s->w[1], s->stored, ELEMENTS);
     for (size_t k = 0; k < ELEMENTS; k++)
         good &= s->w[0][k] == s->w[1][k] || (isnan(s->w[0][k]) && isnan(s->w[1][k]));
     return good;
 }
 
-ccmem_status selftest_panels(ccmem_tier tier) {
-    const panel_ops *ops = panel_tier(tier, 0), *halves = panel_tier(tier, 1);
+ccmem_status selftest_gemm(const gemm_ops *ops) {
     int good = 1;
     several *s;
     if (posix_memalign((void **)&s, LINE, sizeof *s))
         return CCMEM_ERR_NOMEM;
     sum_up(s);
-    for (int dtype = 0; dtype < PANEL_DTYPES; dtype++) {
+    for (int dtype = 0; dtype < DTYPES; dtype++) {
+        if (!ops->convert[dtype])
+            continue;
         fill(ops, s, (ccmem_dtype)dtype);
         good &= check_dots(ops, s) & check_panels(ops, s);
-        good &= check_conversion(ops, s, (ccmem_dtype)dtype);
-    }
-    if (halves) {
-        fill(halves, s, CCMEM_BF16);
-        good &= check_dots(halves, s) & check_panels(halves, s);
+        if (ops->unit == sizeof(float))
+            good &= check_conversion(ops, s, (ccmem_dtype)dtype);
     }
     free(s);
     return good ? CCMEM_OK : CCMEM_ERR_SELFTEST;

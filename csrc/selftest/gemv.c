@@ -11,41 +11,20 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { BLOCKS = 6, ELEMENTS = BLOCKS * MATMUL_BLOCK_MAX, PAGE = 4096, PAGES = 2, LINE = 64 };
+enum { BLOCKS = 6, ELEMENTS = BLOCKS * GEMV_BLOCK_MAX, PAGE = 4096, PAGES = 2, LINE = 64 };
 
 typedef struct products {
-    matmul_sums sums;
+    gemv_sums sums;
     _Alignas(64) float x[PAGE * PAGES]; /* packed, up to a row of two pages of int8 */
-    _Alignas(64) float row_sums[PAGES * PAGE / 128 * MATMUL_BLOCK_MAX];
-    _Alignas(64) float rest[MATMUL_BLOCK_MAX];
+    _Alignas(64) float row_sums[PAGES * PAGE / 128 * GEMV_BLOCK_MAX];
+    _Alignas(64) float rest[GEMV_BLOCK_MAX];
     _Alignas(64) uint8_t w[PAGE * PAGES], sealed[PAGE * PAGES];
     float plain[PAGE * PAGES];
     int8_t number[PAGE * PAGES];
 } products;
 
-void selftest_number(ccmem_dtype dtype, uint8_t *to, int v) {
-    float f = (float)v;
-    uint32_t bits;
-    uint16_t half;
-    memcpy(&bits, &f, sizeof bits);
-    switch (dtype) {
-    case CCMEM_F32: memcpy(to, &bits, 4); break;
-    case CCMEM_F16: /* the exponent's bias is 15 instead of 127; three bits of fraction suffice */
-        half = (uint16_t)(bits >> 16 & 0x8000);
-        if (v)
-            half |= (uint16_t)((bits >> 13 & 0x3ffff) - ((127 - 15) << 10));
-        memcpy(to, &half, 2);
-        break;
-    case CCMEM_BF16:
-        half = (uint16_t)(bits >> 16);
-        memcpy(to, &half, 2);
-        break;
-    case CCMEM_I8: *to = (uint8_t)v; break;
-    }
-}
-
 static void fill(products *p, ccmem_dtype dtype, size_t n) {
-    const size_t element = matmul_element(dtype);
+    const size_t element = dtype_size(dtype);
     selftest_fill((uint8_t *)p->number, n, 7 + (uint64_t)dtype);
     for (size_t i = 0; i < n; i++) {
         p->number[i] = (int8_t)((p->number[i] & 15) - 8);
@@ -55,13 +34,13 @@ static void fill(products *p, ccmem_dtype dtype, size_t n) {
 
 static int x_of(size_t i) { return (int)(i % 7); }
 
-static void pack_row(products *p, const matmul_ops *ops, ccmem_dtype dtype, size_t n) {
+static void pack_row(products *p, const gemv_ops *ops, ccmem_dtype dtype, size_t n) {
     for (size_t i = 0; i < n; i++)
         p->plain[i] = (float)x_of(i);
-    matmul_pack(ops, dtype, p->x, p->plain, n);
+    gemv_pack(ops, dtype, p->x, p->plain, n);
 }
 
-static int check_dots(const matmul_ops *ops, products *p, ccmem_dtype dtype) {
+static int check_dots(const gemv_ops *ops, products *p, ccmem_dtype dtype) {
     long expected = 0;
     fill(p, dtype, ELEMENTS);
     pack_row(p, ops, dtype, ELEMENTS);
@@ -73,12 +52,12 @@ static int check_dots(const matmul_ops *ops, products *p, ccmem_dtype dtype) {
 }
 
 /* One block times 1: the sums are the elements themselves. `order` tells which. */
-static void convert(const matmul_ops *ops, products *p, ccmem_dtype dtype, const uint8_t *w,
+static void convert(const gemv_ops *ops, products *p, ccmem_dtype dtype, const uint8_t *w,
                     float *out) {
-    float order[MATMUL_BLOCK_MAX];
+    float order[GEMV_BLOCK_MAX];
     for (size_t i = 0; i < ops->block; i++)
         p->plain[i] = (float)i;
-    matmul_pack(ops, dtype, order, p->plain, ops->block);
+    gemv_pack(ops, dtype, order, p->plain, ops->block);
     for (size_t i = 0; i < ops->block; i++)
         p->x[i] = 1.0f;
     memset(&p->sums, 0, sizeof p->sums);
@@ -87,8 +66,8 @@ static void convert(const matmul_ops *ops, products *p, ccmem_dtype dtype, const
         out[(size_t)order[i]] = p->sums.lane[i];
 }
 
-static int check_conversions(const matmul_ops *ops, products *p, ccmem_dtype dtype) {
-    const size_t n = MATMUL_BLOCK_MAX, bytes = n * matmul_element(dtype);
+static int check_conversions(const gemv_ops *ops, products *p, ccmem_dtype dtype) {
+    const size_t n = GEMV_BLOCK_MAX, bytes = n * dtype_size(dtype);
     int good = 1;
     selftest_fill(p->w, sizeof p->w, 3);
     /* Both signs of infinities, subnormal and largest numbers of both 16-bit types. */
@@ -97,12 +76,11 @@ static int check_conversions(const matmul_ops *ops, products *p, ccmem_dtype dty
                                        0x007f, 0x0080, 0x8000, 0x0000};
     memcpy(p->w, special, sizeof special);
     for (size_t at = 0; at + bytes <= 16 * n; at += bytes) {
-        float got[MATMUL_BLOCK_MAX], expected[MATMUL_BLOCK_MAX];
+        float got[GEMV_BLOCK_MAX], expected[GEMV_BLOCK_MAX];
         for (size_t i = 0; i < n; i += ops->block)
-            convert(ops, p, dtype, p->w + at + i * matmul_element(dtype), got + i);
-        for (size_t i = 0; i < n; i += matmul_portable.block)
-            convert(&matmul_portable, p, dtype, p->w + at + i * matmul_element(dtype),
-                    expected + i);
+            convert(ops, p, dtype, p->w + at + i * dtype_size(dtype), got + i);
+        for (size_t i = 0; i < n; i += gemv_portable.block)
+            convert(&gemv_portable, p, dtype, p->w + at + i * dtype_size(dtype), expected + i);
         for (size_t i = 0; i < n; i++)
             good &= got[i] == expected[i] || (isnan(got[i]) && isnan(expected[i]));
     }
@@ -113,9 +91,9 @@ static int check_conversions(const matmul_ops *ops, products *p, ccmem_dtype dty
  * not end. */
 enum { ROW = 1536, FROM = 512, TO = PAGES * PAGE - 512 };
 
-static dot_rows fused_rows(const matmul_ops *ops, products *p, ccmem_dtype dtype) {
-    static const _Alignas(64) float zeros[MATMUL_BLOCK_MAX];
-    const size_t element = matmul_element(dtype);
+static dot_rows fused_rows(const gemv_ops *ops, products *p, ccmem_dtype dtype) {
+    static const _Alignas(64) float zeros[GEMV_BLOCK_MAX];
+    const size_t element = dtype_size(dtype);
     fill(p, dtype, sizeof p->w / element);
     pack_row(p, ops, dtype, ROW / element);
     /* What the loop tested before left is right for this one as well. */
@@ -130,8 +108,8 @@ static dot_rows fused_rows(const matmul_ops *ops, products *p, ccmem_dtype dtype
                       .rest = p->rest};
 }
 
-static int check_rows(const matmul_ops *ops, const products *p, ccmem_dtype dtype) {
-    const size_t element = matmul_element(dtype);
+static int check_rows(const gemv_ops *ops, const products *p, ccmem_dtype dtype) {
+    const size_t element = dtype_size(dtype);
     int good = 1;
     for (size_t at = FROM, row = 0; at < TO; at += ROW, row++) {
         long expected = 0;
@@ -144,7 +122,7 @@ static int check_rows(const matmul_ops *ops, const products *p, ccmem_dtype dtyp
 }
 
 /* A changed tag as well. */
-static int check_fused(const matmul_ops *ops, const aegis_ops *aegis, products *p,
+static int check_fused(const gemv_ops *ops, const aegis_ops *aegis, products *p,
                        ccmem_dtype dtype) {
     static const uint8_t key[16] = {1, 2, 3}, nonce[PAGES][16] = {{4}, {5}};
     const dot_rows rows = fused_rows(ops, p, dtype);
@@ -160,7 +138,7 @@ static int check_fused(const matmul_ops *ops, const aegis_ops *aegis, products *
 }
 
 /* Both sizes of keys, and the two pages as one. */
-static int check_fused_xts(const matmul_ops *ops, const xts_ops *xts, products *p,
+static int check_fused_xts(const gemv_ops *ops, const xts_ops *xts, products *p,
                            ccmem_dtype dtype) {
     int good = 1;
     for (int i = 0; i < 3; i++) {
@@ -178,23 +156,30 @@ static int check_fused_xts(const matmul_ops *ops, const xts_ops *xts, products *
     return good;
 }
 
-ccmem_status selftest_matmul(ccmem_tier tier) {
-    const matmul_ops *ops = matmul_tier(tier);
-    const aegis_ops *aegis = aegis_tier(tier);
-    const xts_ops *xts[2] = {xts_tier(tier), xts_other(tier)};
+ccmem_status selftest_gemv(const gemv_ops *ops) {
     int good = 1;
     products *p;
     if (posix_memalign((void **)&p, LINE, sizeof *p))
         return CCMEM_ERR_NOMEM;
-    for (int dtype = 0; dtype < MATMUL_DTYPES; dtype++) {
+    for (int dtype = 0; dtype < DTYPES; dtype++) {
         good &= check_dots(ops, p, (ccmem_dtype)dtype);
-        if (ops != &matmul_portable)
+        if (ops != &gemv_portable)
             good &= check_conversions(ops, p, (ccmem_dtype)dtype);
-        if (ops != &matmul_portable && aegis->dot)
+    }
+    free(p);
+    return good ? CCMEM_OK : CCMEM_ERR_SELFTEST;
+}
+
+ccmem_status selftest_fused(const gemv_ops *ops, const xts_ops *xts, const aegis_ops *aegis) {
+    int good = 1;
+    products *p;
+    if (posix_memalign((void **)&p, LINE, sizeof *p))
+        return CCMEM_ERR_NOMEM;
+    for (int dtype = 0; dtype < DTYPES && ops->sum; dtype++) {
+        if (aegis && aegis->dot)
             good &= check_fused(ops, aegis, p, (ccmem_dtype)dtype);
-        for (int i = 0; i < 2; i++)
-            if (xts[i] && xts[i]->dot)
-                good &= check_fused_xts(ops, xts[i], p, (ccmem_dtype)dtype);
+        if (xts && xts->dot)
+            good &= check_fused_xts(ops, xts, p, (ccmem_dtype)dtype);
     }
     free(p);
     return good ? CCMEM_OK : CCMEM_ERR_SELFTEST;

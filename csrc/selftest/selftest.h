@@ -1,30 +1,36 @@
 /* SPDX-License-Identifier: Apache-2.0
  * Known-answer tests: published vectors first, then pseudo-random pages against the portable tier.
- */
+ * Each returns CCMEM_OK, CCMEM_ERR_SELFTEST or CCMEM_ERR_NOMEM, and is
+ * given what the processor can run. */
 #ifndef CCMEM_SELFTEST_H
 #define CCMEM_SELFTEST_H
 
-#include "ccmem.h"
+#include "tiers/tiers.h"
 
-/* splitmix64 (Steele, Lea, Flood 2014) into n bytes: the data only has to look different
+/* AES, CMAC and key wrap. */
+ccmem_status selftest_aes(const aes_ops *ops);
+
+ccmem_status selftest_xts(const xts_ops *ops);
+
+ccmem_status selftest_aegis(const aegis_ops *ops);
+
+/* Products with one row of x. */
+ccmem_status selftest_gemv(const gemv_ops *ops);
+
+/* The same in the registers that pages are opened in; NULL: not by this cipher. */
+ccmem_status selftest_fused(const gemv_ops *ops, const xts_ops *xts, const aegis_ops *aegis);
+
+/* Products with several rows of x. */
+ccmem_status selftest_gemm(const gemm_ops *ops);
+
+/* All tables of a tier that the processor can run. */
+ccmem_status selftest_run(ccmem_tier number);
+
+/* Fills n bytes by splitmix64 (Steele, Lea, Flood 2014): the data only has to look different
  * everywhere. */
 void selftest_fill(uint8_t *p, size_t n, uint64_t seed);
 
-/* AEGIS with the kernels of a tier that the processor supports. CCMEM_ERR_SELFTEST,
- * CCMEM_ERR_NOMEM. */
-ccmem_status selftest_aegis(ccmem_tier tier);
-
-/* The whole number v, from -8 to 7, as an element of a matrix. */
+/* Writes the whole number v, from -8 to 7, as an element of a matrix. */
 void selftest_number(ccmem_dtype dtype, uint8_t *to, int v);
-
-/* Products of one row of x with the arithmetic that goes with a tier. CCMEM_ERR_SELFTEST,
- * CCMEM_ERR_NOMEM. */
-ccmem_status selftest_matmul(ccmem_tier tier);
-
-/* The same for several rows of x. */
-ccmem_status selftest_panels(ccmem_tier tier);
-
-/* Tests a tier that the processor supports. CCMEM_ERR_SELFTEST, CCMEM_ERR_NOMEM. */
-ccmem_status selftest_run(ccmem_tier tier);
 
 #endif

@@ -17,8 +17,8 @@
 #include <unistd.h>
 
 #include "memory/secret.h"
-#include "pages/key.h"
 #include "platform/fork.h"
+#include "platform/random.h"
 #include "platform/vmem.h"
 #include "store/core.h"
 

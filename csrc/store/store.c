@@ -26,6 +26,7 @@
 #include "platform/cpu.h"
 #include "platform/fork.h"
 #include "platform/lost.h"
+#include "platform/random.h"
 #include "platform/threads.h"
 #include "platform/vmem.h"
 #include "store/core.h"

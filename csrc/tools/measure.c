@@ -9,11 +9,8 @@
 #include "crypto/xts/xts.h"
 #include "pages/key.h"
 #include "pages/page.h"
-#include "platform/cpu.h"
-
-#if CCMEM_X86
-#include <immintrin.h>
-#endif
+#include "platform/random.h"
+#include "tiers/tiers.h"
 
 static double seconds_now(void) {
     struct timespec t;
@@ -21,59 +18,16 @@ static double seconds_now(void) {
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
-/* ---- the AES unit's ceiling ------------------------------------------------------------------ */
-
-#if CCMEM_X86
-/* Eight registers, one AES round each per turn; named one by one, because compilers may keep an
- * array in memory, which makes a "ceiling" of the store buffer. The empty assembler statement makes
- * every register an output that the compiler knows nothing about: without it, equal chains are
- * merged and the "ceiling" comes out several times too high. */
-#define CEILING(name, tgt, type, constraint, set1, aesenc)                                         \
-    __attribute__((target(tgt), noinline)) static double name(uint64_t turns) {                    \
-        type k = set1(0x3c), a = set1(1), b = set1(2), c = set1(3), d = set1(4), e = set1(5),      \
-             f = set1(6), g = set1(7), h = set1(8);                                                \
-        double start = seconds_now();                                                              \
-        for (uint64_t i = 0; i < turns; i++) {                                                     \
-            a = aesenc(a, k), b = aesenc(b, k), c = aesenc(c, k), d = aesenc(d, k);                \
-            e = aesenc(e, k), f = aesenc(f, k), g = aesenc(g, k), h = aesenc(h, k);                \
-            __asm__ volatile(""                                                                    \
-                             : "+" constraint(a), "+" constraint(b), "+" constraint(c),            \
-                               "+" constraint(d), "+" constraint(e), "+" constraint(f),            \
-                               "+" constraint(g), "+" constraint(h));                              \
-        }                                                                                          \
-        return seconds_now() - start;                                                              \
-    }
-
-CEILING(ceiling128, "aes", __m128i, "x", _mm_set1_epi8, _mm_aesenc_si128)
-CEILING(ceiling256, "avx2,vaes", __m256i, "x", _mm256_set1_epi8, _mm256_aesenc_epi128)
-CEILING(ceiling512, "avx512f,vaes", __m512i, "v", _mm512_set1_epi8, _mm512_aesenc_epi128)
-#endif
-
 double ccmem_measure_ceiling(ccmem_tier tier, unsigned rounds, uint64_t repeats) {
-#if CCMEM_X86
-    double width, seconds;
     if (!ccmem_tier_usable(tier) || !rounds || !repeats)
         return 0;
-    switch (tier) {
-    case CCMEM_TIER_AESNI:
-        width = 16;
-        seconds = ceiling128(repeats);
-        break;
-    case CCMEM_TIER_VAES256:
-        width = 32;
-        seconds = ceiling256(repeats);
-        break;
-    case CCMEM_TIER_VAES512:
-        width = 64;
-        seconds = ceiling512(repeats);
-        break;
-    default: return 0;
-    }
-    return seconds > 0 ? (double)repeats * 8 * width / rounds / seconds : 0;
-#else
-    (void)tier, (void)rounds, (void)repeats;
-    return 0;
-#endif
+    const probe_ops *probe = tier_kernels_of(tier).probe;
+    if (!probe->aes_rounds)
+        return 0;
+    double start = seconds_now();
+    probe->aes_rounds(repeats);
+    double seconds = seconds_now() - start;
+    return seconds > 0 ? (double)repeats * 8 * probe->aes_width / rounds / seconds : 0;
 }
 
 /* ---- pages ----------------------------------------------------------------------------------- */
@@ -210,39 +164,10 @@ ccmem_status ccmem_measure_open_to_scratch(ccmem_store *store, uint8_t *scratch,
     return CCMEM_OK;
 }
 
-/* Loads whose values an empty assembler statement asks for, so that the compiler keeps them all; no
- * addition waits for another. */
-#define PLAIN_READ(name, attribute, type, constraint)                                              \
-    attribute static void name(const uint8_t *memory, uint64_t n) {                                \
-        enum { LOADS = 256 / sizeof(type) };                                                       \
-        for (uint64_t at = 0; at < n; at += 256) {                                                 \
-            _Pragma("GCC unroll 32") for (int i = 0; i < LOADS; i++) {                             \
-                type value;                                                                        \
-                memcpy(&value, memory + at + (size_t)i * sizeof value, sizeof value);              \
-                __asm__ volatile("" : : constraint(value));                                        \
-            }                                                                                      \
-        }                                                                                          \
-    }
-
-PLAIN_READ(plain_read64, __attribute__((noinline)), uint64_t, "r")
-#if CCMEM_X86
-PLAIN_READ(plain_read128, __attribute__((target("sse2"), noinline)), __m128i, "x")
-PLAIN_READ(plain_read256, __attribute__((target("avx2"), noinline)), __m256i, "x")
-PLAIN_READ(plain_read512, __attribute__((target("avx512f"), noinline)), __m512i, "v")
-#endif
-
 double ccmem_measure_plain_read(const uint8_t *memory, uint64_t n) {
-    void (*read)(const uint8_t *, uint64_t) = plain_read64;
-#if CCMEM_X86
-    switch (ccmem_tier_active()) {
-    case CCMEM_TIER_AESNI: read = plain_read128; break;
-    case CCMEM_TIER_VAES256: read = plain_read256; break;
-    case CCMEM_TIER_VAES512: read = plain_read512; break;
-    default: break;
-    }
-#endif
+    const probe_ops *probe = tier_active_kernels().probe;
     double start = seconds_now();
-    read(memory, n);
+    probe->load(memory, n);
     return seconds_now() - start;
 }
 

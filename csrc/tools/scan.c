@@ -16,7 +16,7 @@
 
 #include "ccmem.h"
 #include "memory/secret.h"
-#include "pages/key.h"
+#include "platform/random.h"
 
 enum {
     SAMPLE = 16,

@@ -10,13 +10,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "crypto/aegis/aegis.h"
 #include "platform/cpu.h"
-#include "kernels/gemv.h"
-#include "kernels/gemm.h"
-#include "crypto/xts/xts.h"
+#include "tiers/tiers.h"
 
-enum { SLOTS = 1024, TEXT = 64 };
+enum { SLOTS = 2048, TEXT = 64 };
 
 typedef void (*any_function)(void);
 
@@ -78,84 +75,95 @@ static int aegis_part(const uint8_t key[16], uint8_t *dst, const uint8_t *src, s
 
 /* ---- tables ------------------------------------------------------------------------------------- */
 
-static void add(const char *table, const char *member, int index, ccmem_tier tier, void *place,
+static void add(ccmem_tier tier, const char *table, const char *member, int index, const void *place,
                 any_function broken) {
     slot *s = &slots[count];
-    if (!*(any_function *)place)
+    if (!*(const any_function *)place)
         return;
     if (count++ == SLOTS)
         exit(2);
-    *s = (slot){.place = place, .broken = broken, .tier = tier};
-    snprintf(s->name, sizeof s->name, index < 0 ? "%s.%s" : "%s.%s[%d]", table, member, index);
+    *s = (slot){.place = (any_function *)place, .broken = broken, .tier = tier};
+    snprintf(s->name, sizeof s->name, index < 0 ? "%s %s.%s" : "%s %s.%s[%d]",
+             ccmem_tier_name(tier), table, member, index);
 }
 
 #define NOTHING ((any_function)(void *)does_nothing)
-#define ADD(ops, tier, member) add(#ops, #member, -1, tier, (void *)&ops.member, NOTHING)
-#define ADD_ALL(ops, tier, member, n)                                                              \
-    for (int i = 0; i < (int)(n); i++)                                                             \
-    add(#ops, #member, i, tier, (void *)&ops.member[i], NOTHING)
-#define ADD_AS(ops, tier, member, function)                                                        \
-    add(#ops, #member " wrong in a bit", -1, tier, (void *)&ops.member, (any_function)(void *)function)
+#define AS(table, member, function)                                                                \
+    add(tier, #table, #member " wrong in a bit", -1, (const void *)&k->table->member,              \
+        (any_function)(void *)function)
+#define ADD_AS(table, member, index, function)                                                     \
+    add(tier, #table, #member, index, (const void *)&k->table->member,                             \
+        (any_function)(void *)function)
+#define ADD(table, member) add(tier, #table, #member, -1, (const void *)&k->table->member, NOTHING)
+#define ADD_ALL(table, member)                                                                     \
+    for (int i = 0; i < (int)(sizeof k->table->member / sizeof k->table->member[0]); i++)          \
+    add(tier, #table, #member, i, (const void *)&k->table->member[i], NOTHING)
+#define ADD_DOTS(table)                                                                            \
+    for (int i = 0; i < DTYPES && k->table->dot; i++)                                              \
+    add(tier, #table, "dot", i, (const void *)&k->table->dot[i], NOTHING)
 
-#define ADD_XTS(ops, tier)                                                                         \
-    ADD(ops, tier, tweaks), ADD(ops, tier, seal_pages), ADD(ops, tier, open_pages),                \
-        ADD(ops, tier, seal_blocks), ADD(ops, tier, open_blocks),                                  \
-        ADD_AS(ops, tier, open_pages, xts_pages), ADD_AS(ops, tier, seal_blocks, xts_blocks),      \
-        ADD_AS(ops, tier, open_blocks, xts_blocks);                                                \
-    if (ops.dot)                                                                                   \
-    ADD_ALL(ops, tier, dot, MATMUL_DTYPES)
+#define ADD_GEMM(table)                                                                            \
+    ADD_ALL(table, convert);                                                                       \
+    ADD_ALL(table, dot);                                                                           \
+    ADD_ALL(table, panel);                                                                         \
+    ADD(table, transpose), ADD(table, finish)
 
-#define ADD_AEGIS(ops, tier)                                                                       \
-    ADD(ops, tier, seal_pages), ADD(ops, tier, open_pages), ADD(ops, tier, open_part),             \
-        ADD(ops, tier, start), ADD(ops, tier, absorb), ADD(ops, tier, seal), ADD(ops, tier, open), \
-        ADD(ops, tier, finish);                                                                    \
-    if (&ops != &aegis_portable)                                                                   \
-        ADD_AS(ops, tier, seal_pages, aegis_sealed), ADD_AS(ops, tier, open_pages, aegis_opened),  \
-            ADD_AS(ops, tier, open_part, aegis_part);                                              \
-    if (ops.dot)                                                                                   \
-    ADD_ALL(ops, tier, dot, MATMUL_DTYPES)
-
-#define ADD_MATMUL(ops, tier)                                                                      \
-    ADD_ALL(ops, tier, dot, MATMUL_DTYPES);                                                        \
-    add(#ops, "total", -1, tier, (void *)&ops.total, (any_function)(void *)is_zero)
-
-/* For fused loops, which `portable` and `aesni` have not. */
-#define ADD_SUM(ops, tier)                                                                         \
-    add(#ops, "sum", -1, tier, (void *)&ops.sum, (any_function)(void *)is_zero)
-
-#define ADD_PANELS(ops, tier)                                                                      \
-    ADD_ALL(ops, tier, convert, PANEL_DTYPES);                                                     \
-    ADD_ALL(ops, tier, dot, PANEL_DOT_ROWS_MAX);                                                   \
-    ADD_ALL(ops, tier, panel, 2);                                                                  \
-    ADD(ops, tier, turn), ADD(ops, tier, finish)
-
-static void list(void) {
-    const ccmem_tier portable = CCMEM_TIER_PORTABLE;
-    ADD_XTS(xts_portable, portable);
-    ADD_AEGIS(aegis_portable, portable);
-    ADD_MATMUL(matmul_portable, portable);
-    ADD_PANELS(panel_portable, portable);
-#if CCMEM_X86
-    const ccmem_tier aesni = CCMEM_TIER_AESNI, vaes256 = CCMEM_TIER_VAES256;
-    const ccmem_tier vaes512 = CCMEM_TIER_VAES512;
-    ADD_XTS(xts_aesni, aesni);
-    ADD_AEGIS(aegis_aesni, aesni);
-    ADD_XTS(xts_vaes256, vaes256);
-    ADD_AEGIS(aegis_vaes256, vaes256);
-    if (matmul_tier(aesni) == &matmul_avx2) {
-        ADD_MATMUL(matmul_avx2, aesni);
-        ADD_PANELS(panel_avx2, aesni);
+/* XTS comes first: no tier shares that with another. */
+static void list_tables(ccmem_tier tier, const tier_kernels *k) {
+    if (k->xts) {
+        ADD(xts, tweaks), ADD(xts, seal_pages), ADD(xts, open_pages), ADD(xts, seal_blocks);
+        ADD(xts, open_blocks), AS(xts, open_pages, xts_pages), AS(xts, seal_blocks, xts_blocks);
+        AS(xts, open_blocks, xts_blocks);
+        ADD_DOTS(xts);
     }
-    ADD_SUM(matmul_avx2, vaes256);
-    ADD_SUM(matmul_avx512, vaes512);
-    ADD_XTS(xts_vaes512, vaes512);
-    ADD_XTS(xts_vaes512_amd, vaes512);
-    ADD_AEGIS(aegis_vaes512, vaes512);
-    ADD_MATMUL(matmul_avx512, vaes512);
-    ADD_PANELS(panel_avx512, vaes512);
-    if (panel_tier(vaes512, 1))
-        ADD_PANELS(panel_bf16, vaes512);
-#endif
+    if (k->aes)
+        ADD(aes, encrypt), ADD(aes, decrypt_block);
+    if (k->aegis) {
+        ADD(aegis, seal_pages), ADD(aegis, open_pages), ADD(aegis, open_part), ADD(aegis, start);
+        ADD(aegis, absorb), ADD(aegis, seal), ADD(aegis, open), ADD(aegis, finish);
+        if (k->aegis != &aegis_portable)
+            AS(aegis, seal_pages, aegis_sealed), AS(aegis, open_pages, aegis_opened),
+                AS(aegis, open_part, aegis_part);
+        ADD_DOTS(aegis);
+    }
+    if (k->gemv) {
+        ADD_ALL(gemv, dot);
+        ADD_AS(gemv, total, -1, is_zero);
+    }
+    if (k->gemm) {
+        ADD_GEMM(gemm);
+    }
+    if (k->gemm_bf16) {
+        ADD_GEMM(gemm_bf16);
+    }
+}
+
+/* Every table of every tier that this processor can run, as its descriptor tells. */
+static void list(void) {
+    for (int number = 0; number < CCMEM_TIER_COUNT; number++) {
+        const ccmem_tier tier = (ccmem_tier)number;
+        if (!tier_supported(tier))
+            continue;
+        const tier_kernels used = tier_kernels_of(tier), *k = &used;
+        list_tables(tier, k);
+        /* The sums of fused loops, where the tier has any. */
+        if (k->gemv->sum && (k->xts->dot || k->aegis->dot))
+            ADD_AS(gemv, sum, -1, is_zero);
+        for (k = tier_of(tier)->kernels; !tier_last(k); k++)
+            if (cpu_has(k->needs)) {
+                tier_kernels other = *k;
+#define DROP(table)                                                                                \
+    if (other.table == used.table)                                                                 \
+    other.table = NULL
+                DROP(aes);
+                DROP(xts);
+                DROP(aegis);
+                DROP(gemv);
+                DROP(gemm);
+                DROP(gemm_bf16);
+                list_tables(tier, &other);
+            }
+    }
 }
 
 /* Tables are constant: their pages have to be opened first. */
@@ -185,14 +193,14 @@ static int say(int good, const char *what, const char *name) {
 static int every_function(void) {
     int good = ccmem_init("") == CCMEM_OK;
     for (size_t i = 0; i < count; i++) {
-        if (!cpu_supports(slots[i].tier))
+        if (!tier_supported(slots[i].tier))
             continue;
         damage(&slots[i]);
         good &= say(ccmem_selftest(slots[i].tier) == CCMEM_ERR_SELFTEST, "self-test", slots[i].name);
         repair(&slots[i]);
     }
     for (int tier = 0; tier < CCMEM_TIER_COUNT; tier++)
-        if (cpu_supports((ccmem_tier)tier))
+        if (tier_supported((ccmem_tier)tier))
             good &= say(ccmem_selftest((ccmem_tier)tier) == CCMEM_OK, "all repaired",
                         ccmem_tier_name((ccmem_tier)tier));
     return good;
@@ -267,7 +275,7 @@ int main(void) {
     list();
     for (int i = 0; i < CCMEM_TIER_COUNT; i++) {
         ccmem_tier tier = (ccmem_tier)i;
-        if (!cpu_supports(tier))
+        if (!tier_supported(tier))
             continue;
         IN_CHILD(not_by_name(tier), "asked for by name", ccmem_tier_name(tier));
         if (tier) {

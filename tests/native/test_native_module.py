@@ -105,9 +105,6 @@ WIDE = re.compile(r"%[yz]mm|\b(v?aes(enc|dec|imc|keygen)|v?pclmul|v[a-z0-9]+ .*%
 #: What the names of the accelerated tiers' files have in common.
 ACCELERATED = re.compile(r"(^|_)(aesni|vaes256|vaes512|vaes512_amd|avx2|avx512|bf16)\.c$")
 
-#: The functions of the other files that use newer instructions, behind a check of the processor.
-GUARDED = re.compile(r"(aesni_(blocks|decrypt)|(ceiling|plain_read)(128|256|512))(\.|$)")
-
 
 def wide_functions(objects: Iterable[Path]) -> set[str]:
     """Names of the functions in object files with instructions newer than the baseline."""
@@ -129,7 +126,7 @@ def test_portable_code_has_no_newer_instructions(native_objects: dict[Path, Path
     """Target attributes, not flags: start-up and the portable tier use SSE2 at most."""
     common = [o for source, o in native_objects.items() if not ACCELERATED.search(source.name)]
     assert len(common) > 30
-    assert not {name for name in wide_functions(common) if not GUARDED.match(name)}
+    assert not wide_functions(common)
 
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="reads x86-64 code")

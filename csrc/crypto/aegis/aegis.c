@@ -4,21 +4,8 @@
 #include "crypto/aegis/aegis.h"
 
 #include "memory/secret.h"
-#include "platform/cpu.h"
 
 enum { BLOCK_MAX = 64, TAG_MAX = 32 };
-
-const aegis_ops *aegis_tier(ccmem_tier tier) {
-    switch (tier) {
-    case CCMEM_TIER_PORTABLE: return &aegis_portable;
-#if CCMEM_X86
-    case CCMEM_TIER_AESNI: return &aegis_aesni;
-    case CCMEM_TIER_VAES256: return &aegis_vaes256;
-    case CCMEM_TIER_VAES512: return &aegis_vaes512;
-#endif
-    default: return NULL;
-    }
-}
 
 /* One message on its way, and all of it that must not outlive it. */
 typedef struct message {
@@ -112,48 +99,4 @@ ccmem_status aegis_open_message(const aegis_ops *ops, unsigned lanes, const uint
     ccmem_wipe(&m, sizeof m); /* with the right tag of a wrong message */
     burn_stack();
     return good ? CCMEM_OK : CCMEM_ERR_INTEGRITY;
-}
-
-/* The longest text and the most associated data are 2^61 - 1 bytes (RFC 10032, 3 and 5): their
- * lengths in bits go into 64. */
-static int too_long(size_t n) { return (uint64_t)n >> 61 != 0; }
-
-static ccmem_status check_arguments(ccmem_tier tier, unsigned lanes, const uint8_t *key,
-                                    const uint8_t *nonce, const uint8_t *ad, size_t ad_len,
-                                    const uint8_t *in, const uint8_t *out, size_t n,
-                                    const uint8_t *tag, size_t tag_len) {
-    ccmem_status status = ccmem_tier_check(tier);
-    if (status)
-        return status;
-    if ((lanes != 1 && lanes != 2) || (tag_len != 16 && tag_len != 32))
-        return CCMEM_ERR_ARGUMENT;
-    if (!key || !nonce || !tag || (ad_len && !ad) || (n && (!in || !out)))
-        return CCMEM_ERR_ARGUMENT;
-    return too_long(n) || too_long(ad_len) ? CCMEM_ERR_ARGUMENT : CCMEM_OK;
-}
-
-ccmem_status ccmem_aegis_encrypt(ccmem_tier tier, unsigned lanes, const uint8_t key[16],
-                                 const uint8_t nonce[16], const uint8_t *ad, size_t ad_len,
-                                 const uint8_t *in, uint8_t *out, size_t n, uint8_t *tag,
-                                 size_t tag_len) {
-    ccmem_status status =
-        check_arguments(tier, lanes, key, nonce, ad, ad_len, in, out, n, tag, tag_len);
-
-    if (status)
-        return status;
-    aegis_seal_message(aegis_tier(tier), lanes, key, nonce, ad, ad_len, in, out, n, tag, tag_len);
-    return CCMEM_OK;
-}
-
-ccmem_status ccmem_aegis_decrypt(ccmem_tier tier, unsigned lanes, const uint8_t key[16],
-                                 const uint8_t nonce[16], const uint8_t *ad, size_t ad_len,
-                                 const uint8_t *in, uint8_t *out, size_t n, const uint8_t *tag,
-                                 size_t tag_len) {
-    ccmem_status status =
-        check_arguments(tier, lanes, key, nonce, ad, ad_len, in, out, n, tag, tag_len);
-
-    if (status)
-        return status;
-    return aegis_open_message(aegis_tier(tier), lanes, key, nonce, ad, ad_len, in, out, n, tag,
-                              tag_len);
 }

@@ -65,10 +65,6 @@ typedef struct aegis_ops {
     int spills; /* the functions for pages leave parts of states on the stack: see burn_stack() */
 } aegis_ops;
 
-/* The tier's kernels; NULL when they are not compiled for this architecture. Says nothing about
- * whether the processor can run them. */
-const aegis_ops *aegis_tier(ccmem_tier tier);
-
 extern const aegis_ops aegis_portable, aegis_aesni, aegis_vaes256, aegis_vaes512;
 
 /* One message with these kernels, see ccmem_aegis_encrypt and ccmem_aegis_decrypt; the arguments

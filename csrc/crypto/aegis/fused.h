@@ -32,7 +32,7 @@ DOT_INLINE void dot_add(__m256 sum[DOT_SUMS], __m256 w, const float *x, size_t p
     *to = _mm256_fmadd_ps(w, _mm256_load_ps(x + 8 * place), *to);
 }
 
-/* The products of 32 bytes of W, number `i` (a constant) of a turn. x lies as matmul_pack() put it:
+/* The products of 32 bytes of W, number `i` (a constant) of a turn. x lies as gemv_pack() put it:
  * for types with a stride, the same number of each of DOT_PARTS vectors of W, then the next. */
 DOT_INLINE void dot_vector(ccmem_dtype dtype, __m256 sum[DOT_SUMS], VEC w, const float *x,
                            size_t i) {

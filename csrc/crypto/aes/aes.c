@@ -1,21 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The schedules are plain constant-time C for every tier: they cost a microsecond for each key,
- * and one path means that every processor's tests cover it.
+ * Key schedules of AES. They are plain constant-time C for every tier: they cost a microsecond for
+ * each key, and one path means that every processor's tests cover it.
  */
 #include "crypto/aes/aes.h"
 
 #include "crypto/aes/bitslice.h"
 #include "memory/secret.h"
-#include "platform/cpu.h"
 
 #include <string.h>
-
-#if CCMEM_X86
-#include <immintrin.h>
-#endif
-
-/* ---- key schedules --------------------------------------------------------------------------- */
 
 static void sub_word(uint8_t w[4]) {
     uint8_t block[AES_BLOCK] = {0};
@@ -80,66 +73,4 @@ void aes_invert(aes_key *out, const aes_key *enc) {
                 to[i + j] = (uint8_t)(a >> 8 * j);
         }
     }
-}
-
-/* ---- blocks ---------------------------------------------------------------------------------- */
-
-#if CCMEM_X86
-/* SSE2 comes with x86-64; AES-NI is the one extension used. */
-#define TARGET_AES __attribute__((target("aes")))
-
-static inline
-    __attribute__((always_inline)) TARGET_AES void aesni_group(const aes_key *enc, uint8_t *out,
-                                                               const uint8_t *in, int n) {
-    const __m128i *rk = (const __m128i *)enc->rk;
-    __m128i x[8], k = _mm_load_si128(rk);
-#pragma GCC unroll 8
-    for (int i = 0; i < n; i++)
-        x[i] = _mm_xor_si128(_mm_loadu_si128((const __m128i *)in + i), k);
-    for (uint32_t r = 1; r < enc->rounds; r++) {
-        k = _mm_load_si128(rk + r);
-#pragma GCC unroll 8
-        for (int i = 0; i < n; i++)
-            x[i] = _mm_aesenc_si128(x[i], k);
-    }
-    k = _mm_load_si128(rk + enc->rounds);
-#pragma GCC unroll 8
-    for (int i = 0; i < n; i++)
-        _mm_storeu_si128((__m128i *)out + i, _mm_aesenclast_si128(x[i], k));
-}
-
-/* Eight blocks in flight keep the AES unit of every processor that has one busy. */
-static TARGET_AES CLEAR_REGISTERS void aesni_blocks(const aes_key *enc, uint8_t *out,
-                                                    const uint8_t *in, size_t nblocks) {
-    for (; nblocks >= 8; nblocks -= 8, in += 8 * AES_BLOCK, out += 8 * AES_BLOCK)
-        aesni_group(enc, out, in, 8);
-    for (; nblocks; nblocks--, in += AES_BLOCK, out += AES_BLOCK)
-        aesni_group(enc, out, in, 1);
-}
-#endif
-
-static void portable_blocks(const aes_key *enc, uint8_t *out, const uint8_t *in, size_t nblocks) {
-    uint8_t group[BS_BYTES] = {0};
-
-    for (; nblocks >= BS_BLOCKS; nblocks -= BS_BLOCKS, in += BS_BYTES, out += BS_BYTES)
-        bs_encrypt8(enc, out, in);
-    if (nblocks) {
-        memcpy(group, in, nblocks * AES_BLOCK);
-        bs_encrypt8(enc, group, group);
-        memcpy(out, group, nblocks * AES_BLOCK);
-        ccmem_wipe(group, sizeof group);
-    }
-    burn_stack();
-}
-
-void aes_encrypt_blocks(ccmem_tier tier, const aes_key *enc, uint8_t *out, const uint8_t *in,
-                        size_t nblocks) {
-#if CCMEM_X86
-    if (tier != CCMEM_TIER_PORTABLE) {
-        aesni_blocks(enc, out, in, nblocks);
-        return;
-    }
-#endif
-    (void)tier;
-    portable_blocks(enc, out, in, nblocks);
 }

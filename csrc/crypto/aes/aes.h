@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * AES (FIPS 197): key schedules and plain block encryption, per tier. */
+ * AES (FIPS 197): key schedules, and blocks by themselves with the kernels of each tier behind one
+ * table of functions. */
 #ifndef CCMEM_AES_H
 #define CCMEM_AES_H
 
@@ -20,9 +21,13 @@ void aes_expand(aes_key *out, const uint8_t *key, size_t key_len);
  * order they are used, InvMixColumns applied to all but the first and the last. */
 void aes_invert(aes_key *out, const aes_key *enc);
 
-/* Encrypts n independent blocks (ECB), in place or to a non-overlapping `out`, with `tier`'s
- * instructions; the tier must be usable. */
-void aes_encrypt_blocks(ccmem_tier tier, const aes_key *enc, uint8_t *out, const uint8_t *in,
-                        size_t nblocks);
+/* Blocks by themselves (ECB), in place or not overlapping, with a tier's instructions. */
+typedef struct aes_ops {
+    void (*encrypt)(const aes_key *enc, uint8_t *out, const uint8_t *in, size_t nblocks);
+    /* One block in place; `dec` is the inverse schedule of `enc`. */
+    void (*decrypt_block)(const aes_key *enc, const aes_key *dec, uint8_t block[AES_BLOCK]);
+} aes_ops;
+
+extern const aes_ops aes_portable, aes_aesni;
 
 #endif

@@ -266,3 +266,32 @@ CLEAR_REGISTERS void bs_sub_bytes(uint8_t bytes[AES_BLOCK]) {
     transpose(q);
     memcpy(bytes, &q[0], AES_BLOCK);
 }
+
+/* ---- any number of blocks -------------------------------------------------------------------- */
+
+static void portable_blocks(const aes_key *enc, uint8_t *out, const uint8_t *in, size_t nblocks) {
+    uint8_t group[BS_BYTES] = {0};
+
+    for (; nblocks >= BS_BLOCKS; nblocks -= BS_BLOCKS, in += BS_BYTES, out += BS_BYTES)
+        bs_encrypt8(enc, out, in);
+    if (nblocks) {
+        memcpy(group, in, nblocks * AES_BLOCK);
+        bs_encrypt8(enc, group, group);
+        memcpy(out, group, nblocks * AES_BLOCK);
+        ccmem_wipe(group, sizeof group);
+    }
+    burn_stack();
+}
+
+static void portable_decrypt(const aes_key *enc, const aes_key *dec, uint8_t block[AES_BLOCK]) {
+    uint8_t group[BS_BYTES] = {0};
+    (void)dec;
+
+    memcpy(group, block, AES_BLOCK);
+    bs_decrypt8(enc, group, group);
+    memcpy(block, group, AES_BLOCK);
+    ccmem_wipe(group, sizeof group);
+    burn_stack();
+}
+
+const aes_ops aes_portable = {.encrypt = portable_blocks, .decrypt_block = portable_decrypt};

@@ -1,11 +1,10 @@
-/* SPDX-License-Identifier: Apache-2.0 */
+/* SPDX-License-Identifier: Apache-2.0
+ * AES-CMAC and the key derivation over it. */
 #include "crypto/mac/kdf.h"
 
 #include "memory/secret.h"
 
 #include <string.h>
-
-enum { FIELD_MAX = 64, OUT_MAX = 8160 }; /* bytes; both far beyond what subkeys need */
 
 /* SP 800-38B, 6.1: times x in GF(2^128) with the bits in big-endian order, R_128 = 0x87. */
 static void double_block(uint8_t b[AES_BLOCK]) {
@@ -16,16 +15,16 @@ static void double_block(uint8_t b[AES_BLOCK]) {
     b[AES_BLOCK - 1] = (uint8_t)(b[AES_BLOCK - 1] << 1 ^ (0x87 & (0 - carry)));
 }
 
-static __attribute__((noinline)) void cmac_of(ccmem_tier tier, const aes_key *key,
+static __attribute__((noinline)) void cmac_of(const aes_ops *ops, const aes_key *key,
                                               const uint8_t *msg, size_t n, uint8_t tag[16]) {
     uint8_t mask[AES_BLOCK] = {0}, x[AES_BLOCK] = {0};
 
-    aes_encrypt_blocks(tier, key, mask, mask, 1);
+    ops->encrypt(key, mask, mask, 1);
     double_block(mask); /* K1 */
     for (; n > AES_BLOCK; n -= AES_BLOCK, msg += AES_BLOCK) {
         for (int i = 0; i < AES_BLOCK; i++)
             x[i] ^= msg[i];
-        aes_encrypt_blocks(tier, key, x, x, 1);
+        ops->encrypt(key, x, x, 1);
     }
     for (size_t i = 0; i < n; i++)
         x[i] ^= msg[i];
@@ -35,13 +34,13 @@ static __attribute__((noinline)) void cmac_of(ccmem_tier tier, const aes_key *ke
     }
     for (int i = 0; i < AES_BLOCK; i++)
         x[i] ^= mask[i];
-    aes_encrypt_blocks(tier, key, tag, x, 1);
+    ops->encrypt(key, tag, x, 1);
     ccmem_wipe(mask, sizeof mask);
     ccmem_wipe(x, sizeof x);
 }
 
-void cmac(ccmem_tier tier, const aes_key *key, const uint8_t *msg, size_t n, uint8_t tag[16]) {
-    cmac_of(tier, key, msg, n, tag);
+void cmac(const aes_ops *ops, const aes_key *key, const uint8_t *msg, size_t n, uint8_t tag[16]) {
+    cmac_of(ops, key, msg, n, tag);
     burn_stack(); /* compilers keep the two in registers, which are saved there for the calls */
 }
 
@@ -58,9 +57,10 @@ static uint8_t *put(uint8_t *p, const uint8_t *bytes, size_t n) {
 }
 
 /* SP 800-108r1, 4.1, with a 32-bit counter before the fixed data. */
-void kdf_counter_cmac(ccmem_tier tier, const aes_key *key, const uint8_t *label, size_t label_len,
-                      const uint8_t *context, size_t context_len, uint8_t *out, size_t out_len) {
-    uint8_t input[4 + FIELD_MAX + 1 + FIELD_MAX + 4], block[AES_BLOCK], *p;
+void kdf_counter_cmac(const aes_ops *ops, const aes_key *key, const uint8_t *label,
+                      size_t label_len, const uint8_t *context, size_t context_len, uint8_t *out,
+                      size_t out_len) {
+    uint8_t input[4 + KDF_FIELD_MAX + 1 + KDF_FIELD_MAX + 4], block[AES_BLOCK], *p;
     uint32_t i = 0;
 
     p = put(input + 4, label, label_len);
@@ -70,43 +70,10 @@ void kdf_counter_cmac(ccmem_tier tier, const aes_key *key, const uint8_t *label,
     while (out_len) {
         size_t n = out_len < AES_BLOCK ? out_len : AES_BLOCK;
         put_be32(input, ++i);
-        cmac(tier, key, input, (size_t)(p - input), block);
+        cmac(ops, key, input, (size_t)(p - input), block);
         copy_secret(out, block, n);
         out += n;
         out_len -= n;
     }
     ccmem_wipe(block, sizeof block);
-}
-
-ccmem_status ccmem_cmac(ccmem_tier tier, const uint8_t *key, size_t key_len, const uint8_t *msg,
-                        size_t n, uint8_t tag[16]) {
-    aes_key expanded;
-    ccmem_status status = ccmem_tier_check(tier);
-
-    if (status)
-        return status;
-    if (!key || (key_len != 16 && key_len != 24 && key_len != 32) || (!msg && n) || !tag)
-        return CCMEM_ERR_ARGUMENT;
-    aes_expand(&expanded, key, key_len);
-    cmac(tier, &expanded, msg, n, tag);
-    ccmem_wipe(&expanded, sizeof expanded);
-    return CCMEM_OK;
-}
-
-ccmem_status ccmem_kdf(ccmem_tier tier, const uint8_t *key, size_t key_len, const uint8_t *label,
-                       size_t label_len, const uint8_t *context, size_t context_len, uint8_t *out,
-                       size_t out_len) {
-    aes_key expanded;
-    ccmem_status status = ccmem_tier_check(tier);
-
-    if (status)
-        return status;
-    if (!key || (key_len != 16 && key_len != 32) || (!label && label_len) ||
-        label_len > FIELD_MAX || (!context && context_len) || context_len > FIELD_MAX || !out ||
-        !out_len || out_len > OUT_MAX)
-        return CCMEM_ERR_ARGUMENT;
-    aes_expand(&expanded, key, key_len);
-    kdf_counter_cmac(tier, &expanded, label, label_len, context, context_len, out, out_len);
-    ccmem_wipe(&expanded, sizeof expanded);
-    return CCMEM_OK;
 }

@@ -5,12 +5,15 @@
 
 #include "crypto/aes/aes.h"
 
-/* CMAC of n bytes under an expanded key. */
-void cmac(ccmem_tier tier, const aes_key *key, const uint8_t *msg, size_t n, uint8_t tag[16]);
+enum { KDF_FIELD_MAX = 64, KDF_OUT_MAX = 8160 }; /* bytes; both far beyond what subkeys need */
 
-/* out_len <= 8160 bytes derived from `key`, see ccmem_kdf(); label and context at most 64 bytes
- * each. All intermediate values are wiped. */
-void kdf_counter_cmac(ccmem_tier tier, const aes_key *key, const uint8_t *label, size_t label_len,
-                      const uint8_t *context, size_t context_len, uint8_t *out, size_t out_len);
+/* CMAC of n bytes under an expanded key. */
+void cmac(const aes_ops *ops, const aes_key *key, const uint8_t *msg, size_t n, uint8_t tag[16]);
+
+/* Derives out_len <= KDF_OUT_MAX bytes from `key`, see ccmem_kdf(); label and context are of at
+ * most KDF_FIELD_MAX bytes each. All intermediate values are wiped. */
+void kdf_counter_cmac(const aes_ops *ops, const aes_key *key, const uint8_t *label,
+                      size_t label_len, const uint8_t *context, size_t context_len, uint8_t *out,
+                      size_t out_len);
 
 #endif

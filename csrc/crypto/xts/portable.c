@@ -79,7 +79,7 @@ static void crypt_blocks(const xts_key *key, int encrypt, uint8_t *dst, const ui
 }
 
 static void tweaks(const xts_key *key, uint8_t (*t0)[16], size_t n) {
-    aes_encrypt_blocks(CCMEM_TIER_PORTABLE, &key->tweak, *t0, *t0, n);
+    aes_portable.encrypt(&key->tweak, *t0, *t0, n);
 }
 
 static void seal_pages(const xts_key *key, uint8_t *dst, const uint8_t *src, size_t npages,

@@ -1,33 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
- * What AES-XTS needs beside the kernels: keys, ciphertext stealing (IEEE 1619-2018, 5.3 and 5.4),
- * and the public function for one data unit. */
+ * What AES-XTS needs beside the kernels: keys, and ciphertext stealing (IEEE 1619-2018, 5.3
+ * and 5.4).
+ */
 #include "crypto/xts/xts.h"
 
 #include "crypto/gf128/portable.h"
-#include "platform/cpu.h"
+#include "memory/secret.h"
 
 #include <string.h>
-
-const xts_ops *xts_tier(ccmem_tier tier) {
-    switch (tier) {
-    case CCMEM_TIER_PORTABLE: return &xts_portable;
-#if CCMEM_X86
-    case CCMEM_TIER_AESNI: return &xts_aesni;
-    case CCMEM_TIER_VAES256: return &xts_vaes256;
-    case CCMEM_TIER_VAES512: return cpu_is_amd() ? &xts_vaes512_amd : &xts_vaes512;
-#endif
-    default: return NULL;
-    }
-}
-
-const xts_ops *xts_other(ccmem_tier tier) {
-#if CCMEM_X86
-    if (tier == CCMEM_TIER_VAES512)
-        return cpu_is_amd() ? &xts_vaes512 : &xts_vaes512_amd;
-#endif
-    (void)tier;
-    return NULL;
-}
 
 ccmem_status xts_expand(xts_key *out, const uint8_t *key, size_t key_len) {
     size_t half = key_len / 2;
@@ -95,21 +75,4 @@ void xts_crypt(const xts_ops *ops, const xts_key *key, int encrypt, const uint8_
     if (tail)
         crypt_stolen(&u, encrypt, out + whole * AES_BLOCK, in + whole * AES_BLOCK, whole, tail);
     ccmem_wipe(&u, sizeof u);
-}
-
-ccmem_status ccmem_xts(ccmem_tier tier, int encrypt, const uint8_t *key, size_t key_len,
-                       const uint8_t tweak[16], const uint8_t *in, uint8_t *out, size_t n) {
-    xts_key expanded;
-    ccmem_status status = ccmem_tier_check(tier);
-
-    if (status)
-        return status;
-    if (!key || !tweak || !in || !out || n < AES_BLOCK || (encrypt != 0 && encrypt != 1))
-        return CCMEM_ERR_ARGUMENT;
-    status = xts_expand(&expanded, key, key_len);
-    if (status)
-        return status;
-    xts_crypt(xts_tier(tier), &expanded, encrypt, tweak, in, out, n);
-    ccmem_wipe(&expanded, sizeof expanded);
-    return CCMEM_OK;
 }

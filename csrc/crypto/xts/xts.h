@@ -53,14 +53,6 @@ typedef struct xts_ops {
     const xts_dot_function *dot;
 } xts_ops;
 
-/* The tier's kernels; NULL when they are not compiled for this architecture. Says nothing about
- * whether the processor can run them. */
-const xts_ops *xts_tier(ccmem_tier tier);
-
-/* What another processor of the tier is given instead, and this one can run as well; NULL: nothing.
- */
-const xts_ops *xts_other(ccmem_tier tier);
-
 extern const xts_ops xts_portable, xts_aesni, xts_vaes256, xts_vaes512, xts_vaes512_amd;
 
 /* Expands K1 || K2 (32 or 64 bytes). CCMEM_ERR_ARGUMENT, CCMEM_ERR_EQUAL_HALVES. */

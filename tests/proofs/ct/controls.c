@@ -7,7 +7,7 @@
 #include "ct.h"
 
 #include "crypto/mac/kdf.h"
-#include "crypto/xts/xts.h"
+#include "tiers/tiers.h"
 
 #define LEAKY __attribute__((noinline))
 
@@ -76,10 +76,10 @@ static void run_bit(void) {
 
 /* ---- inside a store: subkeys derived from the caller's bytes by the library itself ----------- */
 
-void __real_kdf_counter_cmac(ccmem_tier tier, const aes_key *key, const uint8_t *label,
+void __real_kdf_counter_cmac(const aes_ops *ops, const aes_key *key, const uint8_t *label,
                              size_t label_len, const uint8_t *context, size_t context_len,
                              uint8_t *out, size_t out_len);
-void __wrap_kdf_counter_cmac(ccmem_tier tier, const aes_key *key, const uint8_t *label,
+void __wrap_kdf_counter_cmac(const aes_ops *ops, const aes_key *key, const uint8_t *label,
                              size_t label_len, const uint8_t *context, size_t context_len,
                              uint8_t *out, size_t out_len);
 
@@ -91,10 +91,10 @@ LEAKY static void leak_by_subkey(const uint8_t *subkey) {
 }
 
 /* The linker puts this in the place of the library's. */
-void __wrap_kdf_counter_cmac(ccmem_tier tier, const aes_key *key, const uint8_t *label,
+void __wrap_kdf_counter_cmac(const aes_ops *ops, const aes_key *key, const uint8_t *label,
                              size_t label_len, const uint8_t *context, size_t context_len,
                              uint8_t *out, size_t out_len) {
-    __real_kdf_counter_cmac(tier, key, label, label_len, context, context_len, out, out_len);
+    __real_kdf_counter_cmac(ops, key, label, label_len, context, context_len, out, out_len);
     leak_by_subkey(out);
 }
 
@@ -125,8 +125,8 @@ static void run_kernel(const char *name, ccmem_tier tier) {
     REQUIRE(ccmem_tier_active() == tier);
     fill_secret(raw, sizeof raw, 6);
     REQUIRE(!xts_expand(&key, raw, sizeof raw));
-    xts_tier(tier)->tweaks(&key, t0, 1);
-    xts_tier(tier)->open_pages(&key, text, text, 1, sizeof text, (const uint8_t(*)[16])t0, 0);
+    tier_kernels_of(tier).xts->tweaks(&key, t0, 1);
+    tier_kernels_of(tier).xts->open_pages(&key, text, text, 1, sizeof text, (const uint8_t(*)[16])t0, 0);
     leak_by_plaintext(text);
 }
 

@@ -15,8 +15,8 @@
 #include "crypto/aegis/aegis.h"
 #include "crypto/aes/bitslice.h"
 #include "crypto/gf128/portable.h"
-#include "pages/keywrap.h"
-#include "crypto/xts/xts.h"
+#include "crypto/aes/keywrap.h"
+#include "tiers/tiers.h"
 
 static ccmem_tier tier;
 
@@ -105,13 +105,13 @@ static void aes(void) {
         aes_invert(&dec, &enc);
         REQUIRE(is_secret(enc.rk, (enc.rounds + 1) * AES_BLOCK));
         REQUIRE(is_secret(dec.rk, (dec.rounds + 1) * AES_BLOCK));
-        aes_encrypt_blocks(tier, &enc, sealed, plain, BS_BLOCKS + 1);
+        tier_kernels_of(tier).aes->encrypt(&enc, sealed, plain, BS_BLOCKS + 1);
         REQUIRE(is_secret(sealed, sizeof sealed));
         bs_decrypt8(&enc, sealed, sealed);
         REQUIRE(is_secret(sealed, BS_BYTES));
         make_public(sealed, sizeof sealed);
         REQUIRE(is_filled(sealed, BS_BYTES, SEED_PLAIN));
-        aes_encrypt_blocks(tier, &enc, sealed, plain, 3);
+        tier_kernels_of(tier).aes->encrypt(&enc, sealed, plain, 3);
         REQUIRE(is_secret(sealed, 3 * AES_BLOCK));
     }
 }
@@ -235,7 +235,7 @@ static void xts_units(void) {
 
 static void xts_page_kernels(const xts_key *key, size_t page_size, size_t misalign,
                              unsigned flags) {
-    const xts_ops *ops = xts_tier(tier);
+    const xts_ops *ops = tier_kernels_of(tier).xts;
     const size_t npages = 3, n = npages * page_size;
     uint8_t t0[3][16];
 
@@ -254,7 +254,7 @@ static void xts_page_kernels(const xts_key *key, size_t page_size, size_t misali
 static void xts_block_kernels(const xts_key *key) {
     static const uint32_t firsts[] = {0, 1, 250, 256, 1000, 4090, 70001, (1u << 20) - 40};
     static const size_t counts[] = {1, 3, 4, 9, 33};
-    const xts_ops *ops = xts_tier(tier);
+    const xts_ops *ops = tier_kernels_of(tier).xts;
 
     for (size_t i = 0; i < sizeof firsts / sizeof *firsts; i++)
         for (size_t k = 0; k < sizeof counts / sizeof *counts; k++) {
@@ -278,7 +278,7 @@ static void xts_kernels(void) {
         fill_secret(raw, sizeof raw, SEED_KEY);
         REQUIRE(!xts_expand(&key, raw, key_len));
         fill(t0, sizeof t0, SEED_PUBLIC);
-        xts_tier(tier)->tweaks(&key, t0, 33);
+        tier_kernels_of(tier).xts->tweaks(&key, t0, 33);
         REQUIRE(is_secret(t0, sizeof t0));
         xts_page_kernels(&key, 4096, 0, 0);
         xts_page_kernels(&key, 4096, 16, XTS_STREAM);
@@ -322,7 +322,7 @@ static void aegis_messages(void) {
 /* One bit of the second page's tag is wrong: its plaintext must be gone, the others' must not. */
 static void aegis_bad_page(const uint8_t *key, const uint8_t *text, size_t page_size,
                            const uint8_t (*nonce)[16], uint8_t (*tag)[16]) {
-    const aegis_ops *ops = aegis_tier(tier);
+    const aegis_ops *ops = tier_kernels_of(tier).aegis;
     const uint8_t *in = text + page_size;
 
     tag[1][15] ^= 1;
@@ -337,7 +337,7 @@ static void aegis_bad_page(const uint8_t *key, const uint8_t *text, size_t page_
 static void aegis_page_kernels(size_t page_size, size_t misalign, unsigned flags) {
     static const size_t parts[][2] = {{0, 1},  {0, 64},   {64, 128},  {5, 20},
                                       {30, 70}, {1000, 999}, {4095, 1}, {0, 0}};
-    const aegis_ops *ops = aegis_tier(tier);
+    const aegis_ops *ops = tier_kernels_of(tier).aegis;
     const size_t npages = 3, n = npages * page_size;
     uint8_t key[16], nonce[3][16], tag[3][16], *text = sealed + misalign;
 

@@ -1,5 +1,6 @@
-/* SPDX-License-Identifier: Apache-2.0 AES key wrap, KW of SP 800-38F and RFC 3394: encrypts a key
- * under another and notices any change. */
+/* SPDX-License-Identifier: Apache-2.0
+ * AES key wrap, KW of SP 800-38F and RFC 3394: encrypts a key under another and notices any change.
+ */
 #ifndef CCMEM_KEYWRAP_H
 #define CCMEM_KEYWRAP_H
 
@@ -20,13 +21,13 @@ typedef struct keywrap_key {
 void keywrap_expand(keywrap_key *out, const uint8_t *kek, size_t kek_len);
 
 /* Wraps n bytes, a multiple of KEYWRAP_UNIT from KEYWRAP_MIN to KEYWRAP_MAX, as n + KEYWRAP_UNIT
- * bytes at `out`, which does not overlap `in`. The tier must be usable. */
-void keywrap_wrap(ccmem_tier tier, const keywrap_key *key, const uint8_t *in, size_t n,
+ * bytes at `out`, which does not overlap `in`. */
+void keywrap_wrap(const aes_ops *ops, const keywrap_key *key, const uint8_t *in, size_t n,
                   uint8_t *out);
 
 /* Unwraps n bytes as n - KEYWRAP_UNIT bytes at `out`, likewise. 1, or 0 when they were not wrapped
  * under this key: `out` is zero then. */
-int keywrap_unwrap(ccmem_tier tier, const keywrap_key *key, const uint8_t *in, size_t n,
+int keywrap_unwrap(const aes_ops *ops, const keywrap_key *key, const uint8_t *in, size_t n,
                    uint8_t *out);
 
 #endif

@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Products of an encrypted matrix with plain vectors. See ccmem_store_linear() in ccmem.h. */
+#ifndef CCMEM_LINEAR_H
+#define CCMEM_LINEAR_H
+
+#include "ccmem.h"
+
+/* What ccmem_store_linear() takes, but x and y may be of bfloat16. */
+typedef struct linear_product {
+    ccmem_store *store;
+    uint64_t offset;
+    ccmem_dtype dtype;
+    uint64_t out_features, in_features;
+    const void *x; /* of float32, or of bfloat16 where it is multiplied as such */
+    uint64_t nrows, ldx;
+    const float *scale, *bias;
+    void *y;
+    uint64_t ldy;
+    int halves; /* y is of bfloat16, where gemm_whole() */
+} linear_product;
+
+/* Checks the arguments and multiplies; y is zeros on failure. With `halves`, W and x are of
+ * bfloat16 and multiplied as such, which the active tier must have kernels for. */
+ccmem_status linear_multiply(const linear_product *product, int halves);
+
+#endif

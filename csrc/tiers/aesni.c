@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The tier of AES-NI on 128-bit registers: Intel from Westmere to Skylake-X, AMD from Bulldozer to
+ * Zen 2, and any newer processor under a system that does not save ymm state. */
+#include "platform/cpu.h"
+#include "tiers/tiers.h"
+
+#if CCMEM_X86
+static const tier_kernels kernels[] = {
+    {.needs = CPU_AVX2 | CPU_FMA | CPU_F16C, .gemv = &gemv_avx2, .gemm = &gemm_avx2},
+    {.aes = &aes_aesni, .xts = &xts_aesni, .aegis = &aegis_aesni, .probe = &probe_aesni},
+    TIER_LAST,
+};
+#else
+#define kernels NULL
+#endif
+
+const tier tier_aesni = {.name = "aesni",
+                         .needs = CPU_SSE42 | CPU_AESNI | CPU_PCLMUL,
+                         .kernels = kernels,
+                         .sizes = &tier_sizes_usual};

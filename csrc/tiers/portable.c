@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The tier of constant-time C, for any processor: the reference that the others are tested against,
+ * and what they take where they have no kernels of their own. */
+#include "tiers/tiers.h"
+
+static const tier_kernels kernels[] = {
+    {.aes = &aes_portable,
+     .xts = &xts_portable,
+     .aegis = &aegis_portable,
+     .gemv = &gemv_portable,
+     .gemm = &gemm_portable,
+     .probe = &probe_portable},
+    TIER_LAST,
+};
+
+const tier tier_portable = {.name = "portable", .kernels = kernels, .sizes = &tier_sizes_usual};

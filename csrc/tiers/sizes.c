@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The sizes that all tiers begin with: for an L1 of 32 KiB and an L2 of 512 KiB or more. */
+#include "tiers/tiers.h"
+
+const tier_sizes tier_sizes_usual = {
+    .open = 64 << 10, /* XTS starts slowly, and an L2 is large enough */
+
+    .fused = 64 << 10,
+    /* Memory of the pool and pages begin with a system page: x and W would ask for the same sets of
+     * L1. With a row of AES-XTS pages that cost a tenth of the time (Zen 4). */
+    .x_shift = 1024,
+    .gemv_grain = 512 << 10,
+
+    .few_rows = 48,
+    .transpose = 64, /* they fit into an L1 */
+    .depth = 2048,   /* a panel of so many words stays in L2 */
+    .few_group = 64 << 10,
+    .group = 400 << 10, /* beside a panel in an L2 */
+    .group_rows = 24,   /* each group reads all of x, but few groups share out unevenly */
+    .rows_max = 640 << 10,
+    .pass = 1 << 20,     /* an L2 keeps it for all groups */
+    .pass_rows = 256,    /* since each pass opens W anew */
+    .pass_max = 2 << 20, /* wider rows leave an L2 anyway */
+    .pass_wide = 32 << 20,
+    .pack_grain = 64 << 10,
+    .gemm_grain = 96 << 10,
+};

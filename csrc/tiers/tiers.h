@@ -1,0 +1,96 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Tiers: one descriptor each says what a tier is called, what the processor must have, which
+ * kernels it has and which sizes its products work with. The files of the folder are the
+ * descriptors; a tier is added by a file, a number in ccmem.h and a line in tiers.c. */
+#ifndef CCMEM_TIERS_H
+#define CCMEM_TIERS_H
+
+#include "crypto/aegis/aegis.h"
+#include "crypto/aes/aes.h"
+#include "crypto/xts/xts.h"
+#include "kernels/gemm.h"
+#include "kernels/gemv.h"
+#include "kernels/probe.h"
+
+/* Tables of kernels. NULL: none here. */
+typedef struct tier_kernels {
+    uint32_t needs; /* features (platform/cpu.h) without which they cannot run, beside the tier's */
+    uint32_t suits; /* features of the processors that they are the best for, beside these */
+    const aes_ops *aes;
+    const xts_ops *xts;
+    const aegis_ops *aegis;
+    const gemv_ops *gemv;
+    const gemm_ops *gemm;
+    const gemm_ops *gemm_bf16; /* multiplies bfloat16 by bfloat16 */
+    const probe_ops *probe;
+} tier_kernels;
+
+#define TIER_LAST {.needs = UINT32_MAX}
+
+static inline int tier_last(const tier_kernels *k) { return k->needs == UINT32_MAX; }
+
+/* Sizes that products work with, in bytes unless they count rows or words. */
+typedef struct tier_sizes {
+    uint32_t open; /* of pages that are opened at a time */
+
+    /* One row of x: */
+    uint32_t fused;      /* multiplied at a time in the registers that pages are opened in */
+    uint32_t x_shift;    /* from the start of a system page to x */
+    uint32_t gemv_grain; /* of W that are worth another thread */
+
+    /* Several rows of x: */
+    uint32_t few_rows;   /* rows of x up to which sums along k are faster than panels */
+    uint32_t transpose;  /* words of rows of x that are transposed at a time */
+    uint32_t depth;      /* words of k for which a panel is multiplied at a time */
+    uint32_t few_group;  /* of W's rows in a group, converted, when rows of x are few */
+    uint32_t group;      /* the same for panels */
+    uint32_t group_rows; /* and rows at most */
+    uint32_t rows_max;   /* what the lowest group takes at most; wider rows are cut */
+    uint32_t pass;       /* of x in panels at a time, */
+    uint32_t pass_rows;  /* but at least so many rows, */
+    uint32_t pass_max;   /* if they fit into this; else: */
+    uint32_t pass_wide;  /* of x in panels at a time */
+    uint32_t pack_grain; /* of x that are worth another thread */
+    uint32_t gemm_grain; /* units of work that are: an element of W costs one, and one more for
+                            each 16 rows of x */
+} tier_sizes;
+
+typedef struct tier {
+    const char *name; /* as PYCCMEM_TIER spells it */
+    uint32_t needs;   /* features without which the processor cannot run it */
+    /* The best first, then TIER_LAST; NULL: not compiled for this architecture. What no row has is
+     * the portable tier's. */
+    const tier_kernels *kernels;
+    const tier_sizes *sizes;
+} tier;
+
+extern const tier tier_portable, tier_aesni, tier_vaes256, tier_vaes512;
+
+/* What all tiers begin with. */
+extern const tier_sizes tier_sizes_usual;
+
+/* The descriptor; NULL outside the enumeration. */
+const tier *tier_of(ccmem_tier number);
+
+/* 1 when the tier was compiled and the processor can run it. Its self-test is another matter. */
+int tier_supported(ccmem_tier number);
+
+/* The tables that a supported tier uses on this processor: of each kind the first one in its rows
+ * that the processor can run and that suits it. */
+tier_kernels tier_kernels_of(ccmem_tier number);
+
+/* Makes a supported tier the active one. Returns 0 if there is one already. */
+int tier_activate(ccmem_tier number);
+
+/* 1 when there is an active tier. */
+int tier_chosen(void);
+
+static inline tier_kernels tier_active_kernels(void) {
+    return tier_kernels_of(ccmem_tier_active());
+}
+
+static inline const tier_sizes *tier_active_sizes(void) {
+    return tier_of(ccmem_tier_active())->sizes;
+}
+
+#endif

@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The tier of VAES on 256-bit registers: AMD Zen 3, Intel Alder Lake and its successors. */
+#include "platform/cpu.h"
+#include "tiers/tiers.h"
+
+#if CCMEM_X86
+static const tier_kernels kernels[] = {
+    {.needs = CPU_FMA | CPU_F16C, .gemv = &gemv_avx2, .gemm = &gemm_avx2},
+    {.aes = &aes_aesni, .xts = &xts_vaes256, .aegis = &aegis_vaes256, .probe = &probe_vaes256},
+    TIER_LAST,
+};
+#else
+#define kernels NULL
+#endif
+
+const tier tier_vaes256 = {.name = "vaes256",
+                           .needs = CPU_SSE42 | CPU_AESNI | CPU_PCLMUL | CPU_AVX2 | CPU_VAES |
+                                    CPU_VPCLMUL,
+                           .kernels = kernels,
+                           .sizes = &tier_sizes_usual};

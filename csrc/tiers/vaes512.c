@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The tier of VAES on processors with AVX-512: Intel from Ice Lake-SP, AMD from Zen 4. */
+#include "platform/cpu.h"
+#include "tiers/tiers.h"
+
+#if CCMEM_X86
+static const tier_kernels kernels[] = {
+    {.suits = CPU_AMD, .xts = &xts_vaes512_amd},
+    {.needs = CPU_AVX512_BF16, .gemm_bf16 = &gemm_bf16},
+    {.aes = &aes_aesni,
+     .xts = &xts_vaes512,
+     .aegis = &aegis_vaes512,
+     .gemv = &gemv_avx512,
+     .gemm = &gemm_avx512,
+     .probe = &probe_vaes512},
+    TIER_LAST,
+};
+#else
+#define kernels NULL
+#endif
+
+const tier tier_vaes512 = {.name = "vaes512",
+                           .needs = CPU_SSE42 | CPU_AESNI | CPU_PCLMUL | CPU_AVX2 | CPU_VAES |
+                                    CPU_VPCLMUL | CPU_AVX512 | CPU_FMA | CPU_F16C,
+                           .kernels = kernels,
+                           .sizes = &tier_sizes_usual};
