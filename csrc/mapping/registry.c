@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "mapping/registry.h"
+
+#include "memory/ranges.h"
+
+ccmem_region_stats windows_totals;
+
+static pthread_mutex_t windows_lock = PTHREAD_MUTEX_INITIALIZER;
+static window *windows;
+
+window *windows_first(void) { return windows; }
+
+/* A child has none of the ranges: their addresses are reserved, and all is counted anew. */
+static void in_child(void) {
+    for (window *w = windows; w; w = w->next)
+        fault_reserve_in_child(&w->space);
+    windows = NULL;
+    pthread_mutex_init(&windows_lock, NULL);
+    ranges_forget();
+    windows_totals = (ccmem_region_stats){0};
+}
+
+static void register_in_child(void) { (void)pthread_atfork(NULL, NULL, in_child); }
+
+static int conflict(const window *a, const window *b) {
+    return a->store == b->store && (a->writable || b->writable) && a->from < b->to &&
+           b->from < a->to;
+}
+
+ccmem_status windows_enter(window *w) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    ccmem_status status = CCMEM_OK;
+    pthread_once(&once, register_in_child);
+    pthread_mutex_lock(&windows_lock);
+    for (const window *other = windows; other; other = other->next)
+        if (conflict(w, other))
+            status = CCMEM_ERR_MAPPED;
+    if (status == CCMEM_OK) {
+        w->next = windows;
+        if (windows)
+            windows->previous = w;
+        windows = w;
+    }
+    pthread_mutex_unlock(&windows_lock);
+    return status;
+}
+
+void windows_leave(window *w) {
+    pthread_mutex_lock(&windows_lock);
+    if (w->previous)
+        w->previous->next = w->next;
+    else
+        windows = w->next;
+    if (w->next)
+        w->next->previous = w->previous;
+    pthread_mutex_unlock(&windows_lock);
+}
+
+static uint64_t total(const uint64_t *word) { return __atomic_load_n(word, __ATOMIC_RELAXED); }
+
+void ccmem_regions_get_stats(ccmem_region_stats *out) {
+    *out = (ccmem_region_stats){.faults = total(&windows_totals.faults),
+                                .fills = total(&windows_totals.fills),
+                                .read_ahead = total(&windows_totals.read_ahead),
+                                .evictions = total(&windows_totals.evictions),
+                                .write_backs = total(&windows_totals.write_backs)};
+}
