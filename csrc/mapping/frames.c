@@ -47,7 +47,7 @@ ccmem_status frame_open(window *w, size_t block, frame *f, int reused, int alone
     uint64_t offset;
     size_t skip, n = extent(w, block, &offset, &skip);
     uint8_t *to = frame_at(w, f);
-    *f = (frame){.state = OPENING, .block = block, .order = ++w->clock};
+    *f = (frame){.state = OPENING, .filling = 1, .block = block, .order = ++w->clock};
     w->where[block] = (uint32_t)(f - w->frames);
     COUNT(w, fills);
     if (!reused)
@@ -64,6 +64,7 @@ ccmem_status frame_open(window *w, size_t block, frame *f, int reused, int alone
         ccmem_wipe(to, w->space.block);
         store_set_failure(failure);
     }
+    __atomic_store_n(&f->filling, 0, __ATOMIC_RELEASE);
     pthread_mutex_lock(&w->lock);
     w->waiting -= f->wanted != 0;
     f->state = status == CCMEM_OK ? OPENED : EMPTY;

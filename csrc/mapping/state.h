@@ -38,6 +38,7 @@ typedef struct frame {
     frame_state state;
     int written; /* may differ from what is stored */
     int wanted;  /* being opened, and some thread waits for it: 1; to write there: 2 */
+    int filling; /* atomic; a thread that does not hold the lock writes to its memory */
     uint32_t pins;
     size_t block;
     uint64_t order; /* the lowest goes first */

@@ -3,6 +3,7 @@
 
 #include <sys/mman.h>
 
+#include "mapping/patience.h"
 #include "memory/secret.h"
 
 void wipe_placed(window *w, const frame *f) {
@@ -13,11 +14,21 @@ void wipe_placed(window *w, const frame *f) {
         (void)madvise(p, w->space.block, MADV_DONTNEED);
 }
 
+/* Waits for the thread that opens a block into the frame, which goes on without the lock; no longer
+ * than BUSY_WAITS allow for all frames together, as that thread may never run again. */
+static void await_filled(const frame *f, int *waits) {
+    while (__atomic_load_n(&f->filling, __ATOMIC_ACQUIRE) && (*waits)++ < BUSY_WAITS)
+        wait_ns(BUSY_WAIT_NS);
+}
+
 void wipe_window(window *w) {
+    int waits = 0;
     for (size_t i = 0; i < w->space.nframes; i++) {
         frame *f = &w->frames[i];
-        if (f->state <= OPENING) /* what is being opened is not verified: its opener wipes it */
+        if (f->state == EMPTY)
             continue;
+        if (f->state == OPENING)
+            await_filled(f, &waits);
         int taken = f->state != PLACED;
         if (!taken)
             taken = w->ops->take(w->mechanism, f->block, i, f->written);
