@@ -24,7 +24,7 @@ SEED = bytes(range(40, 72))
 NEEDLE = bytes(b ^ 0x5A for b in SEED)
 
 BEGIN = """
-import gc, os, sys
+import gc, mmap, os, sys
 import numpy as np
 import fault_injection
 from mapping_support import LEAST, mapping_of
@@ -44,7 +44,6 @@ def needle_at(buffer, block):
 
 def copies(block):
     # In all memory that can be written, but for this function's own bytes.
-    wanted = (bytes(seed), block)
     count, ranges = 0, []
     with open("/proc/self/maps") as lines:
         for line in lines.readlines():
@@ -53,17 +52,20 @@ def copies(block):
                 ranges.append([int(part, 16) for part in place.split("-")])
     with open("/proc/self/mem", "rb", buffering=0) as memory:
         for begin, end in ranges:
-            try:
-                memory.seek(begin)
-                data = np.frombuffer(memory.read(end - begin), np.uint8)
-            except (OSError, ValueError, OverflowError):
-                continue
-            at = np.flatnonzero(data[:-33:32] == seed[0] ^ 0x5A) * 32
-            for start in at:
-                part = data[start : start + 33]
-                if ((part[:32] ^ 0x5A) == seed).all() and part[32] == block:
-                    count += 1
-            del data
+            # Memory of its own, which is gone afterwards: the heap would keep what was read.
+            with mmap.mmap(-1, end - begin) as room:
+                try:
+                    memory.seek(begin)
+                    memory.readinto(room)
+                except (OSError, ValueError, OverflowError):
+                    continue
+                data = np.frombuffer(room, np.uint8)
+                at = np.flatnonzero(data[:-33:32] == seed[0] ^ 0x5A) * 32
+                for start in at:
+                    part = data[start : start + 33]
+                    count += int(((part[:32] ^ 0x5A) == seed).all() and part[32] == block)
+                    del part
+                del data
     return count
 
 def start(mode, frames=LEAST):
@@ -133,6 +135,38 @@ with mapping as array:
 """
 
 
+# Blocks 2 and 3 are opened ahead of the reader of 0 and 1, one after the other, while block 6 is
+# opened and refused, whose first page is damaged.
+DIES_WHILE_OPENING = """
+import sys
+import numpy as np
+import support
+from mapping_support import LEAST, mapping_of
+from pyccmem import EncryptedBuffer, Key, errors
+
+BLOCK, blocks = 16 << 20, 2 * LEAST
+buffer = EncryptedBuffer(blocks * BLOCK, key=Key.generate())
+piece = np.zeros(4096, np.uint8)
+piece[64:96] = np.arange(40, 72, dtype=np.uint8)
+piece[64:96] ^= 0x5A
+piece[96] = 2
+for page in range(2 * BLOCK // 4096):
+    buffer.write(piece, 2 * BLOCK + page * 4096)
+piece.fill(0)
+buffer.write(piece, 6 * BLOCK)
+support.damage(buffer, 6 * BLOCK // 4096)
+try:
+    mapping = mapping_of(buffer, sys.argv[1], block=BLOCK)
+except errors.FaultMechanismError:
+    print("cannot be had")
+    sys.exit()
+with mapping as array:
+    array[0] + array[BLOCK]
+    print("1 1", flush=True)
+    array[6 * BLOCK]
+"""
+
+
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fault_injection.build(tmp_path_factory.mktemp("injector"))
@@ -192,8 +226,11 @@ def copies_in(pid: int, block: int) -> int:
     return count
 
 
+@pytest.mark.parametrize("script", [DIES, DIES_WHILE_OPENING], ids=["placed", "opening"])
 @pytest.mark.parametrize("fault", MECHANISMS)
-def test_a_process_that_ends_wipes_its_windows(fault: str, library: Path, tmp_path: Path) -> None:
+def test_a_process_that_ends_wipes_its_windows(
+    fault: str, script: str, library: Path, tmp_path: Path
+) -> None:
     """Looked at in the moment in which it would end, for a core dump or a debugger."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     assert compiler, "library was compiled before"
@@ -205,7 +242,7 @@ def test_a_process_that_ends_wipes_its_windows(fault: str, library: Path, tmp_pa
     environment = fault_injection.environment(library)
     environment["LD_PRELOAD"] = f"{environment['LD_PRELOAD']} {stopping}"
     child = subprocess.Popen(
-        [sys.executable, "-c", BEGIN + DIES, fault],
+        [sys.executable, "-c", BEGIN + script if script == DIES else script, fault],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
