@@ -134,6 +134,7 @@ MODULES: dict[str, tuple[Tests, ...]] = {
     "mapping/fault_uffd.c": MAPPING,
     "mapping/fault_sigsegv.c": MAPPING,
     "mapping/fault_signal.c": MAPPING,
+    "platform/descriptor.c": (tests("mapping_descriptors"),),
     "platform/keeper.c": (tests("mapping_descriptors"),),
     "platform/lost.c": (tests("lost_pages"),),
 }
