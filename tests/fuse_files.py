@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A file system that fails on request: the files of a directory, by FUSE (linux/fuse.h), served from
+"""A file system that fails on request: the files of a directory, by FUSE (linux/fuse.h), served by
 a process of its own.
 
     with fuse_files.mounted(directory) as files:

@@ -57,7 +57,7 @@ def begin(source: Path, row: int = LOST) -> int:
 
 
 def seal(files: Files, name: str) -> tuple[Path, Path]:
-    """A sealed file of one tensor that nothing has read yet: here, and as the file system shows it."""
+    """A sealed file of one tensor that nothing has read yet: here, and on the file system."""
     files.mend()
     opened(files.source / name, support_key()).close()
     return files.source / name, files.root / name
