@@ -259,8 +259,9 @@ def check(status: int, **context: Any) -> None:
         )
     if status == lib.CCMEM_ERR_RANGE and "mapping" in context:
         raise errors.FileFormatError(
-            f"The file ends before the pages of {context['name']!a}, which begin at byte "
-            f"{context['offset']} and take {context['length']} bytes; use the whole file."
+            f"The file {context.get('path', '')!a} ends before the pages of "
+            f"{context['name']!a}, which begin at byte {context['offset']} and take "
+            f"{context['length']} bytes; use the whole file."
         )
     if status == lib.CCMEM_ERR_RANGE:
         offset, length, nbytes = context["offset"], context["length"], context["nbytes"]
@@ -370,12 +371,13 @@ def check(status: int, **context: Any) -> None:
         )
     if status == lib.CCMEM_ERR_IO:
         number = context.get("errno") or 0
+        path = context.get("path", "")
         if "mapping" in context:
             raise errors.FileReadError(
-                f"The pages of {context['name']!a} cannot be had from their file: "
-                f"{os.strerror(number)}; use a regular file that is open for reading."
-            ).of_system(number)
-        path = context.get("path", "")
+                f"The pages of {context['name']!a} cannot be had from their file {path!a}: "
+                f"{os.strerror(number)}; check the disk the file is on, or use a regular file that "
+                f"is open for reading."
+            ).of_system(number, path)
         raise errors.KeyFileError(
             f"The key file {path!r} cannot be read: {os.strerror(number)}; name a regular file "
             f"that this user may read."

@@ -24,8 +24,8 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -54,6 +54,8 @@ WEIGHTS_ELSEWHERE = "sealed-by-pyccmem--import-pyccmem.transformers-to-load-it.s
 _QUANTIZATION = "quantization_config"
 _WEIGHTS = "transformers_weights"
 _CONFIG = "config.json"
+#: Bytes of a file that is copied, at a time.
+_PIECE = 1 << 20
 _SUFFIX = ".safetensors"
 _INDEX_SUFFIX = ".safetensors.index.json"
 
@@ -343,11 +345,13 @@ def _cannot_read(error: OSError) -> None:
     raise _read_error(error) from None
 
 
-def _read_error(error: OSError) -> errors.FileReadError:
+def _read_error(error: OSError, path: Path | None = None) -> errors.FileReadError:
+    """`path`: which file, where the refusal of a read does not say."""
+    name = error.filename if path is None else str(path)
     answer = errors.FileReadError(
-        f"{str(error.filename)!r} cannot be read: {error.strerror}; check its permissions."
+        f"{str(name)!r} cannot be read: {error.strerror}; check its permissions and the disk."
     )
-    answer.errno, answer.filename = error.errno, error.filename
+    answer.errno, answer.filename = error.errno, name
     return answer
 
 
@@ -361,7 +365,7 @@ def _refuse_other_weights(path: Path) -> None:
             with path.open("rb") as file:
                 start = file.read(4096)
         except OSError as error:
-            raise _read_error(error) from None
+            raise _read_error(error, path) from None
         kind = next((name for magic, name in _MAGIC.items() if start.startswith(magic)), None)
         if start.startswith(_ZIP) and _PICKLE_IN_ZIP in start:
             kind = "pickled"
@@ -392,7 +396,7 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text("utf-8"))
     except OSError as error:
-        raise _read_error(error) from None
+        raise _read_error(error, path) from None
     except (ValueError, RecursionError) as error:
         raise errors.FileFormatError(f"{str(path)!r} is not JSON: {error}.") from None
 
@@ -509,8 +513,20 @@ def _make_folders(source: Path, new: Path, folders: Sequence[Path]) -> None:
         _copy_mode(source / folder, new / folder, stat.S_IRWXU)
 
 
+def _pieces(path: Path) -> Generator[bytes]:
+    """What is in a file. Raises FileReadError: a copy that fails is the fault of one of two files."""
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(_PIECE):
+                yield piece
+    except OSError as error:
+        raise _read_error(error, path) from None
+
+
 def _copy(path: Path, target: Path) -> None:
-    shutil.copyfile(path, target)
+    with target.open("wb") as file, closing(_pieces(path)) as pieces:
+        for piece in pieces:
+            file.write(piece)
     _copy_mode(path, target)
     _synchronize(target)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A program that closes descriptors that are not its own while a mapping is open, as daemons do with
-all that they do not know: every touch is answered as before, no other file is touched, and what
-keeps the mapping's descriptor keeps no other."""
+"""A program that closes descriptors that are not its own while a mapping is open, as daemons do:
+every touch is answered as before, no other file is touched, and what keeps the mapping's
+descriptor keeps no other."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def close_all():
 def others():
     # Files that get the numbers: another's userfaultfd, and some of every day.
     found = [os.open("/dev/null", os.O_RDWR), *os.pipe()]
-    number = ctypes.CDLL(None).syscall(323, os.O_CLOEXEC | 1)  # userfaultfd(2), user mode only
-    return found + ([number] if number >= 0 else []) + [os.open(__file__, os.O_RDONLY)
-        if "__file__" in globals() else os.open("/proc/self/status", os.O_RDONLY) for _ in range(6)]
+    number = ctypes.CDLL(None).syscall(323, os.O_CLOEXEC | 1)  # on x86-64, for user mode only
+    found += [number] if number >= 0 else []
+    return found + [os.open("/proc/self/status", os.O_RDONLY) for _ in range(6)]
 
 def identities(numbers):
     return [(os.fstat(n).st_dev, os.fstat(n).st_ino) for n in numbers]
@@ -218,7 +218,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 CONTROL = """
 from fault_injection import Injector
-# The thread's own table is only claimed (userfaultfd(2) is the first call): it shares the program's.
+# The first call is userfaultfd(2). The thread's own table is only claimed: it has the program's.
 with Injector().failing(2, kinds=["syscall"], later=True, lie=True):
     mapping = mapping_of(buffer, fault, read_ahead=False)
 with mapping as array:
