@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A program that closes descriptors that are not its own while a mapping is open, as daemons do with
-all that they do not know: every touch is answered as before, no other file is touched, and what
-keeps the mapping's descriptor keeps no other."""
+"""A program that closes descriptors that are not its own while a mapping is open, as daemons do
+with all that they do not know: every touch is answered as before, no other file is touched, and
+what keeps the mapping's descriptor keeps no other."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 CONTROL = """
 from fault_injection import Injector
-# The thread's own table is only claimed (userfaultfd(2) is the first call): it shares the program's.
+# The thread's own table is only claimed (userfaultfd(2) is the first call): it has the program's.
 with Injector().failing(2, kinds=["syscall"], later=True, lie=True):
     mapping = mapping_of(buffer, fault, read_ahead=False)
 with mapping as array:

@@ -266,8 +266,9 @@ def threads():
 def test_a_library_that_ends_the_process_on_signals(
     foreign: Path, tmp_path: Path, use: str
 ) -> None:
-    """A crash reporter that is started after the file was loaded, and tells nobody. Before the first
-    use of pages, and 20 ms later, nothing of it is seen; a view has no caller, but still a message."""
+    """A crash reporter that is started after the file was loaded, and tells nobody. Before the
+    first use of pages, and 20 ms later, nothing of it is seen; a view has no caller, but still a
+    message."""
     script = f"""
 {LATER}
 view = "ciphertext" in {use!r}

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-#: set(0): a handler that returns; 1: that ends the process with status 9; 2: that asks the one before.
+#: set(0): a handler that returns; 1: one that ends the process with status 9; 2: one that asks the
+#: handler before it.
 FOREIGN = r"""
 #define _GNU_SOURCE
 #include <signal.h>
