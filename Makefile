@@ -68,7 +68,7 @@ $(LINTERS): pyproject.toml | $(STAMP)
 lint: $(LINTERS) ## check style, types, the order of the layers, and what every file opens with; 2 minutes
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $(C_FILES)
+	@echo "clang-format --dry-run of $(words $(C_FILES)) files"; $(BIN)/clang-format --dry-run -Werror $(C_FILES)
 	$(BIN)/python -m mypy
 	$(BIN)/python -m pytest -q $(wildcard tests/native/test_layers.py) tests/repository/test_sources.py
 

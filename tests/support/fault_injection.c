@@ -58,16 +58,14 @@ struct uffdio_move {
 #define UFFDIO_MOVE _IOWR(UFFDIO, 0x05, struct uffdio_move)
 #endif
 
-#define KINDS(X)                                                                                   \
-    X(mmap)                                                                                        \
-    X(munmap)                                                                                      \
-    X(mremap)                                                                                      \
-    X(mprotect)                                                                                    \
-    X(madvise) X(ioctl) X(poll) X(socketpair) X(send) X(sendmsg) X(recvmsg) X(open) X(close)       \
-        X(read) X(pread) X(write) X(fcntl) X(fstat) X(ftruncate) X(syscall) X(getrandom)           \
-            X(getrlimit) X(sigaction) X(sem_init) X(nanosleep) X(sched_getaffinity)                \
-                X(pthread_create) X(pthread_mutex_init) X(pthread_cond_init) X(pthread_attr_init)  \
-                    X(__register_atfork) X(malloc) X(calloc) X(realloc) X(posix_memalign)
+/* clang-format off */
+#define KINDS(X) \
+    X(mmap) X(munmap) X(mremap) X(mprotect) X(madvise) X(ioctl) X(poll) X(socketpair) X(send) \
+    X(sendmsg) X(recvmsg) X(open) X(close) X(read) X(pread) X(write) X(fcntl) X(fstat) \
+    X(ftruncate) X(syscall) X(getrandom) X(getrlimit) X(sigaction) X(sem_init) X(nanosleep) \
+    X(sched_getaffinity) X(pthread_create) X(pthread_mutex_init) X(pthread_cond_init) \
+    X(pthread_attr_init) X(__register_atfork) X(malloc) X(calloc) X(realloc) X(posix_memalign)
+/* clang-format on */
 
 #define AS_NUMBER(name) KIND_##name,
 #define AS_TEXT(name) #name,
@@ -167,16 +165,34 @@ static void grow(long pages, size_t n, const void *caller) {
 
 /* ---- the C library's functions --------------------------------------------------------------- */
 
-#define REAL(name) static __typeof__(name) *real_##name;
-REAL(mmap)
-REAL(munmap)
-REAL(mremap)
-REAL(mprotect)
-REAL(madvise) REAL(ioctl) REAL(poll) REAL(open) REAL(close) REAL(read) REAL(pread) REAL(write)
-    REAL(fcntl) REAL(fstat) REAL(ftruncate) REAL(syscall) REAL(getrandom) REAL(getrlimit)
-        REAL(sigaction) REAL(sem_init) REAL(nanosleep) REAL(sched_getaffinity) REAL(pthread_create)
-            REAL(pthread_mutex_init) REAL(pthread_cond_init)
-                REAL(pthread_attr_init) static int (*real_socketpair)(int, int, int, int[2]);
+#define REAL(name) static __typeof__(name) *real_##name
+REAL(mmap);
+REAL(munmap);
+REAL(mremap);
+REAL(mprotect);
+REAL(madvise);
+REAL(ioctl);
+REAL(poll);
+REAL(open);
+REAL(close);
+REAL(read);
+REAL(pread);
+REAL(write);
+REAL(fcntl);
+REAL(fstat);
+REAL(ftruncate);
+REAL(syscall);
+REAL(getrandom);
+REAL(getrlimit);
+REAL(sigaction);
+REAL(sem_init);
+REAL(nanosleep);
+REAL(sched_getaffinity);
+REAL(pthread_create);
+REAL(pthread_mutex_init);
+REAL(pthread_cond_init);
+REAL(pthread_attr_init);
+static int (*real_socketpair)(int, int, int, int[2]);
 static ssize_t (*real_send)(int, const void *, size_t, int);
 static ssize_t (*real_sendmsg)(int, const struct msghdr *, int);
 static ssize_t (*real_recvmsg)(int, struct msghdr *, int);
@@ -184,17 +200,38 @@ static int (*real___register_atfork)(void (*)(void), void (*)(void), void (*)(vo
 
 /* Before anybody else may call: dlsym(3) is not for the handler of a signal. */
 __attribute__((constructor)) static void load(void) {
-#define LOAD(name) *(void **)&real_##name = dlsym(RTLD_NEXT, #name);
-    LOAD(mmap)
-    LOAD(munmap)
-    LOAD(mremap)
-    LOAD(mprotect)
-    LOAD(madvise) LOAD(ioctl) LOAD(poll) LOAD(open) LOAD(close) LOAD(read) LOAD(pread) LOAD(write)
-        LOAD(fcntl) LOAD(fstat) LOAD(ftruncate) LOAD(syscall) LOAD(getrandom) LOAD(getrlimit)
-            LOAD(sigaction) LOAD(sem_init) LOAD(nanosleep) LOAD(sched_getaffinity)
-                LOAD(pthread_create) LOAD(pthread_mutex_init) LOAD(pthread_cond_init)
-                    LOAD(pthread_attr_init) LOAD(socketpair) LOAD(send) LOAD(sendmsg) LOAD(recvmsg)
-                        LOAD(__register_atfork)
+#define LOAD(name) *(void **)&real_##name = dlsym(RTLD_NEXT, #name)
+    LOAD(mmap);
+    LOAD(munmap);
+    LOAD(mremap);
+    LOAD(mprotect);
+    LOAD(madvise);
+    LOAD(ioctl);
+    LOAD(poll);
+    LOAD(open);
+    LOAD(close);
+    LOAD(read);
+    LOAD(pread);
+    LOAD(write);
+    LOAD(fcntl);
+    LOAD(fstat);
+    LOAD(ftruncate);
+    LOAD(syscall);
+    LOAD(getrandom);
+    LOAD(getrlimit);
+    LOAD(sigaction);
+    LOAD(sem_init);
+    LOAD(nanosleep);
+    LOAD(sched_getaffinity);
+    LOAD(pthread_create);
+    LOAD(pthread_mutex_init);
+    LOAD(pthread_cond_init);
+    LOAD(pthread_attr_init);
+    LOAD(socketpair);
+    LOAD(send);
+    LOAD(sendmsg);
+    LOAD(recvmsg);
+    LOAD(__register_atfork);
 }
 
 /* A function may be called before load() has run, by another library's start. */
