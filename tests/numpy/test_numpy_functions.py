@@ -323,9 +323,9 @@ def test_a_lost_write_is_noticed(calls: list[tuple[str, Call]]) -> None:
     some = [(name, call) for name, call in calls if call.changed and "nan" not in name][::9]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(EncryptedTensor, "__array__", lambda self, dtype=None, copy=None: self[...])
-        patch.delattr("pyccmem._numpy.Operand.__array_function__")
+        patch.delattr("pyccmem.core.operand.Operand.__array_function__")
         patch.setattr(
-            "pyccmem._numpy._applied",
+            "pyccmem.core.operand._applied",
             lambda function, args, options, targets: function(
                 *[np.asarray(a) for a in args], **{k: np.asarray(v) for k, v in options.items()}
             ),

@@ -23,11 +23,11 @@ def tensor(array: Any) -> EncryptedTensor:
     return EncryptedTensor.from_numpy(array, key=KEY)
 
 
-def outcome(work: Callable[[], Any]) -> Any:
+def outcome(work: Callable[..., Any], *args: Any) -> Any:
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         try:
-            return work()
+            return work(*args)
         except Exception as error:
             return error
 
