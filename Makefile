@@ -24,6 +24,7 @@ PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Says what begins, and when, before it does: some steps take minutes without a word.
 SAY     := sh -c 'printf "== %s %s\n" "$$(date +%H:%M:%S)" "$$0"'
 BESIDE  := $(if $(filter-out 0,$(WORKERS)),-n $(WORKERS) --dist worksteal)
+C_FILES := $(shell find csrc src tests -name '*.[ch]' ! -name _native.c)
 NATIVE  := setup.py build_ffi.py $(shell find csrc -name '*.[ch]')
 
 ASAN_DIR  := build/asan
@@ -32,7 +33,7 @@ ASAN_BIN  := $(CURDIR)/$(ASAN_DIR)/venv/bin
 SANITIZE  := address,undefined
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-full demo demo-torch check-tiers asan tsan mutants faults ct bench docs-outputs wheel sdist clean
+.PHONY: help install lint format test test-full demo demo-torch check-tiers asan tsan mutants faults ct bench docs-outputs wheel sdist clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +55,27 @@ $(STAMP): pyproject.toml $(NATIVE)
 	@$(BIN)/python -m compileall -q src
 	@touch $@
 	@$(SAY) "set-up done"
+
+# Installed when wanted: what the extra `lint` of pyproject.toml names.
+LINTERS := $(VENV)/.linters
+
+$(LINTERS): pyproject.toml | $(STAMP)
+	@$(SAY) "the tools of make lint (20 seconds)"
+	@$(PIP) $$($(BIN)/python -c 'import importlib.metadata as m; \
+	    print(*(r.split(";")[0] for r in m.requires("pyccmem") if "extra == \"lint\"" in r))')
+	@touch $@
+
+lint: $(LINTERS) ## check style, types, the order of the layers, and what every file opens with; 2 minutes
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@echo "clang-format --dry-run of $(words $(C_FILES)) files"; $(BIN)/clang-format --dry-run -Werror $(C_FILES)
+	$(BIN)/python -m mypy
+	$(BIN)/python -m pytest -q $(wildcard tests/native/test_layers.py) tests/repository/test_sources.py
+
+format: $(LINTERS) ## format the C and Python files
+	$(BIN)/ruff check --fix --quiet . || true
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(C_FILES)
 
 test: $(STAMP) ## run the suite, about 8 minutes on two idle cores
 	@$(SAY) "the suite, about 8 minutes on two idle cores, $(WORKERS) tests at a time"

@@ -248,6 +248,17 @@ ccmem_status ccmem_store_verify(ccmem_store *store, uint64_t first, uint64_t cou
 /* The page behind the last CCMEM_ERR_INTEGRITY that a store function returned in this thread. */
 ccmem_failure ccmem_last_failure(void);
 
+/* What a cipher suite is. */
+typedef struct ccmem_suite {
+    const char *name;     /* of the suite, and the label that its subkeys are derived under */
+    uint32_t subkey_size; /* bytes that are derived for a store */
+    uint32_t tag_size;    /* bytes of a page's tag; 0: no tags, and no change is noticed */
+    uint32_t aes_rounds;  /* for each 16 bytes, which bound its speed; 0: it is not made of AES */
+} ccmem_suite;
+
+/* The description of a cipher; NULL outside the enumeration. */
+const ccmem_suite *ccmem_suite_of(ccmem_cipher cipher);
+
 /* 1 when pages of this cipher carry a tag, else 0. */
 int ccmem_cipher_authenticated(ccmem_cipher cipher);
 

@@ -45,8 +45,8 @@ ALONE = {
 }
 
 
-#: Folders of tests whose outcome can depend on the tier: `make check-tiers` runs them once for each.
-#: The other folders check what all tiers share, or call every tier by itself.
+#: Folders of tests whose outcome can depend on the tier; `make check-tiers` runs them once for each
+#: tier. The other folders check what all tiers share, or call every tier themselves.
 TIER_FOLDERS = {"core", "crypto", "memory", "product", "store"}
 
 
@@ -61,8 +61,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests that run alone or depend on the tier, and puts long forms behind all others. An id with an address
-    in it differs from process to process, and pytest-xdist could not tell which test it is."""
+    """Marks tests that run alone or depend on the tier, and puts long forms behind all others.
+
+    Refuses an id with an address in it: it differs from process to process, and pytest-xdist could
+    not tell which test it is."""
     for item in items:
         if re.search(r"0x[0-9a-f]{9}", item.nodeid):
             raise pytest.UsageError(f"{item.nodeid} has an address in its id; name it by ids=.")

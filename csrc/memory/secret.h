@@ -21,8 +21,8 @@
 #endif
 
 /* Marks a variable, computed from secrets, as one that everybody may know, for the proof of
- * constant time (`make ct`, tests/proofs/ct), which reports every branch and address that depends on a
- * secret. Each use says why. Elsewhere it is nothing. */
+ * constant time (`make ct`, tests/proofs/ct), which reports every branch and address that depends
+ * on a secret. Each use says why. Elsewhere it is nothing. */
 #ifdef CCMEM_CT
 #include <valgrind/memcheck.h>
 #define DECLASSIFY(variable) (void)VALGRIND_MAKE_MEM_DEFINED(&(variable), sizeof(variable))

@@ -5,8 +5,8 @@
 #ifndef CCMEM_PAGE_H
 #define CCMEM_PAGE_H
 
-#include "crypto/aegis/aegis.h"
 #include "pages/tweak_cache.h"
+#include "tiers/tiers.h"
 
 enum {
     PAGE_BATCH =
@@ -64,7 +64,7 @@ typedef struct page_ops {
 
 struct page_context {
     const page_ops *ops;
-    const void *kernels; /* xts_ops or aegis_ops of the tier */
+    const void *kernels; /* the suite's table of the tier */
     const void *key;     /* expanded, in secret memory */
     tweak_cache cache;   /* of ciphers with a tweak */
     uint32_t size;       /* bytes of a page */
@@ -72,12 +72,18 @@ struct page_context {
 
 extern const page_ops page_xts, page_aegis;
 
-/* What a cipher needs of its surroundings. */
+enum { PAGE_SUBKEY_MAX = 64 }; /* bytes, of every suite */
+
+/* One cipher suite. */
 typedef struct page_suite {
-    const char *name;   /* the key derivation's label */
-    size_t subkey_size; /* bytes to derive */
-    size_t key_size;    /* bytes of the expanded key */
-    int authenticated;  /* pages carry a tag */
+    ccmem_suite is;
+    size_t key_size; /* bytes of the expanded key */
+    /* Makes it; NULL: it is the subkey itself, of SUBKEY_SIZE bytes. CCMEM_ERR_EQUAL_HALVES. */
+    ccmem_status (*expand)(void *key, const uint8_t *subkey, size_t n);
+    /* Its table among a tier's. */
+    const void *(*kernels)(const tier_kernels *tier);
+    const page_ops *pages; /* what is done with these */
+    int tweaks;            /* 1: these use the tweak cache */
 } page_suite;
 
 /* NULL outside the enumeration. */
@@ -90,7 +96,7 @@ ccmem_status page_init(page_context *ctx, ccmem_cipher cipher, ccmem_tier tier, 
                        void *key, const uint8_t *subkey);
 
 /* The same without a key, which a copy of the context is given when it is used: the subkey itself,
- * for an authenticated cipher. */
+ * for a suite that does not expand it. */
 void page_init_keyless(page_context *ctx, ccmem_cipher cipher, ccmem_tier tier, uint32_t size);
 
 /* The bytes of one run that lie in [at, at + span) of the page, copied to scratch, which holds

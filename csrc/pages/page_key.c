@@ -16,9 +16,9 @@ ccmem_status page_key_new(page_context *page, const ccmem_key *root, ccmem_ciphe
     ccmem_status status = secret_alloc(suite->key_size, key_require(root), &expanded, level);
     if (status != CCMEM_OK)
         return status;
-    status = secret_alloc(suite->subkey_size, key_require(root), &subkey, NULL);
+    status = secret_alloc(suite->is.subkey_size, key_require(root), &subkey, NULL);
     if (status == CCMEM_OK) {
-        status = key_derive(root, suite->name, id, page_size, subkey, suite->subkey_size);
+        status = key_derive(root, suite->is.name, id, page_size, subkey, suite->is.subkey_size);
         if (status == CCMEM_OK)
             status = page_init(page, cipher, ccmem_tier_active(), page_size, expanded, subkey);
         secret_free(subkey);

@@ -1,4 +1,6 @@
-/* SPDX-License-Identifier: Apache-2.0 */
+/* SPDX-License-Identifier: Apache-2.0
+ * The self-test of AEGIS: published vectors, then pseudo-random messages against the portable tier.
+ */
 #include "crypto/aegis/aegis.h"
 #include "selftest/selftest.h"
 

@@ -173,7 +173,7 @@ ccmem_status ccmem_arena_new(const ccmem_key *key, ccmem_cipher cipher, uint32_t
         status = CCMEM_ERR_NOMEM;
     else if (status == CCMEM_OK)
         arena->core->shared = 1;
-    if (status == CCMEM_OK && !arena->core->suite->authenticated)
+    if (status == CCMEM_OK && arena->core->suite->tweaks)
         status = tweak_cache_init(&arena->core->page.cache, tweak_cache_entries, UINT32_MAX);
     if (status != CCMEM_OK) {
         ccmem_arena_free(arena);
@@ -256,7 +256,7 @@ uint64_t ccmem_arena_place(const ccmem_store *s) { return s->first; }
 
 ccmem_status ccmem_arena_get_totals(const ccmem_arena *arena, ccmem_arena_totals *out) {
     const store_core *core = arena->core;
-    const uint64_t tag = core->suite->authenticated ? PAGE_TAG : 0;
+    const uint64_t tag = core->suite->is.tag_size;
     ccmem_stats stats;
     if (fork_alien(core->generation))
         return CCMEM_ERR_FORK;

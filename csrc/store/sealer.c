@@ -22,7 +22,7 @@ struct ccmem_sealer {
 ccmem_status ccmem_sealer_new(const ccmem_key *key, ccmem_cipher cipher, const uint8_t id[16],
                               uint32_t page_size, ccmem_sealer **out) {
     const page_suite *suite = page_suite_of(cipher);
-    if (!key || !id || !out || !suite || !suite->authenticated || !page_size_allowed(page_size))
+    if (!key || !id || !out || !suite || !suite->is.tag_size || !page_size_allowed(page_size))
         return CCMEM_ERR_ARGUMENT;
     ccmem_status status = ccmem_key_check(key);
     if (status != CCMEM_OK)

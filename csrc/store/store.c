@@ -825,7 +825,7 @@ static ccmem_status new_mapping(void *data, uint64_t size, ccmem_mapping **out) 
 /* Tags, versions and what was sealed, neither dumped nor inherited. */
 static ccmem_status new_records(const store_core *core, store_chunk *c) {
     const uint64_t words = core->read_only ? 1 : 2;
-    const uint64_t tags = core->suite->authenticated ? sizeof *c->tag : 0;
+    const uint64_t tags = core->suite->is.tag_size;
     c->record_bytes = c->npages * (tags + words * sizeof *c->version);
     ccmem_status status = c->npages ? vmem_map_private(c->record_bytes, &c->records) : CCMEM_OK;
     if (status != CCMEM_OK || !c->npages)
@@ -874,7 +874,7 @@ static ccmem_status late_key(store_core *core, const ccmem_key *key, ccmem_ciphe
         return CCMEM_ERR_NOMEM;
     /* The reference is this core's, whoever else has the key as const. */
     ccmem_status status =
-        subkey_open(late, (ccmem_key *)key, core->suite->name, id, page_size, &core->level);
+        subkey_open(late, (ccmem_key *)key, core->suite->is.name, id, page_size, &core->level);
     if (status != CCMEM_OK) {
         free(late);
         return status;
@@ -896,8 +896,9 @@ ccmem_status core_new(const ccmem_key *key, ccmem_cipher cipher, const uint8_t i
     core->version_limit = VERSION_MAX;
     core->refs = 1;
     ccmem_status status =
-        late ? late_key(core, key, cipher, id, page_size)
-             : page_key_new(&core->page, key, cipher, id, page_size, &core->key, &core->level);
+        late && !core->suite->expand
+            ? late_key(core, key, cipher, id, page_size)
+            : page_key_new(&core->page, key, cipher, id, page_size, &core->key, &core->level);
     if (status != CCMEM_OK) {
         free(core);
         return status;
@@ -965,7 +966,7 @@ ccmem_status ccmem_store_new(const ccmem_key *key, ccmem_cipher cipher, uint64_t
         return status;
     if (version_limit)
         core->version_limit = version_limit;
-    if (!core->suite->authenticated)
+    if (core->suite->tweaks)
         status = tweak_cache_init(&core->page.cache, tweak_cache_entries,
                                   (nbytes + page_size - 1) >> core->page_shift);
     if (status == CCMEM_OK)

@@ -6,8 +6,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "crypto/xts/xts.h"
-#include "pages/key.h"
+#include "memory/secret.h"
 #include "pages/page.h"
 #include "platform/random.h"
 #include "tiers/tiers.h"
@@ -56,8 +55,8 @@ ccmem_status ccmem_measure_pages(ccmem_tier tier, ccmem_cipher cipher, ccmem_mea
                                  uint8_t *in, uint8_t *out, uint32_t page_size, uint64_t npages,
                                  uint64_t repeats, double *seconds) {
     const page_suite *suite = page_suite_of(cipher);
-    _Alignas(64) uint8_t key[sizeof(xts_key)]; /* the largest of all ciphers */
-    uint8_t raw[64];
+    uint8_t raw[PAGE_SUBKEY_MAX];
+    void *key = NULL;
     page_context ctx;
     page_tag *tag = NULL;
     ccmem_status status = ccmem_tier_check(tier);
@@ -67,12 +66,14 @@ ccmem_status ccmem_measure_pages(ccmem_tier tier, ccmem_cipher cipher, ccmem_mea
     if (!suite || page_size < CCMEM_PAGE_SIZE_MIN || page_size > CCMEM_PAGE_SIZE_MAX ||
         (page_size & (page_size - 1)))
         return CCMEM_ERR_ARGUMENT;
-    if (suite->authenticated && op == CCMEM_MEASURE_OPEN && in == out)
+    if (suite->is.tag_size && op == CCMEM_MEASURE_OPEN && in == out)
         return CCMEM_ERR_ARGUMENT;
-    status = random_bytes(raw, suite->subkey_size);
+    if (posix_memalign(&key, 64, suite->key_size))
+        return CCMEM_ERR_NOMEM;
+    status = random_bytes(raw, suite->is.subkey_size);
     if (status == CCMEM_OK)
         status = page_init(&ctx, cipher, tier, page_size, key, raw);
-    if (status == CCMEM_OK && suite->authenticated &&
+    if (status == CCMEM_OK && suite->is.tag_size &&
         !(tag = malloc((npages ? npages : 1) * sizeof tag[0])))
         status = CCMEM_ERR_NOMEM;
     if (status == CCMEM_OK) {
@@ -89,7 +90,8 @@ ccmem_status ccmem_measure_pages(ccmem_tier tier, ccmem_cipher cipher, ccmem_mea
     }
     free(tag);
     ccmem_wipe(raw, sizeof raw);
-    ccmem_wipe(key, sizeof key);
+    ccmem_wipe(key, suite->key_size);
+    free(key);
     return status;
 }
 

@@ -238,17 +238,17 @@ def test_from_file_knows_exactly_the_hexadecimal_digits(tmp_path: Path) -> None:
 
 def test_from_file_that_cannot_be_read(tmp_path: Path) -> None:
     for path in (tmp_path / "missing", tmp_path / "a" / "b"):
-        with pytest.raises(errors.KeyFileError, match="missing|a/b") as caught:
+        with pytest.raises(errors.KeyFileError, match=r"missing|a/b") as caught:
             Key.from_file(path)
         assert caught.value.errno == errno.ENOENT
         assert caught.value.filename
-    with pytest.raises(errors.KeyFileError, match="(?i)director|regular"):
+    with pytest.raises(errors.KeyFileError, match=r"(?i)director|regular"):
         Key.from_file(tmp_path)
     with pytest.raises(errors.KeyFileError):
         Key.from_file("")
     locked = write_key_file(tmp_path / "locked", KEY_BYTES, 0o000)
     if os.geteuid() != 0:
-        with pytest.raises(errors.KeyFileError, match="(?i)permission"):
+        with pytest.raises(errors.KeyFileError, match=r"(?i)permission"):
             Key.from_file(locked)
 
 
@@ -259,7 +259,7 @@ def test_from_file_refuses_what_is_no_path(bad: object) -> None:
 
 
 def test_from_file_refuses_a_name_with_a_null_byte() -> None:
-    with pytest.raises(errors.PyccmemError, match="path|null"):
+    with pytest.raises(errors.PyccmemError, match=r"path|null"):
         Key.from_file("a\0b")
 
 
@@ -390,7 +390,7 @@ def test_keys_and_buffers_are_not_copied(copying: Callable, closed: bool) -> Non
         root.close()
         buffer.close()
     for thing in (root, buffer):
-        with pytest.raises(errors.NotPicklableError, match="(?i)copied|pickled"):
+        with pytest.raises(errors.NotPicklableError, match=r"(?i)copied|pickled"):
             copying(thing)
     root.close()
     buffer.close()

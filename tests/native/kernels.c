@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Breaks the library's kernels, one function of one table at a time, and looks whether the self-test
- * notices, and notices before a result of theirs is handed out. Prints what it tried, a line each;
- * status 0 when all was noticed, 1 when not. test_selftest.py builds it with csrc/ and runs it. */
+ * Breaks the library's kernels, one function of one table at a time, and looks whether the
+ * self-test notices, and notices before a result of theirs is handed out. Prints what it tried, a
+ * line each; status 0 when all was noticed, 1 when not. test_selftest.py builds it with csrc/ and
+ * runs it. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,7 +28,8 @@ typedef struct slot {
 static slot slots[SLOTS];
 static size_t count;
 
-/* ---- broken functions --------------------------------------------------------------------------- */
+/* ---- broken functions ---------------------------------------------------------------------------
+ */
 
 static any_function real; /* what stands in for it was put in the place of */
 
@@ -38,15 +40,15 @@ static float is_zero(void) { return 0.0f; }
 /* Right but for one bit, at the end. */
 static void xts_pages(const xts_key *key, uint8_t *dst, const uint8_t *src, size_t npages,
                       size_t page_size, const uint8_t (*t0)[16], unsigned flags) {
-    ((void (*)(const xts_key *, uint8_t *, const uint8_t *, size_t, size_t, const uint8_t(*)[16],
+    ((void (*)(const xts_key *, uint8_t *, const uint8_t *, size_t, size_t, const uint8_t (*)[16],
                unsigned))real)(key, dst, src, npages, page_size, t0, flags);
     dst[npages * page_size - 1] ^= 0x40;
 }
 
 static void xts_blocks(const xts_key *key, uint8_t *dst, const uint8_t *src, size_t nblocks,
                        size_t first, xts_tweak t0) {
-    ((void (*)(const xts_key *, uint8_t *, const uint8_t *, size_t, size_t, xts_tweak))real)(
-        key, dst, src, nblocks, first, t0);
+    ((void (*)(const xts_key *, uint8_t *, const uint8_t *, size_t, size_t,
+               xts_tweak))real)(key, dst, src, nblocks, first, t0);
     if (nblocks > 12)
         dst[nblocks * 16 - 1] ^= 0x40;
 }
@@ -60,8 +62,8 @@ static void aegis_sealed(const uint8_t key[16], uint8_t *dst, const uint8_t *src
 
 /* Takes every page for good. */
 static uint64_t aegis_opened(const uint8_t key[16], uint8_t *dst, const uint8_t *src, size_t npages,
-                             size_t page_size, const uint8_t (*nonce)[16],
-                             const uint8_t (*tag)[16], unsigned flags) {
+                             size_t page_size, const uint8_t (*nonce)[16], const uint8_t (*tag)[16],
+                             unsigned flags) {
     (void)aegis_portable.open_pages(key, dst, src, npages, page_size, nonce, tag, flags);
     return 0;
 }
@@ -73,10 +75,11 @@ static int aegis_part(const uint8_t key[16], uint8_t *dst, const uint8_t *src, s
     return 1;
 }
 
-/* ---- tables ------------------------------------------------------------------------------------- */
+/* ---- tables -------------------------------------------------------------------------------------
+ */
 
-static void add(ccmem_tier tier, const char *table, const char *member, int index, const void *place,
-                any_function broken) {
+static void add(ccmem_tier tier, const char *table, const char *member, int index,
+                const void *place, any_function broken) {
     slot *s = &slots[count];
     if (!*(const any_function *)place)
         return;
@@ -183,7 +186,8 @@ static void damage(const slot *s) {
 
 static void repair(const slot *s) { put(s->place, real); }
 
-/* ---- what must be noticed ----------------------------------------------------------------------- */
+/* ---- what must be noticed -----------------------------------------------------------------------
+ */
 
 static int say(int good, const char *what, const char *name) {
     printf("%s: %s: %s\n", good ? "noticed" : "MISSED", what, name);
@@ -196,7 +200,8 @@ static int every_function(void) {
         if (!tier_supported(slots[i].tier))
             continue;
         damage(&slots[i]);
-        good &= say(ccmem_selftest(slots[i].tier) == CCMEM_ERR_SELFTEST, "self-test", slots[i].name);
+        good &=
+            say(ccmem_selftest(slots[i].tier) == CCMEM_ERR_SELFTEST, "self-test", slots[i].name);
         repair(&slots[i]);
     }
     for (int tier = 0; tier < CCMEM_TIER_COUNT; tier++)
@@ -234,8 +239,8 @@ static int refused(ccmem_tier tier) {
            !memcmp(tag, untouched, sizeof tag);
 }
 
-/* A tier that fails at the start is left out, and so is one that is broken after the start and before
- * its first use; nothing is handed out, not after it was repaired either. */
+/* A tier that fails at the start is left out, and so is one that is broken after the start and
+ * before its first use; nothing is handed out, not after it was repaired either. */
 static int a_tier(ccmem_tier tier, ccmem_tier next, int after_start) {
     const slot *s = first_of(tier);
     int good = !after_start || ccmem_init(ccmem_tier_name(next)) == CCMEM_OK;

@@ -242,7 +242,7 @@ def test_importing_starts_no_thread_and_opens_no_file() -> None:
     )
 
 
-# ---- self-test and description --------------------------------------------------------------------
+# ---- self-test and description -------------------------------------------------------------------
 
 
 def test_the_self_test_of_every_tier(tier: int) -> None:

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Runs the library, without Python, on known answers: `vectors FILE`, a case a line, its kind first,
- * then fields in hexadecimal ("-": empty) or decimal. Prints how many cases of each kind were right
- * and ends with status 0, or names the lines that were not and ends with 1; 2: the file or the
- * library's start is broken. test_portable.py builds it for other architectures and writes the file.
+ * Runs the library, without Python, on known answers: `vectors FILE`, a case a line, its kind
+ * first, then fields in hexadecimal ("-": empty) or decimal. Prints how many cases of each kind
+ * were right and ends with status 0, or names the lines that were not and ends with 1; 2: the file
+ * or the library's start is broken. test_portable.py builds it for other architectures and writes
+ * the file.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -67,7 +68,8 @@ static ccmem_key *root_key(void) {
     return ccmem_key_from_bytes(raw, CCMEM_SECRET_MLOCK, &key) == CCMEM_OK ? key : NULL;
 }
 
-/* ---- primitives --------------------------------------------------------------------------------- */
+/* ---- primitives ---------------------------------------------------------------------------------
+ */
 
 /* xts both|encrypt|decrypt KEY TWEAK PLAIN SEALED */
 static int run_xts(field *f) {
@@ -75,11 +77,15 @@ static int run_xts(field *f) {
     uint8_t *got = memory(plain->n);
     int good = plain->n == sealed->n && tweak->n == 16;
     if (*f->text != 'd')
-        good = good && ccmem_xts(TIER, 1, key->data, key->n, tweak->data, plain->data, got,
-                                 plain->n) == CCMEM_OK && same(got, sealed);
+        good = good &&
+               ccmem_xts(TIER, 1, key->data, key->n, tweak->data, plain->data, got, plain->n) ==
+                   CCMEM_OK &&
+               same(got, sealed);
     if (*f->text != 'e')
-        good = good && ccmem_xts(TIER, 0, key->data, key->n, tweak->data, sealed->data, got,
-                                 plain->n) == CCMEM_OK && same(got, plain);
+        good = good &&
+               ccmem_xts(TIER, 0, key->data, key->n, tweak->data, sealed->data, got, plain->n) ==
+                   CCMEM_OK &&
+               same(got, plain);
     free(got);
     return good;
 }
@@ -96,8 +102,8 @@ static int run_aegis(field *f) {
         good = ccmem_aegis_encrypt(TIER, lanes, key->data, nonce->data, ad->data, ad->n,
                                    plain->data, got, plain->n, made, tag->n) == CCMEM_OK &&
                same(got, sealed) && same(made, tag);
-    status = ccmem_aegis_decrypt(TIER, lanes, key->data, nonce->data, ad->data, ad->n,
-                                 sealed->data, got, sealed->n, tag->data, tag->n);
+    status = ccmem_aegis_decrypt(TIER, lanes, key->data, nonce->data, ad->data, ad->n, sealed->data,
+                                 got, sealed->n, tag->data, tag->n);
     if (*f[1].text == 'v')
         good = good && status == CCMEM_OK && same(got, plain);
     else
@@ -117,7 +123,8 @@ static int run_cmac(field *f) {
 static int run_kdf(field *f) {
     uint8_t *got = memory(f[3].n);
     int good = ccmem_kdf(TIER, f[0].data, f[0].n, f[1].data, f[1].n, f[2].data, f[2].n, got,
-                         f[3].n) == CCMEM_OK && same(got, &f[3]);
+                         f[3].n) == CCMEM_OK &&
+               same(got, &f[3]);
     free(got);
     return good;
 }
@@ -131,7 +138,8 @@ static int run_kw(field *f) {
            same(got, &f[1]);
 }
 
-/* ---- pages -------------------------------------------------------------------------------------- */
+/* ---- pages --------------------------------------------------------------------------------------
+ */
 
 static ccmem_cipher cipher_of(const char *name) {
     return !strcmp(name, "aes-128-xts")   ? CCMEM_AES_128_XTS
@@ -158,8 +166,8 @@ static int run_pages(field *f) {
         ccmem_mapping *mapping = ccmem_store_mapping(store);
         good = ccmem_store_records(store, &versions, &tags) == CCMEM_OK &&
                same(ccmem_mapping_data(mapping), &f[4]) &&
-               (!ccmem_cipher_authenticated(cipher) || same(tags, &f[5])) &&
-               versions[0] == last && versions[1] == last + 1 && versions[2] == last;
+               (!ccmem_cipher_authenticated(cipher) || same(tags, &f[5])) && versions[0] == last &&
+               versions[1] == last + 1 && versions[2] == last;
         good = good && ccmem_store_read(store, 0, got, data->n) == CCMEM_OK && same(got, data);
         ccmem_mapping_release(mapping);
     }
@@ -169,8 +177,8 @@ static int run_pages(field *f) {
     return good;
 }
 
-/* file PAGE-SIZE ID VERSIONS TAGS STORED DATA: as a part of a sealed file has it. Read; sealed again,
- * where it is of version 1; refused, once a tag has another bit. */
+/* file PAGE-SIZE ID VERSIONS TAGS STORED DATA: as a part of a sealed file has it. Read; sealed
+ * again, where it is of version 1; refused, once a tag has another bit. */
 static int run_file(field *f) {
     const uint32_t size = (uint32_t)atoi(f[0].text);
     const field *versions = &f[2], *tags = &f[3], *stored = &f[4], *data = &f[5];
@@ -179,7 +187,8 @@ static int run_file(field *f) {
     ccmem_sealer *sealer = NULL;
     ccmem_key *key = root_key();
     FILE *file = tmpfile();
-    int good = key && file && fwrite(stored->data, 1, stored->n, file) == stored->n && !fflush(file);
+    int good =
+        key && file && fwrite(stored->data, 1, stored->n, file) == stored->n && !fflush(file);
     for (int changed = 0; good && changed < 2; changed++) {
         ccmem_status wanted = changed ? CCMEM_ERR_INTEGRITY : CCMEM_OK;
         tags->data[tags->n - 1] ^= (uint8_t)changed;
@@ -205,7 +214,8 @@ static int run_file(field *f) {
     return good;
 }
 
-/* ---- products ----------------------------------------------------------------------------------- */
+/* ---- products -----------------------------------------------------------------------------------
+ */
 
 static ccmem_store *store_with(const ccmem_key *key, const void *data, size_t n) {
     ccmem_store *store = NULL;
@@ -224,8 +234,9 @@ static uint32_t number_of(const field *f, size_t i, size_t size) {
     return v;
 }
 
-/* numbers DTYPE SIZE ELEMENTS FLOATS: each element times 1 is this float32, of which NaN is any. The
- * elements are numbers of SIZE bytes, most significant first, and are stored as the processor does. */
+/* numbers DTYPE SIZE ELEMENTS FLOATS: each element times 1 is this float32, of which NaN is any.
+ * The elements are numbers of SIZE bytes, most significant first, and are stored as the processor
+ * does. */
 static int run_numbers(field *f) {
     const size_t size = (size_t)atoi(f[1].text), n = f[2].n / size;
     uint8_t *w = memory(n * size);
@@ -282,8 +293,8 @@ static int run_linear(field *f) {
         bias[i] = (float)i;
     }
     ccmem_store *store = key ? store_with(key, w, out * in * sizeof *w) : NULL;
-    int good = store && ccmem_store_linear(store, 0, CCMEM_F32, out, in, scale, x, rows, in, bias, y,
-                                           out) == CCMEM_OK;
+    int good = store && ccmem_store_linear(store, 0, CCMEM_F32, out, in, scale, x, rows, in, bias,
+                                           y, out) == CCMEM_OK;
     for (size_t r = 0; good && r < rows; r++)
         for (size_t o = 0; o < out; o++) {
             long sum = 0;
@@ -301,7 +312,8 @@ static int run_linear(field *f) {
     return good;
 }
 
-/* ---- searching memory --------------------------------------------------------------------------- */
+/* ---- searching memory ---------------------------------------------------------------------------
+ */
 
 /* scan MEMORY SAMPLE-OFFSET ELSEWHERE: the 16 bytes there are found at that offset of MEMORY alone,
  * and not at all in ELSEWHERE. */
@@ -315,16 +327,16 @@ static int run_scan(field *f) {
     int good = ccmem_samples_new(4, &samples) == CCMEM_OK &&
                ccmem_samples_add(samples, f[0].data, f[0].n, &offset, 1, &taken) == CCMEM_OK &&
                taken;
-    good = good &&
-           ccmem_scan(samples, f[0].data, f[0].n, 0, hits, 8, &found, &next) == CCMEM_OK &&
+    good = good && ccmem_scan(samples, f[0].data, f[0].n, 0, hits, 8, &found, &next) == CCMEM_OK &&
            found == 1 && hits[0].offset == offset;
-    good = good &&
-           ccmem_scan(samples, f[2].data, f[2].n, 0, hits, 8, &none, &next) == CCMEM_OK && !none;
+    good = good && ccmem_scan(samples, f[2].data, f[2].n, 0, hits, 8, &none, &next) == CCMEM_OK &&
+           !none;
     ccmem_samples_free(samples);
     return good;
 }
 
-/* ---- the file ----------------------------------------------------------------------------------- */
+/* ---- the file -----------------------------------------------------------------------------------
+ */
 
 static int run_selftest(field *f) {
     (void)f;

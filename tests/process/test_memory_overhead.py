@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a buffer costs beside its bytes: at most 1 % of metadata, at most 16 MiB while it is made."""
+"""What a buffer costs beside its bytes: at most 1 % of metadata, and 16 MiB while it is made."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def peak():
     with open("/proc/self/status") as lines:
         return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
 key = pyccmem.Key.generate()
-with pyccmem.EncryptedBuffer(1 << 20, key=key, cipher=cipher) as small:      # start-up costs of the process
+with pyccmem.EncryptedBuffer(1 << 20, key=key, cipher=cipher) as small:  # start-up costs
     small.write(np.ones(1 << 20, np.uint8)); small.read_into(np.empty(1 << 20, np.uint8))
 base = peak()
 source = np.full(nbytes, 7, np.uint8)
@@ -52,11 +52,10 @@ print(base, built, peak(), b.stats()["overhead_bytes"], int(b.versions.sum()))
 def test_building_from_a_gibibyte(how: str, threads: int, cipher: str) -> None:
     """Peak memory: source + ciphertext + 16 MiB, and reading back in place takes no more."""
     nbytes = 1 << 30
-    available = next(
-        int(line.split()[1]) << 10
-        for line in open("/proc/meminfo", encoding="ascii")
-        if line.startswith("MemAvailable")
-    )
+    with open("/proc/meminfo", encoding="ascii") as lines:
+        available = next(
+            int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable")
+        )
     if available < 3 * nbytes:
         pytest.skip(f"needs 3 GiB of free memory, {available >> 20} MiB are")
     if pyccmem.cpu_info()["tier"] == "portable":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ccmem_store_linear: results, bounds, sameness of bits, refusals, changed pages, writers beside it."""
+"""ccmem_store_linear: results, bounds, sameness of bits, refusals, changed pages, writers."""
 
 from __future__ import annotations
 
@@ -309,7 +309,8 @@ def test_refusals():
         assert status == lib.CCMEM_ERR_RANGE
         assert not y.any()
 
-        def call(dtype=0, x_=floats(x), rows=2, ldx=8, ldy=4):
+        def call(dtype=0, x_=None, rows=2, ldx=8, ldy=4):
+            x_ = floats(x) if x_ is None else x_
             y = np.full((2, 4), 7.5, np.float32)
             return lib.ccmem_store_linear(
                 store.handle, 0, dtype, 4, 8, ffi.NULL, x_, rows, ldx, ffi.NULL, floats(y), ldy

@@ -233,7 +233,8 @@ def fenced_read(b, model, misalign, offset, n):
     assert around[64 : 64 + n].tobytes() == model[offset : offset + n], (misalign, offset, n)
     assert (around[:64] == 0xEE).all() and (around[64 + n :] == 0xEE).all(), (misalign, offset, n)
 key = pyccmem.Key.from_bytes(bytes(range(32)))
-for threads, pages, steps in ((1, 9, range(0, 65)), (2, (5 << 20) // page_size + 3, (0, 1, 16, 48))):
+many = (5 << 20) // page_size + 3
+for threads, pages, steps in ((1, 9, range(0, 65)), (2, many, (0, 1, 16, 48))):
     pyccmem.set_num_threads(threads)
     n = pages * page_size
     b = pyccmem.EncryptedBuffer(n, key=key, cipher=cipher, page_size=page_size)

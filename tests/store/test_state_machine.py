@@ -16,7 +16,7 @@ from pyccmem import EncryptedBuffer, errors, hazmat
 
 hypothesis = pytest.importorskip("hypothesis", reason="needs the [test] extra's hypothesis")
 from hypothesis import settings  # noqa: E402
-from hypothesis import strategies as st
+from hypothesis import strategies as st  # noqa: E402
 from hypothesis.stateful import (  # noqa: E402
     RuleBasedStateMachine,
     initialize,

@@ -30,8 +30,8 @@ def native_threads(request: pytest.FixtureRequest) -> Iterator[int]:
 def test_no_reader_sees_a_torn_page(
     key: pyccmem.Key, cipher: str, page_size: int, native_threads: int
 ) -> None:
-    """4 writers fill pages with one repeated number, 4 readers find each page uniform. Writers go on
-    until the readers are done, however long a loaded machine lets either of them wait."""
+    """4 writers fill pages with one repeated number, 4 readers find each page uniform. Writers go
+    on until the readers are done, however long a loaded machine lets either of them wait."""
     pages, rounds = 4, 200
     words = page_size // 8
     reading = threading.Event()
@@ -217,6 +217,6 @@ def test_number_of_threads_does_not_change_the_result(key: pyccmem.Key, cipher: 
 @pytest.mark.parametrize("bad", [0, -1, 257, 2**40, 1.5, "two", None, True])
 def test_wrong_thread_counts_are_refused(bad: object) -> None:
     before = pyccmem.cpu_info()["threads"]
-    with pytest.raises(errors.PyccmemError, match="(?i)thread|int"):
+    with pytest.raises(errors.PyccmemError, match=r"(?i)thread|int"):
         pyccmem.set_num_threads(bad)
     assert pyccmem.cpu_info()["threads"] == before

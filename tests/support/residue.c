@@ -16,8 +16,8 @@ static uint64_t argument[ARGUMENTS], result;
 /* More arguments than the function takes do no harm: whoever calls takes them away again. */
 static void run(void) {
     const uint64_t *a = argument;
-    result = called(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11],
-                    a[12], a[13], a[14], a[15]);
+    result = called(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11], a[12],
+                    a[13], a[14], a[15]);
 }
 
 /* What the function returns when it is called with these arguments on `size` bytes of stack. */

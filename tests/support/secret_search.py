@@ -127,7 +127,7 @@ def mappings(pid: int) -> list[Mapping]:
 def readable(pid: int) -> Iterator[tuple[Mapping, bytes]]:
     """The contents of every mapping that /proc/PID/mem gives to its parent."""
     try:
-        memory = open(f"/proc/{pid}/mem", "rb", buffering=0)
+        memory = open(f"/proc/{pid}/mem", "rb", buffering=0)  # noqa: SIM115 (a `with` follows)
     except PermissionError:
         pytest.skip("this system does not let a parent read its child's memory")
     with memory:

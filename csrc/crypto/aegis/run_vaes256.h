@@ -42,74 +42,93 @@
 #define AEGIS_ODD_6 "14"
 #define AEGIS_ODD_7 "15"
 
-/* One block at byte `at`; `p` and `q` are the operands of its halves in the source, `x` and `y` in
- * the destination (each with its displacement), `put` a macro that stores. The old registers 0 and
- * 4 end as the ciphertext. */
-#define AEGIS_SEAL_BLOCK(a, b, p, q, x, y, put)                                                    \
-    "vmovdqu " p "," b(4) "\n\t" AEGIS_ROUND(a, b, 3, 2) AEGIS_ROUND(a, b, 6, 5)                   \
-        AEGIS_ROUND(a, b, 5, 4) AEGIS_ROUND(a, b, 2, 1) AEGIS_ROUND(a, b, 7, 6) "vaesenc " b(      \
-            4) "," a(7) "," b(0) "\n\t" AEGIS_ROUND(a, b, 1, 0)                                    \
-            AEGIS_XOR(a(0), b(0), b(0)) "vpand " a(2) "," a(3) "," a(                              \
-                0) "\n\t" AEGIS_XOR(a(1), a(0), a(0)) AEGIS_XOR(a(6), a(0), a(0))                  \
-                AEGIS_XOR(b(4), a(0), a(0)) put(a(0), a##_X(0), x) "vmovdqu " q "," a(             \
-                    0) "\n\t"                                                                      \
-                       "vaesenc " a(0) "," a(3) "," b(4) "\n\t" AEGIS_XOR(                         \
-                           a(4), b(4),                                                             \
-                           b(4)) "vpand " a(6) "," a(7) "," a(4) "\n\t" AEGIS_XOR(a(5), a(4),      \
-                                                                                  a(4))            \
-                           AEGIS_XOR(a(2), a(4), a(4)) AEGIS_XOR(a(0), a(4), a(4))                 \
-                               put(a(4), a##_X(4), y)
+/* One block: `p` and `q` are the operands of its halves in the source, `x` and `y` those in the
+ * destination, `put` a macro that stores. The old registers 0 and 4 end as the ciphertext. A line
+ * for each instruction, which clang-format would fill. */
+/* clang-format off */
+#define AEGIS_SEAL_BLOCK(a, b, p, q, x, y, put)                                                   \
+    "vmovdqu " p "," b(4) "\n\t"                                                                  \
+    AEGIS_ROUND(a, b, 3, 2)                                                                       \
+    AEGIS_ROUND(a, b, 6, 5)                                                                       \
+    AEGIS_ROUND(a, b, 5, 4)                                                                       \
+    AEGIS_ROUND(a, b, 2, 1)                                                                       \
+    AEGIS_ROUND(a, b, 7, 6)                                                                       \
+    "vaesenc " b(4) "," a(7) "," b(0) "\n\t"                                                      \
+    AEGIS_ROUND(a, b, 1, 0)                                                                       \
+    AEGIS_XOR(a(0), b(0), b(0))                                                                   \
+    "vpand " a(2) "," a(3) "," a(0) "\n\t"                                                        \
+    AEGIS_XOR(a(1), a(0), a(0))                                                                   \
+    AEGIS_XOR(a(6), a(0), a(0))                                                                   \
+    AEGIS_XOR(b(4), a(0), a(0))                                                                   \
+    put(a(0), a##_X(0), x)                                                                        \
+    "vmovdqu " q "," a(0) "\n\t"                                                                  \
+    "vaesenc " a(0) "," a(3) "," b(4) "\n\t"                                                      \
+    AEGIS_XOR(a(4), b(4), b(4))                                                                   \
+    "vpand " a(6) "," a(7) "," a(4) "\n\t"                                                        \
+    AEGIS_XOR(a(5), a(4), a(4))                                                                   \
+    AEGIS_XOR(a(2), a(4), a(4))                                                                   \
+    AEGIS_XOR(a(0), a(4), a(4))                                                                   \
+    put(a(4), a##_X(4), y)
 
 /* The plaintext is what the new registers 0 and 4 wait for. */
-#define AEGIS_OPEN_BLOCK(a, b, p, q, x, y, put)                                                    \
-    AEGIS_ROUND(a, b, 7, 6)                                                                        \
-    AEGIS_ROUND(a, b, 6, 5)                                                                        \
-    AEGIS_ROUND(a, b, 5, 4)                                                                        \
-    AEGIS_ROUND(a, b, 4, 3)                                                                        \
-    AEGIS_ROUND(a, b, 2, 1)                                                                        \
-    AEGIS_ROUND(a, b, 0, 7)                                                                        \
-    AEGIS_ROUND(a, b, 1, 0)                                                                        \
-    AEGIS_ROUND(a, b, 3, 2)                                                                        \
-    AEGIS_XOR(q, a(5), a(5))                                                                       \
-    "vpand " a(6) "," a(7) "," a(4) "\n\t" AEGIS_XOR(a(2), a(4), a(4)) AEGIS_XOR(a(5), a(4), a(4)) \
-        AEGIS_XOR(a(4), b(4), b(4)) put(a(4), a##_X(4), y) "vpand " a(2) "," a(3) "," a(           \
-            0) "\n\t" AEGIS_XOR(a(1), a(0), a(0)) AEGIS_XOR(p, a(6), a(6))                         \
-            AEGIS_XOR(a(6), a(0), a(0)) AEGIS_XOR(a(0), b(0), b(0)) put(a(0), a##_X(0), x)
+#define AEGIS_OPEN_BLOCK(a, b, p, q, x, y, put)                                                   \
+    AEGIS_ROUND(a, b, 7, 6)                                                                       \
+    AEGIS_ROUND(a, b, 6, 5)                                                                       \
+    AEGIS_ROUND(a, b, 5, 4)                                                                       \
+    AEGIS_ROUND(a, b, 4, 3)                                                                       \
+    AEGIS_ROUND(a, b, 2, 1)                                                                       \
+    AEGIS_ROUND(a, b, 0, 7)                                                                       \
+    AEGIS_ROUND(a, b, 1, 0)                                                                       \
+    AEGIS_ROUND(a, b, 3, 2)                                                                       \
+    AEGIS_XOR(q, a(5), a(5))                                                                      \
+    "vpand " a(6) "," a(7) "," a(4) "\n\t"                                                        \
+    AEGIS_XOR(a(2), a(4), a(4))                                                                   \
+    AEGIS_XOR(a(5), a(4), a(4))                                                                   \
+    AEGIS_XOR(a(4), b(4), b(4))                                                                   \
+    put(a(4), a##_X(4), y)                                                                        \
+    "vpand " a(2) "," a(3) "," a(0) "\n\t"                                                        \
+    AEGIS_XOR(a(1), a(0), a(0))                                                                   \
+    AEGIS_XOR(p, a(6), a(6))                                                                      \
+    AEGIS_XOR(a(6), a(0), a(0))                                                                   \
+    AEGIS_XOR(a(0), b(0), b(0))                                                                   \
+    put(a(0), a##_X(0), x)
 
 /* v is done with afterwards, x names its low half. */
 #define AEGIS_PUT(v, x, to) "vmovdqu " v "," to "\n\t"
 #define AEGIS_PUT_AROUND(v, x, to) "vmovntdq " v "," to "\n\t"
-#define AEGIS_PUT_AROUND_HALVES(v, x, to)                                                          \
+#define AEGIS_PUT_AROUND_HALVES(v, x, to)                                                         \
     "vmovntdq " x "," to "\n\tvextracti128 $1," v "," x "\n\tvmovntdq " x ",16+" to "\n\t"
 #define AEGIS_PUT_NOWHERE(v, x, to) ""
 
 /* n bytes, a positive multiple of 128. The state stays in registers, where the caller has it. */
-#define AEGIS_RUN(name, BLOCK, put)                                                                \
-    INLINE void name(__m256i s[8], uint8_t *dst, const uint8_t *src, size_t n) {                   \
-        register __m256i s0 __asm__("ymm0") = s[0], s1 __asm__("ymm1") = s[1];                     \
-        register __m256i s2 __asm__("ymm2") = s[2], s3 __asm__("ymm3") = s[3];                     \
-        register __m256i s4 __asm__("ymm4") = s[4], s5 __asm__("ymm5") = s[5];                     \
-        register __m256i s6 __asm__("ymm6") = s[6], s7 __asm__("ymm7") = s[7];                     \
-        __asm__ volatile(".p2align 6\n"                                                            \
-                         "1:\n\t"                                                                  \
-                         "prefetcht1 %c[l2](%[src])\n\t"                                           \
-                         "prefetcht0 %c[l1](%[src])\n\t" BLOCK(                                    \
-                             AEGIS_EVEN, AEGIS_ODD, "(%[src])", "32(%[src])", "0(%[dst])",         \
-                             "32(%[dst])", put) "prefetcht1 64+%c[l2](%[src])\n\t"                 \
-                                                "prefetcht0 64+%c[l1](%[src])\n\t" BLOCK(          \
-                                                    AEGIS_ODD, AEGIS_EVEN, "64(%[src])",           \
-                                                    "96(%[src])", "64(%[dst])", "96(%[dst])",      \
-                                                    put) "sub $-128,%[src]\n\t"                    \
-                                                         "sub $-128,%[dst]\n\t"                    \
-                                                         "sub $128,%[n]\n\t"                       \
-                                                         "jnz 1b\n\t"                              \
-                         : [src] "+r"(src), [dst] "+r"(dst), [n] "+r"(n), "+x"(s0), "+x"(s1),      \
-                           "+x"(s2), "+x"(s3), "+x"(s4), "+x"(s5), "+x"(s6), "+x"(s7)              \
-                         : [l1] "i"(PREFETCH_L1), [l2] "i"(PREFETCH_L2)                            \
-                         : "memory", "cc", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13",     \
-                           "xmm14", "xmm15");                                                      \
-        s[0] = s0, s[1] = s1, s[2] = s2, s[3] = s3, s[4] = s4, s[5] = s5, s[6] = s6, s[7] = s7;    \
+#define AEGIS_RUN(name, BLOCK, put)                                                               \
+    INLINE void name(__m256i s[8], uint8_t *dst, const uint8_t *src, size_t n) {                  \
+        register __m256i s0 __asm__("ymm0") = s[0], s1 __asm__("ymm1") = s[1];                    \
+        register __m256i s2 __asm__("ymm2") = s[2], s3 __asm__("ymm3") = s[3];                    \
+        register __m256i s4 __asm__("ymm4") = s[4], s5 __asm__("ymm5") = s[5];                    \
+        register __m256i s6 __asm__("ymm6") = s[6], s7 __asm__("ymm7") = s[7];                    \
+        __asm__ volatile(".p2align 6\n"                                                           \
+                         "1:\n\t"                                                                 \
+                         "prefetcht1 %c[l2](%[src])\n\t"                                          \
+                         "prefetcht0 %c[l1](%[src])\n\t"                                          \
+                         BLOCK(AEGIS_EVEN, AEGIS_ODD, "(%[src])", "32(%[src])", "0(%[dst])",      \
+                               "32(%[dst])", put)                                                 \
+                         "prefetcht1 64+%c[l2](%[src])\n\t"                                       \
+                         "prefetcht0 64+%c[l1](%[src])\n\t"                                       \
+                         BLOCK(AEGIS_ODD, AEGIS_EVEN, "64(%[src])", "96(%[src])", "64(%[dst])",   \
+                               "96(%[dst])", put)                                                 \
+                         "sub $-128,%[src]\n\t"                                                   \
+                         "sub $-128,%[dst]\n\t"                                                   \
+                         "sub $128,%[n]\n\t"                                                      \
+                         "jnz 1b\n\t"                                                             \
+                         : [src] "+r"(src), [dst] "+r"(dst), [n] "+r"(n), "+x"(s0), "+x"(s1),     \
+                           "+x"(s2), "+x"(s3), "+x"(s4), "+x"(s5), "+x"(s6), "+x"(s7)             \
+                         : [l1] "i"(PREFETCH_L1), [l2] "i"(PREFETCH_L2)                           \
+                         : "memory", "cc", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13",    \
+                           "xmm14", "xmm15");                                                     \
+        s[0] = s0, s[1] = s1, s[2] = s2, s[3] = s3, s[4] = s4, s[5] = s5, s[6] = s6, s[7] = s7;   \
     }
+/* clang-format on */
 
 AEGIS_RUN(seal_turns, AEGIS_SEAL_BLOCK, AEGIS_PUT)
 AEGIS_RUN(seal_turns_around, AEGIS_SEAL_BLOCK, AEGIS_PUT_AROUND)

@@ -138,20 +138,22 @@ INLINE __m256i tweak_pair(const windows *w, size_t v) {
 
 /* ---- the rounds ------------------------------------------------------------------------------ */
 
+/* A line for each step, which clang-format would fill. */
+/* clang-format off */
 #define X(n) "%%ymm" #n
-#define AES4(op, a, b, c, d)                                                                       \
-    op " %%ymm12," X(a) "," X(a) "\n\t" op " %%ymm12," X(b) "," X(b) "\n\t" op " %%ymm12," X(      \
-        c) "," X(c) "\n\t" op " %%ymm12," X(d) "," X(d) "\n\t"
+#define AES4(op, a, b, c, d)                                                                      \
+    op " %%ymm12," X(a) "," X(a) "\n\t" op " %%ymm12," X(b) "," X(b) "\n\t"                       \
+    op " %%ymm12," X(c) "," X(c) "\n\t" op " %%ymm12," X(d) "," X(d) "\n\t"
 #define ROUND_KEY(r) "vbroadcasti128 16*" #r "(%[key]),%%ymm12\n\t"
-#define WIDE_ROUND(op, r, A, B, C)                                                                 \
+#define WIDE_ROUND(op, r, A, B, C)                                                                \
     ROUND_KEY(r) AES4(op, 0, 1, 2, 3) A AES4(op, 4, 5, 6, 7) B AES4(op, 8, 9, 10, 11) C
 #define NARROW_ROUND(op, r, A, B) ROUND_KEY(r) AES4(op, 0, 1, 2, 3) A AES4(op, 4, 5, 6, 7) B
 
 /* Tweaks of vector 4 j + p of a group: `low` is where its low words are. */
-#define MAKE(j, p, s, low)                                                                         \
-    "vmovdqu 64*" #p "-" #j s ",%%xmm13\n\t"                                                       \
-    "vpblendd $0xf0,256+64*" #p "-" #j s ",%%ymm13,%%ymm13\n\t"                                    \
-    "vpblendw $1,512+256*" #p "+" low ",%%ymm13,%%ymm13\n\t"                                       \
+#define MAKE(j, p, s, low)                                                                        \
+    "vmovdqu 64*" #p "-" #j s ",%%xmm13\n\t"                                                      \
+    "vpblendd $0xf0,256+64*" #p "-" #j s ",%%ymm13,%%ymm13\n\t"                                   \
+    "vpblendw $1,512+256*" #p "+" low ",%%ymm13,%%ymm13\n\t"                                      \
     "vmovdqa %%ymm13,32*(4*" #j "+" #p ")(%[made])\n\t"
 #define MAKE_OWN(j, p) MAKE(j, p, "(%[s])", "0(%[cur],%[e" #j "])")
 #define MAKE_NEXT(j, p, low) MAKE(j, p, "+31(%[next])", low "(%[next])")
@@ -160,160 +162,133 @@ INLINE __m256i tweak_pair(const windows *w, size_t v) {
 #define MAKE_LAST(j, p) MAKE(j, p, "(%[s])", MAKE_LAST_LOW_##j)
 #define MAKE_JOIN(i) "vmovdqa 1536(%[cur]),%%ymm13\n\tvmovdqa %%ymm13,32*" #i "(%[made])\n\t"
 
-#define FETCH(i) "prefetcht1 %c[l2]+64*" #i "(%[src])\n\tprefetcht0 %c[l1]+64*" #i "(%[src])\n\t"
+#define FETCH(i)                                                                                  \
+    "prefetcht1 %c[l2]+64*" #i "(%[src])\n\tprefetcht0 %c[l1]+64*" #i "(%[src])\n\t"
 
 /* make_low() in five pieces. */
-#define LOW_1                                                                                      \
-    "vmovdqu 15(%[next],%[z]),%%xmm14\n\t"                                                         \
-    "vpblendd $0xf0,256+15(%[next],%[z]),%%ymm14,%%ymm14\n\t"                                      \
+#define LOW_1                                                                                     \
+    "vmovdqu 15(%[next],%[z]),%%xmm14\n\t"                                                        \
+    "vpblendd $0xf0,256+15(%[next],%[z]),%%ymm14,%%ymm14\n\t"                                     \
     "vpsrlw $1,%%ymm14,%%ymm15\n\t"
-#define LOW_2                                                                                      \
-    "vpsrlw $4,%%ymm14,%%ymm14\n\t"                                                                \
-    "vpand %[c7],%%ymm15,%%ymm15\n\t"                                                              \
+#define LOW_2                                                                                     \
+    "vpsrlw $4,%%ymm14,%%ymm14\n\t"                                                               \
+    "vpand %[c7],%%ymm15,%%ymm15\n\t"                                                            \
     "vpand %[c15],%%ymm14,%%ymm14\n\t"
-#define LOW_3                                                                                      \
-    "vmovdqa %[table],%%ymm13\n\t"                                                                 \
-    "vpshufb %%ymm14,%%ymm13,%%ymm14\n\t"                                                          \
+#define LOW_3                                                                                     \
+    "vmovdqa %[table],%%ymm13\n\t"                                                                \
+    "vpshufb %%ymm14,%%ymm13,%%ymm14\n\t"                                                         \
     "vpxor %%ymm14,%%ymm15,%%ymm15\n\t"
-#define LOW_4                                                                                      \
-    "vmovdqu (%[next],%[z]),%%xmm14\n\t"                                                           \
-    "vpblendd $0xf0,256(%[next],%[z]),%%ymm14,%%ymm14\n\t"                                         \
+#define LOW_4                                                                                     \
+    "vmovdqu (%[next],%[z]),%%xmm14\n\t"                                                          \
+    "vpblendd $0xf0,256(%[next],%[z]),%%ymm14,%%ymm14\n\t"                                        \
     "vpxor %%ymm14,%%ymm15,%%ymm15\n\t"
-#define LOW_5                                                                                      \
-    "vmovdqu 1(%[next],%[z]),%%xmm14\n\t"                                                          \
-    "vpblendd $0xf0,256+1(%[next],%[z]),%%ymm14,%%ymm14\n\t"                                       \
+#define LOW_5                                                                                     \
+    "vmovdqu 1(%[next],%[z]),%%xmm14\n\t"                                                         \
+    "vpblendd $0xf0,256+1(%[next],%[z]),%%ymm14,%%ymm14\n\t"                                      \
     "vpunpcklbw %%ymm14,%%ymm15,%%ymm13\n\t"
-#define LOW_6                                                                                      \
-    "vmovdqa %%ymm13,512(%[next],%[z],4)\n\t"                                                      \
-    "vpunpckhbw %%ymm14,%%ymm15,%%ymm13\n\t"                                                       \
+#define LOW_6                                                                                     \
+    "vmovdqa %%ymm13,512(%[next],%[z],4)\n\t"                                                     \
+    "vpunpckhbw %%ymm14,%%ymm15,%%ymm13\n\t"                                                      \
     "vmovdqa %%ymm13,512+128(%[next],%[z],4)\n\t"
 
 /* Last round of vector i, and the first of the next group: its tweaks, which were `made`, the
  * source and the first round key. */
-#define LAST(op, put, i)                                                                           \
-    "vpxor 32*" #i "(%[used]),%%ymm12,%%ymm13\n\t" op                                              \
-    "last %%ymm13," X(i) "," X(i) "\n\t" put " " X(i) ",32*" #i "(%[dst])\n\t"
-#define FIRST(i, at, t)                                                                            \
+#define LAST(op, put, i)                                                                          \
+    "vpxor 32*" #i "(%[used]),%%ymm12,%%ymm13\n\t" op "last %%ymm13," X(i) "," X(i) "\n\t"        \
+    put " " X(i) ",32*" #i "(%[dst])\n\t"
+#define FIRST(i, at, t)                                                                           \
     "vpxor 32*" #i t ",%%ymm14," X(i) "\n\tvpxor " at "+32*" #i "(%[src])," X(i) "," X(i) "\n\t"
 #define LAST_FIRST(op, put, i) LAST(op, put, i) FIRST(i, "384", "(%[made])")
 /* The same for vector 7 of the last group. */
-#define FINAL_FIRST                                                                                \
-    "mov 1568(%[cur]),%[e0]\n\tvpxor 32*7(%[made]),%%ymm14,%%ymm7\n\t"                             \
+#define FINAL_FIRST                                                                               \
+    "mov 1568(%[cur]),%[e0]\n\tvpxor 32*7(%[made]),%%ymm14,%%ymm7\n\t"                            \
     "vpxor (%[e0]),%%ymm7,%%ymm7\n\t"
-#define FINAL_LAST(op, put)                                                                        \
-    "mov 1576(%[cur]),%[e0]\n\tvpxor 32*7(%[used]),%%ymm12,%%ymm13\n\t" op                         \
+#define FINAL_LAST(op, put)                                                                       \
+    "mov 1576(%[cur]),%[e0]\n\tvpxor 32*7(%[used]),%%ymm12,%%ymm13\n\t" op                        \
     "last %%ymm13,%%ymm7,%%ymm7\n\t" put " %%ymm7,(%[e0])\n\t"
 #define FIRST_KEY "vbroadcasti128 (%[key]),%%ymm14\n\t"
 
-#define TURN_ENDS                                                                                  \
-    "add $384,%[src]\n\tadd $384,%[dst]\n\t"                                                       \
+#define TURN_ENDS                                                                                 \
+    "add $384,%[src]\n\tadd $384,%[dst]\n\t"                                                      \
     "xor %[scratch],%[used]\n\txor %[scratch],%[made]\n\t"
 
 /* AES-256 has four rounds more, with nothing beside them. */
 #define WIDE_MORE_10(op)
-#define WIDE_MORE_14(op)                                                                           \
-    WIDE_ROUND(op, 10, , , )                                                                       \
-    WIDE_ROUND(op, 11, , , ) WIDE_ROUND(op, 12, , , ) WIDE_ROUND(op, 13, , , )
+#define WIDE_MORE_14(op)                                                                          \
+    WIDE_ROUND(op, 10, , , ) WIDE_ROUND(op, 11, , , ) WIDE_ROUND(op, 12, , , )                    \
+    WIDE_ROUND(op, 13, , , )
 #define NARROW_MORE_10(op)
-#define NARROW_MORE_14(op)                                                                         \
-    NARROW_ROUND(op, 10, , )                                                                       \
-    NARROW_ROUND(op, 11, , ) NARROW_ROUND(op, 12, , ) NARROW_ROUND(op, 13, , )
+#define NARROW_MORE_14(op)                                                                        \
+    NARROW_ROUND(op, 10, , ) NARROW_ROUND(op, 11, , ) NARROW_ROUND(op, 12, , )                    \
+    NARROW_ROUND(op, 13, , )
 
-#define OFFSETS                                                                                    \
-    "movzwl (%[turn]),%k[e0]\n\tmovzwl 2(%[turn]),%k[e1]\n\tmovzwl 4(%[turn]),%k[e2]\n\t"          \
+#define OFFSETS                                                                                   \
+    "movzwl (%[turn]),%k[e0]\n\tmovzwl 2(%[turn]),%k[e1]\n\tmovzwl 4(%[turn]),%k[e2]\n\t"         \
     "movzwl 6(%[turn]),%k[z]\n\tadd $8,%[turn]\n\t"
 
-#define CHUNK_ASM(op, put, rounds)                                                                 \
-    FIRST_KEY                                                                                      \
-    FIRST(0, "0", "(%[used])")                                                                     \
-    FIRST(1, "0", "(%[used])")                                                                     \
-    FIRST(2, "0", "(%[used])") FIRST(3, "0", "(%[used])") FIRST(4, "0", "(%[used])") FIRST(        \
-        5, "0", "(%[used])") FIRST(6, "0", "(%[used])") FIRST(7, "0", "(%[used])")                 \
-        FIRST(8, "0", "(%[used])") FIRST(9, "0", "(%[used])") FIRST(10, "0", "(%[used])") FIRST(   \
-            11, "0",                                                                               \
-            "(%[used])") ".p2align 6\n"                                                            \
-                         "1:\n\t" OFFSETS                                                          \
-                         WIDE_ROUND(op, 1, MAKE_OWN(0, 0), LOW_1, FETCH(0)) WIDE_ROUND(            \
-                             op, 2, MAKE_OWN(0, 1),                                                \
-                             LOW_2, ) WIDE_ROUND(op, 3, MAKE_OWN(0, 2), LOW_3, FETCH(1))           \
-                             WIDE_ROUND(op, 4, MAKE_OWN(0, 3), LOW_4, MAKE_OWN(1, 0)) WIDE_ROUND(  \
-                                 op, 5, FETCH(2),                                                  \
-                                 LOW_5 LOW_6, MAKE_OWN(1, 1))                                      \
-                                 WIDE_ROUND(op, 6, MAKE_OWN(1, 2), FETCH(3), MAKE_OWN(1, 3))       \
-                                     WIDE_ROUND(op, 7, MAKE_OWN(2, 0), FETCH(4), MAKE_OWN(2, 1))   \
-                                         WIDE_ROUND(op, 8, MAKE_OWN(2, 2), FETCH(5),               \
-                                                    MAKE_OWN(2, 3))                                \
-                                             WIDE_ROUND(op, 9, "sub $3,%[s]\n\t", ,                \
-                                                        FIRST_KEY) WIDE_MORE_##rounds(op)          \
-                                                 ROUND_KEY(                                        \
-                                                     rounds) LAST_FIRST(op, put, 0)                \
-                                                     LAST_FIRST(op, put, 1) LAST_FIRST(op, put, 2) \
-                                                         LAST_FIRST(op, put,                       \
-                                                                    3) LAST_FIRST(op, put, 4)      \
-                                                             LAST_FIRST(op, put,                   \
-                                                                        5) LAST_FIRST(op, put, 6)  \
-                                                                 LAST_FIRST(op, put,               \
-                                                                            7) LAST_FIRST(op,      \
-                                                                                          put, 8)  \
-                                                                     LAST_FIRST(op, put, 9)        \
-                                                                         LAST_FIRST(op, put, 10)   \
-                                                                             LAST_FIRST(op, put,   \
-                                                                                        11)        \
-                                                                                 TURN_ENDS         \
-        "cmp %[end],%[turn]\n\t"                                                                   \
-        "jne 1b\n\t" WIDE_ROUND(op, 1, MAKE_LAST(0, 0), , FETCH(0)) WIDE_ROUND(                    \
-            op, 2, MAKE_LAST(0, 1), ,                                                              \
-            FETCH(1)) WIDE_ROUND(op, 3, MAKE_LAST(0, 2), ,                                         \
-                                 FETCH(2)) WIDE_ROUND(op, 4, MAKE_LAST(0, 3), , FETCH(3))          \
-            WIDE_ROUND(op, 5, MAKE_LAST(1, 0), ,                                                   \
-                       FETCH(4)) WIDE_ROUND(op, 6, MAKE_LAST(1, 1), ,                              \
-                                            FETCH(5)) WIDE_ROUND(op, 7, MAKE_LAST(1, 2), , )       \
-                WIDE_ROUND(op, 8, MAKE_JOIN(7), , ) WIDE_ROUND(                                    \
-                    op,                                                                            \
-                    9, , ,                                                                         \
-                    FIRST_KEY) WIDE_MORE_##rounds(op) ROUND_KEY(rounds) LAST_FIRST(op, put, 0)     \
-                    LAST_FIRST(op, put, 1) LAST_FIRST(op, put, 2) LAST_FIRST(op, put, 3)           \
-                        LAST_FIRST(op, put, 4) LAST_FIRST(op, put, 5) LAST_FIRST(op, put, 6)       \
-                            LAST(op, put, 7) FINAL_FIRST LAST(op, put, 8) LAST(op, put, 9) LAST(   \
-                                op, put,                                                           \
-                                10) LAST(op, put, 11)                                              \
-                                TURN_ENDS NARROW_ROUND(op, 1, MAKE_NEXT(0, 0, "206"),              \
-                                                       MAKE_NEXT(0, 1, "206"))                     \
-                                    NARROW_ROUND(                                                  \
-                                        op,                                                        \
-                                        2, MAKE_NEXT(0, 2, "206"),                                 \
-                                        FETCH(0)) NARROW_ROUND(op, 3, MAKE_NEXT(0, 3, "206"),      \
-                                                               MAKE_NEXT(1, 0, "204"))             \
-                                        NARROW_ROUND(                                              \
-                                            op,                                                    \
-                                            4, MAKE_NEXT(1, 1, "204"),                             \
-                                            FETCH(1)) NARROW_ROUND(op, 5, MAKE_NEXT(1, 2, "204"),  \
-                                                                   MAKE_NEXT(1, 3, "204"))         \
-                                            NARROW_ROUND(op, 6, MAKE_NEXT(2, 0, "202"), FETCH(2))  \
-                                                NARROW_ROUND(op, 7, MAKE_NEXT(2, 1, "202"),        \
-                                                             MAKE_NEXT(2, 2, "202"))               \
-                                                    NARROW_ROUND(op, 8, MAKE_NEXT(2, 3, "202"),    \
-                                                                 FETCH(3)) NARROW_ROUND(op, 9, , ) \
-                                                        NARROW_MORE_##rounds(op) ROUND_KEY(rounds) \
-                                                            LAST(op, put, 0) LAST(op, put, 1)      \
-                                                                LAST(op, put, 2) LAST(op, put, 3)  \
-                                                                    LAST(op, put, 4) LAST(op, put, \
-                                                                                          5)       \
-                                                                        LAST(op, put, 6)           \
-                                                                            FINAL_LAST(op, put)
+#define CHUNK_ASM(op, put, rounds)                                                                \
+    FIRST_KEY                                                                                     \
+    FIRST(0, "0", "(%[used])") FIRST(1, "0", "(%[used])") FIRST(2, "0", "(%[used])")              \
+    FIRST(3, "0", "(%[used])") FIRST(4, "0", "(%[used])") FIRST(5, "0", "(%[used])")              \
+    FIRST(6, "0", "(%[used])") FIRST(7, "0", "(%[used])") FIRST(8, "0", "(%[used])")              \
+    FIRST(9, "0", "(%[used])") FIRST(10, "0", "(%[used])") FIRST(11, "0", "(%[used])")            \
+    ".p2align 6\n"                                                                                \
+    "1:\n\t" OFFSETS                                                                              \
+    WIDE_ROUND(op, 1, MAKE_OWN(0, 0), LOW_1, FETCH(0))                                            \
+    WIDE_ROUND(op, 2, MAKE_OWN(0, 1), LOW_2, )                                                    \
+    WIDE_ROUND(op, 3, MAKE_OWN(0, 2), LOW_3, FETCH(1))                                            \
+    WIDE_ROUND(op, 4, MAKE_OWN(0, 3), LOW_4, MAKE_OWN(1, 0))                                      \
+    WIDE_ROUND(op, 5, FETCH(2), LOW_5 LOW_6, MAKE_OWN(1, 1))                                      \
+    WIDE_ROUND(op, 6, MAKE_OWN(1, 2), FETCH(3), MAKE_OWN(1, 3))                                   \
+    WIDE_ROUND(op, 7, MAKE_OWN(2, 0), FETCH(4), MAKE_OWN(2, 1))                                   \
+    WIDE_ROUND(op, 8, MAKE_OWN(2, 2), FETCH(5), MAKE_OWN(2, 3))                                   \
+    WIDE_ROUND(op, 9, "sub $3,%[s]\n\t", , FIRST_KEY)                                             \
+    WIDE_MORE_##rounds(op) ROUND_KEY(rounds)                                                      \
+    LAST_FIRST(op, put, 0) LAST_FIRST(op, put, 1) LAST_FIRST(op, put, 2) LAST_FIRST(op, put, 3)   \
+    LAST_FIRST(op, put, 4) LAST_FIRST(op, put, 5) LAST_FIRST(op, put, 6) LAST_FIRST(op, put, 7)   \
+    LAST_FIRST(op, put, 8) LAST_FIRST(op, put, 9) LAST_FIRST(op, put, 10)                         \
+    LAST_FIRST(op, put, 11) TURN_ENDS                                                             \
+    "cmp %[end],%[turn]\n\t"                                                                      \
+    "jne 1b\n\t"                                                                                  \
+    WIDE_ROUND(op, 1, MAKE_LAST(0, 0), , FETCH(0))                                                \
+    WIDE_ROUND(op, 2, MAKE_LAST(0, 1), , FETCH(1))                                                \
+    WIDE_ROUND(op, 3, MAKE_LAST(0, 2), , FETCH(2))                                                \
+    WIDE_ROUND(op, 4, MAKE_LAST(0, 3), , FETCH(3))                                                \
+    WIDE_ROUND(op, 5, MAKE_LAST(1, 0), , FETCH(4))                                                \
+    WIDE_ROUND(op, 6, MAKE_LAST(1, 1), , FETCH(5))                                                \
+    WIDE_ROUND(op, 7, MAKE_LAST(1, 2), , )                                                        \
+    WIDE_ROUND(op, 8, MAKE_JOIN(7), , )                                                           \
+    WIDE_ROUND(op, 9, , , FIRST_KEY)                                                              \
+    WIDE_MORE_##rounds(op) ROUND_KEY(rounds)                                                      \
+    LAST_FIRST(op, put, 0) LAST_FIRST(op, put, 1) LAST_FIRST(op, put, 2) LAST_FIRST(op, put, 3)   \
+    LAST_FIRST(op, put, 4) LAST_FIRST(op, put, 5) LAST_FIRST(op, put, 6) LAST(op, put, 7)         \
+    FINAL_FIRST LAST(op, put, 8) LAST(op, put, 9) LAST(op, put, 10) LAST(op, put, 11) TURN_ENDS   \
+    NARROW_ROUND(op, 1, MAKE_NEXT(0, 0, "206"), MAKE_NEXT(0, 1, "206"))                           \
+    NARROW_ROUND(op, 2, MAKE_NEXT(0, 2, "206"), FETCH(0))                                         \
+    NARROW_ROUND(op, 3, MAKE_NEXT(0, 3, "206"), MAKE_NEXT(1, 0, "204"))                           \
+    NARROW_ROUND(op, 4, MAKE_NEXT(1, 1, "204"), FETCH(1))                                         \
+    NARROW_ROUND(op, 5, MAKE_NEXT(1, 2, "204"), MAKE_NEXT(1, 3, "204"))                           \
+    NARROW_ROUND(op, 6, MAKE_NEXT(2, 0, "202"), FETCH(2))                                         \
+    NARROW_ROUND(op, 7, MAKE_NEXT(2, 1, "202"), MAKE_NEXT(2, 2, "202"))                           \
+    NARROW_ROUND(op, 8, MAKE_NEXT(2, 3, "202"), FETCH(3))                                         \
+    NARROW_ROUND(op, 9, , )                                                                       \
+    NARROW_MORE_##rounds(op) ROUND_KEY(rounds)                                                    \
+    LAST(op, put, 0) LAST(op, put, 1) LAST(op, put, 2) LAST(op, put, 3)                           \
+    LAST(op, put, 4) LAST(op, put, 5) LAST(op, put, 6) FINAL_LAST(op, put)
 
 /* One chunk, its first twelve vectors' tweaks at `used`; leaves those of the next chunk, whose
  * copies are made, at the other place. */
-#define CHUNK(op, put, rounds)                                                                     \
-    __asm__ volatile(                                                                              \
-        CHUNK_ASM(op, put, rounds)                                                                 \
-        : [src] "+r"(src), [dst] "+r"(dst), [used] "+r"(used), [made] "+r"(made), [s] "+r"(s),     \
-          [turn] "+r"(turn), [e0] "=&r"(e0), [e1] "=&r"(e1), [e2] "=&r"(e2), [z] "=&r"(z)          \
-        : [key] "r"(key->rk), [cur] "r"(cur), [next] "r"(next), [end] "m"(end),                    \
-          [c7] "m"(f_constants[0]), [c15] "m"(f_constants[1]), [table] "m"(f_constants[2]),        \
-          [l1] "i"(PREFETCH_L1), [l2] "i"(PREFETCH_L2), [scratch] "i"(SCRATCH)                     \
-        : "memory", "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8",  \
+#define CHUNK(op, put, rounds)                                                                    \
+    __asm__ volatile(                                                                             \
+        CHUNK_ASM(op, put, rounds)                                                                \
+        : [src] "+r"(src), [dst] "+r"(dst), [used] "+r"(used), [made] "+r"(made), [s] "+r"(s),    \
+          [turn] "+r"(turn), [e0] "=&r"(e0), [e1] "=&r"(e1), [e2] "=&r"(e2), [z] "=&r"(z)         \
+        : [key] "r"(key->rk), [cur] "r"(cur), [next] "r"(next), [end] "m"(end),                   \
+          [c7] "m"(f_constants[0]), [c15] "m"(f_constants[1]), [table] "m"(f_constants[2]),       \
+          [l1] "i"(PREFETCH_L1), [l2] "i"(PREFETCH_L2), [scratch] "i"(SCRATCH)                    \
+        : "memory", "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", \
           "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15")
+/* clang-format on */
 
 INLINE void crypt_chunk(int encrypt, unsigned rounds, const aes_key *key, uint8_t *dst,
                         const uint8_t *src, const windows *cur, windows *next, uint8_t *used,

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Seconds for page faults that a bare userfaultfd(2) handler answers by UFFDIO_COPY, with nothing decrypted:
- * what mappings are measured against. Usage: faults BLOCK COUNT */
+ * Seconds for page faults that a bare userfaultfd(2) handler answers by UFFDIO_COPY, with nothing
+ * decrypted: what mappings are measured against. Usage: faults BLOCK COUNT */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
@@ -34,8 +34,9 @@ static void *serve(void *unused) {
         if (read(descriptor, &message, sizeof message) != sizeof message)
             continue;
         size_t at = (size_t)(message.arg.pagefault.address - (uintptr_t)range) / block * block;
-        struct uffdio_copy copy = {
-            .dst = (uintptr_t)range + at, .src = (uintptr_t)source, .len = block};
+        struct uffdio_copy copy = {.dst = (uintptr_t)range + at,
+                                   .src = (uintptr_t)source,
+                                   .len = block};
         if (ioctl(descriptor, UFFDIO_COPY, &copy))
             exit(3);
     }
@@ -43,7 +44,8 @@ static void *serve(void *unused) {
 }
 
 static void *map(size_t n) {
-    void *p = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *p =
+        mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED)
         exit(3);
     return p;
@@ -73,7 +75,8 @@ int main(int argc, char **argv) {
     for (size_t i = 0, b = 0; i < count; i++, b = (b + 2654435761u) & (count - 1))
         sum += *(volatile uint8_t *)(range + b * block);
     clock_gettime(CLOCK_MONOTONIC, &end);
-    printf("%.9f\n", ((double)(end.tv_sec - begin.tv_sec) + 1e-9 * (double)(end.tv_nsec - begin.tv_nsec)) /
-                         (double)count);
+    printf("%.9f\n",
+           ((double)(end.tv_sec - begin.tv_sec) + 1e-9 * (double)(end.tv_nsec - begin.tv_nsec)) /
+               (double)count);
     return sum == count ? 0 : 1;
 }

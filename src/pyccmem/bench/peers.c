@@ -104,26 +104,25 @@ EXPORT const char *peer_load(int which) {
     if (which == PEER_OPENSSL) {
         static const char *const names[] = {"libcrypto.so.3", "libcrypto.so.1.1", NULL};
         const symbol symbols[] = {
-            {&ossl.version, "OpenSSL_version"},
-            {&ossl.ctx_new, "EVP_CIPHER_CTX_new"},
-            {&ossl.ctx_free, "EVP_CIPHER_CTX_free"},
-            {&ossl.aes_128_xts, "EVP_aes_128_xts"},
-            {&ossl.aes_256_xts, "EVP_aes_256_xts"},
-            {&ossl.aes_128_gcm, "EVP_aes_128_gcm"},
-            {&ossl.init, "EVP_CipherInit_ex"},
-            {&ossl.update, "EVP_CipherUpdate"},
-            {&ossl.final, "EVP_CipherFinal_ex"},
-            {&ossl.control, "EVP_CIPHER_CTX_ctrl"},
+            {&ossl.version, "OpenSSL_version"},      {&ossl.ctx_new, "EVP_CIPHER_CTX_new"},
+            {&ossl.ctx_free, "EVP_CIPHER_CTX_free"}, {&ossl.aes_128_xts, "EVP_aes_128_xts"},
+            {&ossl.aes_256_xts, "EVP_aes_256_xts"},  {&ossl.aes_128_gcm, "EVP_aes_128_gcm"},
+            {&ossl.init, "EVP_CipherInit_ex"},       {&ossl.update, "EVP_CipherUpdate"},
+            {&ossl.final, "EVP_CipherFinal_ex"},     {&ossl.control, "EVP_CIPHER_CTX_ctrl"},
         };
         return resolve(names, symbols, COUNT(symbols)) ? ossl.version(0) : NULL;
     }
     if (which == PEER_LIBGCRYPT) {
         static const char *const names[] = {"libgcrypt.so.20", NULL};
         const symbol symbols[] = {
-            {&gcry.check_version, "gcry_check_version"}, {&gcry.control, "gcry_control"},
-            {&gcry.open, "gcry_cipher_open"},            {&gcry.close, "gcry_cipher_close"},
-            {&gcry.setkey, "gcry_cipher_setkey"},        {&gcry.setiv, "gcry_cipher_setiv"},
-            {&gcry.encrypt, "gcry_cipher_encrypt"},      {&gcry.decrypt, "gcry_cipher_decrypt"},
+            {&gcry.check_version, "gcry_check_version"},
+            {&gcry.control, "gcry_control"},
+            {&gcry.open, "gcry_cipher_open"},
+            {&gcry.close, "gcry_cipher_close"},
+            {&gcry.setkey, "gcry_cipher_setkey"},
+            {&gcry.setiv, "gcry_cipher_setiv"},
+            {&gcry.encrypt, "gcry_cipher_encrypt"},
+            {&gcry.decrypt, "gcry_cipher_decrypt"},
         };
         /* XTS came with libgcrypt 1.8. */
         const char *version;
@@ -180,8 +179,7 @@ EXPORT peer_cipher *peer_cipher_new(int which, int mode, int encrypt, const uint
     c->encrypt = encrypt;
     if (which == PEER_OPENSSL) {
         c->ctx = ossl.ctx_new();
-        ok = c->ctx &&
-             ossl.init(c->ctx, ossl_cipher(mode, key_len), NULL, key, zero, encrypt) == 1;
+        ok = c->ctx && ossl.init(c->ctx, ossl_cipher(mode, key_len), NULL, key, zero, encrypt) == 1;
     } else if (which == PEER_LIBGCRYPT && mode == MODE_XTS) {
         ok = !gcry.open(&c->handle, key_len == 32 ? GCRY_CIPHER_AES128 : GCRY_CIPHER_AES256,
                         GCRY_CIPHER_MODE_XTS, 0) &&
@@ -251,10 +249,10 @@ static int pass(peer_cipher *c, int encrypt, const uint8_t *in, uint8_t *out, si
         uint8_t number[16] = {[8] = 1};
         for (int i = 0; i < 8; i++)
             number[i] = (uint8_t)(p >> (8 * i));
-        int ok = c->mode == MODE_XTS   ? xts_page(c, number, in, out, page_size)
-                 : c->mode == MODE_GCM ? gcm_page(c, encrypt, number, in, out, page_size, c->tag[p])
-                                       : aegis_page(c, encrypt, number, in, out, page_size,
-                                                    c->tag[p]);
+        int ok = c->mode == MODE_XTS ? xts_page(c, number, in, out, page_size)
+                 : c->mode == MODE_GCM
+                     ? gcm_page(c, encrypt, number, in, out, page_size, c->tag[p])
+                     : aegis_page(c, encrypt, number, in, out, page_size, c->tag[p]);
         if (!ok)
             return 0;
     }
@@ -269,8 +267,7 @@ static double now(void) {
 
 /* Makes room for the tags of an authenticated cipher; one that opens first seals the pages at
  * `memory` in place, so that there is something to open. 0 on failure. */
-EXPORT int peer_cipher_prepare(peer_cipher *c, uint8_t *memory, size_t page_size,
-                               uint64_t npages) {
+EXPORT int peer_cipher_prepare(peer_cipher *c, uint8_t *memory, size_t page_size, uint64_t npages) {
     if (c->mode == MODE_XTS)
         return 1;
     void *room = realloc(c->tag, npages * TAG_SIZE);
@@ -282,9 +279,7 @@ EXPORT int peer_cipher_prepare(peer_cipher *c, uint8_t *memory, size_t page_size
 }
 
 /* The tags, 16 bytes a page, of the pages that were sealed last; NULL where there are none. */
-EXPORT const uint8_t *peer_cipher_tags(const peer_cipher *c) {
-    return c->tag ? c->tag[0] : NULL;
-}
+EXPORT const uint8_t *peer_cipher_tags(const peer_cipher *c) { return c->tag ? c->tag[0] : NULL; }
 
 /* Seconds for `repeats` passes over npages pages; negative when the library reports an error, when
  * a tag does not match, or when there is no room for the tags. */

@@ -126,7 +126,8 @@ static void run_kernel(const char *name, ccmem_tier tier) {
     fill_secret(raw, sizeof raw, 6);
     REQUIRE(!xts_expand(&key, raw, sizeof raw));
     tier_kernels_of(tier).xts->tweaks(&key, t0, 1);
-    tier_kernels_of(tier).xts->open_pages(&key, text, text, 1, sizeof text, (const uint8_t(*)[16])t0, 0);
+    tier_kernels_of(tier).xts->open_pages(&key, text, text, 1, sizeof text,
+                                          (const uint8_t (*)[16])t0, 0);
     leak_by_plaintext(text);
 }
 

@@ -17,20 +17,18 @@
 enum { NOT_ON_THIS_PROCESSOR = 77 };
 
 /* From here on a secret. */
-static inline void make_secret(const void *p, size_t n) {
-    (void)VALGRIND_MAKE_MEM_UNDEFINED(p, n);
-}
+static inline void make_secret(const void *p, size_t n) { (void)VALGRIND_MAKE_MEM_UNDEFINED(p, n); }
 
 /* From here on known to everyone: ciphertext, tags; or about to be checked by the test. */
 static inline void make_public(const void *p, size_t n) { (void)VALGRIND_MAKE_MEM_DEFINED(p, n); }
 
 /* Ends the program with a line on stderr when a test went wrong in another way than by a leak. */
-#define REQUIRE(condition)                                                                        \
-    do {                                                                                          \
-        if (!(condition)) {                                                                       \
+#define REQUIRE(condition)                                                                         \
+    do {                                                                                           \
+        if (!(condition)) {                                                                        \
             fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition);                \
-            exit(1);                                                                              \
-        }                                                                                         \
+            exit(1);                                                                               \
+        }                                                                                          \
     } while (0)
 
 /* 1 when memcheck takes something in each of the n bytes for secret. Asked of every output: where

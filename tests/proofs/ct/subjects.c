@@ -14,8 +14,8 @@
 
 #include "crypto/aegis/aegis.h"
 #include "crypto/aes/bitslice.h"
-#include "crypto/gf128/portable.h"
 #include "crypto/aes/keywrap.h"
+#include "crypto/gf128/portable.h"
 #include "tiers/tiers.h"
 
 static ccmem_tier tier;
@@ -135,7 +135,8 @@ static void kdf(void) {
     }
 }
 
-/* ---- keys of files ---------------------------------------------------------------------------- */
+/* ---- keys of files ----------------------------------------------------------------------------
+ */
 
 static void key_wrap(void) {
     for (size_t key_len = 16; key_len <= 32; key_len += 8)
@@ -243,11 +244,11 @@ static void xts_page_kernels(const xts_key *key, size_t page_size, size_t misali
     ops->tweaks(key, t0, npages);
     REQUIRE(is_secret(t0, sizeof t0));
     fill_secret(plain, n, SEED_PLAIN);
-    ops->seal_pages(key, sealed + misalign, plain, npages, page_size, (const uint8_t(*)[16])t0,
+    ops->seal_pages(key, sealed + misalign, plain, npages, page_size, (const uint8_t (*)[16])t0,
                     flags);
     check_sealed(sealed + misalign, n);
     ops->open_pages(key, opened + misalign, sealed + misalign, npages, page_size,
-                    (const uint8_t(*)[16])t0, flags);
+                    (const uint8_t (*)[16])t0, flags);
     check_opened(opened + misalign, n, SEED_PLAIN);
 }
 
@@ -296,12 +297,12 @@ static void aegis_message(unsigned lanes, size_t n, size_t ad_len, size_t tag_le
     fill(nonce, sizeof nonce, SEED_PUBLIC);
     fill_secret(ad, sizeof ad, SEED_MORE);
     fill_secret(plain, n, SEED_PLAIN);
-    REQUIRE(!ccmem_aegis_encrypt(tier, lanes, key, nonce, ad, ad_len, plain, sealed, n, tag,
-                                 tag_len));
+    REQUIRE(
+        !ccmem_aegis_encrypt(tier, lanes, key, nonce, ad, ad_len, plain, sealed, n, tag, tag_len));
     check_sealed(sealed, n);
     check_sealed(tag, tag_len);
-    REQUIRE(!ccmem_aegis_decrypt(tier, lanes, key, nonce, ad, ad_len, sealed, opened, n, tag,
-                                 tag_len));
+    REQUIRE(
+        !ccmem_aegis_decrypt(tier, lanes, key, nonce, ad, ad_len, sealed, opened, n, tag, tag_len));
     check_opened(opened, n, SEED_PLAIN);
     tag[tag_len - 1] ^= 0x80;
     REQUIRE(ccmem_aegis_decrypt(tier, lanes, key, nonce, ad, ad_len, sealed, opened, n, tag,
@@ -326,7 +327,7 @@ static void aegis_bad_page(const uint8_t *key, const uint8_t *text, size_t page_
     const uint8_t *in = text + page_size;
 
     tag[1][15] ^= 1;
-    REQUIRE(ops->open_pages(key, opened, text, 3, page_size, nonce, (const uint8_t(*)[16])tag,
+    REQUIRE(ops->open_pages(key, opened, text, 3, page_size, nonce, (const uint8_t (*)[16])tag,
                             0) == 2);
     REQUIRE(is_zero(opened + page_size, page_size));
     REQUIRE(is_secret(opened, page_size) && is_secret(opened + 2 * page_size, page_size));
@@ -335,7 +336,7 @@ static void aegis_bad_page(const uint8_t *key, const uint8_t *text, size_t page_
 }
 
 static void aegis_page_kernels(size_t page_size, size_t misalign, unsigned flags) {
-    static const size_t parts[][2] = {{0, 1},  {0, 64},   {64, 128},  {5, 20},
+    static const size_t parts[][2] = {{0, 1},   {0, 64},     {64, 128}, {5, 20},
                                       {30, 70}, {1000, 999}, {4095, 1}, {0, 0}};
     const aegis_ops *ops = tier_kernels_of(tier).aegis;
     const size_t npages = 3, n = npages * page_size;
@@ -344,11 +345,11 @@ static void aegis_page_kernels(size_t page_size, size_t misalign, unsigned flags
     fill_secret(key, sizeof key, SEED_KEY);
     fill(nonce, sizeof nonce, SEED_PUBLIC);
     fill_secret(plain, n, SEED_PLAIN);
-    ops->seal_pages(key, text, plain, npages, page_size, (const uint8_t(*)[16])nonce, tag, flags);
+    ops->seal_pages(key, text, plain, npages, page_size, (const uint8_t (*)[16])nonce, tag, flags);
     check_sealed(text, n);
     check_sealed(tag, sizeof tag);
     REQUIRE(!ops->open_pages(key, opened + misalign, text, npages, page_size,
-                             (const uint8_t(*)[16])nonce, (const uint8_t(*)[16])tag, flags));
+                             (const uint8_t (*)[16])nonce, (const uint8_t (*)[16])tag, flags));
     check_opened(opened + misalign, n, SEED_PLAIN);
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
         size_t offset = parts[i][0], size = parts[i][1];
@@ -358,7 +359,7 @@ static void aegis_page_kernels(size_t page_size, size_t misalign, unsigned flags
         make_public(opened, size);
         REQUIRE(!memcmp(opened, plain + offset, size));
     }
-    aegis_bad_page(key, text, page_size, (const uint8_t(*)[16])nonce, tag);
+    aegis_bad_page(key, text, page_size, (const uint8_t (*)[16])nonce, tag);
 }
 
 static void aegis_pages(void) {
@@ -405,9 +406,9 @@ static void use_store(ccmem_store *store, ccmem_cipher cipher, size_t page_size)
     uint8_t runs[3 * 8];
 
     fill(plain, all, SEED_PLAIN);
-    write_secret(store, cipher, 0, all);                   /* whole pages */
-    write_secret(store, cipher, 100, 64);                  /* a part */
-    write_secret(store, cipher, 4001, page_size + 1000);   /* parts and a page */
+    write_secret(store, cipher, 0, all);                 /* whole pages */
+    write_secret(store, cipher, 100, 64);                /* a part */
+    write_secret(store, cipher, 4001, page_size + 1000); /* parts and a page */
     write_secret(store, cipher, 2 * page_size + 16, 1);
     for (int again = 0; again < 2; again++) { /* the second time from the tweak cache */
         read_secret(store, 0, all);

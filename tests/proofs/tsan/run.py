@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The threaded tests under ThreadSanitizer: `make tsan`, or `python tests/proofs/tsan/run.py [ARGUMENT ...]`.
+"""The threaded tests under ThreadSanitizer: `make tsan`.
+
+The same as `python tests/proofs/tsan/run.py [ARGUMENT ...]`, whose arguments go to pytest.
 
 Builds the native module with -fsanitize=thread in a copy of the tree, runs the tests in an
 interpreter that the sanitizer's library is loaded into, and counts its reports. Loads of the
