@@ -52,6 +52,7 @@ __all__ = [
     "disown_inherited",
     "native_key",
     "open_buffers",
+    "refuse_versions",
     "registered_buffers",
 ]
 
@@ -142,9 +143,9 @@ def check_tweak_cache(tweak_cache: Any) -> int:
     return entries
 
 
-def _refuse_versions(name: str, word: Any) -> None:
+def refuse_versions(name: str, words: bytes) -> None:
     """Raises FileFormatError when a version is not one that a sealed page can have."""
-    versions = np.frombuffer(ffi.buffer(word)[:], dtype="<u8")
+    versions = np.frombuffer(words, dtype="<u8")
     bad = np.flatnonzero((versions == 0) | (versions >= _WRITING))
     if bad.size:
         raise errors.FileFormatError(
@@ -375,7 +376,7 @@ class EncryptedBuffer(Resource):
             )
             number = ffi.errno
             if status == lib.CCMEM_ERR_ARGUMENT:
-                _refuse_versions(name, word)
+                refuse_versions(name, ffi.buffer(word)[:])
         check(
             status,
             subject="key",
@@ -391,6 +392,27 @@ class EncryptedBuffer(Resource):
         self._finish(out, name)
         if not anonymous:
             stay_in_front()
+        return self
+
+    @classmethod
+    def _over(
+        cls,
+        store: Any,
+        anchor: Any,
+        nbytes: int,
+        cipher: str,
+        page_size: int,
+        level: str,
+        name: str,
+        origin: Origin | None,
+    ) -> EncryptedBuffer:
+        """A read-only buffer that has a native store already, and keeps `anchor` until it is
+        closed."""
+        self = object.__new__(EncryptedBuffer)
+        self._store, self._anchor, self._origin, self._exposed = store, anchor, origin, None
+        self._writable, self._nbytes, self._page_size = False, nbytes, page_size
+        self._cipher, self._level, self._name = cipher, level, name
+        _register(self)
         return self
 
     def _take_store(self, other: EncryptedBuffer) -> None:
