@@ -1028,10 +1028,10 @@ void store_over_end(file_store *f) {
     if (!fork_alien(core->generation)) {
         subkey_end(core->late, &was.key);
         drop_records(&was, npages);
+        /* Its pages of a larger mapping, which stays for others. */
+        if (was.store.pages && was.store.pages->size > size)
+            vmem_forget(was.store.ct, size);
     }
-    /* Its pages of a larger mapping, which stays for others. */
-    if (was.store.pages && was.store.pages->size > size)
-        vmem_forget(was.store.ct, size);
     ccmem_mapping_release(was.store.pages);
     core_release(core);
 }

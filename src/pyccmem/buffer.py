@@ -694,7 +694,8 @@ class EncryptedBuffer(Resource):
         `bytes_written`, `pages_opened`, `pages_sealed`, `tweak_hits`, `tweak_misses`, `retries`
         (reads repeated because of a concurrent write), `integrity_failures` (times a page did not
         match its tag); and `overhead_bytes`, the memory beside the pages. The counts are exact
-        while no other thread uses the buffer. Raises ClosedError, ForkError."""
+        while no other thread uses the buffer; the buffers of one sealed file count together.
+        Raises ClosedError, ForkError."""
         store = self._opened()
         counters = ffi.new("ccmem_stats *")
         check(lib.ccmem_store_stats(store, counters), subject="buffer", action="the counters")

@@ -894,7 +894,7 @@ CHANGES: list[Change] = [
     Change(
         "closed-tensors-keep-their-pages",
         "store.c",
-        "        vmem_forget(was.store.ct, size);",
+        "            vmem_forget(was.store.ct, size);",
         "        ;",
         (tests("sealed_many::test_a_closed_tensor_gives_back_what_it_took"),),
     ),
