@@ -365,7 +365,7 @@ def test_a_file_of_terabytes_is_mapped_at_once(tmp_path: Path, key: Key) -> None
     with open(path, "rb") as file:
         pages = FilePages(key, "aegis-128x2", PAGE, 0, size, False)
         record = (1).to_bytes(8, "little") + bytes(16)
-        options = {"store_id": bytes(16), "records": record, "origin": None}
+        options = {"store_id": bytes(16), "records": record, "origin": None, "path": str(path)}
         buffers = [
             pages.buffer(file.fileno(), at, PAGE, name=str(at), **options)
             for at in (0, size // 2, size - PAGE)

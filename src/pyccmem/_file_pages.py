@@ -67,10 +67,12 @@ class FilePages:
         records: bytes,
         name: str,
         origin: Origin | None,
+        path: str,
     ) -> EncryptedBuffer:
         """A read-only buffer over the pages of `nbytes` bytes from `offset` on in the file, which
         is open as `fd`: see EncryptedBuffer._mapped(). `records` are the versions of its pages,
-        then their tags, verified before, in memory of the caller's own."""
+        then their tags, verified before, in memory of the caller's own. `path` is what errors call
+        the file."""
         page_size = self._page_size
         count = -(-nbytes // page_size)
         if nbytes > LARGEST:
@@ -95,6 +97,7 @@ class FilePages:
                 offset=offset,
                 length=count * page_size,
                 errno=number,
+                path=path,
             )
         made = EncryptedBuffer._over(
             store, self, nbytes, self._cipher, page_size, self._level, name, origin
