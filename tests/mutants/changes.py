@@ -119,6 +119,7 @@ MODULES: dict[str, tuple[Tests, ...]] = {
     "fault_uffd.c": MAPPING,
     "fault_sigsegv.c": MAPPING,
     "fault_signal.c": MAPPING,
+    "descriptor.c": (tests("mapping_descriptors"),),
     "keeper.c": (tests("mapping_descriptors"),),
     "lost.c": (tests("lost_pages"),),
 }
