@@ -21,7 +21,11 @@
  *
  * Only calls that the native module itself makes are counted, whichever thread makes them: the test is
  * the address they return to. A call that fails is not made, but close(2) is, as in the kernel; with
- * `partial` half of what a UFFDIO_MOVE or UFFDIO_COPY is asked for is done first. */
+ * `partial` half of what a UFFDIO_MOVE or UFFDIO_COPY is asked for is done first.
+ *
+ * Where the module waits for a refusal to pass, it waits by its clock: up to 10 seconds each time. Once
+ * a call has failed and all later ones do, each look at the clock finds some milliseconds more gone, so
+ * a test sees what comes after that time without spending it. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -75,6 +79,8 @@ static int error;                 /* errno of what fails; 0: one that fits */
 static uint64_t kinds;            /* a bit for each that counts */
 static long first;                /* the first call that fails; 0: none */
 static long seen, failed;         /* atomic; calls that counted; 1 + the kind that failed last */
+static int64_t ahead;             /* atomic; nanoseconds that the module's clock is ahead */
+enum { LOOK_NS = 20000000 };      /* what it gains by a look while all calls fail */
 
 /* ---- what Python calls ----------------------------------------------------------------------- */
 
@@ -168,7 +174,7 @@ REAL(mmap) REAL(munmap) REAL(mremap) REAL(mprotect) REAL(madvise) REAL(ioctl) RE
 REAL(close) REAL(read) REAL(pread) REAL(write) REAL(fcntl) REAL(fstat) REAL(ftruncate) REAL(syscall)
 REAL(getrandom) REAL(getrlimit) REAL(sigaction) REAL(sem_init) REAL(nanosleep)
 REAL(sched_getaffinity) REAL(pthread_create) REAL(pthread_mutex_init) REAL(pthread_cond_init)
-REAL(pthread_attr_init)
+REAL(pthread_attr_init) REAL(clock_gettime)
 static int (*real_socketpair)(int, int, int, int[2]);
 static ssize_t (*real_send)(int, const void *, size_t, int);
 static ssize_t (*real_sendmsg)(int, const struct msghdr *, int);
@@ -183,7 +189,7 @@ __attribute__((constructor)) static void load(void) {
     LOAD(ftruncate)
     LOAD(syscall) LOAD(getrandom) LOAD(getrlimit) LOAD(sigaction) LOAD(sem_init) LOAD(nanosleep)
     LOAD(sched_getaffinity) LOAD(pthread_create) LOAD(pthread_mutex_init) LOAD(pthread_cond_init)
-    LOAD(pthread_attr_init) LOAD(socketpair) LOAD(send) LOAD(sendmsg) LOAD(recvmsg)
+    LOAD(pthread_attr_init) LOAD(clock_gettime) LOAD(socketpair) LOAD(send) LOAD(sendmsg) LOAD(recvmsg)
     LOAD(__register_atfork)
 }
 
@@ -385,6 +391,19 @@ int sem_init(sem_t *sem, int shared, unsigned value) {
 int nanosleep(const struct timespec *t, struct timespec *left) {
     READY(nanosleep);
     return FAILS(nanosleep, EINTR) ? -1 : real_nanosleep(t, left);
+}
+
+/* Never fails, and is not counted. The other clocks tell when a wait for a condition ends. */
+int clock_gettime(clockid_t clock, struct timespec *out) {
+    READY(clock_gettime);
+    int failure = real_clock_gettime(clock, out);
+    if (failure || clock != CLOCK_MONOTONIC || !ours(__builtin_return_address(0)))
+        return failure;
+    int refusing = __atomic_load_n(&armed, __ATOMIC_ACQUIRE) && later && fault_injection_failed() >= 0;
+    int64_t more = __atomic_add_fetch(&ahead, refusing ? LOOK_NS : 0, __ATOMIC_SEQ_CST) + out->tv_nsec;
+    out->tv_sec += more / 1000000000;
+    out->tv_nsec = more % 1000000000;
+    return 0;
 }
 
 int sched_getaffinity(pid_t pid, size_t n, cpu_set_t *set) {
