@@ -96,7 +96,7 @@ check-tiers: $(STAMP) ## run the tests that depend on the tier once for each tie
 	@set -e; for tier in portable aesni vaes256 vaes512; do \
 	    if PYCCMEM_TIER=$$tier $(BIN)/python -c 'import pyccmem' 2>/dev/null; then \
 	        echo "== tier $$tier"; \
-	        PYCCMEM_TIER=$$tier $(BIN)/python -m pytest tests -m 'tier and not full' $(PYTEST_ARGS); \
+	        PYCCMEM_TIER=$$tier $(BIN)/python -m pytest tests -m 'tier and not full' $(BESIDE) $(PYTEST_ARGS); \
 	    else \
 	        echo "== tier $$tier: skipped, this processor cannot run it"; \
 	    fi; \
@@ -122,7 +122,7 @@ asan: ## run the suite under the address and undefined-behaviour sanitizers
 	    ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 	    UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	    PYTHONMALLOC=malloc PYCCMEM_SANITIZE=$(SANITIZE) \
-	    $(ASAN_BIN)/python -m pytest tests $(PYTEST_ARGS)
+	    $(ASAN_BIN)/python -m pytest tests $(BESIDE) $(PYTEST_ARGS)
 
 tsan: $(STAMP) ## run the threaded tests under ThreadSanitizer, with controls
 	$(BIN)/python tests/proofs/tsan/run.py
@@ -134,7 +134,7 @@ ct: ## prove with Valgrind that no branch and no address depends on a secret
 	$(PYTHON) tests/proofs/ct/run.py
 
 faults: $(STAMP) ## make each system call and allocation fail in turn around every operation
-	$(BIN)/python -m pytest tests/proofs/test_faults.py -m '' $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/proofs/test_faults.py -m '' $(BESIDE) $(PYTEST_ARGS)
 
 bench: $(STAMP) ## measure every claim; table on the screen, JSON and plot in build/
 	mkdir -p build

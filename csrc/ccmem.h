@@ -71,7 +71,10 @@ enum {
     CCMEM_WRAPPED_KEY_SIZE = 40,
     CCMEM_KEY_ID_SIZE = 16,
     CCMEM_MAC_SIZE = 16,
-    CCMEM_STORE_SIZE = 56, /* bytes of a store that the caller has the memory for */
+    CCMEM_STORE_SIZE = 56,         /* bytes of a store that the caller has the memory for */
+    CCMEM_FILE_STORE_SIZE = 88,    /* the same of a store in a file, */
+    CCMEM_FILE_RECORD_SIZE = 24,   /* and for each of its pages, */
+    CCMEM_FILE_RECORDS_MAX = 1024, /* if it has no more of them than this */
     CCMEM_PAGE_SIZE_MIN = 4096,
     CCMEM_PAGE_SIZE_MAX = 65536,
     CCMEM_MAX_THREADS = 256
@@ -81,6 +84,7 @@ typedef struct ccmem_key ccmem_key;         /* a root key in secret memory */
 typedef struct ccmem_store ccmem_store;     /* ciphertext pages with their versions */
 typedef struct ccmem_mapping ccmem_mapping; /* a counted reference to a store's ciphertext */
 typedef struct ccmem_arena ccmem_arena;     /* what stores that are encrypted together share */
+typedef struct ccmem_file ccmem_file;       /* what read-only stores over one file share */
 typedef struct ccmem_sealer ccmem_sealer;   /* seals the pages of a file */
 typedef struct ccmem_region ccmem_region;   /* an address range that fills on fault */
 typedef struct ccmem_samples ccmem_samples; /* 16-byte samples, kept under a random mask */
@@ -410,16 +414,47 @@ ccmem_status ccmem_store_map(const ccmem_key *key, ccmem_cipher cipher, const ui
                              int anonymous, const uint64_t *versions, const uint8_t *tags,
                              ccmem_store **out);
 
-/* How ccmem_store_map() comes by a file's pages: all processes share them; mapped, but not shared,
- * on a file system that has no shared mappings (FUSE with direct I/O); read into memory, as asked
- * for or because the file system has no mappings at all. */
+/* What read-only stores over one file share: the key, from which each store's subkey is derived
+ * when it is used, and the mapping of the pages, which lie from byte `begin` to byte `end`. Nothing
+ * is mapped or read before the first store. Arguments and errors as above. On success *out owns it
+ * until ccmem_file_free(). */
+ccmem_status ccmem_file_new(const ccmem_key *key, ccmem_cipher cipher, uint32_t page_size,
+                            uint64_t begin, uint64_t end, int anonymous, ccmem_file **out);
+
+/* A store as of ccmem_store_map(), over nbytes bytes from `offset` on in the file, which is open as
+ * `fd`, for little: all such stores of a file have one mapping, of which a store's part is let go
+ * when it is removed. Counters are the file's. `records` are what the file has of the pages: their
+ * versions, then their tags. `store` is CCMEM_FILE_STORE_SIZE bytes of zeros, and
+ * CCMEM_FILE_RECORD_SIZE for each page if there are no more than CCMEM_FILE_RECORDS_MAX, aligned as
+ * a pointer, in which the store is made: it is a ccmem_store for every function but
+ * ccmem_store_free(), goes by ccmem_file_remove(), and must not move. On failure it is no store.
+ * CCMEM_ERR_ARGUMENT: also for pages beyond those that were announced. */
+ccmem_status ccmem_file_add(ccmem_file *file, int fd, uint64_t offset, uint64_t nbytes,
+                            const uint8_t id[16], const void *records, void *store);
+
+/* Drops a store that ccmem_file_add() made, or was to make, as ccmem_arena_remove() does. */
+ccmem_done ccmem_file_remove(void *store);
+
+/* The secret-memory level the subkeys of the file's stores lie in. */
+ccmem_secret_level ccmem_file_level(const ccmem_file *file);
+
+/* Bytes that the stores of the file have in common, beside their pages. */
+uint64_t ccmem_file_overhead(const ccmem_file *file);
+
+/* Drops the file's own reference to what its stores share, which goes with the last of them. NULL
+ * is allowed. */
+void ccmem_file_free(ccmem_file *file);
+
+/* How these stores come by a file's pages: all processes share them; mapped, but not shared, on
+ * a file system that has no shared mappings (FUSE with direct I/O); read into memory, as asked for
+ * or because the file system has no mappings at all. */
 typedef enum ccmem_file_way {
     CCMEM_FILE_SHARED,
     CCMEM_FILE_PRIVATE,
     CCMEM_FILE_READ
 } ccmem_file_way;
 
-/* What the last successful ccmem_store_map() of this thread did. */
+/* What the last ccmem_store_map() or ccmem_file_add() of this thread that was successful did. */
 ccmem_file_way ccmem_store_map_way(void);
 
 /* ---- products with an encrypted matrix ------------------------------------------------------- */
@@ -638,6 +673,8 @@ void ccmem_store_drop(ccmem_store **cell);
 ccmem_store *ccmem_store_take(ccmem_store **cell);
 void ccmem_arena_drop(ccmem_arena **cell);
 ccmem_arena *ccmem_arena_take(ccmem_arena **cell);
+void ccmem_file_drop(ccmem_file **cell);
+ccmem_file *ccmem_file_take(ccmem_file **cell);
 void ccmem_sealer_drop(ccmem_sealer **cell);
 ccmem_sealer *ccmem_sealer_take(ccmem_sealer **cell);
 void ccmem_samples_drop(ccmem_samples **cell);

@@ -22,6 +22,7 @@
 CELL(key)
 CELL(store)
 CELL(arena)
+CELL(file)
 CELL(sealer)
 CELL(samples)
 CELL(region)

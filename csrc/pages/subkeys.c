@@ -79,9 +79,8 @@ static ccmem_status join(table *t, ccmem_secret_level require) {
     return CCMEM_OK;
 }
 
-ccmem_status subkey_open(subkey *k, ccmem_key *root, const char *cipher,
-                         const uint8_t id[CCMEM_STORE_ID_SIZE], uint32_t page_size,
-                         ccmem_secret_level *level) {
+ccmem_status subkeys_open(subkeys *of, ccmem_key *root, const char *cipher, uint32_t page_size,
+                          ccmem_secret_level *level) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, register_after_fork);
     if (registered < 0)
@@ -92,15 +91,26 @@ ccmem_status subkey_open(subkey *k, ccmem_key *root, const char *cipher,
     pthread_mutex_unlock(&lock);
     if (status != CCMEM_OK)
         return status;
-    k->root = key_retain(root);
-    k->cipher = cipher;
-    memcpy(k->id, id, sizeof k->id);
-    k->page_size = page_size;
-    k->entry = 0;
-    k->serial = __atomic_add_fetch(&serials, 1, __ATOMIC_RELAXED);
-    k->level = (int)require;
+    *of = (subkeys){key_retain(root), cipher, page_size, (int)require};
     *level = tables[require].level;
     return CCMEM_OK;
+}
+
+void subkeys_close(subkeys *of, int alien) {
+    table *t = &tables[of->level];
+    if (!alien) {
+        pthread_mutex_lock(&lock);
+        if (!--t->users)
+            give_back(t);
+        pthread_mutex_unlock(&lock);
+    }
+    ccmem_key_free(of->root);
+}
+
+void subkey_begin(subkey *k, const uint8_t id[CCMEM_STORE_ID_SIZE]) {
+    memcpy(k->id, id, sizeof k->id);
+    k->serial = __atomic_add_fetch(&serials, 1, __ATOMIC_RELAXED);
+    k->entry = 0;
 }
 
 /* Before what readers may see of the entry changes, and after. With the lock held. */
@@ -114,24 +124,19 @@ static void end(entry *e, uint64_t owner) {
     __atomic_store_n(&e->sequence, e->sequence + 1, __ATOMIC_RELEASE);
 }
 
-void subkey_close(subkey *k, int alien) {
-    table *t = &tables[k->level];
-    if (!alien) {
-        pthread_mutex_lock(&lock);
-        entry *e = &t->entry[k->entry];
-        if (e->owner == k->serial) {
-            begin(e);
-            ccmem_wipe(place(t, k->entry), SUBKEY_SIZE);
-            end(e, 0);
-        }
-        if (!--t->users)
-            give_back(t);
-        pthread_mutex_unlock(&lock);
+void subkey_end(const subkeys *of, const subkey *k) {
+    table *t = &tables[of->level];
+    pthread_mutex_lock(&lock);
+    entry *e = &t->entry[k->entry];
+    if (e->owner == k->serial) {
+        begin(e);
+        ccmem_wipe(place(t, k->entry), SUBKEY_SIZE);
+        end(e, 0);
     }
-    ccmem_key_free(k->root);
+    pthread_mutex_unlock(&lock);
 }
 
-static void fill(subkey *k, table *t) {
+static void fill(const subkeys *of, subkey *k, table *t) {
     pthread_mutex_lock(&lock);
     uint32_t at = k->entry;
     if (t->entry[at].owner != k->serial) { /* else another thread was quicker */
@@ -139,15 +144,15 @@ static void fill(subkey *k, table *t) {
         t->next = (at + 1) % ENTRIES;
         begin(&t->entry[at]);
         /* It cannot fail: the key is this process's, as the store is that is asked to read. */
-        (void)key_derive(k->root, k->cipher, k->id, k->page_size, place(t, at), SUBKEY_SIZE);
+        (void)key_derive(of->root, of->cipher, k->id, of->page_size, place(t, at), SUBKEY_SIZE);
         end(&t->entry[at], k->serial);
         __atomic_store_n(&k->entry, at, __ATOMIC_RELAXED);
     }
     pthread_mutex_unlock(&lock);
 }
 
-const uint8_t *subkey_borrow(subkey *k, uint64_t *ticket) {
-    table *t = &tables[k->level];
+const uint8_t *subkey_borrow(const subkeys *of, subkey *k, uint64_t *ticket) {
+    table *t = &tables[of->level];
     for (;;) {
         uint32_t at = __atomic_load_n(&k->entry, __ATOMIC_RELAXED);
         const entry *e = &t->entry[at];
@@ -157,12 +162,12 @@ const uint8_t *subkey_borrow(subkey *k, uint64_t *ticket) {
             *ticket = sequence << 9 | at;
             return place(t, at);
         }
-        fill(k, t);
+        fill(of, k, t);
     }
 }
 
-int subkey_kept(const subkey *k, uint64_t ticket) {
-    const entry *e = &tables[k->level].entry[ticket & 511];
+int subkey_kept(const subkeys *of, uint64_t ticket) {
+    const entry *e = &tables[of->level].entry[ticket & 511];
     __atomic_thread_fence(__ATOMIC_ACQUIRE);
     return __atomic_load_n(&e->sequence, __ATOMIC_RELAXED) == ticket >> 9;
 }

@@ -8,29 +8,38 @@
 
 enum { SUBKEY_SIZE = 16 };
 
-/* One subkey's owner: a store. */
-typedef struct subkey {
-    ccmem_key *root; /* it is derived from; a reference of its own */
+/* What subkeys have in common: a core's. */
+typedef struct subkeys {
+    ccmem_key *root; /* they are derived from; a reference of its own */
     const char *cipher;
-    uint8_t id[CCMEM_STORE_ID_SIZE];
     uint32_t page_size;
-    uint32_t entry;  /* atomic: where it was last */
+    int level; /* of the memory they lie in, as asked for */
+} subkeys;
+
+/* One of them: a store's. */
+typedef struct subkey {
+    uint8_t id[CCMEM_STORE_ID_SIZE];
     uint64_t serial; /* no other subkey of this process has it */
-    int level;       /* of the memory it lies in, as asked for */
+    uint32_t entry;  /* atomic: where it was last */
 } subkey;
 
 /* Takes a reference to `root`, and room for subkeys of its level; *level is what that reaches.
  * CCMEM_ERR_MEMLOCK, _SECRETMEM, _NOMEM. */
-ccmem_status subkey_open(subkey *k, ccmem_key *root, const char *cipher,
-                         const uint8_t id[CCMEM_STORE_ID_SIZE], uint32_t page_size,
-                         ccmem_secret_level *level);
+ccmem_status subkeys_open(subkeys *of, ccmem_key *root, const char *cipher, uint32_t page_size,
+                          ccmem_secret_level *level);
 
-/* Wipes the subkey and gives back what subkey_open() took. `alien`: in a forked child. */
-void subkey_close(subkey *k, int alien);
+/* Gives back what subkeys_open() took. `alien`: in a forked child. */
+void subkeys_close(subkeys *of, int alien);
+
+/* A subkey that is yet to be derived. */
+void subkey_begin(subkey *k, const uint8_t id[CCMEM_STORE_ID_SIZE]);
+
+/* Wipes it, if it is anywhere. */
+void subkey_end(const subkeys *of, const subkey *k);
 
 /* The subkey in secret memory, and a ticket: other threads may put another one there at any time,
  * so what was done with it means nothing unless subkey_kept() is true afterwards. */
-const uint8_t *subkey_borrow(subkey *k, uint64_t *ticket);
-int subkey_kept(const subkey *k, uint64_t ticket);
+const uint8_t *subkey_borrow(const subkeys *of, subkey *k, uint64_t *ticket);
+int subkey_kept(const subkeys *of, uint64_t ticket);
 
 #endif

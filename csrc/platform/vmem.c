@@ -76,6 +76,56 @@ ccmem_status vmem_map_private(uint64_t n, void **out) {
     return CCMEM_OK;
 }
 
+/* As vmem_map_aligned() has it. Neither is needed for the mapping to be used. */
+static void advise(void *p, size_t size) {
+    (void)madvise(p, size, MADV_DONTDUMP);
+    (void)madvise(p, size, MADV_HUGEPAGE);
+}
+
+ccmem_status vmem_reserve(uint64_t n, void **out) {
+    size_t size, align = (size_t)sysconf(_SC_PAGESIZE);
+    if (!rounded(n, &size))
+        return CCMEM_ERR_NOMEM;
+    if (size >= HUGE_PAGE)
+        align = HUGE_PAGE;
+    uint8_t *p = mmap(NULL, size + align, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED)
+        return CCMEM_ERR_NOMEM;
+    size_t skip = (0 - (uintptr_t)p) & (align - 1);
+    if ((skip && munmap(p, skip)) || munmap(p + skip + size, align - skip)) {
+        munmap(p, size + align);
+        return CCMEM_ERR_NOMEM;
+    }
+    advise(p + skip, size);
+    *out = p + skip;
+    return CCMEM_OK;
+}
+
+ccmem_status vmem_commit(void *p, uint64_t n) {
+    size_t size;
+    /* EACCES is for mappings of files alone: what is left is no memory, or no mapping more. */
+    if (!rounded(n, &size) || mprotect(p, size, PROT_READ | PROT_WRITE))
+        return CCMEM_ERR_NOMEM;
+    return CCMEM_OK;
+}
+
+void vmem_release(void *p, uint64_t n) {
+    size_t size;
+    if (!p || !rounded(n, &size))
+        return;
+    if (mmap(p, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != MAP_FAILED)
+        advise(p, size); /* as its neighbours, so that they become one mapping */
+    else
+        (void)madvise(p, size, MADV_DONTNEED); /* no mapping more: the memory goes all the same */
+}
+
+void vmem_forget(void *p, uint64_t n) {
+    const uintptr_t unit = (uintptr_t)sysconf(_SC_PAGESIZE), at = (uintptr_t)p;
+    const uintptr_t begin = (at + unit - 1) & ~(unit - 1), end = (at + n) & ~(unit - 1);
+    if (begin < end)
+        (void)madvise((void *)begin, end - begin, MADV_DONTNEED); /* a refusal costs memory only */
+}
+
 void vmem_unmap(void *p, uint64_t n) {
     size_t size;
     if (!p || !rounded(n, &size))

@@ -75,9 +75,9 @@ static ccmem_status grow(store_core *core, uint64_t n) {
     if (n > UINT64_MAX - core->next_page)
         return CCMEM_ERR_NOMEM;
     store_chunk *c = NULL;
-    ccmem_status status = chunk_new(core, goal, NULL, &c);
+    ccmem_status status = chunk_new(core, goal, &c);
     if (status == CCMEM_ERR_NOMEM && goal > n)
-        status = chunk_new(core, goal = n, NULL, &c);
+        status = chunk_new(core, goal = n, &c);
     if (status != CCMEM_OK)
         return status;
     c->in_use = calloc(goal / WORD + 1, sizeof *c->in_use);
@@ -168,7 +168,7 @@ ccmem_status ccmem_arena_new(const ccmem_key *key, ccmem_cipher cipher, uint32_t
     ccmem_arena *arena = calloc(1, sizeof *arena);
     if (!arena)
         return CCMEM_ERR_NOMEM;
-    status = core_new(key, cipher, id, page_size, 0, &arena->core);
+    status = core_new(key, cipher, id, page_size, &arena->core);
     if (status == CCMEM_OK && pthread_mutex_init(&arena->core->lock, NULL))
         status = CCMEM_ERR_NOMEM;
     else if (status == CCMEM_OK)

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
- * What a store is made of, for store/store.c and store/arena.c alone.
+ * What a store is made of, for store/store.c, store/arena.c and those that make stores over files.
  *
- * A core holds the keys and everything else that is heavy; stores that are encrypted together share
- * one. A chunk is memory for pages and what is known of each. A store is a run of pages in a chunk:
- * light, and of a fixed size, so that the caller may have it anywhere. */
+ * A core holds the keys and everything else that is heavy; stores that are encrypted together, or
+ * lie in one file, share one. A chunk is memory for pages and what is known of each. A store is a
+ * run of pages in a chunk: light, and of a fixed size, so that the caller may have it anywhere. A
+ * read-only store has no chunk, but its subkey and what is known of its pages in the memory behind
+ * it. */
 #ifndef CCMEM_STORE_CORE_H
 #define CCMEM_STORE_CORE_H
 
@@ -18,6 +20,7 @@ struct ccmem_mapping {
     uint64_t size;
     uint8_t *data;
     ccmem_mapping *whole; /* of which this is a part, and whose memory it is; NULL: its own */
+    int reserved; /* the whole is addresses alone, and the memory this part's: vmem_reserve() */
 };
 
 /* Counters of one group of threads, alone on their cache lines. Plain loads and stores: two threads
@@ -36,7 +39,7 @@ enum {
 typedef struct store_chunk {
     struct store_chunk *next;
     ccmem_mapping *pages;
-    void *records; /* tags, versions and, unless read-only, versions sealed: one mapping */
+    void *records; /* tags, versions and versions sealed: one mapping */
     uint64_t record_bytes;
     uint64_t *version;
     page_tag *tag;  /* NULL for a cipher without */
@@ -55,12 +58,12 @@ typedef struct store_core {
     uint32_t page_shift;
     int read_only;
     ccmem_secret_level level;
-    void *key;    /* expanded, in secret memory; NULL: */
-    subkey *late; /* derived when it is used */
+    void *key;     /* expanded, in secret memory; NULL: */
+    subkeys *late; /* one for each store, derived when it is used */
     const page_suite *suite;
     uint64_t refs; /* atomic: its stores, and the arena itself */
     store_chunk *chunks;
-    int shared;                    /* an arena's */
+    int shared;                    /* by many stores: an arena's, or a file's */
     pthread_mutex_t lock;          /* of an arena: for its chunks and what follows */
     uint64_t next_page;            /* no chunk has numbers from here on */
     uint64_t stores, bytes, pages; /* of an arena, in use, each atomic */
@@ -70,7 +73,10 @@ typedef struct store_core {
 
 struct ccmem_store {
     store_core *core; /* NULL: there is none */
-    store_chunk *chunk;
+    union {
+        store_chunk *chunk;
+        ccmem_mapping *pages; /* of a read-only store: where they lie; a reference of its own */
+    };
     /* Of its own first page: */
     uint64_t *version; /* one word a page */
     page_tag *tag;     /* NULL for a cipher without */
@@ -80,6 +86,18 @@ struct ccmem_store {
 };
 
 _Static_assert(sizeof(struct ccmem_store) <= CCMEM_STORE_SIZE, "fits where the caller puts it");
+
+/* A read-only store and what follows it: the versions and then the tags of its pages, as they lie
+ * in the file, unless there are more than CCMEM_FILE_RECORDS_MAX pages; then these have a mapping
+ * of their own. */
+typedef struct file_store {
+    ccmem_store store; /* first, so that its address is that of the whole */
+    subkey key;
+    uint64_t records[];
+} file_store;
+
+_Static_assert(sizeof(file_store) <= CCMEM_FILE_STORE_SIZE, "fits where the caller puts it");
+_Static_assert(sizeof(page_tag) + sizeof(uint64_t) == CCMEM_FILE_RECORD_SIZE, "a page's records");
 
 /* The core of a store that was removed: of no process. */
 extern const store_core store_gone;
@@ -94,18 +112,17 @@ static inline uint64_t *store_sealed(const ccmem_store *s, uint64_t page) {
     return s->version + s->chunk->npages + page;
 }
 
-/* A core with its keys and one reference, without a chunk. `late`: with a subkey that is derived
- * when it is used, for a read-only store. */
+/* A core with its keys and one reference, without a chunk. `id` NULL: of read-only stores, which
+ * bring their ids, and whose subkeys are derived when they are used. */
 ccmem_status core_new(const ccmem_key *key, ccmem_cipher cipher, const uint8_t id[16],
-                      uint32_t page_size, int late, store_core **out);
+                      uint32_t page_size, store_core **out);
 
 /* Drops a reference; the last one wipes the keys and gives the chunks back. */
 void core_release(store_core *core);
 
-/* Memory for npages pages that are yet to be written, or (`pages` not NULL) the caller's, from
- * platform/vmem.h or a mapping of its own, which is the chunk's on success; and for what is known
- * of them. Not yet among the core's chunks. */
-ccmem_status chunk_new(const store_core *core, uint64_t npages, void *pages, store_chunk **out);
+/* Memory for npages pages that are yet to be written, and for what is known of them. Not yet among
+ * the core's chunks. */
+ccmem_status chunk_new(const store_core *core, uint64_t npages, store_chunk **out);
 
 void chunk_free(const store_core *core, store_chunk *chunk);
 
@@ -115,6 +132,24 @@ uint64_t store_used_version(const ccmem_store *store, uint64_t page);
 
 /* Seals zeros into pages [0, n) of a store, whatever they are now. */
 ccmem_status store_clear(ccmem_store *store, uint64_t n);
+
+/* n bytes from platform/vmem.h or a mapping of their own at `data`, or none: on success the
+ * mapping's. With `whole` they are a part of that, to which the part takes a reference.
+ * CCMEM_ERR_NOMEM. */
+ccmem_status mapping_new(void *data, uint64_t n, ccmem_mapping *whole, ccmem_mapping **out);
+
+/* Makes a read-only store of nbytes <= STORE_BYTES_MAX bytes at `s`, CCMEM_FILE_STORE_SIZE zero
+ * bytes and what its records take, over pages that lie at `ct` in the mapping `pages` (NULL: none)
+ * and may be changed by others at any time. Versions and tags are copied. On success the store has
+ * references to the core and the mapping; on failure nothing has changed. CCMEM_ERR_ARGUMENT: a
+ * version that no page can have; CCMEM_ERR_NOMEM, _SECRETMEM. */
+ccmem_status store_over(store_core *core, const uint8_t id[16], uint64_t nbytes,
+                        ccmem_mapping *pages, uint8_t *ct, const void *versions, const void *tags,
+                        file_store *s);
+
+/* Ends a read-only store: wipes its subkey and gives up what it has. What lies at `s` is then a
+ * store that is closed. */
+void store_over_end(file_store *s);
 
 /* Adds up one core's counters. */
 void core_stats(const store_core *core, ccmem_stats *out);

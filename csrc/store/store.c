@@ -249,10 +249,10 @@ static inline void clear(uint8_t *out, uint32_t n) {
 
 /* One go at pages with a subkey that is derived when it is used: the context for it. Until
  * lent_back() is true, what was done with it means nothing. */
-static page_context lend(const store_core *c, uint64_t *ticket) {
+static page_context lend(ccmem_store *s, uint64_t *ticket) {
     lost_guard();
-    page_context page = c->page;
-    page.key = subkey_borrow(c->late, ticket);
+    page_context page = s->core->page;
+    page.key = subkey_borrow(s->core->late, &((file_store *)s)->key, ticket);
     return page;
 }
 
@@ -265,7 +265,7 @@ static __attribute__((noinline)) page_result open_part_late(ccmem_store *s, uint
     page_result result;
     uint64_t ticket;
     do {
-        page_context own = lend(c, &ticket);
+        page_context own = lend(s, &ticket);
         result = own.ops->open_part(&own, out, s->ct + (page << c->page_shift), s->first + page,
                                     version, tag_of(s, page), offset, n);
     } while (!lent_back(c, ticket));
@@ -390,7 +390,7 @@ static uint64_t open_run(ccmem_store *s, shard *sh, uint64_t first, const uint64
     if (v[0] && c->late) {
         uint64_t ticket;
         do {
-            page_context own = lend(c, &ticket);
+            page_context own = lend(s, &ticket);
             bad = own.ops->open(&own, to, s->ct + (first << c->page_shift), s->first + first, v,
                                 s->tag + first, n, flags);
         } while (!lent_back(c, ticket));
@@ -760,7 +760,7 @@ ccmem_status store_dot(ccmem_store *s, uint64_t first, uint64_t n, ccmem_dtype d
     page_context own = c->page;
     uint64_t ticket = 0;
     if (c->late)
-        own = lend(c, &ticket);
+        own = lend(s, &ticket);
     size_t good = own.ops->dot(&own, s->ct + (first << c->page_shift), s->first + first, v,
                                s->tag ? s->tag + first : NULL, n, dtype, dot);
     if (c->late && !lent_back(c, ticket))
@@ -810,23 +810,21 @@ const store_core store_gone = {.generation = UINT64_MAX, .suite = NULL};
 
 /* ---- life ------------------------------------------------------------------------------------ */
 
-/* `size` bytes from platform/vmem.h at `data`, or none: on success the mapping's. */
-static ccmem_status new_mapping(void *data, uint64_t size, ccmem_mapping **out) {
+ccmem_status mapping_new(void *data, uint64_t n, ccmem_mapping *whole, ccmem_mapping **out) {
     ccmem_mapping *m = calloc(1, sizeof *m);
     if (!m)
         return CCMEM_ERR_NOMEM;
-    m->refs = 1;
-    m->size = size;
-    m->data = data;
+    *m = (ccmem_mapping){.refs = 1, .size = n, .data = data, .whole = whole};
+    if (whole)
+        __atomic_fetch_add(&whole->refs, 1, __ATOMIC_RELAXED);
     *out = m;
     return CCMEM_OK;
 }
 
 /* Tags, versions and what was sealed, neither dumped nor inherited. */
 static ccmem_status new_records(const store_core *core, store_chunk *c) {
-    const uint64_t words = core->read_only ? 1 : 2;
     const uint64_t tags = core->suite->is.tag_size;
-    c->record_bytes = c->npages * (tags + words * sizeof *c->version);
+    c->record_bytes = c->npages * (tags + 2 * sizeof *c->version);
     ccmem_status status = c->npages ? vmem_map_private(c->record_bytes, &c->records) : CCMEM_OK;
     if (status != CCMEM_OK || !c->npages)
         return status;
@@ -835,24 +833,24 @@ static ccmem_status new_records(const store_core *core, store_chunk *c) {
     return CCMEM_OK;
 }
 
-ccmem_status chunk_new(const store_core *core, uint64_t npages, void *pages, store_chunk **out) {
+ccmem_status chunk_new(const store_core *core, uint64_t npages, store_chunk **out) {
     const uint64_t size = npages << core->page_shift;
-    void *own = NULL;
+    void *pages = NULL;
     ccmem_status status = CCMEM_OK;
     store_chunk *c = calloc(1, sizeof *c);
     if (!c)
         return CCMEM_ERR_NOMEM;
     c->npages = npages;
     status = new_records(core, c);
-    if (status == CCMEM_OK && !pages && size)
-        status = vmem_map_pages(size, &own);
-    if (status == CCMEM_OK) /* last: until now the pages are the caller's */
-        status = new_mapping(pages ? pages : own, size, &c->pages);
+    if (status == CCMEM_OK && size)
+        status = vmem_map_pages(size, &pages);
+    if (status == CCMEM_OK)
+        status = mapping_new(pages, size, NULL, &c->pages);
     if (status == CCMEM_OK) {
         *out = c;
         return CCMEM_OK;
     }
-    vmem_unmap(own, size);
+    vmem_unmap(pages, size);
     vmem_unmap(c->records, c->record_bytes);
     free(c);
     return status;
@@ -866,15 +864,15 @@ void chunk_free(const store_core *core, store_chunk *c) {
     free(c);
 }
 
-/* A subkey that is derived when it is used. */
-static ccmem_status late_key(store_core *core, const ccmem_key *key, ccmem_cipher cipher,
-                             const uint8_t id[16], uint32_t page_size) {
-    subkey *late = calloc(1, sizeof *late);
+/* Subkeys that are derived when they are used. */
+static ccmem_status late_keys(store_core *core, const ccmem_key *key, ccmem_cipher cipher,
+                              uint32_t page_size) {
+    subkeys *late = calloc(1, sizeof *late);
     if (!late)
         return CCMEM_ERR_NOMEM;
     /* The reference is this core's, whoever else has the key as const. */
     ccmem_status status =
-        subkey_open(late, (ccmem_key *)key, core->suite->is.name, id, page_size, &core->level);
+        subkeys_open(late, (ccmem_key *)key, core->suite->is.name, page_size, &core->level);
     if (status != CCMEM_OK) {
         free(late);
         return status;
@@ -885,7 +883,7 @@ static ccmem_status late_key(store_core *core, const ccmem_key *key, ccmem_ciphe
 }
 
 ccmem_status core_new(const ccmem_key *key, ccmem_cipher cipher, const uint8_t id[16],
-                      uint32_t page_size, int late, store_core **out) {
+                      uint32_t page_size, store_core **out) {
     store_core *core;
     if (posix_memalign((void **)&core, _Alignof(store_core), sizeof *core))
         return CCMEM_ERR_NOMEM;
@@ -895,10 +893,10 @@ ccmem_status core_new(const ccmem_key *key, ccmem_cipher cipher, const uint8_t i
     core->suite = page_suite_of(cipher);
     core->version_limit = VERSION_MAX;
     core->refs = 1;
+    core->read_only = !id;
     ccmem_status status =
-        late && !core->suite->expand
-            ? late_key(core, key, cipher, id, page_size)
-            : page_key_new(&core->page, key, cipher, id, page_size, &core->key, &core->level);
+        id ? page_key_new(&core->page, key, cipher, id, page_size, &core->key, &core->level)
+           : late_keys(core, key, cipher, page_size);
     if (status != CCMEM_OK) {
         free(core);
         return status;
@@ -915,25 +913,25 @@ void core_release(store_core *core) {
     if (!alien)
         secret_free(core->key);
     if (core->late)
-        subkey_close(core->late, alien);
+        subkeys_close(core->late, alien);
     free(core->late);
     for (store_chunk *c = core->chunks, *next; c; c = next) {
         next = c->next;
         chunk_free(core, c);
     }
-    if (core->shared && !alien)
+    if (core->shared && !core->read_only && !alien)
         pthread_mutex_destroy(&core->lock);
     free(core);
 }
 
 /* A store on the heap, over all of the only chunk of a core of its own. */
-static ccmem_status new_store(store_core *core, uint64_t nbytes, void *pages, ccmem_store **out) {
+static ccmem_status new_store(store_core *core, uint64_t nbytes, ccmem_store **out) {
     store_chunk *c = NULL;
     ccmem_store *s = calloc(1, sizeof *s);
     if (!s)
         return CCMEM_ERR_NOMEM;
     *s = (ccmem_store){.core = core, .nbytes = nbytes};
-    ccmem_status status = chunk_new(core, store_pages(s), pages, &c);
+    ccmem_status status = chunk_new(core, store_pages(s), &c);
     if (status != CCMEM_OK) {
         free(s);
         return status;
@@ -961,7 +959,7 @@ ccmem_status ccmem_store_new(const ccmem_key *key, ccmem_cipher cipher, uint64_t
         return CCMEM_ERR_NOMEM;
     status = random_bytes(id, sizeof id);
     if (status == CCMEM_OK)
-        status = core_new(key, cipher, id, page_size, 0, &core);
+        status = core_new(key, cipher, id, page_size, &core);
     if (status != CCMEM_OK)
         return status;
     if (version_limit)
@@ -970,14 +968,14 @@ ccmem_status ccmem_store_new(const ccmem_key *key, ccmem_cipher cipher, uint64_t
         status = tweak_cache_init(&core->page.cache, tweak_cache_entries,
                                   (nbytes + page_size - 1) >> core->page_shift);
     if (status == CCMEM_OK)
-        status = new_store(core, nbytes, NULL, out);
+        status = new_store(core, nbytes, out);
     if (status != CCMEM_OK)
         core_release(core);
     return status;
 }
 
 /* Looks at its own copy: the caller's may change meanwhile. */
-static ccmem_status copy_records(ccmem_store *s, const uint64_t *versions, const uint8_t *tags) {
+static ccmem_status copy_records(ccmem_store *s, const void *versions, const void *tags) {
     const uint64_t npages = store_pages(s);
     int good = 1;
     if (!npages)
@@ -993,45 +991,76 @@ static ccmem_status copy_records(ccmem_store *s, const uint64_t *versions, const
     return good ? CCMEM_OK : CCMEM_ERR_ARGUMENT;
 }
 
-ccmem_status store_over(const ccmem_key *key, ccmem_cipher cipher, const uint8_t id[16],
-                        uint64_t nbytes, uint32_t page_size, void *pages, const uint64_t *versions,
-                        const uint8_t *tags, ccmem_store **out) {
-    ccmem_store *s = NULL;
-    store_core *core;
-    ccmem_status status = core_new(key, cipher, id, page_size, 1, &core);
+/* Gives back what a read-only store of this process took for its records. */
+static void drop_records(const file_store *f, uint64_t npages) {
+    if (npages > CCMEM_FILE_RECORDS_MAX)
+        vmem_unmap(f->store.version, npages * CCMEM_FILE_RECORD_SIZE);
+}
+
+ccmem_status store_over(store_core *core, const uint8_t id[16], uint64_t nbytes,
+                        ccmem_mapping *pages, uint8_t *ct, const void *versions, const void *tags,
+                        file_store *f) {
+    ccmem_store made = {.core = core, .pages = pages, .ct = ct, .nbytes = nbytes};
+    const uint64_t npages = store_pages(&made);
+    void *records = f->records;
+    ccmem_status status = CCMEM_OK;
+    if (npages > CCMEM_FILE_RECORDS_MAX)
+        status = vmem_map_private(npages * CCMEM_FILE_RECORD_SIZE, &records);
     if (status != CCMEM_OK)
         return status;
-    core->read_only = 1;
-    status = new_store(core, nbytes, pages, &s);
-    if (status == CCMEM_OK && (status = copy_records(s, versions, tags)) != CCMEM_OK)
-        s->chunk->pages->data = NULL; /* they stay the caller's */
-    if (status == CCMEM_OK) {
-        *out = s;
-        return CCMEM_OK;
+    made.version = records;
+    made.tag = (page_tag *)(made.version + npages);
+    f->store = made;
+    status = copy_records(&f->store, versions, tags);
+    if (status != CCMEM_OK) {
+        drop_records(f, npages);
+        memset(&f->store, 0, sizeof f->store);
+        return status;
     }
-    free(s);
+    subkey_begin(&f->key, id);
+    __atomic_fetch_add(&core->refs, 1, __ATOMIC_RELAXED);
+    if (pages)
+        __atomic_fetch_add(&pages->refs, 1, __ATOMIC_RELAXED);
+    return CCMEM_OK;
+}
+
+void store_over_end(file_store *f) {
+    const file_store was = *f;
+    store_core *core = was.store.core;
+    const uint64_t npages = store_pages(&was.store), size = npages << core->page_shift;
+    f->store = (ccmem_store){.core = (store_core *)&store_gone};
+    if (!fork_alien(core->generation)) {
+        subkey_end(core->late, &was.key);
+        drop_records(&was, npages);
+        /* Its pages of a larger mapping, which stays for others. */
+        if (was.store.pages && was.store.pages->size > size)
+            vmem_forget(was.store.ct, size);
+    }
+    ccmem_mapping_release(was.store.pages);
     core_release(core);
-    return status;
 }
 
 void ccmem_store_free(ccmem_store *s) {
     if (!s)
         return;
-    core_release(s->core);
+    if (s->core->read_only)
+        store_over_end((file_store *)s);
+    else
+        core_release(s->core);
     free(s);
 }
 
-/* A part of a chunk of many stores, or the only store's chunk. */
+/* A part of what many stores lie in, or the only store's chunk. */
 ccmem_mapping *ccmem_store_mapping(ccmem_store *s) {
     lost_guard(); /* others will touch the pages */
-    ccmem_mapping *whole = s->chunk ? s->chunk->pages : NULL, *part = whole;
-    if (s->core->shared) {
-        if (new_mapping(s->ct, store_pages(s) << s->core->page_shift, &part) != CCMEM_OK)
-            return NULL;
-        part->whole = whole;
-    }
-    if (whole)
+    const store_core *c = s->core;
+    ccmem_mapping *whole = c->read_only ? s->pages : s->chunk ? s->chunk->pages : NULL, *part;
+    if (!c->shared && !c->read_only) {
         __atomic_fetch_add(&whole->refs, 1, __ATOMIC_RELAXED);
+        return whole;
+    }
+    if (mapping_new(s->ct, store_pages(s) << c->page_shift, whole, &part) != CCMEM_OK)
+        return NULL;
     return part;
 }
 
@@ -1044,6 +1073,8 @@ void ccmem_mapping_release(ccmem_mapping *m) {
         ccmem_mapping *whole = m->whole;
         if (!whole)
             vmem_unmap(m->data, m->size); /* of a part without bytes: NULL */
+        else if (m->reserved)
+            vmem_release(m->data, m->size);
         free(m);
         m = whole;
     }
@@ -1110,8 +1141,12 @@ const char *ccmem_store_lost(const ccmem_store *s, uint64_t page) {
 uint64_t ccmem_store_overhead(const ccmem_store *s) {
     const store_core *core = s->core;
     const uint64_t words = core->read_only ? 1 : 2, tag = s->tag ? sizeof *s->tag : 0;
-    uint64_t own = sizeof *s + store_pages(s) * (words * sizeof *s->version + tag);
-    return core->shared ? own
-                        : own + sizeof *core + sizeof(store_chunk) + sizeof(ccmem_mapping) +
-                              core->suite->key_size + tweak_cache_bytes(&core->page.cache);
+    uint64_t own = (core->read_only ? sizeof(file_store) : sizeof *s) +
+                   store_pages(s) * (words * sizeof *s->version + tag);
+    if (core->shared)
+        return own;
+    own += sizeof *core + sizeof(ccmem_mapping);
+    return core->read_only ? own + sizeof *core->late
+                           : own + sizeof(store_chunk) + core->suite->key_size +
+                                 tweak_cache_bytes(&core->page.cache);
 }

@@ -44,15 +44,6 @@ uint32_t store_page_size(const ccmem_store *store);
 /* The largest size of a store: that of its pages fits in 63 bits. */
 static const uint64_t STORE_BYTES_MAX = (uint64_t)INT64_MAX - CCMEM_PAGE_SIZE_MAX;
 
-/* A read-only store of nbytes <= STORE_BYTES_MAX bytes over its pages, which lie in memory of
- * platform/vmem.h or a mapping of their own at `pages` (NULL: none), and may be changed by others
- * at any time. On success the store owns that memory and gives it back with vmem_unmap(). Versions
- * and tags are copied. The key is this process's, the cipher authenticated, the page size allowed.
- * CCMEM_ERR_ARGUMENT: a version that no page can have; CCMEM_ERR_NOMEM, _MEMLOCK, _SECRETMEM. */
-ccmem_status store_over(const ccmem_key *key, ccmem_cipher cipher, const uint8_t id[16],
-                        uint64_t nbytes, uint32_t page_size, void *pages, const uint64_t *versions,
-                        const uint8_t *tags, ccmem_store **out);
-
 /* ccmem_store_read() in the calling thread alone, for the handler of a fault: no other thread is
  * started or waited for. */
 ccmem_status store_read_alone(ccmem_store *store, uint64_t offset, void *out, uint64_t n);

@@ -514,7 +514,7 @@ def _make_folders(source: Path, new: Path, folders: Sequence[Path]) -> None:
 
 
 def _pieces(path: Path) -> Generator[bytes]:
-    """What is in a file. Raises FileReadError: a copy that fails is the fault of one of two files."""
+    """What is in a file. Raises FileReadError, so that a copy that fails names the right one."""
     try:
         with path.open("rb") as file:
             while piece := file.read(_PIECE):

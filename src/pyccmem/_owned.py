@@ -21,6 +21,7 @@ from ._lib import ffi, lib
 
 __all__ = [
     "ARENA",
+    "FILE",
     "KEY",
     "SAMPLES",
     "SEALER",
@@ -100,6 +101,7 @@ _PIN = ffi.typeof("ccmem_pin *")
 KEY = Kind("key")
 STORE = Kind("store")
 ARENA = Kind("arena")
+FILE = Kind("file")
 SEALER = Kind("sealer")
 SAMPLES = Kind("samples")
 

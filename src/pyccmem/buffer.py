@@ -49,6 +49,7 @@ __all__ = [
     "check_tweak_cache",
     "native_key",
     "open_buffers",
+    "refuse_versions",
 ]
 
 # Looked up once: these are what one small read costs in Python.
@@ -106,9 +107,9 @@ def check_tweak_cache(tweak_cache: Any) -> int:
     return entries
 
 
-def _refuse_versions(name: str, word: Any) -> None:
+def refuse_versions(name: str, words: bytes) -> None:
     """Raises FileFormatError when a version is not one that a sealed page can have."""
-    versions = np.frombuffer(ffi.buffer(word)[:], dtype="<u8")
+    versions = np.frombuffer(words, dtype="<u8")
     bad = np.flatnonzero((versions == 0) | (versions >= _WRITING))
     if bad.size:
         raise errors.FileFormatError(
@@ -317,7 +318,7 @@ class EncryptedBuffer(Store):
             )
             number = ffi.errno
             if status == lib.CCMEM_ERR_ARGUMENT:
-                _refuse_versions(name, word)
+                refuse_versions(name, ffi.buffer(word)[:])
         check(
             status,
             subject="key",
@@ -333,6 +334,27 @@ class EncryptedBuffer(Store):
         self._finish(out, name)
         if not anonymous:
             stay_in_front()
+        return self
+
+    @classmethod
+    def _over(
+        cls,
+        store: Any,
+        anchor: Any,
+        nbytes: int,
+        cipher: str,
+        page_size: int,
+        level: str,
+        name: str,
+        origin: Origin | None,
+    ) -> EncryptedBuffer:
+        """A read-only buffer that has a native store already, and keeps `anchor` until it is
+        closed."""
+        self = object.__new__(EncryptedBuffer)
+        self._store, self._anchor, self._origin, self._exposed = store, anchor, origin, None
+        self._writable, self._nbytes, self._page_size = False, nbytes, page_size
+        self._cipher, self._level, self._name = cipher, level, name
+        register(self)
         return self
 
     # ---- reading and writing ----
@@ -550,7 +572,8 @@ class EncryptedBuffer(Store):
         `bytes_written`, `pages_opened`, `pages_sealed`, `tweak_hits`, `tweak_misses`, `retries`
         (reads repeated because of a concurrent write), `integrity_failures` (times a page did not
         match its tag); and `overhead_bytes`, the memory beside the pages. The counts are exact
-        while no other thread uses the buffer. Raises ClosedError, ForkError."""
+        while no other thread uses the buffer; the buffers of one sealed file count together.
+        Raises ClosedError, ForkError."""
         store = self._opened()
         counters = ffi.new("ccmem_stats *")
         check(lib.ccmem_store_stats(store, counters), subject="buffer", action="the counters")

@@ -9,6 +9,7 @@ from typing import Any
 
 from . import _plain, errors
 from ._arguments import byte_count, integer
+from ._file_pages import overhead
 from ._lib import CIPHERS, LEVELS, TIERS, active_tier, check, ffi, lib
 from .arena import totals
 from .buffer import EncryptedBuffer, open_buffers
@@ -41,13 +42,18 @@ def stats() -> dict[str, Any]:
     buffers = open_buffers()
     arenas = totals()
     sums = {name: arenas[name] for name in ("overhead_bytes", "integrity_failures")}
+    files = set()
     for buffer in buffers:
+        anchor = buffer._anchor
         try:
             counts = buffer.stats()
         except errors.ClosedError:  # by another thread, since the list was made
             continue
-        for name in sums:
-            sums[name] += counts[name]
+        sums["overhead_bytes"] += counts["overhead_bytes"]
+        if id(anchor) not in files:  # the buffers of a file count together
+            files.add(id(anchor))
+            sums["overhead_bytes"] += overhead(anchor)
+            sums["integrity_failures"] += counts["integrity_failures"]
     return {
         "buffers": len(buffers) + arenas["stores"],
         "bytes": sum(buffer.nbytes for buffer in buffers) + arenas["bytes"],

@@ -339,8 +339,13 @@ class EncryptedTensor(Operand, Resource):
     def _of(
         cls, buffer: EncryptedBuffer, ghost: Array, dtype: np.dtype[Any], offset: int
     ) -> EncryptedTensor:
+        return cls._of_form(buffer, Form(ghost, dtype, offset))
+
+    @classmethod
+    def _of_form(cls, buffer: EncryptedBuffer, form: Form) -> EncryptedTensor:
+        """A tensor over the bytes of a buffer, which are enough for the form."""
         self = object.__new__(EncryptedTensor)
-        self._buffer, self._form, self._cache = buffer, Form(ghost, dtype, offset), None
+        self._buffer, self._form, self._cache = buffer, form, None
         return self
 
     # ---- reading ----

@@ -347,7 +347,12 @@ def test_the_library_refuses_what_the_package_never_passes(key: pyccmem.Key) -> 
     assert failures[0] == 0 and bytes(ffi.buffer(bad)) == bytes(8)
     for number, tags in ((0, 0), (1, 0), (lib.CCMEM_AEGIS_128X2, 1), (unknown, 0), (99, 0)):
         assert lib.ccmem_cipher_authenticated(number) == tags
-    for free in (lib.ccmem_key_free, lib.ccmem_store_free, lib.ccmem_arena_free):
+    for free in (
+        lib.ccmem_key_free,
+        lib.ccmem_store_free,
+        lib.ccmem_arena_free,
+        lib.ccmem_file_free,
+    ):
         free(ffi.NULL)
     arena = ffi.new("ccmem_arena **")
     refused = [(native, 99, 4096, 0), (native, 2, 5000, 0), (native, 2, 4096, 2**63)]

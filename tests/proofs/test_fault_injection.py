@@ -75,3 +75,42 @@ with injector.failing(1, kinds=["getrandom", "syscall", "open", "read"], later=T
         environment=environment(library),
         timeout=60,
     )
+
+
+def test_time_passes_while_all_calls_fail(library: Path) -> None:
+    """By the module's clock, which never goes back: what it waits for ends, and a test need not
+    wait as long."""
+    support.check_python(
+        """
+import pyccmem
+from pyccmem import errors
+from pyccmem._lib import ffi, lib
+from fault_injection import Injector
+
+injector = Injector()
+room = ffi.new("uint8_t[]", 4096)
+
+def looks():
+    # Seconds that the module finds between two looks at its clock, one right after the other. It is
+    # the least of some: another program may run between the two.
+    return min(lib.ccmem_measure_plain_read(room, len(room)) for _ in range(20))
+
+def refused():
+    try:
+        pyccmem.Key.generate().close()
+    except errors.PyccmemError:
+        return True
+    return False
+
+assert 0 <= looks() < 0.01
+with injector.failing(1, kinds=["getrandom"]):  # once, and then no more
+    assert refused() and looks() < 0.01
+with injector.failing(1, kinds=["getrandom"], later=True):
+    assert looks() < 0.01, "nothing has failed"
+    assert refused()
+    assert 0.02 <= looks() < 0.03
+assert 0 <= looks() < 0.01
+""",
+        environment=environment(library),
+        timeout=60,
+    )

@@ -17,12 +17,14 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from .. import errors
+from .._file_pages import FilePages
 from .._forks import opening
+from .._form import Form, remember
 from .._resource import Resource
 from .._safetensors_header import Header, about, open_file, read_all, shown
 from ..buffer import EncryptedBuffer
 from ..keys import Key
-from ..tensor import EncryptedTensor
+from ..tensor import EncryptedTensor, checked_form
 from ._dtypes import numpy_dtype
 from ._format import (
     HEADER_CONTEXT,
@@ -143,9 +145,11 @@ class SealedFile(Resource):
         "_data_key",
         "_extent",
         "_file",
+        "_forms",
         "_header",
         "_index",
         "_origin",
+        "_pages",
         "_path",
         "_placed",
         "_source",
@@ -162,6 +166,8 @@ class SealedFile(Resource):
     _placed: Placed
     _anonymous: bool
     _origin: SealedOrigin | None  # of the tensors that are handed out
+    _pages: FilePages | None  # of all tensors, from the first one on
+    _forms: dict[Any, Form]
     _source: KeySource | None
 
     def __init__(self) -> None:
@@ -187,7 +193,7 @@ class SealedFile(Resource):
         self._extent = (header.data_start, header.size)
         with about(self._path):
             described, blobs, table, placed = structure(header)
-        self._header, self._origin = described, None
+        self._header, self._origin, self._pages, self._forms = described, None, None, {}
         self._data_key = unwrap(key, described.provider, described.wrapped)
         try:
             tag = self._read_at(table, MAC_BYTES, "the table")
@@ -226,27 +232,30 @@ class SealedFile(Resource):
                 if self._source is not None and not self._data_key._usable():
                     header = self._header
                     self._data_key = unwrap(self._source.key(), header.provider, header.wrapped)
+                    self._pages = None  # under the parent's key
         return self._data_key
 
-    def _read_at(self, offset: int, count: int, what: str) -> bytes:
+    def _read_at(self, offset: int, count: int, what: str | SealedTensor) -> bytes:
+        """Part of the file, for a tensor its part of the table."""
         file = self._opened()
         parts: list[bytes] = []
         while count:
             try:
-                part = os.pread(file.fileno(), count, offset)
+                piece = os.pread(file.fileno(), count, offset)
             except OSError as error:
+                part = self._part(what)
                 raise errors.FileReadError(
-                    f"{what[0].upper()}{what[1:]} of {self._path!a} cannot be read: "
+                    f"{part[0].upper()}{part[1:]} of {self._path!a} cannot be read: "
                     f"{error.strerror}; check the disk the file is on."
                 ).of_system(error.errno, self._path) from None
-            if not part:
+            if not piece:
                 raise errors.FileFormatError(
                     f"The file {self._path!a} became shorter while it was read: it ends within "
-                    f"{what}; open it again when nothing writes to it."
+                    f"{self._part(what)}; open it again when nothing writes to it."
                 )
-            parts.append(part)
-            count -= len(part)
-            offset += len(part)
+            parts.append(piece)
+            count -= len(piece)
+            offset += len(piece)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _check_expected(self, expect: Expected | None) -> None:
@@ -266,44 +275,47 @@ class SealedFile(Resource):
     def _open_index(self, blob: Blob) -> Index:
         tensor = self._header.index
         assert isinstance(tensor, SealedTensor), "a sealed index"
-        with self._buffer(tensor, blob, "the index", anonymous=True) as buffer:
+        with self._buffer(self._file_pages([blob], anonymous=True), tensor, blob) as buffer:
             # Names and shapes are what the caller gets to see; they need no wiped memory.
             return parse_index(buffer.read())
 
-    def _buffer(
-        self, tensor: SealedTensor, blob: Blob, what: str, *, anonymous: bool
-    ) -> EncryptedBuffer:
+    def _file_pages(self, blobs: list[Blob], *, anonymous: bool) -> FilePages:
+        """For buffers over these blobs, which are in order."""
+        size = self._header.page_size
+        begin = blobs[0].start if blobs else 0
+        end = blobs[-1].start + blobs[-1].npages * size if blobs else 0
+        return FilePages(self._key(), self._header.cipher, size, begin, end, anonymous)
+
+    def _part(self, what: str | SealedTensor) -> str:
+        """What an error calls a part of the file."""
+        return what if isinstance(what, str) else f"the table for {self._called(what)}"
+
+    def _called(self, tensor: SealedTensor) -> str:
+        """What an error calls a tensor, or the index."""
+        return "the index" if tensor is self._header.index else f"tensor {shown(tensor.name)}"
+
+    def _buffer(self, pages: FilePages, tensor: SealedTensor, blob: Blob) -> EncryptedBuffer:
         """The pages of a tensor, once its records match its table_mac."""
-        header = self._header
-        records = self._read_at(blob.records, blob.npages * RECORD_BYTES, f"the table for {what}")
+        records = self._read_at(blob.records, blob.npages * RECORD_BYTES, tensor)
         key = self._key()
         mac = key._mac(tensor.store_id, records)
         if not hmac.compare_digest(tensor.table_mac, mac):
             raise errors.IntegrityError(
-                f"The versions and tags of {what} in {self._path!a} do not match their own tag: "
-                f"they were changed since the file was sealed, or are of an older one; use a good "
-                f"copy of the file.",
+                f"The versions and tags of {self._called(tensor)} in {self._path!a} do not match "
+                f"their own tag: they were changed since the file was sealed, or are of an older "
+                f"one; use a good copy of the file.",
                 name=tensor.name,
             )
-        view, versions = memoryview(records), 8 * blob.npages
-        buffer = EncryptedBuffer._mapped(
+        return pages.buffer(
             self._opened().fileno(),
             blob.start,
             tensor.nbytes,
-            key=key,
-            cipher=header.cipher,
             store_id=tensor.store_id,
-            page_size=header.page_size,
-            versions=view[:versions],
-            tags=view[versions:],
+            records=records,
             name=tensor.name,
-            anonymous=anonymous,
             origin=self._origin,
             path=self._path,
         )
-        if not anonymous:
-            warn_if_unshared(self._path)
-        return buffer
 
     def _tensor_buffer(self, name: str) -> EncryptedBuffer:
         try:
@@ -313,7 +325,16 @@ class SealedFile(Resource):
                 f"{self._path!a} has no tensor {shown(name)}; keys() gives the names of those it "
                 f"has."
             ) from None
-        return self._buffer(tensor, blob, f"tensor {shown(name)}", anonymous=self._anonymous)
+        self._opened()
+        self._key()  # first, as it forgets a parent's pages
+        pages = self._pages
+        if pages is None:
+            blobs = [place[1] for place in self._placed.values()]
+            pages = self._pages = self._file_pages(blobs, anonymous=self._anonymous)
+        buffer = self._buffer(pages, tensor, blob)
+        if not self._anonymous:
+            warn_if_unshared(self._path)
+        return buffer
 
     # ---- tensors ----
 
@@ -331,8 +352,11 @@ class SealedFile(Resource):
         buffer = self._tensor_buffer(name)
         tensor = self._placed[name][0]
         try:
-            dtype = numpy_dtype(tensor.dtype, name)
-            return EncryptedTensor._adopt(buffer, tensor.shape, dtype)
+            form = self._forms.get((tensor.dtype, tensor.shape))
+            if form is None:
+                ghost, dtype = checked_form(tensor.shape, numpy_dtype(tensor.dtype, name))
+                form = remember(self._forms, (tensor.dtype, tensor.shape), Form(ghost, dtype, 0))
+            return EncryptedTensor._of_form(buffer, form)
         except BaseException:
             buffer.close()
             raise
@@ -388,7 +412,7 @@ class SealedFile(Resource):
         """Wipes the data key and closes the file. Tensors that were handed out stay valid. May be
         repeated."""
         file, self._file = self._file, None
-        self._origin = None
+        self._origin = self._pages = None
         if file is not None:
             file.close()
             self._data_key.close()

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FilePages: what the buffers over one sealed file share, so that each of them costs little.
+
+A file has one native object for all of its buffers, which holds the data key and the mapping of the
+pages. A buffer's native store lies in the memory of a Python object, with what is known of its
+pages.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import errors
+from ._forks import Origin
+from ._handlers import stay_in_front
+from ._lib import CIPHERS, LEVELS, OK, check, ffi, lib
+from ._owned import FILE
+from .buffer import LARGEST, EncryptedBuffer, native_key, refuse_versions
+from .keys import Key
+
+__all__ = ["FilePages", "overhead"]
+
+_add = lib.ccmem_file_add
+
+_STORE_BYTES = int(lib.CCMEM_FILE_STORE_SIZE)
+_RECORD_BYTES = int(lib.CCMEM_FILE_RECORD_SIZE)
+
+#: A buffer of more pages has a mapping of its own for what is known of them.
+_MOST_RECORDS = int(lib.CCMEM_FILE_RECORDS_MAX)
+
+
+class _Store(bytes):
+    """The memory of a native store, and its owner, as that of a tensor in an arena: see there."""
+
+    __slots__ = ()
+
+    __del__ = property(lib.ccmem_file_remove)
+
+
+class FilePages:
+    """The pages of one sealed file, which lie from byte `begin` to byte `end`. Nothing is mapped or
+    read before the first buffer."""
+
+    __slots__ = ("_anonymous", "_cipher", "_file", "_level", "_page_size")
+
+    def __init__(
+        self, key: Key, cipher: str, page_size: int, begin: int, end: int, anonymous: bool
+    ) -> None:
+        """With `anonymous` pages are read into memory. Raises ClosedError or ForkError for the key,
+        OutOfMemoryError, LockedMemoryError."""
+        self._cipher, self._page_size, self._anonymous = cipher, page_size, anonymous
+        native, out = native_key(key), FILE.cell()
+        status = lib.ccmem_file_new(
+            native, CIPHERS[cipher], page_size, begin, end, bool(anonymous), out
+        )
+        check(status, subject="key", action="the subkeys of a sealed file")
+        self._file = FILE.own(out)
+        self._level = LEVELS[lib.ccmem_file_level(self._file)]
+
+    def buffer(
+        self,
+        fd: int,
+        offset: int,
+        nbytes: int,
+        *,
+        store_id: bytes,
+        records: bytes,
+        name: str,
+        origin: Origin | None,
+        path: str,
+    ) -> EncryptedBuffer:
+        """A read-only buffer over the pages of `nbytes` bytes from `offset` on in the file, which
+        is open as `fd`: see EncryptedBuffer._mapped(). `records` are the versions of its pages,
+        then their tags, verified before, in memory of the caller's own. `path` is what errors call
+        the file."""
+        page_size = self._page_size
+        count = -(-nbytes // page_size)
+        if nbytes > LARGEST:
+            check(lib.CCMEM_ERR_NOMEM, action=f"a mapping of {nbytes} bytes")
+        if len(records) != count * _RECORD_BYTES:
+            raise errors.ArgumentError(
+                f"records has {len(records)} bytes; {count} pages have {count * _RECORD_BYTES}."
+            )
+        inside = count * _RECORD_BYTES if count <= _MOST_RECORDS else 0
+        store = _Store(_STORE_BYTES + inside)
+        status = _add(self._file, fd, offset, nbytes, store_id, records, store)
+        if status != OK:
+            number = ffi.errno
+            if status == lib.CCMEM_ERR_ARGUMENT:
+                refuse_versions(name, records[: 8 * count])
+            check(
+                status,
+                subject="key",
+                action=f"a mapping of {nbytes} bytes",
+                mapping=True,
+                name=name,
+                offset=offset,
+                length=count * page_size,
+                errno=number,
+                path=path,
+            )
+        made = EncryptedBuffer._over(
+            store, self, nbytes, self._cipher, page_size, self._level, name, origin
+        )
+        if not self._anonymous:
+            stay_in_front()
+        return made
+
+
+def overhead(anchor: Any) -> int:
+    """Bytes that the buffers of a file have in common, by the anchor of one of them; 0 for any
+    other buffer's."""
+    return int(lib.ccmem_file_overhead(anchor._file)) if isinstance(anchor, FilePages) else 0
