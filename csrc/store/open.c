@@ -143,7 +143,7 @@ ccmem_status store_open_pages(ccmem_store *s, uint64_t first, uint8_t *to, uint6
     return store_read_batch(s, my_shard(s->core), first, to, n, 0);
 }
 
-size_t store_dot_turn(const ccmem_store *s) { return s->core->page.ops->dot_turn(&s->core->page); }
+size_t store_dot_step(const ccmem_store *s) { return s->core->page.ops->dot_turn(&s->core->page); }
 
 ccmem_status store_dot(ccmem_store *s, uint64_t first, uint64_t n, ccmem_dtype dtype,
                        const dot_rows *dot, int *done) {

@@ -72,9 +72,9 @@ enum { STORE_OPEN_MAX = 16 };
  * CCMEM_ERR_INTEGRITY: a page was changed; `to` may hold what is not verified. */
 ccmem_status store_open_pages(ccmem_store *store, uint64_t first, uint8_t *to, uint64_t n);
 
-/* The least turn (crypto/fused.h) of pages that are multiplied in the registers they are opened in;
- * 0 when they cannot be. */
-size_t store_dot_turn(const ccmem_store *store);
+/* Returns the least bytes that a step takes of a loop that multiplies pages in the registers it
+ * opens them in (crypto/fused.h); 0 when it cannot. */
+size_t store_dot_step(const ccmem_store *store);
 
 /* Opens n <= STORE_OPEN_MAX pages from page `first` into registers and adds their products
  * (crypto/fused.h). *done is 0 when that could not be, since one was never written or changed

@@ -127,7 +127,7 @@ MODULES: dict[str, tuple[Tests, ...]] = {
     "platform/fork.c": (
         tests("fork::test_every_use_in_a_child_is_a_fork_error", "fork::test_grandchildren"),
     ),
-    "product/gemv.c": (tests("residue", "matmul_native"),),
+    "product/linear.c": (tests("residue", "matmul_native"),),
     "product/fetch.c": (tests("residue", "matmul_native"),),
     "product/typed.c": (tests("torch_typed"),),
     "store/map.c": (tests("mapped_store"),),
@@ -961,21 +961,21 @@ CHANGES: list[Change] = [
     # ---- products
     Change(
         "result-left-on-failure",
-        "product/gemv.c",
+        "product/linear.c",
         "ccmem_wipe((uint8_t *)p->y + r * p->ldy * result, out * result);",
         ";",
         (tests("matmul_native::test_a_changed_page_gives_nothing"),),
     ),
     Change(
         "result-wiped-by-half",
-        "product/gemv.c",
+        "product/linear.c",
         "ccmem_wipe((uint8_t *)p->y + r * p->ldy * result, out * result);",
         "ccmem_wipe((uint8_t *)p->y + r * p->ldy * result, out * result / 2);",
         (tests("matmul_native::test_a_changed_page_gives_nothing"),),
     ),
     Change(
         "matrix-out-of-the-store",
-        "product/gemv.c",
+        "product/linear.c",
         "bytes > size ||\n        offset > size - bytes)",
         "bytes > size)",
         (tests("matmul_native::test_refusals"),),
