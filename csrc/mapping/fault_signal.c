@@ -8,6 +8,7 @@
 #include <signal.h>
 #include <stdint.h>
 
+#include "platform/fork.h"
 #include "platform/signals.h"
 #include "platform/spans.h"
 
@@ -27,7 +28,7 @@ static void in_child(void) { span_forget(&ranges); }
 
 static void begin(void) {
     signals_ask(SIGNALS_OF_MAPPINGS, answer);
-    (void)pthread_atfork(NULL, NULL, in_child);
+    fork_handle(FORK_TOUCHES, (fork_handlers){.in_child = in_child});
 }
 
 int fault_signal_enter(fault_mechanism *m) {

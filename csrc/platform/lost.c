@@ -17,6 +17,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "platform/fork.h"
 #include "platform/signals.h"
 
 enum {
@@ -180,7 +181,7 @@ static void in_child(void) {
 static void begin(void) {
     unit = (size_t)sysconf(_SC_PAGESIZE);
     signals_ask(SIGNALS_OF_FILES, answer);
-    (void)pthread_atfork(prepare, in_parent, in_child);
+    fork_handle(FORK_LOST, (fork_handlers){prepare, in_parent, in_child});
 }
 
 static ccmem_status enter(watched *w) {
@@ -206,7 +207,7 @@ ccmem_status lost_watch(const void *p, size_t n, int fd) {
         errno = number;
         return CCMEM_ERR_IO;
     }
-    pthread_once(&once, begin); /* after the first hold: its handlers of forks come first */
+    pthread_once(&once, begin);
     pthread_mutex_lock(&lock);
     const uintptr_t begins = (uintptr_t)p;
     *w = (watched){.begin = begins, .end = begins + ((n + unit - 1) & ~(unit - 1))};

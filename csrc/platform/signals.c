@@ -27,6 +27,7 @@
 
 #include "ccmem.h"
 #include "platform/cpu.h"
+#include "platform/fork.h"
 
 enum {
     LEVELS = 8,        /* different handlers of others that ours may be in front of */
@@ -262,7 +263,7 @@ static void in_child(void) {
 
 static void begin(void) {
     (void)dl_iterate_phdr(find_text, NULL);
-    (void)pthread_atfork(NULL, NULL, in_child);
+    fork_handle(FORK_SIGNALS, (fork_handlers){.in_child = in_child});
 }
 
 int signals_hold(int number) {

@@ -123,7 +123,9 @@ static void after_fork(void) {
     pool.generation = 0;
 }
 
-static void register_after_fork(void) { (void)pthread_atfork(NULL, NULL, after_fork); }
+static void register_after_fork(void) {
+    fork_handle(FORK_THREADS, (fork_handlers){.in_child = after_fork});
+}
 
 /* Brings the pool to n - 1 workers if it can; returns how many threads there are with the caller.
  */

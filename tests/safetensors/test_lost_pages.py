@@ -303,6 +303,28 @@ tell(lambda: {use})
 
 
 @support.not_sanitized
+def test_a_child_keeps_its_handler_in_front(foreign: Path, tmp_path: Path) -> None:
+    """For a view that it inherits, though all that its parent's handlers were for is forgotten."""
+    script = f"""
+{LATER}
+from pyccmem._lib import lib
+view = np.asarray(tensor._buffer.ciphertext)
+child = os.fork()
+if not child:
+    assert library.set(1) == 0
+    assert lib.ccmem_signals_lead()
+    cut(path, 300)
+    view[400 * ROW]
+status = os.waitpid(child, 0)[1]
+print(os.waitstatus_to_exitcode(status))
+"""
+    path = tmp_path / "model.safetensors"
+    done = support.run_python(CHILD + script, "auto", str(path), "", str(foreign), timeout=60)
+    assert (done.returncode, done.stdout) == (0, "9\n"), done
+    assert f"sealed file '{path}' could not be had" in done.stderr
+
+
+@support.not_sanitized
 @pytest.mark.parametrize("handler", [0, 2])
 def test_a_library_whose_handler_returns(foreign: Path, tmp_path: Path, handler: int) -> None:
     """The access is repeated, for 20 ms and not for ever."""
@@ -426,8 +448,6 @@ def test_mappings_leave_nothing_behind(key: pyccmem.Key, tmp_path: Path) -> None
 #: function that is registered first runs last before a fork.
 FORK = """
 import ctypes, os, sys, threading, time
-import pyccmem
-from pyccmem import errors, safetensors
 
 HANDLER = ctypes.CFUNCTYPE(None)
 forking = threading.Event()
@@ -438,6 +458,10 @@ def large():
     time.sleep(0.5)
 
 assert not ctypes.CDLL(None).__register_atfork(large, None, None, None)
+
+import pyccmem
+from pyccmem import errors, safetensors
+
 path, hexadecimal, length = sys.argv[1:]
 key = pyccmem.Key.from_bytes(bytes.fromhex(hexadecimal))
 tensor = safetensors.load_file(path, key=key)["weight"]

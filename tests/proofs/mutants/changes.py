@@ -124,6 +124,7 @@ MODULES: dict[str, tuple[Tests, ...]] = {
     "platform/vmem.c": (
         tests("buffer", "integrity::test_versions_and_tags_are_neither_dumped_nor_inherited"),
     ),
+    "platform/fork.h": (tests("fork", "lost_pages"),),
     "platform/fork.c": (
         tests("fork::test_every_use_in_a_child_is_a_fork_error", "fork::test_grandchildren"),
     ),
@@ -931,10 +932,17 @@ CHANGES: list[Change] = [
     ),
     # ---- forks, files
     Change(
+        "files-before-handlers-in-a-child",
+        "platform/fork.h",
+        "    FORK_SIGNALS,\n    FORK_LOST,\n",
+        "    FORK_LOST,\n    FORK_SIGNALS,\n",
+        (tests("lost_pages::test_a_child_keeps_its_handler_in_front"),),
+    ),
+    Change(
         "generation-not-wiped",
         "platform/fork.c",
-        "madvise(page, (size_t)size, MADV_WIPEONFORK) && pthread_atfork(NULL, NULL, wipe_page)",
-        "0",
+        "if (madvise(page, (size_t)size, MADV_WIPEONFORK))",
+        "if (0)",
         (tests("fork::test_every_use_in_a_child_is_a_fork_error"),),
     ),
     Change(
