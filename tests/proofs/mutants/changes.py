@@ -845,7 +845,7 @@ CHANGES: list[Change] = [
     Change(
         "pool-of-the-parent",
         "memory/plain.c",
-        "if (!pl || h->generation != pl->generation)\n        return;",
+        "if (!pl || h->generation != pl->own.generation)\n        return;",
         "if (!pl)\n        return;",
         (tests("plain::test_a_forked_child_finds_zeros_and_may_drop_them"),),
     ),
