@@ -34,7 +34,7 @@ static void begin(void) {
 int fault_signal_enter(fault_mechanism *m) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, begin);
-    /* Both: which one a touch raises depends on the mechanism, and on who else answers. */
+    /* Both: which one a touch raises depends on the mechanism and on the other handlers. */
     if (!signals_hold(SIGSEGV))
         return 0;
     if (signals_hold(SIGBUS)) {

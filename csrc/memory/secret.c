@@ -41,8 +41,8 @@ typedef struct chunk {
     uint8_t *base;
     size_t size;
     ccmem_secret_level level;
-    int chosen;    /* of a lower level than there may be: for those who ask for just that */
-    unsigned used; /* slots handed out */
+    int chosen;                /* of a lower level than there may be, for callers that ask for it */
+    unsigned used;             /* slots handed out */
     uint64_t taken[MAP_WORDS]; /* one bit a slot */
 } chunk;
 
@@ -100,7 +100,7 @@ static int memlock_is_limited(rlim_t *limit) {
     return 1;
 }
 
-/* Whether a refused mlock or mmap ran into the limit or into the end of memory. */
+/* Tells after a refused mlock or mmap whether it ran into the limit or into the end of memory. */
 static ccmem_status refused(int error) {
     rlim_t limit;
     if (error == EAGAIN || error == ENOMEM || error == EPERM)

@@ -83,7 +83,7 @@ ccmem_status fork_init(void) {
     /* The page stays 0: the first fork_generation() numbers this process as it would a child. */
     if (!__atomic_compare_exchange_n(&fork_page, &expected, page, 0, __ATOMIC_ACQ_REL,
                                      __ATOMIC_ACQUIRE))
-        munmap(page, (size_t)size); /* another thread's page won; nobody has seen this one */
+        munmap(page, (size_t)size); /* another thread's page won; none has seen this one */
     return CCMEM_OK;
 }
 

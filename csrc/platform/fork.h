@@ -18,13 +18,13 @@ ccmem_status fork_init(void);
 /* This process's generation, never 0; in a forked child the first call opens a new one. */
 uint64_t fork_generation(void);
 
-/* 1 when an object made in `generation` belongs to another process than this one. */
+/* Returns 1 when an object made in `generation` belongs to another process than this one. */
 static inline int fork_alien(uint64_t generation) { return *fork_page != generation; }
 
 /* What modules do around a fork(2) through the C library, in this order in the parent and in the
- * child, and in the reverse order before it. The order matters once: a child forgets who held its
- * parent's handlers of signals (SIGNALS) before it holds one anew for the files that it inherits
- * (LOST). The others stand alone. */
+ * child, and in the reverse order before it. The order matters once: a child forgets what its
+ * parent's handlers of signals were held for (SIGNALS) before it holds one anew for the files that
+ * it inherits (LOST). The others stand alone. */
 typedef enum fork_place {
     FORK_SIGNALS,
     FORK_LOST,

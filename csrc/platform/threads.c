@@ -164,8 +164,8 @@ static unsigned start_workers(unsigned n) {
     return pool.workers + 1 < n ? pool.workers + 1 : n;
 }
 
-/* Shares [0, n) out among so many threads, in smaller pieces than a thread's worth, so that who
- * finishes early finds something to take. */
+/* Shares [0, n) out among so many threads, in smaller pieces than a thread's worth, so that one
+ * that finishes early finds something to take. */
 static void share_out(job *j, unsigned threads, uint64_t n, uint64_t grain, parallel_body body,
                       void *arg) {
     uint64_t piece = grain / PIECES ? grain / PIECES : 1, pieces = (n + piece - 1) / piece;

@@ -38,7 +38,7 @@ typedef struct gemm_call {
     uint64_t group;   /* rows of W that are taken at a time */
     uint64_t part;    /* elements of a row that are */
     size_t ldw;       /* words */
-    uint64_t next;    /* atomic; the first row of W that nobody has taken */
+    uint64_t next;    /* atomic; the first row of W that no thread has taken */
     outcome end;
 } gemm_call;
 

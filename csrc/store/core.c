@@ -67,7 +67,7 @@ static ccmem_status late_key(store_core *core, const ccmem_key *key, ccmem_ciphe
     subkey *late = calloc(1, sizeof *late);
     if (!late)
         return CCMEM_ERR_NOMEM;
-    /* The reference is this core's, whoever else has the key as const. */
+    /* The reference is this core's own; other holders have the key as const. */
     ccmem_status status =
         subkey_open(late, (ccmem_key *)key, core->suite->is.name, id, page_size, &core->level);
     if (status != CCMEM_OK) {

@@ -109,8 +109,8 @@ ccmem_status chunk_new(const store_core *core, uint64_t npages, void *pages, sto
 
 void chunk_free(const store_core *core, store_chunk *chunk);
 
-/* The last version that a page may have been sealed under, which nobody uses any more; the core's
- * version_limit: it may be sealed no more. */
+/* The last version that a page may have been sealed under, which no thread uses any more; the
+ * core's version_limit: it may be sealed no more. */
 uint64_t store_used_version(const ccmem_store *store, uint64_t page);
 
 /* Seals zeros into pages [0, n) of a store, whatever they are now. */

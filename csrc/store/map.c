@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * A read-only store over pages in a file: mapped, so that all processes share one copy of them in
- * the page cache, or read into memory of their own. Whoever can write the file can change mapped
- * pages at any moment; each byte of a page is loaded once, and what was loaded is what the tag is
- * checked for. */
+ * the page cache, or read into memory of their own. A process that can write the file can change
+ * mapped pages at any moment; each byte of a page is loaded once, and what was loaded is what the
+ * tag is checked for. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif

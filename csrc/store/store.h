@@ -19,7 +19,7 @@ typedef struct outcome {
     ccmem_failure failure; /* written by the thread that set `status` from CCMEM_OK */
 } outcome;
 
-/* 1 when some thread has failed, and the others need not go on. */
+/* Returns 1 when some thread has failed, and the others need not go on. */
 static inline int outcome_stopped(const outcome *o) {
     return __atomic_load_n(&o->status, __ATOMIC_RELAXED) != CCMEM_OK;
 }
@@ -62,7 +62,7 @@ ccmem_status store_read_alone(ccmem_store *store, uint64_t offset, void *out, ui
 ccmem_status store_write_present(ccmem_store *store, uint64_t offset, const void *data, uint64_t n,
                                  int alone);
 
-/* 1 when the store is over pages that may not be written. */
+/* Returns 1 when the store is over pages that may not be written. */
 int store_read_only(const ccmem_store *store);
 
 enum { STORE_OPEN_MAX = 16 };
