@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
- * A range of addresses that holds nothing until it is touched, and frames whose memory can be put
- * there and taken back. Knows addresses; what belongs there, only who made it does. */
+ * Mechanisms: a range of addresses that holds nothing until it is touched, and frames whose memory
+ * can be placed there and taken back. A mechanism knows addresses; its owner knows what belongs
+ * there. */
 #ifndef CCMEM_FAULT_H
 #define CCMEM_FAULT_H
 
@@ -16,18 +17,18 @@ typedef struct fault_space {
     size_t nblocks, nframes;
 } fault_space;
 
-/* Who is asked what belongs where a fault struck. */
+/* The owner of a mechanism, which is asked about every touch of a block that is not placed. */
 typedef struct fault_owner {
-    /* Has the block placed that byte `offset` of the range lies in, before it returns if `waits`
-     * is 1. 0: that touch is not to be, and where the thread that touched it is the one that asks,
-     * it meets its signal as if nobody were asked. */
+    /* Places the block that byte `offset` of the range lies in, before it returns if `waits` is 1.
+     * Returns 0 if the access is not allowed; a mechanism by signals then passes the signal to the
+     * previous handler. */
     int (*fault)(void *owner, size_t offset, int write);
-    /* Does a piece of the work that may be done before the next fault; 0 when there is none. In
-     * threads of the mechanism's own, several at once. With `spare` 0 only while a touch waits for
-     * a block that some other thread is opening. */
+    /* Does a piece of the work that may be done before the next fault; returns 0 when there is
+     * none. Called by threads of the mechanism, several at once. With `spare` 0 only while a touch
+     * waits for a block that some other thread is opening. */
     int (*idle)(void *owner, int spare);
-    /* The mechanism has come to its end, and touches are not answered any more; does not return but
-     * where the owner has no more use of it. */
+    /* Hears that the mechanism is broken and answers no more touches. Returns only where the owner
+     * has no more use of it. */
     void (*broken)(void *owner);
     void *self;
 } fault_owner;
@@ -42,26 +43,27 @@ typedef struct fault_ops {
      * when it refuses the thread that this one needs. */
     ccmem_status (*open)(const fault_owner *owner, size_t block, size_t nblocks, size_t nframes,
                          int writable, fault_mechanism **out);
-    /* Puts a frame's memory where the block belongs, at once for every thread, and lets those go on
-     * that wait for it. Without `writable` for reading only; but if `tracks` is 0, a thread that
-     * does not wait may write in the moment before that is so. 0 when the system cannot do that
-     * now, and nothing has changed; -1 when it would not undo a part either, for some seconds. */
+    /* Puts a frame's memory where the block belongs, at once for every thread, and wakes the
+     * threads that wait for it. Without `writable` for reading only; but if `tracks` is 0, a thread
+     * that does not wait may write in the moment before that is so. Returns 0 when the system
+     * cannot do that now, and nothing has changed; -1 when it would not undo a part either, for
+     * some seconds. */
     int (*place)(fault_mechanism *m, size_t block, size_t frame, int writable);
-    /* The reverse, at once for every thread: what was written before it is in the frame, and who
-     * touches the block after it faults. `writable`: whether it can be written where it is. 0 when
-     * the system holds on to the memory, as for an input or output that is under way; nothing has
-     * changed then. -1 as above. */
+    /* The reverse, at once for every thread: what was written before it is in the frame, and a
+     * touch of the block after it faults. `writable`: whether it can be written where it is.
+     * Returns 0 when the system holds on to the memory, as for input or output that is under way;
+     * nothing has changed then. -1 as above. */
     int (*take)(fault_mechanism *m, size_t block, size_t frame, int writable);
-    /* Lets a placed block be written; only where `tracks` is 1. 0 when the system refuses for some
-     * seconds. */
+    /* Lets a placed block be written; only where `tracks` is 1. Returns 0 when the system refuses
+     * for some seconds. */
     int (*allow)(fault_mechanism *m, size_t block);
-    /* Lets threads go on that wait for a block which is placed. 0 when the system refuses for some
-     * seconds. */
+    /* Wakes threads that wait for a block which is placed. Returns 0 when the system refuses for
+     * some seconds. */
     int (*wake)(fault_mechanism *m, size_t block);
-    /* There is work for owner->idle(). */
+    /* Tells the mechanism's threads that there is work for owner->idle(). */
     void (*poke)(fault_mechanism *m);
-    /* No frame is placed any more: ends the mechanism and gives the frames back; the range stays
-     * reserved, and whoever touches it meets SIGSEGV. Not from owner->fault() or ->idle(). */
+    /* Ends the mechanism and gives the frames back, of which none is placed any more. The range
+     * stays reserved, and a touch of it raises SIGSEGV. Not from owner->fault() or ->idle(). */
     void (*close)(fault_mechanism *m);
     int tracks; /* 1: no write to a block that is placed for reading goes unnoticed */
     int waits;  /* 1: owner->fault() is called by the thread that touched the block, by a signal's
@@ -77,7 +79,7 @@ struct fault_mechanism {
     struct span *span;           /* see mapping/fault_signal.h; or NULL */
 };
 
-/* 1 when this process may have faults of system calls answered, too (CCMEM_FAULT_UFFD). */
+/* Returns 1 when this process may have faults of system calls answered, too (CCMEM_FAULT_UFFD). */
 int fault_uffd_permits_system_calls(void);
 
 extern const fault_ops fault_uffd_move, fault_uffd_copy, fault_uffd_signal, fault_sigsegv;
@@ -94,7 +96,7 @@ void fault_unmap(fault_space *space);
  * done is tried again so often, with a pause each time: some 4 seconds. */
 enum { FAULT_TRIES = 20000 };
 
-/* Waits for 0.2 ms before one more try; 0 when it was one too many, or time is short. */
+/* Waits for 0.2 ms before one more try; returns 0 when it was one too many, or time is short. */
 int fault_again(int tries);
 
 /* mprotect(2), tried again. */
@@ -106,8 +108,8 @@ void fault_hurry(void);
 /* After close(): gives the range back. */
 void fault_release(fault_space *space);
 
-/* In a forked child, which has not got the range: keeps others from coming to lie there, to where
- * an array may still point. */
+/* Reserves the range in a forked child, which has not inherited it: an array may still point there,
+ * and nothing else must come to lie there. */
 void fault_reserve_in_child(const fault_space *space);
 
 #endif

@@ -5,10 +5,11 @@
 
 #include "mapping/fault.h"
 
-/* Starts it, if the process may use more than one thread; it goes without when that fails. */
+/* Starts the thread, if the process may use more than one; the mechanism does without it when that
+ * fails. */
 void fault_help(fault_mechanism *m);
 
-/* It has work. May be called by a signal's handler. */
+/* Tells the thread that it has work. May be called by a signal's handler. */
 void fault_poke(fault_mechanism *m);
 
 /* Ends it. */

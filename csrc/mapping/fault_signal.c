@@ -8,6 +8,7 @@
 #include <signal.h>
 #include <stdint.h>
 
+#include "platform/fork.h"
 #include "platform/signals.h"
 #include "platform/spans.h"
 
@@ -27,13 +28,13 @@ static void in_child(void) { span_forget(&ranges); }
 
 static void begin(void) {
     signals_ask(SIGNALS_OF_MAPPINGS, answer);
-    (void)pthread_atfork(NULL, NULL, in_child);
+    fork_handle(FORK_TOUCHES, (fork_handlers){.in_child = in_child});
 }
 
 int fault_signal_enter(fault_mechanism *m) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, begin);
-    /* Both: which one a touch raises depends on the mechanism, and on who else answers. */
+    /* Both: which one a touch raises depends on the mechanism and on the other handlers. */
     if (!signals_hold(SIGSEGV))
         return 0;
     if (signals_hold(SIGBUS)) {

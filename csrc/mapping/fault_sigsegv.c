@@ -55,7 +55,7 @@ static int allow(fault_mechanism *m, size_t block) {
     return fault_protect(block_at(m, block), m->space.block, PROT_READ | PROT_WRITE);
 }
 
-/* Nobody waits: who touches a block has it placed. */
+/* No thread waits: the one that touches a block places it. */
 static int wake(fault_mechanism *m, size_t block) {
     (void)m;
     (void)block;
@@ -64,7 +64,7 @@ static int wake(fault_mechanism *m, size_t block) {
 
 /* ---- life ------------------------------------------------------------------------------------ */
 
-/* Whether this kernel moves pages and leaves the mapping. */
+/* Returns 1 if this kernel moves pages and leaves the mapping. */
 static int can_move(const fault_mechanism *m) {
     const size_t n = m->space.block;
     uint8_t *p = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

@@ -59,7 +59,7 @@ struct uffdio_move {
 enum {
     MESSAGES = 16,
     AGAIN_MAX = 1 << 20,
-    LOOK_MS = 1000, /* how often the thread looks about that nobody wakes */
+    LOOK_MS = 1000, /* how often the thread looks about that no event wakes */
     /* Without a descriptor to wait for it looks again and again, more and more seldom. */
     NAP_NS = 200000,
     NAP_MAX_NS = 10000000
@@ -79,7 +79,7 @@ typedef struct uffd {
 /* ---- the descriptor -------------------------------------------------------------------------- */
 
 /* ioctl(2). Another userfaultfd that got the number would wake the wrong threads without an error.
- * What moves into the wrong one fails, so that where nobody has to be woken it is enough to look
+ * What moves into the wrong one fails, so that where no thread has to be woken it is enough to look
  * then. */
 static int command(const uffd *u, unsigned long request, void *arg) {
     if ((u->signals || descriptor_number(&u->file) >= 0) && !ioctl(u->file.fd, request, arg))
@@ -120,8 +120,8 @@ static int move(const uffd *u, const uint8_t *to, const uint8_t *from, size_t n,
     return 0;
 }
 
-/* Wakes who waits for n bytes at `p`. It fails only for a range that is none; but a thread that is
- * not woken waits for ever. */
+/* Wakes the threads that wait for n bytes at `p`. It fails only for a range that is not registered;
+ * but a thread that is not woken waits for ever. */
 static int wake_range(const uffd *u, const uint8_t *p, size_t n) {
     for (int tries = 0;; tries++) {
         struct uffdio_range range = {.start = (uintptr_t)p, .len = n};
@@ -145,7 +145,8 @@ static int move_whole(const uffd *u, uint8_t *to, uint8_t *from, size_t n, uint6
     return !done || wake_range(u, from, done) ? 0 : -1;
 }
 
-/* Whoever waits goes on when writes are refused. 0 when he does not. */
+/* Refuses writes from now on, and wakes the threads that wait. Returns 0 when they are not woken.
+ */
 static int protect(const uffd *u, const uint8_t *p, size_t n) {
     enum { TRIES = 16 }; /* if all fail, such writes are lost instead */
     for (int tries = 0; tries < TRIES; tries++) {
@@ -242,8 +243,8 @@ static int answer(uffd *u) {
     return 1;
 }
 
-/* Until there may be a touch, or the end. Who closes our descriptors closes the other end of
- * `stop`, too, which is seen here at once. */
+/* Waits until there may be a touch, or the end. A program that closes our descriptors closes the
+ * other end of `stop` as well, which is seen here at once. */
 static void await_touch(uffd *u) {
     struct pollfd wait[2] = {{.fd = descriptor_number(&u->file), .events = POLLIN},
                              {.fd = descriptor_number(&u->stop[0]), .events = POLLIN}};
@@ -428,8 +429,8 @@ static ccmem_status open_signalling(const fault_owner *owner, size_t block, size
 
 static void finish(uffd *u) {
     fault_unmap(&u->m.space);
-    /* Whoever waits for what is gone meets SIGSEGV; a child may have a copy of the descriptor, so
-     * that closing it alone would not wake them. */
+    /* A thread that waits for what is gone gets SIGSEGV; a child may have a copy of the descriptor,
+     * so that closing it alone would not wake the thread. */
     (void)wake_range(u, u->m.space.base, u->m.space.nblocks * u->m.space.block);
     close_descriptors(u);
     free(u);

@@ -38,7 +38,7 @@ frame *policy_left_behind(const window *w, const stream *s);
 frame *policy_oldest(const window *w, int force);
 
 /* Returns 1 while the thread that was woken for the block may not have got to run yet. A thread
- * that answers for itself goes on at once. */
+ * that answers its own touch goes on at once. */
 int policy_in_grace(const window *w, const frame *f);
 
 /* Returns the stream that faulted last, if there is a block to open ahead of it: `end` of the

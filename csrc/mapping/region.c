@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The public side of windows: which mechanism, how large the blocks, bytes into blocks. */
+ * Public mappings (ccmem_region): chooses the mechanism and the size of blocks, and cuts ranges of
+ * bytes into blocks. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -23,7 +24,7 @@ struct ccmem_region {
     ccmem_fault fault;
 };
 
-/* 1 when the system gives no huge pages even on request
+/* Returns 1 when the system gives no huge pages even on request
  * (Documentation/admin-guide/mm/transhuge.rst). */
 static int huge_pages_refused(void) {
     char text[128];

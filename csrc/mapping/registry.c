@@ -2,6 +2,7 @@
 #include "mapping/registry.h"
 
 #include "memory/ranges.h"
+#include "platform/fork.h"
 
 ccmem_region_stats windows_totals;
 
@@ -20,18 +21,15 @@ static void in_child(void) {
     windows_totals = (ccmem_region_stats){0};
 }
 
-static void register_in_child(void) { (void)pthread_atfork(NULL, NULL, in_child); }
-
 static int conflict(const window *a, const window *b) {
     return a->store == b->store && (a->writable || b->writable) && a->from < b->to &&
            b->from < a->to;
 }
 
 ccmem_status windows_enter(window *w) {
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
     ccmem_status status = CCMEM_OK;
-    pthread_once(&once, register_in_child);
     pthread_mutex_lock(&windows_lock);
+    fork_handle(FORK_WINDOWS, (fork_handlers){.in_child = in_child});
     for (const window *other = windows; other; other = other->next)
         if (conflict(w, other))
             status = CCMEM_ERR_MAPPED;

@@ -9,8 +9,9 @@
  * 64 MiB. */
 #include "memory/budget.h"
 
-#include <pthread.h>
 #include <time.h>
+
+#include "platform/fork.h"
 
 enum { UNIT_SHIFT = 6, TICK_SHIFT = 16 };
 
@@ -33,17 +34,7 @@ static uint64_t units_of(uint64_t n) { return (n + ((uint64_t)1 << UNIT_SHIFT) -
 
 static void after_fork(void) { counts = (struct counts){.limit = counts.limit}; }
 
-static int registered; /* 1: done; -1: refused */
-
-static void register_after_fork(void) {
-    registered = pthread_atfork(NULL, NULL, after_fork) ? -1 : 1;
-}
-
-ccmem_status budget_init(void) {
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
-    pthread_once(&once, register_after_fork);
-    return registered > 0 ? CCMEM_OK : CCMEM_ERR_NOMEM;
-}
+void budget_init(void) { fork_handle(FORK_BUDGET, (fork_handlers){.in_child = after_fork}); }
 
 ccmem_status budget_reserve(uint64_t n) {
     uint64_t before = __atomic_load_n(&counts.reserved, __ATOMIC_RELAXED), limit;

@@ -1,15 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The process's plaintext budget: what may hold plaintext is reserved first, and what does hold it
  * is counted, in bytes and in bytes times seconds. Blocks of memory/plain.c and frames of
- * mapping/window.c come here. */
+ * mapping/frames.c come here. */
 #ifndef CCMEM_BUDGET_H
 #define CCMEM_BUDGET_H
 
 #include "ccmem.h"
 
-/* Registers what a forked child has to do: its counts begin at zero, the limit stays. Called once
- * by ccmem_init(). CCMEM_ERR_NOMEM. */
-ccmem_status budget_init(void);
+/* Has a forked child begin its counts at zero; the limit stays. Called by ccmem_init(). */
+void budget_init(void);
 
 /* Takes n bytes of the budget. CCMEM_ERR_BUDGET: fewer are left, and nothing was taken. */
 ccmem_status budget_reserve(uint64_t n);

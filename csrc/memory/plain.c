@@ -9,14 +9,12 @@
  * plaintext, and an array it inherited must not be a fault. */
 #include "memory/plain.h"
 
-#include <pthread.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
 #include "memory/budget.h"
+#include "memory/process.h"
 #include "platform/cpu.h"
-#include "platform/fork.h"
 #include "platform/threads.h"
 #include "platform/vmem.h"
 
@@ -51,8 +49,7 @@ typedef struct header {
 _Static_assert(sizeof(header) <= HEADER, "the header must fit before the first block");
 
 typedef struct pool {
-    uint64_t generation;
-    pthread_mutex_t lock;
+    process_owned own;      /* its lock is for all that follows */
     header *slabs[CLASSES]; /* with at least one free slot */
     header *kept;           /* large blocks, most recently freed first */
     header *kept_last;
@@ -60,29 +57,9 @@ typedef struct pool {
     ccmem_plain_stats count;
 } pool;
 
-static pool *current;
+static process_owned *current;
 
-/* The pool of this process; after a fork the child starts another and leaves the parent's behind,
- * whose lock some thread may have held. NULL: no memory. */
-static pool *get_pool(void) {
-    uint64_t generation = fork_generation();
-    pool *seen = __atomic_load_n(&current, __ATOMIC_ACQUIRE), *fresh;
-    if (seen && seen->generation == generation)
-        return seen;
-    fresh = calloc(1, sizeof *fresh);
-    if (!fresh)
-        return NULL;
-    fresh->generation = generation;
-    if (pthread_mutex_init(&fresh->lock, NULL)) {
-        free(fresh);
-        return NULL;
-    }
-    if (__atomic_compare_exchange_n(&current, &seen, fresh, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
-        return fresh;
-    pthread_mutex_destroy(&fresh->lock);
-    free(fresh);
-    return seen;
-}
+static pool *get_pool(void) { return (pool *)process_object(&current, sizeof(pool)); }
 
 /* `size` bytes from a multiple of UNIT on (of a huge page where they fill some). */
 static header *map(size_t size, uint64_t generation) {
@@ -123,7 +100,7 @@ static void push(header **list, header *h) {
 static void *take_slot(pool *pl, unsigned class) {
     header *h = pl->slabs[class];
     if (!h) {
-        h = map(UNIT, pl->generation);
+        h = map(UNIT, pl->own.generation);
         if (!h)
             return NULL;
         h->class = class;
@@ -242,18 +219,18 @@ ccmem_status ccmem_plain_alloc(uint64_t n, uint8_t **out) {
     ccmem_status status = budget_reserve(n);
     if (status != CCMEM_OK)
         return status;
-    pthread_mutex_lock(&pl->lock);
+    pthread_mutex_lock(&pl->own.lock);
     if (class < CLASSES) {
         p = take_slot(pl, class);
     } else {
         size_t size = large_size((size_t)n);
         header *h = take_kept(pl, size);
         if (!h) {
-            pthread_mutex_unlock(&pl->lock);
-            h = map(size, pl->generation);
+            pthread_mutex_unlock(&pl->own.lock);
+            h = map(size, pl->own.generation);
             if (h)
                 h->class = CLASSES;
-            pthread_mutex_lock(&pl->lock);
+            pthread_mutex_lock(&pl->own.lock);
         }
         if (h) {
             h->length = (size_t)n;
@@ -266,7 +243,7 @@ ccmem_status ccmem_plain_alloc(uint64_t n, uint8_t **out) {
         if (pl->count.in_use > pl->count.peak)
             pl->count.peak = pl->count.in_use;
     }
-    pthread_mutex_unlock(&pl->lock);
+    pthread_mutex_unlock(&pl->own.lock);
     if (!p) {
         budget_release(n);
         return CCMEM_ERR_NOMEM;
@@ -291,13 +268,13 @@ void ccmem_plain_free(uint8_t *p) {
         return;
     header *h = (header *)((uintptr_t)p & ~(uintptr_t)(UNIT - 1));
     pool *pl = get_pool();
-    if (!pl || h->generation != pl->generation)
+    if (!pl || h->generation != pl->own.generation)
         return;
     size_t n = h->class < CLASSES ? slot_size[h->class] : h->length;
     wipe_block(p, n);
     budget_hide(n);
     budget_release(n);
-    pthread_mutex_lock(&pl->lock);
+    pthread_mutex_lock(&pl->own.lock);
     pl->count.in_use -= n;
     pl->count.blocks--;
     if (h->class < CLASSES) {
@@ -312,15 +289,15 @@ void ccmem_plain_free(uint8_t *p) {
     } else {
         munmap(h, h->mapped);
     }
-    pthread_mutex_unlock(&pl->lock);
+    pthread_mutex_unlock(&pl->own.lock);
 }
 
 ccmem_status ccmem_plain_get_stats(ccmem_plain_stats *out) {
     pool *pl = get_pool();
     if (!pl)
         return CCMEM_ERR_NOMEM;
-    pthread_mutex_lock(&pl->lock);
+    pthread_mutex_lock(&pl->own.lock);
     *out = pl->count;
-    pthread_mutex_unlock(&pl->lock);
+    pthread_mutex_unlock(&pl->own.lock);
     return CCMEM_OK;
 }

@@ -1,16 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Chunks of locked memory cut into slots of one size each, found first-fit. All bookkeeping lives
- * in an arena that belongs to one fork generation: a child never looks at its parent's chunks
- * (MADV_DONTFORK has unmapped them there) nor at its parent's mutex (which another thread may have
- * held at the moment of the fork); it starts an arena of its own and leaves the old one behind.
- */
+ * in an arena that each process has its own of (memory/process.h): a child never looks at its
+ * parent's chunks, which MADV_DONTFORK has unmapped there. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
 #include "memory/secret.h"
 
-#include "platform/fork.h"
+#include "memory/process.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -43,19 +41,18 @@ typedef struct chunk {
     uint8_t *base;
     size_t size;
     ccmem_secret_level level;
-    int chosen;    /* of a lower level than there may be: for those who ask for just that */
-    unsigned used; /* slots handed out */
+    int chosen;                /* of a lower level than there may be, for callers that ask for it */
+    unsigned used;             /* slots handed out */
     uint64_t taken[MAP_WORDS]; /* one bit a slot */
 } chunk;
 
 typedef struct arena {
-    uint64_t generation;
-    pthread_mutex_t lock;
-    size_t used; /* slots handed out, of all chunks */
+    process_owned own; /* its lock is for all that follows */
+    size_t used;       /* slots handed out, of all chunks */
     chunk *chunks[CLASSES];
 } arena;
 
-static arena *current;
+static process_owned *current;
 
 /* ---- wiping and comparing -------------------------------------------------------------------- */
 
@@ -103,7 +100,7 @@ static int memlock_is_limited(rlim_t *limit) {
     return 1;
 }
 
-/* Whether a refused mlock or mmap ran into the limit or into the end of memory. */
+/* Tells after a refused mlock or mmap whether it ran into the limit or into the end of memory. */
 static ccmem_status refused(int error) {
     rlim_t limit;
     if (error == EAGAIN || error == ENOMEM || error == EPERM)
@@ -176,26 +173,7 @@ static ccmem_status map_locked(size_t size, ccmem_secret_level require, uint8_t 
 
 /* ---- arenas ---------------------------------------------------------------------------------- */
 
-static arena *arena_get(void) {
-    uint64_t generation = fork_generation();
-    arena *seen = __atomic_load_n(&current, __ATOMIC_ACQUIRE), *fresh;
-
-    if (seen && seen->generation == generation)
-        return seen;
-    fresh = calloc(1, sizeof *fresh);
-    if (!fresh)
-        return NULL;
-    fresh->generation = generation;
-    if (pthread_mutex_init(&fresh->lock, NULL)) {
-        free(fresh);
-        return NULL;
-    }
-    if (__atomic_compare_exchange_n(&current, &seen, fresh, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
-        return fresh;
-    pthread_mutex_destroy(&fresh->lock);
-    free(fresh);
-    return seen; /* the arena that another thread of this process was quicker to make */
-}
+static arena *arena_get(void) { return (arena *)process_object(&current, sizeof(arena)); }
 
 static void chunk_release(chunk **link) {
     chunk *c = *link;
@@ -307,11 +285,11 @@ ccmem_status secret_alloc(size_t n, ccmem_secret_level require, void **out,
     a = arena_get();
     if (!a)
         return CCMEM_ERR_NOMEM;
-    pthread_mutex_lock(&a->lock);
+    pthread_mutex_lock(&a->own.lock);
     slot = take(a, class, require, &reached);
     if (!slot && !(status = chunk_add(a, class, require)))
         slot = take(a, class, require, &reached);
-    pthread_mutex_unlock(&a->lock);
+    pthread_mutex_unlock(&a->own.lock);
     if (!slot)
         return status;
     *out = slot;
@@ -346,7 +324,7 @@ void secret_free(void *slot) {
 
     if (!a)
         return;
-    pthread_mutex_lock(&a->lock);
+    pthread_mutex_lock(&a->own.lock);
     for (int class = 0; class < CLASSES; class ++)
         for (chunk **link = &a->chunks[class]; *link; link = &(*link)->next) {
             size_t at = (uintptr_t)slot - (uintptr_t)(*link)->base;
@@ -356,7 +334,7 @@ void secret_free(void *slot) {
             }
         }
 done:
-    pthread_mutex_unlock(&a->lock);
+    pthread_mutex_unlock(&a->own.lock);
 }
 
 ccmem_secret_level ccmem_secret_probe(void) {
@@ -369,9 +347,9 @@ ccmem_secret_level ccmem_secret_probe(void) {
         secret_free(slot);
         a = arena_get();
         if (a) {
-            pthread_mutex_lock(&a->lock);
+            pthread_mutex_lock(&a->own.lock);
             release_empty(a);
-            pthread_mutex_unlock(&a->lock);
+            pthread_mutex_unlock(&a->own.lock);
         }
         return (ccmem_secret_level)level;
     }
@@ -384,10 +362,10 @@ uint64_t ccmem_secret_slots(void) {
 
     if (!a)
         return 0;
-    pthread_mutex_lock(&a->lock);
+    pthread_mutex_lock(&a->own.lock);
     for (int class = 0; class < CLASSES; class ++)
         for (const chunk *c = a->chunks[class]; c; c = c->next)
             slots += c->used;
-    pthread_mutex_unlock(&a->lock);
+    pthread_mutex_unlock(&a->own.lock);
     return slots;
 }

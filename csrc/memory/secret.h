@@ -8,9 +8,9 @@
 #include "ccmem.h"
 
 /* On a function that holds secrets: it returns with the registers it used set to zero. Without
- * this, plaintext or a round key left in a vector register reaches the stack of whoever saves
- * registers next, such as the dynamic linker at the first call of a lazily bound function. GCC 11,
- * Clang 15; older compilers leave the registers as they are. */
+ * this, plaintext or a round key left in a vector register reaches the stack of the function that
+ * saves registers next, such as the dynamic linker at the first call of a lazily bound function.
+ * GCC 11, Clang 15; older compilers leave the registers as they are. */
 #if defined(__has_attribute)
 #if __has_attribute(zero_call_used_regs)
 #define CLEAR_REGISTERS __attribute__((zero_call_used_regs("used")))

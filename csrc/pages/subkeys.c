@@ -42,12 +42,6 @@ static uint64_t serials; /* atomic */
  * told by their generation. */
 static void after_fork(void) { pthread_mutex_init(&lock, NULL); }
 
-static int registered; /* 1: done; -1: refused */
-
-static void register_after_fork(void) {
-    registered = pthread_atfork(NULL, NULL, after_fork) ? -1 : 1;
-}
-
 static uint8_t *place(const table *t, uint32_t i) {
     return t->slot[i / EACH] + (size_t)(i % EACH) * SUBKEY_SIZE;
 }
@@ -81,12 +75,9 @@ static ccmem_status join(table *t, ccmem_secret_level require) {
 
 ccmem_status subkeys_open(subkeys *of, ccmem_key *root, const char *cipher, uint32_t page_size,
                           ccmem_secret_level *level) {
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
-    pthread_once(&once, register_after_fork);
-    if (registered < 0)
-        return CCMEM_ERR_NOMEM;
     const ccmem_secret_level require = key_require(root);
     pthread_mutex_lock(&lock);
+    fork_handle(FORK_SUBKEYS, (fork_handlers){.in_child = after_fork});
     ccmem_status status = join(&tables[require], require);
     pthread_mutex_unlock(&lock);
     if (status != CCMEM_OK)

@@ -28,6 +28,7 @@
 #include <unistd.h>
 
 #include "platform/descriptor.h"
+#include "platform/fork.h"
 #include "platform/signals.h"
 
 /* For headers older than the kernel; the numbers are those of Linux's own headers. */
@@ -236,7 +237,7 @@ static void in_child(void) {
     current = NULL;
 }
 
-static void begin(void) { (void)pthread_atfork(NULL, NULL, in_child); }
+static void begin(void) { fork_handle(FORK_KEEPER, (fork_handlers){.in_child = in_child}); }
 
 ccmem_status keeper_hold(kept *out, int fd) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;

@@ -17,6 +17,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "platform/fork.h"
 #include "platform/signals.h"
 
 enum {
@@ -39,7 +40,7 @@ typedef struct watched {
     int reported;
 } watched;
 
-/* A tree (tsearch(3)) by address. Nobody who holds the lock touches a page of a file, so the
+/* A tree (tsearch(3)) by address. No thread that holds the lock touches a page of a file, so the
  * handler of such a touch never waits for itself. */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static void *tree;
@@ -125,7 +126,7 @@ static int answer(uintptr_t address, int how) {
     if (told && !again)
         report(told);
     if (again) {
-        /* Whoever got the signal after the message returned from it, and would for ever. */
+        /* The handler that got the signal after the message returned, and would do so for ever. */
         struct sigaction standard = {.sa_handler = SIG_DFL};
         if (sigaction(SIGBUS, &standard, NULL))
             abort();
@@ -150,7 +151,7 @@ static path *path_of(int fd) {
             return NULL;
         *p = (path){0};
         memcpy(p->text, text, (size_t)n + 1);
-        newest = p; /* the one before is kept by who refers to it */
+        newest = p; /* the one before is kept by what refers to it */
     }
     newest->refs++;
     return newest;
@@ -180,7 +181,7 @@ static void in_child(void) {
 static void begin(void) {
     unit = (size_t)sysconf(_SC_PAGESIZE);
     signals_ask(SIGNALS_OF_FILES, answer);
-    (void)pthread_atfork(prepare, in_parent, in_child);
+    fork_handle(FORK_LOST, (fork_handlers){prepare, in_parent, in_child});
 }
 
 static ccmem_status enter(watched *w) {
@@ -199,14 +200,14 @@ ccmem_status lost_watch(const void *p, size_t n, int fd) {
     watched *w = malloc(sizeof *w);
     if (!w)
         return CCMEM_ERR_NOMEM;
-    /* Again for each: somebody may have set a handler since. */
+    /* Again for each: another library may have set a handler since. */
     if (!signals_hold(SIGBUS)) {
         int number = errno;
         free(w);
         errno = number;
         return CCMEM_ERR_IO;
     }
-    pthread_once(&once, begin); /* after the first hold: its handlers of forks come first */
+    pthread_once(&once, begin);
     pthread_mutex_lock(&lock);
     const uintptr_t begins = (uintptr_t)p;
     *w = (watched){.begin = begins, .end = begins + ((n + unit - 1) & ~(unit - 1))};

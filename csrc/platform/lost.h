@@ -8,9 +8,10 @@
 
 #include "ccmem.h"
 
-/* From now on a touch of n > 0 bytes at p, a mapping of the open file `fd`, by code of this module
- * finds a page of zeros where the file's cannot be had, so that its tag does not match; a touch by
- * any other code goes to whoever handles SIGBUS, after a message that names the file.
+/* Watches n > 0 bytes at p, a mapping of the open file `fd`. From now on a touch by code of this
+ * module finds a page of zeros where the file's cannot be had, so that its tag does not match; a
+ * touch by any other code goes to the previous handler of SIGBUS, after a message that names the
+ * file.
  * CCMEM_ERR_NOMEM; CCMEM_ERR_IO when the system refuses a handler (errno says why). */
 ccmem_status lost_watch(const void *p, size_t n, int fd);
 

@@ -3,13 +3,14 @@
  * A handler runs in the thread whose access failed, on that thread's stack and not on an alternate
  * one: decryption needs some 20 KiB, and alternate stacks are often smaller. It is not blocked
  * meanwhile (SA_NODEFER), since what answers may read a page of a file that cannot be had, which is
- * a signal too. Signals that nobody answers go to whoever handled them before.
+ * a signal too. Signals that we do not answer go to the previous handler.
  *
- * A handler that somebody sets after ours sees our signals first. One that returns, as Python's own
+ * A handler that is set after ours sees our signals first. One that returns, as Python's own
  * does, has the access repeated for ever; one that takes every signal for the end of the program
  * ends it. So ours goes in front again: when Python tells of such a call (ccmem_signals_lead), at
- * each call about a mapping, and by a thread that looks every now and then, for those who tell
- * nobody: while a mapping needs signals, and while a sealed file is open whose pages were used. */
+ * each call about a mapping, and by a thread that looks every now and then, for handlers
+ * that are set unseen: while a mapping needs signals, and while a sealed file is open whose pages
+ * were used. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -27,6 +28,7 @@
 
 #include "ccmem.h"
 #include "platform/cpu.h"
+#include "platform/fork.h"
 
 enum {
     LEVELS = 8,        /* different handlers of others that ours may be in front of */
@@ -37,13 +39,12 @@ static signals_answer answers[SIGNALS_ANSWERS]; /* atomic */
 
 static pthread_mutex_t installing = PTHREAD_MUTEX_INITIALIZER;
 
-/* What we replaced, for SIGSEGV and SIGBUS. Somebody who replaces us keeps our handler as the one
- * to go back to or to call. When we are then put in front of him it is by another, whose
- * predecessor he is, and the old one still leads to what was there before it: with one handler for
- * both the chain would be a circle. */
+/* What we replaced, for SIGSEGV and SIGBUS. If another library installs a handler over ours and
+ * chains to it, we install a different handler function, whose predecessor is theirs; the old one
+ * still leads to what was there before it. One shared function would make the chain a loop. */
 static struct sigaction before[2][LEVELS];
 static int levels[2];
-static unsigned holders[2]; /* who asked for it to be in front */
+static unsigned holders[2]; /* how many need it in front */
 
 /* ---- the handler ----------------------------------------------------------------------------- */
 
@@ -55,7 +56,7 @@ static void pass_on(int level, int number, siginfo_t *info, void *context) {
         old->sa_handler(number);
     } else if (old->sa_handler == SIG_DFL || info->si_code > 0) {
         /* The access is repeated, and ends the process; an ignored fault does so, too (signal(7)).
-         * What somebody sent is not repeated by itself. */
+         * A signal that was sent is not repeated by itself. */
         struct sigaction standard = {.sa_handler = SIG_DFL};
         if (sigaction(number, &standard, NULL))
             abort(); /* or it would come here again for ever */
@@ -251,7 +252,7 @@ void signals_unwatch(void) {
 }
 
 /* A child has no such thread, and others may have held the locks. Which handlers are in front it
- * inherits; who holds them there is for the holders to say. */
+ * inherits; what they are held for, the holders say anew. */
 static void in_child(void) {
     pthread_mutex_init(&installing, NULL);
     pthread_mutex_init(&watch.lock, NULL);
@@ -262,7 +263,7 @@ static void in_child(void) {
 
 static void begin(void) {
     (void)dl_iterate_phdr(find_text, NULL);
-    (void)pthread_atfork(NULL, NULL, in_child);
+    fork_handle(FORK_SIGNALS, (fork_handlers){.in_child = in_child});
 }
 
 int signals_hold(int number) {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The handlers of SIGSEGV and SIGBUS: who is asked about an access, who had the signals before, and
- * how ours stays in front of handlers that others set. */
+ * The handlers of SIGSEGV and SIGBUS: which modules are asked about an access, which handlers were
+ * there before, and how ours stays in front of handlers that others set. */
 #ifndef CCMEM_SIGNALS_H
 #define CCMEM_SIGNALS_H
 
@@ -12,11 +12,12 @@ enum {
     SIGNALS_OURS = 2   /* of `how`: by an instruction of this module */
 };
 
-/* Is asked by a handler, in the thread whose access failed. 1: the access is to be repeated. 0: not
- * mine. */
+/* A module's answer to a handler, in the thread whose access failed. 1: the access is to be
+ * repeated. 0: it is not the module's. */
 typedef int (*signals_answer)(uintptr_t address, int how);
 
-/* Who is asked, in this order: touches of mappings are frequent, and need no lock of all threads.
+/* Which modules are asked, in this order: touches of mappings are frequent, and need no lock of all
+ * threads.
  */
 enum { SIGNALS_OF_MAPPINGS, SIGNALS_OF_FILES, SIGNALS_ANSWERS };
 

@@ -30,13 +30,13 @@ typedef struct span_table {
 
 #define SPAN_TABLE {.lock = PTHREAD_MUTEX_INITIALIZER}
 
-/* Enters the n > 0 bytes at p. NULL when there is no memory. */
+/* Enters the n > 0 bytes at p. Returns NULL when there is no memory. */
 span *span_enter(span_table *table, const void *p, size_t n, void *owner);
 
-/* Undoes it, when no span_ask() is in the owner any more. Not from within one. */
+/* Takes a span out, and waits until no span_ask() is in its owner any more. Not from within one. */
 void span_leave(span_table *table, span *which);
 
-/* Undoes it for the span that begins at p, if there is one. */
+/* Takes out the span that begins at p, if there is one. */
 void span_leave_at(span_table *table, const void *p);
 
 /* Asks the owners of the spans that hold the address until one answers other than 0, and returns
@@ -44,7 +44,7 @@ void span_leave_at(span_table *table, const void *p);
 int span_ask(span_table *table, uintptr_t address,
              int (*ask)(void *owner, uintptr_t address, int how), int how);
 
-/* 1 when some byte of [p, p + n) lies in one. */
+/* Returns 1 when some byte of [p, p + n) lies in one. */
 int span_touch(span_table *table, const void *p, uint64_t n);
 
 /* In a forked child, which has none of what its parent entered. */

@@ -123,7 +123,9 @@ static void after_fork(void) {
     pool.generation = 0;
 }
 
-static void register_after_fork(void) { (void)pthread_atfork(NULL, NULL, after_fork); }
+static void register_after_fork(void) {
+    fork_handle(FORK_THREADS, (fork_handlers){.in_child = after_fork});
+}
 
 /* Brings the pool to n - 1 workers if it can; returns how many threads there are with the caller.
  */
@@ -162,8 +164,8 @@ static unsigned start_workers(unsigned n) {
     return pool.workers + 1 < n ? pool.workers + 1 : n;
 }
 
-/* Shares [0, n) out among so many threads, in smaller pieces than a thread's worth, so that who
- * finishes early finds something to take. */
+/* Shares [0, n) out among so many threads, in smaller pieces than a thread's worth, so that one
+ * that finishes early finds something to take. */
 static void share_out(job *j, unsigned threads, uint64_t n, uint64_t grain, parallel_body body,
                       void *arg) {
     uint64_t piece = grain / PIECES ? grain / PIECES : 1, pieces = (n + piece - 1) / piece;

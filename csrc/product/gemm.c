@@ -24,23 +24,23 @@ enum {
     SET_BYTES = 4096 /* words so far apart share the few places of one set of an L1 */
 };
 
-typedef struct panels {
+typedef struct gemm_call {
     const gemm_ops *ops;
     const tier_sizes *sizes;
     linear_product p;
     size_t element;   /* bytes of one of W */
     size_t unit;      /* bytes of one of x, and of W when converted */
-    int few;          /* rows of x */
+    int along_k;      /* rows of x are few: products are summed along k, without panels */
     int as_is;        /* rows of W are multiplied where they were opened */
     const uint8_t *x; /* the rows of this pass: as they are, or in panels */
-    size_t ldx;       /* words, of rows that are few */
+    size_t ldx;       /* words, of rows that are not in panels */
     size_t rows;      /* of this pass */
     uint64_t group;   /* rows of W that are taken at a time */
     uint64_t part;    /* elements of a row that are */
     size_t ldw;       /* words */
-    uint64_t next;    /* atomic; the first row of W that nobody has taken */
+    uint64_t next;    /* atomic; the first row of W that no thread has taken */
     outcome end;
-} panels;
+} gemm_call;
 
 static size_t result_bytes(const linear_product *p) {
     return p->halves ? sizeof(uint16_t) : sizeof(float);
@@ -48,19 +48,19 @@ static size_t result_bytes(const linear_product *p) {
 
 static size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
-static size_t words(const panels *l, uint64_t elements) {
+static size_t words(const gemm_call *l, uint64_t elements) {
     return ((size_t)elements * l->unit + WORD - 1) / WORD;
 }
 
-static size_t sums_words(const panels *l) {
-    return l->few ? 0 : round_up(l->group, 24) * l->ops->width;
+static size_t sums_words(const gemm_call *l) {
+    return l->along_k ? 0 : round_up(l->group, 24) * l->ops->width;
 }
 
-static size_t rows_words(const panels *l) {
+static size_t rows_words(const gemm_call *l) {
     return l->as_is ? 0 : round_up(l->group, l->ops->height) * l->ldw;
 }
 
-static size_t pages_bytes(const panels *l) {
+static size_t pages_bytes(const gemm_call *l) {
     const size_t bytes = (size_t)(l->group * l->p.in_features) * l->element;
     return round_up(l->as_is ? fetch_room_whole(l->p.store, bytes) : fetch_room(l->p.store), 64);
 }
@@ -68,7 +68,7 @@ static size_t pages_bytes(const panels *l) {
 /* ---- x --------------------------------------------------------------------------------------- */
 
 /* The words of one panel that are left over by blocks of 8 rows and 4 words. */
-static void transpose_rest(const panels *l, float *to, const uint8_t *x, size_t rows,
+static void transpose_rest(const gemm_call *l, float *to, const uint8_t *x, size_t rows,
                            size_t transposed) {
     const size_t bytes = (size_t)l->p.in_features * l->unit, n = words(l, l->p.in_features);
     for (size_t r = 0; r < l->ops->width; r++)
@@ -82,7 +82,7 @@ static void transpose_rest(const panels *l, float *to, const uint8_t *x, size_t 
 }
 
 static void pack_panels(void *arg, uint64_t begin, uint64_t end) {
-    const panels *l = arg;
+    const gemm_call *l = arg;
     const size_t width = l->ops->width, n = words(l, l->p.in_features);
     const size_t stride = l->p.ldx * l->unit, whole = l->p.in_features * l->unit / WORD / 4 * 4;
     for (uint64_t i = begin; i < end; i++) {
@@ -98,7 +98,7 @@ static void pack_panels(void *arg, uint64_t begin, uint64_t end) {
     }
 }
 
-static void pack_rows(panels *l, uint8_t *to) {
+static void pack_rows(gemm_call *l, uint8_t *to) {
     for (size_t r = 0; r < l->rows; r++)
         memcpy(to + r * l->ldx * WORD, (const uint8_t *)l->p.x + r * l->p.ldx * l->unit,
                (size_t)l->p.in_features * l->unit);
@@ -107,7 +107,7 @@ static void pack_rows(panels *l, uint8_t *to) {
 /* ---- one group of W's rows ------------------------------------------------------------------- */
 
 /* Opens n elements from number `first` on of h rows from `row` on: at `room`, or at *w. */
-static ccmem_status fetch_rows(const panels *l, fetch *f, float *room, uint64_t row, size_t h,
+static ccmem_status fetch_rows(const gemm_call *l, fetch *f, float *room, uint64_t row, size_t h,
                                uint64_t first, size_t n, const float **w) {
     const uint64_t row_bytes = l->p.in_features * l->element;
     const int whole = n == l->p.in_features;
@@ -128,7 +128,8 @@ static ccmem_status fetch_rows(const panels *l, fetch *f, float *room, uint64_t 
 }
 
 /* What becomes of the sums of the rows of W from `row` on and those of x from r on. */
-static gemm_epilogue end_of(const panels *l, uint64_t row, size_t r, uint64_t first, size_t n) {
+static gemm_epilogue epilogue_of(const gemm_call *l, uint64_t row, size_t r, uint64_t first,
+                                 size_t n) {
     const int last = first + n == l->p.in_features;
     return (gemm_epilogue){.scale = last && l->p.scale ? l->p.scale + row : NULL,
                            .bias = last && l->p.bias ? l->p.bias + row : NULL,
@@ -138,14 +139,14 @@ static gemm_epilogue end_of(const panels *l, uint64_t row, size_t r, uint64_t fi
                            .add = first > 0};
 }
 
-static void multiply_few(const panels *l, const float *w, uint64_t row, size_t h, uint64_t first,
-                         size_t n) {
+static void multiply_along_k(const gemm_call *l, const float *w, uint64_t row, size_t h,
+                             uint64_t first, size_t n) {
     const size_t vectors = round_up(words(l, n), l->ops->lanes) / l->ops->lanes;
     const size_t blocks = (l->rows + l->ops->dot_rows - 1) / l->ops->dot_rows;
     for (size_t i = 0; i < h; i += GEMM_DOT_HEIGHT)
         for (size_t b = 0; b < blocks; b++) {
             const size_t r = l->rows * b / blocks, rows = l->rows * (b + 1) / blocks - r;
-            const gemm_epilogue end = end_of(l, row + i, r, first, n);
+            const gemm_epilogue end = epilogue_of(l, row + i, r, first, n);
             l->ops->dot[rows - 1](w + i * l->ldw, l->ldw,
                                   h - i < GEMM_DOT_HEIGHT ? h - i : GEMM_DOT_HEIGHT,
                                   l->x + (r * l->ldx + first * l->unit / WORD) * WORD, l->ldx,
@@ -153,13 +154,13 @@ static void multiply_few(const panels *l, const float *w, uint64_t row, size_t h
         }
 }
 
-static void multiply_panels(const panels *l, const float *w, float *sums, uint64_t row, size_t h,
+static void multiply_panels(const gemm_call *l, const float *w, float *sums, uint64_t row, size_t h,
                             uint64_t first, size_t n) {
     const size_t width = l->ops->width, height = l->ops->height, n_words = words(l, n);
     const float *x = (const float *)l->x + first * l->unit / WORD * width;
     for (size_t r = 0; r < l->rows; r += width, x += words(l, l->p.in_features) * width) {
         const size_t rows = l->rows - r < width ? l->rows - r : width;
-        const gemm_epilogue end = end_of(l, row, r, first, n);
+        const gemm_epilogue end = epilogue_of(l, row, r, first, n);
         memset(sums, 0, sums_words(l) * WORD);
         for (size_t i = 0; i < rows; i++)
             for (size_t o = 0; o < h * result_bytes(&l->p); o += LINE_WORDS * WORD)
@@ -174,7 +175,7 @@ static void multiply_panels(const panels *l, const float *w, float *sums, uint64
     }
 }
 
-static void multiply_groups(panels *l, float *sums, fetch *f, float *room) {
+static void multiply_groups(gemm_call *l, float *sums, fetch *f, float *room) {
     while (!outcome_stopped(&l->end)) {
         const uint64_t row = __atomic_fetch_add(&l->next, l->group, __ATOMIC_RELAXED);
         if (row >= l->p.out_features)
@@ -189,8 +190,8 @@ static void multiply_groups(panels *l, float *sums, fetch *f, float *room) {
                 outcome_stop(&l->end, status);
                 return;
             }
-            if (l->few)
-                multiply_few(l, w, row, h, first, (size_t)n);
+            if (l->along_k)
+                multiply_along_k(l, w, row, h, first, (size_t)n);
             else
                 multiply_panels(l, w, sums, row, h, first, (size_t)n);
         }
@@ -198,7 +199,7 @@ static void multiply_groups(panels *l, float *sums, fetch *f, float *room) {
 }
 
 static void run_thread(void *arg, uint64_t begin, uint64_t end) {
-    panels *l = arg;
+    gemm_call *l = arg;
     const size_t pages = pages_bytes(l), sums = sums_words(l) * WORD;
     uint8_t *block;
     (void)begin;
@@ -225,7 +226,7 @@ static void run_thread(void *arg, uint64_t begin, uint64_t end) {
 
 /* So many rows of W at a time that they take up to `limit` bytes; and whole pages where that can
  * be, as others are opened once more for the next. */
-static uint64_t group_of(const panels *l, size_t limit, size_t height) {
+static uint64_t group_of(const gemm_call *l, size_t limit, size_t height) {
     const uint64_t row_bytes = l->p.in_features * l->element, size = store_page_size(l->p.store);
     uint64_t most = limit / (l->ldw * WORD), step = height;
     while (step * 2 <= most && step * row_bytes % size)
@@ -237,13 +238,13 @@ static uint64_t group_of(const panels *l, size_t limit, size_t height) {
 }
 
 /* Which rows and elements of W are taken at a time. */
-static void cut(panels *l) {
-    const size_t height = l->few ? GEMM_DOT_HEIGHT : l->ops->height;
+static void choose_sizes(gemm_call *l) {
+    const size_t height = l->along_k ? GEMM_DOT_HEIGHT : l->ops->height;
     const uint64_t part =
         l->sizes->rows_max / (height * l->unit) / (PAD_WORDS * 4) * (PAD_WORDS * 4);
     const size_t n = words(l, l->p.in_features);
     l->part = l->p.in_features < part ? l->p.in_features : part;
-    l->as_is = l->few && l->part == l->p.in_features && l->element == l->unit &&
+    l->as_is = l->along_k && l->part == l->p.in_features && l->element == l->unit &&
                l->p.in_features * l->unit % (l->ops->lanes * WORD) == 0;
     if (l->as_is) {
         l->ldw = n;
@@ -253,15 +254,15 @@ static void cut(panels *l) {
         if (l->ldw / LINE_WORDS % 2 == 0)
             l->ldw += LINE_WORDS;
     }
-    l->group = group_of(l, l->few ? l->sizes->few_group : l->sizes->group, height);
-    if (!l->few && l->group > l->sizes->group_rows)
+    l->group = group_of(l, l->along_k ? l->sizes->few_group : l->sizes->group, height);
+    if (!l->along_k && l->group > l->sizes->group_rows)
         l->group = l->sizes->group_rows;
     if (l->group > l->p.out_features)
         l->group = round_up((size_t)l->p.out_features, height);
 }
 
 /* An element of W costs a unit to open and to convert, and one for each 16 rows of x. */
-static unsigned threads_worth(const panels *l) {
+static unsigned threads_worth(const gemm_call *l) {
     const uint64_t work =
         l->p.out_features * l->p.in_features / 16 * (16 + l->rows) / l->sizes->gemm_grain;
     const uint64_t groups = (l->p.out_features + l->group - 1) / l->group;
@@ -269,13 +270,13 @@ static unsigned threads_worth(const panels *l) {
     return most < 1 ? 1 : most > CCMEM_MAX_THREADS ? CCMEM_MAX_THREADS : (unsigned)most;
 }
 
-static void run_pass(panels *l, uint8_t *packed) {
+static void run_pass(gemm_call *l, uint8_t *packed) {
     const size_t width = l->ops->width;
     if (packed)
         l->x = packed;
     else
         l->x = l->p.x;
-    if (packed && l->few)
+    if (packed && l->along_k)
         pack_rows(l, packed);
     else if (packed)
         parallel_for((l->rows + width - 1) / width,
@@ -285,14 +286,14 @@ static void run_pass(panels *l, uint8_t *packed) {
     parallel_for(threads_worth(l), 1, run_thread, l);
 }
 
-static panels product_of(const gemm_ops *ops, const linear_product *product) {
-    panels l = {.ops = ops,
-                .sizes = tier_active_sizes(),
-                .p = *product,
-                .element = dtype_size(product->dtype)};
+static gemm_call product_of(const gemm_ops *ops, const linear_product *product) {
+    gemm_call l = {.ops = ops,
+                   .sizes = tier_active_sizes(),
+                   .p = *product,
+                   .element = dtype_size(product->dtype)};
     l.unit = ops->unit;
-    l.few = product->nrows <= l.sizes->few_rows;
-    cut(&l);
+    l.along_k = product->nrows <= l.sizes->few_rows;
+    choose_sizes(&l);
     return l;
 }
 
@@ -302,7 +303,7 @@ int gemm_whole(const gemm_ops *ops, const linear_product *product) {
 
 /* How many rows of x, each `row_bytes` in panels, are multiplied at a time: the same number in each
  * pass but the last. */
-static uint64_t pass_of(const panels *l, size_t row_bytes) {
+static uint64_t pass_of(const gemm_call *l, size_t row_bytes) {
     const size_t width = l->ops->width;
     uint64_t most = l->sizes->pass_wide / row_bytes;
     if (l->sizes->pass_rows * row_bytes <= l->sizes->pass_max)
@@ -316,19 +317,19 @@ static uint64_t pass_of(const panels *l, size_t row_bytes) {
 }
 
 ccmem_status gemm_multiply(const gemm_ops *ops, const linear_product *product) {
-    panels l = product_of(ops, product);
+    gemm_call l = product_of(ops, product);
     const uint64_t nrows = product->nrows;
     uint8_t *packed = NULL;
     const size_t n = words(&l, product->in_features);
-    const size_t row_bytes = (l.few ? round_up(n, LINE_WORDS) + LINE_WORDS : n) * WORD;
+    const size_t row_bytes = (l.along_k ? round_up(n, LINE_WORDS) + LINE_WORDS : n) * WORD;
     const uint64_t pass = pass_of(&l, row_bytes);
     l.ldx = row_bytes / WORD;
-    if (l.few && product->in_features * l.unit % (ops->lanes * WORD) == 0 &&
+    if (l.along_k && product->in_features * l.unit % (ops->lanes * WORD) == 0 &&
         product->ldx * l.unit % WORD == 0 && product->ldx * l.unit % SET_BYTES) {
         l.ldx = (size_t)product->ldx * l.unit / WORD;
     } else {
         ccmem_status status =
-            ccmem_plain_alloc(round_up(pass, l.few ? 1 : ops->width) * row_bytes, &packed);
+            ccmem_plain_alloc(round_up(pass, l.along_k ? 1 : ops->width) * row_bytes, &packed);
         if (status != CCMEM_OK)
             return status;
     }

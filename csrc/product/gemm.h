@@ -6,7 +6,7 @@
 #include "product/linear.h"
 #include "tiers/tiers.h"
 
-/* 1 when each result is summed at once, and can be rounded. */
+/* Returns 1 when each result is summed at once, and can be rounded. */
 int gemm_whole(const gemm_ops *ops, const linear_product *product);
 
 /* Multiplies by kernels that take x's type. The arguments were checked, and there is at least one

@@ -1,17 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Products of an encrypted matrix with plain vectors, and those with one vector; the others are
- * product/gemm.c's. Each thread takes rows of W, opens their pages in order into a tile in its own
- * cache, and multiplies from there; AEGIS pages are multiplied in the registers they are opened in
- * where that can be (crypto/aegis/fused.h). Memory is read once, as ciphertext; the
- * tile is wiped at the end of a thread's piece.
+ * Products of an encrypted matrix with one row of x. Each thread takes rows of W, opens their pages
+ * in order into a tile in its own cache, and multiplies from there; AEGIS pages are multiplied in
+ * the registers they are opened in where that can be (crypto/aegis/fused.h). Memory is read once,
+ * as ciphertext; the tile is wiped at the end of a thread's piece.
  *
  * Rows and pages have nothing to do with each other. A row is cut into blocks; a block that the
  * end of a page cuts waits, in front of where the next pages will be opened, for its rest. So a
  * block is always whole when it is multiplied, and a result does not depend on where the pages end.
  * The last block of a row is filled up with zeros.
  */
-#include "product/gemm.h"
+#include "product/gemv.h"
 
 #include <string.h>
 
@@ -24,7 +23,7 @@ enum { BLOCK_BYTES = GEMV_BLOCK_MAX * 4 };
 
 /* ---- one call -------------------------------------------------------------------------------- */
 
-typedef struct linear {
+typedef struct gemv_call {
     ccmem_store *store;
     const gemv_ops *ops;
     const tier_sizes *sizes;
@@ -39,7 +38,7 @@ typedef struct linear {
     size_t fused;      /* pages multiplied at a time in the registers they are opened in; 0: none */
     size_t fused_rows; /* rows of W that may end in these, and one more */
     outcome end;
-} linear;
+} gemv_call;
 
 /* All that a thread has of the plaintext. */
 typedef struct tile {
@@ -59,23 +58,23 @@ typedef struct position {
     uint64_t done; /* elements of it */
 } position;
 
-static void add_products(const linear *l, tile *t, const uint8_t *w, uint64_t first,
+static void add_products(const gemv_call *l, tile *t, const uint8_t *w, uint64_t first,
                          size_t blocks) {
     l->ops->dot[l->dtype](&t->sums, w, l->x + first, blocks);
 }
 
-static inline void put_result(const linear *l, uint64_t row, float sum) {
+static inline void put_result(const gemv_call *l, uint64_t row, float sum) {
     float v = l->scale ? sum * l->scale[row] : sum;
     l->y[row] = l->bias ? v + l->bias[row] : v;
 }
 
-static void finish_row(const linear *l, tile *t, uint64_t row) {
+static void finish_row(const gemv_call *l, tile *t, uint64_t row) {
     put_result(l, row, l->ops->total(&t->sums));
 }
 
-/* Multiplies what n bytes at w hold of W's rows up to `end`, and returns how many bytes at their
- * end are the beginning of a block. */
-static size_t multiply(const linear *l, tile *t, position *at, uint64_t end, const uint8_t *w,
+/* Multiplies what n bytes at w hold of W's rows up to `end`. Returns how many bytes at their end
+ * are the beginning of a block. */
+static size_t multiply(const gemv_call *l, tile *t, position *at, uint64_t end, const uint8_t *w,
                        size_t n) {
     const size_t block = l->ops->block, block_bytes = block * l->element;
     while (at->row < end) {
@@ -105,9 +104,9 @@ static size_t multiply(const linear *l, tile *t, position *at, uint64_t end, con
     return 0;
 }
 
-/* The same for n pages that are opened into registers: bytes [from, to) of them are W's. 0 when
- * that could not be. */
-static int multiply_fused(linear *l, tile *t, position *at, uint64_t page, size_t n, size_t from,
+/* The same for n pages that are opened into registers: bytes [from, to) of them are W's. Returns 0
+ * when that could not be. */
+static int multiply_fused(gemv_call *l, tile *t, position *at, uint64_t page, size_t n, size_t from,
                           size_t to) {
     float *sums = (float *)(t->pages + l->batch * store_page_size(l->store));
     dot_rows dot = {.from = from,
@@ -131,7 +130,7 @@ static int multiply_fused(linear *l, tile *t, position *at, uint64_t page, size_
     return 1;
 }
 
-static void multiply_rows(linear *l, tile *t, uint64_t begin, uint64_t end) {
+static void multiply_rows(gemv_call *l, tile *t, uint64_t begin, uint64_t end) {
     const uint64_t size = store_page_size(l->store);
     const uint64_t row_bytes = l->in_features * l->element;
     const uint64_t last = l->offset + end * row_bytes;
@@ -174,7 +173,7 @@ static void multiply_rows(linear *l, tile *t, uint64_t begin, uint64_t end) {
 }
 
 static void run_piece(void *arg, uint64_t begin, uint64_t end) {
-    linear *l = arg;
+    gemv_call *l = arg;
     uint8_t *block;
     ccmem_status status = ccmem_plain_alloc(sizeof(tile) + l->batch * store_page_size(l->store) +
                                                 l->fused_rows * l->ops->block * sizeof(float),
@@ -189,44 +188,35 @@ static void run_piece(void *arg, uint64_t begin, uint64_t end) {
     ccmem_plain_free(block);
 }
 
-/* Pages are multiplied in registers when nothing of W lies across the vectors that the loop takes
- * at a time. */
-static void choose_way(linear *l) {
+/* Chooses whether pages are multiplied in registers: only when no row of W begins or ends within
+ * what one step of the loop takes. A step is max(the cipher's, a block of the kernels) bytes. */
+static void choose_way(gemv_call *l) {
     const size_t size = store_page_size(l->store), row_bytes = l->in_features * l->element;
     const size_t block_bytes = l->ops->block * l->element;
-    const size_t least = store_dot_turn(l->store), turn = block_bytes < least ? least : block_bytes;
+    const size_t least = store_dot_step(l->store), step = block_bytes < least ? least : block_bytes;
     l->fused = l->fused_rows = 0;
     l->batch = size < l->sizes->open ? l->sizes->open / size : 1;
     if (l->batch > STORE_OPEN_MAX)
         l->batch = STORE_OPEN_MAX;
-    if (least && l->ops->sum && l->offset % turn == 0 && row_bytes % turn == 0) {
+    if (least && l->ops->sum && l->offset % step == 0 && row_bytes % step == 0) {
         l->fused = size < l->sizes->fused ? l->sizes->fused / size : 1;
         l->fused_rows = l->fused * size / row_bytes + 2;
         l->batch = 1;
     }
 }
 
-/* The product with no element: what is left of it is the bias. */
-static void only_bias(const linear_product *p) {
-    float *y = p->y;
-    for (uint64_t r = 0; r < p->nrows; r++, y += p->ldy)
-        for (uint64_t o = 0; o < p->out_features; o++)
-            y[o] = p->bias ? p->bias[o] : 0.0f;
-}
-
-static ccmem_status one_row(const linear_product *p) {
-    const gemv_ops *ops = tier_active_kernels().gemv;
+ccmem_status gemv_multiply(const gemv_ops *ops, const linear_product *p) {
     const tier_sizes *sizes = tier_active_sizes();
-    linear l = {.store = p->store,
-                .ops = ops,
-                .sizes = sizes,
-                .offset = p->offset,
-                .dtype = p->dtype,
-                .element = dtype_size(p->dtype),
-                .in_features = p->in_features,
-                .scale = p->scale,
-                .bias = p->bias,
-                .y = p->y};
+    gemv_call l = {.store = p->store,
+                   .ops = ops,
+                   .sizes = sizes,
+                   .offset = p->offset,
+                   .dtype = p->dtype,
+                   .element = dtype_size(p->dtype),
+                   .in_features = p->in_features,
+                   .scale = p->scale,
+                   .bias = p->bias,
+                   .y = p->y};
     const uint64_t row_bytes = l.in_features * l.element;
     const uint64_t grain = row_bytes < sizes->gemv_grain ? sizes->gemv_grain / row_bytes : 1;
     uint8_t *packed;
@@ -242,53 +232,4 @@ static ccmem_status one_row(const linear_product *p) {
     parallel_for(p->out_features, grain, run_piece, &l);
     ccmem_plain_free(packed);
     return outcome_end(&l.end);
-}
-
-/* CCMEM_OK when W lies in the store. */
-static ccmem_status check_matrix(const ccmem_store *store, uint64_t offset, uint64_t element,
-                                 uint64_t out_features, uint64_t in_features) {
-    uint64_t size = ccmem_store_size(store), row_bytes, bytes;
-    ccmem_status status = ccmem_store_check(store);
-    if (status != CCMEM_OK)
-        return status;
-    if (__builtin_mul_overflow(in_features, element, &row_bytes) ||
-        __builtin_mul_overflow(row_bytes, out_features, &bytes) || bytes > size ||
-        offset > size - bytes)
-        return CCMEM_ERR_RANGE;
-    return CCMEM_OK;
-}
-
-ccmem_status linear_multiply(const linear_product *p, int halves) {
-    const size_t element = dtype_size(p->dtype);
-    const uint64_t nrows = p->nrows, out = p->out_features, in = p->in_features;
-    ccmem_status status;
-    if (!p->store || !element || (nrows && in && !p->x) || (nrows && out && !p->y) ||
-        (nrows > 1 && (p->ldx < in || p->ldy < out)))
-        return CCMEM_ERR_ARGUMENT;
-    status = check_matrix(p->store, p->offset, element, out, in);
-    if (status == CCMEM_OK && nrows && out) {
-        const tier_kernels kernels = tier_active_kernels();
-        if (!in)
-            only_bias(p);
-        else if (nrows > 1)
-            status = gemm_multiply(halves ? kernels.gemm_bf16 : kernels.gemm, p);
-        else
-            status = one_row(p);
-    }
-    if (status != CCMEM_OK) {
-        const size_t result = p->halves ? sizeof(uint16_t) : sizeof(float);
-        for (uint64_t r = 0; r < nrows; r++)
-            ccmem_wipe((uint8_t *)p->y + r * p->ldy * result, out * result);
-    }
-    return status;
-}
-
-ccmem_status ccmem_store_linear(ccmem_store *store, uint64_t offset, ccmem_dtype dtype,
-                                uint64_t out_features, uint64_t in_features, const float *scale,
-                                const float *x, uint64_t nrows, uint64_t ldx, const float *bias,
-                                float *y, uint64_t ldy) {
-    const linear_product product = {store, offset, dtype, out_features, in_features,
-                                    x,     nrows,  ldx,   scale,        bias,
-                                    y,     ldy,    0};
-    return linear_multiply(&product, 0);
 }

@@ -67,8 +67,13 @@ static ccmem_status choose(const char *name, ccmem_tier *out) {
     }
 }
 
+static void prepare(void) {
+    gf128_init();
+    budget_init();
+}
+
 ccmem_status ccmem_init(const char *name) {
-    static pthread_once_t tables = PTHREAD_ONCE_INIT;
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
     ccmem_tier tier = CCMEM_TIER_PORTABLE;
     ccmem_status status;
 
@@ -77,11 +82,8 @@ ccmem_status ccmem_init(const char *name) {
     status = fork_init();
     if (status)
         return status;
-    status = budget_init();
-    if (status)
-        return status;
     (void)fork_generation(); /* before the first object, so that fork_page is never 0 here */
-    pthread_once(&tables, gf128_init);
+    pthread_once(&once, prepare);
     status = choose(name, &tier);
     if (status == CCMEM_OK)
         (void)tier_activate(tier); /* or another thread was quicker */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * What a store is made of, for store/store.c, store/arena.c and those that make stores over files.
+ * What a store is made of; for the files of store/ alone.
  *
  * A core holds the keys and everything else that is heavy; stores that are encrypted together, or
  * lie in one file, share one. A chunk is memory for pages and what is known of each. A store is a
@@ -67,7 +67,7 @@ typedef struct store_core {
     pthread_mutex_t lock;          /* of an arena: for its chunks and what follows */
     uint64_t next_page;            /* no chunk has numbers from here on */
     uint64_t stores, bytes, pages; /* of an arena, in use, each atomic */
-    uint64_t slots[SLOTS];         /* atomic, see orphaned() */
+    uint64_t slots[SLOTS];         /* atomic, see store/lock.c */
     shard shards[SHARDS];
 } store_core;
 
@@ -126,8 +126,8 @@ ccmem_status chunk_new(const store_core *core, uint64_t npages, store_chunk **ou
 
 void chunk_free(const store_core *core, store_chunk *chunk);
 
-/* The last version that a page may have been sealed under, which nobody uses any more; the core's
- * version_limit: it may be sealed no more. */
+/* The last version that a page may have been sealed under, which no thread uses any more; the
+ * core's version_limit: it may be sealed no more. */
 uint64_t store_used_version(const ccmem_store *store, uint64_t page);
 
 /* Seals zeros into pages [0, n) of a store, whatever they are now. */
@@ -150,6 +150,28 @@ ccmem_status store_over(store_core *core, const uint8_t id[16], uint64_t nbytes,
 /* Ends a read-only store: wipes its subkey and gives up what it has. What lies at `s` is then a
  * store that is closed. */
 void store_over_end(file_store *s);
+
+/* Returns why a core is not to be used in this process: CCMEM_ERR_CLOSED or _FORK. */
+__attribute__((cold)) ccmem_status core_alien(const store_core *core);
+
+/* Counts a damaged page, notes it for ccmem_last_failure() and returns CCMEM_ERR_INTEGRITY. */
+__attribute__((cold)) ccmem_status store_damaged(shard *sh, uint64_t page, uint64_t version);
+
+extern unsigned core_threads; /* atomic */
+/* One word of static TLS, so that counting costs no call in a shared object. */
+extern _Thread_local unsigned core_thread __attribute__((tls_model("initial-exec")));
+
+/* Returns the counters of the calling thread's group. */
+static inline shard *my_shard(store_core *core) {
+    if (__builtin_expect(!core_thread, 0))
+        core_thread = 1 + __atomic_fetch_add(&core_threads, 1, __ATOMIC_RELAXED);
+    return &core->shards[core_thread % SHARDS];
+}
+
+/* Adds to a counter of a shard. */
+static inline void add(uint64_t *counter, uint64_t n) {
+    __atomic_store_n(counter, __atomic_load_n(counter, __ATOMIC_RELAXED) + n, __ATOMIC_RELAXED);
+}
 
 /* Adds up one core's counters. */
 void core_stats(const store_core *core, ccmem_stats *out);

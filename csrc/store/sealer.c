@@ -70,7 +70,7 @@ ccmem_status ccmem_sealer_seal(ccmem_sealer *s, uint64_t first_page, uint64_t np
     if (npages > UINT64_MAX / CCMEM_PAGE_SIZE_MAX || npages > UINT64_MAX - first_page ||
         (npages && (!in || !out || !tags)))
         return CCMEM_ERR_ARGUMENT;
-    /* The pages are this call's, or nobody's, before the first of them is sealed. */
+    /* The pages are this call's, or no call's, before the first of them is sealed. */
     uint64_t next = __atomic_load_n(&s->next, __ATOMIC_RELAXED);
     do {
         if (first_page < next)

@@ -19,7 +19,7 @@ typedef struct outcome {
     ccmem_failure failure; /* written by the thread that set `status` from CCMEM_OK */
 } outcome;
 
-/* 1 when some thread has failed, and the others need not go on. */
+/* Returns 1 when some thread has failed, and the others need not go on. */
 static inline int outcome_stopped(const outcome *o) {
     return __atomic_load_n(&o->status, __ATOMIC_RELAXED) != CCMEM_OK;
 }
@@ -53,7 +53,7 @@ ccmem_status store_read_alone(ccmem_store *store, uint64_t offset, void *out, ui
 ccmem_status store_write_present(ccmem_store *store, uint64_t offset, const void *data, uint64_t n,
                                  int alone);
 
-/* 1 when the store is over pages that may not be written. */
+/* Returns 1 when the store is over pages that may not be written. */
 int store_read_only(const ccmem_store *store);
 
 enum { STORE_OPEN_MAX = 16 };
@@ -63,9 +63,9 @@ enum { STORE_OPEN_MAX = 16 };
  * CCMEM_ERR_INTEGRITY: a page was changed; `to` may hold what is not verified. */
 ccmem_status store_open_pages(ccmem_store *store, uint64_t first, uint8_t *to, uint64_t n);
 
-/* The least turn (crypto/fused.h) of pages that are multiplied in the registers they are opened in;
- * 0 when they cannot be. */
-size_t store_dot_turn(const ccmem_store *store);
+/* Returns the least bytes that a step takes of a loop that multiplies pages in the registers it
+ * opens them in (crypto/fused.h); 0 when it cannot. */
+size_t store_dot_step(const ccmem_store *store);
 
 /* Opens n <= STORE_OPEN_MAX pages from page `first` into registers and adds their products
  * (crypto/fused.h). *done is 0 when that could not be, since one was never written or changed

@@ -41,7 +41,7 @@ BYTE_ORDER = {
     "crypto/aes/portable.c": {"selftest", "xts", "aegis", "cmac", "kdf", "kw", "pages", "file"},
     "pages/page_aegis.c": {"pages", "file"},
     "pages/page_xts.c": {"pages"},
-    "store/store.c": {"file"},
+    "store/life.c": {"file"},
     "tools/scan.c": {"scan"},
 }
 

@@ -24,7 +24,7 @@ DTYPES = {
     "bfloat16": (lib.CCMEM_BF16, np.dtype(ml_dtypes.bfloat16)),
     "int8": (lib.CCMEM_I8, np.dtype(np.int8)),
 }
-#: Up to so many rows of x are summed along k, more in panels (PANEL_FEW in kernels/gemm.h).
+#: Up to so many rows of x are summed along k, more in panels (few_rows in tiers/sizes.c).
 FEW = 48
 #: Around the rows of x of a block of sums, of a panel, and of several.
 ROWS = (0, 1, 2, 3, 4, 5, 6, 7, 12, 13, FEW - 1, FEW, FEW + 1, 63, 64, 65, 81, 96, 97, 110)

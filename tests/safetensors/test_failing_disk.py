@@ -17,7 +17,7 @@ import pytest
 import support
 from fuse_files import Files
 from mapping_support import PRELUDE, every_mechanism
-from test_lost_pages import ROW, ROWS, USES, VECTOR, WIDTH, opened, plain, support_key
+from sealed_uses import ROW, ROWS, USES, VECTOR, WIDTH, opened, plain, support_key
 
 from pyccmem import Key, errors, safetensors
 from pyccmem.safetensors import (
@@ -243,7 +243,7 @@ warnings.simplefilter("ignore")
 from pathlib import Path
 from fuse_files import Files
 from test_failing_disk import LOST, io_error, shorter
-from test_lost_pages import plain, support_key
+from sealed_uses import plain, support_key
 from pyccmem.safetensors import load_file
 files, name, fail = Files(*map(Path, sys.argv[2:5])), sys.argv[5], globals()[sys.argv[6]]
 path = files.root / name

@@ -16,56 +16,12 @@ import support
 from fault_injection import build, environment
 from foreign_handlers import foreign_library
 from mapping_support import MECHANISMS, PRELUDE, every_mechanism
+from sealed_uses import ROWS, USES, WIDTH, cut, opened, plain
 
 import pyccmem
-from pyccmem import EncryptedTensor, errors, safetensors
+from pyccmem import errors, safetensors
 
 pytestmark = [pytest.mark.skipif(not hasattr(mmap, "MAP_POPULATE"), reason="Linux")]
-
-ROWS, WIDTH = 512, 1024
-ROW = 4 * WIDTH  # one page
-
-
-def plain() -> np.ndarray:
-    return np.arange(ROWS * WIDTH, dtype=np.float32).reshape(ROWS, WIDTH) / 1000
-
-
-def opened(path: Path, key: pyccmem.Key) -> EncryptedTensor:
-    safetensors.save_file({"weight": plain()}, path, key=key)
-    return safetensors.load_file(path, key=key)["weight"]
-
-
-def cut(path: Path, row: int) -> bytes:
-    """Ends the file with the page before that row's; returns what it held."""
-    whole = path.read_bytes()
-    with safetensors.safe_open(path, key=support_key()) as file:
-        start = file._placed["weight"][1].start
-    os.truncate(path, start + row * ROW)
-    return whole
-
-
-def support_key() -> pyccmem.Key:
-    return pyccmem.Key.from_bytes(support.KEY_BYTES)
-
-
-VECTOR = np.ones(WIDTH, np.float32)
-
-USES = {
-    "read_into": lambda t: t._buffer.read_into(bytearray(ROWS * ROW)),
-    "read": lambda t: t._buffer.read(400 * ROW, 100),
-    "a row": lambda t: t[400],
-    "rows": lambda t: t[[1, 400, 2, 411]],
-    "a column": lambda t: t[:, 7],
-    "numpy": lambda t: t.numpy() if hasattr(t, "numpy") else t[...],
-    "verify": lambda t: t._buffer.verify(),
-    "vector": lambda t: pyccmem.linear(VECTOR, t),
-    "matrix": lambda t: pyccmem.linear(np.ones((40, WIDTH), np.float32), t),
-    "@": lambda t: t @ VECTOR,
-    "copy": lambda t: t.copy(key=support_key()),
-    "open": lambda t: t.open("r").__enter__(),
-    "prefault": lambda t: t.map(window="16KiB").prefault(slice(400, 404)),
-    "pin": lambda t: t.map(window="64KiB").pin(slice(400, 404)).__enter__(),
-}
 
 
 @pytest.mark.parametrize("use", USES)
@@ -181,7 +137,7 @@ resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 {PRELUDE}
 from pathlib import Path
 import faulthandler
-from test_lost_pages import cut, opened, support_key, plain, ROW
+from sealed_uses import cut, opened, support_key, plain, ROW
 path, how = Path(sys.argv[2]), sys.argv[3]
 tensor = opened(path, support_key())
 if how == "faulthandler":
@@ -299,6 +255,28 @@ tell(lambda: {use})
         CHILD + script, "auto", str(path), "", str(foreign), "at once", timeout=60
     )
     assert (done.returncode, done.stdout, done.stderr) == (9, "before\n", ""), done
+
+
+@support.not_sanitized
+def test_a_child_keeps_its_handler_in_front(foreign: Path, tmp_path: Path) -> None:
+    """For a view that it inherits, though all that its parent's handlers were for is forgotten."""
+    script = f"""
+{LATER}
+from pyccmem._lib import lib
+view = np.asarray(tensor._buffer.ciphertext)
+child = os.fork()
+if not child:
+    assert library.set(1) == 0
+    assert lib.ccmem_signals_lead()
+    cut(path, 300)
+    view[400 * ROW]
+status = os.waitpid(child, 0)[1]
+print(os.waitstatus_to_exitcode(status))
+"""
+    path = tmp_path / "model.safetensors"
+    done = support.run_python(CHILD + script, "auto", str(path), "", str(foreign), timeout=60)
+    assert (done.returncode, done.stdout) == (0, "9\n"), done
+    assert f"sealed file '{path}' could not be had" in done.stderr
 
 
 @support.not_sanitized
@@ -425,8 +403,6 @@ def test_mappings_leave_nothing_behind(key: pyccmem.Key, tmp_path: Path) -> None
 #: function that is registered first runs last before a fork.
 FORK = """
 import ctypes, os, sys, threading, time
-import pyccmem
-from pyccmem import errors, safetensors
 
 HANDLER = ctypes.CFUNCTYPE(None)
 forking = threading.Event()
@@ -437,6 +413,10 @@ def large():
     time.sleep(0.5)
 
 assert not ctypes.CDLL(None).__register_atfork(large, None, None, None)
+
+import pyccmem
+from pyccmem import errors, safetensors
+
 path, hexadecimal, length = sys.argv[1:]
 key = pyccmem.Key.from_bytes(bytes.fromhex(hexadecimal))
 tensor = safetensors.load_file(path, key=key)["weight"]

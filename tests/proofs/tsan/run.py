@@ -55,16 +55,18 @@ TESTS = (
 )
 TORN = "tests/store/test_threads.py::test_no_reader_sees_a_torn_page[aes-256-xts-8192-1]"
 
-#: What the second control puts in place of lines of csrc/store.c, and the function that reports
-#: must name then: a version that is published by a plain store; and a buffer that all readers open
-#: into, stores by the very functions whose loads are by design.
+#: What the second control puts in place of lines of a file of csrc/store/, and the function that
+#: reports must name then: a version that is published by a plain store; and a buffer that all
+#: readers open into, stores by the very functions whose loads are by design.
 SEEDED = (
     (
+        "lock.h",
         "__atomic_store_n(&s->version[first + i], v[i], __ATOMIC_RELEASE);",
         "*(volatile uint64_t *)&s->version[first + i] = v[i];",
         "publish",
     ),
     (
+        "open.c",
         "        bad = c->page.ops->open(&c->page, to,",
         "        static uint8_t seeded[PAGE_BATCH * CCMEM_PAGE_SIZE_MAX];\n"
         "        c->page.ops->open(&c->page, seeded, s->ct + (first << c->page_shift),\n"
@@ -82,13 +84,13 @@ SEEDED = (
 LOADING = {
     *(("pages/page_aegis.c", name) for name in ("open", "open_part", "dot")),
     *(("pages/page_xts.c", name) for name in ("open", "open_part", "dot")),
-    ("store/store.c", "never_written"),
+    ("store/version.c", "never_written"),
 }
 #: ... unless they were called with the page's lock held, where nobody else may be at the page.
 LOCKED = {
     ("pages/page_aegis.c", "modify_in"),
     ("pages/page_xts.c", "modify"),
-    ("store/store.c", "write_parts"),
+    ("store/write.c", "write_parts"),
 }
 #: What may store meanwhile: a page's writer, and who fills or wipes the entry of a key.
 STORING = {
@@ -225,12 +227,12 @@ def run(name: str, arguments: Sequence[str]) -> tuple[int, dict[str, list[str]],
 
 def seed() -> None:
     """Puts the races of the second control into the copy."""
-    store = TREE / "csrc" / "store" / "store.c"
-    text = store.read_text(encoding="utf-8")
-    for old, new, _ in SEEDED:
-        assert text.count(old) == 1, "a seeded race no longer fits csrc/store.c"
-        text = text.replace(old, new)
-    store.write_text(text, encoding="utf-8")
+    for name, old, new, _ in SEEDED:
+        file = TREE / "csrc" / "store" / name
+        text = file.read_text(encoding="utf-8")
+        assert text.count(old) == 1, f"a seeded race no longer fits csrc/store/{name}"
+        file.unlink()
+        file.write_text(text.replace(old, new), encoding="utf-8")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -1,0 +1,13 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Products with one row of x. */
+#ifndef CCMEM_PRODUCT_GEMV_H
+#define CCMEM_PRODUCT_GEMV_H
+
+#include "product/linear.h"
+#include "tiers/tiers.h"
+
+/* Multiplies; x and y are of float32. The arguments were checked, and there is at least one row and
+ * column. y is not zeroed on failure. The errors of store_open_pages(), and CCMEM_ERR_NOMEM. */
+ccmem_status gemv_multiply(const gemv_ops *ops, const linear_product *product);
+
+#endif
