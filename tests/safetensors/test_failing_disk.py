@@ -235,7 +235,8 @@ def test_directories(files: Files, tmp_path: Path) -> None:
 # ---- other processes ----------------------------------------------------------------------------
 
 CHILD = f"""
-import resource
+import resource, sys
+sys.path.append({os.path.dirname(__file__)!r})
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 {PRELUDE}
 import warnings
