@@ -25,9 +25,9 @@ import numpy as np, torch, pyccmem
 from torch import nn
 from torch.nn import functional as F
 from pyccmem import _plain
-from pyccmem.torch import _blas
+from pyccmem.product import blas
 if sys.argv[1] == "kept":
-    _blas.Block.started = _blas.Block.ended = lambda block: None
+    blas.Block.begin = blas.Block.end = lambda block: None
 from pyccmem.torch import EncryptedTensor, decrypt_module
 
 key = pyccmem.Key.generate()
@@ -135,7 +135,7 @@ def test_nothing_is_left_in_memory(threads: str, way: str) -> None:
         stdout=subprocess.PIPE,
         text=True,
         # glibc keeps freed pieces of up to 1032 bytes as they were in lists of each thread, as
-        # pyccmem.torch._blas says: whether weights lie in one is chance. Without these lists:
+        # pyccmem.product.blas says: whether weights lie in one is chance. Without these lists:
         env=support.child_environment(
             OMP_NUM_THREADS=threads,
             PYCCMEM_NUM_THREADS=threads,

@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._linear import Matrix, columns, rows
-from ._rows import gathered
-from ._stored import Stored, core_of_ciphertext
+from ...core.matrix import Matrix
+from ...core.operand import place_of
+from .._linear import columns, rows
+from .._rows import gathered
+from .._stored import Stored, core_of_ciphertext
 
 __all__: list[str] = []
 
@@ -36,7 +38,7 @@ def _define(name: str, schema: str, work: Any, fake: Any) -> None:
 def _decrypt(ciphertext: Tensor, offset: int, size: list[int], dtype: torch.dtype) -> Tensor:
     core = core_of_ciphertext(ciphertext)
     stored = Stored(core, dtype, None)
-    first = (offset - core._offset) // dtype.itemsize
+    first = (offset - place_of(core)[1]) // dtype.itemsize
     return stored.opened_run(core, first, int(torch.Size(size).numel())).view(size)
 
 
@@ -55,7 +57,8 @@ def _define_product(name: str, multiply: Any, axis: int) -> None:
         dtype: torch.dtype,
         bias: Tensor | None,
     ) -> Tensor:
-        matrix = Matrix(core_of_ciphertext(ciphertext), offset, size[0], size[1], dtype)
+        store, _ = place_of(core_of_ciphertext(ciphertext))
+        matrix = Matrix(store, offset, size[0], size[1], dtype)
         product: Tensor = multiply(x, matrix, bias, x.dtype)
         return product
 
@@ -72,7 +75,8 @@ def _define_product(name: str, multiply: Any, axis: int) -> None:
 def _embedding(
     numbers: Tensor, ciphertext: Tensor, offset: int, size: list[int], dtype: torch.dtype
 ) -> Tensor:
-    return gathered(core_of_ciphertext(ciphertext), offset, tuple(size), dtype, numbers)
+    store, _ = place_of(core_of_ciphertext(ciphertext))
+    return gathered(store, offset, tuple(size), dtype, numbers)
 
 
 def _fake_embedding(
