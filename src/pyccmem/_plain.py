@@ -17,7 +17,7 @@ import numpy.typing as npt
 from . import errors
 from ._lib import OK, check, ffi, lib
 
-__all__ = ["block", "empty", "stats", "wipe"]
+__all__ = ["block", "empty", "stats", "wipe", "wipe_bytes"]
 
 # Looked up once: these are most of what one small read costs.
 _buffer = ffi.buffer
@@ -70,6 +70,16 @@ def empty(shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any
 def wipe(buffer: Any) -> None:
     """Overwrites a block that other references may keep alive with zeros, now."""
     lib.ccmem_wipe(ffi.from_buffer(buffer), len(buffer))
+
+
+def wipe_bytes(data: bytes) -> None:
+    """Overwrites a bytes object that the package made and nobody else holds.
+
+    Python offers no way to clear bytes; the memory is reached through the buffer protocol. The
+    empty one and those of a single byte are shared by the whole interpreter, and stay.
+    """
+    if len(data) > 1:
+        lib.ccmem_wipe(ffi.from_buffer(data), len(data))
 
 
 def stats() -> dict[str, int]:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from . import _plain
 from ._indexing import Offsets, Selection
 from ._lib import OK, ffi, lib
-from .buffer import EncryptedBuffer
+from .core.store import Store, fail, handle
 
 __all__ = ["Layout", "flat_bytes", "gather", "read", "scatter", "write"]
 
@@ -81,44 +81,44 @@ def _pieces(outer: Offsets, dims: Dims, most: int) -> Iterator[Offsets]:
             yield from _pieces(along, dims[1:], most)
 
 
-def _many(buffer: EncryptedBuffer, offsets: Offsets, run: int, memory: Any, call: Any) -> None:
+def _many(store: Store, offsets: Offsets, run: int, memory: Any, call: Any) -> None:
     if not offsets.flags.c_contiguous:
         offsets = np.ascontiguousarray(offsets)
-    status = call(buffer._opened(), _from_buffer(_WORDS, offsets), offsets.size, run, memory)
+    status = call(handle(store), _from_buffer(_WORDS, offsets), offsets.size, run, memory)
     if status != OK:
-        buffer._fail(status, int(offsets.flat[0]), run)
+        fail(store, status, int(offsets.flat[0]), run)
 
 
-def gather(buffer: EncryptedBuffer, offsets: Offsets, run: int, target: Any) -> None:
-    """Decrypts `run` bytes from each of the offsets in `buffer` to the pointer `target`, in one
+def gather(store: Store, offsets: Offsets, run: int, target: Any) -> None:
+    """Decrypts `run` bytes from each of the offsets in `store` to the pointer `target`, in one
     native call. Raises ClosedError, ForkError, IntegrityError."""
-    _many(buffer, offsets, run, target, _store_gather)
+    _many(store, offsets, run, target, _store_gather)
 
 
-def scatter(buffer: EncryptedBuffer, offsets: Offsets, run: int, source: Any) -> None:
-    """Encrypts `run` bytes from the pointer `source` to each of the offsets in `buffer`, in their
+def scatter(store: Store, offsets: Offsets, run: int, source: Any) -> None:
+    """Encrypts `run` bytes from the pointer `source` to each of the offsets in `store`, in their
     order. Raises ClosedError, ForkError, IntegrityError, VersionExhaustedError."""
-    _many(buffer, offsets, run, source, _store_scatter)
+    _many(store, offsets, run, source, _store_scatter)
 
 
-def read(buffer: EncryptedBuffer, base: int, layout: Layout, target: Any) -> None:
-    """Decrypts the selection of a tensor at offset `base` of `buffer` to the pointer `target`,
+def read(store: Store, base: int, layout: Layout, target: Any) -> None:
+    """Decrypts the selection of a tensor at offset `base` of `store` to the pointer `target`,
     which has room for layout.nbytes bytes, at least 1, and is all zeros when this raises.
     Raises ClosedError, ForkError, IntegrityError."""
     outer, dims, run = layout.outer, layout.dims, layout.run
     if not dims and len(outer) == 1:
         offset = int(outer[0]) + base
-        status = lib.ccmem_store_read(buffer._opened(), offset, target, run)
+        status = lib.ccmem_store_read(handle(store), offset, target, run)
         if status != OK:
-            buffer._fail(status, offset, run)
+            fail(store, status, offset, run)
         return
     try:
         if dims and abs(dims[-1][1]) < SPAN_STRIDE:
-            _read_spans(buffer, base, layout, target)
+            _read_spans(store, base, layout, target)
             return
         place = target
         for points in _pieces(outer, dims, OFFSETS):
-            gather(buffer, points + base, run, place)
+            gather(store, points + base, run, place)
             place += len(points) * run
     except BaseException:
         # Pieces before the one that failed were read, and a traceback would keep them alive.
@@ -126,7 +126,7 @@ def read(buffer: EncryptedBuffer, base: int, layout: Layout, target: Any) -> Non
         raise
 
 
-def _read_spans(buffer: EncryptedBuffer, base: int, layout: Layout, target: Any) -> None:
+def _read_spans(store: Store, base: int, layout: Layout, target: Any) -> None:
     """Rows of items with gaps between them: decrypts gaps and all to staging, copies the items."""
     run = layout.run
     count, stride = layout.dims[-1]
@@ -146,7 +146,7 @@ def _read_spans(buffer: EncryptedBuffer, base: int, layout: Layout, target: Any)
                 if staging is None or len(starts) * span > len(memory):
                     staging, memory = _plain.block(len(starts) * span)
                 lowest = first if stride > 0 else first + n - 1
-                gather(buffer, starts + (base + lowest * stride), span, staging)
+                gather(store, starts + (base + lowest * stride), span, staging)
                 rows_read = np.ndarray((len(starts), n), item, memory, 0, (span, distance))
                 copied = out[done : done + len(starts) * n].reshape(len(starts), n)
                 copied[...] = rows_read if stride > 0 else rows_read[:, ::-1]
@@ -157,19 +157,19 @@ def _read_spans(buffer: EncryptedBuffer, base: int, layout: Layout, target: Any)
         raise
 
 
-def write(buffer: EncryptedBuffer, base: int, layout: Layout, source: Any) -> None:
+def write(store: Store, base: int, layout: Layout, source: Any) -> None:
     """Encrypts layout.nbytes bytes, at least 1, from the pointer `source` to the selection; where
     runs overlap the last one stays. Raises ClosedError, ForkError, IntegrityError,
     VersionExhaustedError."""
     outer, dims, run = layout.outer, layout.dims, layout.run
     if not dims and len(outer) == 1:
         offset = int(outer[0]) + base
-        status = lib.ccmem_store_write(buffer._opened(), offset, source, run)
+        status = lib.ccmem_store_write(handle(store), offset, source, run)
         if status != OK:
-            buffer._fail(status, offset, run)
+            fail(store, status, offset, run)
         return
     for points in _pieces(outer, dims, OFFSETS):
-        scatter(buffer, points + base, run, source)
+        scatter(store, points + base, run, source)
         source += len(points) * run
 
 

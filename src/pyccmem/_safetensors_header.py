@@ -26,6 +26,7 @@ from typing import Any, BinaryIO, cast
 
 from . import errors
 from ._owned import Descriptor
+from .core.dtypes import DTYPES
 
 __all__ = [
     "DTYPE_BITS",
@@ -48,28 +49,11 @@ MAX_HEADER_BYTES = 100_000_000
 
 #: Bits of one element of each dtype of the format, by the name it has in a header.
 DTYPE_BITS: dict[str, int] = {
-    "BOOL": 8,
-    "U8": 8,
-    "I8": 8,
-    "U16": 16,
-    "I16": 16,
-    "U32": 32,
-    "I32": 32,
-    "U64": 64,
-    "I64": 64,
+    **{dtype.safetensors: dtype.bits for dtype in DTYPES.values() if dtype.safetensors},
+    # Elements of less than a byte, which no array has.
     "F4": 4,
     "F6_E2M3": 6,
     "F6_E3M2": 6,
-    "F8_E4M3": 8,
-    "F8_E4M3FNUZ": 8,
-    "F8_E5M2": 8,
-    "F8_E5M2FNUZ": 8,
-    "F8_E8M0": 8,
-    "F16": 16,
-    "BF16": 16,
-    "F32": 32,
-    "F64": 64,
-    "C64": 64,
 }
 
 #: Bytes before the header that hold its length.

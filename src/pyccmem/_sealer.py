@@ -10,7 +10,7 @@ from ._arguments import checked_page_size, exact_bytes, input_buffer, integer, o
 from ._lib import CIPHERS, DEFAULT_CIPHER, anchor, check, ffi, lib
 from ._owned import SEALER
 from ._resource import Resource
-from .keys import Key
+from .keys import Key, native_key
 
 __all__ = ["Sealer"]
 
@@ -47,13 +47,8 @@ class Sealer(Resource):
                 f"cipher is {cipher!r}, which has no tags to check a file's pages against; use "
                 f"{DEFAULT_CIPHER!r}."
             )
-        if not isinstance(key, Key):
-            raise errors.ArgumentTypeError(
-                f"key must be a pyccmem.Key, not {type(key).__name__}; for key bytes use "
-                f"Key.from_bytes()."
-            )
         out = SEALER.cell()
-        status = lib.ccmem_sealer_new(key._opened(), number, identity, self._page_size, out)
+        status = lib.ccmem_sealer_new(native_key(key), number, identity, self._page_size, out)
         check(status, subject="key", action="a sealer")
         self._sealer = SEALER.own(out)
         self._anchor = anchor(self._sealer)

@@ -32,11 +32,11 @@ from ._lib import (
     lib,
 )
 from ._owned import ARENA
-from ._resource import Resource
 from ._runs import flat_bytes
 from .buffer import LARGEST, EncryptedBuffer, check_options, check_tweak_cache, native_key
+from .core.maker import TensorMaker
 from .keys import Key
-from .tensor import Cache, EncryptedTensor, checked_form
+from .tensor import Cache, EncryptedTensor, checked_form, copy_into
 
 __all__ = ["Arena", "totals", "used_arenas"]
 
@@ -233,7 +233,7 @@ class _Buffer(EncryptedBuffer):
 _Buffer.__name__ = _Buffer.__qualname__ = EncryptedBuffer.__name__
 
 
-class Arena(Resource):
+class Arena(TensorMaker):
     """Memory for many tensors that are encrypted together.
 
         arena = pyccmem.Arena(key=key)
@@ -291,7 +291,7 @@ class Arena(Resource):
 
     # ---- tensors ----
 
-    def _encrypt(self, source: npt.NDArray[Any], name: Any) -> EncryptedTensor:
+    def _encrypted(self, source: npt.NDArray[Any], name: Any) -> EncryptedTensor:
         """A tensor with the contents of an array."""
         key = source.shape, source.dtype
         form = self._forms.get(key)
@@ -315,7 +315,7 @@ class Arena(Resource):
         """A tensor with the contents of another."""
         tensor = self._make(self._form(source.shape, source.dtype), None, name)
         try:
-            source._copy_to(tensor._buffer)
+            copy_into(source, tensor.buffer)
         except BaseException:
             tensor.close()
             raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,10 +37,8 @@ from ._lib import (
 )
 from ._owned import STORE, keeping, made
 from .core.store import Store, forget, is_usable, register, registered
-from .keys import Key
-
-if TYPE_CHECKING:
-    from .mapping import Mapping
+from .keys import Key, native_key
+from .mapping import Mapping
 
 __all__ = [
     "LARGEST",
@@ -49,6 +47,7 @@ __all__ = [
     "check_tweak_cache",
     "native_key",
     "open_buffers",
+    "verify",
 ]
 
 # Looked up once: these are what one small read costs in Python.
@@ -70,16 +69,6 @@ def open_buffers() -> list[EncryptedBuffer]:
 
 #: Sizes above it round up to more than an index can say.
 LARGEST = sys.maxsize - int(lib.CCMEM_PAGE_SIZE_MAX)
-
-
-def native_key(key: Any) -> Any:
-    """The native key of a Key. Raises ArgumentTypeError, ClosedError, ForkError."""
-    if not isinstance(key, Key):
-        raise errors.ArgumentTypeError(
-            f"key must be a pyccmem.Key, not {type(key).__name__}; for key bytes use "
-            f"Key.from_bytes()."
-        )
-    return key._opened()
 
 
 def check_options(cipher: Any, page_size: Any, name: Any) -> int:
@@ -485,8 +474,6 @@ class EncryptedBuffer(Store):
 
         Raises what EncryptedTensor.map() raises.
         """
-        from .mapping import Mapping
-
         return Mapping(self, 0, (self._nbytes,), np.dtype(np.uint8), window, mode, system_calls)
 
     # ---- what it is ----
@@ -572,3 +559,9 @@ class EncryptedBuffer(Store):
             f"{self._name!a} of {self._nbytes} bytes, {self._cipher}, pages of {self._page_size}"
             f"{kind}"
         )
+
+
+def verify(buffer: EncryptedBuffer, offset: int, nbytes: int) -> list[int]:
+    """EncryptedBuffer.verify() of the pages that hold `nbytes` bytes from `offset`, which lie
+    inside."""
+    return buffer._verify(offset, nbytes)

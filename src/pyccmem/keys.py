@@ -15,6 +15,7 @@ from ._arguments import exact_bytes, input_buffer, integer, output_buffer
 from ._forks import opening
 from ._lib import LEVELS, anchor, check, ffi, lib
 from ._owned import KEY, Descriptor
+from ._plain import wipe_bytes
 from ._resource import Resource
 
 __all__ = ["Key", "KeyFile"]
@@ -325,8 +326,8 @@ class Key(Resource):
                 f"scrypt refused n={n}, r={r}, p={p} ({problem}); use the defaults."
             ) from None
         finally:
-            _wipe_bytes(derived)
-            _wipe_bytes(encoded)
+            wipe_bytes(derived)
+            wipe_bytes(encoded)
         check(status, subject="key", action="a key", require=require)
         return cls._adopt(out)
 
@@ -446,11 +447,63 @@ class Key(Resource):
         return self._level
 
 
-def _wipe_bytes(data: bytes) -> None:
-    """Overwrites a bytes object that this module made and nobody else holds.
+# ---- what the rest of the package uses of a key --------------------------------------------------
 
-    Python offers no way to clear bytes; the memory is reached through the buffer protocol. The
-    empty one and those of a single byte are shared by the whole interpreter, and stay.
+
+def native_key(key: Any) -> Any:
+    """The native key of a Key, for one call. Raises ArgumentTypeError, ClosedError, ForkError."""
+    if not isinstance(key, Key):
+        raise errors.ArgumentTypeError(
+            f"key must be a pyccmem.Key, not {type(key).__name__}; for key bytes use "
+            f"Key.from_bytes()."
+        )
+    return key._opened()
+
+
+def check_open(key: Key) -> None:
+    """Raises ClosedError; ForkError, but for a key that can be read again from its file."""
+    key._opened()
+
+
+def is_usable(key: Key) -> bool:
+    """True while it is open and in the process that made it."""
+    return key._usable()
+
+
+def file_of(key: Key) -> KeyFile | None:
+    """Where it can be read again; None for a key that came from no file."""
+    return key._source
+
+
+def wrap(key: Key, data_key: Key) -> bytes:
+    """`data_key` encrypted under `key` (AES-256 key wrap, RFC 3394), 40 bytes.
+
+    Raises ClosedError, ForkError, LockedMemoryError, OutOfMemoryError.
     """
-    if len(data) > 1:
-        lib.ccmem_wipe(ffi.from_buffer(data), len(data))
+    return key._wrap(data_key)
+
+
+def unwrap(key: Key, wrapped: Any) -> Key:
+    """The key that wrap() encrypted, in secret memory.
+
+    Raises IntegrityError when it was wrapped under another key or changed, ArgumentError for
+    another length, ClosedError, ForkError, and what Key.generate() raises.
+    """
+    return key._unwrap(wrapped)
+
+
+def mac(key: Key, context: Any, data: Any) -> bytes:
+    """The AES-CMAC of `data` under a key derived from `key` for `context` of 16 bytes.
+
+    Raises ArgumentError, BufferTypeError, ClosedError, ForkError, LockedMemoryError.
+    """
+    return key._mac(context, data)
+
+
+def copy_into(key: Key, out: Any) -> None:
+    """Puts the key's bytes into `out`, a writable buffer of 32 bytes, which the caller wipes: for a
+    key service that wraps them itself, and for a key file.
+
+    Raises ArgumentError, BufferTypeError, ClosedError, ForkError.
+    """
+    key._copy_into(out)

@@ -17,7 +17,7 @@ from ._handlers import stay_in_front
 from ._lib import FAULTS, anchor, check, ffi, lib
 from ._owned import keeping, pin, region
 from ._resource import Resource
-from .buffer import EncryptedBuffer
+from .core.store import Store, check_open, check_writable, handle
 
 __all__ = ["Mapping"]
 
@@ -64,11 +64,11 @@ class Mapping(Resource):
     __slots__ = (
         "_anchor",
         "_array",
-        "_buffer",
         "_data",
         "_dtype",
         "_entered",
         "_mode",
+        "_native",
         "_nbytes",
         "_region",
         "_shape",
@@ -83,7 +83,7 @@ class Mapping(Resource):
 
     def __init__(
         self,
-        buffer: EncryptedBuffer,
+        store: Store,
         offset: int,
         shape: tuple[int, ...],
         dtype: np.dtype[Any],
@@ -102,17 +102,17 @@ class Mapping(Resource):
             raise errors.ArgumentError(f"mode is {mode!r}; it must be 'r' or 'r+'.")
         size = byte_count("window", window)
         name = _wanted_mechanism()
-        store = buffer._opened()
-        check(lib.ccmem_store_check(store), subject="buffer")
+        native = handle(store)
+        check_open(store)
         if mode == "r+":
-            buffer._check_writable()
-        self._buffer, self._shape, self._dtype, self._mode = buffer, shape, dtype, mode
-        self._store = store
+            check_writable(store)
+        self._store, self._shape, self._dtype, self._mode = store, shape, dtype, mode
+        self._native = native
         self._nbytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
         if not self._nbytes:
             self._array = np.zeros(shape, dtype)
             return
-        title = ffi.new("char[]", ascii(buffer.name)[1:-1].encode()[:_NAME_BYTES])
+        title = ffi.new("char[]", ascii(store.name)[1:-1].encode()[:_NAME_BYTES])
         options = ffi.new(
             "ccmem_region_options *",
             {
@@ -125,13 +125,13 @@ class Mapping(Resource):
                 "name": title,
             },
         )
-        # A region uses the store until it is freed, whatever becomes of the buffer.
-        kind = region(store)
+        # A region uses the native store until it is freed, whatever becomes of the buffer.
+        kind = region(native)
         out = kind.cell()
-        status = lib.ccmem_region_new(store, offset, self._nbytes, options, out)
+        status = lib.ccmem_region_new(native, offset, self._nbytes, options, out)
         number = ffi.errno
         if status == lib.CCMEM_ERR_ARGUMENT:
-            least = lib.CCMEM_WINDOW_BLOCKS * max(buffer.page_size, os.sysconf("SC_PAGESIZE"))
+            least = lib.CCMEM_WINDOW_BLOCKS * max(store.page_size, os.sysconf("SC_PAGESIZE"))
             raise errors.ArgumentError(
                 f"window is {size} bytes, too small for a mapping of {self._nbytes}: one "
                 f"instruction may touch {lib.CCMEM_WINDOW_BLOCKS} blocks at once, so it must be "
@@ -141,7 +141,7 @@ class Mapping(Resource):
             status,
             subject="buffer",
             action=f"a mapping with a window of {size} bytes",
-            name=buffer.name,
+            name=store.name,
             setting=name,
             errno=number,
         )
@@ -314,10 +314,10 @@ class Mapping(Resource):
             status,
             subject="mapping",
             action=action,
-            name=self._buffer.name,
-            page_size=self._buffer.page_size,
-            store=self._store,
-            nbytes=self._buffer.nbytes,
+            name=self._store.name,
+            page_size=self._store.page_size,
+            store=self._native,
+            nbytes=self._store.nbytes,
             offset=0,
             length=0,
             errno=number,
@@ -325,4 +325,4 @@ class Mapping(Resource):
         )
 
     def _description(self) -> str:
-        return f"of {self._buffer.name!a}, shape {self._shape}, {self._dtype}, mode {self._mode!r}"
+        return f"of {self._store.name!a}, shape {self._shape}, {self._dtype}, mode {self._mode!r}"

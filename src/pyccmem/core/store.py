@@ -25,6 +25,7 @@ __all__ = [
     "fail",
     "forget",
     "handle",
+    "is_exposed",
     "is_usable",
     "origin_of",
     "register",
@@ -157,6 +158,11 @@ def check_open(store: Store, subject: str = "buffer") -> None:
 def check_writable(store: Store) -> None:
     """Raises ReadOnlyError for a store in a sealed file, but ClosedError and ForkError first."""
     store._check_writable()
+
+
+def is_exposed(store: Store) -> bool:
+    """True once somebody has a view of the ciphertext, which could be what is to be written."""
+    return store._exposed is not None
 
 
 def is_usable(store: Store) -> bool:

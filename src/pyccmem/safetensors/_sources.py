@@ -14,6 +14,9 @@ import numpy.typing as npt
 
 from .. import _plain, errors
 from .._safetensors_header import Entry
+from ..core.dtypes import DTYPES
+from ..core.operand import place_of
+from ..core.store import handle
 from ..tensor import EncryptedTensor
 from ._dtypes import name_of
 from ._format import RESERVED_PREFIX
@@ -25,25 +28,7 @@ Block = npt.NDArray[np.uint8]
 
 #: The format's names of torch's dtypes, by what str() says of them.
 _TORCH = {
-    "torch.bool": "BOOL",
-    "torch.uint8": "U8",
-    "torch.int8": "I8",
-    "torch.uint16": "U16",
-    "torch.int16": "I16",
-    "torch.uint32": "U32",
-    "torch.int32": "I32",
-    "torch.uint64": "U64",
-    "torch.int64": "I64",
-    "torch.float16": "F16",
-    "torch.bfloat16": "BF16",
-    "torch.float32": "F32",
-    "torch.float64": "F64",
-    "torch.complex64": "C64",
-    "torch.float8_e4m3fn": "F8_E4M3",
-    "torch.float8_e4m3fnuz": "F8_E4M3FNUZ",
-    "torch.float8_e5m2": "F8_E5M2",
-    "torch.float8_e5m2fnuz": "F8_E5M2FNUZ",
-    "torch.float8_e8m0fnu": "F8_E8M0",
+    f"torch.{dtype.name}": dtype.safetensors for dtype in DTYPES.values() if dtype.safetensors
 }
 
 
@@ -103,7 +88,7 @@ class _Encrypted:
         return self.tensor.nbytes
 
     def read(self, part: Block, at: int) -> None:
-        self.tensor.buffer.read_into(part, self.tensor._offset + at)
+        self.tensor.buffer.read_into(part, place_of(self.tensor)[1] + at)
 
 
 @dataclass(frozen=True)
@@ -152,7 +137,7 @@ def _source(name: Any, value: Any) -> Source:
         )
     core = value if isinstance(value, EncryptedTensor) else getattr(value, "core", None)
     if isinstance(core, EncryptedTensor):
-        core._opened()
+        handle(place_of(core)[0])
         if core is value:
             return _Encrypted(name, name_of(core.dtype, name), core.shape, core)
         shape = tuple(int(n) for n in value.shape)

@@ -20,7 +20,7 @@ from .. import _plain, errors
 from .._lib import DEFAULT_CIPHER, lib
 from .._safetensors_header import open_file, read_all
 from .._sealer import Sealer
-from ..keys import Key
+from ..keys import Key, mac
 from ._atomic import AtomicFile
 from ._format import (
     HEADER_CONTEXT,
@@ -141,7 +141,7 @@ def write_sealed(
         raw, _ = serialized(header, stored)
         assert len(raw) == planned, "the header's length depends on a tag"
         out.write_at(raw, 0)
-        out.write_at(data_key._mac(HEADER_CONTEXT, raw), table)
+        out.write_at(mac(data_key, HEADER_CONTEXT, raw), table)
         out.commit()
     return header
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from .. import _plain, errors
 from .._lib import lib
 from .._owned import Descriptor
-from ..keys import Key
+from ..keys import Key, copy_into
 from ..safetensors._atomic import AtomicFile, refused, set_mode, sync_directory, synchronize
 from ._output import show_json
 
@@ -57,7 +57,7 @@ def write_key_file(
     """
     words = [_plain.empty((_KEY_BYTES,), np.uint8), _plain.empty((2 * _KEY_BYTES,), np.uint8)]
     try:
-        key._copy_into(words[0])
+        copy_into(key, words[0])
         _hexadecimal(words[0], words[1])
         data = words[0] if raw else words[1]
         if force:
