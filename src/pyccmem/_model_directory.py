@@ -32,8 +32,8 @@ from pathlib import Path
 from typing import Any
 
 from . import errors
-from ._owned import Descriptor
-from ._safetensors_header import open_file, read_header
+from .binding.owned import Descriptor
+from .files.safetensors_header import open_file, read_header
 
 __all__ = [
     "METHOD",
@@ -525,14 +525,14 @@ def _write_json(target: Path, contents: Any, original: Path) -> None:
 def _copy_mode(source: Path, target: Path, more: int = 0) -> None:
     """Gives `target` the mode of `source` and the bits of `more`, where its file system has modes.
     Raises OSError."""
-    from .safetensors._atomic import set_mode
+    from .files.atomic import set_mode
 
     set_mode(target, stat.S_IMODE(source.stat().st_mode) | more)
 
 
 def _synchronize(path: Path) -> None:
     """Sees to it that the file or directory is on the disk. Raises OSError, FileWriteError."""
-    from .safetensors._atomic import sync_directory, synchronize
+    from .files.atomic import sync_directory, synchronize
 
     if path.is_dir():
         sync_directory(os.path.join(path, ""))

@@ -11,7 +11,20 @@ import numpy as np
 import numpy.typing as npt
 
 from . import errors
-from ._arguments import (
+from .binding import (
+    AUTHENTICATED,
+    BUFFER_PAGE_SIZE,
+    CIPHERS,
+    DEFAULT_CIPHER,
+    LEVELS,
+    OK,
+    Call,
+    anchor,
+    check,
+    ffi,
+    lib,
+)
+from .binding.arguments import (
     BYTES,
     checked_page_size,
     exact_bytes,
@@ -20,23 +33,11 @@ from ._arguments import (
     integer,
     output_buffer,
 )
-from ._forks import Origin
-from ._handlers import stay_in_front
-from ._lib import (
-    AUTHENTICATED,
-    BUFFER_PAGE_SIZE,
-    CIPHERS,
-    DEFAULT_CIPHER,
-    LEVELS,
-    OK,
-    anchor,
-    check,
-    ffi,
-    lib,
-    lost_page,
-)
-from ._owned import STORE, keeping, made
-from .core.store import Store, forget, is_usable, register, registered
+from .binding.handlers import stay_in_front
+from .binding.owned import STORE, keeping, made
+from .binding.status import FilePagesCall, lost_page
+from .core.forks import Origin
+from .core.store import Store, check_open, forget, is_usable, register, registered
 from .keys import Key, native_key
 from .mapping import Mapping
 
@@ -150,7 +151,7 @@ class EncryptedBuffer(Store):
         root = native_key(key)
         action = f"a buffer of {self._nbytes} bytes"
         if self._nbytes > LARGEST:
-            check(lib.CCMEM_ERR_NOMEM, action=action)
+            check(lib.CCMEM_ERR_NOMEM, Call(action))
         out = STORE.cell()
         status = lib.ccmem_store_new(
             root,
@@ -161,7 +162,7 @@ class EncryptedBuffer(Store):
             tweak_cache,
             out,
         )
-        check(status, subject="key", action=action)
+        check(status, Call(action, "key"))
         self._finish(out, name)
 
     def _begin(self, nbytes: Any, cipher: Any, page_size: Any, name: Any) -> None:
@@ -281,7 +282,7 @@ class EncryptedBuffer(Store):
         root = native_key(key)
         action = f"a mapping of {self._nbytes} bytes"
         if self._nbytes > LARGEST:
-            check(lib.CCMEM_ERR_NOMEM, action=action)
+            check(lib.CCMEM_ERR_NOMEM, Call(action))
         out = STORE.cell()
         record = (lib.CCMEM_STORE_ID_SIZE,)
         with (
@@ -305,16 +306,8 @@ class EncryptedBuffer(Store):
             number = ffi.errno
             if status == lib.CCMEM_ERR_ARGUMENT:
                 _refuse_versions(name, word)
-        check(
-            status,
-            subject="key",
-            action=action,
-            mapping=True,
-            name=name,
-            offset=offset,
-            length=count * self._page_size,
-            errno=number,
-        )
+        length = count * self._page_size
+        check(status, FilePagesCall(action, name, offset, length, number))
         self._origin = origin
         self._finish(out, name)
         if not anonymous:
@@ -346,7 +339,7 @@ class EncryptedBuffer(Store):
                 length = len(target)
                 status = _store_read(self._store, offset, target, length)
             finally:
-                del target  # see _arguments
+                del target  # see arguments
         except (TypeError, ValueError, BufferError, OverflowError):
             status = None
         if status == OK:
@@ -408,7 +401,7 @@ class EncryptedBuffer(Store):
                     source = _from_buffer(BYTES, ffi.buffer(source)[:])
             status = _store_write(store, offset, source, length)
         finally:
-            del source  # see _arguments
+            del source  # see arguments
         if status != OK:
             self._fail(status, offset, length)
         return length
@@ -438,7 +431,7 @@ class EncryptedBuffer(Store):
     def _verify(self, offset: int, nbytes: int) -> list[int]:
         """verify() of the pages that hold `nbytes` bytes from `offset`, which lie inside."""
         store = self._opened()
-        check(lib.ccmem_store_check(store), subject="buffer")
+        check_open(self)
         if not self.authenticated:
             raise errors.NotAuthenticatedError(
                 f"Buffer {self._name!a} is encrypted with {self._cipher}, which has no tags to "
@@ -501,10 +494,10 @@ class EncryptedBuffer(Store):
         """The stored bytes, whole pages, read-only. The view shows later writes as they happen,
         and stays valid after close(). Raises ClosedError, ForkError."""
         store = self._opened()
-        check(lib.ccmem_store_check(store), subject="buffer")
+        check_open(self)
         mapping = made(lib.ccmem_store_mapping, store, lib.ccmem_mapping_release)
         if mapping == ffi.NULL:
-            check(lib.CCMEM_ERR_NOMEM, action="a view of the ciphertext")
+            check(lib.CCMEM_ERR_NOMEM, Call("a view of the ciphertext"))
         size = lib.ccmem_mapping_size(mapping)
         if size == 0:
             return memoryview(b"")
@@ -525,7 +518,7 @@ class EncryptedBuffer(Store):
         if count:
             with ffi.from_buffer("uint64_t[]", versions, True) as target:
                 status = lib.ccmem_store_versions(store, 0, count, target)
-            check(status, subject="buffer", action="the versions", offset=0, length=0, nbytes=0)
+            check(status, Call("the versions", "buffer"))
         versions.setflags(write=False)
         return versions
 
@@ -537,7 +530,7 @@ class EncryptedBuffer(Store):
         while no other thread uses the buffer. Raises ClosedError, ForkError."""
         store = self._opened()
         counters = ffi.new("ccmem_stats *")
-        check(lib.ccmem_store_stats(store, counters), subject="buffer", action="the counters")
+        check(lib.ccmem_store_stats(store, counters), Call("the counters", "buffer"))
         values = {name: int(getattr(counters, name)) for name in dir(counters)}
         values["overhead_bytes"] = int(lib.ccmem_store_overhead(store))
         return values

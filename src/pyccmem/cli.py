@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import __version__, errors
-from ._command import EXIT_ERROR, carry_out, complain
-from ._lib import CIPHERS, DEFAULT_CIPHER
-from ._terminal import table_console
+from .binding import CIPHERS, DEFAULT_CIPHER
+from .console.command import EXIT_ERROR, carry_out, complain
+from .console.terminal import table_console
 from .cpu import cpu_info
 from .process import selftest, stats
 

@@ -11,12 +11,13 @@ import warnings
 from typing import Any
 
 from . import errors
-from ._arguments import exact_bytes, input_buffer, integer, output_buffer
-from ._forks import opening
-from ._lib import LEVELS, anchor, check, ffi, lib
-from ._owned import KEY, Descriptor
-from ._plain import wipe_bytes
-from ._resource import Resource
+from .binding import LEVELS, Call, anchor, check, ffi, lib
+from .binding.arguments import exact_bytes, input_buffer, integer, output_buffer
+from .binding.owned import KEY, Descriptor
+from .binding.status import KeyCall, KeyFileCall, UnwrapCall
+from .binding.wiped import wipe_bytes
+from .core.forks import opening
+from .core.resource import Resource
 
 __all__ = ["Key", "KeyFile"]
 
@@ -70,6 +71,9 @@ def _wanted(require: Any, level: Any) -> str | None:
             "level='mlock' and require='secretmem' exclude each other; leave one of them out."
         )
     return _EXACTLY[level]
+
+
+_KEY = Call(subject="key")
 
 
 class KeyFile:
@@ -156,7 +160,7 @@ class Key(Resource):
         require = _wanted(require, level)
         out = KEY.cell()
         status = lib.ccmem_key_generate(_required_level(require), out)
-        check(status, subject="key", action="a key", require=require)
+        check(status, KeyCall("a key", require))
         return cls._adopt(out)
 
     @classmethod
@@ -172,7 +176,7 @@ class Key(Resource):
         size = (lib.CCMEM_ROOT_KEY_SIZE,)
         with exact_bytes("The key", data, size, errors.InvalidKeyError) as source:
             status = lib.ccmem_key_from_bytes(source, native, out)
-        check(status, subject="key", action="a key", require=require)
+        check(status, KeyCall("a key", require))
         return cls._adopt(out)
 
     @classmethod
@@ -233,14 +237,7 @@ class Key(Resource):
             raise errors.ArgumentError(f"path is not a file's name: {problem}.") from None
         except OSError as problem:
             status, number = lib.CCMEM_ERR_IO, problem.errno
-        check(
-            status,
-            subject="key",
-            action="a key",
-            require=require,
-            path=os.fsdecode(name),
-            errno=number,
-        )
+        check(status, KeyFileCall("a key", require, os.fsdecode(name), number))
         return cls._adopt(out), mode
 
     @classmethod
@@ -328,7 +325,7 @@ class Key(Resource):
         finally:
             wipe_bytes(derived)
             wipe_bytes(encoded)
-        check(status, subject="key", action="a key", require=require)
+        check(status, KeyCall("a key", require))
         return cls._adopt(out)
 
     # ---- keys of files ----
@@ -338,7 +335,7 @@ class Key(Resource):
         """A name of the key for everybody: 32 hexadecimal digits derived from it, which tell keys
         apart and reveal nothing else. Raises ClosedError, ForkError."""
         out = ffi.new("uint8_t[]", lib.CCMEM_KEY_ID_SIZE)
-        check(lib.ccmem_key_id(self._opened(), out), subject="key", action="the key's id")
+        check(lib.ccmem_key_id(self._opened(), out), Call("the key's id", "key"))
         return bytes(ffi.buffer(out)).hex()
 
     def _wrap(self, data_key: Key) -> bytes:
@@ -348,7 +345,7 @@ class Key(Resource):
         """
         out = ffi.new("uint8_t[]", lib.CCMEM_WRAPPED_KEY_SIZE)
         status = lib.ccmem_key_wrap(self._opened(), data_key._opened(), out)
-        check(status, subject="key", action="wrapping a key")
+        check(status, Call("wrapping a key", "key"))
         return bytes(ffi.buffer(out))
 
     def _unwrap(self, wrapped: Any, require: str | None = None) -> Key:
@@ -362,7 +359,7 @@ class Key(Resource):
         out = KEY.cell()
         with exact_bytes("The wrapped key", wrapped, sizes, errors.ArgumentError) as source:
             status = lib.ccmem_key_unwrap(self._opened(), source, level, out)
-        check(status, subject="key", action="unwrapping a key", require=require, unwrapping=True)
+        check(status, UnwrapCall("unwrapping a key", require))
         return self._adopt(out)
 
     def _mac(self, context: Any, data: Any) -> bytes:
@@ -377,7 +374,7 @@ class Key(Resource):
             input_buffer("data", data) as source,
         ):
             status = lib.ccmem_key_mac(self._opened(), purpose, source, len(source), tag)
-        check(status, subject="key", action="the key that checks the tables of a sealed file")
+        check(status, Call("the key that checks the tables of a sealed file", "key"))
         return bytes(ffi.buffer(tag))
 
     def _copy_into(self, out: Any) -> None:
@@ -392,7 +389,7 @@ class Key(Resource):
                     f"out has {len(target)} bytes; it must have {lib.CCMEM_ROOT_KEY_SIZE}."
                 )
             status = lib.ccmem_key_copy(self._opened(), target)
-        check(status, subject="key", action="a copy of the key")
+        check(status, Call("a copy of the key", "key"))
 
     # ---- what it is ----
 
@@ -421,7 +418,7 @@ class Key(Resource):
         status = lib.ccmem_key_check(native)
         if status == lib.CCMEM_ERR_FORK and self._source is not None:
             return self._read_again(self._source)
-        check(status, subject="key")
+        check(status, _KEY)
         return native
 
     def _usable(self) -> bool:

@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from . import errors
-from ._arguments import byte_count
-from ._handlers import stay_in_front
-from ._lib import FAULTS, anchor, check, ffi, lib
-from ._owned import keeping, pin, region
-from ._resource import Resource
+from .binding import FAULTS, OK, anchor, check, ffi, lib
+from .binding.arguments import byte_count
+from .binding.handlers import stay_in_front
+from .binding.owned import keeping, pin, region
+from .binding.status import MappingCall, StartMappingCall
+from .core.resource import Resource
 from .core.store import Store, check_open, check_writable, handle
 
 __all__ = ["Mapping"]
@@ -137,14 +138,8 @@ class Mapping(Resource):
                 f"instruction may touch {lib.CCMEM_WINDOW_BLOCKS} blocks at once, so it must be "
                 f"at least {least} bytes, {lib.CCMEM_WINDOW_BLOCKS} pages."
             )
-        check(
-            status,
-            subject="buffer",
-            action=f"a mapping with a window of {size} bytes",
-            name=store.name,
-            setting=name,
-            errno=number,
-        )
+        action = f"a mapping with a window of {size} bytes"
+        check(status, StartMappingCall(action, store.name, name, number))
         self._region = kind.own(out)
         stay_in_front()
         self._anchor = anchor(self._region)
@@ -304,24 +299,25 @@ class Mapping(Resource):
                 "the mapping",
             )
 
-    def _check(self, status: int, action: str, **context: Any) -> None:
+    def _check(self, status: int, action: str, pinned: int = 0) -> None:
+        if status == OK:
+            return
         number = ffi.errno
         if status == lib.CCMEM_ERR_ARGUMENT:
             raise errors.ClosedError("This mapping is closed; map the tensor again.")
-        if status == lib.CCMEM_ERR_PINNED:
-            context["window"] = self.stats()["window"]
+        store = self._store
         check(
             status,
-            subject="mapping",
-            action=action,
-            name=self._store.name,
-            page_size=self._store.page_size,
-            store=self._native,
-            nbytes=self._store.nbytes,
-            offset=0,
-            length=0,
-            errno=number,
-            **context,
+            MappingCall(
+                action,
+                store.name,
+                nbytes=store.nbytes,
+                page_size=store.page_size,
+                store=self._native,
+                errno=number,
+                window=self.stats()["window"] if status == lib.CCMEM_ERR_PINNED else 0,
+                pinned=pinned,
+            ),
         )
 
     def _description(self) -> str:

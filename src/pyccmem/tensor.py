@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from . import _plain, errors
-from ._arguments import BYTES, integer
-from ._form import Form
-from ._indexing import (
+from . import errors
+from .binding import DEFAULT_CIPHER, OK, TENSOR_PAGE_SIZE, check, ffi, lib, wiped
+from .binding.arguments import BYTES, integer
+from .buffer import EncryptedBuffer, verify
+from .core import maker
+from .core.form import Form
+from .core.indexing import (
     TABLE_ROW_BYTES,
     How,
     Offsets,
@@ -28,14 +31,11 @@ from ._indexing import (
     reshaped,
     select,
 )
-from ._lib import DEFAULT_CIPHER, OK, TENSOR_PAGE_SIZE, check, ffi, lib
-from ._resource import Resource
-from ._runs import Layout, flat_bytes, gather, read, write
-from .buffer import EncryptedBuffer, verify
-from .core import maker
 from .core.maker import TensorMaker
 from .core.operand import Operand, place_of
-from .core.store import check_writable, fail, handle, is_exposed
+from .core.resource import Resource
+from .core.runs import Layout, flat_bytes, gather, read, write
+from .core.store import TENSOR, check_open, check_writable, fail, handle, is_exposed
 from .keys import Key
 from .mapping import Mapping
 from .product.linear import matmul
@@ -47,7 +47,7 @@ __all__ = ["Cache", "EncryptedTensor", "adopted", "checked_form", "copy_into"]
 
 Array = npt.NDArray[Any]
 
-_block = _plain.block
+_block = wiped.block
 _store_read = lib.ccmem_store_read
 _store_write = lib.ccmem_store_write
 _ndarray = np.ndarray
@@ -483,8 +483,8 @@ class EncryptedTensor(Operand, Resource):
 
     def _nothing(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """An array without a byte, from a tensor that is open."""
-        check(lib.ccmem_store_check(self._opened()), subject="tensor")
-        return _plain.empty(shape, dtype)
+        check(lib.ccmem_store_check(self._opened()), TENSOR)
+        return wiped.empty(shape, dtype)
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
         """The whole tensor as a plain array, for np.asarray() and np.array(). It is read-only, so
@@ -505,7 +505,7 @@ class EncryptedTensor(Operand, Resource):
             if not wanted.itemsize or wanted.hasobject:  # numpy finds the size, or makes objects
                 array = array.astype(wanted)
             else:
-                converted = _plain.empty(array.shape, wanted)
+                converted = wiped.empty(array.shape, wanted)
                 np.copyto(converted, array, casting="unsafe")
                 array = converted
         array.flags.writeable = bool(copy)
@@ -600,7 +600,7 @@ class EncryptedTensor(Operand, Resource):
         if self._is_stored(value, shape, chosen.dtype):
             same: Array = value
             return same
-        staging = _plain.empty(shape, chosen.dtype)
+        staging = wiped.empty(shape, chosen.dtype)
         if chosen.how is How.VIEW:
             staging[...] = value
         elif chosen.how is How.ELEMENT:
@@ -636,7 +636,7 @@ class EncryptedTensor(Operand, Resource):
         shape, nbytes = chosen.full_shape, chosen.nbytes
         if chosen.how is How.VIEW and nbytes > STAGING_BYTES:
             if isinstance(value, (bool, int, float, complex, np.generic)):
-                one = _plain.empty((), chosen.dtype)
+                one = wiped.empty((), chosen.dtype)
                 one[...] = value
                 value = one
             if type(value) is np.ndarray and not self._is_stored(value, shape, chosen.dtype):
@@ -645,7 +645,7 @@ class EncryptedTensor(Operand, Resource):
                 self._write_pieces(chosen, np.broadcast_to(value, shape))
                 return
         source = self._as_stored(value, chosen)
-        check(lib.ccmem_store_check(self._opened()), subject="tensor")
+        check(lib.ccmem_store_check(self._opened()), TENSOR)
         if nbytes:
             with ffi.from_buffer(BYTES, flat_bytes(source)) as memory:
                 write(self._buffer, self._offset, Layout(chosen), memory)
@@ -848,7 +848,7 @@ def copy_into(tensor: EncryptedTensor, buffer: EncryptedBuffer) -> None:
     IntegrityError, ClosedError, ForkError, OutOfMemoryError."""
     store, offset = place_of(tensor)
     source, nbytes = handle(store), tensor.nbytes
-    check(lib.ccmem_store_check(source), subject="tensor")
+    check_open(store, TENSOR)
     if not nbytes:
         return
     pointer, memory = _block(min(nbytes, STAGING_BYTES))
@@ -862,4 +862,4 @@ def copy_into(tensor: EncryptedTensor, buffer: EncryptedBuffer) -> None:
             if status != OK:
                 fail(buffer, status, at, count)
     finally:
-        _plain.wipe(memory)
+        wiped.wipe(memory)

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 import support
 
-from pyccmem import Key, _terminal
+from pyccmem import Key
+from pyccmem.console import terminal
 from pyccmem.safetensors import save_file
 from pyccmem.sealed_commands.keygen import write_key_file
 
@@ -259,7 +260,7 @@ def test_styles(
         )
     main, other = pty.openpty() if terminal else os.pipe()
     with open(other, "w") as stream:
-        console = _terminal.table_console(stream)
+        console = terminal.table_console(stream)
         assert (console is not None) is styled
         if console is not None:
             console.print("[bold]x[/bold]")

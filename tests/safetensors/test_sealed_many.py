@@ -18,7 +18,7 @@ from support import check_python, not_sanitized
 import pyccmem
 from pyccmem import Key, errors
 from pyccmem import safetensors as sealed
-from pyccmem._lib import lib
+from pyccmem.binding import lib
 
 PAGE = 4096
 #: More than there are entries for subkeys, so that each use may be one that derives.

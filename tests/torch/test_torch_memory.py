@@ -24,7 +24,7 @@ import gc, sys
 import numpy as np, torch, pyccmem
 from torch import nn
 from torch.nn import functional as F
-from pyccmem import _plain
+from pyccmem.binding import wiped
 from pyccmem.product import blas
 if sys.argv[1] == "kept":
     blas.Block.begin = blas.Block.end = lambda block: None
@@ -36,7 +36,7 @@ random = np.random.default_rng(3)
 def weight(*shape, kind=torch.float32):
     core = pyccmem.EncryptedTensor.zeros(shape, np.float32, key=key)
     for at in range(shape[0]):
-        block, memory = _plain.block(4 * int(np.prod(shape[1:])))
+        block, memory = wiped.block(4 * int(np.prod(shape[1:])))
         words = np.frombuffer(memory, np.uint32)
         words[:] = 0x3D5A0000
         words |= random.integers(0, 65536, len(words), dtype=np.uint32)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .. import errors
-from .._owned import Descriptor
+from ..binding.owned import Descriptor
 from .scratch import Scratch
 
 __all__ = ["Mapping", "ProcessMemory", "Range", "subtract"]

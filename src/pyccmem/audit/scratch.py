@@ -6,8 +6,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from .. import _plain
-from .._lib import ffi
+from ..binding import ffi, wiped
 
 __all__ = ["Scratch"]
 
@@ -21,7 +20,7 @@ class Scratch:
     def __init__(self, nbytes: int) -> None:
         self.nbytes = nbytes
         self.native: Any
-        self.native, memory = _plain.block(nbytes)
+        self.native, memory = wiped.block(nbytes)
         self._view = memoryview(memory)
 
     @property

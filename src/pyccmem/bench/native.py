@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
 
-from .. import _lib
-from .._lib import ffi, lib
+from .. import binding
+from ..binding import ffi, lib
 from ..buffer import EncryptedBuffer
 from .rounds import CheckError, Plan
 
@@ -49,7 +49,7 @@ TAG_BYTES = 16
 
 
 def _checked(status: int, action: str) -> None:
-    _lib.check(status, subject="buffer", action=action, offset=0, length=0, nbytes=0)
+    binding.check(status, binding.Call(action, "buffer"))
 
 
 def address(array: Any, *, writable: bool = False) -> Any:
@@ -59,7 +59,7 @@ def address(array: Any, *, writable: bool = False) -> Any:
 
 def ceiling(tier: str, cipher: str, repeats: int) -> float:
     """Bytes a second of a loop of nothing but the tier's AES instruction; 0 for "portable"."""
-    return float(lib.ccmem_measure_ceiling(_lib.TIERS[tier], AES_ROUNDS[cipher], repeats))
+    return float(lib.ccmem_measure_ceiling(binding.TIERS[tier], AES_ROUNDS[cipher], repeats))
 
 
 def ceiling_wall(tier: str, cipher: str, repeats: int) -> float:
@@ -75,8 +75,8 @@ def pages_seconds(tier: str, cipher: str, seal: bool, source: Any, out: Any, rep
     are sealed in place first, not timed."""
     seconds = ffi.new("double *")
     status = lib.ccmem_measure_pages(
-        _lib.TIERS[tier],
-        _lib.CIPHERS[cipher],
+        binding.TIERS[tier],
+        binding.CIPHERS[cipher],
         lib.CCMEM_MEASURE_SEAL if seal else lib.CCMEM_MEASURE_OPEN,
         address(source, writable=True),
         address(out, writable=True),

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .._resource import Resource
+from .resource import Resource
 
 __all__ = ["TensorMaker", "copied", "encrypted", "zeros"]
 

@@ -13,11 +13,14 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from .. import errors
-from .._forks import Origin
-from .._lib import OK, check, lib
-from .._resource import Resource
+from ..binding import OK, Call, check, lib
+from ..binding.status import BufferCall
+from .forks import Origin
+from .resource import Resource
 
 __all__ = [
+    "BUFFER",
+    "TENSOR",
     "Store",
     "check_open",
     "check_writable",
@@ -33,6 +36,11 @@ __all__ = [
     "take_over",
     "waiting_for",
 ]
+
+
+#: For errors of what needs no more words than its subject.
+BUFFER = Call(subject="buffer")
+TENSOR = Call(subject="tensor")
 
 
 class Store(Resource):
@@ -107,21 +115,22 @@ class Store(Resource):
     def _fail(self, status: int, offset: int, length: int) -> NoReturn:
         check(
             status,
-            subject="buffer",
-            action=f"{length} bytes at offset {offset}",
-            offset=offset,
-            length=length,
-            nbytes=self._nbytes,
-            name=self._name,
-            page_size=self._page_size,
-            store=self._store,
+            BufferCall(
+                f"{length} bytes at offset {offset}",
+                self._name,
+                nbytes=self._nbytes,
+                page_size=self._page_size,
+                store=self._store,
+                offset=offset,
+                length=length,
+            ),
         )
         raise AssertionError("check() returned for a status that is not CCMEM_OK")
 
     def _check_writable(self) -> None:
         """Raises ReadOnlyError; for a read-only buffer ClosedError and ForkError first."""
         if not self._writable:
-            check(lib.ccmem_store_check(self._opened()), subject="buffer")
+            check(lib.ccmem_store_check(self._opened()), BUFFER)
             self._fail(lib.CCMEM_ERR_READONLY, 0, 0)
 
     def _usable(self) -> bool:
@@ -150,9 +159,9 @@ def fail(store: Store, status: int, offset: int, length: int) -> NoReturn:
     store._fail(status, offset, length)
 
 
-def check_open(store: Store, subject: str = "buffer") -> None:
-    """Raises ClosedError, ForkError; errors call the store `subject`."""
-    check(lib.ccmem_store_check(store._opened()), subject=subject)
+def check_open(store: Store, call: Call = BUFFER) -> None:
+    """Raises ClosedError, ForkError, which name the subject of `call`."""
+    check(lib.ccmem_store_check(store._opened()), call)
 
 
 def check_writable(store: Store) -> None:

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from .. import _model_directory, errors
-from .._owned import Descriptor
+from ..binding.owned import Descriptor
 from ..demo import command as demo
 from ..demo import files, proof, report
 from ..demo.trial import Trial, conclude

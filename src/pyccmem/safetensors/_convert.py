@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from .. import _plain, errors
-from .._arguments import checked_page_size
-from .._lib import TENSOR_PAGE_SIZE
-from .._safetensors_header import DTYPE_BITS, LENGTH_BYTES, open_file, read_all
-from ._atomic import AtomicFile
+from .. import errors
+from ..binding import TENSOR_PAGE_SIZE, wiped
+from ..binding.arguments import checked_page_size
+from ..files.atomic import AtomicFile
+from ..files.safetensors_header import DTYPE_BITS, LENGTH_BYTES, open_file, read_all
 from ._format import (
     HEADER_CONTEXT,
     MAX_GENERATION,
@@ -140,7 +140,7 @@ def decrypt_file(
         text = to_json(document)
         text += b" " * (-(LENGTH_BYTES + len(text)) % _ALIGNMENT)
         raw = len(text).to_bytes(LENGTH_BYTES, "little") + text
-        block = _plain.empty((min(BLOCK, max(total, 1)),), np.uint8)
+        block = wiped.empty((min(BLOCK, max(total, 1)),), np.uint8)
         try:
             with (
                 AtomicFile(dst, mode=0o600, private=True, overwrite=bool(overwrite)) as out,

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from .. import errors
-from .._safetensors_header import Entry
 from ..core.dtypes import DTYPES
+from ..files.safetensors_header import Entry
 
 __all__ = ["dtype_of", "name_of", "numpy_dtype"]
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .. import errors
-from .._safetensors_header import about, open_file, read_all, shown
+from ..files.safetensors_header import about, open_file, read_all, shown
 from ._format import Index
 from ._progress import Progress, check_progress, reporting
 from ._reader import SealedFile, TensorInfo, expected, open_sealed, structure

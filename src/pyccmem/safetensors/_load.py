@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from .. import errors
-from .._arguments import checked_page_size
-from .._lib import DEFAULT_CIPHER, TENSOR_PAGE_SIZE
-from .._safetensors_header import open_file, read_all
+from ..binding import DEFAULT_CIPHER, TENSOR_PAGE_SIZE
+from ..binding.arguments import checked_page_size
+from ..files.safetensors_header import open_file, read_all
 from ..keys import Key
 from ..tensor import EncryptedTensor
 from ._plain_file import load_plain

@@ -11,10 +11,10 @@ import os
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from .. import errors
-from .._forks import Origin, opening
-from .._owned import Descriptor, KeptFile
-from .._safetensors_header import Header, open_file, read_all
+from ..binding.owned import Descriptor, KeptFile
+from ..core.forks import Origin, opening
 from ..core.store import take_over, waiting_for
+from ..files.safetensors_header import Header, open_file, read_all
 from ..keys import Key
 from .providers import KeySource
 

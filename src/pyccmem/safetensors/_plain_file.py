@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import errors
-from .._plain import empty
-from .._safetensors_header import Entry, Header
+from ..binding.wiped import empty
 from ..buffer import EncryptedBuffer
+from ..files.safetensors_header import Entry, Header
 from ..keys import Key
 from ..tensor import EncryptedTensor
 from ._dtypes import dtype_of

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from .. import errors
-from .._forks import opening
-from .._resource import Resource
-from .._safetensors_header import Header, about, open_file, read_all, shown
 from ..buffer import EncryptedBuffer
+from ..core.forks import opening
+from ..core.resource import Resource
+from ..files.safetensors_header import Header, about, open_file, read_all, shown
 from ..keys import Key
 from ..tensor import EncryptedTensor
 from ._dtypes import numpy_dtype

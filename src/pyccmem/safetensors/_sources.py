@@ -12,11 +12,12 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from .. import _plain, errors
-from .._safetensors_header import Entry
+from .. import errors
+from ..binding import wiped
 from ..core.dtypes import DTYPES
 from ..core.operand import place_of
 from ..core.store import handle
+from ..files.safetensors_header import Entry
 from ..tensor import EncryptedTensor
 from ._dtypes import name_of
 from ._format import RESERVED_PREFIX
@@ -112,7 +113,7 @@ class _Array:
         try:
             np.copyto(part, copied)
         finally:
-            _plain.wipe(copied)
+            wiped.wipe(copied)
 
 
 def sources_of(tensors: Mapping[str, Any]) -> list[Source]:

@@ -16,12 +16,11 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from .. import _plain, errors
-from .._lib import DEFAULT_CIPHER, lib
-from .._safetensors_header import open_file, read_all
-from .._sealer import Sealer
+from .. import errors
+from ..binding import DEFAULT_CIPHER, lib, wiped
+from ..files.atomic import AtomicFile
+from ..files.safetensors_header import open_file, read_all
 from ..keys import Key, mac
-from ._atomic import AtomicFile
 from ._format import (
     HEADER_CONTEXT,
     INDEX_BLOB,
@@ -40,6 +39,7 @@ from ._format import (
 )
 from ._plain_file import BLOCK
 from ._progress import Progress, reporting
+from ._sealer import Sealer
 from ._sources import Source
 from .providers import AnyKey, wrap
 
@@ -167,7 +167,7 @@ class _Stream:
     ) -> None:
         self._out, self._key, self._page_size = out, data_key, page_size
         self._report, self._total, self._done = report, total, 0
-        self._plain: Block = _plain.empty((BLOCK,), np.uint8)
+        self._plain: Block = wiped.empty((BLOCK,), np.uint8)
         self._sealed: Block = np.empty(_HUGE_PAGE, np.uint8)
         self._begin = self._end = 0  # in the file: what of it is not written yet
 

@@ -18,10 +18,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol, runtime_checkable
 
-from .. import _plain, errors, keys
-from .._arguments import integer
-from .._lib import lib
-from .._safetensors_header import shown
+from .. import errors, keys
+from ..binding import lib, wiped
+from ..binding.arguments import integer
+from ..files.safetensors_header import shown
 from ..keys import Key, KeyFile, check_open, file_of
 
 __all__ = [
@@ -252,8 +252,8 @@ def _argon2id(text: str, salt: bytes, *, t: int, m: int, p: int) -> Key:
         )  # fmt: skip
         return Key.from_bytes(derived)
     finally:
-        _plain.wipe_bytes(derived)
-        _plain.wipe_bytes(encoded)
+        wiped.wipe_bytes(derived)
+        wiped.wipe_bytes(encoded)
 
 
 AnyKey = Key | Passphrase | KeyProvider
@@ -346,13 +346,13 @@ def wrap(key: AnyKey, data_key: Key) -> tuple[str, WrappedKey]:
     if isinstance(key, Passphrase):
         kdf, parameters, derived = key._sealing()
         return kdf, WrappedKey(derived.id, keys.wrap(derived, data_key), parameters)
-    _, memory = _plain.block(_KEY_BYTES)
+    _, memory = wiped.block(_KEY_BYTES)
     view = memoryview(memory)
     try:
         keys.copy_into(data_key, view)
         wrapped = key.wrap_key(view)
     finally:
-        _plain.wipe(memory)
+        wiped.wipe(memory)
         view.release()
     if not isinstance(wrapped, WrappedKey) or not isinstance(wrapped.parameters, dict):
         kept = False
@@ -406,7 +406,7 @@ def unwrap(key: AnyKey, provider: str, wrapped: WrappedKey) -> Key:
         return Key.from_bytes(data)
     finally:
         if isinstance(data, bytearray) and data:
-            _plain.wipe(data)
+            wiped.wipe(data)
 
 
 def _unwrapped(key: Key, wrapped: WrappedKey, refusal: str, given: str) -> Key:

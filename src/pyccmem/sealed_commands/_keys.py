@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from .. import errors
-from .._command import complain
-from .._safetensors_header import open_file
+from ..console.command import complain
+from ..files.safetensors_header import open_file
 from ..keys import Key
 from ..safetensors.providers import AnyKey, Passphrase, provider_named
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from .._terminal import table_console
+from ..console.terminal import table_console
 
 __all__ = ["safe", "show_json", "show_rows", "show_table", "size"]
 

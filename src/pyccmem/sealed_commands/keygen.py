@@ -9,11 +9,11 @@ import os
 import numpy as np
 import numpy.typing as npt
 
-from .. import _plain, errors
-from .._lib import lib
-from .._owned import Descriptor
+from .. import errors
+from ..binding import lib, wiped
+from ..binding.owned import Descriptor
+from ..files.atomic import AtomicFile, refused, set_mode, sync_directory, synchronize
 from ..keys import Key, copy_into
-from ..safetensors._atomic import AtomicFile, refused, set_mode, sync_directory, synchronize
 from ._output import show_json
 
 __all__ = ["add_arguments", "run", "write_key_file"]
@@ -55,7 +55,7 @@ def write_key_file(
 
     Raises FileWriteError, also for a file that is there already: `force` replaces it, as a whole.
     """
-    words = [_plain.empty((_KEY_BYTES,), np.uint8), _plain.empty((2 * _KEY_BYTES,), np.uint8)]
+    words = [wiped.empty((_KEY_BYTES,), np.uint8), wiped.empty((2 * _KEY_BYTES,), np.uint8)]
     try:
         copy_into(key, words[0])
         _hexadecimal(words[0], words[1])
@@ -77,7 +77,7 @@ def _hexadecimal(data: npt.NDArray[np.uint8], digits: npt.NDArray[np.uint8]) -> 
     high, low = digits[0::2], digits[1::2]
     np.right_shift(data, 4, out=high)
     np.bitwise_and(data, 15, out=low)
-    letters = _plain.empty(digits.shape, np.uint8)
+    letters = wiped.empty(digits.shape, np.uint8)
     np.add(digits, 6, out=letters)
     np.right_shift(letters, 4, out=letters)  # 1 from ten on
     np.multiply(letters, ord("a") - ord("0") - 10, out=letters)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .. import errors
-from .._command import EXIT_ERROR
+from ..console.command import EXIT_ERROR
 from ..safetensors._inspect import Damage, damage_of
 from ..safetensors.providers import AnyKey
 from ._keys import add_key_options, key_of

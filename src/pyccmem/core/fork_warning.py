@@ -7,12 +7,12 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import Callable
 
-from . import errors
-from .arena import used_arenas
-from .core.store import disown_inherited, is_usable, origin_of, registered
+from .. import errors
+from .store import disown_inherited, is_usable, origin_of, registered
 
-__all__: list[str] = []
+__all__ = ["name_also"]
 
 #: Names in a warning. The search ends with one more, so that a fork does not wait for a million.
 _NAMED = 3
@@ -23,6 +23,15 @@ _ADVICE = (
     "application, in the initializer of a multiprocessing pool or with its 'spawn' method; or load "
     "from a sealed file with Key.from_file(), a Passphrase object that is kept, or a KeyProvider."
 )
+
+
+#: Who else knows of what is lost.
+_others: list[Callable[[], list[str]]] = []
+
+
+def name_also(names: Callable[[], list[str]]) -> None:
+    """Has the warning name what a function returns, before the stores that are lost."""
+    _others.append(names)
 
 
 def _before() -> None:
@@ -45,7 +54,7 @@ def _before() -> None:
 
 def _lost() -> list[str]:
     """Some of the open buffers that a child could not open again, as a message names them."""
-    found = [f"{name!a} (tensors encrypted in memory)" for name in used_arenas()]
+    found = [one for names in _others for one in names()]
     obstacles: dict[int, str | None] = {}
     files = set()
     for buffer in registered():

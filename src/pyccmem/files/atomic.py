@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from .. import errors
-from .._owned import Descriptor
+from ..binding.owned import Descriptor
 
 __all__ = [
     "TEMPORARY_PREFIX",

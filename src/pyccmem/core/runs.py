@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import _plain
-from ._indexing import Offsets, Selection
-from ._lib import OK, ffi, lib
-from .core.store import Store, fail, handle
+from ..binding import OK, ffi, lib, wiped
+from ..core.store import Store, fail, handle
+from .indexing import Offsets, Selection
 
 __all__ = ["Layout", "flat_bytes", "gather", "read", "scatter", "write"]
 
@@ -144,7 +143,7 @@ def _read_spans(store: Store, base: int, layout: Layout, target: Any) -> None:
                 n = min(part, count - first)
                 span = (n - 1) * distance + run
                 if staging is None or len(starts) * span > len(memory):
-                    staging, memory = _plain.block(len(starts) * span)
+                    staging, memory = wiped.block(len(starts) * span)
                 lowest = first if stride > 0 else first + n - 1
                 gather(store, starts + (base + lowest * stride), span, staging)
                 rows_read = np.ndarray((len(starts), n), item, memory, 0, (span, distance))
