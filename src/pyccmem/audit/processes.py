@@ -144,8 +144,7 @@ class ProcessMemory:
             answer = errors.ProcessAccessError(
                 f"The memory of process {self.pid} cannot be read: {error.strerror}."
             )
-        answer.errno = error.errno
-        return answer
+        return answer.of_system(error.errno)
 
     def _hidden(self, error: OSError) -> bool:
         """True when the process exists and /proc hides it (mount option hidepid)."""

@@ -11,10 +11,21 @@ import signal
 import sys
 from collections.abc import Callable
 
-__all__ = ["EXIT_ERROR", "EXIT_INTERRUPTED", "carry_out", "complain", "end_with", "start_quietly"]
+__all__ = [
+    "EXIT_ERROR",
+    "EXIT_FAILED",
+    "EXIT_INTERRUPTED",
+    "carry_out",
+    "complain",
+    "end_with",
+    "start_quietly",
+]
 
 #: Exit status for wrong usage and for every exception of pyccmem.errors but SelfTestError.
 EXIT_ERROR = 2
+
+#: ... and for that: a self-test failed.
+EXIT_FAILED = 1
 
 EXIT_INTERRUPTED = 130
 

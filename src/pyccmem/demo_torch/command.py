@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from .. import _model_directory, errors
+from .. import directories, errors
 from ..binding.owned import Descriptor
 from ..demo import command as demo
 from ..demo import files, proof, report
@@ -130,5 +130,5 @@ def sealed_copy(model: Path) -> Iterator[tuple[Path, Path]]:
             secret[:] = bytes(len(secret))
         sealed = Path(scratch, "model")
         with Key.from_file(key_file) as key:
-            _model_directory.encrypt_directory(model, sealed, key=key, progress=False)
+            directories.encrypt_directory(model, sealed, key=key, progress=False)
         yield sealed, key_file

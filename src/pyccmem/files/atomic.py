@@ -42,9 +42,7 @@ def refused(path: str, error: Exception) -> errors.FileWriteError:
         f"The file {path!r} cannot be written: {why}; name a place this user may write to, with "
         f"room for the file. What was there before is unchanged."
     )
-    if isinstance(error, OSError):
-        answer.errno, answer.filename = error.errno, path
-    return answer
+    return answer.of_system(error.errno, path) if isinstance(error, OSError) else answer
 
 
 def _there_already(path: str) -> errors.FileWriteError:

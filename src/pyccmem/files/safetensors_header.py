@@ -193,9 +193,7 @@ def _unreadable(path: str | os.PathLike[str], error: Exception) -> errors.FileRe
     answer = errors.FileReadError(
         f"The file {os.fspath(path)!r} cannot be read: {why}; name a file that this user may read."
     )
-    if isinstance(error, OSError):
-        answer.errno, answer.filename = error.errno, os.fspath(path)
-    return answer
+    return answer.of_system(error.errno, os.fspath(path)) if isinstance(error, OSError) else answer
 
 
 def _wrong(what: str) -> errors.FileFormatError:

@@ -7,13 +7,13 @@ import argparse
 from collections.abc import Iterator
 from typing import Any
 
-from .. import errors
-from ..console.command import EXIT_ERROR
-from ..safetensors._inspect import Damage, damage_of
-from ..safetensors.providers import AnyKey
-from ._keys import add_key_options, key_of
-from ._output import safe, show_json
-from ._walk import Found
+from ... import errors
+from ...console.command import EXIT_ERROR
+from ...safetensors._inspect import Damage, damage_of
+from ...safetensors.providers import AnyKey
+from ..keys import add_key_options, key_of
+from ..output import safe, show_json
+from ..walk import Found
 
 __all__ = ["EXIT_DAMAGED", "EXIT_ERROR", "add_arguments", "run"]
 

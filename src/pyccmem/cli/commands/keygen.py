@@ -9,12 +9,12 @@ import os
 import numpy as np
 import numpy.typing as npt
 
-from .. import errors
-from ..binding import lib, wiped
-from ..binding.owned import Descriptor
-from ..files.atomic import AtomicFile, refused, set_mode, sync_directory, synchronize
-from ..keys import Key, copy_into
-from ._output import show_json
+from ... import errors
+from ...binding import lib, wiped
+from ...binding.owned import Descriptor
+from ...files.atomic import AtomicFile, refused, set_mode, sync_directory, synchronize
+from ...keys import Key, copy_into
+from ..output import show_json
 
 __all__ = ["add_arguments", "run", "write_key_file"]
 

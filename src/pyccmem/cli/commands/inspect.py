@@ -8,12 +8,12 @@ import math
 import os
 from collections.abc import Iterator
 
-from .. import errors
-from ..safetensors import FileInfo, inspect_file
-from ..safetensors.providers import AnyKey
-from ._keys import add_key_options, key_of
-from ._output import safe, show_json, show_rows, show_table, size
-from ._walk import Found
+from ... import errors
+from ...safetensors import FileInfo, inspect_file
+from ...safetensors.providers import AnyKey
+from ..keys import add_key_options, key_of
+from ..output import safe, show_json, show_rows, show_table, size
+from ..walk import Found
 from .verify import EXIT_DAMAGED, EXIT_ERROR
 
 __all__ = ["add_arguments", "run"]

@@ -9,12 +9,12 @@ import shlex
 import stat
 import sys
 
-from .. import errors
-from ..safetensors import encrypt_file
-from ._destination import add_force, check_destination
-from ._directory import directory_function
-from ._keys import add_key_options, key_of
-from ._output import safe, show_json, show_table
+from ... import errors
+from ...safetensors import encrypt_file
+from ..destination import add_force, check_destination
+from ..directory import directory_function
+from ..keys import add_key_options, key_of
+from ..output import safe, show_json, show_table
 
 __all__ = ["add_arguments", "run"]
 

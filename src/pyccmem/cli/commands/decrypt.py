@@ -6,12 +6,12 @@ from __future__ import annotations
 import argparse
 import os
 
-from .. import errors
-from ..safetensors import decrypt_file
-from ._destination import add_force, check_destination
-from ._directory import directory_function
-from ._keys import add_key_options, key_of
-from ._output import safe, show_json
+from ... import errors
+from ...safetensors import decrypt_file
+from ..destination import add_force, check_destination
+from ..directory import directory_function
+from ..keys import add_key_options, key_of
+from ..output import safe, show_json
 
 __all__ = ["add_arguments", "run"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..console.terminal import table_console
 
-__all__ = ["safe", "show_json", "show_rows", "show_table", "size"]
+__all__ = ["safe", "show_json", "show_named", "show_rows", "show_table", "size"]
 
 
 def safe(text: str) -> str:
@@ -38,6 +38,21 @@ def show_rows(title: str, rows: Sequence[tuple[str, str]]) -> None:
     width = max((len(name) for name, _ in rows), default=0)
     for name, value in rows:
         print(f"  {name:<{width}}  {value}")
+
+
+def show_named(title: str, rows: Sequence[tuple[str, str]]) -> None:
+    """show_rows(), but as a table by rich on a terminal, if it is installed."""
+    console = table_console()
+    if console is not None:
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(title=title, show_header=False, title_justify="left")
+        for name, value in rows:
+            table.add_row(Text(name, style="bold"), Text(value))
+        console.print(table)
+        return
+    show_rows(title, rows)
 
 
 def show_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

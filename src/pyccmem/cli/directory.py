@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The functions for a model's directory, which lie in a module of their own."""
+"""The functions for a model's directory, which an installation may be without."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["directory_function"]
 def directory_function(name: str) -> Callable[..., Any]:
     """encrypt_directory() or decrypt_directory(). Raises MissingPackageError."""
     try:
-        module = importlib.import_module("pyccmem._model_directory")
+        module = importlib.import_module("pyccmem.directories")
     except ImportError:
         raise errors.MissingPackageError(
             "This installation of pyccmem has no support for directories; name single files."

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import argparse
 
-from ..safetensors import rewrap_file
-from ._keys import add_key_options, key_of
-from ._output import safe, show_json
-from ._walk import Found
+from ...safetensors import rewrap_file
+from ..keys import add_key_options, key_of
+from ..output import safe, show_json
+from ..walk import Found
 
 __all__ = ["add_arguments", "run"]
 
