@@ -7,11 +7,12 @@ import os
 from typing import Any
 
 from ..binding import ffi, wiped
+from ..binding.closing import Closing
 
 __all__ = ["Scratch"]
 
 
-class Scratch:
+class Scratch(Closing):
     """`nbytes` of memory that is left out of core dumps and is wiped when closed.
 
     Nothing read into it passes through an object of the interpreter, which would leave copies.
@@ -41,9 +42,3 @@ class Scratch:
         """Wipes and frees."""
         self._view.release()
         ffi.release(self.native)
-
-    def __enter__(self) -> Scratch:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

@@ -11,6 +11,7 @@ from typing import Any
 from .. import binding
 from ..binding import ffi, lib
 from ..buffer import EncryptedBuffer
+from ..core.store import handle
 from .rounds import CheckError, Plan
 
 __all__ = [
@@ -129,7 +130,7 @@ def gather(buffer: EncryptedBuffer, offsets: Any, run: int, out: Any) -> None:
 
 def store_of(buffer: EncryptedBuffer) -> Any:
     """The native store behind a buffer, for the loops that must not cross the interpreter."""
-    return buffer._store
+    return handle(buffer)
 
 
 def reads_seconds(buffer: EncryptedBuffer, count: int, dependent: bool) -> float:

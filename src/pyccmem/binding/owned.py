@@ -14,9 +14,9 @@ import operator
 import os
 from collections.abc import Callable
 from functools import partial
-from types import TracebackType
 from typing import Any
 
+from .closing import Closing
 from .native import ffi, lib
 
 __all__ = [
@@ -117,7 +117,7 @@ def pin(region: Any) -> Any:
 _DESCRIPTOR = ffi.typeof("int *")
 
 
-class Descriptor:
+class Descriptor(Closing):
     """A file descriptor that is closed when the last reference goes, or by close(), or at the end
     of a `with` block, which it gives its number."""
 
@@ -151,16 +151,8 @@ class Descriptor:
         disk, is not raised: who has to know has called fsync(2) before."""
         lib.ccmem_descriptor_drop(self._cell)
 
-    def __enter__(self) -> int:
+    def __enter__(self) -> int:  # type: ignore[override]
         return self.number
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 _KEPT_FILE = ffi.typeof("ccmem_kept_file *")

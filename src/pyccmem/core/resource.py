@@ -3,17 +3,17 @@
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from .. import errors
+from ..binding.closing import Closing
 
 __all__ = ["Resource"]
 
 _Self = TypeVar("_Self", bound="Resource")
 
 
-class Resource:
+class Resource(Closing):
     """Base of Key, EncryptedBuffer and EncryptedTensor: a context manager that closes itself, and
     refuses to be pickled or copied."""
 
@@ -25,10 +25,6 @@ class Resource:
     @property
     def closed(self) -> bool:
         """True after close()."""
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """Gives up what it holds. May be repeated."""
         raise NotImplementedError
 
     def _opened(self) -> Any:
@@ -43,14 +39,6 @@ class Resource:
     def __enter__(self: _Self) -> _Self:
         self._opened()
         return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         kind = type(self).__name__

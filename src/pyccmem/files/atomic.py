@@ -16,10 +16,10 @@ import hashlib
 import os
 import secrets
 import stat
-from types import TracebackType
 from typing import Any
 
 from .. import errors
+from ..binding.closing import Closing
 from ..binding.owned import Descriptor
 
 __all__ = [
@@ -100,7 +100,7 @@ def sync_directory(path: str) -> None:
         ).of_system(error.errno, path) from None
 
 
-class AtomicFile:
+class AtomicFile(Closing):
     """The new contents of `path`, written in a `with` block that ends with commit().
 
     Without commit() nothing is left behind. The file gets `mode`; by default that of the file it
@@ -156,7 +156,7 @@ class AtomicFile:
         except OSError as error:
             raise refused(self.path, error) from None
         except BaseException:
-            self._give_up()
+            self.close()
             raise
         return self
 
@@ -231,15 +231,8 @@ class AtomicFile:
             return False
         return True
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._give_up()
-
-    def _give_up(self) -> None:
+    def close(self) -> None:
+        """Gives up what was not committed. May be repeated."""
         if self._temporary:
             with contextlib.suppress(OSError):
                 os.unlink(self._temporary)

@@ -194,7 +194,7 @@ class _Stream:
                     self._done += count
                     self._report(self._done, self._total)
         self._out.write_at(records, blob.records)
-        return self._key._mac(tensor.store_id, records)
+        return mac(self._key, tensor.store_id, records)
 
     def _room(self, offset: int) -> Block:
         """Where the pages from `offset` of the file on go, up to the end of the huge page there."""
