@@ -239,6 +239,7 @@ class EncryptedBuffer(Store):
         name: str,
         anonymous: bool = False,
         origin: Origin | None = None,
+        path: str = "",
     ) -> EncryptedBuffer:
         """A read-only buffer over the pages of `nbytes` bytes in the open file `fd` from `offset`
         on, a multiple of 4096. Nothing is decrypted, nothing but the records is copied: the pages
@@ -255,7 +256,8 @@ class EncryptedBuffer(Store):
         mended. With `anonymous` the pages are read into memory of this process instead, which takes
         that memory and that time, and needs the file no longer.
 
-        `origin` opens it anew in a forked child; without it, its use there raises ForkError.
+        `origin` opens it anew in a forked child; without it, its use there raises ForkError. `path`
+        is what errors call the file.
 
         Raises ReadOnlyError from everything that writes. Here: FileFormatError when the file ends
         too early or a version is not one that a sealed page has, FileReadError when it cannot be
@@ -307,7 +309,7 @@ class EncryptedBuffer(Store):
             if status == lib.CCMEM_ERR_ARGUMENT:
                 _refuse_versions(name, word)
         length = count * self._page_size
-        check(status, FilePagesCall(action, name, offset, length, number))
+        check(status, FilePagesCall(action, name, path, offset, length, number))
         self._origin = origin
         self._finish(out, name)
         if not anonymous:

@@ -20,7 +20,7 @@ from pyccmem import EncryptedTensor, Key, errors
 from pyccmem import safetensors as sealed
 from pyccmem.binding import wiped
 from pyccmem.files.safetensors_header import open_file, read_all
-from pyccmem.safetensors import _atomic
+from pyccmem.files import atomic
 from pyccmem.safetensors._dtypes import _ML_DTYPES, _NUMPY
 
 PAGE = 4096
@@ -784,8 +784,8 @@ def test_a_file_cannot_be_pickled(path: Path, key: Key) -> None:
 
 
 def test_names_of_temporary_files_are_recognized(path: Path, key: Key) -> None:
-    with _atomic.AtomicFile(path) as out:
+    with atomic.AtomicFile(path) as out:
         names = os.listdir(path.parent)
-        assert len(names) == 1 and names[0].startswith(_atomic.TEMPORARY_PREFIX)
+        assert len(names) == 1 and names[0].startswith(atomic.TEMPORARY_PREFIX)
         out.write_at(b"x", 0)
     assert os.listdir(path.parent) == []

@@ -81,14 +81,17 @@ class TierCall(Call):
 
 
 class FilePagesCall(Call):
-    """A call that maps or reads `length` bytes of pages from byte `offset` of a file, for the
-    buffer `name`."""
+    """A call that maps or reads `length` bytes of pages from byte `offset` of the file `path`, for
+    the buffer `name`."""
 
-    __slots__ = ("errno", "length", "name", "offset")
+    __slots__ = ("errno", "length", "name", "offset", "path")
 
-    def __init__(self, action: str, name: str, offset: int, length: int, errno: int) -> None:
+    def __init__(
+        self, action: str, name: str, path: str, offset: int, length: int, errno: int
+    ) -> None:
         super().__init__(action, "key")
-        self.name, self.offset, self.length, self.errno = name, offset, length, errno
+        self.name, self.path, self.errno = name, path, errno
+        self.offset, self.length = offset, length
 
 
 class BufferCall(Call):
@@ -284,7 +287,7 @@ class _Meaning(NamedTuple):
 
     error: type[errors.PyccmemError]
     sentence: str
-    #: True: the exception has the context's `errno`, and its `path` as the file's name.
+    #: True: the exception has the context's `errno`, and its `path` as the name of the file.
     of_system: bool = False
 
 
@@ -308,8 +311,8 @@ _TABLE: dict[tuple[int, type[Call]], _Meaning | Callable[[Any], errors.PyccmemEr
     ),
     (lib.CCMEM_ERR_RANGE, FilePagesCall): _Meaning(
         errors.FileFormatError,
-        "The file ends before the pages of {name!a}, which begin at byte {offset} and take "
-        "{length} bytes; use the whole file.",
+        "The file {path!a} ends before the pages of {name!a}, which begin at byte {offset} and "
+        "take {length} bytes; use the whole file.",
     ),
     (lib.CCMEM_ERR_RANGE, BufferCall): _Meaning(
         errors.RangeError,
@@ -401,8 +404,8 @@ _TABLE: dict[tuple[int, type[Call]], _Meaning | Callable[[Any], errors.PyccmemEr
     ),
     (lib.CCMEM_ERR_IO, FilePagesCall): _Meaning(
         errors.FileReadError,
-        "The pages of {name!a} cannot be had from their file: {reason}; use a regular file that is "
-        "open for reading.",
+        "The pages of {name!a} cannot be had from their file {path!a}: {reason}; check the disk "
+        "the file is on, or use a regular file that is open for reading.",
         of_system=True,
     ),
     (lib.CCMEM_ERR_IO, KeyFileCall): _Meaning(
@@ -447,10 +450,10 @@ for _status in (lib.CCMEM_ERR_FAULT, lib.CCMEM_ERR_THREAD, lib.CCMEM_ERR_MAPPED)
 _CALL = Call()
 
 
-def _exception(meaning: _Meaning, context: Call, status: int) -> errors.PyccmemError:
+def _exception(meaning: _Meaning, context: Any, status: int) -> errors.PyccmemError:
     error: Any = meaning.error(meaning.sentence.format_map(_Fields(context, status)))
     if meaning.of_system:
-        error.of_system(getattr(context, "errno", None), getattr(context, "path", None))
+        error.of_system(context.errno, context.path)
     return error  # type: ignore[no-any-return]
 
 

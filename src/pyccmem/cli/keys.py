@@ -124,7 +124,12 @@ def _first_line(path: str) -> str:
                 f"The passphrase file {path!r} can be read by other users "
                 f"(mode {stat.S_IMODE(mode):04o}); give it mode 0600."
             )
-        data = bytes(file.read(_MAX_PASSPHRASE) or b"")
+        try:
+            data = bytes(file.read(_MAX_PASSPHRASE) or b"")
+        except OSError as error:
+            raise errors.FileReadError(
+                f"The passphrase file {path!r} cannot be read: {error.strerror}."
+            ).of_system(error.errno, path) from None
     line = data.split(b"\n", 1)[0].removesuffix(b"\r")
     try:
         return line.decode("utf-8")

@@ -8,16 +8,20 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from .. import errors
 from ..binding.owned import Descriptor
 from ..files.atomic import set_mode, sync_directory, synchronize
+from .scan import read_error
 
 __all__ = ["copy", "make_folders", "published", "write_error", "write_json"]
+
+#: Bytes of a file that is copied, at a time.
+_PIECE = 1 << 20
 
 
 @contextmanager
@@ -66,9 +70,21 @@ def make_folders(source: Path, new: Path, folders: Sequence[Path]) -> None:
         _copy_mode(source / folder, new / folder, stat.S_IRWXU)
 
 
+def _pieces(path: Path) -> Generator[bytes]:
+    """What is in a file. Raises FileReadError, since a copy may fail for either of two files."""
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(_PIECE):
+                yield piece
+    except OSError as error:
+        raise read_error(error, path) from None
+
+
 def copy(path: Path, target: Path) -> None:
-    """Copies a file and its mode. Raises OSError."""
-    shutil.copyfile(path, target)
+    """Copies a file and its mode. Raises OSError, FileReadError."""
+    with target.open("wb") as file, closing(_pieces(path)) as pieces:
+        for piece in pieces:
+            file.write(piece)
     _copy_mode(path, target)
     _synchronize(target)
 

@@ -13,7 +13,17 @@ from typing import Any
 
 from .. import errors
 
-__all__ = ["CONFIG", "SUFFIX", "Tree", "read_config", "read_json", "scan", "siblings", "source_of"]
+__all__ = [
+    "CONFIG",
+    "SUFFIX",
+    "Tree",
+    "read_config",
+    "read_error",
+    "read_json",
+    "scan",
+    "siblings",
+    "source_of",
+]
 
 #: The file of transformers that describes a model.
 CONFIG = "config.json"
@@ -99,11 +109,12 @@ def _cannot_read(error: OSError) -> None:
     raise read_error(error) from None
 
 
-def read_error(error: OSError) -> errors.FileReadError:
-    """What a failed system call on the way to what is read means."""
+def read_error(error: OSError, path: Path | None = None) -> errors.FileReadError:
+    """What a failed read means. `path`: which file, where the refusal of a read does not say."""
+    name = error.filename if path is None else str(path)
     return errors.FileReadError(
-        f"{str(error.filename)!r} cannot be read: {error.strerror}; check its permissions."
-    ).of_system(error.errno, error.filename)
+        f"{str(name)!r} cannot be read: {error.strerror}; check its permissions and the disk."
+    ).of_system(error.errno, name)
 
 
 def _refuse_other_weights(path: Path) -> None:
@@ -116,7 +127,7 @@ def _refuse_other_weights(path: Path) -> None:
             with path.open("rb") as file:
                 start = file.read(4096)
         except OSError as error:
-            raise read_error(error) from None
+            raise read_error(error, path) from None
         kind = next((name for magic, name in _MAGIC.items() if start.startswith(magic)), None)
         if start.startswith(_ZIP) and _PICKLE_IN_ZIP in start:
             kind = "pickled"
@@ -146,6 +157,6 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text("utf-8"))
     except OSError as error:
-        raise read_error(error) from None
+        raise read_error(error, path) from None
     except (ValueError, RecursionError) as error:
         raise errors.FileFormatError(f"{str(path)!r} is not JSON: {error}.") from None

@@ -228,8 +228,8 @@ def _copy(
             copied = len(data)
         if not copied:
             raise errors.FileFormatError(
-                "The file became shorter while it was copied; do it again when nothing writes to "
-                "it."
+                f"The file {opened._path!a} became shorter while it was copied; do it again when "
+                f"nothing writes to it."
             )
         at += copied
         report(at - begin, end - begin)

@@ -99,14 +99,15 @@ def _read_exactly(file: BinaryIO, view: memoryview, entry: Entry) -> None:
         try:
             count = file.readinto(view[at:])  # type: ignore[attr-defined]
         except OSError as error:
+            path = str(getattr(file, "name", ""))
             raise errors.FileReadError(
-                f"The data of tensor {entry.name!a} cannot be read: {error.strerror}; check the "
-                f"disk the file is on."
-            ).of_system(error.errno, str(getattr(file, "name", ""))) from None
+                f"The data of tensor {entry.name!a} in {path!a} cannot be read: {error.strerror}; "
+                f"check the disk the file is on."
+            ).of_system(error.errno, path) from None
         if not count:
             raise errors.FileFormatError(
-                f"The file became shorter while it was read: it ends within tensor {entry.name!a}; "
-                f"load it again when nothing writes to it."
+                f"The file {getattr(file, 'name', '')!a} became shorter while it was read: it ends "
+                f"within tensor {entry.name!a}; load it again when nothing writes to it."
             )
         at += count
 

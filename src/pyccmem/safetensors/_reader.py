@@ -299,6 +299,7 @@ class SealedFile(Resource):
             name=tensor.name,
             anonymous=anonymous,
             origin=self._origin,
+            path=self._path,
         )
         if not anonymous:
             warn_if_unshared(self._path)
