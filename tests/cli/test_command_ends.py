@@ -18,7 +18,7 @@ import support
 
 from pyccmem import Key
 from pyccmem.cli.commands.keygen import write_key_file
-from pyccmem.console import terminal
+from pyccmem.console.terminal import table_console
 from pyccmem.safetensors import save_file
 
 COMMAND = [sys.executable, "-m", "pyccmem"]
@@ -260,7 +260,7 @@ def test_styles(
         )
     main, other = pty.openpty() if terminal else os.pipe()
     with open(other, "w") as stream:
-        console = terminal.table_console(stream)
+        console = table_console(stream)
         assert (console is not None) is styled
         if console is not None:
             console.print("[bold]x[/bold]")

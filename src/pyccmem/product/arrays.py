@@ -110,8 +110,8 @@ def rows(
             _floats(lines),
             len(lines),
             _floats(out),
-            bias=_floats(bias),
-            scale=_floats(scale),
+            _floats(bias),
+            _floats(scale),
         )
     else:
         handle(matrix.store)

@@ -22,7 +22,6 @@ def rows(
     x: Any,
     count: int,
     out: Any,
-    *,
     bias: Any = _NULL,
     scale: Any = _NULL,
 ) -> None:
