@@ -848,7 +848,7 @@ def copy_into(tensor: EncryptedTensor, buffer: EncryptedBuffer) -> None:
     IntegrityError, ClosedError, ForkError, OutOfMemoryError."""
     store, offset = place_of(tensor)
     source, nbytes = handle(store), tensor.nbytes
-    check_open(store, TENSOR)
+    check_open(store, "tensor")
     if not nbytes:
         return
     pointer, memory = _block(min(nbytes, STAGING_BYTES))

@@ -159,9 +159,9 @@ def fail(store: Store, status: int, offset: int, length: int) -> NoReturn:
     store._fail(status, offset, length)
 
 
-def check_open(store: Store, call: Call = BUFFER) -> None:
-    """Raises ClosedError, ForkError, which name the subject of `call`."""
-    check(lib.ccmem_store_check(store._opened()), call)
+def check_open(store: Store, subject: str = "buffer") -> None:
+    """Raises ClosedError, ForkError; errors call the store `subject`."""
+    check(lib.ccmem_store_check(store._opened()), TENSOR if subject == "tensor" else BUFFER)
 
 
 def check_writable(store: Store) -> None:
