@@ -39,14 +39,14 @@ PAGE = 4096
 
 #: AES rounds for 16 bytes, by cipher: those of FIPS 197; an update of AEGIS-128X2 is 8 rounds in
 #: each of two lanes, for two blocks in each (RFC 10032).
-AES_ROUNDS = {"aes-128-xts": 10, "aes-256-xts": 14, "aegis-128x2": 4}
+AES_ROUNDS = {name: suite.aes_rounds for name, suite in binding.SUITES.items()}
 
 #: Bytes of the key: K1 || K2 for XTS.
-KEY_BYTES = {"aes-128-xts": 32, "aes-256-xts": 64, "aegis-128x2": 16}
+KEY_BYTES = {name: suite.subkey_size for name, suite in binding.SUITES.items()}
 
 #: The ciphers whose pages carry a tag, and its size.
-TAGGED = frozenset({"aegis-128x2"})
-TAG_BYTES = 16
+TAGGED = binding.AUTHENTICATED
+TAG_BYTES = max(suite.tag_size for suite in binding.SUITES.values())
 
 
 def _checked(status: int, action: str) -> None:

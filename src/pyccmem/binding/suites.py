@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from .native import ffi, lib
 
 __all__ = [
@@ -12,27 +14,47 @@ __all__ = [
     "DEFAULT_CIPHER",
     "FAULTS",
     "LEVELS",
+    "SUITES",
     "TENSOR_PAGE_SIZE",
     "TIERS",
+    "Suite",
     "active_tier",
     "features",
     "usable_tiers",
 ]
 
-#: Cipher suites by name, the default first.
-CIPHERS: dict[str, int] = {
-    "aegis-128x2": lib.CCMEM_AEGIS_128X2,
-    "aes-128-xts": lib.CCMEM_AES_128_XTS,
-    "aes-256-xts": lib.CCMEM_AES_256_XTS,
-}
+
+class Suite(NamedTuple):
+    """A cipher suite, as the native library describes it."""
+
+    number: int
+    subkey_size: int  # bytes that are derived for a store
+    tag_size: int  # bytes of a page's tag; 0: no tags, and no change is noticed
+    aes_rounds: int  # for each 16 bytes; 0: it is not made of AES
+
+
+def _suites() -> dict[str, Suite]:
+    found = {}
+    for number in range(lib.CCMEM_CIPHER_COUNT):
+        suite = lib.ccmem_suite_of(number)
+        name = ffi.string(suite.name).decode()
+        found[name] = Suite(number, suite.subkey_size, suite.tag_size, suite.aes_rounds)
+    return found
+
 
 #: The cipher of everything that is made without naming one.
 DEFAULT_CIPHER = "aegis-128x2"
 
+_found = _suites()
+
+#: Cipher suites by name, the default first.
+SUITES: dict[str, Suite] = {DEFAULT_CIPHER: _found.pop(DEFAULT_CIPHER), **_found}
+
+#: Their numbers.
+CIPHERS: dict[str, int] = {name: suite.number for name, suite in SUITES.items()}
+
 #: The names of those whose pages have a tag, so that every change is noticed.
-AUTHENTICATED = frozenset(
-    name for name, number in CIPHERS.items() if lib.ccmem_cipher_authenticated(number)
-)
+AUTHENTICATED = frozenset(name for name, suite in SUITES.items() if suite.tag_size)
 
 #: Bytes of a page where none are named.
 BUFFER_PAGE_SIZE = 4096

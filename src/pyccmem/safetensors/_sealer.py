@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from .. import errors
-from ..binding import CIPHERS, DEFAULT_CIPHER, Call, anchor, check, ffi, lib, wiped
+from ..binding import AUTHENTICATED, CIPHERS, DEFAULT_CIPHER, Call, anchor, check, ffi, lib, wiped
 from ..binding.arguments import checked_page_size, exact_bytes, input_buffer, integer, output_buffer
 from ..binding.owned import SEALER
 from ..core.resource import Resource
@@ -41,14 +41,15 @@ class Sealer(Resource):
         ) as source:
             identity = bytes(ffi.buffer(source))
         self._page_size = checked_page_size(page_size)
-        number = CIPHERS.get(cipher) if isinstance(cipher, str) else None
-        if number is None or not lib.ccmem_cipher_authenticated(number):
+        if not isinstance(cipher, str) or cipher not in AUTHENTICATED:
             raise errors.ArgumentError(
                 f"cipher is {cipher!r}, which has no tags to check a file's pages against; use "
                 f"{DEFAULT_CIPHER!r}."
             )
         out = SEALER.cell()
-        status = lib.ccmem_sealer_new(native_key(key), number, identity, self._page_size, out)
+        status = lib.ccmem_sealer_new(
+            native_key(key), CIPHERS[cipher], identity, self._page_size, out
+        )
         check(status, Call("a sealer", "key"))
         self._sealer = SEALER.own(out)
         self._anchor = anchor(self._sealer)
