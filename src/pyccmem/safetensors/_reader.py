@@ -49,9 +49,18 @@ __all__ = [
     "Placed",
     "SealedFile",
     "TensorInfo",
+    "buffer_of",
+    "data_key_of",
+    "data_of",
+    "descriptor_of",
     "expected",
+    "header_of",
     "looks_sealed",
+    "name_of",
     "open_sealed",
+    "opened_over",
+    "placed_in",
+    "read_at",
     "structure",
 ]
 
@@ -127,6 +136,20 @@ class TensorInfo:
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
+
+
+class _Origin(SealedOrigin):
+    """The file of tensors that are handed out."""
+
+    __slots__ = ()
+
+    def _opened(
+        self, path: str, file: BinaryIO, header: Header, key: Any, mmap: bool
+    ) -> SealedFile:
+        return SealedFile._of(path, file, header, key=key, expect=None, mmap=mmap, anew=True)
+
+    def _buffer(self, file: SealedFile, name: str) -> EncryptedBuffer:
+        return file._tensor_buffer(name)
 
 
 class SealedFile(Resource):
@@ -208,9 +231,7 @@ class SealedFile(Resource):
             self._placed = placed
             self._source = source_of(key)
             self._origin = (
-                None
-                if anew
-                else SealedOrigin(self._path, file.fileno(), header, self._source, mmap)
+                None if anew else _Origin(self._path, file.fileno(), header, self._source, mmap)
             )
         except BaseException:
             self._data_key.close()
@@ -412,3 +433,62 @@ def open_sealed(
     except BaseException:
         file.close()
         raise
+
+
+# ---- what the package uses of an open file beside ------------------------------------------------
+
+
+def opened_over(
+    path: str | os.PathLike[str],
+    file: BinaryIO,
+    header: Header,
+    *,
+    key: AnyKey,
+    expect: Expected | None,
+    mmap: bool,
+    anew: bool = False,
+) -> SealedFile:
+    """A sealed file that is open already, and its header read; see SealedFile._of()."""
+    return SealedFile._of(path, file, header, key=key, expect=expect, mmap=mmap, anew=anew)
+
+
+def name_of(file: SealedFile) -> str:
+    """What errors call it."""
+    return file._path
+
+
+def header_of(file: SealedFile) -> SealedHeader:
+    """What its header says, which its tag vouches for."""
+    return file._header
+
+
+def data_of(file: SealedFile) -> tuple[int, int]:
+    """Where its data begin and end."""
+    return file._extent
+
+
+def placed_in(file: SealedFile) -> Placed:
+    """Its tensors by name, and where they lie."""
+    return file._placed
+
+
+def data_key_of(file: SealedFile) -> Key:
+    """The key that its subkeys are derived from. Raises ClosedError, ForkError."""
+    return file._key()
+
+
+def buffer_of(file: SealedFile, name: str) -> EncryptedBuffer:
+    """A tensor's pages, read-only. Raises what SealedFile.get_tensor() raises."""
+    return file._tensor_buffer(name)
+
+
+def read_at(file: SealedFile, offset: int, count: int, what: str) -> bytes:
+    """`count` bytes of the file, which errors call `what`. Raises FileReadError, FileFormatError,
+    ClosedError."""
+    return file._read_at(offset, count, what)
+
+
+def descriptor_of(file: SealedFile) -> int:
+    """Its descriptor. Raises ClosedError."""
+    number: int = file._opened().fileno()
+    return number
