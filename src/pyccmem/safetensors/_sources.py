@@ -117,8 +117,9 @@ class _Array:
 
 
 def sources_of(tensors: Mapping[str, Any]) -> list[Source]:
-    """A source for each tensor by name: an EncryptedTensor, one of pyccmem.torch (which has such a
-    one as its `core`; a view of it is decrypted as a whole), a torch tensor on the CPU, or what
+    """A source for each tensor by name: an EncryptedTensor, one of a framework's adapter (which has
+    such a one as its `core`, and says by `__pyccmem_core__()` whether it is all of it; else it is
+    decrypted as a whole), a torch tensor on the CPU, or what
     NumPy makes an array of. Raises ArgumentTypeError,
     ArgumentError for a name that no file can have."""
     if not isinstance(tensors, Mapping):
@@ -136,15 +137,15 @@ def _source(name: Any, value: Any) -> Source:
             f"A tensor cannot be called {name!a}; use Unicode text other than '__metadata__' that "
             f"does not begin with {RESERVED_PREFIX!r}."
         )
-    core = value if isinstance(value, EncryptedTensor) else getattr(value, "core", None)
+    if isinstance(value, EncryptedTensor):
+        handle(place_of(value)[0])
+        return _Encrypted(name, name_of(value.dtype, name), value.shape, value)
+    core = getattr(value, "core", None)
     if isinstance(core, EncryptedTensor):
         handle(place_of(core)[0])
-        if core is value:
-            return _Encrypted(name, name_of(core.dtype, name), core.shape, core)
-        shape = tuple(int(n) for n in value.shape)
-        dtype = _TORCH.get(str(value.dtype)) or name_of(core.dtype, name)
-        if shape == core.shape and not getattr(value, "_path", ()):
-            return _Encrypted(name, dtype, shape, core)
+        if value.__pyccmem_core__() is core:
+            dtype = _TORCH.get(str(value.dtype)) or name_of(core.dtype, name)
+            return _Encrypted(name, dtype, core.shape, core)
         # A view (a transpose, a part) whose bytes are not those of its core, one after the other.
         value = value.decrypt()
     torch = sys.modules.get("torch")

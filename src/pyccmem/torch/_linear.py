@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._lib import OK, ffi, lib
-from .._owned import pointer_to
+from ..binding import OK, ffi, lib
+from ..binding.owned import pointer_to
 from ..core.matrix import Matrix
 from ..core.operand import place_of
 from ..core.store import fail, handle

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from .. import errors
-from .._lib import DEFAULT_CIPHER
 from ..arena import Arena
+from ..binding import DEFAULT_CIPHER
 from ..keys import Key
 from ..safetensors._progress import Progress, check_progress, reporting
 from ._plain_memory import Mappings, apart, extent

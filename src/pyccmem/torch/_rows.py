@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import errors
-from .._lib import OK, ffi, lib
+from ..binding import OK, ffi, lib
 from ..core.store import Store, check_open, fail, handle
 from ._stored import pointer, wiped_like
 

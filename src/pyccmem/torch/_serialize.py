@@ -35,14 +35,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import _plain, errors
-from .._lib import AUTHENTICATED, DEFAULT_CIPHER, OK, lib
-from .._owned import Descriptor
-from .._sealer import Sealer
+from .. import errors
+from ..binding import AUTHENTICATED, DEFAULT_CIPHER, OK, lib, wiped
+from ..binding.owned import Descriptor
 from ..buffer import EncryptedBuffer
 from ..core.operand import place_of
 from ..core.store import fail, handle
 from ..keys import Key
+from ..safetensors._sealer import Sealer
 from ..tensor import EncryptedTensor as Core
 from ._stored import Stored, usable
 from ._tensor import EncryptedTensor, opened, wrapped
@@ -140,7 +140,7 @@ def _sealed(core: Core, dtype: torch.dtype, key: Key) -> torch.Tensor:
 def _seal_pages(core: Core, sealer: Sealer, out: memoryview, tags: bytearray) -> None:
     size = core.page_size
     store, offset = place_of(core)
-    block, memory = _plain.block(min(_BLOCK, core.nbytes))
+    block, memory = wiped.block(min(_BLOCK, core.nbytes))
     plain = memoryview(memory)
     try:
         for at in range(0, core.nbytes, _BLOCK):
@@ -152,7 +152,7 @@ def _seal_pages(core: Core, sealer: Sealer, out: memoryview, tags: bytearray) ->
             tags += sealer.seal(at // size, plain[:n], out[at:end])
     finally:
         plain.release()
-        _plain.wipe(memory)
+        wiped.wipe(memory)
 
 
 # ---- reading -------------------------------------------------------------------------------------

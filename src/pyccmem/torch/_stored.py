@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import _plain, errors
-from .._forks import Lock
-from .._lib import OK, ffi, lib
+from .. import errors
+from ..binding import OK, ffi, lib, wiped
+from ..core.forks import Lock
 from ..core.matrix import Matrix
 from ..core.operand import place_of
 from ..core.store import check_open, fail, handle
@@ -237,7 +237,7 @@ class Stored:
         if not nbytes:
             check_open(store, "tensor")
             return torch.empty(0, dtype=self.dtype)
-        block, memory = _plain.block(nbytes)
+        block, memory = wiped.block(nbytes)
         offset += first * self.itemsize
         status = lib.ccmem_store_read(handle(store), offset, block, nbytes)
         if status != OK:
@@ -327,7 +327,7 @@ def wiped_like(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     count = math.prod(shape)
     if not count:
         return torch.empty(shape, dtype=dtype)
-    _, memory = _plain.block(count * dtype.itemsize)
+    _, memory = wiped.block(count * dtype.itemsize)
     return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from .. import errors
-from .._lib import DEFAULT_CIPHER
 from ..arena import Arena
+from ..binding import DEFAULT_CIPHER
 from ..core.operand import formats_number, place_of
 from ..keys import Key
 from ..tensor import EncryptedTensor as Core
@@ -231,6 +231,11 @@ class EncryptedTensor(Tensor):
     def core(self) -> Core:
         """The pyccmem.EncryptedTensor with the data: of a view, that of the tensor it views."""
         return self._real().core
+
+    def __pyccmem_core__(self) -> Core | None:
+        """The core where all of it is this tensor; None for a view."""
+        core = self._real().core
+        return core if not self._path and tuple(self.shape) == core.shape else None
 
     def decrypt(self) -> Tensor:
         """The values as a plain tensor, in memory that is wiped when the last tensor, view or array
