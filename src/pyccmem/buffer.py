@@ -48,6 +48,7 @@ __all__ = [
     "check_tweak_cache",
     "native_key",
     "open_buffers",
+    "over_file",
     "verify",
 ]
 
@@ -554,6 +555,11 @@ class EncryptedBuffer(Store):
             f"{self._name!a} of {self._nbytes} bytes, {self._cipher}, pages of {self._page_size}"
             f"{kind}"
         )
+
+
+def over_file(*arguments: Any, **options: Any) -> EncryptedBuffer:
+    """EncryptedBuffer._mapped()."""
+    return EncryptedBuffer._mapped(*arguments, **options)
 
 
 def verify(buffer: EncryptedBuffer, offset: int, nbytes: int) -> list[int]:

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from .. import errors
-from ..buffer import EncryptedBuffer
+from ..buffer import EncryptedBuffer, over_file
 from ..core.forks import opening
 from ..core.resource import Resource
 from ..files.safetensors_header import Header, about, open_file, read_all, shown
-from ..keys import Key
-from ..tensor import EncryptedTensor
+from ..keys import Key, check_open, is_usable, mac
+from ..tensor import EncryptedTensor, adopted
 from ._dtypes import numpy_dtype
 from ._format import (
     HEADER_CONTEXT,
@@ -214,7 +214,7 @@ class SealedFile(Resource):
         self._data_key = unwrap(key, described.provider, described.wrapped)
         try:
             tag = self._read_at(table, MAC_BYTES, "the table")
-            if not hmac.compare_digest(tag, self._data_key._mac(HEADER_CONTEXT, header.raw)):
+            if not hmac.compare_digest(tag, mac(self._data_key, HEADER_CONTEXT, header.raw)):
                 raise errors.IntegrityError(
                     f"The header of {self._path!a} does not match its tag: something in it was "
                     f"changed since it was sealed, the names, dtypes, shapes or places of its "
@@ -241,10 +241,10 @@ class SealedFile(Resource):
     def _key(self) -> Key:
         """The data key, asked for again in a forked child. Raises ClosedError, ForkError."""
         try:
-            self._data_key._opened()
+            check_open(self._data_key)
         except errors.ForkError:
             with opening():
-                if self._source is not None and not self._data_key._usable():
+                if self._source is not None and not is_usable(self._data_key):
                     header = self._header
                     self._data_key = unwrap(self._source.key(), header.provider, header.wrapped)
         return self._data_key
@@ -298,8 +298,7 @@ class SealedFile(Resource):
         header = self._header
         records = self._read_at(blob.records, blob.npages * RECORD_BYTES, f"the table for {what}")
         key = self._key()
-        mac = key._mac(tensor.store_id, records)
-        if not hmac.compare_digest(tensor.table_mac, mac):
+        if not hmac.compare_digest(tensor.table_mac, mac(key, tensor.store_id, records)):
             raise errors.IntegrityError(
                 f"The versions and tags of {what} in {self._path!a} do not match their own tag: "
                 f"they were changed since the file was sealed, or are of an older one; use a good "
@@ -307,7 +306,7 @@ class SealedFile(Resource):
                 name=tensor.name,
             )
         view, versions = memoryview(records), 8 * blob.npages
-        buffer = EncryptedBuffer._mapped(
+        buffer = over_file(
             self._opened().fileno(),
             blob.start,
             tensor.nbytes,
@@ -353,7 +352,7 @@ class SealedFile(Resource):
         tensor = self._placed[name][0]
         try:
             dtype = numpy_dtype(tensor.dtype, name)
-            return EncryptedTensor._adopt(buffer, tensor.shape, dtype)
+            return adopted(buffer, tensor.shape, dtype)
         except BaseException:
             buffer.close()
             raise
