@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from pyccmem import _lib
+from pyccmem import binding
 from pyccmem.bench import native
 from pyccmem.bench.bulk import SCRATCHES, Bulk
 
 SIZE = 64 << 20
 
 
-@pytest.fixture(scope="module", params=_lib.CIPHERS)
+@pytest.fixture(scope="module", params=binding.CIPHERS)
 def bulk(request: pytest.FixtureRequest) -> Iterator[Bulk]:
     with native.threads(1):
         made = Bulk(request.param, SIZE)

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from pyccmem import _lib
+from pyccmem import binding
 from pyccmem.bench import native
 from pyccmem.bench.linear import NARROW, SQUARE, Products
 
 ROWS = (1, 8, 64)
 VARIANTS = [
-    *((cipher, "float32") for cipher in _lib.CIPHERS),
+    *((cipher, "float32") for cipher in binding.CIPHERS),
     *(("aegis-128x2", kind) for kind in NARROW),
 ]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pyccmem import _lib
+from pyccmem import binding
 from pyccmem.bench import native
 from pyccmem.bench.pages import OPERATIONS, Pages
 
@@ -18,7 +18,7 @@ REPEATS = 32
 
 
 @pytest.mark.parametrize("operation", list(OPERATIONS))
-@pytest.mark.parametrize("tier", _lib.usable_tiers())
+@pytest.mark.parametrize("tier", binding.usable_tiers())
 def bench_pages(measure: Callable[..., Any], tier: str, cipher: str, operation: str) -> None:
     pages = Pages(tier, cipher, operation)
     pages.check()
@@ -28,7 +28,7 @@ def bench_pages(measure: Callable[..., Any], tier: str, cipher: str, operation: 
     measure(group, lambda: pages.seconds(repeats), nbytes=nbytes)
 
 
-@pytest.mark.parametrize("tier", _lib.usable_tiers())
+@pytest.mark.parametrize("tier", binding.usable_tiers())
 def bench_ceiling(measure: Callable[..., Any], tier: str, cipher: str) -> None:
     if native.ceiling(tier, cipher, 1) == 0:
         pytest.skip(f"tier {tier} uses no AES unit")

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from pyccmem import _lib
+from pyccmem import binding
 from pyccmem.bench import native
 from pyccmem.bench.random64 import CACHED, PAGE_SIZES, WALKS, Random64
 
 COUNT = 50_000
 DRAM = 256 << 20
 
-XTS = [cipher for cipher in _lib.CIPHERS if cipher not in native.TAGGED]
-TAGGED = [cipher for cipher in _lib.CIPHERS if cipher in native.TAGGED]
+XTS = [cipher for cipher in binding.CIPHERS if cipher not in native.TAGGED]
+TAGGED = [cipher for cipher in binding.CIPHERS if cipher in native.TAGGED]
 
 
 @pytest.fixture(scope="module", params=XTS)

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from pyccmem import _lib
+from pyccmem import binding
 from pyccmem.bench import native
 from pyccmem.bench.rows import BATCH, ROW, Rows, page_sizes
 
 BATCHES = 20
 
 
-@pytest.fixture(scope="module", params=_lib.CIPHERS)
+@pytest.fixture(scope="module", params=binding.CIPHERS)
 def rows(request: pytest.FixtureRequest) -> Iterator[Rows]:
     with native.threads(1):
         made = Rows(request.param)

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from pyccmem import _lib
+from pyccmem import binding
 from pyccmem.bench.threads import SIZE, Scaling, cores
 
 REPEATS = 20
 
 
-@pytest.fixture(scope="module", params=_lib.CIPHERS)
+@pytest.fixture(scope="module", params=binding.CIPHERS)
 def scaling(request: pytest.FixtureRequest) -> Iterator[Scaling]:
     made = Scaling(request.param)
     made.check()

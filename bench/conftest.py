@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from pyccmem import _lib
+from pyccmem import binding
 
 
-@pytest.fixture(params=_lib.CIPHERS)
+@pytest.fixture(params=binding.CIPHERS)
 def cipher(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

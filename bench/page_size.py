@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from pyccmem import EncryptedTensor, Key, _lib
+from pyccmem import EncryptedTensor, Key, binding
 from pyccmem.bench import native
 from pyccmem.bench.report import machine, number
 from pyccmem.bench.rounds import (
@@ -145,7 +145,7 @@ def _each(patterns: Patterns, name: str) -> Callable[[], float]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--cipher", choices=list(_lib.CIPHERS), default="aegis-128x2")
+    parser.add_argument("--cipher", choices=list(binding.CIPHERS), default="aegis-128x2")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--size", type=int, default=64, metavar="MIB", help="of the table (64)")
     parser.add_argument("--threads", type=int, default=1, help="for one bulk read (1)")

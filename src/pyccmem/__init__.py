@@ -12,7 +12,7 @@
 Exceptions: pyccmem.errors. Bare primitives, for checking: pyccmem.hazmat.
 """
 
-from ._command import start_quietly as _start_quietly
+from .console.command import start_quietly as _start_quietly
 
 _start_quietly()  # before anything that takes its time
 
@@ -20,7 +20,6 @@ from . import errors  # noqa: E402
 from ._version import __version__  # noqa: E402
 
 try:
-    from . import _fork_hooks as _fork_hooks
     from . import hazmat
     from .arena import Arena
     from .buffer import EncryptedBuffer
@@ -39,7 +38,7 @@ try:
     from .product.linear import linear
     from .tensor import EncryptedTensor
 except errors.PyccmemError as _error:
-    from ._command import end_with
+    from .console.command import end_with
 
     end_with(_error)
     raise

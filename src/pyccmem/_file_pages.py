@@ -8,17 +8,17 @@ pages.
 
 from __future__ import annotations
 
-from typing import Any
-
 from . import errors
-from ._forks import Origin
-from ._handlers import stay_in_front
-from ._lib import CIPHERS, LEVELS, OK, check, ffi, lib
-from ._owned import FILE
-from .buffer import LARGEST, EncryptedBuffer, native_key, refuse_versions
+from .binding import CIPHERS, LEVELS, OK, Call, check, ffi, lib
+from .binding.handlers import stay_in_front
+from .binding.owned import FILE
+from .binding.status import FilePagesCall
+from .buffer import LARGEST, EncryptedBuffer, native_key, over_store, refuse_versions
+from .core.forks import Origin
+from .core.store import Store, anchor_of
 from .keys import Key
 
-__all__ = ["FilePages", "overhead"]
+__all__ = ["FilePages", "shared_overhead"]
 
 _add = lib.ccmem_file_add
 
@@ -53,7 +53,7 @@ class FilePages:
         status = lib.ccmem_file_new(
             native, CIPHERS[cipher], page_size, begin, end, bool(anonymous), out
         )
-        check(status, subject="key", action="the subkeys of a sealed file")
+        check(status, Call("the subkeys of a sealed file", "key"))
         self._file = FILE.own(out)
         self._level = LEVELS[lib.ccmem_file_level(self._file)]
 
@@ -74,9 +74,9 @@ class FilePages:
         then their tags, verified before, in memory of the caller's own. `path` is what errors call
         the file."""
         page_size = self._page_size
-        count = -(-nbytes // page_size)
+        count, action = -(-nbytes // page_size), f"a mapping of {nbytes} bytes"
         if nbytes > LARGEST:
-            check(lib.CCMEM_ERR_NOMEM, action=f"a mapping of {nbytes} bytes")
+            check(lib.CCMEM_ERR_NOMEM, Call(action))
         if len(records) != count * _RECORD_BYTES:
             raise errors.ArgumentError(
                 f"records has {len(records)} bytes; {count} pages have {count * _RECORD_BYTES}."
@@ -88,26 +88,16 @@ class FilePages:
             number = ffi.errno
             if status == lib.CCMEM_ERR_ARGUMENT:
                 refuse_versions(name, records[: 8 * count])
-            check(
-                status,
-                subject="key",
-                action=f"a mapping of {nbytes} bytes",
-                mapping=True,
-                name=name,
-                offset=offset,
-                length=count * page_size,
-                errno=number,
-                path=path,
-            )
-        made = EncryptedBuffer._over(
-            store, self, nbytes, self._cipher, page_size, self._level, name, origin
-        )
+            check(status, FilePagesCall(action, name, path, offset, count * page_size, number))
+        made = over_store(store, self, nbytes, self._cipher, page_size, self._level, name, origin)
         if not self._anonymous:
             stay_in_front()
         return made
 
 
-def overhead(anchor: Any) -> int:
-    """Bytes that the buffers of a file have in common, by the anchor of one of them; 0 for any
-    other buffer's."""
-    return int(lib.ccmem_file_overhead(anchor._file)) if isinstance(anchor, FilePages) else 0
+def shared_overhead(store: Store) -> tuple[int, int]:
+    """What tells apart those whose counters are one store's or one file's, and the bytes that the
+    buffers of a file have in common; 0 for any other."""
+    anchor = anchor_of(store)
+    shared = int(lib.ccmem_file_overhead(anchor._file)) if isinstance(anchor, FilePages) else 0
+    return id(anchor), shared

@@ -17,28 +17,30 @@ from typing import Any
 import numpy.typing as npt
 
 from . import errors
-from ._arguments import BYTES
-from ._form import Form, Shared, remember
-from ._lib import (
+from .binding import (
     AUTHENTICATED,
     CIPHERS,
     DEFAULT_CIPHER,
     LEVELS,
     OK,
     TENSOR_PAGE_SIZE,
+    Call,
     anchor,
     check,
     ffi,
     lib,
 )
-from ._owned import ARENA
-from ._resource import Resource
-from ._runs import flat_bytes
+from .binding.arguments import BYTES
+from .binding.owned import ARENA
 from .buffer import LARGEST, EncryptedBuffer, check_options, check_tweak_cache, native_key
+from .core.fork_warning import name_also
+from .core.form import Form, Shared, remember
+from .core.maker import TensorMaker
+from .core.runs import flat_bytes
 from .keys import Key
-from .tensor import Cache, EncryptedTensor, checked_form
+from .tensor import Cache, EncryptedTensor, checked_form, copy_into
 
-__all__ = ["Arena", "totals", "used_arenas"]
+__all__ = ["Arena", "totals"]
 
 _add = lib.ccmem_arena_add
 _from_buffer = ffi.from_buffer
@@ -76,9 +78,12 @@ def totals() -> dict[str, int]:
     return sums
 
 
-def used_arenas() -> list[str]:
-    """The names of this process's arenas that have tensors."""
-    return [shared.name for shared, _ in _arenas()]
+def _lost_at_fork() -> list[str]:
+    """This process's arenas that have tensors, as a warning names them."""
+    return [f"{shared.name!a} (tensors encrypted in memory)" for shared, _ in _arenas()]
+
+
+name_also(_lost_at_fork)
 
 
 class _Store(bytes):
@@ -233,7 +238,7 @@ class _Buffer(EncryptedBuffer):
 _Buffer.__name__ = _Buffer.__qualname__ = EncryptedBuffer.__name__
 
 
-class Arena(Resource):
+class Arena(TensorMaker):
     """Memory for many tensors that are encrypted together.
 
         arena = pyccmem.Arena(key=key)
@@ -281,7 +286,7 @@ class Arena(Resource):
         status = lib.ccmem_arena_new(
             native, CIPHERS[cipher], page_size, _version_limit, tweak_cache, out
         )
-        check(status, subject="key", action="an arena")
+        check(status, Call("an arena", "key"))
         self._arena = ARENA.own(out)
         self._anchor = anchor(self._arena)
         level = LEVELS[lib.ccmem_arena_level(self._arena)]
@@ -291,7 +296,7 @@ class Arena(Resource):
 
     # ---- tensors ----
 
-    def _encrypt(self, source: npt.NDArray[Any], name: Any) -> EncryptedTensor:
+    def _encrypted(self, source: npt.NDArray[Any], name: Any) -> EncryptedTensor:
         """A tensor with the contents of an array."""
         key = source.shape, source.dtype
         form = self._forms.get(key)
@@ -315,7 +320,7 @@ class Arena(Resource):
         """A tensor with the contents of another."""
         tensor = self._make(self._form(source.shape, source.dtype), None, name)
         try:
-            source._copy_to(tensor._buffer)
+            copy_into(source, tensor.buffer)
         except BaseException:
             tensor.close()
             raise
@@ -338,7 +343,7 @@ class Arena(Resource):
             )
         nbytes = form.nbytes
         if nbytes > LARGEST:
-            check(lib.CCMEM_ERR_NOMEM, action=f"a tensor of {nbytes} bytes")
+            check(lib.CCMEM_ERR_NOMEM, Call(f"a tensor of {nbytes} bytes"))
         store = _Store(_SIZE)
         native = self._arena
         if native is None:
@@ -349,7 +354,7 @@ class Arena(Resource):
             with _from_buffer(BYTES, flat_bytes(source)) as data:
                 status = _add(native, nbytes, data, store)
         if status != OK:
-            check(status, subject="arena", action=f"a tensor of {nbytes} bytes")
+            check(status, Call(f"a tensor of {nbytes} bytes", "arena"))
         tensor: Any = _new(_Tensor)
         tensor._form, tensor._cache, tensor._store = form, name, store
         return tensor  # type: ignore[no-any-return]

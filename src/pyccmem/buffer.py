@@ -5,13 +5,26 @@ from __future__ import annotations
 
 import itertools
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from . import errors
-from ._arguments import (
+from .binding import (
+    AUTHENTICATED,
+    BUFFER_PAGE_SIZE,
+    CIPHERS,
+    DEFAULT_CIPHER,
+    LEVELS,
+    OK,
+    Call,
+    anchor,
+    check,
+    ffi,
+    lib,
+)
+from .binding.arguments import (
     BYTES,
     checked_page_size,
     exact_bytes,
@@ -20,27 +33,13 @@ from ._arguments import (
     integer,
     output_buffer,
 )
-from ._forks import Origin
-from ._handlers import stay_in_front
-from ._lib import (
-    AUTHENTICATED,
-    BUFFER_PAGE_SIZE,
-    CIPHERS,
-    DEFAULT_CIPHER,
-    LEVELS,
-    OK,
-    anchor,
-    check,
-    ffi,
-    lib,
-    lost_page,
-)
-from ._owned import STORE, keeping, made
-from .core.store import Store, forget, is_usable, register, registered
-from .keys import Key
-
-if TYPE_CHECKING:
-    from .mapping import Mapping
+from .binding.handlers import stay_in_front
+from .binding.owned import STORE, keeping, made
+from .binding.status import FilePagesCall, lost_page
+from .core.forks import Origin
+from .core.store import Store, check_open, forget, is_usable, register, registered
+from .keys import Key, native_key
+from .mapping import Mapping
 
 __all__ = [
     "LARGEST",
@@ -49,7 +48,10 @@ __all__ = [
     "check_tweak_cache",
     "native_key",
     "open_buffers",
+    "over_file",
+    "over_store",
     "refuse_versions",
+    "verify",
 ]
 
 # Looked up once: these are what one small read costs in Python.
@@ -71,16 +73,6 @@ def open_buffers() -> list[EncryptedBuffer]:
 
 #: Sizes above it round up to more than an index can say.
 LARGEST = sys.maxsize - int(lib.CCMEM_PAGE_SIZE_MAX)
-
-
-def native_key(key: Any) -> Any:
-    """The native key of a Key. Raises ArgumentTypeError, ClosedError, ForkError."""
-    if not isinstance(key, Key):
-        raise errors.ArgumentTypeError(
-            f"key must be a pyccmem.Key, not {type(key).__name__}; for key bytes use "
-            f"Key.from_bytes()."
-        )
-    return key._opened()
 
 
 def check_options(cipher: Any, page_size: Any, name: Any) -> int:
@@ -162,7 +154,7 @@ class EncryptedBuffer(Store):
         root = native_key(key)
         action = f"a buffer of {self._nbytes} bytes"
         if self._nbytes > LARGEST:
-            check(lib.CCMEM_ERR_NOMEM, action=action)
+            check(lib.CCMEM_ERR_NOMEM, Call(action))
         out = STORE.cell()
         status = lib.ccmem_store_new(
             root,
@@ -173,7 +165,7 @@ class EncryptedBuffer(Store):
             tweak_cache,
             out,
         )
-        check(status, subject="key", action=action)
+        check(status, Call(action, "key"))
         self._finish(out, name)
 
     def _begin(self, nbytes: Any, cipher: Any, page_size: Any, name: Any) -> None:
@@ -295,7 +287,7 @@ class EncryptedBuffer(Store):
         root = native_key(key)
         action = f"a mapping of {self._nbytes} bytes"
         if self._nbytes > LARGEST:
-            check(lib.CCMEM_ERR_NOMEM, action=action)
+            check(lib.CCMEM_ERR_NOMEM, Call(action))
         out = STORE.cell()
         record = (lib.CCMEM_STORE_ID_SIZE,)
         with (
@@ -319,17 +311,8 @@ class EncryptedBuffer(Store):
             number = ffi.errno
             if status == lib.CCMEM_ERR_ARGUMENT:
                 refuse_versions(name, ffi.buffer(word)[:])
-        check(
-            status,
-            subject="key",
-            action=action,
-            mapping=True,
-            name=name,
-            offset=offset,
-            length=count * self._page_size,
-            errno=number,
-            path=path,
-        )
+        length = count * self._page_size
+        check(status, FilePagesCall(action, name, path, offset, length, number))
         self._origin = origin
         self._finish(out, name)
         if not anonymous:
@@ -382,7 +365,7 @@ class EncryptedBuffer(Store):
                 length = len(target)
                 status = _store_read(self._store, offset, target, length)
             finally:
-                del target  # see _arguments
+                del target  # see arguments
         except (TypeError, ValueError, BufferError, OverflowError):
             status = None
         if status == OK:
@@ -444,7 +427,7 @@ class EncryptedBuffer(Store):
                     source = _from_buffer(BYTES, ffi.buffer(source)[:])
             status = _store_write(store, offset, source, length)
         finally:
-            del source  # see _arguments
+            del source  # see arguments
         if status != OK:
             self._fail(status, offset, length)
         return length
@@ -474,7 +457,7 @@ class EncryptedBuffer(Store):
     def _verify(self, offset: int, nbytes: int) -> list[int]:
         """verify() of the pages that hold `nbytes` bytes from `offset`, which lie inside."""
         store = self._opened()
-        check(lib.ccmem_store_check(store), subject="buffer")
+        check_open(self)
         if not self.authenticated:
             raise errors.NotAuthenticatedError(
                 f"Buffer {self._name!a} is encrypted with {self._cipher}, which has no tags to "
@@ -510,8 +493,6 @@ class EncryptedBuffer(Store):
 
         Raises what EncryptedTensor.map() raises.
         """
-        from .mapping import Mapping
-
         return Mapping(self, 0, (self._nbytes,), np.dtype(np.uint8), window, mode, system_calls)
 
     # ---- what it is ----
@@ -539,10 +520,10 @@ class EncryptedBuffer(Store):
         """The stored bytes, whole pages, read-only. The view shows later writes as they happen,
         and stays valid after close(). Raises ClosedError, ForkError."""
         store = self._opened()
-        check(lib.ccmem_store_check(store), subject="buffer")
+        check_open(self)
         mapping = made(lib.ccmem_store_mapping, store, lib.ccmem_mapping_release)
         if mapping == ffi.NULL:
-            check(lib.CCMEM_ERR_NOMEM, action="a view of the ciphertext")
+            check(lib.CCMEM_ERR_NOMEM, Call("a view of the ciphertext"))
         size = lib.ccmem_mapping_size(mapping)
         if size == 0:
             return memoryview(b"")
@@ -563,7 +544,7 @@ class EncryptedBuffer(Store):
         if count:
             with ffi.from_buffer("uint64_t[]", versions, True) as target:
                 status = lib.ccmem_store_versions(store, 0, count, target)
-            check(status, subject="buffer", action="the versions", offset=0, length=0, nbytes=0)
+            check(status, Call("the versions", "buffer"))
         versions.setflags(write=False)
         return versions
 
@@ -576,7 +557,7 @@ class EncryptedBuffer(Store):
         Raises ClosedError, ForkError."""
         store = self._opened()
         counters = ffi.new("ccmem_stats *")
-        check(lib.ccmem_store_stats(store, counters), subject="buffer", action="the counters")
+        check(lib.ccmem_store_stats(store, counters), Call("the counters", "buffer"))
         values = {name: int(getattr(counters, name)) for name in dir(counters)}
         values["overhead_bytes"] = int(lib.ccmem_store_overhead(store))
         return values
@@ -598,3 +579,19 @@ class EncryptedBuffer(Store):
             f"{self._name!a} of {self._nbytes} bytes, {self._cipher}, pages of {self._page_size}"
             f"{kind}"
         )
+
+
+def over_file(*arguments: Any, **options: Any) -> EncryptedBuffer:
+    """EncryptedBuffer._mapped()."""
+    return EncryptedBuffer._mapped(*arguments, **options)
+
+
+def over_store(*arguments: Any) -> EncryptedBuffer:
+    """EncryptedBuffer._over()."""
+    return EncryptedBuffer._over(*arguments)
+
+
+def verify(buffer: EncryptedBuffer, offset: int, nbytes: int) -> list[int]:
+    """EncryptedBuffer.verify() of the pages that hold `nbytes` bytes from `offset`, which lie
+    inside."""
+    return buffer._verify(offset, nbytes)

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from . import host
-from ._lib import TIERS, active_tier, features, lib, usable_tiers
+from .binding import TIERS, active_tier, features, lib, usable_tiers
 
 __all__ = ["cpu_info"]
 

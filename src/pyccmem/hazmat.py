@@ -15,8 +15,9 @@ from __future__ import annotations
 from typing import Any
 
 from . import errors
-from ._arguments import exact_bytes, input_buffer, integer
-from ._lib import check, ffi, lib, tier_number
+from .binding import Call, check, ffi, lib, tier_number
+from .binding.arguments import exact_bytes, input_buffer, integer
+from .binding.status import UnwrapCall
 
 __all__ = [
     "aegis128l_decrypt",
@@ -62,7 +63,7 @@ def _xts(encrypt: int, key: Any, tweak: Any, data: Any, tier: str | None) -> byt
             ffi.from_buffer("uint8_t[]", out),
             length,
         )
-    check(status, action="AES-XTS")
+    check(status, Call("AES-XTS"))
     return out
 
 
@@ -109,7 +110,7 @@ def _aegis(
             tag,
             len(tag),
         )
-    check(status, action=_AEGIS_NAMES[lanes])  # a text that is refused is zeros in `out`
+    check(status, Call(_AEGIS_NAMES[lanes]))  # a text that is refused is zeros in `out`
     return out
 
 
@@ -194,7 +195,7 @@ def aes_cmac(key: Any, message: Any, *, tier: str | None = None) -> bytes:
         input_buffer("message", message) as source,
     ):
         status = lib.ccmem_cmac(number, key_buffer, len(key_buffer), source, len(source), tag)
-    check(status, action="AES-CMAC")
+    check(status, Call("AES-CMAC"))
     return bytes(ffi.buffer(tag))
 
 
@@ -213,7 +214,7 @@ def _key_wrap(wrap: int, kek: Any, name: str, key: Any, tier: str | None) -> byt
         size = length + 8 if wrap else length - 8
         out = ffi.new("uint8_t[]", size)
         status = lib.ccmem_aes_kw(number, wrap, kek_buffer, len(kek_buffer), source, length, out)
-    check(status, action="AES key wrap", unwrapping=True)
+    check(status, UnwrapCall("AES key wrap", None))
     result = bytes(ffi.buffer(out))
     lib.ccmem_wipe(out, size)
     return result
@@ -268,7 +269,7 @@ def kdf_counter_cmac(
             out,
             nbytes,
         )
-    check(status, action="the key derivation")
+    check(status, Call("the key derivation"))
     derived = bytes(ffi.buffer(out))
     lib.ccmem_wipe(out, nbytes)
     return derived

@@ -11,11 +11,13 @@ import warnings
 from typing import Any
 
 from . import errors
-from ._arguments import exact_bytes, input_buffer, integer, output_buffer
-from ._forks import opening
-from ._lib import LEVELS, anchor, check, ffi, lib
-from ._owned import KEY, Descriptor
-from ._resource import Resource
+from .binding import LEVELS, Call, anchor, check, ffi, lib
+from .binding.arguments import exact_bytes, input_buffer, integer, output_buffer
+from .binding.owned import KEY, Descriptor
+from .binding.status import KeyCall, KeyFileCall, UnwrapCall
+from .binding.wiped import wipe_bytes
+from .core.forks import opening
+from .core.resource import Resource
 
 __all__ = ["Key", "KeyFile"]
 
@@ -69,6 +71,9 @@ def _wanted(require: Any, level: Any) -> str | None:
             "level='mlock' and require='secretmem' exclude each other; leave one of them out."
         )
     return _EXACTLY[level]
+
+
+_KEY = Call(subject="key")
 
 
 class KeyFile:
@@ -155,7 +160,7 @@ class Key(Resource):
         require = _wanted(require, level)
         out = KEY.cell()
         status = lib.ccmem_key_generate(_required_level(require), out)
-        check(status, subject="key", action="a key", require=require)
+        check(status, KeyCall("a key", require))
         return cls._adopt(out)
 
     @classmethod
@@ -171,7 +176,7 @@ class Key(Resource):
         size = (lib.CCMEM_ROOT_KEY_SIZE,)
         with exact_bytes("The key", data, size, errors.InvalidKeyError) as source:
             status = lib.ccmem_key_from_bytes(source, native, out)
-        check(status, subject="key", action="a key", require=require)
+        check(status, KeyCall("a key", require))
         return cls._adopt(out)
 
     @classmethod
@@ -232,14 +237,7 @@ class Key(Resource):
             raise errors.ArgumentError(f"path is not a file's name: {problem}.") from None
         except OSError as problem:
             status, number = lib.CCMEM_ERR_IO, problem.errno
-        check(
-            status,
-            subject="key",
-            action="a key",
-            require=require,
-            path=os.fsdecode(name),
-            errno=number,
-        )
+        check(status, KeyFileCall("a key", require, os.fsdecode(name), number))
         return cls._adopt(out), mode
 
     @classmethod
@@ -325,9 +323,9 @@ class Key(Resource):
                 f"scrypt refused n={n}, r={r}, p={p} ({problem}); use the defaults."
             ) from None
         finally:
-            _wipe_bytes(derived)
-            _wipe_bytes(encoded)
-        check(status, subject="key", action="a key", require=require)
+            wipe_bytes(derived)
+            wipe_bytes(encoded)
+        check(status, KeyCall("a key", require))
         return cls._adopt(out)
 
     # ---- keys of files ----
@@ -337,7 +335,7 @@ class Key(Resource):
         """A name of the key for everybody: 32 hexadecimal digits derived from it, which tell keys
         apart and reveal nothing else. Raises ClosedError, ForkError."""
         out = ffi.new("uint8_t[]", lib.CCMEM_KEY_ID_SIZE)
-        check(lib.ccmem_key_id(self._opened(), out), subject="key", action="the key's id")
+        check(lib.ccmem_key_id(self._opened(), out), Call("the key's id", "key"))
         return bytes(ffi.buffer(out)).hex()
 
     def _wrap(self, data_key: Key) -> bytes:
@@ -347,7 +345,7 @@ class Key(Resource):
         """
         out = ffi.new("uint8_t[]", lib.CCMEM_WRAPPED_KEY_SIZE)
         status = lib.ccmem_key_wrap(self._opened(), data_key._opened(), out)
-        check(status, subject="key", action="wrapping a key")
+        check(status, Call("wrapping a key", "key"))
         return bytes(ffi.buffer(out))
 
     def _unwrap(self, wrapped: Any, require: str | None = None) -> Key:
@@ -361,7 +359,7 @@ class Key(Resource):
         out = KEY.cell()
         with exact_bytes("The wrapped key", wrapped, sizes, errors.ArgumentError) as source:
             status = lib.ccmem_key_unwrap(self._opened(), source, level, out)
-        check(status, subject="key", action="unwrapping a key", require=require, unwrapping=True)
+        check(status, UnwrapCall("unwrapping a key", require))
         return self._adopt(out)
 
     def _mac(self, context: Any, data: Any) -> bytes:
@@ -376,7 +374,7 @@ class Key(Resource):
             input_buffer("data", data) as source,
         ):
             status = lib.ccmem_key_mac(self._opened(), purpose, source, len(source), tag)
-        check(status, subject="key", action="the key that checks the tables of a sealed file")
+        check(status, Call("the key that checks the tables of a sealed file", "key"))
         return bytes(ffi.buffer(tag))
 
     def _copy_into(self, out: Any) -> None:
@@ -391,7 +389,7 @@ class Key(Resource):
                     f"out has {len(target)} bytes; it must have {lib.CCMEM_ROOT_KEY_SIZE}."
                 )
             status = lib.ccmem_key_copy(self._opened(), target)
-        check(status, subject="key", action="a copy of the key")
+        check(status, Call("a copy of the key", "key"))
 
     # ---- what it is ----
 
@@ -420,7 +418,7 @@ class Key(Resource):
         status = lib.ccmem_key_check(native)
         if status == lib.CCMEM_ERR_FORK and self._source is not None:
             return self._read_again(self._source)
-        check(status, subject="key")
+        check(status, _KEY)
         return native
 
     def _usable(self) -> bool:
@@ -446,11 +444,63 @@ class Key(Resource):
         return self._level
 
 
-def _wipe_bytes(data: bytes) -> None:
-    """Overwrites a bytes object that this module made and nobody else holds.
+# ---- what the rest of the package uses of a key --------------------------------------------------
 
-    Python offers no way to clear bytes; the memory is reached through the buffer protocol. The
-    empty one and those of a single byte are shared by the whole interpreter, and stay.
+
+def native_key(key: Any) -> Any:
+    """The native key of a Key, for one call. Raises ArgumentTypeError, ClosedError, ForkError."""
+    if not isinstance(key, Key):
+        raise errors.ArgumentTypeError(
+            f"key must be a pyccmem.Key, not {type(key).__name__}; for key bytes use "
+            f"Key.from_bytes()."
+        )
+    return key._opened()
+
+
+def check_open(key: Key) -> None:
+    """Raises ClosedError; ForkError, but for a key that can be read again from its file."""
+    key._opened()
+
+
+def is_usable(key: Key) -> bool:
+    """True while it is open and in the process that made it."""
+    return key._usable()
+
+
+def file_of(key: Key) -> KeyFile | None:
+    """Where it can be read again; None for a key that came from no file."""
+    return key._source
+
+
+def wrap(key: Key, data_key: Key) -> bytes:
+    """`data_key` encrypted under `key` (AES-256 key wrap, RFC 3394), 40 bytes.
+
+    Raises ClosedError, ForkError, LockedMemoryError, OutOfMemoryError.
     """
-    if len(data) > 1:
-        lib.ccmem_wipe(ffi.from_buffer(data), len(data))
+    return key._wrap(data_key)
+
+
+def unwrap(key: Key, wrapped: Any) -> Key:
+    """The key that wrap() encrypted, in secret memory.
+
+    Raises IntegrityError when it was wrapped under another key or changed, ArgumentError for
+    another length, ClosedError, ForkError, and what Key.generate() raises.
+    """
+    return key._unwrap(wrapped)
+
+
+def mac(key: Key, context: Any, data: Any) -> bytes:
+    """The AES-CMAC of `data` under a key derived from `key` for `context` of 16 bytes.
+
+    Raises ArgumentError, BufferTypeError, ClosedError, ForkError, LockedMemoryError.
+    """
+    return key._mac(context, data)
+
+
+def copy_into(key: Key, out: Any) -> None:
+    """Puts the key's bytes into `out`, a writable buffer of 32 bytes, which the caller wipes: for a
+    key service that wraps them itself, and for a key file.
+
+    Raises ArgumentError, BufferTypeError, ClosedError, ForkError.
+    """
+    key._copy_into(out)

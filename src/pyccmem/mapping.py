@@ -12,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from . import errors
-from ._arguments import byte_count
-from ._handlers import stay_in_front
-from ._lib import FAULTS, anchor, check, ffi, lib
-from ._owned import keeping, pin, region
-from ._resource import Resource
-from .buffer import EncryptedBuffer
+from .binding import FAULTS, OK, anchor, check, ffi, lib
+from .binding.arguments import byte_count
+from .binding.handlers import stay_in_front
+from .binding.owned import keeping, pin, region
+from .binding.status import MappingCall, StartMappingCall
+from .core.resource import Resource
+from .core.store import Store, check_open, check_writable, handle
 
 __all__ = ["Mapping"]
 
@@ -64,11 +65,11 @@ class Mapping(Resource):
     __slots__ = (
         "_anchor",
         "_array",
-        "_buffer",
         "_data",
         "_dtype",
         "_entered",
         "_mode",
+        "_native",
         "_nbytes",
         "_region",
         "_shape",
@@ -83,7 +84,7 @@ class Mapping(Resource):
 
     def __init__(
         self,
-        buffer: EncryptedBuffer,
+        store: Store,
         offset: int,
         shape: tuple[int, ...],
         dtype: np.dtype[Any],
@@ -102,17 +103,17 @@ class Mapping(Resource):
             raise errors.ArgumentError(f"mode is {mode!r}; it must be 'r' or 'r+'.")
         size = byte_count("window", window)
         name = _wanted_mechanism()
-        store = buffer._opened()
-        check(lib.ccmem_store_check(store), subject="buffer")
+        native = handle(store)
+        check_open(store)
         if mode == "r+":
-            buffer._check_writable()
-        self._buffer, self._shape, self._dtype, self._mode = buffer, shape, dtype, mode
-        self._store = store
+            check_writable(store)
+        self._store, self._shape, self._dtype, self._mode = store, shape, dtype, mode
+        self._native = native
         self._nbytes = int(np.prod(shape, dtype=object)) * dtype.itemsize
         if not self._nbytes:
             self._array = np.zeros(shape, dtype)
             return
-        title = ffi.new("char[]", ascii(buffer.name)[1:-1].encode()[:_NAME_BYTES])
+        title = ffi.new("char[]", ascii(store.name)[1:-1].encode()[:_NAME_BYTES])
         options = ffi.new(
             "ccmem_region_options *",
             {
@@ -125,26 +126,20 @@ class Mapping(Resource):
                 "name": title,
             },
         )
-        # A region uses the store until it is freed, whatever becomes of the buffer.
-        kind = region(store)
+        # A region uses the native store until it is freed, whatever becomes of the buffer.
+        kind = region(native)
         out = kind.cell()
-        status = lib.ccmem_region_new(store, offset, self._nbytes, options, out)
+        status = lib.ccmem_region_new(native, offset, self._nbytes, options, out)
         number = ffi.errno
         if status == lib.CCMEM_ERR_ARGUMENT:
-            least = lib.CCMEM_WINDOW_BLOCKS * max(buffer.page_size, os.sysconf("SC_PAGESIZE"))
+            least = lib.CCMEM_WINDOW_BLOCKS * max(store.page_size, os.sysconf("SC_PAGESIZE"))
             raise errors.ArgumentError(
                 f"window is {size} bytes, too small for a mapping of {self._nbytes}: one "
                 f"instruction may touch {lib.CCMEM_WINDOW_BLOCKS} blocks at once, so it must be "
                 f"at least {least} bytes, {lib.CCMEM_WINDOW_BLOCKS} pages."
             )
-        check(
-            status,
-            subject="buffer",
-            action=f"a mapping with a window of {size} bytes",
-            name=buffer.name,
-            setting=name,
-            errno=number,
-        )
+        action = f"a mapping with a window of {size} bytes"
+        check(status, StartMappingCall(action, store.name, name, number))
         self._region = kind.own(out)
         stay_in_front()
         self._anchor = anchor(self._region)
@@ -304,25 +299,26 @@ class Mapping(Resource):
                 "the mapping",
             )
 
-    def _check(self, status: int, action: str, **context: Any) -> None:
+    def _check(self, status: int, action: str, pinned: int = 0) -> None:
+        if status == OK:
+            return
         number = ffi.errno
         if status == lib.CCMEM_ERR_ARGUMENT:
             raise errors.ClosedError("This mapping is closed; map the tensor again.")
-        if status == lib.CCMEM_ERR_PINNED:
-            context["window"] = self.stats()["window"]
+        store = self._store
         check(
             status,
-            subject="mapping",
-            action=action,
-            name=self._buffer.name,
-            page_size=self._buffer.page_size,
-            store=self._store,
-            nbytes=self._buffer.nbytes,
-            offset=0,
-            length=0,
-            errno=number,
-            **context,
+            MappingCall(
+                action,
+                store.name,
+                nbytes=store.nbytes,
+                page_size=store.page_size,
+                store=self._native,
+                errno=number,
+                window=self.stats()["window"] if status == lib.CCMEM_ERR_PINNED else 0,
+                pinned=pinned,
+            ),
         )
 
     def _description(self) -> str:
-        return f"of {self._buffer.name!a}, shape {self._shape}, {self._dtype}, mode {self._mode!r}"
+        return f"of {self._store.name!a}, shape {self._shape}, {self._dtype}, mode {self._mode!r}"

@@ -7,12 +7,14 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from . import _plain, errors
-from ._arguments import byte_count, integer
-from ._file_pages import overhead
-from ._lib import CIPHERS, LEVELS, TIERS, active_tier, check, ffi, lib
+from . import errors
+from ._file_pages import shared_overhead
 from .arena import totals
+from .binding import CIPHERS, LEVELS, TIERS, Call, active_tier, check, ffi, lib, wiped
+from .binding.arguments import byte_count, integer
+from .binding.status import TierCall
 from .buffer import EncryptedBuffer, open_buffers
+from .core.store import handle
 from .keys import Key
 
 __all__ = [
@@ -42,17 +44,17 @@ def stats() -> dict[str, Any]:
     buffers = open_buffers()
     arenas = totals()
     sums = {name: arenas[name] for name in ("overhead_bytes", "integrity_failures")}
-    files = set()
+    counted = set()
     for buffer in buffers:
-        anchor = buffer._anchor
+        which, shared = shared_overhead(buffer)
         try:
             counts = buffer.stats()
         except errors.ClosedError:  # by another thread, since the list was made
             continue
         sums["overhead_bytes"] += counts["overhead_bytes"]
-        if id(anchor) not in files:  # the buffers of a file count together
-            files.add(id(anchor))
-            sums["overhead_bytes"] += overhead(anchor)
+        if which not in counted:  # the buffers of a file count together
+            counted.add(which)
+            sums["overhead_bytes"] += shared
             sums["integrity_failures"] += counts["integrity_failures"]
     return {
         "buffers": len(buffers) + arenas["stores"],
@@ -63,7 +65,7 @@ def stats() -> dict[str, Any]:
         "tier": active_tier(),
         "threads": get_num_threads(),
         "level": LEVELS[lib.ccmem_secret_probe()],
-        **_plain.stats(),
+        **wiped.stats(),
         **_plaintext(),
     }
 
@@ -103,7 +105,7 @@ def set_plaintext_budget(nbytes: int | str | None) -> None:
             f"The budget cannot be {limit} bytes while {taken} are taken; close mappings and drop "
             f"arrays first, or set at least that much."
         )
-    check(status, action="set_plaintext_budget")
+    check(status, Call("set_plaintext_budget"))
 
 
 def get_plaintext_budget() -> int | None:
@@ -119,7 +121,7 @@ def set_num_threads(threads: int) -> None:
     most = int(lib.CCMEM_MAX_THREADS)
     if not 1 <= threads <= most:
         raise errors.ArgumentError(f"threads is {threads}; it must be from 1 to {most}.")
-    check(lib.ccmem_set_threads(threads), action="set_num_threads")
+    check(lib.ccmem_set_threads(threads), Call("set_num_threads"))
 
 
 def get_num_threads() -> int:
@@ -132,7 +134,7 @@ def _notices_changes(buffer: EncryptedBuffer) -> str | None:
     if buffer.verify():
         return "a page as it was written does not match its tag"
     records = ffi.new("uint64_t **"), ffi.new("uint8_t **")
-    check(lib.ccmem_store_records(buffer._opened(), *records), subject="buffer")
+    check(lib.ccmem_store_records(handle(buffer), *records), Call(subject="buffer"))
     tag = records[1][0]
     tag[0] ^= 1
     try:
@@ -202,7 +204,7 @@ def selftest() -> dict[str, Any]:
         return "failed"
 
     def known_answers(tier: str) -> None:
-        check(lib.ccmem_selftest(TIERS[tier]), action=f"the {tier} tier", setting="tier", tier=tier)
+        check(lib.ccmem_selftest(TIERS[tier]), TierCall(f"the {tier} tier", "tier", tier))
 
     result: dict[str, Any] = {
         "tier": active_tier(),

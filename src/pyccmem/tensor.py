@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from . import _plain, errors
-from ._arguments import BYTES, integer
-from ._form import Form
-from ._indexing import (
+from . import errors
+from .binding import DEFAULT_CIPHER, OK, TENSOR_PAGE_SIZE, check, ffi, lib, wiped
+from .binding.arguments import BYTES, integer
+from .buffer import EncryptedBuffer, verify
+from .core import maker
+from .core.form import Form
+from .core.indexing import (
     TABLE_ROW_BYTES,
     How,
     Offsets,
@@ -28,23 +31,23 @@ from ._indexing import (
     reshaped,
     select,
 )
-from ._lib import DEFAULT_CIPHER, OK, TENSOR_PAGE_SIZE, check, ffi, lib
-from ._resource import Resource
-from ._runs import Layout, flat_bytes, gather, read, write
-from .buffer import EncryptedBuffer
-from .core.operand import Operand
+from .core.maker import TensorMaker
+from .core.operand import Operand, place_of
+from .core.resource import Resource
+from .core.runs import Layout, flat_bytes, gather, read, write
+from .core.store import TENSOR, check_open, check_writable, fail, handle, is_exposed
 from .keys import Key
+from .mapping import Mapping
 from .product.linear import matmul
 
 if TYPE_CHECKING:
     from .arena import Arena
-    from .mapping import Mapping
 
-__all__ = ["Cache", "EncryptedTensor", "checked_form"]
+__all__ = ["Cache", "EncryptedTensor", "adopted", "checked_form", "copy_into", "of_form"]
 
 Array = npt.NDArray[Any]
 
-_block = _plain.block
+_block = wiped.block
 _store_read = lib.ccmem_store_read
 _store_write = lib.ccmem_store_write
 _ndarray = np.ndarray
@@ -102,12 +105,10 @@ def checked_form(shape: Any, dtype: Any) -> tuple[Array, np.dtype[Any]]:
         ) from None
 
 
-def _arena(arena: Any, key: Any, cipher: Any, page_size: Any) -> Arena:
+def _maker(arena: Any, key: Any, cipher: Any, page_size: Any) -> TensorMaker:
     """The arena, when nothing that it has already is named as well. Raises ArgumentError,
     ArgumentTypeError."""
-    from .arena import Arena  # built on tensors
-
-    if not isinstance(arena, Arena):
+    if not isinstance(arena, TensorMaker):
         raise errors.ArgumentTypeError(
             f"arena must be a pyccmem.Arena, not {type(arena).__name__}; make one with "
             f"Arena(key=...)."
@@ -121,7 +122,7 @@ def _arena(arena: Any, key: Any, cipher: Any, page_size: Any) -> Arena:
     return arena
 
 
-def _of_form(name: str) -> Any:
+def _from_form(name: str) -> Any:
     return property(operator.attrgetter(f"_form.{name}"))
 
 
@@ -165,18 +166,18 @@ class EncryptedTensor(Operand, Resource):
     _cache: Any  # a Cache, or None as long as there is nothing in it
 
     # What follows from the form, for where it does not matter how long that takes.
-    _ghost: Array = _of_form("ghost")
-    _address: int = _of_form("address")
-    _shape: tuple[int, ...] = _of_form("shape")
-    _strides: tuple[int, ...] = _of_form("strides")
-    _dtype: np.dtype[Any] = _of_form("dtype")
-    _itemsize: int = _of_form("itemsize")
-    _nbytes: int = _of_form("nbytes")
-    _ndim: int = _of_form("ndim")
-    _length: int = _of_form("length")
-    _row_shape: tuple[int, ...] = _of_form("row_shape")
-    _row_nbytes: int = _of_form("row_nbytes")
-    _offset: int = _of_form("offset")
+    _ghost: Array = _from_form("ghost")
+    _address: int = _from_form("address")
+    _shape: tuple[int, ...] = _from_form("shape")
+    _strides: tuple[int, ...] = _from_form("strides")
+    _dtype: np.dtype[Any] = _from_form("dtype")
+    _itemsize: int = _from_form("itemsize")
+    _nbytes: int = _from_form("nbytes")
+    _ndim: int = _from_form("ndim")
+    _length: int = _from_form("length")
+    _row_shape: tuple[int, ...] = _from_form("row_shape")
+    _row_nbytes: int = _from_form("row_nbytes")
+    _offset: int = _from_form("offset")
 
     def __init__(self, *_: Any, **__: Any) -> None:
         raise errors.ArgumentTypeError(
@@ -207,7 +208,8 @@ class EncryptedTensor(Operand, Resource):
         """
         source = np.asarray(array)
         if arena is not None:
-            return _arena(arena, key, cipher, page_size)._encrypt(source, name)
+            place = _maker(arena, key, cipher, page_size)
+            return maker.encrypted(place, source, name)  # type: ignore[no-any-return]
         self = cls.zeros(
             source.shape, source.dtype, key=key, cipher=cipher, page_size=page_size, name=name
         )
@@ -237,7 +239,8 @@ class EncryptedTensor(Operand, Resource):
         or of no size, and what EncryptedBuffer raises.
         """
         if arena is not None:
-            return _arena(arena, key, cipher, page_size)._zeros(shape, dtype, name)
+            place = _maker(arena, key, cipher, page_size)
+            return maker.zeros(place, shape, dtype, name)  # type: ignore[no-any-return]
         ghost, kind = checked_form(shape, dtype)
         nbytes = ghost.size * kind.itemsize
         buffer = EncryptedBuffer(
@@ -284,8 +287,9 @@ class EncryptedTensor(Operand, Resource):
         OutOfMemoryError, and what EncryptedBuffer raises.
         """
         if arena is not None:
-            into = _arena(arena, key, cipher, page_size)
-            return into._copied(self, self.name if name is None else name)
+            place = _maker(arena, key, cipher, page_size)
+            name = self.name if name is None else name
+            return maker.copied(place, self, name)  # type: ignore[no-any-return]
         buffer = EncryptedBuffer(
             self._nbytes,
             key=key,  # type: ignore[arg-type]  # as above
@@ -294,30 +298,11 @@ class EncryptedTensor(Operand, Resource):
             name=self.name if name is None else name,
         )
         try:
-            self._copy_to(buffer)
+            copy_into(self, buffer)
         except BaseException:
             buffer.close()
             raise
         return self._of(buffer, self._ghost, self._dtype, 0)
-
-    def _copy_to(self, buffer: EncryptedBuffer) -> None:
-        """Fills a buffer of this tensor's size with its bytes."""
-        source = self._opened()
-        check(lib.ccmem_store_check(source), subject="tensor")
-        if not self._nbytes:
-            return
-        pointer, memory = _block(min(self._nbytes, STAGING_BYTES))
-        try:
-            for at in range(0, self._nbytes, STAGING_BYTES):
-                nbytes = min(self._nbytes - at, STAGING_BYTES)
-                status = _store_read(source, self._offset + at, pointer, nbytes)
-                if status != OK:
-                    self._buffer._fail(status, self._offset + at, nbytes)
-                status = _store_write(buffer._opened(), at, pointer, nbytes)
-                if status != OK:
-                    buffer._fail(status, at, nbytes)
-        finally:
-            _plain.wipe(memory)
 
     @classmethod
     def _adopt(
@@ -412,7 +397,7 @@ class EncryptedTensor(Operand, Resource):
         pointer, memory = _block(nbytes)
         status = _store_read(self._buffer._store or self._opened(), offset, pointer, nbytes)
         if status != OK:
-            self._buffer._fail(status, offset, nbytes)
+            fail(self._buffer, status, offset, nbytes)
         array: Array = _ndarray(shape, self._form.dtype, memory)
         return array
 
@@ -433,7 +418,7 @@ class EncryptedTensor(Operand, Resource):
         words[...] = 0
         scratch.append(place)
         if status != OK:
-            self._buffer._fail(status, offset, nbytes)
+            fail(self._buffer, status, offset, nbytes)
         return element
 
     def _scratch(self) -> list[tuple[Array, Array, Any]]:
@@ -459,7 +444,7 @@ class EncryptedTensor(Operand, Resource):
 
     def _opened(self) -> Any:
         """The native store, for one call. Raises ClosedError."""
-        return self._buffer._opened()
+        return handle(self._buffer)
 
     def _read_selection(self, index: Any) -> Any:
         """The long way: any index."""
@@ -503,8 +488,8 @@ class EncryptedTensor(Operand, Resource):
 
     def _nothing(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """An array without a byte, from a tensor that is open."""
-        check(lib.ccmem_store_check(self._opened()), subject="tensor")
-        return _plain.empty(shape, dtype)
+        check(lib.ccmem_store_check(self._opened()), TENSOR)
+        return wiped.empty(shape, dtype)
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
         """The whole tensor as a plain array, for np.asarray() and np.array(). It is read-only, so
@@ -525,7 +510,7 @@ class EncryptedTensor(Operand, Resource):
             if not wanted.itemsize or wanted.hasobject:  # numpy finds the size, or makes objects
                 array = array.astype(wanted)
             else:
-                converted = _plain.empty(array.shape, wanted)
+                converted = wiped.empty(array.shape, wanted)
                 np.copyto(converted, array, casting="unsafe")
                 array = converted
         array.flags.writeable = bool(copy)
@@ -610,7 +595,7 @@ class EncryptedTensor(Operand, Resource):
             and value.shape == shape
             and value.dtype == dtype
             and value.flags.c_contiguous
-            and self._buffer._exposed is None
+            and not is_exposed(self._buffer)
         )
 
     def _as_stored(self, value: Any, chosen: Selection) -> Array:
@@ -620,7 +605,7 @@ class EncryptedTensor(Operand, Resource):
         if self._is_stored(value, shape, chosen.dtype):
             same: Array = value
             return same
-        staging = _plain.empty(shape, chosen.dtype)
+        staging = wiped.empty(shape, chosen.dtype)
         if chosen.how is How.VIEW:
             staging[...] = value
         elif chosen.how is How.ELEMENT:
@@ -648,15 +633,15 @@ class EncryptedTensor(Operand, Resource):
         finally:
             del pointer
         if status != OK:
-            self._buffer._fail(status, offset, nbytes)
+            fail(self._buffer, status, offset, nbytes)
 
     def _write_selection(self, chosen: Selection, value: Any) -> None:
         """Writes `value` to a selection."""
-        self._buffer._check_writable()
+        check_writable(self._buffer)
         shape, nbytes = chosen.full_shape, chosen.nbytes
         if chosen.how is How.VIEW and nbytes > STAGING_BYTES:
             if isinstance(value, (bool, int, float, complex, np.generic)):
-                one = _plain.empty((), chosen.dtype)
+                one = wiped.empty((), chosen.dtype)
                 one[...] = value
                 value = one
             if type(value) is np.ndarray and not self._is_stored(value, shape, chosen.dtype):
@@ -665,7 +650,7 @@ class EncryptedTensor(Operand, Resource):
                 self._write_pieces(chosen, np.broadcast_to(value, shape))
                 return
         source = self._as_stored(value, chosen)
-        check(lib.ccmem_store_check(self._opened()), subject="tensor")
+        check(lib.ccmem_store_check(self._opened()), TENSOR)
         if nbytes:
             with ffi.from_buffer(BYTES, flat_bytes(source)) as memory:
                 write(self._buffer, self._offset, Layout(chosen), memory)
@@ -691,7 +676,7 @@ class EncryptedTensor(Operand, Resource):
     @contextmanager
     def _opened_as(self, writable: bool) -> Iterator[Array]:
         if writable:
-            self._buffer._check_writable()
+            check_writable(self._buffer)
         if not self._nbytes:
             yield self[...]
             return
@@ -732,8 +717,6 @@ class EncryptedTensor(Operand, Resource):
         PlaintextBudgetError, FaultMechanismError, MappingConflictError, ReadOnlyError for "r+"
         where the tensor lies in a sealed file, ClosedError, ForkError, OutOfMemoryError.
         """
-        from .mapping import Mapping
-
         return Mapping(
             self._buffer, self._offset, self._shape, self._dtype, window, mode, system_calls
         )
@@ -742,7 +725,7 @@ class EncryptedTensor(Operand, Resource):
         """Checks the pages that the tensor's bytes lie in against their tags, in several threads:
         the numbers (of the buffer's pages) of those that do not match; none when all is as it was
         written. Raises NotAuthenticatedError for a cipher without tags, ClosedError, ForkError."""
-        return self._buffer._verify(self._offset, self._nbytes)
+        return verify(self._buffer, self._offset, self._nbytes)
 
     # ---- the same bytes in another form ----
 
@@ -857,3 +840,36 @@ class EncryptedTensor(Operand, Resource):
         """Closes the buffer, for every tensor that shares it: keys wiped, ciphertext freed. Arrays
         that were handed out stay valid. May be repeated."""
         self._buffer.close()
+
+
+def adopted(buffer: EncryptedBuffer, shape: Any, dtype: Any, offset: int = 0) -> EncryptedTensor:
+    """A tensor over the bytes that `buffer` already holds from `offset` on. Raises RangeError when
+    they are too few."""
+    return EncryptedTensor._adopt(buffer, shape, dtype, offset)
+
+
+def of_form(buffer: EncryptedBuffer, form: Form) -> EncryptedTensor:
+    """A tensor over the bytes of a buffer, which are enough for the form."""
+    return EncryptedTensor._of_form(buffer, form)
+
+
+def copy_into(tensor: EncryptedTensor, buffer: EncryptedBuffer) -> None:
+    """Fills a buffer of the tensor's size with its bytes, 1 MiB of plaintext at a time. Raises
+    IntegrityError, ClosedError, ForkError, OutOfMemoryError."""
+    store, offset = place_of(tensor)
+    source, nbytes = handle(store), tensor.nbytes
+    check_open(store, "tensor")
+    if not nbytes:
+        return
+    pointer, memory = _block(min(nbytes, STAGING_BYTES))
+    try:
+        for at in range(0, nbytes, STAGING_BYTES):
+            count = min(nbytes - at, STAGING_BYTES)
+            status = _store_read(source, offset + at, pointer, count)
+            if status != OK:
+                fail(store, status, offset + at, count)
+            status = _store_write(handle(buffer), at, pointer, count)
+            if status != OK:
+                fail(buffer, status, at, count)
+    finally:
+        wiped.wipe(memory)

@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 import support
 
-from pyccmem import Key, _terminal
+from pyccmem import Key
+from pyccmem.cli.commands.keygen import write_key_file
+from pyccmem.console.terminal import table_console
 from pyccmem.safetensors import save_file
-from pyccmem.sealed_commands.keygen import write_key_file
 
 COMMAND = [sys.executable, "-m", "pyccmem"]
 
@@ -96,7 +97,7 @@ def test_interrupted_while_it_starts(words: list[str], module: str, interrupting
 def test_interrupted_at_work(interrupting: str) -> None:
     """Then Python answers it, and what was begun is ended in order: the status is ours."""
     words = [*COMMAND, "verify", "x", "--key-file", "y"]
-    done = interrupted(words, "pyccmem.sealed_commands.verify", interrupting)
+    done = interrupted(words, "pyccmem.cli.commands.verify", interrupting)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
@@ -259,7 +260,7 @@ def test_styles(
         )
     main, other = pty.openpty() if terminal else os.pipe()
     with open(other, "w") as stream:
-        console = _terminal.table_console(stream)
+        console = table_console(stream)
         assert (console is not None) is styled
         if console is not None:
             console.print("[bold]x[/bold]")

@@ -17,7 +17,7 @@ import support
 from pyccmem import Key, errors
 from pyccmem import safetensors as sealed
 from pyccmem.cli import main
-from pyccmem.sealed_commands.keygen import write_key_file
+from pyccmem.cli.commands.keygen import write_key_file
 
 
 def run(*words: object, **options: object) -> subprocess.CompletedProcess[str]:
@@ -310,7 +310,7 @@ def test_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_directory_there_and_back(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("pyccmem._model_directory", reason="directories are a part of their own")
+    pytest.importorskip("pyccmem.directories", reason="directories are a part of their own")
     model = home / "model"
     model.mkdir()
     (home / "plain").rename(model / "model.safetensors")
@@ -336,7 +336,7 @@ def test_a_directory_without_the_module(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (home / "model").mkdir()
-    monkeypatch.setitem(sys.modules, "pyccmem._model_directory", None)
+    monkeypatch.setitem(sys.modules, "pyccmem.directories", None)
     assert main(["encrypt", "model", "sealed", "--key-file", "key"]) == 2
     assert "directories" in capsys.readouterr().err
 

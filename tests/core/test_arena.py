@@ -18,8 +18,8 @@ from support import CIPHERS, check_python, copies, damage, not_sanitized, record
 
 import pyccmem
 from pyccmem import Arena, EncryptedTensor, Key, errors
-from pyccmem._lib import ffi, lib
 from pyccmem.arena import totals
+from pyccmem.binding import ffi, lib
 
 PAGE = 4096
 
@@ -641,12 +641,12 @@ def test_the_error_names_the_limit_of_mappings(
         texts = {"/proc/sys/vm/max_map_count": b"%d" % most, "/proc/self/maps": b"\n" * 69}
         return lambda path, _mode: io.BytesIO(texts[path])
 
-    monkeypatch.setattr("pyccmem._lib.open", files(70), raising=False)
+    monkeypatch.setattr("pyccmem.binding.status.open", files(70), raising=False)
     with pytest.raises(
         errors.OutOfMemoryError, match=r"69 mappings, and vm.max_map_count allows 70: .*Arena"
     ):
         EncryptedTensor.zeros(1 << 61, "u1", arena=tagged)
-    monkeypatch.setattr("pyccmem._lib.open", files(65530), raising=False)
+    monkeypatch.setattr("pyccmem.binding.status.open", files(65530), raising=False)
     with pytest.raises(errors.OutOfMemoryError) as caught:
         EncryptedTensor.zeros(1 << 61, "u1", arena=tagged)
     assert "max_map_count" not in str(caught.value)

@@ -17,7 +17,7 @@ from support import linux_only, not_sanitized, run_threads
 
 import pyccmem
 from pyccmem import EncryptedBuffer, Key, errors
-from pyccmem._lib import ffi, lib
+from pyccmem.binding import ffi, lib
 
 pytestmark = linux_only
 
@@ -98,7 +98,7 @@ GENERATE = """
 import ctypes, os
 os.urandom(1)
 from pyccmem import Key, errors
-from pyccmem._lib import ffi, lib
+from pyccmem.binding import ffi, lib
 def identity(key):
     out = ffi.new("uint8_t[16]")
     assert lib.ccmem_key_id(key._opened(), out) == 0
@@ -225,8 +225,8 @@ def test_the_last_version_is_used_up_meanwhile(key: Key, short: int) -> None:
 NO_SLOT = """
 from fault_injection import Injector
 from pyccmem import Key, errors
-from pyccmem._lib import lib
-from pyccmem._sealer import Sealer
+from pyccmem.binding import lib
+from pyccmem.safetensors._sealer import Sealer
 key = Key.from_bytes(bytes(range(32)), require="secretmem")
 held, injector = [Sealer(key, bytes(16), 4096)], Injector()
 try:

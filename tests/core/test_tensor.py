@@ -18,7 +18,8 @@ import support
 from support import linux_only, not_sanitized
 
 import pyccmem
-from pyccmem import EncryptedBuffer, EncryptedTensor, _runs, errors
+from pyccmem import EncryptedBuffer, EncryptedTensor, errors
+from pyccmem.core import runs
 
 RNG = np.random.default_rng(3)
 
@@ -580,8 +581,8 @@ def test_every_way_to_read_refuses_a_changed_page(
     """Nothing comes out, nothing is left in memory that the traceback keeps, and the tensor goes on
     where the page is not touched."""
     if pieces == "small pieces":  # so that some are read before the one that fails
-        monkeypatch.setattr(_runs, "OFFSETS", 2)
-        monkeypatch.setattr(_runs, "STAGING_BYTES", 4000)
+        monkeypatch.setattr(runs, "OFFSETS", 2)
+        monkeypatch.setattr(runs, "STAGING_BYTES", 4000)
     array = np.full((64, 4096), 0x77, np.uint8)
     tensor = EncryptedTensor.from_numpy(array, key=key, page_size=4096, name="weights")
     read(tensor)

@@ -292,7 +292,7 @@ HOLDER = """
 import sys, tempfile
 import numpy as np
 from pyccmem import EncryptedBuffer, Key
-from pyccmem._sealer import Sealer
+from pyccmem.safetensors._sealer import Sealer
 path, wrapped, control, action = sys.argv[1], *map(bytes.fromhex, sys.argv[2:4]), sys.argv[4]
 root = Key.from_file(path)
 data = root._unwrap(wrapped)

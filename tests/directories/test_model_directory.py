@@ -14,13 +14,8 @@ import pytest
 
 from pyccmem import Key, errors
 from pyccmem import safetensors as sealed
-from pyccmem._model_directory import (
-    WEIGHTS_ELSEWHERE,
-    decrypt_directory,
-    encrypt_directory,
-    mark_directory,
-    sealed_name,
-)
+from pyccmem.directories import decrypt_directory, encrypt_directory
+from pyccmem.directories.marks import WEIGHTS_ELSEWHERE, mark_directory, sealed_name
 
 plain = pytest.importorskip("safetensors.numpy", reason="needs the package safetensors")
 

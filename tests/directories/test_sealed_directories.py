@@ -15,8 +15,8 @@ import support
 
 from pyccmem import Key, errors
 from pyccmem import safetensors as sealed
-from pyccmem._model_directory import encrypt_directory
 from pyccmem.cli import main
+from pyccmem.directories import encrypt_directory
 
 NAMES = ["1_Dense/model.safetensors", "model-1.safetensors", "model-2.safetensors"]
 WITH_KEY = ["--key-file", "key"]

@@ -102,7 +102,7 @@ def test_dtypes_and_odd_offsets(key: pyccmem.Key, fault: str, dtype: str) -> Non
             LEAST * BLOCK,
             "r+",
             _block=BLOCK,
-            _fault=pyccmem._lib.FAULTS[fault],
+            _fault=pyccmem.binding.FAULTS[fault],
         )
         with mapping as array:
             assert array.dtype == kind and array.tobytes() == raw.tobytes()

@@ -17,7 +17,7 @@ import numpy as np
 from mapping_support import LEAST, mapping_of
 import pyccmem
 from pyccmem import EncryptedBuffer, Key, errors
-from pyccmem._lib import ffi, lib
+from pyccmem.binding import ffi, lib
 
 how, fault, cipher = sys.argv[1:]
 BLOCK, blocks = 4096, 4 * LEAST

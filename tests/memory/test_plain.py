@@ -17,7 +17,8 @@ import support
 from support import linux_only, not_sanitized
 
 import pyccmem
-from pyccmem import _plain, errors
+from pyccmem import errors
+from pyccmem.binding import wiped
 
 #: Around every border between classes of blocks, and between pages and huge pages.
 SIZES = sorted(
@@ -30,7 +31,7 @@ SIZES = sorted(
 
 
 def stats() -> dict[str, int]:
-    return _plain.stats()
+    return wiped.stats()
 
 
 def address(array: np.ndarray) -> int:
@@ -52,7 +53,7 @@ def balanced() -> object:
 @pytest.mark.parametrize("nbytes", SIZES)
 def test_blocks_are_zero_aligned_and_zero_again(nbytes: int) -> None:
     for _ in range(3):
-        blocks = [_plain.empty(nbytes, np.uint8) for _ in range(5)]
+        blocks = [wiped.empty(nbytes, np.uint8) for _ in range(5)]
         for array in blocks:
             assert array.shape == (nbytes,) and array.flags.c_contiguous and array.flags.writeable
             assert address(array) % 64 == 0
@@ -67,7 +68,7 @@ def test_blocks_are_zero_aligned_and_zero_again(nbytes: int) -> None:
 @not_sanitized
 @pytest.mark.parametrize("nbytes", [3, 64, 1536, 16384, 100_000, 5 << 20])
 def test_a_block_is_wiped_when_its_last_view_dies(nbytes: int) -> None:
-    array = _plain.empty(nbytes, np.uint8)
+    array = wiped.empty(nbytes, np.uint8)
     array[:] = 0x5A
     where = address(array)
     view = array[1:][::-1]
@@ -82,24 +83,24 @@ def test_a_block_is_wiped_when_its_last_view_dies(nbytes: int) -> None:
 
 
 def test_shapes_and_dtypes() -> None:
-    array = _plain.empty((3, 4, 5), ">f8")
+    array = wiped.empty((3, 4, 5), ">f8")
     assert array.shape == (3, 4, 5) and array.dtype == np.dtype(">f8")
-    assert _plain.empty((), "i2").shape == ()
+    assert wiped.empty((), "i2").shape == ()
     for shape in ((0,), (3, 0), (0, 10**6)):
-        assert _plain.empty(shape, "f4").shape == shape
+        assert wiped.empty(shape, "f4").shape == shape
     with pytest.raises(errors.ArgumentTypeError, match="objects"):
-        _plain.empty(3, object)
+        wiped.empty(3, object)
     with pytest.raises(errors.OutOfMemoryError, match="plaintext"):
-        _plain.empty((1 << 62,), "u1")
+        wiped.empty((1 << 62,), "u1")
     with pytest.raises(errors.OutOfMemoryError, match="plaintext"):
-        _plain.empty((1 << 40, 1 << 40), "f8")
+        wiped.empty((1 << 40, 1 << 40), "f8")
 
 
 def test_stats_count_blocks_and_bytes() -> None:
     before = stats()
     assert set(before) == {"plain_blocks", "plain_in_use", "plain_peak", "plain_kept"}
     assert before.items() <= pyccmem.stats().items()
-    small, large = _plain.empty(1000, "u1"), _plain.empty(1 << 20, "u1")
+    small, large = wiped.empty(1000, "u1"), wiped.empty(1 << 20, "u1")
     during = stats()
     assert during["plain_blocks"] == before["plain_blocks"] + 2
     taken = during["plain_in_use"] - before["plain_in_use"]
@@ -113,17 +114,17 @@ def test_stats_count_blocks_and_bytes() -> None:
 
 
 def test_large_blocks_are_reused_and_kept_within_bounds() -> None:
-    array = _plain.empty(3 << 20, "u1")
+    array = wiped.empty(3 << 20, "u1")
     where = address(array)
     del array
-    again = _plain.empty(3 << 20, "u1")
+    again = wiped.empty(3 << 20, "u1")
     assert address(again) == where
     del again
     for size in range(1 << 20, 64 << 20, 5 << 20):
-        _plain.empty(size, "u1")
+        wiped.empty(size, "u1")
         assert stats()["plain_kept"] <= 256 << 20
     held = stats()["plain_kept"]
-    huge = _plain.empty(300 << 20, "u1")  # too large to keep: gone at once, and the others stay
+    huge = wiped.empty(300 << 20, "u1")  # too large to keep: gone at once, and the others stay
     huge[-1] = 1
     del huge
     assert stats()["plain_kept"] == held
@@ -139,7 +140,7 @@ def test_many_blocks_of_many_sizes_keep_their_bytes() -> None:
             assert (array == fill).all()
         else:
             size = seed.choice((1, 60, 64, 200, 700, 1500, 4096, 9000, 20_000, 70_000))
-            array = _plain.empty(size, "u1")
+            array = wiped.empty(size, "u1")
             assert not array.any()
             fill = step % 255 + 1
             array[:] = fill
@@ -159,7 +160,7 @@ def test_threads_share_the_pool() -> None:
                 array = held.pop(seed.randrange(len(held)))
                 if not (array == number).all():
                     failures.append("overlap")
-            array = _plain.empty(seed.choice((10, 300, 5000, 40_000, 200_000)), "u1")
+            array = wiped.empty(seed.choice((10, 300, 5000, 40_000, 200_000)), "u1")
             if array.any():
                 failures.append("not zero")
             array[:] = number
@@ -177,7 +178,7 @@ def test_threads_share_the_pool() -> None:
 @pytest.mark.parametrize("nbytes", [1000, 100_000, 8 << 20])
 def test_blocks_are_left_out_of_dumps_and_wiped_on_fork(nbytes: int) -> None:
     """VmFlags dd (not dumped) and wf (a child finds zeros)."""
-    array = _plain.empty(nbytes, "u1")
+    array = wiped.empty(nbytes, "u1")
     where, flags = address(array), None
     with open("/proc/self/smaps", encoding="ascii", errors="replace") as lines:
         for line in lines:
@@ -193,14 +194,14 @@ def test_blocks_are_left_out_of_dumps_and_wiped_on_fork(nbytes: int) -> None:
 @linux_only
 @not_sanitized
 def test_a_forked_child_finds_zeros_and_may_drop_them() -> None:
-    kept = [_plain.empty(1000, "u1"), _plain.empty(3 << 20, "u1")]  # the only references
+    kept = [wiped.empty(1000, "u1"), wiped.empty(3 << 20, "u1")]  # the only references
     kept[0][:] = 1
     kept[1][:] = 2
 
     def child() -> None:
         assert not kept[0].any() and not kept[1].any()
         kept[0][:] = 9
-        copies = [_plain.empty(n, "u1") for n in (1000, 3 << 20)]
+        copies = [wiped.empty(n, "u1") for n in (1000, 3 << 20)]
         for array in copies:
             assert not array.any()
             array[:] = 7
@@ -209,7 +210,7 @@ def test_a_forked_child_finds_zeros_and_may_drop_them() -> None:
         kept.clear()
         gc.collect()
         assert stats()["plain_blocks"] == 0
-        again = [_plain.empty(1000, "u1") for _ in range(100)]
+        again = [wiped.empty(1000, "u1") for _ in range(100)]
         for number, array in enumerate(again):
             assert not array.any()
             array[:] = number
@@ -224,7 +225,7 @@ def test_a_forked_child_finds_zeros_and_may_drop_them() -> None:
 def test_taking_and_dropping_does_not_grow_the_process() -> None:
     def cycle(times: int) -> None:
         for i in range(times):
-            array = _plain.empty(1 << (i % 18), "u1")
+            array = wiped.empty(1 << (i % 18), "u1")
             array[:] = 1
 
     cycle(2000)
@@ -242,21 +243,22 @@ def test_out_of_memory_is_an_error_and_loses_nothing() -> None:
         """
 import resource
 import numpy as np
-from pyccmem import _plain, errors
-kept = _plain.empty(1000, "u1")
+from pyccmem import errors
+from pyccmem.binding import wiped
+kept = wiped.empty(1000, "u1")
 kept[:] = 5
 with open("/proc/self/statm") as file:
     used = int(file.read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (32 << 20),) * 2)
-before = _plain.stats()
+before = wiped.stats()
 for _ in range(3):
     try:
-        _plain.empty(1 << 30, "u1")
+        wiped.empty(1 << 30, "u1")
     except errors.OutOfMemoryError as error:
         assert isinstance(error, MemoryError) and "1073741824 bytes" in str(error)
     else:
         raise AssertionError("more memory than the limit allows")
-assert _plain.stats() == before and (kept == 5).all()
-assert not _plain.empty(1 << 20, "u1").any()
+assert wiped.stats() == before and (kept == 5).all()
+assert not wiped.empty(1 << 20, "u1").any()
 """
     )

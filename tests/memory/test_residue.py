@@ -17,7 +17,7 @@ from support import not_sanitized
 
 import pyccmem
 from pyccmem import EncryptedBuffer
-from pyccmem._lib import ffi, lib
+from pyccmem.binding import ffi, lib
 
 pytestmark = not_sanitized
 

@@ -13,7 +13,7 @@ import pytest
 import support
 
 import pyccmem
-from pyccmem import _lib, errors, hazmat, process
+from pyccmem import errors, hazmat, process
 from pyccmem.cli import main
 
 SOURCE = Path(__file__).with_name("kernels.c")
@@ -80,7 +80,7 @@ class Broken:
 
 
 def test_a_tier_that_fails_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_lib, "lib", Broken(0))
+    monkeypatch.setattr("pyccmem.binding.startup.lib", Broken(0))
     with pytest.raises(errors.SelfTestError, match="portable tier"):
         hazmat.aes_cmac(bytes(16), b"", tier="portable")
     assert hazmat.aes_cmac(bytes(16), b"")

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import pyccmem
 from pyccmem import EncryptedBuffer, EncryptedTensor, Key, audit, errors, linear
-from pyccmem._lib import ffi
+from pyccmem.binding import ffi
 from pyccmem.product import tiles
 from pyccmem.product.tiles import Product
 

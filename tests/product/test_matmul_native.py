@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import AEGIS, OK, PAGE_SIZES
 
-from pyccmem._lib import CIPHERS, ffi, lib
+from pyccmem.binding import CIPHERS, ffi, lib
 
 DTYPES = {
     "float32": (lib.CCMEM_F32, np.dtype(np.float32)),

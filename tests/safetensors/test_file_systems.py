@@ -17,8 +17,8 @@ import pytest
 import support
 
 from pyccmem import Key, errors
+from pyccmem.cli.commands.keygen import write_key_file
 from pyccmem.safetensors import decrypt_file, encrypt_file, load_file, save_file
-from pyccmem.sealed_commands.keygen import write_key_file
 
 TENSORS = {name: np.arange(n, dtype=np.float32) for name, n in (("a", 100_000), ("b", 7), ("c", 0))}
 

@@ -25,7 +25,8 @@ import support
 from support import in_forked_child
 
 import pyccmem
-from pyccmem import EncryptedBuffer, Key, _forks, errors
+from pyccmem import EncryptedBuffer, Key, errors
+from pyccmem.core import forks
 from pyccmem.safetensors import KeyProvider, Passphrase, WrappedKey, load_file, safe_open, save_file
 
 pytestmark = [
@@ -295,7 +296,7 @@ def test_forks_while_other_threads_read(path: Path, key_file: Path) -> None:
 
 
 def test_a_lock_that_is_held_at_the_fork_is_free_in_the_child() -> None:
-    lock, plain = _forks.Lock(), threading.Lock()
+    lock, plain = forks.Lock(), threading.Lock()
     held, done = threading.Event(), threading.Event()
 
     def hold() -> None:

@@ -16,8 +16,9 @@ import support
 from support import linux_only
 
 import pyccmem
-from pyccmem import EncryptedTensor, Key, _plain, errors
+from pyccmem import EncryptedTensor, Key, errors
 from pyccmem import safetensors as loader
+from pyccmem.binding import wiped
 from pyccmem.safetensors import _load
 
 NUMPY = {
@@ -340,10 +341,11 @@ def test_plaintext_held_at_once_is_bounded(tmp_path: Path) -> None:
         """
 import sys
 import pyccmem
-from pyccmem import _plain, safetensors
+from pyccmem import safetensors
+from pyccmem.binding import wiped
 key = pyccmem.Key.generate()
 weights = safetensors.load_file(sys.argv[1], key=key)
-stats = _plain.stats()
+stats = wiped.stats()
 print(stats["plain_peak"], stats["plain_in_use"])
 """,
         str(path),
@@ -394,6 +396,6 @@ sys.stdin.readline()
 
 
 def test_pool_is_empty_afterwards(model: Path, key: Key) -> None:
-    before = _plain.stats()["plain_in_use"]
+    before = wiped.stats()["plain_in_use"]
     loader.load_file(model, key=key)
-    assert _plain.stats()["plain_in_use"] == before
+    assert wiped.stats()["plain_in_use"] == before

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pyccmem import errors
-from pyccmem._safetensors_header import (
+from pyccmem.files.safetensors_header import (
     DTYPE_BITS,
     MAX_HEADER_BYTES,
     Entry,

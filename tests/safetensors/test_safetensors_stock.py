@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pyccmem import errors
-from pyccmem._safetensors_header import open_file, read_all
+from pyccmem.files.safetensors_header import open_file, read_all
 
 stock = pytest.importorskip("safetensors")
 

@@ -16,10 +16,11 @@ import support
 from support import linux_only
 
 import pyccmem
-from pyccmem import EncryptedTensor, Key, _plain, errors
+from pyccmem import EncryptedTensor, Key, errors
 from pyccmem import safetensors as sealed
-from pyccmem._safetensors_header import open_file, read_all
-from pyccmem.safetensors import _atomic
+from pyccmem.binding import wiped
+from pyccmem.files import atomic
+from pyccmem.files.safetensors_header import open_file, read_all
 from pyccmem.safetensors._dtypes import _ML_DTYPES, _NUMPY
 
 PAGE = 4096
@@ -664,7 +665,8 @@ def test_plaintext_held_at_once_is_bounded(tmp_path: Path) -> None:
         """
 import json, sys
 import pyccmem
-from pyccmem import _plain, safetensors
+from pyccmem import safetensors
+from pyccmem.binding import wiped
 src, dst = sys.argv[1], sys.argv[2]
 text = json.dumps({"t": {"dtype": "U8", "shape": [20 << 20], "data_offsets": [0, 20 << 20]}})
 with open(src, "wb") as file:
@@ -675,7 +677,7 @@ safetensors.save_file(safetensors.load_file(dst, key=key), dst, key=key)
 safetensors.verify_file(dst, key)
 safetensors.rewrap_file(dst, key, key)
 safetensors.decrypt_file(dst, src, key, overwrite=True)
-stats = _plain.stats()
+stats = wiped.stats()
 print(stats["plain_peak"], stats["plain_in_use"])
 """,
         str(tmp_path / "plain"),
@@ -722,7 +724,7 @@ sys.stdin.readline()
 
 
 def test_the_pool_is_empty_after_errors(path: Path, key: Key) -> None:
-    before = _plain.stats()["plain_in_use"]
+    before = wiped.stats()["plain_in_use"]
 
     def stop(done: int, total: int) -> None:
         raise ValueError("stopped")
@@ -730,7 +732,7 @@ def test_the_pool_is_empty_after_errors(path: Path, key: Key) -> None:
     for seal_names in (False, True):
         with pytest.raises(ValueError, match="stopped"):
             sealed.save_file(tensors(), path, key=key, seal_names=seal_names, progress=stop)
-    assert _plain.stats()["plain_in_use"] == before and not os.listdir(path.parent)
+    assert wiped.stats()["plain_in_use"] == before and not os.listdir(path.parent)
 
 
 def test_progress(tmp_path: Path, path: Path, key: Key) -> None:
@@ -782,8 +784,8 @@ def test_a_file_cannot_be_pickled(path: Path, key: Key) -> None:
 
 
 def test_names_of_temporary_files_are_recognized(path: Path, key: Key) -> None:
-    with _atomic.AtomicFile(path) as out:
+    with atomic.AtomicFile(path) as out:
         names = os.listdir(path.parent)
-        assert len(names) == 1 and names[0].startswith(_atomic.TEMPORARY_PREFIX)
+        assert len(names) == 1 and names[0].startswith(atomic.TEMPORARY_PREFIX)
         out.write_at(b"x", 0)
     assert os.listdir(path.parent) == []

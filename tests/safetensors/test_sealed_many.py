@@ -21,7 +21,7 @@ from support import check_python, in_forked_child, not_sanitized, records, statu
 import pyccmem
 from pyccmem import Key, errors
 from pyccmem import safetensors as sealed
-from pyccmem._lib import ffi, lib
+from pyccmem.binding import ffi, lib
 
 PAGE = 4096
 #: More than there are entries for subkeys, so that each use may be one that derives.

@@ -23,7 +23,7 @@ import gc, sys
 import numpy as np
 import pyccmem
 from pyccmem import safetensors
-from pyccmem.sealed_commands.keygen import write_key_file
+from pyccmem.cli.commands.keygen import write_key_file
 
 directory, held = sys.argv[1], sys.argv[2]
 

@@ -18,7 +18,7 @@ from support import linux_only
 
 from pyccmem import Key, errors
 from pyccmem import safetensors as sealed
-from pyccmem.safetensors._atomic import TEMPORARY_PREFIX, AtomicFile
+from pyccmem.files.atomic import TEMPORARY_PREFIX, AtomicFile
 
 OLD = {"t": np.full(700_000, 1.0, np.float32), "u": np.arange(9)}
 NEW = {"t": np.full(700_000, 2.0, np.float32), "u": np.arange(9) * 2}

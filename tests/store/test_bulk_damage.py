@@ -13,7 +13,7 @@ from support import AEGIS
 
 import pyccmem
 from pyccmem import EncryptedBuffer, errors
-from pyccmem._lib import ffi, lib
+from pyccmem.binding import ffi, lib
 
 PAGE = 4096
 BATCH = 64  # pages

@@ -19,7 +19,7 @@ from support import not_sanitized
 
 import pyccmem
 from pyccmem import EncryptedBuffer, Key, errors
-from pyccmem._lib import ffi, lib
+from pyccmem.binding import ffi, lib
 
 PAGE = 4096
 LOCK = 1 << 63

@@ -20,9 +20,9 @@ from support import AEGIS, PAGE_SIZES, linux_only, not_sanitized
 
 import pyccmem
 from pyccmem import EncryptedBuffer, EncryptedTensor, Key, errors
-from pyccmem._lib import ffi, lib
-from pyccmem._sealer import Sealer
+from pyccmem.binding import ffi, lib
 from pyccmem.buffer import open_buffers
+from pyccmem.safetensors._sealer import Sealer
 
 ID = bytes(range(200, 216))
 PAGE = 4096
@@ -315,7 +315,7 @@ def test_a_part_is_mapped_where_there_is_no_room_for_the_file(tmp_path: Path) ->
 import os, resource, sys
 import numpy as np
 from pyccmem import EncryptedBuffer, Key
-from pyccmem._sealer import Sealer
+from pyccmem.safetensors._sealer import Sealer
 key, plain = Key.generate(), os.urandom(10 * 4096)
 pages = bytearray(len(plain))
 with Sealer(key, bytes(16), 4096) as sealer:

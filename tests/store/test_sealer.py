@@ -19,7 +19,7 @@ import support
 from support import AEGIS, PAGE_SIZES, not_sanitized
 
 from pyccmem import EncryptedBuffer, Key, errors
-from pyccmem._sealer import Sealer
+from pyccmem.safetensors._sealer import Sealer
 
 ID = bytes(range(50, 66))
 PAGE = 4096

@@ -15,7 +15,7 @@ import support
 from support import XTS_CIPHERS, linux_only, not_sanitized
 
 from pyccmem import EncryptedBuffer, Key
-from pyccmem._lib import ffi
+from pyccmem.binding import ffi
 
 pytestmark = linux_only
 

@@ -33,7 +33,8 @@ import numpy as np
 from fault_injection import RELEASING, Injector
 
 import pyccmem
-from pyccmem import Arena, EncryptedBuffer, EncryptedTensor, Key, _plain, audit, errors, hazmat
+from pyccmem import Arena, EncryptedBuffer, EncryptedTensor, Key, audit, errors, hazmat
+from pyccmem.binding import wiped
 from pyccmem.safetensors import (
     Passphrase,
     decrypt_file,
@@ -237,7 +238,7 @@ def arena_tensors(world: World) -> Any:
 
 @operation
 def plain_blocks(world: World) -> Any:
-    return _plain.empty(100, np.float64).sum(), _plain.empty((1000, 700), np.uint8).sum()
+    return wiped.empty(100, np.float64).sum(), wiped.empty((1000, 700), np.uint8).sum()
 
 
 # ---- products ------------------------------------------------------------------------------------
@@ -430,7 +431,7 @@ def leaks_a_descriptor(world: World) -> Any:
 
 @control
 def leaks_a_block(world: World) -> Any:
-    _leaked.append(block := _plain.empty(5000, np.uint8))
+    _leaked.append(block := wiped.empty(5000, np.uint8))
     with Key.generate():
         _leaked.pop()
     return block.size

@@ -31,7 +31,7 @@ import numpy as np
 import pyccmem
 from pyccmem import EncryptedBuffer, EncryptedTensor, Key, hazmat
 from pyccmem import safetensors as sealed
-from pyccmem._lib import ffi, lib
+from pyccmem.binding import ffi, lib
 
 Operation = Callable[[], Any]
 
@@ -402,7 +402,7 @@ GROUPS = {"core": core_operations, "files": file_operations, "torch": torch_oper
 
 def _gap() -> None:
     """The owner is made after the call."""
-    from pyccmem import _owned
+    from pyccmem.binding import owned
 
     def cell(self: Any) -> Any:
         return ffi.new(self._type)
@@ -410,12 +410,13 @@ def _gap() -> None:
     def own(self: Any, made: Any) -> Any:
         return ffi.gc(made[0], self._free)
 
-    _owned.Kind.cell, _owned.Kind.own = cell, own  # type: ignore[method-assign]
+    owned.Kind.cell, owned.Kind.own = cell, own  # type: ignore[method-assign]
 
 
 def _block_gap() -> None:
     """The same of plaintext blocks."""
-    from pyccmem import _plain, tensor
+    from pyccmem import tensor
+    from pyccmem.binding import wiped
 
     def block(nbytes: int) -> Any:
         out = ffi.new("uint8_t **")
@@ -423,23 +424,23 @@ def _block_gap() -> None:
         pointer = ffi.gc(out[0], lib.ccmem_plain_free)
         return pointer, ffi.buffer(pointer, nbytes)
 
-    _plain.block = tensor._block = block
+    wiped.block = tensor._block = block
 
 
 def _python_destructor() -> None:
     """The destructor is a function of Python."""
-    from pyccmem import _owned
+    from pyccmem.binding import owned
 
     def own(self: Any, made: Any) -> Any:
         free = self._free
-        return _owned.made(self._take, made, lambda native: free(native))
+        return owned.made(self._take, made, lambda native: free(native))
 
-    _owned.Kind.own = own  # type: ignore[method-assign]
+    owned.Kind.own = own  # type: ignore[method-assign]
 
 
 def _plain_descriptor() -> None:
     """A number stands for an open file."""
-    from pyccmem import _owned
+    from pyccmem.binding import owned
 
     def begin(self: Any, make: Any, *arguments: Any) -> None:
         self._cell = [make(*arguments)]
@@ -449,22 +450,22 @@ def _plain_descriptor() -> None:
         if number >= 0:
             os.close(number)
 
-    _owned.Descriptor.__init__ = begin  # type: ignore[method-assign]
-    _owned.Descriptor.close = close  # type: ignore[method-assign]
+    owned.Descriptor.__init__ = begin  # type: ignore[method-assign]
+    owned.Descriptor.close = close  # type: ignore[method-assign]
 
 
 def _late_wipe() -> None:
     """The plaintext of an open tensor is wiped by a function of Python."""
-    from pyccmem import _plain
+    from pyccmem.binding import wiped
 
     @contextlib.contextmanager
     def opened_as(self: Any, writable: bool) -> Iterator[Any]:
-        _, memory = _plain.block(self.nbytes)
+        _, memory = wiped.block(self.nbytes)
         try:
             self.buffer.read_into(memory)
             yield np.ndarray(self.shape, self.dtype, memory)
         finally:
-            _plain.wipe(memory)
+            wiped.wipe(memory)
 
     EncryptedTensor._opened_as = opened_as  # type: ignore[method-assign]
 

@@ -17,7 +17,7 @@ import support
 
 import pyccmem
 from pyccmem import EncryptedBuffer, EncryptedTensor, errors
-from pyccmem._lib import FAULTS, lib
+from pyccmem.binding import FAULTS, lib
 from pyccmem.mapping import Mapping
 
 #: The fewest blocks that a window may hold, unless it holds them all.

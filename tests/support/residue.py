@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from pyccmem._lib import ffi, lib
+from pyccmem.binding import ffi, lib
 
 SOURCE = Path(__file__).with_name("residue.c")
 STACK = 512 << 10

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import pyccmem
-from pyccmem._lib import ffi, lib
+from pyccmem.binding import ffi, lib
 
 TESTS = Path(__file__).resolve().parent.parent
 ROOT = TESTS.parent
@@ -147,7 +147,7 @@ def page_tweak(page: int, version: int) -> bytes:
 #: For scripts that run in a child: the tags of a buffer's pages; zeros where it has none.
 TAGS_OF = """
 def tags_of(buffer):
-    from pyccmem._lib import ffi, lib
+    from pyccmem.binding import ffi, lib
     versions, tags = ffi.new("uint64_t **"), ffi.new("uint8_t **")
     assert lib.ccmem_store_records(buffer._opened(), versions, tags) == 0
     assert (tags[0] != ffi.NULL) == buffer.authenticated

@@ -31,8 +31,8 @@ from interrupts import Walk
 import pyccmem
 from pyccmem import EncryptedBuffer, EncryptedTensor, Key, hazmat
 from pyccmem import safetensors as sealed
-from pyccmem._lib import check, ffi, lib
-from pyccmem._sealer import Sealer
+from pyccmem.binding import check, ffi, lib
+from pyccmem.safetensors._sealer import Sealer
 
 View = Any
 

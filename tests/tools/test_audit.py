@@ -24,9 +24,9 @@ import pytest
 import support
 
 from pyccmem import audit, errors
-from pyccmem._lib import ffi, lib
-from pyccmem._safetensors_header import open_file, read_header
 from pyccmem.audit import processes, scanner
+from pyccmem.binding import ffi, lib
+from pyccmem.files.safetensors_header import open_file, read_header
 
 pytestmark = support.linux_only
 

@@ -22,7 +22,8 @@ import pytest
 import support
 from support import linux_only, not_sanitized
 
-from pyccmem import EncryptedTensor, Key, _plain, errors
+from pyccmem import EncryptedTensor, Key, errors
+from pyccmem.binding import wiped
 from pyccmem.demo import files, layers, passages, report
 from pyccmem.demo.measure import agreement
 from pyccmem.demo.model import Config, Encoder
@@ -188,11 +189,11 @@ def test_linear(key: Key, monkeypatch: pytest.MonkeyPatch, tile_bytes: int) -> N
     )
     expected = np.einsum("bti,oi->bto", x.astype(np.float64), weight) + bias
     secret = [EncryptedTensor.from_numpy(array, key=key) for array in (weight, bias)]
-    before = _plain.stats()["plain_in_use"]
+    before = wiped.stats()["plain_in_use"]
     for found in (layers.linear(x, weight, bias), layers.linear(x, *secret)):
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, expected, atol=1e-5)
-    assert _plain.stats()["plain_in_use"] == before
+    assert wiped.stats()["plain_in_use"] == before
 
 
 def tiny(width: int = 8, count: int = 2) -> dict[str, np.ndarray]:

@@ -92,7 +92,7 @@ def test_operators_take_ciphertext_alone(models: Any) -> None:
 
 def plain_bytes_at(place: int, nbytes: int) -> torch.Tensor:
     """A tensor of torch's own that claims to lie there, whatever does; not to be read."""
-    from pyccmem._lib import ffi
+    from pyccmem.binding import ffi
 
     memory = ffi.buffer(ffi.cast("uint8_t *", place), nbytes)
     return torch.frombuffer(memory, dtype=torch.uint8)

@@ -17,7 +17,8 @@ torch = pytest.importorskip("torch", reason="needs the extra pyccmem[torch]")
 from torch.nn import functional as F  # noqa: E402
 from torch_support import assert_close, sealed  # noqa: E402
 
-from pyccmem.torch import EncryptedTensor, _linear  # noqa: E402
+from pyccmem.product import tiles  # noqa: E402
+from pyccmem.torch import EncryptedTensor  # noqa: E402
 
 FLOATS = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 SHAPES = [(5,), (1, 5), (2, 5), (19, 5), (3, 2, 5), (2, 3, 11, 5), (0, 5), (2, 0, 5)]
@@ -40,8 +41,8 @@ def test_linear(key: pyccmem.Key, dtype: Any, shape: tuple[int, ...], bias: str)
 def test_linear_by_many_tiles(
     key: pyccmem.Key, dtype: Any, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_linear, "TILE_BYTES", 10_000)
-    monkeypatch.setattr(_linear, "LARGE_TILE_BYTES", 20_000)
+    monkeypatch.setattr(tiles, "TILE_BYTES", 10_000)
+    monkeypatch.setattr(tiles, "LARGE_TILE_BYTES", 20_000)
     x, w, b = (torch.randn(s).to(dtype) for s in ((rows, 300), (151, 300), (151,)))
     t = sealed(w, key)
     assert_close(F.linear(x, t, b), F.linear(x, w, b))

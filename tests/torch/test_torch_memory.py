@@ -24,10 +24,10 @@ import gc, sys
 import numpy as np, torch, pyccmem
 from torch import nn
 from torch.nn import functional as F
-from pyccmem import _plain
-from pyccmem.torch import _blas
+from pyccmem.binding import wiped
+from pyccmem.product import blas
 if sys.argv[1] == "kept":
-    _blas.Block.started = _blas.Block.ended = lambda block: None
+    blas.Block.begin = blas.Block.end = lambda block: None
 from pyccmem.torch import EncryptedTensor, decrypt_module
 
 key = pyccmem.Key.generate()
@@ -36,7 +36,7 @@ random = np.random.default_rng(3)
 def weight(*shape, kind=torch.float32):
     core = pyccmem.EncryptedTensor.zeros(shape, np.float32, key=key)
     for at in range(shape[0]):
-        block, memory = _plain.block(4 * int(np.prod(shape[1:])))
+        block, memory = wiped.block(4 * int(np.prod(shape[1:])))
         words = np.frombuffer(memory, np.uint32)
         words[:] = 0x3D5A0000
         words |= random.integers(0, 65536, len(words), dtype=np.uint32)
@@ -135,7 +135,7 @@ def test_nothing_is_left_in_memory(threads: str, way: str) -> None:
         stdout=subprocess.PIPE,
         text=True,
         # glibc keeps freed pieces of up to 1032 bytes as they were in lists of each thread, as
-        # pyccmem.torch._blas says: whether weights lie in one is chance. Without these lists:
+        # pyccmem.product.blas says: whether weights lie in one is chance. Without these lists:
         env=support.child_environment(
             OMP_NUM_THREADS=threads,
             PYCCMEM_NUM_THREADS=threads,

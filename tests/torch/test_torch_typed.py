@@ -78,7 +78,7 @@ def test_bfloat16_is_rounded_as_torch_rounds(rows: int) -> None:
     )
     values = bits.view(torch.float32)
     values = values[~values.isnan()]
-    from pyccmem._lib import OK, ffi, lib
+    from pyccmem.binding import OK, ffi, lib
 
     out = torch.empty(rows, len(values), dtype=torch.bfloat16)
     with pyccmem.Key.generate() as key:

@@ -38,8 +38,9 @@ import pyccmem.torch
 import pyccmem.transformers
 from pyccmem import Key, errors
 from pyccmem import safetensors as sealed
-from pyccmem._model_directory import WEIGHTS_ELSEWHERE, decrypt_directory, encrypt_directory
 from pyccmem.demo import files as demo_files
+from pyccmem.directories import decrypt_directory, encrypt_directory
+from pyccmem.directories.marks import WEIGHTS_ELSEWHERE
 from pyccmem.torch import EncryptedTensor
 from pyccmem.transformers import PyccmemConfig, using_key
 

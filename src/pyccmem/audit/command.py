@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .._terminal import bar_console
+from ..console.terminal import bar_console
 from .report import Report
 from .samples import DEFAULT_SAMPLES, MAX_SAMPLES, samples_from_safetensors
 from .scanner import Progress, scan

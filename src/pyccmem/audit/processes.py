@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .. import errors
-from .._owned import Descriptor
+from ..binding.closing import Closing
+from ..binding.owned import Descriptor
 from .scratch import Scratch
 
 __all__ = ["Mapping", "ProcessMemory", "Range", "subtract"]
@@ -75,7 +76,7 @@ def subtract(ranges: list[Range], taken: list[Range]) -> list[Range]:
     return left
 
 
-class ProcessMemory:
+class ProcessMemory(Closing):
     """Reads the memory of process `pid`, without stopping it.
 
     All files are opened through one descriptor of /proc/PID, so that another process that gets the
@@ -93,12 +94,6 @@ class ProcessMemory:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> ProcessMemory:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Closes the descriptors."""
@@ -144,8 +139,7 @@ class ProcessMemory:
             answer = errors.ProcessAccessError(
                 f"The memory of process {self.pid} cannot be read: {error.strerror}."
             )
-        answer.errno = error.errno
-        return answer
+        return answer.of_system(error.errno)
 
     def _hidden(self, error: OSError) -> bool:
         """True when the process exists and /proc hides it (mount option hidepid)."""

@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import errors
-from .._arguments import integer
-from .._lib import check, ffi, lib
-from .._owned import SAMPLES
-from .._safetensors_header import Entry, open_file, read_header
+from ..binding import Call, check, ffi, lib
+from ..binding.arguments import integer
+from ..binding.owned import SAMPLES
+from ..files.safetensors_header import Entry, open_file, read_header
 from .scratch import Scratch
 
 __all__ = [
@@ -52,7 +52,7 @@ class Samples:
 
     def __init__(self, path: str, file: BinaryIO, tensors: Sequence[Entry], capacity: int) -> None:
         out = SAMPLES.cell()
-        check(lib.ccmem_samples_new(capacity, out), action="the samples")
+        check(lib.ccmem_samples_new(capacity, out), Call("the samples"))
         self.native: Any = SAMPLES.own(out)
         #: Path of the file, as it was given.
         self.path = path
@@ -119,7 +119,7 @@ class Samples:
                     len(window),
                     ffi.from_buffer("uint8_t[]", taken, require_writable=True),
                 ),
-                action="the samples",
+                Call("the samples"),
             )
             for (position, tensor), was_taken in zip(window, taken, strict=True):
                 if was_taken:

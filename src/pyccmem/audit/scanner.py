@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .. import errors
-from .._arguments import integer
-from .._lib import check, ffi, lib
+from ..binding import Call, check, ffi, lib
+from ..binding.arguments import integer
 from .processes import PAGE, Mapping, ProcessMemory, Range, subtract
 from .report import Hit, Place, Report, Unreadable
 from .samples import SAMPLE_BYTES, Samples
@@ -25,6 +25,8 @@ Progress = Callable[[int, int], None]
 _CHUNK = 4 << 20  # bytes read at once
 _MARGIN = 64  # bytes before a chunk, for the end of the one before it
 _CARRY = SAMPLE_BYTES - 1
+_SCAN = Call("the scan")
+
 _HITS = 1 << 12  # hits taken from the native scan at once
 
 #: After so many unreadable pages in a row the rest of a mapping counts as unreadable too: devices
@@ -245,7 +247,7 @@ class _Scan:
                 self.count,
                 self.next,
             )
-            check(status, action="the scan")
+            check(status, _SCAN)
             if self.count[0]:
                 self.note(base, int(self.count[0]))
             at = int(self.next[0])

@@ -6,13 +6,13 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from .. import _plain
-from .._lib import ffi
+from ..binding import ffi, wiped
+from ..binding.closing import Closing
 
 __all__ = ["Scratch"]
 
 
-class Scratch:
+class Scratch(Closing):
     """`nbytes` of memory that is left out of core dumps and is wiped when closed.
 
     Nothing read into it passes through an object of the interpreter, which would leave copies.
@@ -21,7 +21,7 @@ class Scratch:
     def __init__(self, nbytes: int) -> None:
         self.nbytes = nbytes
         self.native: Any
-        self.native, memory = _plain.block(nbytes)
+        self.native, memory = wiped.block(nbytes)
         self._view = memoryview(memory)
 
     @property
@@ -42,9 +42,3 @@ class Scratch:
         """Wipes and frees."""
         self._view.release()
         ffi.release(self.native)
-
-    def __enter__(self) -> Scratch:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import _lib
+from .. import binding
 from ..buffer import EncryptedBuffer
 from ..keys import Key
 from . import native, peers
@@ -56,7 +56,7 @@ _HUGE = 2 << 20
 
 def size(plan: Plan) -> int:
     """Bytes read and written: less where a pass would take seconds."""
-    short = plan.quick or _lib.active_tier() == "portable"
+    short = plan.quick or binding.active_tier() == "portable"
     return (64 if short else 256) << 20
 
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
-from .. import _lib
-from .._command import EXIT_ERROR
+from .. import binding
+from ..console.command import EXIT_ERROR
 from . import (
     build,
     bulk,
@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rounds", metavar="N", type=_rounds, help="rounds to take medians of (15; 5 with --quick)"
     )
     parser.add_argument(
-        "--cipher", action="append", choices=list(_lib.CIPHERS), help="only this one; repeatable"
+        "--cipher", action="append", choices=list(binding.CIPHERS), help="only this one; repeatable"
     )
     parser.add_argument(
         "--only", action="append", choices=list(CLAIMS), help="only this claim; repeatable"
@@ -88,7 +88,9 @@ def run(arguments: argparse.Namespace) -> int:
     plan = Plan(
         rounds=arguments.rounds or (5 if arguments.quick else 15),
         quick=arguments.quick,
-        ciphers=tuple(name for name in _lib.CIPHERS if name in (arguments.cipher or _lib.CIPHERS)),
+        ciphers=tuple(
+            name for name in binding.CIPHERS if name in (arguments.cipher or binding.CIPHERS)
+        ),
         progress=progress,
     )
     claims = [name for name in CLAIMS if name in (arguments.only or CLAIMS)]

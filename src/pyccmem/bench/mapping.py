@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from .. import errors
-from .._lib import FAULTS
+from ..binding import FAULTS
 from ..buffer import EncryptedBuffer
 from ..keys import Key
 from ..mapping import Mapping

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
 
-from .. import _lib
-from .._lib import ffi, lib
+from .. import binding
+from ..binding import ffi, lib
 from ..buffer import EncryptedBuffer
+from ..core.store import handle
 from .rounds import CheckError, Plan
 
 __all__ = [
@@ -38,18 +39,18 @@ PAGE = 4096
 
 #: AES rounds for 16 bytes, by cipher: those of FIPS 197; an update of AEGIS-128X2 is 8 rounds in
 #: each of two lanes, for two blocks in each (RFC 10032).
-AES_ROUNDS = {"aes-128-xts": 10, "aes-256-xts": 14, "aegis-128x2": 4}
+AES_ROUNDS = {name: suite.aes_rounds for name, suite in binding.SUITES.items()}
 
 #: Bytes of the key: K1 || K2 for XTS.
-KEY_BYTES = {"aes-128-xts": 32, "aes-256-xts": 64, "aegis-128x2": 16}
+KEY_BYTES = {name: suite.subkey_size for name, suite in binding.SUITES.items()}
 
 #: The ciphers whose pages carry a tag, and its size.
-TAGGED = frozenset({"aegis-128x2"})
-TAG_BYTES = 16
+TAGGED = binding.AUTHENTICATED
+TAG_BYTES = max(suite.tag_size for suite in binding.SUITES.values())
 
 
 def _checked(status: int, action: str) -> None:
-    _lib.check(status, subject="buffer", action=action, offset=0, length=0, nbytes=0)
+    binding.check(status, binding.Call(action, "buffer"))
 
 
 def address(array: Any, *, writable: bool = False) -> Any:
@@ -59,7 +60,7 @@ def address(array: Any, *, writable: bool = False) -> Any:
 
 def ceiling(tier: str, cipher: str, repeats: int) -> float:
     """Bytes a second of a loop of nothing but the tier's AES instruction; 0 for "portable"."""
-    return float(lib.ccmem_measure_ceiling(_lib.TIERS[tier], AES_ROUNDS[cipher], repeats))
+    return float(lib.ccmem_measure_ceiling(binding.TIERS[tier], AES_ROUNDS[cipher], repeats))
 
 
 def ceiling_wall(tier: str, cipher: str, repeats: int) -> float:
@@ -75,8 +76,8 @@ def pages_seconds(tier: str, cipher: str, seal: bool, source: Any, out: Any, rep
     are sealed in place first, not timed."""
     seconds = ffi.new("double *")
     status = lib.ccmem_measure_pages(
-        _lib.TIERS[tier],
-        _lib.CIPHERS[cipher],
+        binding.TIERS[tier],
+        binding.CIPHERS[cipher],
         lib.CCMEM_MEASURE_SEAL if seal else lib.CCMEM_MEASURE_OPEN,
         address(source, writable=True),
         address(out, writable=True),
@@ -129,7 +130,7 @@ def gather(buffer: EncryptedBuffer, offsets: Any, run: int, out: Any) -> None:
 
 def store_of(buffer: EncryptedBuffer) -> Any:
     """The native store behind a buffer, for the loops that must not cross the interpreter."""
-    return buffer._store
+    return handle(buffer)
 
 
 def reads_seconds(buffer: EncryptedBuffer, count: int, dependent: bool) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import _lib, hazmat
+from .. import binding, hazmat
 from . import native, peers
 from .report import number
 from .rounds import (
@@ -128,7 +128,7 @@ def figures(plan: Plan) -> Iterator[Figure]:
 
 
 def _figures(plan: Plan, cipher: str) -> Iterator[Figure]:
-    tiers = _lib.usable_tiers()
+    tiers = binding.usable_tiers()
     plan.progress(f"{GROUP}, {cipher}: checking")
     # Seconds for a byte, one function for each thing that is timed.
     series: dict[tuple[str, str], Callable[[], float]] = {}
@@ -171,7 +171,7 @@ def _figures(plan: Plan, cipher: str) -> Iterator[Figure]:
             rate = rates[operation, name]
             note = ""
             if does != cipher:
-                faster = number(float(np.median(rates[operation, _lib.active_tier()] / rate)))
+                faster = number(float(np.median(rates[operation, binding.active_tier()] / rate)))
                 note = f"pyccmem is {faster} x as fast"
             if ours and against is not None and np.median(rate / ceilings[against]) > CREDIBLE:
                 note = "above the ceiling, so the ceiling is wrong"
@@ -202,7 +202,7 @@ def _over_libaegis(
     others: Sequence[peers.Peer],
 ) -> Iterator[Figure]:
     """The tier in use against each build of libaegis."""
-    tier = _lib.active_tier()
+    tier = binding.active_tier()
     for name, does in _names(others, cipher):
         if cipher not in native.TAGGED or does != cipher:
             continue

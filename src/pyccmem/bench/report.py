@@ -16,7 +16,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from .. import __version__
-from .._terminal import can_redraw, table_console
+from ..console.terminal import can_redraw, table_console
 from ..cpu import cpu_info
 from .rounds import Figure, Plan, Summary
 

@@ -15,7 +15,7 @@ from time import perf_counter
 
 import numpy as np
 
-from .. import _lib
+from .. import binding
 from . import native
 from .bulk import Bulk
 from .rounds import Figure, Plan, Summary, Target, interleave, repeats_for
@@ -93,7 +93,7 @@ def _figures(plan: Plan, cipher: str, scaling: Scaling) -> Iterator[Figure]:
             series[operation, number] = partial(
                 _time, partial(scaling.seconds, operation, number), repeats
             )
-    tier = _lib.active_tier()
+    tier = binding.active_tier()
     if native.ceiling(tier, cipher, 1) > 0:
         repeats = repeats_for(partial(native.ceiling_wall, tier, cipher), SLICE_SECONDS)
         for number in (1, 2):

@@ -23,7 +23,7 @@ from transformers.utils import logging
 import pyccmem.torch
 import pyccmem.transformers
 
-from .. import _model_directory, audit
+from .. import audit, directories
 from ..demo.files import PACKAGE
 from ..keys import Key
 from .linear import THREAD_VARIABLES
@@ -89,7 +89,7 @@ def prepare(scratch: Path, quick: bool) -> dict[str, float]:
             plain = directory(scratch, dtype, PLAIN)
             model.to(dtype).save_pretrained(plain)
             sealed = directory(scratch, dtype, SEALED)
-            _model_directory.encrypt_directory(plain, sealed, key=key, progress=False)
+            directories.encrypt_directory(plain, sealed, key=key, progress=False)
     return {"bytes": float(nbytes)}
 
 

@@ -230,7 +230,7 @@ def _file(plan: Plan) -> Iterator[Figure]:
             def read(tensors: Mapping[str, EncryptedTensor]) -> float:
                 start = perf_counter()
                 for tensor in tensors.values():
-                    buffer = tensor._buffer
+                    buffer = tensor.buffer
                     for offset in range(0, buffer.nbytes, out.size):
                         part = out[: min(out.size, buffer.nbytes - offset)]
                         buffer.read_into(part, offset)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .._lib import lib
+from ..binding import lib
 
 __all__ = ["DTYPES", "NATIVE", "Dtype"]
 

@@ -13,18 +13,23 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from .. import errors
-from .._forks import Origin
-from .._lib import OK, check, lib
-from .._resource import Resource
+from ..binding import OK, Call, check, lib
+from ..binding.status import BufferCall
+from .forks import Origin
+from .resource import Resource
 
 __all__ = [
+    "BUFFER",
+    "TENSOR",
     "Store",
+    "anchor_of",
     "check_open",
     "check_writable",
     "disown_inherited",
     "fail",
     "forget",
     "handle",
+    "is_exposed",
     "is_usable",
     "origin_of",
     "register",
@@ -32,6 +37,11 @@ __all__ = [
     "take_over",
     "waiting_for",
 ]
+
+
+#: For errors of what needs no more words than its subject.
+BUFFER = Call(subject="buffer")
+TENSOR = Call(subject="tensor")
 
 
 class Store(Resource):
@@ -106,21 +116,22 @@ class Store(Resource):
     def _fail(self, status: int, offset: int, length: int) -> NoReturn:
         check(
             status,
-            subject="buffer",
-            action=f"{length} bytes at offset {offset}",
-            offset=offset,
-            length=length,
-            nbytes=self._nbytes,
-            name=self._name,
-            page_size=self._page_size,
-            store=self._store,
+            BufferCall(
+                f"{length} bytes at offset {offset}",
+                self._name,
+                nbytes=self._nbytes,
+                page_size=self._page_size,
+                store=self._store,
+                offset=offset,
+                length=length,
+            ),
         )
         raise AssertionError("check() returned for a status that is not CCMEM_OK")
 
     def _check_writable(self) -> None:
         """Raises ReadOnlyError; for a read-only buffer ClosedError and ForkError first."""
         if not self._writable:
-            check(lib.ccmem_store_check(self._opened()), subject="buffer")
+            check(lib.ccmem_store_check(self._opened()), BUFFER)
             self._fail(lib.CCMEM_ERR_READONLY, 0, 0)
 
     def _usable(self) -> bool:
@@ -151,12 +162,22 @@ def fail(store: Store, status: int, offset: int, length: int) -> NoReturn:
 
 def check_open(store: Store, subject: str = "buffer") -> None:
     """Raises ClosedError, ForkError; errors call the store `subject`."""
-    check(lib.ccmem_store_check(store._opened()), subject=subject)
+    check(lib.ccmem_store_check(store._opened()), TENSOR if subject == "tensor" else BUFFER)
 
 
 def check_writable(store: Store) -> None:
     """Raises ReadOnlyError for a store in a sealed file, but ClosedError and ForkError first."""
     store._check_writable()
+
+
+def is_exposed(store: Store) -> bool:
+    """True once somebody has a view of the ciphertext, which could be what is to be written."""
+    return store._exposed is not None
+
+
+def anchor_of(store: Store) -> Any:
+    """What keeps its native store; None when it is closed."""
+    return store._anchor
 
 
 def is_usable(store: Store) -> bool:

@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import _plain, errors
-from .._safetensors_header import open_file, read_header
+from .. import errors
+from ..binding import wiped
+from ..files.safetensors_header import open_file, read_header
 from ..keys import Key
 from ..safetensors import dtype_of, load_file
 from .model import Encoder
@@ -62,7 +63,7 @@ def main() -> int:
             vectors = encoder.embed(passages)
             seconds = time.perf_counter() - begin
             gc.collect()
-            channel.send((vectors, seconds, _plain.stats()["plain_peak"]))
+            channel.send((vectors, seconds, wiped.stats()["plain_peak"]))
     except (EOFError, BrokenPipeError):  # the parent has closed its end
         return 0
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from .. import _lib, errors
+from .. import binding, errors
 from . import files, passages, proof, report
 from .layers import Array
 from .trial import Trial, conclude
@@ -25,7 +25,7 @@ QUERIES = (
 )
 
 #: The ciphers shown unless others are asked for: one with tags and one without.
-CIPHERS = (_lib.DEFAULT_CIPHER, "aes-128-xts")
+CIPHERS = (binding.DEFAULT_CIPHER, "aes-128-xts")
 
 #: Tokens of a passage that the model sees; the rest is cut off.
 MOST_TOKENS = 128
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_common_arguments(parser)
     parser.add_argument(
         "--cipher",
-        choices=list(_lib.CIPHERS),
+        choices=list(binding.CIPHERS),
         action="append",
         help=f"only this one; repeatable ({', '.join(CIPHERS)})",
     )

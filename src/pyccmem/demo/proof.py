@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from .. import audit, errors
-from .._owned import Descriptor
-from .._safetensors_header import Entry, open_file, read_header
+from ..binding.owned import Descriptor
+from ..files.safetensors_header import Entry, open_file, read_header
 from .worker import Passage, Worker
 
 __all__ = ["Finding", "Samples", "look", "samples", "watch"]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .._terminal import table_console
+from ..console.terminal import table_console
 from .measure import Agreement, Timing
 from .proof import Finding
 

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from types import TracebackType
 from typing import Any, ClassVar, Protocol
 
 from .. import errors
+from ..binding.closing import Closing
 from .layers import Array
 from .model import Config
 
@@ -53,7 +53,7 @@ class Job:
     threads: int  # of the BLAS and of pyccmem
 
 
-class Worker:
+class Worker(Closing):
     """Runs the model in a process of its own, so that its memory is that of one kind of run."""
 
     #: The module that the child runs.
@@ -148,14 +148,3 @@ class Worker:
         self._channel.close()
         self._process.kill()
         self._process.wait()
-
-    def __enter__(self) -> Worker:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()

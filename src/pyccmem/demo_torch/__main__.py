@@ -7,7 +7,7 @@ import argparse
 import sys
 
 from .. import errors
-from .._command import EXIT_ERROR, carry_out, complain
+from ..console.command import EXIT_ERROR, carry_out, complain
 from . import add_arguments, run
 
 

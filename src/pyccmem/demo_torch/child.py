@@ -11,7 +11,8 @@ import time
 from multiprocessing.connection import Connection
 from typing import Any
 
-from .. import _plain, errors
+from .. import errors
+from ..binding import wiped
 from ..keys import Key
 from .job import BATCH, IN_PLACE, Job
 
@@ -57,7 +58,7 @@ def main() -> int:
             vectors = model.encode(list(passages), batch_size=BATCH, show_progress_bar=False)
             seconds = time.perf_counter() - begin
             gc.collect()
-            channel.send((vectors, seconds, _plain.stats()["plain_peak"]))
+            channel.send((vectors, seconds, wiped.stats()["plain_peak"]))
     except (EOFError, BrokenPipeError):  # the parent has closed its end
         return 0
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from .. import _model_directory, errors
-from .._owned import Descriptor
+from .. import directories, errors
+from ..binding.owned import Descriptor
 from ..demo import command as demo
 from ..demo import files, proof, report
 from ..demo.trial import Trial, conclude
@@ -130,5 +130,5 @@ def sealed_copy(model: Path) -> Iterator[tuple[Path, Path]]:
             secret[:] = bytes(len(secret))
         sealed = Path(scratch, "model")
         with Key.from_file(key_file) as key:
-            _model_directory.encrypt_directory(model, sealed, key=key, progress=False)
+            directories.encrypt_directory(model, sealed, key=key, progress=False)
         yield sealed, key_file

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import _plain
-from .._lib import ffi
+from ..binding import ffi, wiped
 from ..core.dtypes import NATIVE
 from ..core.matrix import Matrix
 from ..core.store import handle
@@ -111,8 +110,8 @@ def rows(
             _floats(lines),
             len(lines),
             _floats(out),
-            bias=_floats(bias),
-            scale=_floats(scale),
+            _floats(bias),
+            _floats(scale),
         )
     else:
         handle(matrix.store)
@@ -153,7 +152,7 @@ def _lines(x: Array, width: int, dtype: np.dtype[Any]) -> Array:
     shape = (math.prod(x.shape[:-1]), width)
     if x.flags.c_contiguous and x.dtype == dtype:
         return x.reshape(shape)
-    lines = _plain.empty(shape, dtype)
+    lines = wiped.empty(shape, dtype)
     np.copyto(lines.reshape(x.shape), x, casting="unsafe")
     return lines
 
@@ -170,7 +169,7 @@ def rowwise(operation: np.ufunc, x: Array, values: Array) -> None:
     """
     width = x.shape[-1]
     lines = x.reshape(-1, width)
-    tile = _plain.empty((max(1, min(len(lines), _ROWWISE_ITEMS // max(width, 1))), width), x.dtype)
+    tile = wiped.empty((max(1, min(len(lines), _ROWWISE_ITEMS // max(width, 1))), width), x.dtype)
     tile[...] = values
     for start in range(0, len(lines), len(tile)):
         part = lines[start : start + len(tile)]

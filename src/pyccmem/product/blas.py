@@ -16,12 +16,12 @@ A framework describes its BLAS by a Blas; each product by tiles is a Block of it
 
 from __future__ import annotations
 
-import ctypes
 import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 __all__ = ["Blas", "Block", "batched_products"]
@@ -40,16 +40,17 @@ _ROWS = 512
 _PRODUCTS = 1 << 22
 
 
-def _find_mallopt() -> Callable[[int, int], Any] | None:
+@cache
+def _mallopt() -> Callable[[int, int], Any] | None:
+    """glibc's, where it is; sought when a BLAS first needs it, since ctypes takes its time."""
+    import ctypes
+
     try:
         found = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return None
     found.argtypes, found.restype = [ctypes.c_int, ctypes.c_int], ctypes.c_int
     return found
-
-
-_mallopt = _find_mallopt()
 
 
 class Blas:
@@ -77,12 +78,12 @@ class Blas:
     ) -> None:
         self._multiply_zeros, self._wipe_stacks = multiply_zeros, wipe_stacks
         self._free_buffers, self._frees = free_buffers, frees
-        self.by_zeros = free_buffers is None or _mallopt is None
+        self.by_zeros = free_buffers is None or _mallopt() is None
 
     @property
     def perturbs(self) -> bool:
         """True where what is freed during a block is to be overwritten."""
-        return (self._frees or self._free_buffers is not None) and _mallopt is not None
+        return (self._frees or self._free_buffers is not None) and _mallopt() is not None
 
     def multiply_zeros(
         self, dtype: Any, rows: int, inputs: int, outputs: int, transposed: bool
@@ -122,7 +123,7 @@ class Block:
         if self._blas.perturbs:
             with _lock:
                 _blocks.add(weakref.ref(self))
-                _mallopt(_M_PERTURB, _BYTE)  # type: ignore[misc]
+                _mallopt()(_M_PERTURB, _BYTE)  # type: ignore[misc]
 
     def used(
         self,
@@ -157,7 +158,7 @@ class Block:
                 _blocks.discard(weakref.ref(self))
                 _blocks.difference_update([gone for gone in list(_blocks) if gone() is None])
                 if not _blocks:
-                    _mallopt(_M_PERTURB, 0)  # type: ignore[misc]
+                    _mallopt()(_M_PERTURB, 0)  # type: ignore[misc]
 
 
 _blocks: set[weakref.ref[Block]] = set()  # of all threads

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .. import _plain, errors
+from .. import errors
+from ..binding import wiped
 from ..core.dtypes import NATIVE
 from ..core.operand import Operand, matrix_of
 from .arrays import columns, multiplied, rows
@@ -152,7 +153,7 @@ def _vector(
         raise errors.ArgumentTypeError(
             f"{name} is of {given.dtype}, and the result of {kind}; it must hold real numbers."
         )
-    vector = _plain.empty(length, kind)
+    vector = wiped.empty(length, kind)
     np.copyto(vector, given, casting="unsafe")
     return vector
 

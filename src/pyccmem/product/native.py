@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .._lib import OK, ffi, lib
+from ..binding import OK, ffi, lib
 from ..core.matrix import Matrix
 from ..core.store import fail, handle
 
@@ -22,7 +22,6 @@ def rows(
     x: Any,
     count: int,
     out: Any,
-    *,
     bias: Any = _NULL,
     scale: Any = _NULL,
 ) -> None:
@@ -37,6 +36,6 @@ def rows(
             handle(store), offset, native, height, width, scale, x, count, width, bias, out, height
         )
     finally:
-        del x, out, bias, scale  # which may be buffers: no traceback keeps one, see _arguments
+        del x, out, bias, scale  # which may be buffers: no traceback keeps one, see arguments
     if status != OK:
         fail(store, status, offset, matrix.nbytes)

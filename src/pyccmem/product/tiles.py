@@ -12,8 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
-from .. import _plain
-from .._lib import OK, lib
+from ..binding import OK, lib, wiped
 from ..core.matrix import Matrix
 from ..core.store import fail, handle
 from .blas import Blas, Block
@@ -59,7 +58,7 @@ class Framework(ABC):
 
     def wiped(self, dtype: Any, rows: int, cols: int) -> Any:
         """An array of zeros in memory that is wiped when its last user goes."""
-        return self.view(_plain.block(rows * cols * dtype.itemsize)[1], dtype, rows, cols)
+        return self.view(wiped.block(rows * cols * dtype.itemsize)[1], dtype, rows, cols)
 
 
 class Product(ABC):
@@ -129,7 +128,7 @@ def _tiles(
     the first, and a tile that is overwritten by the next and wiped in the end."""
     store, offset, rows, cols, stored_dtype = matrix
     row_bytes = cols * stored_dtype.itemsize
-    pointer, memory = _plain.block(height * row_bytes)
+    pointer, memory = wiped.block(height * row_bytes)
     stored = framework.view(memory, stored_dtype, height, cols)
     same = stored_dtype == dtype
     tiles = stored if same else framework.wiped(dtype, height, cols)

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from .. import _plain, errors
-from .._arguments import checked_page_size
-from .._lib import TENSOR_PAGE_SIZE
-from .._safetensors_header import DTYPE_BITS, LENGTH_BYTES, open_file, read_all
-from ._atomic import AtomicFile
+from .. import errors
+from ..binding import TENSOR_PAGE_SIZE, wiped
+from ..binding.arguments import checked_page_size
+from ..files.atomic import AtomicFile
+from ..files.safetensors_header import DTYPE_BITS, LENGTH_BYTES, open_file, read_all
+from ..keys import mac
 from ._format import (
     HEADER_CONTEXT,
     MAX_GENERATION,
@@ -27,7 +28,20 @@ from ._format import (
 )
 from ._plain_file import BLOCK, will_read_in_order
 from ._progress import Progress, check_progress, reporting
-from ._reader import SealedFile, expected, looks_sealed, open_sealed
+from ._reader import (
+    SealedFile,
+    buffer_of,
+    data_key_of,
+    data_of,
+    descriptor_of,
+    expected,
+    header_of,
+    looks_sealed,
+    name_of,
+    open_sealed,
+    placed_in,
+    read_at,
+)
 from ._sources import FileSource, Source
 from ._writer import write_sealed
 from .providers import AnyKey, check_key, wrap
@@ -140,7 +154,7 @@ def decrypt_file(
         text = to_json(document)
         text += b" " * (-(LENGTH_BYTES + len(text)) % _ALIGNMENT)
         raw = len(text).to_bytes(LENGTH_BYTES, "little") + text
-        block = _plain.empty((min(BLOCK, max(total, 1)),), np.uint8)
+        block = wiped.empty((min(BLOCK, max(total, 1)),), np.uint8)
         try:
             with (
                 AtomicFile(dst, mode=0o600, private=True, overwrite=bool(overwrite)) as out,
@@ -149,7 +163,7 @@ def decrypt_file(
                 out.write_at(raw, 0)
                 done = 0
                 for name in names:
-                    with opened._tensor_buffer(name) as buffer:
+                    with buffer_of(opened, name) as buffer:
                         for at in range(0, buffer.nbytes, BLOCK):
                             part = block[: min(BLOCK, buffer.nbytes - at)]
                             buffer.read_into(part, at)
@@ -182,26 +196,26 @@ def rewrap_file(
     check_progress(progress)
     check_key(new)
     with open_sealed(path, key=old, expect=expected(expect)) as opened:
-        header = opened._header
+        header = header_of(opened)
         if header.generation >= MAX_GENERATION:
             raise errors.FileFormatError(
                 f"{os.fspath(path)!r} has reached the last generation; decrypt and encrypt it anew."
             )
-        provider, wrapped = wrap(new, opened._data_key)
+        provider, wrapped = wrap(new, data_key_of(opened))
         header = replace(
             header, generation=header.generation + 1, provider=provider, wrapped=wrapped
         )
-        stored = tuple(tensor for tensor, _ in opened._placed.values())
+        stored = tuple(tensor for tensor, _ in placed_in(opened).values())
         if not isinstance(header.index, Index):
             stored = (header.index, *stored)
         raw, seen = serialized(header, stored)
         parse(seen)
         _, table = layout(seen, header.page_size)
-        begin, end = opened._extent
+        begin, end = data_of(opened)
         with AtomicFile(path) as out, reporting(progress, path, end - begin) as report:
             out.write_at(raw, 0)
             _copy(opened, begin, end, out, len(raw), report)
-            out.write_at(opened._data_key._mac(HEADER_CONTEXT, raw), table)
+            out.write_at(mac(data_key_of(opened), HEADER_CONTEXT, raw), table)
             out.commit()
     return f"{header.file_id.hex()}:{header.generation}"
 
@@ -210,7 +224,7 @@ def _copy(
     opened: SealedFile, begin: int, end: int, out: AtomicFile, offset: int, report: Progress
 ) -> None:
     """Copies bytes of a file as they are; inside the kernel where it can."""
-    source = opened._opened().fileno()
+    source = descriptor_of(opened)
     at, in_kernel = begin, hasattr(os, "copy_file_range")
     while at < end:
         count = min(_COPY, end - at)
@@ -223,13 +237,13 @@ def _copy(
                 in_kernel = False
                 continue
         else:
-            data = opened._read_at(at, count, "its data")
+            data = read_at(opened, at, count, "its data")
             out.write_at(data, offset + at - begin)
             copied = len(data)
         if not copied:
             raise errors.FileFormatError(
-                f"The file {opened._path!a} became shorter while it was copied; do it again when "
-                f"nothing writes to it."
+                f"The file {name_of(opened)!a} became shorter while it was copied; do it again "
+                f"when nothing writes to it."
             )
         at += copied
         report(at - begin, end - begin)

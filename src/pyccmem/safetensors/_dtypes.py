@@ -9,38 +9,17 @@ from typing import Any
 import numpy as np
 
 from .. import errors
-from .._safetensors_header import Entry
+from ..core.dtypes import DTYPES
+from ..files.safetensors_header import Entry
 
 __all__ = ["dtype_of", "name_of", "numpy_dtype"]
 
-_NUMPY = {
-    "BOOL": "?",
-    "U8": "u1",
-    "I8": "i1",
-    "U16": "<u2",
-    "I16": "<i2",
-    "U32": "<u4",
-    "I32": "<i4",
-    "U64": "<u8",
-    "I64": "<i8",
-    "F16": "<f2",
-    "F32": "<f4",
-    "F64": "<f8",
-    "C64": "<c8",
-}
+_NAMED = {dtype.safetensors: dtype for dtype in DTYPES.values() if dtype.safetensors is not None}
 
-_ML_DTYPES = {
-    "BF16": "bfloat16",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2",
-    "F8_E4M3FNUZ": "float8_e4m3fnuz",
-    "F8_E5M2FNUZ": "float8_e5m2fnuz",
-    "F8_E8M0": "float8_e8m0fnu",
-}
-
-_NAMES = {np.dtype(code).name: name for name, code in _NUMPY.items()} | {
-    numpy_name: name for name, numpy_name in _ML_DTYPES.items()
-}
+#: Both ways: the names of those that NumPy has itself, and of those of ml_dtypes.
+_NUMPY = {name: dtype.code for name, dtype in _NAMED.items() if dtype.code is not None}
+_ML_DTYPES = {name: dtype.name for name, dtype in _NAMED.items() if dtype.code is None}
+_NAMES = {dtype.name: name for name, dtype in _NAMED.items()}
 
 
 def dtype_of(entry: Entry) -> np.dtype[Any]:

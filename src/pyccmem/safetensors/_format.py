@@ -31,8 +31,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import errors
-from .._lib import AUTHENTICATED, CIPHERS, lib
-from .._safetensors_header import (
+from ..binding import AUTHENTICATED, CIPHERS, lib
+from ..files.safetensors_header import (
     DTYPE_BITS,
     LENGTH_BYTES,
     MAX_ELEMENTS,

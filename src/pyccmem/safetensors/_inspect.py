@@ -8,10 +8,20 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .. import errors
-from .._safetensors_header import about, open_file, read_all, shown
+from ..files.safetensors_header import about, open_file, read_all, shown
 from ._format import Index
 from ._progress import Progress, check_progress, reporting
-from ._reader import SealedFile, TensorInfo, expected, open_sealed, structure
+from ._reader import (
+    SealedFile,
+    TensorInfo,
+    buffer_of,
+    data_of,
+    expected,
+    header_of,
+    open_sealed,
+    placed_in,
+    structure,
+)
 from .providers import AnyKey
 
 __all__ = ["Damage", "FileInfo", "damage_of", "inspect_file", "verify_file"]
@@ -85,10 +95,10 @@ def inspect_file(path: _Path, key: AnyKey | None = None, *, expect: Any = None) 
         pages = {blob.name: blob.npages for blob in blobs}
     else:
         with open_sealed(path, key=key, expect=pinned) as opened:
-            described, size = opened._header, opened._extent[1]
+            described, size = header_of(opened), data_of(opened)[1]
             tensors = {name: opened.info(name) for name in opened.keys()}  # noqa: SIM118
             metadata = opened.metadata()
-            pages = {blob.name: blob.npages for _, blob in opened._placed.values()}
+            pages = {blob.name: blob.npages for _, blob in placed_in(opened).values()}
     sealed = not isinstance(described.index, Index)
     if sealed and key is None:
         pages.pop(next(iter(pages)))  # the index's own
@@ -131,12 +141,12 @@ def damage_of(
     check_progress(progress)
     found: list[Damage] = []
     with open_sealed(path, key=key, expect=expected(expect), mmap=mmap) as opened:
-        total = sum(tensor.nbytes for tensor, _ in opened._placed.values())
+        total = sum(tensor.nbytes for tensor, _ in placed_in(opened).values())
         with reporting(progress, path, total) as report:
             done = 0
-            for name, (tensor, blob) in opened._placed.items():
+            for name, (tensor, blob) in placed_in(opened).items():
                 try:
-                    with opened._tensor_buffer(name) as buffer:
+                    with buffer_of(opened, name) as buffer:
                         bad = buffer.verify()
                     if bad:
                         found.append(Damage(name, bad, blob.npages))

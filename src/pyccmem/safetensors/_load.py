@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from .. import errors
-from .._arguments import checked_page_size
-from .._lib import DEFAULT_CIPHER, TENSOR_PAGE_SIZE
-from .._safetensors_header import open_file, read_all
+from ..binding import DEFAULT_CIPHER, TENSOR_PAGE_SIZE
+from ..binding.arguments import checked_page_size
+from ..files.safetensors_header import open_file, read_all
 from ..keys import Key
 from ..tensor import EncryptedTensor
 from ._plain_file import load_plain
 from ._progress import Progress, check_progress, reporting
-from ._reader import SealedFile, expected, looks_sealed, open_sealed
+from ._reader import SealedFile, expected, looks_sealed, open_sealed, opened_over
 from ._sources import is_text, sources_of
 from ._writer import write_sealed
 from .providers import AnyKey, check_key
@@ -101,7 +101,7 @@ def load_file(
                 f"{os.fspath(path)!r} is a sealed file, and sealed=False asks for a plain one; "
                 f"leave it out."
             )
-        with SealedFile._of(path, file, header, key=key, expect=pinned, mmap=mmap) as opened:
+        with opened_over(path, file, header, key=key, expect=pinned, mmap=mmap) as opened:
             _check_same("cipher", cipher, opened.cipher)
             _check_same("page_size", page_size, opened.page_size)
             return _load_sealed(path, opened, False if mmap else progress)

@@ -8,18 +8,16 @@ import contextlib
 import hashlib
 import io
 import os
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from contextlib import AbstractContextManager
+from typing import Any, BinaryIO, cast
 
 from .. import errors
-from .._forks import Origin, opening
-from .._owned import Descriptor, KeptFile
-from .._safetensors_header import Header, open_file, read_all
-from ..core.store import take_over, waiting_for
+from ..binding.owned import Descriptor, KeptFile
+from ..core.forks import Origin, opening
+from ..core.store import Store, take_over, waiting_for
+from ..files.safetensors_header import Header, open_file, read_all
 from ..keys import Key
 from .providers import KeySource
-
-if TYPE_CHECKING:
-    from ._reader import SealedFile
 
 __all__ = ["SealedOrigin"]
 
@@ -59,7 +57,7 @@ class _Shared(io.RawIOBase):
 
 
 class SealedOrigin(Origin):
-    """A sealed file, by what a child can find it with.
+    """A sealed file, by what a child can find it with; whoever makes one says how it is opened.
 
     The descriptor is kept, so that a file that was replaced by a newer one or deleted since is
     still the one that the parent has loaded. Where pages were read into memory (`mmap` is False),
@@ -95,12 +93,20 @@ class SealedOrigin(Origin):
                 return
             with self._file() as file:
                 for buffer in waiting:
-                    take_over(buffer, file._tensor_buffer(buffer.name))
+                    take_over(buffer, self._buffer(file, buffer.name))
 
-    def _file(self) -> SealedFile:
+    def _opened(
+        self, path: str, file: BinaryIO, header: Header, key: Any, mmap: bool
+    ) -> AbstractContextManager[Any]:
+        """A SealedFile over `file` that serves tensors which have this origin."""
+        raise NotImplementedError
+
+    def _buffer(self, file: Any, name: str) -> Store:
+        """The pages of one of its tensors."""
+        raise NotImplementedError
+
+    def _file(self) -> AbstractContextManager[Any]:
         """The file, opened and checked as for the first time. Raises as reopen()."""
-        from ._reader import SealedFile  # built on this
-
         source, key = self._source, None
         if source is None:
             raise self._refused(self.obstacle() or "")
@@ -111,9 +117,7 @@ class SealedOrigin(Origin):
                 if _digest(header) != self._digest:
                     raise self._refused("the file is not the one that was loaded before the fork")
                 key = source.key()
-                return SealedFile._of(
-                    self._path, file, header, key=key, expect=None, mmap=self._mmap, anew=True
-                )
+                return self._opened(self._path, file, header, key, self._mmap)
             except BaseException:
                 file.close()
                 raise

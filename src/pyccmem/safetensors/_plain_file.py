@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import errors
-from .._plain import empty
-from .._safetensors_header import Entry, Header
+from ..binding.wiped import empty
 from ..buffer import EncryptedBuffer
+from ..files.safetensors_header import Entry, Header
 from ..keys import Key
-from ..tensor import EncryptedTensor
+from ..tensor import EncryptedTensor, adopted
 from ._dtypes import dtype_of
 from ._progress import Progress, reporting
 
@@ -59,7 +59,7 @@ def load_plain(
                 for count in _fill(buffer, file, entry, block):
                     done += count
                     report(done, total)
-                tensors[entry.name] = EncryptedTensor._adopt(buffer, entry.shape, dtype)
+                tensors[entry.name] = adopted(buffer, entry.shape, dtype)
     except BaseException:
         for buffer in opened:
             buffer.close()

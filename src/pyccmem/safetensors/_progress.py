@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from .. import errors
-from .._terminal import bar_console
+from ..console.terminal import bar_console
 
 __all__ = ["Progress", "check_progress", "reporting"]
 

@@ -18,13 +18,13 @@ from typing import Any, BinaryIO
 
 from .. import errors
 from .._file_pages import FilePages
-from .._forks import opening
-from .._form import Form, remember
-from .._resource import Resource
-from .._safetensors_header import Header, about, open_file, read_all, shown
 from ..buffer import EncryptedBuffer
-from ..keys import Key
-from ..tensor import EncryptedTensor, checked_form
+from ..core.forks import opening
+from ..core.form import Form, remember
+from ..core.resource import Resource
+from ..files.safetensors_header import Header, about, open_file, read_all, shown
+from ..keys import Key, check_open, is_usable, mac
+from ..tensor import EncryptedTensor, checked_form, of_form
 from ._dtypes import numpy_dtype
 from ._format import (
     HEADER_CONTEXT,
@@ -51,9 +51,18 @@ __all__ = [
     "Placed",
     "SealedFile",
     "TensorInfo",
+    "buffer_of",
+    "data_key_of",
+    "data_of",
+    "descriptor_of",
     "expected",
+    "header_of",
     "looks_sealed",
+    "name_of",
     "open_sealed",
+    "opened_over",
+    "placed_in",
+    "read_at",
     "structure",
 ]
 
@@ -131,6 +140,20 @@ class TensorInfo:
     nbytes: int
 
 
+class _Origin(SealedOrigin):
+    """The file of tensors that are handed out."""
+
+    __slots__ = ()
+
+    def _opened(
+        self, path: str, file: BinaryIO, header: Header, key: Any, mmap: bool
+    ) -> SealedFile:
+        return SealedFile._of(path, file, header, key=key, expect=None, mmap=mmap, anew=True)
+
+    def _buffer(self, file: SealedFile, name: str) -> EncryptedBuffer:
+        return file._tensor_buffer(name)
+
+
 class SealedFile(Resource):
     """An open sealed file, made by safe_open(); a context manager.
 
@@ -197,7 +220,7 @@ class SealedFile(Resource):
         self._data_key = unwrap(key, described.provider, described.wrapped)
         try:
             tag = self._read_at(table, MAC_BYTES, "the table")
-            if not hmac.compare_digest(tag, self._data_key._mac(HEADER_CONTEXT, header.raw)):
+            if not hmac.compare_digest(tag, mac(self._data_key, HEADER_CONTEXT, header.raw)):
                 raise errors.IntegrityError(
                     f"The header of {self._path!a} does not match its tag: something in it was "
                     f"changed since it was sealed, the names, dtypes, shapes or places of its "
@@ -214,9 +237,7 @@ class SealedFile(Resource):
             self._placed = placed
             self._source = source_of(key)
             self._origin = (
-                None
-                if anew
-                else SealedOrigin(self._path, file.fileno(), header, self._source, mmap)
+                None if anew else _Origin(self._path, file.fileno(), header, self._source, mmap)
             )
         except BaseException:
             self._data_key.close()
@@ -226,10 +247,10 @@ class SealedFile(Resource):
     def _key(self) -> Key:
         """The data key, asked for again in a forked child. Raises ClosedError, ForkError."""
         try:
-            self._data_key._opened()
+            check_open(self._data_key)
         except errors.ForkError:
             with opening():
-                if self._source is not None and not self._data_key._usable():
+                if self._source is not None and not is_usable(self._data_key):
                     header = self._header
                     self._data_key = unwrap(self._source.key(), header.provider, header.wrapped)
                     self._pages = None  # under the parent's key
@@ -298,8 +319,7 @@ class SealedFile(Resource):
         """The pages of a tensor, once its records match its table_mac."""
         records = self._read_at(blob.records, blob.npages * RECORD_BYTES, tensor)
         key = self._key()
-        mac = key._mac(tensor.store_id, records)
-        if not hmac.compare_digest(tensor.table_mac, mac):
+        if not hmac.compare_digest(tensor.table_mac, mac(key, tensor.store_id, records)):
             raise errors.IntegrityError(
                 f"The versions and tags of {self._called(tensor)} in {self._path!a} do not match "
                 f"their own tag: they were changed since the file was sealed, or are of an older "
@@ -356,7 +376,7 @@ class SealedFile(Resource):
             if form is None:
                 ghost, dtype = checked_form(tensor.shape, numpy_dtype(tensor.dtype, name))
                 form = remember(self._forms, (tensor.dtype, tensor.shape), Form(ghost, dtype, 0))
-            return EncryptedTensor._of_form(buffer, form)
+            return of_form(buffer, form)
         except BaseException:
             buffer.close()
             raise
@@ -436,3 +456,62 @@ def open_sealed(
     except BaseException:
         file.close()
         raise
+
+
+# ---- what the package uses of an open file beside ------------------------------------------------
+
+
+def opened_over(
+    path: str | os.PathLike[str],
+    file: BinaryIO,
+    header: Header,
+    *,
+    key: AnyKey,
+    expect: Expected | None,
+    mmap: bool,
+    anew: bool = False,
+) -> SealedFile:
+    """A sealed file that is open already, and its header read; see SealedFile._of()."""
+    return SealedFile._of(path, file, header, key=key, expect=expect, mmap=mmap, anew=anew)
+
+
+def name_of(file: SealedFile) -> str:
+    """What errors call it."""
+    return file._path
+
+
+def header_of(file: SealedFile) -> SealedHeader:
+    """What its header says, which its tag vouches for."""
+    return file._header
+
+
+def data_of(file: SealedFile) -> tuple[int, int]:
+    """Where its data begin and end."""
+    return file._extent
+
+
+def placed_in(file: SealedFile) -> Placed:
+    """Its tensors by name, and where they lie."""
+    return file._placed
+
+
+def data_key_of(file: SealedFile) -> Key:
+    """The key that its subkeys are derived from. Raises ClosedError, ForkError."""
+    return file._key()
+
+
+def buffer_of(file: SealedFile, name: str) -> EncryptedBuffer:
+    """A tensor's pages, read-only. Raises what SealedFile.get_tensor() raises."""
+    return file._tensor_buffer(name)
+
+
+def read_at(file: SealedFile, offset: int, count: int, what: str) -> bytes:
+    """`count` bytes of the file, which errors call `what`. Raises FileReadError, FileFormatError,
+    ClosedError."""
+    return file._read_at(offset, count, what)
+
+
+def descriptor_of(file: SealedFile) -> int:
+    """Its descriptor. Raises ClosedError."""
+    number: int = file._opened().fileno()
+    return number

@@ -6,7 +6,7 @@ from __future__ import annotations
 import warnings
 
 from .. import errors
-from .._lib import lib
+from ..binding import lib
 
 __all__ = ["warn_if_unshared"]
 

@@ -12,8 +12,12 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from .. import _plain, errors
-from .._safetensors_header import Entry
+from .. import errors
+from ..binding import wiped
+from ..core.dtypes import DTYPES
+from ..core.operand import place_of
+from ..core.store import handle
+from ..files.safetensors_header import Entry
 from ..tensor import EncryptedTensor
 from ._dtypes import name_of
 from ._format import RESERVED_PREFIX
@@ -25,25 +29,7 @@ Block = npt.NDArray[np.uint8]
 
 #: The format's names of torch's dtypes, by what str() says of them.
 _TORCH = {
-    "torch.bool": "BOOL",
-    "torch.uint8": "U8",
-    "torch.int8": "I8",
-    "torch.uint16": "U16",
-    "torch.int16": "I16",
-    "torch.uint32": "U32",
-    "torch.int32": "I32",
-    "torch.uint64": "U64",
-    "torch.int64": "I64",
-    "torch.float16": "F16",
-    "torch.bfloat16": "BF16",
-    "torch.float32": "F32",
-    "torch.float64": "F64",
-    "torch.complex64": "C64",
-    "torch.float8_e4m3fn": "F8_E4M3",
-    "torch.float8_e4m3fnuz": "F8_E4M3FNUZ",
-    "torch.float8_e5m2": "F8_E5M2",
-    "torch.float8_e5m2fnuz": "F8_E5M2FNUZ",
-    "torch.float8_e8m0fnu": "F8_E8M0",
+    f"torch.{dtype.name}": dtype.safetensors for dtype in DTYPES.values() if dtype.safetensors
 }
 
 
@@ -103,7 +89,7 @@ class _Encrypted:
         return self.tensor.nbytes
 
     def read(self, part: Block, at: int) -> None:
-        self.tensor.buffer.read_into(part, self.tensor._offset + at)
+        self.tensor.buffer.read_into(part, place_of(self.tensor)[1] + at)
 
 
 @dataclass(frozen=True)
@@ -127,12 +113,13 @@ class _Array:
         try:
             np.copyto(part, copied)
         finally:
-            _plain.wipe(copied)
+            wiped.wipe(copied)
 
 
 def sources_of(tensors: Mapping[str, Any]) -> list[Source]:
-    """A source for each tensor by name: an EncryptedTensor, one of pyccmem.torch (which has such a
-    one as its `core`; a view of it is decrypted as a whole), a torch tensor on the CPU, or what
+    """A source for each tensor by name: an EncryptedTensor, one of a framework's adapter (which has
+    such a one as its `core`, and says by `__pyccmem_core__()` whether it is all of it; else it is
+    decrypted as a whole), a torch tensor on the CPU, or what
     NumPy makes an array of. Raises ArgumentTypeError,
     ArgumentError for a name that no file can have."""
     if not isinstance(tensors, Mapping):
@@ -150,15 +137,15 @@ def _source(name: Any, value: Any) -> Source:
             f"A tensor cannot be called {name!a}; use Unicode text other than '__metadata__' that "
             f"does not begin with {RESERVED_PREFIX!r}."
         )
-    core = value if isinstance(value, EncryptedTensor) else getattr(value, "core", None)
+    if isinstance(value, EncryptedTensor):
+        handle(place_of(value)[0])
+        return _Encrypted(name, name_of(value.dtype, name), value.shape, value)
+    core = getattr(value, "core", None)
     if isinstance(core, EncryptedTensor):
-        core._opened()
-        if core is value:
-            return _Encrypted(name, name_of(core.dtype, name), core.shape, core)
-        shape = tuple(int(n) for n in value.shape)
-        dtype = _TORCH.get(str(value.dtype)) or name_of(core.dtype, name)
-        if shape == core.shape and not getattr(value, "_path", ()):
-            return _Encrypted(name, dtype, shape, core)
+        handle(place_of(core)[0])
+        if value.__pyccmem_core__() is core:
+            dtype = _TORCH.get(str(value.dtype)) or name_of(core.dtype, name)
+            return _Encrypted(name, dtype, core.shape, core)
         # A view (a transpose, a part) whose bytes are not those of its core, one after the other.
         value = value.decrypt()
     torch = sys.modules.get("torch")

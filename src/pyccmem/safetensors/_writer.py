@@ -16,12 +16,11 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from .. import _plain, errors
-from .._lib import DEFAULT_CIPHER, lib
-from .._safetensors_header import open_file, read_all
-from .._sealer import Sealer
-from ..keys import Key
-from ._atomic import AtomicFile
+from .. import errors
+from ..binding import DEFAULT_CIPHER, lib, wiped
+from ..files.atomic import AtomicFile
+from ..files.safetensors_header import open_file, read_all
+from ..keys import Key, mac
 from ._format import (
     HEADER_CONTEXT,
     INDEX_BLOB,
@@ -40,6 +39,7 @@ from ._format import (
 )
 from ._plain_file import BLOCK
 from ._progress import Progress, reporting
+from ._sealer import Sealer
 from ._sources import Source
 from .providers import AnyKey, wrap
 
@@ -141,7 +141,7 @@ def write_sealed(
         raw, _ = serialized(header, stored)
         assert len(raw) == planned, "the header's length depends on a tag"
         out.write_at(raw, 0)
-        out.write_at(data_key._mac(HEADER_CONTEXT, raw), table)
+        out.write_at(mac(data_key, HEADER_CONTEXT, raw), table)
         out.commit()
     return header
 
@@ -167,7 +167,7 @@ class _Stream:
     ) -> None:
         self._out, self._key, self._page_size = out, data_key, page_size
         self._report, self._total, self._done = report, total, 0
-        self._plain: Block = _plain.empty((BLOCK,), np.uint8)
+        self._plain: Block = wiped.empty((BLOCK,), np.uint8)
         self._sealed: Block = np.empty(_HUGE_PAGE, np.uint8)
         self._begin = self._end = 0  # in the file: what of it is not written yet
 
@@ -194,7 +194,7 @@ class _Stream:
                     self._done += count
                     self._report(self._done, self._total)
         self._out.write_at(records, blob.records)
-        return self._key._mac(tensor.store_id, records)
+        return mac(self._key, tensor.store_id, records)
 
     def _room(self, offset: int) -> Block:
         """Where the pages from `offset` of the file on go, up to the end of the huge page there."""

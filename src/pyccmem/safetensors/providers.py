@@ -18,11 +18,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, Protocol, runtime_checkable
 
-from .. import _plain, errors
-from .._arguments import integer
-from .._lib import lib
-from .._safetensors_header import shown
-from ..keys import Key, KeyFile, _wipe_bytes
+from .. import errors, keys
+from ..binding import lib, wiped
+from ..binding.arguments import integer
+from ..files.safetensors_header import shown
+from ..keys import Key, KeyFile, check_open, file_of
 
 __all__ = [
     "ENTRY_POINTS",
@@ -199,7 +199,7 @@ class Passphrase:
         key = self._derived.get(token)
         try:
             if key is not None:
-                key._opened()
+                check_open(key)
                 return key
         except (errors.ClosedError, errors.ForkError):
             pass
@@ -252,8 +252,8 @@ def _argon2id(text: str, salt: bytes, *, t: int, m: int, p: int) -> Key:
         )  # fmt: skip
         return Key.from_bytes(derived)
     finally:
-        _wipe_bytes(derived)
-        _wipe_bytes(encoded)
+        wiped.wipe_bytes(derived)
+        wiped.wipe_bytes(encoded)
 
 
 AnyKey = Key | Passphrase | KeyProvider
@@ -290,7 +290,8 @@ class KeySource:
 def source_of(key: AnyKey) -> KeySource | None:
     """What `key` came from, as far as it can be asked again; None for a Key made of bytes."""
     if isinstance(key, Key):
-        return None if key._source is None else KeySource(key._source)
+        file = file_of(key)
+        return None if file is None else KeySource(file)
     # A passphrase is a secret that its owner may want to be rid of, a service is not.
     return KeySource(weakref.ref(key) if isinstance(key, Passphrase) else key)
 
@@ -298,7 +299,7 @@ def source_of(key: AnyKey) -> KeySource | None:
 def check_key(key: object) -> None:
     """Raises ArgumentTypeError for what cannot open a file, ClosedError or ForkError for a Key."""
     if isinstance(key, Key):
-        key._opened()
+        check_open(key)
     elif not isinstance(key, Passphrase):
         if isinstance(key, type) or not isinstance(key, KeyProvider):
             raise errors.ArgumentTypeError(
@@ -341,17 +342,17 @@ def wrap(key: AnyKey, data_key: Key) -> tuple[str, WrappedKey]:
     provider returned, and what the provider raises."""
     check_key(key)
     if isinstance(key, Key):
-        return _KEY, WrappedKey(key.id, key._wrap(data_key))
+        return _KEY, WrappedKey(key.id, keys.wrap(key, data_key))
     if isinstance(key, Passphrase):
         kdf, parameters, derived = key._sealing()
-        return kdf, WrappedKey(derived.id, derived._wrap(data_key), parameters)
-    _, memory = _plain.block(_KEY_BYTES)
+        return kdf, WrappedKey(derived.id, keys.wrap(derived, data_key), parameters)
+    _, memory = wiped.block(_KEY_BYTES)
     view = memoryview(memory)
     try:
-        data_key._copy_into(view)
+        keys.copy_into(data_key, view)
         wrapped = key.wrap_key(view)
     finally:
-        _plain.wipe(memory)
+        wiped.wipe(memory)
         view.release()
     if not isinstance(wrapped, WrappedKey) or not isinstance(wrapped.parameters, dict):
         kept = False
@@ -405,7 +406,7 @@ def unwrap(key: AnyKey, provider: str, wrapped: WrappedKey) -> Key:
         return Key.from_bytes(data)
     finally:
         if isinstance(data, bytearray) and data:
-            _plain.wipe(data)
+            wiped.wipe(data)
 
 
 def _unwrapped(key: Key, wrapped: WrappedKey, refusal: str, given: str) -> Key:
@@ -420,7 +421,7 @@ def _unwrapped(key: Key, wrapped: WrappedKey, refusal: str, given: str) -> Key:
             f"{lib.CCMEM_WRAPPED_KEY_SIZE}; use a good copy of it."
         )
     try:
-        return key._unwrap(wrapped.blob)
+        return keys.unwrap(key, wrapped.blob)
     except errors.IntegrityError:
         raise errors.IntegrityError(
             "The wrapped key of this file was changed since it was sealed; use a good copy of it."

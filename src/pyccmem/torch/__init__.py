@@ -19,7 +19,7 @@ except ImportError as error:
         "pyccmem.torch needs PyTorch, which is not installed; pip install 'pyccmem[torch]'."
     ) from error
 
-from . import _functions, _ops
+from . import ops as _ops
 from ._files import load_file, save_file
 from ._module import decrypt_module, encrypt_module
 from ._report import PlainTensor, plain_tensors
@@ -40,4 +40,4 @@ __all__ = [
     "using_key",
 ]
 
-del _torch, _functions, _ops, _share_threads
+del _torch, _ops, _share_threads

@@ -14,10 +14,9 @@ from ..keys import Key
 from ..safetensors import load_file as _load_file
 from ..safetensors import save_file as _save_file
 from ..tensor import EncryptedTensor as Core
-from ._dispatch import encrypted
-from ._open import opened
 from ._stored import spare_key
-from ._tensor import EncryptedTensor
+from ._tensor import EncryptedTensor, opened
+from .ops.copies import encrypted
 
 __all__ = ["load_file", "save_file"]
 

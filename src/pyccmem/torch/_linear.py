@@ -9,45 +9,29 @@ float32 and rounded once, at the end.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import _plain
-from .._lib import OK, ffi, lib
-from .._owned import pointer_to
-from ..tensor import EncryptedTensor as Core
-from . import _blas
-from ._stored import NATIVE, Stored, converted
+from ..binding import OK, ffi, lib
+from ..binding.owned import pointer_to
+from ..core.matrix import Matrix
+from ..core.operand import place_of
+from ..core.store import fail, handle
+from ..product import native
+from ..product.tiles import Framework, Product, multiply
+from ._blas import BLAS
+from ._stored import Stored, converted
+from .dtypes import NATIVE
 
-__all__ = ["Matrix", "columns", "rows", "rows_of_one_type"]
+__all__ = ["columns", "rows", "rows_of_one_type"]
 
-#: Bytes of the matrix in the clear at a time where torch multiplies, in the type of the product.
-TILE_BYTES = 2 << 20
-
-#: ... and from MANY_ROWS of x on: a BLAS copies x anew for each tile.
-MANY_ROWS = 256
-LARGE_TILE_BYTES = 4 << 20
-
-_linear = lib.ccmem_store_linear
-_read = lib.ccmem_store_read
 _cast = ffi.cast
 _FLOATS = ffi.typeof("float *")
 _NULL = ffi.NULL
 _PLAIN = frozenset((Tensor, torch.nn.Parameter))
 _SINGLE = torch.float32
-_HALVES = frozenset((torch.float16, torch.bfloat16))
-
-
-class Matrix(NamedTuple):
-    """An encrypted matrix of shape (height, width), from byte `offset` of its core's buffer."""
-
-    core: Core
-    offset: int
-    height: int
-    width: int
-    dtype: torch.dtype
 
 
 #: Types of x, W, bias and result, all the same, that the native product takes as they are.
@@ -65,13 +49,12 @@ def rows_of_one_type(x: Tensor, stored: Stored, bias: Tensor | Stored | None) ->
 
     Raises IntegrityError, ClosedError, ForkError, OutOfMemoryError.
     """
-    core = stored.core
-    form = core._shape
+    matrix = stored.matrix
     kind = stored.dtype
     code = _TYPED.get(kind)
-    if code is None or len(form) != 2 or x.dtype is not kind or x.layout is not torch.strided:
+    if code is None or matrix is None or x.dtype is not kind or x.layout is not torch.strided:
         return None
-    height, width = form
+    store, offset, height, width, _ = matrix
     shape = x.shape
     if not shape or shape[-1] != width or not x.is_cpu or not x.is_contiguous() or x.is_neg():
         return None
@@ -82,10 +65,11 @@ def rows_of_one_type(x: Tensor, stored: Stored, bias: Tensor | Stored | None) ->
     other = None
     if isinstance(bias, Stored):
         other = bias.core
-        if bias.dtype is not kind or other._shape != (height,):
+        if bias.dtype is not kind or other.shape != (height,):
             return None
-        store = other._opened()
-        added = _new(_BIAS, (_NULL, pointer_to(store), other._offset, code))
+        its_store, its_offset = place_of(other)
+        opened = handle(its_store)  # which `added` does not keep alive
+        added = _new(_BIAS, (_NULL, pointer_to(opened), its_offset, code))
     elif bias is not None:
         if not (
             type(bias) in _PLAIN
@@ -99,8 +83,8 @@ def rows_of_one_type(x: Tensor, stored: Stored, bias: Tensor | Stored | None) ->
         added = _new(_BIAS, (_cast(_POINTER, bias.data_ptr()), _NULL, 0, code))
     out = torch.empty((*shape[:-1], height), dtype=kind)
     status = _typed(
-        core._opened(),
-        core._offset,
+        handle(store),
+        offset,
         code,
         height,
         width,
@@ -115,7 +99,7 @@ def rows_of_one_type(x: Tensor, stored: Stored, bias: Tensor | Stored | None) ->
         if other is not None:  # the failure may be the bias's: it says so itself
             assert isinstance(bias, Stored), "whose core it is"
             bias.opened_run(other, 0, height)
-        core._buffer._fail(status, core._offset, height * width * kind.itemsize)
+        fail(store, status, offset, matrix.nbytes)
     return out
 
 
@@ -131,10 +115,10 @@ def rows(x: Tensor, matrix: Matrix, bias: Tensor | None, result: torch.dtype) ->
     Raises IntegrityError, ClosedError, ForkError, OutOfMemoryError; nothing of the result is
     handed out then.
     """
-    core, offset, height, width, dtype = matrix
+    height, width = matrix.rows, matrix.cols
     shape = x.shape[:-1]
     count = math.prod(shape)
-    kind = _sum_type(x.dtype, dtype)
+    kind = _sum_type(x.dtype, matrix.dtype)
     if x.dtype is not kind:
         x = x.to(kind)
     if not x.is_contiguous():
@@ -143,68 +127,35 @@ def rows(x: Tensor, matrix: Matrix, bias: Tensor | None, result: torch.dtype) ->
         bias = converted(bias, kind)  # it may have been encrypted
     if kind is _SINGLE:
         out = torch.empty((*shape, height), dtype=_SINGLE)
-        status = _linear(
-            core._opened(),
-            offset,
-            NATIVE[dtype],
-            height,
-            width,
-            _NULL,
+        native.rows(
+            matrix,
+            NATIVE[matrix.dtype],
             _cast(_FLOATS, x.data_ptr()),
             count,
-            width,
-            _NULL if bias is None else _cast(_FLOATS, bias.data_ptr()),
             _cast(_FLOATS, out.data_ptr()),
-            height,
+            bias=_NULL if bias is None else _cast(_FLOATS, bias.data_ptr()),
         )
-        if status != OK:
-            core._buffer._fail(status, offset, height * width * dtype.itemsize)
         return out if result is _SINGLE else out.to(result)
     out = torch.empty((count, height), dtype=result)
-    _by_tiles(x.view(count, width), matrix, bias, out)
-    return out.view(*shape, height)
-
-
-def _by_tiles(x: Tensor, matrix: Matrix, bias: Tensor | None, out: Tensor) -> None:
-    """rows() for an x of float64 of shape (count, width)."""
-    height = matrix.height
-    if not len(x) or not height:
-        matrix.core._opened()
-        return
-    if not matrix.width:
+    if not count or not height:
+        handle(matrix.store)
+    elif not width:
         out.zero_()
         if bias is not None:
             out.add_(bias)
-        return
-    step = _tile_height(matrix, x)
-    part = None if out.dtype is x.dtype else torch.empty((len(x), step), dtype=x.dtype)
-    block = _blas.Block()
-    try:
-        block.started()
-        for at, tile in _tiles(matrix, x.dtype, step):
-            n = len(tile)
-            target = out[:, at : at + n] if part is None else part[:, :n]
-            if bias is None:
-                torch.mm(x, tile.t(), out=target)
-            else:
-                torch.addmm(bias[at : at + n], x, tile.t(), out=target)
-            if part is not None:
-                out[:, at : at + n].copy_(target)
-        _blas.product_ended(x, (step, (height - 1) % step + 1), turned=True)
-    except BaseException:
-        out.zero_()
-        raise
-    finally:
-        block.ended()
+    else:
+        product = _Rows(x.view(count, width), bias, out)
+        multiply(_TORCH, matrix, kind, count, product, transposed=True)
+    return out.view(*shape, height)
 
 
 def columns(x: Tensor, matrix: Matrix, bias: Tensor | None, result: torch.dtype) -> Tensor:
     """x · matrix + bias for a plain real floating x of shape (..., height): (..., width), of type
     `result`. Raises as rows() does."""
-    core, _, height, width, dtype = matrix
+    height, width = matrix.rows, matrix.cols
     shape = x.shape[:-1]
     count = math.prod(shape)
-    kind = _sum_type(x.dtype, dtype)
+    kind = _sum_type(x.dtype, matrix.dtype)
     x = x.to(kind).reshape(count, height)
     out = torch.empty((count, width), dtype=kind)
     if bias is None:
@@ -212,51 +163,64 @@ def columns(x: Tensor, matrix: Matrix, bias: Tensor | None, result: torch.dtype)
     else:
         out.copy_(bias)
     if count and height and width:
-        step = _tile_height(matrix, x)
-        block = _blas.Block()
-        try:
-            block.started()
-            for at, tile in _tiles(matrix, kind, step):
-                out.addmm_(x[:, at : at + len(tile)], tile)
-            _blas.product_ended(out, (step, (height - 1) % step + 1), turned=False)
-        except BaseException:
-            out.zero_()
-            raise
-        finally:
-            block.ended()
+        multiply(_TORCH, matrix, kind, count, _Columns(x, out), transposed=False)
     else:
-        core._opened()
+        handle(matrix.store)
     return out.to(result).view(*shape, width)
 
 
 # ---- tiles ---------------------------------------------------------------------------------------
 
 
-def _tile_height(matrix: Matrix, x: Tensor) -> int:
-    """Rows of the matrix that are opened at a time, as many in each tile but for the last."""
-    nbytes = LARGE_TILE_BYTES if len(x) >= MANY_ROWS else TILE_BYTES
-    most = max(1, nbytes // (matrix.width * x.element_size()))
-    return -(-matrix.height // -(-matrix.height // most))
+class _Torch(Framework):
+    blas = BLAS
+    tiles_by_threads = False
+
+    def view(self, memory: Any, dtype: Any, rows: int, cols: int) -> Tensor:
+        return torch.frombuffer(memory, dtype=dtype).view(rows, cols)
+
+    def convert(self, target: Tensor, source: Tensor) -> None:
+        target.copy_(source)
 
 
-def _tiles(matrix: Matrix, kind: torch.dtype, step: int) -> Any:
-    """The rows of the matrix in order, `step` at a time, as (number of the first, tensor of `kind`
-    that the next overwrites); wiped in the end."""
-    core, offset, height, width, dtype = matrix
-    row_bytes = width * dtype.itemsize
-    block, memory = _plain.block(step * row_bytes)
-    stored = torch.frombuffer(memory, dtype=dtype).view(step, width)
-    tiles = stored
-    if dtype is not kind:
-        _, room = _plain.block(step * width * kind.itemsize)
-        tiles = torch.frombuffer(room, dtype=kind).view(step, width)
-    store = core._opened()
-    for at in range(0, height, step):
-        n = min(step, height - at)
-        start, nbytes = offset + at * row_bytes, n * row_bytes
-        status = _read(store, start, block, nbytes)
-        if status != OK:
-            core._buffer._fail(status, start, nbytes)
-        if dtype is not kind:
-            tiles[:n].copy_(stored[:n])
-        yield at, tiles[:n]
+_TORCH = _Torch()
+
+
+class _Rows(Product):
+    """out = x · matrixᵀ + bias for an x of float64, rounded to out's type."""
+
+    def __init__(self, x: Tensor, bias: Tensor | None, out: Tensor) -> None:
+        self._x, self._bias, self._out = x, bias, out
+        self._part: Tensor | None = None
+
+    def take(self, at: int, tile: Tensor) -> None:
+        n, x, out = len(tile), self._x, self._out[:, at : at + len(tile)]
+        target = out
+        if out.dtype is not x.dtype:
+            if self._part is None:  # the first tile is the highest
+                self._part = torch.empty((len(x), n), dtype=x.dtype)
+            target = self._part[:, :n]
+        if self._bias is None:
+            torch.mm(x, tile.t(), out=target)
+        else:
+            torch.addmm(self._bias[at : at + n], x, tile.t(), out=target)
+        if target is not out:
+            out.copy_(target)
+
+    def discard(self) -> None:
+        self._out.zero_()
+        if self._part is not None:
+            self._part.zero_()
+
+
+class _Columns(Product):
+    """out += x · matrix."""
+
+    def __init__(self, x: Tensor, out: Tensor) -> None:
+        self._x, self._out = x, out
+
+    def take(self, at: int, tile: Tensor) -> None:
+        self._out.addmm_(self._x[:, at : at + len(tile)], tile)
+
+    def discard(self) -> None:
+        self._out.zero_()

@@ -11,14 +11,13 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from .. import errors
-from .._lib import DEFAULT_CIPHER
 from ..arena import Arena
+from ..binding import DEFAULT_CIPHER
 from ..keys import Key
 from ..safetensors._progress import Progress, check_progress, reporting
-from ._open import opened
 from ._plain_memory import Mappings, apart, extent
 from ._report import beside, hidden
-from ._tensor import EncryptedTensor, check_encryptable
+from ._tensor import EncryptedTensor, check_encryptable, opened
 from ._threads import own_threads
 
 __all__ = ["decrypt_module", "encrypt_module"]

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._lib import ffi, lib
-from .._owned import Descriptor
+from ..binding import ffi, lib
+from ..binding.owned import Descriptor
 
 __all__ = ["Extent", "Mappings", "apart", "extent"]
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .. import errors
-from .._lib import OK, check, ffi, lib
-from ..tensor import EncryptedTensor as Core
+from ..binding import OK, ffi, lib
+from ..core.store import Store, check_open, fail, handle
 from ._stored import pointer, wiped_like
 
 __all__ = ["gathered"]
@@ -19,7 +19,7 @@ _OFFSETS = ffi.typeof("uint64_t *")
 
 
 def gathered(
-    core: Core,
+    store: Store,
     offset: int,
     shape: tuple[int, ...],
     dtype: torch.dtype,
@@ -27,7 +27,7 @@ def gathered(
     *,
     wrap: bool = False,
 ) -> Tensor:
-    """Rows of a table of `shape` that lies from byte `offset` of a core's buffer: a plain tensor of
+    """Rows of a table of `shape` that lies from byte `offset` of a store: a plain tensor of
     shape (*numbers.shape, *shape[1:]). `wrap`: negative numbers count from the end.
 
     Raises IndexingError (an IndexError, as torch's) for a number that is none of a row;
@@ -37,7 +37,7 @@ def gathered(
     numbers = numbers.reshape(-1).to(torch.int64)
     count = numbers.numel()
     if not count:
-        check(lib.ccmem_store_check(core._opened()), subject="tensor")
+        check_open(store, "tensor")
         return out
     lowest, highest = (int(end) for end in torch.aminmax(numbers))
     if lowest < (-shape[0] if wrap else 0) or highest >= shape[0]:
@@ -53,8 +53,8 @@ def gathered(
     offsets = numbers * row
     offsets += offset
     status = lib.ccmem_store_gather(
-        core._opened(), ffi.cast(_OFFSETS, offsets.data_ptr()), count, row, pointer(out)
+        handle(store), ffi.cast(_OFFSETS, offsets.data_ptr()), count, row, pointer(out)
     )
     if status != OK:
-        core._buffer._fail(status, offset, row)
+        fail(store, status, offset, row)
     return out

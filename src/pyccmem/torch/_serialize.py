@@ -35,16 +35,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import _plain, errors
-from .._lib import AUTHENTICATED, DEFAULT_CIPHER, OK, lib
-from .._owned import Descriptor
-from .._sealer import Sealer
+from .. import errors
+from ..binding import AUTHENTICATED, DEFAULT_CIPHER, OK, lib, wiped
+from ..binding.owned import Descriptor
 from ..buffer import EncryptedBuffer
+from ..core.operand import place_of
+from ..core.store import fail, handle
 from ..keys import Key
+from ..safetensors._sealer import Sealer
 from ..tensor import EncryptedTensor as Core
-from ._open import opened
-from ._stored import Stored, numpy_dtype, usable
-from ._tensor import EncryptedTensor, wrapped
+from ._stored import Stored, usable
+from ._tensor import EncryptedTensor, opened, wrapped
+from .dtypes import numpy_dtype
+from .registry import reduces
 
 __all__ = ["rebuild_encrypted_tensor", "reduced", "using_key"]
 
@@ -73,6 +76,7 @@ def using_key(key: Key) -> Iterator[None]:
 # ---- writing -------------------------------------------------------------------------------------
 
 
+@reduces
 def reduced(tensor: EncryptedTensor) -> tuple[Any, ...]:
     """What pickle writes for an encrypted tensor. Raises ArgumentError where no key is at hand;
     IntegrityError, ClosedError, ForkError."""
@@ -135,19 +139,20 @@ def _sealed(core: Core, dtype: torch.dtype, key: Key) -> torch.Tensor:
 
 def _seal_pages(core: Core, sealer: Sealer, out: memoryview, tags: bytearray) -> None:
     size = core.page_size
-    block, memory = _plain.block(min(_BLOCK, core.nbytes))
+    store, offset = place_of(core)
+    block, memory = wiped.block(min(_BLOCK, core.nbytes))
     plain = memoryview(memory)
     try:
         for at in range(0, core.nbytes, _BLOCK):
             n = min(_BLOCK, core.nbytes - at)
-            status = lib.ccmem_store_read(core._opened(), core._offset + at, block, n)
+            status = lib.ccmem_store_read(handle(store), offset + at, block, n)
             if status != OK:
-                core._buffer._fail(status, core._offset + at, n)
+                fail(store, status, offset + at, n)
             end = at + -(-n // size) * size
             tags += sealer.seal(at // size, plain[:n], out[at:end])
     finally:
         plain.release()
-        _plain.wipe(memory)
+        wiped.wipe(memory)
 
 
 # ---- reading -------------------------------------------------------------------------------------

@@ -13,64 +13,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import _plain, errors
-from .._forks import Lock
-from .._lib import OK, check, ffi, lib
+from .. import errors
+from ..binding import OK, ffi, lib, wiped
+from ..core.forks import Lock
+from ..core.matrix import Matrix
+from ..core.operand import place_of
+from ..core.store import check_open, fail, handle
 from ..keys import Key
 from ..tensor import EncryptedTensor as Core
+from .dtypes import numpy_dtype
 
 __all__ = [
-    "NATIVE",
     "Stored",
     "converted",
     "core_of_ciphertext",
-    "numpy_dtype",
     "pointer",
     "spare_key",
-    "torch_dtype",
     "usable",
     "wiped_like",
 ]
-
-#: Element types that the native kernel of products takes.
-NATIVE = {
-    torch.float32: lib.CCMEM_F32,
-    torch.float16: lib.CCMEM_F16,
-    torch.bfloat16: lib.CCMEM_BF16,
-}
-
-#: numpy's types by torch's; those that numpy lacks are named and come from ml_dtypes.
-_NUMPY: dict[torch.dtype, Any] = {
-    torch.bool: np.bool_,
-    torch.uint8: np.uint8,
-    torch.int8: np.int8,
-    torch.int16: np.int16,
-    torch.int32: np.int32,
-    torch.int64: np.int64,
-    torch.float16: np.float16,
-    torch.float32: np.float32,
-    torch.float64: np.float64,
-    torch.complex64: np.complex64,
-    torch.complex128: np.complex128,
-    torch.bfloat16: "bfloat16",
-}
-for _torch_name, _numpy_type in (
-    ("uint16", np.uint16),
-    ("uint32", np.uint32),
-    ("uint64", np.uint64),
-    ("float8_e4m3fn", "float8_e4m3fn"),
-    ("float8_e5m2", "float8_e5m2"),
-    ("float8_e4m3fnuz", "float8_e4m3fnuz"),
-    ("float8_e5m2fnuz", "float8_e5m2fnuz"),
-    ("float8_e8m0fnu", "float8_e8m0fnu"),
-):
-    if hasattr(torch, _torch_name):
-        _NUMPY[getattr(torch, _torch_name)] = _numpy_type
-
-_TORCH_BY_NAME: dict[str, torch.dtype] = {
-    (given if isinstance(given, str) else np.dtype(given).name): kind
-    for kind, given in _NUMPY.items()
-}
 
 #: Plaintext bytes held at once where a whole tensor is converted or copied.
 _BLOCK = 1 << 20
@@ -82,40 +43,6 @@ _BYTES = ffi.typeof("uint8_t *")
 def pointer(tensor: torch.Tensor) -> Any:
     """The first byte of a plain tensor, which the caller keeps alive, for a native call."""
     return _cast(_BYTES, tensor.data_ptr())
-
-
-def numpy_dtype(kind: torch.dtype) -> np.dtype[Any]:
-    """numpy's dtype for one of torch. Raises ArgumentTypeError for one that has none,
-    MissingPackageError for one that needs ml_dtypes."""
-    given = _NUMPY.get(kind)
-    if given is None:
-        raise errors.ArgumentTypeError(
-            f"A tensor of {kind} cannot be encrypted; convert it to one of "
-            f"{', '.join(str(known) for known in _NUMPY)}."
-        )
-    if not isinstance(given, str):
-        known: np.dtype[Any] = np.dtype(given)
-        return known
-    try:
-        import ml_dtypes
-
-        found: np.dtype[Any] = np.dtype(getattr(ml_dtypes, given))
-        return found
-    except (ImportError, AttributeError):
-        raise errors.MissingPackageError(
-            f"A tensor of {kind} needs the package ml_dtypes, in a version that has {given}; "
-            f"pip install 'pyccmem[torch]'."
-        ) from None
-
-
-def torch_dtype(kind: np.dtype[Any]) -> torch.dtype:
-    """torch's dtype for one of numpy. Raises ArgumentTypeError."""
-    found = _TORCH_BY_NAME.get(kind.name)
-    if found is None or not kind.isnative:
-        raise errors.ArgumentTypeError(
-            f"torch has no type for elements of {kind}; use one of {', '.join(_TORCH_BY_NAME)}."
-        )
-    return found
 
 
 # ---- keys for what is made of an encrypted tensor ----------------------------------------------
@@ -228,22 +155,30 @@ class Stored:
         "dtype",
         "itemsize",
         "key",
-        "native",
+        "matrix",
         "payload",
         "sealed",
     )
 
     def __init__(self, core: Core, dtype: torch.dtype, key: Key | None) -> None:
-        self.core = core
         self.dtype = dtype
         self.itemsize = dtype.itemsize
-        self.native: int | None = NATIVE.get(dtype)
         self.key = key
+        self._set(core)
         self._lock = Lock()
         self.sealed: torch.Tensor | None = None
         #: What torch.save() writes for it, for as long as somebody, such as a running torch.save(),
         #: has that: what shares data is written once. A reference to it, and what it was made of.
         self.payload: tuple[Any, Core, int, str] | None = None
+
+    def _set(self, core: Core) -> None:
+        """Makes `core` what is read and written."""
+        self.core = core
+        #: As products take it, which need no more than this; None unless it has two dimensions.
+        self.matrix: Matrix | None = None
+        if core.ndim == 2:
+            (store, offset), (height, width) = place_of(core), core.shape
+            self.matrix = Matrix(store, offset, height, width, self.dtype)
 
     @property
     def lock(self) -> AbstractContextManager[Any]:
@@ -298,14 +233,15 @@ class Stored:
         """`count` elements from element `first` in memory that is wiped when its last user goes.
         Raises IntegrityError, ClosedError, ForkError, OutOfMemoryError."""
         nbytes = count * self.itemsize
+        store, offset = place_of(core)
         if not nbytes:
-            check(lib.ccmem_store_check(core._opened()), subject="tensor")
+            check_open(store, "tensor")
             return torch.empty(0, dtype=self.dtype)
-        block, memory = _plain.block(nbytes)
-        offset = core._offset + first * self.itemsize
-        status = lib.ccmem_store_read(core._opened(), offset, block, nbytes)
+        block, memory = wiped.block(nbytes)
+        offset += first * self.itemsize
+        status = lib.ccmem_store_read(handle(store), offset, block, nbytes)
         if status != OK:
-            core._buffer._fail(status, offset, nbytes)
+            fail(store, status, offset, nbytes)
         return torch.frombuffer(memory, dtype=self.dtype)
 
     def write_run(self, core: Core, first: int, values: torch.Tensor) -> None:
@@ -314,10 +250,11 @@ class Stored:
         nbytes = values.numel() * self.itemsize
         if not nbytes:
             return
-        offset = core._offset + first * self.itemsize
-        status = lib.ccmem_store_write(core._opened(), offset, pointer(values), nbytes)
+        store, offset = place_of(core)
+        offset += first * self.itemsize
+        status = lib.ccmem_store_write(handle(store), offset, pointer(values), nbytes)
         if status != OK:
-            core._buffer._fail(status, offset, nbytes)
+            fail(store, status, offset, nbytes)
 
     def write_any(self, core: Core, first: int, values: torch.Tensor) -> None:
         """The same for a tensor of this type that need not be contiguous: what has to be put in
@@ -339,7 +276,7 @@ class Stored:
     def check(self) -> None:
         """Raises ClosedError; ForkError, before a lock that a thread of the parent may have held is
         waited for."""
-        check(lib.ccmem_store_check(self.core._opened()), subject="tensor")
+        check_open(place_of(self.core)[0], "tensor")
 
     def writable(self) -> Core:
         """The core to write to, with the lock held: where the store is read-only (of a file), a
@@ -347,7 +284,7 @@ class Stored:
         core = self.core
         if core.writable:
             return core
-        self.core = self.copied(self.dtype).core
+        self._set(self.copied(self.dtype).core)
         self.sealed = None
         return self.core
 
@@ -359,7 +296,8 @@ class Stored:
             if not core.writable:
                 new = Stored.empty(core.shape, self.dtype, key=self.key, like=core)
                 new.write_run(new.core, 0, values)
-                self.core, self.sealed = new.core, None
+                self._set(new.core)
+                self.sealed = None
             else:
                 self.write_run(core, 0, values)
 
@@ -389,7 +327,7 @@ def wiped_like(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     count = math.prod(shape)
     if not count:
         return torch.empty(shape, dtype=dtype)
-    _, memory = _plain.block(count * dtype.itemsize)
+    _, memory = wiped.block(count * dtype.itemsize)
     return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 

@@ -10,45 +10,39 @@ has the ciphertext as a fake tensor and the form of what lies in it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, NoReturn
+from contextlib import AbstractContextManager
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from .. import errors
-from .._lib import DEFAULT_CIPHER
 from ..arena import Arena
-from ..core.operand import formats_number
+from ..binding import DEFAULT_CIPHER
+from ..core.operand import formats_number, place_of
 from ..keys import Key
 from ..tensor import EncryptedTensor as Core
-from ._stored import Stored, core_of_ciphertext, numpy_dtype, torch_dtype
+from ._open import changed, traced_values, values
+from ._stored import Stored, core_of_ciphertext
+from .dtypes import numpy_dtype, torch_dtype
+from .path import Form, Path, traced
+from .registry import FUNCTIONS, handler_of, reduced
 
-__all__ = ["EncryptedTensor", "Form", "Step", "check_encryptable", "wrapped"]
+__all__ = [
+    "EncryptedTensor",
+    "alias",
+    "check_encryptable",
+    "device_refused",
+    "opened",
+    "rewritten",
+    "share",
+    "trace_refused",
+    "training_refused",
+    "wrapped",
+]
 
 
 _tracing_state = torch._C._get_tracing_state
-
-
-class Step(NamedTuple):
-    """One view operation: `function(tensor, *args, **kwargs)`, and of several results which."""
-
-    function: Any
-    args: tuple[Any, ...]
-    kwargs: tuple[tuple[str, Any], ...]
-    part: int | None
-
-    def __call__(self, tensor: Tensor) -> Tensor:
-        result: Any = self.function(tensor, *self.args, **dict(self.kwargs))
-        one: Tensor = result if self.part is None else result[self.part]
-        return one
-
-
-class Form(NamedTuple):
-    """Where a stored tensor lies in its buffer, and what it is: what compiled code has to know."""
-
-    offset: int
-    shape: tuple[int, ...]
-    dtype: torch.dtype
 
 
 def device_refused(device: Any) -> NoReturn:
@@ -106,7 +100,7 @@ class EncryptedTensor(Tensor):
     """
 
     _stored: Stored | None
-    _path: tuple[Step, ...]
+    _path: Path
     _form: Form | None
     _fake: Tensor | None
 
@@ -229,10 +223,7 @@ class EncryptedTensor(Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        handler = DISPATCH.get(function)
-        if handler is None:
-            handler = plan(function)
-        return handler(function, args, kwargs or {})
+        return handler_of(function)(function, args, kwargs or {})
 
     # ---- what it is ----
 
@@ -241,11 +232,14 @@ class EncryptedTensor(Tensor):
         """The pyccmem.EncryptedTensor with the data: of a view, that of the tensor it views."""
         return self._real().core
 
+    def __pyccmem_core__(self) -> Core | None:
+        """The core where all of it is this tensor; None for a view."""
+        core = self._real().core
+        return core if not self._path and tuple(self.shape) == core.shape else None
+
     def decrypt(self) -> Tensor:
         """The values as a plain tensor, in memory that is wiped when the last tensor, view or array
         of it goes. Raises IntegrityError, ClosedError, ForkError, OutOfMemoryError."""
-        from ._open import opened
-
         return opened(self)
 
     @property
@@ -264,8 +258,9 @@ class EncryptedTensor(Tensor):
         """The form of the stored tensor."""
         if self._form is not None:
             return self._form
-        core = self._real().core
-        return Form(core._offset, core.shape, self._real().dtype)
+        stored = self._real()
+        core = stored.core
+        return Form(place_of(core)[1], core.shape, stored.dtype)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         with torch._C.DisableTorchFunctionSubclass():
@@ -306,14 +301,12 @@ class EncryptedTensor(Tensor):
         return new
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        from ._serialize import reduced
-
         return reduced(self)
 
 
 def wrapped(
     stored: Stored | None,
-    path: tuple[Step, ...] = (),
+    path: Path = (),
     size: Any = None,
     stride: Any = None,
     *,
@@ -350,15 +343,6 @@ def wrapped(
     return self  # type: ignore[no-any-return]
 
 
-def traced(shape: Any, dtype: torch.dtype, path: tuple[Step, ...]) -> Tensor:
-    """A tensor without data of the form that a path leads to."""
-    with torch._C._DisableTorchDispatch():
-        seen = torch.empty(shape, dtype=dtype, device="meta")
-        for step in path:
-            seen = step(seen)
-    return seen
-
-
 def alias(tensor: EncryptedTensor) -> EncryptedTensor:
     """Another wrapper of the same data."""
     with torch._C.DisableTorchFunctionSubclass():
@@ -376,15 +360,21 @@ def alias(tensor: EncryptedTensor) -> EncryptedTensor:
     )
 
 
-#: Functions of torch's Python interface that are not left to the dispatcher; and what is done for
-#: an operation of the dispatcher. _functions and _dispatch fill them.
-FUNCTIONS: dict[Any, Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]] = {}
-DISPATCH: dict[Any, Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]] = {}
+def share(tensor: EncryptedTensor, other: EncryptedTensor) -> None:
+    """Makes a tensor refer to what another does; torch has given it the form."""
+    tensor._stored, tensor._path = other._stored, other._path
+    tensor._form, tensor._fake = other._form, other._fake
 
 
-def plan(function: Any) -> Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]:
-    """What is done for an operation seen for the first time."""
-    from ._dispatch import planned
+def opened(tensor: EncryptedTensor) -> Tensor:
+    """The values in memory that is wiped when its last user goes; while tracing, what will be
+    that."""
+    stored = tensor._stored
+    if stored is None:
+        return traced_values(tensor._ciphertext, tensor._layout(), tensor._path)
+    return values(stored, tensor._path)
 
-    handler = DISPATCH[function] = planned(function)
-    return handler
+
+def rewritten(tensor: EncryptedTensor) -> AbstractContextManager[Tensor]:
+    """The values in wiped memory, for a block that changes them; see changed()."""
+    return changed(tensor._real(), tensor._path)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 import torch
 
-from .._lib import ffi, lib
+from ..binding import ffi, lib
 
 __all__ = ["own_threads", "share_threads", "wipe_stacks"]
 

@@ -8,7 +8,7 @@ from typing import Any
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .. import errors
-from .._model_directory import METHOD
+from ..directories.marks import METHOD
 
 __all__ = ["PyccmemConfig"]
 

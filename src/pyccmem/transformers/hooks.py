@@ -13,7 +13,7 @@ from transformers.quantizers import auto
 
 from .. import errors
 from .. import safetensors as sealed
-from .._model_directory import METHOD, mark_directory, sealed_name
+from ..directories.marks import METHOD, mark_directory, sealed_name
 from ..torch import EncryptedTensor
 from .config import PyccmemConfig
 from .files import EncryptingFile, SealedFile, write

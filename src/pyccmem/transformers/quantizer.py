@@ -12,7 +12,7 @@ from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.quantizers.base import HfQuantizer
 
 from .. import errors
-from .._model_directory import WEIGHTS_ELSEWHERE, hides_names
+from ..directories.marks import WEIGHTS_ELSEWHERE, hides_names
 from ..keys import Key
 from ..torch import EncryptedTensor, decrypt_module
 from . import sentences

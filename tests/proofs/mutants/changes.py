@@ -96,7 +96,6 @@ MODULES: dict[str, tuple[Tests, ...]] = {
         tests("integrity::test_gather_releases_nothing", "mapping_scatter", "tensor"),
     ),
     "pages/place.c": PAGES,
-    "platform/descriptor.c": (tests("mapping_descriptors"),),
     "pages/page_aegis.c": PAGES,
     "pages/page_xts.c": PAGES,
     "pages/page_key.c": (tests("pages", "sealer"), tests("secret")),

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The native library's suites, tiers, levels and mechanisms by name, and the defaults."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from .native import ffi, lib
+
+__all__ = [
+    "AUTHENTICATED",
+    "BUFFER_PAGE_SIZE",
+    "CIPHERS",
+    "DEFAULT_CIPHER",
+    "FAULTS",
+    "LEVELS",
+    "SUITES",
+    "TENSOR_PAGE_SIZE",
+    "TIERS",
+    "Suite",
+    "active_tier",
+    "features",
+    "usable_tiers",
+]
+
+
+class Suite(NamedTuple):
+    """A cipher suite, as the native library describes it."""
+
+    number: int
+    subkey_size: int  # bytes that are derived for a store
+    tag_size: int  # bytes of a page's tag; 0: no tags, and no change is noticed
+    aes_rounds: int  # for each 16 bytes; 0: it is not made of AES
+
+
+def _suites() -> dict[str, Suite]:
+    found = {}
+    for number in range(lib.CCMEM_CIPHER_COUNT):
+        suite = lib.ccmem_suite_of(number)
+        name = ffi.string(suite.name).decode()
+        found[name] = Suite(number, suite.subkey_size, suite.tag_size, suite.aes_rounds)
+    return found
+
+
+#: The cipher of everything that is made without naming one.
+DEFAULT_CIPHER = "aegis-128x2"
+
+_found = _suites()
+
+#: Cipher suites by name, the default first.
+SUITES: dict[str, Suite] = {DEFAULT_CIPHER: _found.pop(DEFAULT_CIPHER), **_found}
+
+#: Their numbers.
+CIPHERS: dict[str, int] = {name: suite.number for name, suite in SUITES.items()}
+
+#: The names of those whose pages have a tag, so that every change is noticed.
+AUTHENTICATED = frozenset(name for name, suite in SUITES.items() if suite.tag_size)
+
+#: Bytes of a page where none are named.
+BUFFER_PAGE_SIZE = 4096
+TENSOR_PAGE_SIZE = 4096
+
+#: Names of the secret-memory levels, weakest first.
+LEVELS: dict[int, str] = {
+    lib.CCMEM_SECRET_NONE: "none",
+    lib.CCMEM_SECRET_MLOCK: "mlock",
+    lib.CCMEM_SECRET_MEMFD: "secretmem",
+}
+
+#: Every tier by name, best first, whether this processor can run it or not.
+TIERS: dict[str, int] = {
+    ffi.string(lib.ccmem_tier_name(tier)).decode(): tier
+    for tier in reversed(range(lib.CCMEM_TIER_COUNT))
+}
+
+
+#: How a mapping learns of a touch, by the name that PYCCMEM_FAULT takes.
+FAULTS: dict[str, int] = {
+    "auto": lib.CCMEM_FAULT_AUTO,
+    "uffd": lib.CCMEM_FAULT_UFFD,
+    "uffd-signal": lib.CCMEM_FAULT_UFFD_SIGNAL,
+    "uffd-copy": lib.CCMEM_FAULT_UFFD_COPY,
+    "sigsegv": lib.CCMEM_FAULT_SIGSEGV,
+}
+
+
+def usable_tiers() -> list[str]:
+    """Names of the tiers that this processor can run and that passed their test, best first."""
+    return [name for name, tier in TIERS.items() if lib.ccmem_tier_usable(tier)]
+
+
+def active_tier() -> str:
+    """Name of the tier in use."""
+    return str(ffi.string(lib.ccmem_tier_name(lib.ccmem_tier_active())).decode())
+
+
+def features() -> dict[str, bool]:
+    """Processor features that the tiers ask for, and whether this process may use them."""
+    found: dict[str, bool] = {}
+    present = ffi.new("int *")
+    while name := lib.ccmem_cpu_feature(len(found), present):
+        found[ffi.string(name).decode()] = bool(present[0])
+    return found

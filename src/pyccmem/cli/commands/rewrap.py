@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`pyccmem rewrap`: sealed files for another key."""
+
+from __future__ import annotations
+
+import argparse
+
+from ...safetensors import rewrap_file
+from ..keys import add_key_options, key_of
+from ..output import safe, show_json
+from ..walk import Found
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `pyccmem rewrap`."""
+    parser.description = (
+        "Has sealed files opened by another key, in place. Nothing is decrypted: the file's own "
+        "data key is wrapped anew. Whoever had the old key and a copy of the old file can still "
+        "read that; to shut them out of new contents, decrypt and encrypt anew. Of a directory, "
+        "every safetensors file is rewrapped, one after the other; the first failure ends the run, "
+        "and what was printed before it is done."
+    )
+    parser.add_argument("files", metavar="FILE", nargs="+", help="a sealed file, or a directory")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_key_options(parser, "the key that opens it now")
+    add_key_options(parser, "the key that shall open it", prefix="new-", sealing=True)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Rewraps and prints. Raises what rewrap_file() raises."""
+    pins = {}
+    with key_of(arguments) as old, key_of(arguments, "new-") as new:
+        assert old is not None and new is not None, "argparse asks for both"
+        for path in Found(arguments.files).paths:
+            pins[path] = rewrap_file(path, old, new)
+            if not arguments.json:
+                print(f"{safe(path)}  {pins[path]}", flush=True)
+    if arguments.json:
+        show_json([{"file": path, "pin": pin} for path, pin in pins.items()])
+    return 0

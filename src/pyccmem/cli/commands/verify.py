@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`pyccmem verify`: is all of a sealed file, or of every file of a directory, as it was sealed?"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import Any
+
+from ... import errors
+from ...console.command import EXIT_ERROR
+from ...safetensors._inspect import Damage, damage_of
+from ...safetensors.providers import AnyKey
+from ..keys import add_key_options, key_of
+from ..output import safe, show_json
+from ..walk import Found
+
+__all__ = ["EXIT_DAMAGED", "EXIT_ERROR", "add_arguments", "run"]
+
+EXIT_DAMAGED = 1
+
+_MOST_PAGES = 8
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `pyccmem verify`."""
+    parser.description = (
+        "Checks the header, the table and every page of sealed files. Of a directory, every "
+        "safetensors file is checked; one that is not sealed counts as changed."
+    )
+    parser.epilog = (
+        "Exit status: 0 all is as it was sealed; 1 something was changed; 2 wrong usage or another "
+        "error (no such file, another key). Of several files all are checked in any case."
+    )
+    parser.add_argument("files", metavar="FILE", nargs="+", help="a sealed file, or a directory")
+    parser.add_argument(
+        "--expect", metavar="ID:GENERATION", help="the file and the least generation to accept"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_key_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Checks and prints. Raises what verify_file() raises, but for IntegrityError; and of several
+    files nothing that is about one of them."""
+    found = Found(arguments.files)
+    if arguments.expect:
+        found.refuse("--expect")
+    results = []
+    width = max(map(len, map(safe, found.paths)))
+    with key_of(arguments) as key:
+        assert key is not None, "argparse asks for one"
+        for path in found.paths:
+            try:
+                result = _checked(path, key, arguments.expect)
+            except errors.PyccmemError as error:
+                if not found.several:
+                    raise
+                result = _result(path, "error", error=str(error))
+            results.append(result)
+            if not arguments.json:
+                for line in _lines(result, width):
+                    print(line, flush=True)
+    if arguments.json:
+        show_json([_public(result) for result in results])
+    elif found.several:
+        print(_summary(results))
+    states = {result["state"] for result in results}
+    return EXIT_DAMAGED if "DAMAGED" in states else EXIT_ERROR if "error" in states else 0
+
+
+def _result(path: str, state: str, **more: Any) -> dict[str, Any]:
+    return {"file": path, "state": state, "error": None, "pin": None, "damage": [], **more}
+
+
+def _checked(path: str, key: AnyKey, expect: str | None) -> dict[str, Any]:
+    try:
+        opened, damage = damage_of(path, key, expect=expect)
+    except (errors.IntegrityError, errors.FileFormatError) as error:
+        return _result(path, "DAMAGED", error=str(error).removeprefix(f"{path!a}: "))
+    pin = f"{opened.file_id}:{opened.generation}"
+    return _result(path, "DAMAGED" if damage else "whole", pin=pin, damage=damage)
+
+
+def _public(result: dict[str, Any]) -> dict[str, Any]:
+    """What --json prints of a file."""
+    public = {
+        "file": result["file"],
+        "whole": result["state"] == "whole",
+        "error": result["error"],
+        "damage": [{"tensor": found.tensor, "pages": found.pages} for found in result["damage"]],
+    }
+    return {**public, "pin": result["pin"]} if result["pin"] else public
+
+
+def _lines(result: dict[str, Any], width: int) -> Iterator[str]:
+    name = f"{safe(result['file']):<{width}}"
+    if result["error"] is not None:
+        yield f"{name}  {result['state']}: {result['error']}"
+        return
+    yield f"{name}  {result['state']:<7}  {result['pin']}"
+    for found in result["damage"]:
+        yield f"  {safe(found.tensor)}: {_words(found)}"
+
+
+def _summary(results: list[dict[str, Any]]) -> str:
+    states = [result["state"] for result in results]
+    text = f"{len(states)} file{'s' if len(states) > 1 else ''}: {states.count('whole')} whole"
+    for state, words in (("DAMAGED", "damaged"), ("error", "not checked")):
+        if state in states:
+            text += f", {states.count(state)} {words}"
+    return text
+
+
+def _words(damage: Damage) -> str:
+    if damage.pages is None:
+        return f"its versions and tags (of {damage.npages} pages) were changed"
+    shown = ", ".join(map(str, damage.pages[:_MOST_PAGES]))
+    more = f" and {len(damage.pages) - _MOST_PAGES} more" if len(damage.pages) > _MOST_PAGES else ""
+    return f"{len(damage.pages)} of {damage.npages} pages: {shown}{more}"

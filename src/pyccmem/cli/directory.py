@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The functions for a model's directory, which an installation may be without."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from .. import errors
+
+__all__ = ["directory_function"]
+
+
+def directory_function(name: str) -> Callable[..., Any]:
+    """encrypt_directory() or decrypt_directory(). Raises MissingPackageError."""
+    try:
+        module = importlib.import_module("pyccmem.directories")
+    except ImportError:
+        raise errors.MissingPackageError(
+            "This installation of pyccmem has no support for directories; name single files."
+        ) from None
+    function: Callable[..., Any] = getattr(module, name)
+    return function

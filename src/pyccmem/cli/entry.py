@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parser of the command line, and the way to the command that it names."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from .. import __version__, errors
+from ..console.command import EXIT_ERROR, EXIT_FAILED, carry_out, complain
+
+__all__ = ["main"]
+
+#: Each command's module, imported only when asked for, and what help says of it.
+_MODULES = {
+    "info": ("cli.commands.info", "processor, tiers, secret memory, host encryption"),
+    "selftest": ("cli.commands.selftest", "known-answer tests of every usable tier"),
+    "keygen": ("cli.commands.keygen", "make a key file"),
+    "encrypt": ("cli.commands.encrypt", "seal a safetensors file or a model's directory"),
+    "decrypt": ("cli.commands.decrypt", "write a sealed file or directory in the clear"),
+    "inspect": ("cli.commands.inspect", "what a sealed file says of itself"),
+    "verify": ("cli.commands.verify", "is a sealed file as it was sealed?"),
+    "rewrap": ("cli.commands.rewrap", "have a sealed file opened by another key"),
+    "bench": ("bench", "how fast, as ratios to what this machine could do"),
+    "demo": ("demo", "a real model answers with its weights encrypted in RAM"),
+    "demo-torch": ("demo_torch", "the same model in PyTorch, in place and from a sealed directory"),
+    "audit": ("audit", "look for a file's weights in the memory of a process"),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def _print_message(self, message: str, file: Any = None) -> None:
+        # argparse's own drops the error of an output that takes nothing, and the status is 0 then.
+        if message:
+            print(message, end="", file=sys.stderr if file is None else file)
+
+
+def _parser(command: str | None) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="pyccmem",
+        description="Memory that holds tensors and buffers as ciphertext while a program runs.",
+        epilog="`pyccmem COMMAND --help` tells more of a command. To seal a model: `pyccmem keygen "
+        "my.key`, then `pyccmem encrypt MODEL SEALED --key-file my.key`. "
+        "Exit status: 0 success, 1 a test failed, a sealed file was changed or the audit found "
+        "something, 2 wrong usage or another error, 130 interrupted. Environment: PYCCMEM_TIER, "
+        "PYCCMEM_NUM_THREADS, PYCCMEM_FAULT, NO_COLOR, FORCE_COLOR.",
+    )
+    parser.add_argument("--version", action="version", version=f"pyccmem {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    parser.set_defaults(run=lambda _: _no_command(parser))
+
+    for name, (module, summary) in _MODULES.items():
+        own = commands.add_parser(name, help=summary)
+        if command == name:
+            found = importlib.import_module(f"pyccmem.{module}")
+            found.add_arguments(own)
+            own.set_defaults(run=found.run)
+    return parser
+
+
+def _no_command(parser: argparse.ArgumentParser) -> int:
+    parser.print_help(sys.stderr)
+    return EXIT_ERROR
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command with `argv` (without the program's name) and returns its exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    return carry_out(lambda: _run(words))
+
+
+def _run(words: list[str]) -> int:
+    command = next((word for word in words if not word.startswith("-")), None)
+    try:
+        arguments = _parser(command).parse_args(words)
+        return int(arguments.run(arguments))
+    except errors.SelfTestError as error:
+        complain(str(error))
+        return EXIT_FAILED
+    except errors.PyccmemError as error:
+        complain(str(error))
+        return EXIT_ERROR

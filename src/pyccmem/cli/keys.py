@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options that name a key, and the key they name."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import os
+import stat
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .. import errors
+from ..console.command import complain
+from ..files.safetensors_header import open_file
+from ..keys import Key
+from ..safetensors.providers import AnyKey, Passphrase, provider_named
+
+__all__ = ["add_key_options", "key_of"]
+
+_MAX_PASSPHRASE = 1 << 16
+
+
+def add_key_options(
+    parser: argparse.ArgumentParser,
+    title: str = "the key",
+    *,
+    prefix: str = "",
+    sealing: bool = False,
+    required: bool = True,
+) -> None:
+    """Adds --key-file and its like, each with `prefix` before its name; with `sealing` also the
+    choice of how a passphrase becomes a key."""
+    group = parser.add_argument_group(title)
+    one = group.add_mutually_exclusive_group(required=required)
+    one.add_argument(
+        f"--{prefix}key-file", metavar="FILE", help="a key file, as `pyccmem keygen` makes them"
+    )
+    one.add_argument(f"--{prefix}passphrase", action="store_true", help="ask for a passphrase")
+    one.add_argument(
+        f"--{prefix}passphrase-file", metavar="FILE", help="a passphrase: the file's first line"
+    )
+    one.add_argument(
+        f"--{prefix}provider", metavar="NAME", help="a key service of an installed package"
+    )
+    if sealing:
+        group.add_argument(
+            f"--{prefix}kdf",
+            choices=("scrypt", "argon2id"),
+            default="scrypt",
+            help="how a passphrase becomes a key (scrypt)",
+        )
+
+
+@contextmanager
+def key_of(arguments: argparse.Namespace, prefix: str = "") -> Iterator[AnyKey | None]:
+    """The key that the options name, for as long as it is needed; None without any of them. Raises
+    KeyFileError, InvalidKeyError, FileReadError, ArgumentError."""
+
+    def option(name: str) -> str | None:
+        value: str | None = getattr(arguments, f"{prefix}{name}".replace("-", "_"), None)
+        return value
+
+    kdf = option("kdf")
+    key: AnyKey | None = None
+    if option("key-file"):
+        key = _key_file(option("key-file") or "")
+    elif option("passphrase"):
+        key = Passphrase(_ask(prefix, twice=kdf is not None), kdf=kdf or "scrypt")
+    elif option("passphrase-file"):
+        key = Passphrase(_first_line(option("passphrase-file") or ""), kdf=kdf or "scrypt")
+    elif option("provider"):
+        key = provider_named(option("provider") or "")
+    try:
+        yield key
+    finally:
+        if isinstance(key, (Key, Passphrase)):
+            key.close()
+
+
+def _key_file(path: str) -> Key:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        key = Key.from_file(path)
+    for warning in caught:
+        complain(str(warning.message))
+    return key
+
+
+def _ask(prefix: str, *, twice: bool) -> str:
+    what = f"{prefix.replace('-', ' ')}passphrase".capitalize()
+    try:
+        text = _asked(what)
+        if twice and _asked(f"{what} again") != text:
+            raise errors.ArgumentError("The two passphrases differ; type the same one twice.")
+    except EOFError:
+        raise errors.ArgumentError(
+            "There is nobody to ask for a passphrase; use --passphrase-file."
+        ) from None
+    return text
+
+
+def _asked(what: str) -> str:
+    """What is typed at a terminal, or else the next line of standard input. Raises EOFError."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", getpass.GetPassWarning)
+        try:
+            return getpass.getpass(f"{what}: ")
+        except getpass.GetPassWarning:  # no terminal, so nothing that would show what is typed
+            pass
+    line = sys.stdin.readline() if sys.stdin is not None else ""
+    if not line:
+        raise EOFError
+    return line.rstrip("\r\n")
+
+
+def _first_line(path: str) -> str:
+    with open_file(path, "a file whose first line is the passphrase") as file:
+        mode = os.fstat(file.fileno()).st_mode
+        if mode & (stat.S_IRGRP | stat.S_IROTH):
+            complain(
+                f"The passphrase file {path!r} can be read by other users "
+                f"(mode {stat.S_IMODE(mode):04o}); give it mode 0600."
+            )
+        try:
+            data = bytes(file.read(_MAX_PASSPHRASE) or b"")
+        except OSError as error:
+            raise errors.FileReadError(
+                f"The passphrase file {path!r} cannot be read: {error.strerror}."
+            ).of_system(error.errno, path) from None
+    line = data.split(b"\n", 1)[0].removesuffix(b"\r")
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        at = error.start
+    # Raised out here, since that exception carries the passphrase.
+    raise errors.InvalidKeyError(f"Byte {at} of the passphrase in {path!r} is not UTF-8.")

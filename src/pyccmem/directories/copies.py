@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sealed and plain copies of a model's directory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import errors
+from ..safetensors import decrypt_file, encrypt_file, is_sealed
+from .index import is_index, read_index, with_names, without_names
+from .marks import (
+    METHOD,
+    RENAMED,
+    RENAMED_BACK,
+    method_of,
+    opened_config,
+    refuse_quantized,
+    refuse_several,
+    renamed_entry,
+    sealed_config,
+)
+from .publish import copy, make_folders, published, write_json
+from .scan import CONFIG, read_config, scan, siblings, source_of
+
+__all__ = ["decrypt_directory", "encrypt_directory"]
+
+Key = Any  # whatever pyccmem.safetensors takes: a Key, a Passphrase, a key provider
+Progress = Any  # handed on to it as well
+
+
+def encrypt_directory(
+    src: str | os.PathLike[str],
+    dst: str | os.PathLike[str],
+    *,
+    key: Key,
+    progress: Progress = None,
+    seal_names: bool = False,
+    exclude: Sequence[str] = (),
+) -> dict[str, str]:
+    """Makes `dst`, which must not exist, a sealed copy of the model directory `src`.
+
+    The copy appears all at once when it is complete: it grows in a temporary directory beside it
+    and is renamed. `key` and `progress` are those of pyccmem.safetensors.encrypt_file(), which is
+    called for each safetensors file; `seal_names` hides the tensors' names as well. Files whose
+    name or path within `src` matches a pattern of `exclude` are left out. Every file and directory
+    gets the mode of its original, and belongs to who calls this.
+
+    Returns what pins the sealed files, by their paths within `dst`: see `expect` of load_file().
+
+    Raises ArgumentError for directories that cannot be these, FileFormatError for weights that are
+    not in safetensors, that are sealed or quantized already, or without their index or shards,
+    FileReadError, FileWriteError, and what encrypt_file() raises.
+    """
+    source = source_of(src)
+    tree = scan(source, exclude)
+    if not tree.weights:
+        raise errors.FileFormatError(
+            f"{str(source)!r} has no safetensors file; name the directory of a model that has its "
+            f"weights in *.safetensors."
+        )
+    for path in tree.weights:
+        if is_sealed(source / path):
+            raise errors.FileFormatError(
+                f"{str(source / path)!r} is sealed already; decrypt the directory first."
+            )
+    indexes = {path: read_index(source, path) for path in tree.others if is_index(path)}
+    configs = {path: read_config(source / path) for path in tree.others if path.name == CONFIG}
+    models = {
+        path: config
+        for path, config in configs.items()
+        if "model_type" in config and siblings(path, tree.weights)
+    }
+    for path, config in models.items():
+        refuse_quantized(source / path, config)
+        if seal_names:
+            refuse_several(source / path.parent, path, tree)
+
+    renamed = {}
+    if seal_names:
+        for path in models:
+            for plain, sealed in RENAMED.items():
+                renamed[path.parent / plain] = path.parent / sealed
+
+    pins: dict[str, str] = {}
+    with published(dst, source) as new:
+        make_folders(source, new, tree.folders)
+        for path in tree.weights:
+            target = renamed.get(path, path)
+            pins[str(target)] = encrypt_file(
+                source / path,
+                new / target,
+                key,
+                progress=progress,
+                seal_names=seal_names,
+            )
+        for path in tree.others:
+            target = new / renamed.get(path, path)
+            if path in models:
+                entry = renamed_entry(path.parent, renamed, tree)
+                write_json(target, sealed_config(models[path], weights=entry), source / path)
+            elif path in indexes and seal_names:
+                write_json(target, without_names(indexes[path]), source / path)
+            else:
+                copy(source / path, target)
+    return pins
+
+
+def decrypt_directory(
+    src: str | os.PathLike[str],
+    dst: str | os.PathLike[str],
+    *,
+    key: Key,
+    progress: Progress = None,
+) -> None:
+    """Makes `dst`, which must not exist, a plain copy of the sealed model directory `src`: all
+    weights in the clear, and config.json as it was.
+
+    Raises ArgumentError for directories that cannot be these, FileFormatError when nothing in `src`
+    is sealed, FileReadError, FileWriteError, and what pyccmem.safetensors.decrypt_file() raises.
+    """
+    source = source_of(src)
+    tree = scan(source, ())
+    sealed = {path for path in tree.weights if is_sealed(source / path)}
+    if not sealed:
+        raise errors.FileFormatError(
+            f"{str(source)!r} has no sealed file; name a directory that encrypt_directory() made."
+        )
+    models: dict[Path, dict[str, Any]] = {}
+    for path in tree.others:
+        if path.name == CONFIG:
+            config = read_config(source / path)
+            if method_of(config) == METHOD:
+                models[path] = config
+    renamed = {}
+    for path in (*tree.weights, *tree.others):
+        if path.name in RENAMED_BACK and path.parent / CONFIG in models:
+            renamed[path] = path.with_name(RENAMED_BACK[path.name])
+
+    with published(dst, source) as new:
+        make_folders(source, new, tree.folders)
+        for path in tree.weights:
+            target = new / renamed.get(path, path)
+            if path in sealed:
+                decrypt_file(source / path, target, key, progress=progress)
+            else:
+                copy(source / path, target)
+        for path in tree.others:
+            target = new / renamed.get(path, path)
+            if path in models:
+                write_json(target, opened_config(models[path]), source / path)
+            elif path in renamed and is_index(path):
+                index = with_names(new, path, read_index(source, path))
+                write_json(target, index, source / path)
+            else:
+                copy(source / path, target)

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What says in the config.json of transformers that a model is sealed.
+
+`quantization_config` names "pyccmem", for which pyccmem.transformers is registered, and
+`transformers_weights`, the name of the file to load, becomes one that does not exist. transformers
+skips an unknown quantization with a warning and would go on to load; without the plug-in, which
+puts the right name back, it finds no such file instead.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from .. import errors
+from .index import INDEX_SUFFIX, is_index
+from .publish import write_error, write_json
+from .scan import CONFIG, SUFFIX, Tree, read_config, siblings
+
+__all__ = [
+    "METHOD",
+    "RENAMED",
+    "RENAMED_BACK",
+    "WEIGHTS_ELSEWHERE",
+    "hides_names",
+    "mark_directory",
+    "method_of",
+    "opened_config",
+    "refuse_quantized",
+    "refuse_several",
+    "renamed_entry",
+    "sealed_config",
+    "sealed_name",
+]
+
+#: `quant_method` in config.json, and the name that the plug-in is registered under.
+METHOD = "pyccmem"
+
+#: A name of weights that no directory has; it is what the error of transformers shows.
+WEIGHTS_ELSEWHERE = "sealed-by-pyccmem--import-pyccmem.transformers-to-load-it.safetensors"
+
+_QUANTIZATION = "quantization_config"
+_WEIGHTS = "transformers_weights"
+
+#: With sealed names the file that transformers would look for gets another name, too: all tensors
+#: would be missing in it, and missing ones are made up at random. For the plain name, the other.
+RENAMED = {
+    f"model{SUFFIX}": f"model.sealed{SUFFIX}",
+    f"model{INDEX_SUFFIX}": f"model.sealed{INDEX_SUFFIX}",
+}
+RENAMED_BACK = {sealed: plain for plain, sealed in RENAMED.items()}
+
+
+def hides_names(weights: str | None) -> bool:
+    """Whether a model whose config.json names `weights` has the names of its tensors hidden."""
+    return weights in RENAMED_BACK
+
+
+def sealed_name(path: str, weights: str | None) -> tuple[str, bool]:
+    """The name to write a file of weights under that was to be `path`, and whether to hide the
+    tensors' names in it: in a model whose config.json names `weights`.
+
+    Raises ArgumentError for shards of a model whose names are to be hidden, since their index,
+    which transformers writes, has the names.
+    """
+    if not hides_names(weights):
+        return path, False
+    folder, name = os.path.split(path)
+    if RENAMED.get(name) != weights:
+        raise errors.ArgumentError(
+            f"The names of this model's tensors are hidden, and {name!r} would be one of several "
+            f"shards, whose index shows them; save it as one file, with a larger max_shard_size."
+        )
+    return os.path.join(folder, RENAMED[name]), True
+
+
+def mark_directory(directory: str | os.PathLike[str]) -> None:
+    """Has the config.json that transformers wrote, with our quantization, name no file of weights
+    either: transformers leaves that out when it saves. Nothing where there is no such config."""
+    path = Path(directory, CONFIG)
+    if not path.is_file():
+        return
+    config = read_config(path)
+    if method_of(config) != METHOD or config.get(_WEIGHTS) == WEIGHTS_ELSEWHERE:
+        return
+    new = path.with_name(f".{CONFIG}.part")
+    try:
+        write_json(new, {**config, _WEIGHTS: WEIGHTS_ELSEWHERE}, path)
+        os.replace(new, path)
+    except OSError as error:
+        raise write_error(path, error) from None
+
+
+def sealed_config(config: dict[str, Any], weights: str | None = None) -> dict[str, Any]:
+    """A transformers config.json's contents, with the marks of a sealed directory. `weights` is the
+    name of the file that holds them, or of their index, where it is not the usual one."""
+    marks: dict[str, Any] = {"quant_method": METHOD}
+    if weights or config.get(_WEIGHTS):
+        marks["weights"] = weights or config[_WEIGHTS]
+    return {**config, _QUANTIZATION: marks, _WEIGHTS: WEIGHTS_ELSEWHERE}
+
+
+def opened_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The contents without the marks."""
+    plain = {name: value for name, value in config.items() if name not in (_QUANTIZATION, _WEIGHTS)}
+    marks = config[_QUANTIZATION]
+    if marks.get("weights") and marks["weights"] not in RENAMED_BACK:
+        plain[_WEIGHTS] = marks["weights"]
+    return plain
+
+
+def method_of(config: dict[str, Any]) -> Any:
+    """The quantization that a config.json names, if any."""
+    quantization = config.get(_QUANTIZATION)
+    return quantization.get("quant_method") if isinstance(quantization, dict) else None
+
+
+def refuse_quantized(path: Path, config: dict[str, Any]) -> None:
+    """Raises FileFormatError for a model that is quantized, by us or others."""
+    if config.get(_QUANTIZATION) is not None:
+        raise errors.FileFormatError(
+            f"{str(path)!r} has a {_QUANTIZATION} of its own ({method_of(config)}), and "
+            f"transformers takes only one; start from a model that is not quantized."
+        )
+
+
+def refuse_several(folder: Path, config: Path, tree: Tree) -> None:
+    """Raises ArgumentError for a model whose names cannot be hidden, as its weights are there more
+    than once, or under names that are not transformers' own."""
+    found = [
+        path.name
+        for path in siblings(config, [*tree.weights, *tree.others])
+        if path.name.startswith("model.") and (path.name.endswith(SUFFIX) or is_index(path))
+    ]
+    if len(found) > 1 or (found and found[0] not in RENAMED):
+        raise errors.ArgumentError(
+            f"{str(folder)!r} has the weights as {', '.join(found)}; to hide the names, keep only "
+            f"one of {', '.join(RENAMED)}."
+        )
+
+
+def renamed_entry(folder: Path, renamed: dict[Path, Path], tree: Tree) -> str | None:
+    """The new name of the file to load, where it has one."""
+    there = {*tree.weights, *tree.others}
+    for path, target in renamed.items():
+        if path.parent == folder and path in there:
+            return target.name
+    return None

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""torch's element types by numpy's and back, from the one table of element types."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import errors
+from ..core import dtypes
+
+__all__ = ["FLOATING", "NATIVE", "numpy_dtype", "torch_dtype"]
+
+#: The types by their names, of which numpy, ml_dtypes and torch have the same.
+_TORCH_BY_NAME: dict[str, torch.dtype] = {
+    name: getattr(torch, name) for name in dtypes.DTYPES if hasattr(torch, name)
+}
+_NAMES = {kind: name for name, kind in _TORCH_BY_NAME.items()}
+
+#: Types that torch multiplies.
+FLOATING = frozenset((torch.float32, torch.float64, torch.float16, torch.bfloat16))
+
+#: ... and the numbers of those that the native kernels of products take.
+NATIVE: dict[torch.dtype, int] = {
+    _TORCH_BY_NAME[name]: number
+    for name, number in dtypes.NATIVE.items()
+    if _TORCH_BY_NAME[name] in FLOATING
+}
+
+
+def numpy_dtype(kind: torch.dtype) -> np.dtype[Any]:
+    """numpy's dtype for one of torch. Raises ArgumentTypeError for one that has none,
+    MissingPackageError for one that needs ml_dtypes."""
+    name = _NAMES.get(kind)
+    if name is None:
+        raise errors.ArgumentTypeError(
+            f"A tensor of {kind} cannot be encrypted; convert it to one of "
+            f"{', '.join(map(str, _NAMES))}."
+        )
+    found: np.dtype[Any]
+    if dtypes.DTYPES[name].code is not None:
+        found = np.dtype(name)
+        return found
+    try:
+        import ml_dtypes
+
+        found = np.dtype(getattr(ml_dtypes, name))
+        return found
+    except (ImportError, AttributeError):
+        raise errors.MissingPackageError(
+            f"A tensor of {kind} needs the package ml_dtypes, in a version that has {name}; "
+            f"pip install 'pyccmem[torch]'."
+        ) from None
+
+
+def torch_dtype(kind: np.dtype[Any]) -> torch.dtype:
+    """torch's dtype for one of numpy. Raises ArgumentTypeError."""
+    found = _TORCH_BY_NAME.get(kind.name)
+    if found is None or not kind.isnative:
+        raise errors.ArgumentTypeError(
+            f"torch has no type for elements of {kind}; use one of {', '.join(_TORCH_BY_NAME)}."
+        )
+    return found

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the operations share: opening what they do not handle otherwise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_map
+
+from .._blas import BLAS
+from .._tensor import EncryptedTensor, opened
+
+__all__ = ["default", "open_all", "plain", "transformed"]
+
+
+def plain(value: Any) -> Any:
+    return opened(value) if isinstance(value, EncryptedTensor) else value
+
+
+def open_all(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """On temporaries, which are wiped when nothing refers to them."""
+    args, kwargs = tree_map(plain, (args, kwargs))
+    if torch.compiler.is_compiling():
+        return function(*args, **kwargs)
+    with BLAS.unkept():
+        return function(*args, **kwargs)
+
+
+_dual_level = torch.autograd.forward_ad
+
+
+def transformed() -> bool:
+    """True while something records or transforms the operations, which native calls would pass by:
+    jit.trace, forward-mode gradients, torch.func, a mode of the dispatcher."""
+    return (
+        torch._C._get_tracing_state() is not None
+        or _dual_level._current_level >= 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
+
+
+def default(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    with torch._C.DisableTorchFunctionSubclass():
+        return function(*args, **kwargs)

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""pyccmem's operators: what torch.compile puts into a program where an EncryptedTensor is used.
+
+Each takes the ciphertext, a tensor of uint8, and the form of what lies in it; the store is found by
+the ciphertext's address. They are tagged nondeterministic_seeded, which keeps inductor from
+computing them once and for all when it folds constants (freezing): a decrypted weight would become
+part of the compiled program.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...core.matrix import Matrix
+from ...core.operand import place_of
+from .._linear import columns, rows
+from .._rows import gathered
+from .._stored import Stored, core_of_ciphertext
+
+__all__: list[str] = []
+
+_library = torch.library.Library("pyccmem", "DEF")  # type: ignore[no-untyped-call]
+_TAGS = (torch.Tag.nondeterministic_seeded, torch.Tag.pt2_compliant_tag)
+_check: Any = torch._check
+_MATRIX = "Tensor ciphertext, int offset, SymInt[] size, ScalarType dtype"
+
+
+def _define(name: str, schema: str, work: Any, fake: Any) -> None:
+    library: Any = _library
+    library.define(f"{name}{schema}", tags=_TAGS)
+    library.impl(name, work, "CPU")
+    torch.library.register_fake(f"pyccmem::{name}", fake, lib=_library)
+
+
+def _decrypt(ciphertext: Tensor, offset: int, size: list[int], dtype: torch.dtype) -> Tensor:
+    core = core_of_ciphertext(ciphertext)
+    stored = Stored(core, dtype, None)
+    first = (offset - place_of(core)[1]) // dtype.itemsize
+    return stored.opened_run(core, first, int(torch.Size(size).numel())).view(size)
+
+
+def _fake_decrypt(ciphertext: Tensor, offset: int, size: Any, dtype: torch.dtype) -> Tensor:
+    return ciphertext.new_empty(size, dtype=dtype)
+
+
+def _define_product(name: str, multiply: Any, axis: int) -> None:
+    """The operator that `multiply`, rows() or columns(), is with W's axis `axis` as x's last."""
+
+    def work(
+        x: Tensor,
+        ciphertext: Tensor,
+        offset: int,
+        size: list[int],
+        dtype: torch.dtype,
+        bias: Tensor | None,
+    ) -> Tensor:
+        store, _ = place_of(core_of_ciphertext(ciphertext))
+        matrix = Matrix(store, offset, size[0], size[1], dtype)
+        product: Tensor = multiply(x, matrix, bias, x.dtype)
+        return product
+
+    def fake(
+        x: Tensor, ciphertext: Tensor, offset: int, size: Any, dtype: torch.dtype, bias: Any
+    ) -> Tensor:
+        _check(x.shape[-1] == size[axis], lambda: f"x of shape {x.shape} and W of shape {size}")
+        _check(x.dtype == dtype, lambda: f"x is of {x.dtype} and W of {dtype}")
+        return x.new_empty((*x.shape[:-1], size[1 - axis]))
+
+    _define(name, f"(Tensor x, {_MATRIX}, Tensor? bias) -> Tensor", work, fake)
+
+
+def _embedding(
+    numbers: Tensor, ciphertext: Tensor, offset: int, size: list[int], dtype: torch.dtype
+) -> Tensor:
+    store, _ = place_of(core_of_ciphertext(ciphertext))
+    return gathered(store, offset, tuple(size), dtype, numbers)
+
+
+def _fake_embedding(
+    numbers: Tensor, ciphertext: Tensor, offset: int, size: Any, dtype: torch.dtype
+) -> Tensor:
+    return ciphertext.new_empty((*numbers.shape, *size[1:]), dtype=dtype)
+
+
+_define("decrypt", f"({_MATRIX}) -> Tensor", _decrypt, _fake_decrypt)
+_define_product("linear", rows, 1)
+_define_product("linear_columns", columns, 0)
+_define("embedding", f"(Tensor numbers, {_MATRIX}) -> Tensor", _embedding, _fake_embedding)

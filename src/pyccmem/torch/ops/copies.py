@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Copies and conversions, which are encrypted as what they are made of is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._stored import Stored, converted
+from .._tensor import EncryptedTensor, device_refused, opened, wrapped
+from ..registry import implements
+
+__all__ = ["encrypted"]
+
+aten = torch.ops.aten
+
+
+def _copied(tensor: EncryptedTensor, dtype: torch.dtype) -> Any:
+    """The values as another type, or the same: encrypted, but plain while tracing."""
+    stored = tensor._stored
+    if stored is None:
+        return opened(tensor).to(dtype, copy=True)
+    if not tensor._path:
+        return wrapped(stored.copied(dtype))
+    return encrypted(converted(opened(tensor), dtype), stored)
+
+
+def encrypted(values: Tensor, like: Stored) -> EncryptedTensor:
+    """Values with the key, cipher and name of another tensor."""
+    values = values.resolve_conj().resolve_neg().contiguous()
+    new = Stored.empty(tuple(values.shape), values.dtype, key=like.key, like=like.core)
+    new.write_run(new.core, 0, values)
+    return wrapped(new)
+
+
+@implements(aten.clone.default)
+def _clone(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return _copied(args[0], args[0].dtype)
+
+
+@implements(aten._to_copy.default)
+def _to_copy(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    tensor, device = args[0], kwargs.get("device")
+    dtype = kwargs.get("dtype") or tensor.dtype
+    if device is not None and torch.device(device).type == "meta":
+        return torch.empty(tensor.shape, dtype=dtype, device="meta")
+    if device is not None and torch.device(device).type != "cpu":
+        device_refused(device)
+    return _copied(tensor, dtype)
+
+
+@implements(aten.empty_like.default)
+def _empty_like(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    tensor, device = args[0], kwargs.get("device")
+    dtype = kwargs.get("dtype") or tensor.dtype
+    kind = "cpu" if device is None else torch.device(device).type
+    if kind == "meta" or tensor._stored is None:
+        return torch.empty(tensor.shape, dtype=dtype, device=kind)
+    if kind != "cpu":
+        device_refused(device)
+    stored = tensor._stored
+    return wrapped(Stored.empty(tuple(tensor.shape), dtype, key=stored.key, like=stored.core))

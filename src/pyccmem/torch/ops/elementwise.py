@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Functions of elements that a forward pass calls most, opened without the dispatcher's detour."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .._tensor import EncryptedTensor, opened
+from ..registry import overrides
+from .common import default, transformed
+
+__all__: list[str] = []
+
+
+@overrides(
+    F.layer_norm,
+    torch.layer_norm,
+    torch.mul,
+    torch.add,
+    Tensor.mul,
+    Tensor.add,
+    Tensor.__mul__,
+    Tensor.__rmul__,
+    Tensor.__add__,
+    Tensor.__radd__,
+    Tensor.tolist,
+    *(place.rms_norm for place in (F, torch) if hasattr(place, "rms_norm")),
+)
+def _opening(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """On temporaries straight away; but where a gradient is wanted the dispatcher sees the
+    encrypted tensors, so that autograd keeps these and no plaintext."""
+    if "out" in kwargs or transformed():
+        return default(function, args, kwargs)
+    if torch.is_grad_enabled():
+        for value in (*args, *kwargs.values()):
+            if (
+                isinstance(value, Tensor)
+                and type(value) is not EncryptedTensor
+                and value.requires_grad
+            ):
+                return default(function, args, kwargs)
+    args = tuple([opened(a) if type(a) is EncryptedTensor else a for a in args])
+    if kwargs:
+        kwargs = {k: opened(a) if type(a) is EncryptedTensor else a for k, a in kwargs.items()}
+    return function(*args, **kwargs)

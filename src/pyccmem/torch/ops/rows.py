@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of an encrypted table by their numbers: those asked for are opened, and no others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ...core.operand import place_of
+from .._rows import gathered
+from .._tensor import EncryptedTensor
+from ..path import window
+from ..registry import implements
+from .common import open_all, plain
+
+__all__: list[str] = []
+
+aten = torch.ops.aten
+
+
+@implements(aten.embedding.default)
+def _embedding(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return _take_rows(function, args, kwargs, args[0], args[1])
+
+
+@implements(aten.index_select.default)
+def _index_select(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if len(args) != 3 or args[1] not in (0, -args[0].dim()) or args[2].dim() != 1:
+        return open_all(function, args, kwargs)
+    return _take_rows(function, args, kwargs, args[0], args[2])
+
+
+@implements(aten.index.Tensor)
+def _index(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if len(args) != 2 or len(args[1]) != 1 or args[1][0] is None:
+        return open_all(function, args, kwargs)
+    return _take_rows(function, args, kwargs, args[0], args[1][0], wrap=True)
+
+
+def _take_rows(
+    function: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    table: Any,
+    numbers: Any,
+    *,
+    wrap: bool = False,
+) -> Any:
+    """Opens the rows asked for alone."""
+    numbers = plain(numbers)
+    if not isinstance(table, EncryptedTensor) or numbers.dtype not in (torch.int64, torch.int32):
+        return open_all(function, args, kwargs)
+    if table._stored is None:
+        form = table._layout()
+        if table._path or len(form.shape) != 2 or wrap:
+            return open_all(function, args, kwargs)
+        return torch.ops.pyccmem.embedding(
+            numbers, table._ciphertext, form.offset, list(form.shape), form.dtype
+        )
+    stored = table._stored
+    core = stored.core
+    part = window(core.shape, table._path)
+    if part.path or not part.shape:
+        return open_all(function, args, kwargs)
+    store, offset = place_of(core)
+    offset += part.first * stored.itemsize
+    return gathered(store, offset, part.shape, stored.dtype, numbers, wrap=wrap)

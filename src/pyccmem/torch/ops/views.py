@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Views: a step more on the path, and nothing is opened."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._tensor import EncryptedTensor, alias, wrapped
+from ..path import Step, traced
+from ..registry import implements
+from .common import open_all
+
+__all__ = ["view"]
+
+aten = torch.ops.aten
+
+
+def _fixed(value: Any) -> Any:
+    """An argument as part of a path: lists become tuples, so that paths compare and hash."""
+    return tuple(_fixed(part) for part in value) if isinstance(value, (list, tuple)) else value
+
+
+def view(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    base = args[0] if args else None
+    if not isinstance(base, EncryptedTensor):
+        return open_all(function, args, kwargs)
+    step = Step(function, _fixed(args[1:]), tuple(sorted(_fixed(list(kwargs.items())))), None)
+    form = base._layout()
+    results = traced(form.shape, form.dtype, (*base._path, step))
+    if isinstance(results, Tensor):
+        return _viewed(base, step, results)
+    return [_viewed(base, step._replace(part=at), seen) for at, seen in enumerate(results)]
+
+
+def _viewed(base: EncryptedTensor, step: Step, seen: Tensor) -> EncryptedTensor:
+    return wrapped(
+        base._stored,
+        (*base._path, step),
+        seen.size(),
+        seen.stride(),
+        offset=seen.storage_offset(),
+        form=base._form,
+        fake=base._fake,
+        dtype=seen.dtype,
+    )
+
+
+@implements(aten.detach.default, aten.alias.default)
+def _alias(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return alias(args[0])

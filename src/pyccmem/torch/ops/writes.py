@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Operations that write to their arguments: opened, done, encrypted again."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from ... import errors
+from .._blas import BLAS
+from .._stored import wiped_like
+from .._tensor import EncryptedTensor, opened, rewritten
+from ..registry import implements
+from .common import open_all, plain
+
+__all__ = ["HIDDEN_WRITES", "write"]
+
+aten = torch.ops.aten
+
+#: Arguments that an operation writes to though its schema does not say so, when the argument of
+#: this number is true.
+HIDDEN_WRITES = {aten.native_batch_norm.default: ((3, 4), 5)}
+
+
+def _out_refused(function: Any, shape: torch.Size, wanted: torch.Size) -> NoReturn:
+    raise errors.ArgumentError(
+        f"{function._schema.name} gives a result of shape {tuple(wanted)}, and out is an "
+        f"EncryptedTensor of shape {tuple(shape)}, which cannot be resized; give one of that shape "
+        f"or leave out= out."
+    ) from None
+
+
+@implements(aten.copy_.default)
+def _copy(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    target, source = args[0], args[1]
+    if not isinstance(target, EncryptedTensor) or target._stored is None or target._path:
+        return write(function, args, kwargs)
+    stored, shape = target._stored, tuple(target.shape)
+    values = plain(source)
+    if source is target or not target.numel():
+        return target
+    if (
+        tuple(values.shape) != shape
+        or values.dtype != stored.dtype
+        or not values.is_contiguous()
+        or values.is_conj()
+        or values.is_neg()
+        or values.device.type != "cpu"
+    ):
+        staged = wiped_like(shape, stored.dtype)
+        staged.copy_(values)
+        values = staged
+    stored.replace(values)
+    return target
+
+
+def _written(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[int]:
+    """The ids of the encrypted arguments that an operation writes to."""
+    found: set[int] = set()
+    schema = function._schema
+    hidden, switch = HIDDEN_WRITES.get(function, ((), None))
+    if switch is not None and not args[switch]:
+        hidden = ()
+    for at, argument in enumerate(schema.arguments):
+        info = argument.alias_info
+        if at in hidden or (info is not None and info.is_write):
+            value = args[at] if at < len(args) else kwargs.get(argument.name)
+            for part in value if isinstance(value, (list, tuple)) else (value,):
+                if isinstance(part, EncryptedTensor):
+                    found.add(id(part))
+    return found
+
+
+def write(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Opens all, works on that, encrypts what was written to."""
+    targets = _written(function, args, kwargs)
+    if not targets:
+        return open_all(function, args, kwargs)
+    found: dict[int, EncryptedTensor] = {}
+
+    def note(value: EncryptedTensor) -> EncryptedTensor:
+        found.setdefault(id(value), value)
+        return value
+
+    tree_map_only(EncryptedTensor, note, (args, kwargs))
+    if any(value._stored is None for value in found.values()):
+        raise errors.ArgumentError(
+            f"{function._schema.name} writes to an EncryptedTensor, which compiled code cannot; do "
+            f"that outside of torch.compile."
+        )
+    stores = [found[at]._real() for at in targets]
+    if len({id(stored) for stored in stores}) != len(stores):
+        raise errors.ArgumentError(
+            f"{function._schema.name} writes to two tensors that share one ciphertext; do one at a "
+            f"time."
+        )
+    plain: dict[int, Tensor] = {
+        at: opened(value) for at, value in found.items() if at not in targets
+    }
+    ordered = sorted(targets, key=lambda at: id(found[at]._stored))
+    return _write_next(function, args, kwargs, found, ordered, plain)
+
+
+def _write_next(
+    function: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    found: dict[int, EncryptedTensor],
+    targets: list[int],
+    plain: dict[int, Tensor],
+) -> Any:
+    """Opens the next target, in the order of their stores so that no two writers wait for each
+    other; runs the operation when all are."""
+    if targets:
+        at, *others = targets
+        with rewritten(found[at]) as values:
+            plain[at] = values
+            return _write_next(function, args, kwargs, found, others, plain)
+    args, kwargs = tree_map_only(EncryptedTensor, lambda value: plain[id(value)], (args, kwargs))
+    shapes = {at: values.shape for at, values in plain.items()}
+    try:
+        with BLAS.unkept():
+            result = function(*args, **kwargs)
+    finally:
+        # torch gives `out` its new shape before it finds that the memory cannot grow.
+        for at, values in plain.items():
+            if values.shape != shapes[at]:
+                _out_refused(function, shapes[at], values.shape)
+    back = {id(values): found[at] for at, values in plain.items()}
+    return tree_map_only(Tensor, lambda value: back.get(id(value), value), result)
