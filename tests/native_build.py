@@ -4,6 +4,7 @@ as the proof of constant time (ct/run.py) finds them."""
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import shlex
@@ -15,7 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-CSRC = ROOT / "csrc"
+#: `make mutants` names a copy, so that what a test compiles itself has the change in it, too.
+CSRC = Path(os.environ.get("PYCCMEM_CSRC") or ROOT / "csrc")
+UNITS = ROOT / "tests" / "controls" / "units.c"
 
 _spec = importlib.util.spec_from_file_location("ct_run", ROOT / "tests" / "ct" / "run.py")
 _run = importlib.util.module_from_spec(_spec)
@@ -42,3 +45,15 @@ def compile_objects(sources: Iterable[Path], folder: Path, *more: str) -> dict[P
     sources = list(sources)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return dict(zip(sources, pool.map(compiled, sources), strict=True))
+
+
+def units(objects: Iterable[Path], folder: Path) -> ctypes.CDLL:
+    """A library of its own, in `folder`, of the object files of csrc/ and controls/units.c, which
+    opens functions that the module does not export."""
+    own = compile_objects([UNITS], folder)
+    library = folder / "libunits.so"
+    files = map(str, (*objects, *own.values()))
+    command = [*compiler(), "-shared", "-pthread", *files, "-o", str(library), "-lm"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return ctypes.CDLL(str(library))

@@ -122,6 +122,53 @@ with mapping as array:
     print("moved" if loose else "stayed", "moved" if pinned else "stayed")
 """
 
+REFUSED = """
+import mmap
+import pyccmem
+from pyccmem._lib import lib
+key = Key.generate()
+arena = pyccmem.Arena(key=key)
+tensor = pyccmem.EncryptedTensor.zeros(blocks * BLOCK, np.uint8, arena=arena)
+for block in range(blocks):
+    needle_at(tensor._buffer, block)
+try:
+    mapping = mapping_of(tensor, sys.argv[1], "r", read_ahead=False)
+except errors.FaultMechanismError:
+    print("cannot be had")
+    sys.exit()
+
+
+def found():
+    # The blocks of which a page is in this process's memory; page by page, since some are absent.
+    page, blocks = np.frombuffer(mmap.mmap(-1, BLOCK), np.uint8), []
+    with open("/proc/self/maps") as lines, open("/proc/self/mem", "rb", buffering=0) as memory:
+        for line in lines.readlines():
+            place, mode, *_ = line.split()
+            begin, end = (int(part, 16) for part in place.split("-"))
+            for at in range(begin, end, BLOCK) if mode[0] == "r" and end < 1 << 63 else ():
+                memory.seek(at)
+                try:
+                    memory.readinto(page)
+                except OSError:
+                    continue
+                if ((page[64:96] ^ 0x5A) == seed).all():
+                    blocks.append(int(page[96]))
+                page[:] = 0
+    return sorted(blocks)
+
+
+with mapping as array:
+    for block in range(LEAST + 1):
+        assert array[block * BLOCK + 96] == block
+    mapped = found()
+    # As a mistake elsewhere would: from now on the store refuses every call, and writes nothing.
+    lib.ccmem_arena_remove(mapping._store)
+    try:
+        mapping.prefault(slice((LEAST + 1) * BLOCK, (LEAST + 2) * BLOCK))
+    except errors.ClosedError:
+        print(mapped, found())
+"""
+
 DIES = """
 buffer, mapping = start("r")
 import support
@@ -156,6 +203,12 @@ def test_a_mapped_block_is_in_memory_once(fault: str, library: Path) -> None:
 def test_a_closed_window_is_wiped(fault: str, library: Path) -> None:
     """Looked at where munmap(2) is refused, since the memory is gone otherwise."""
     assert run(CLOSED, fault, library) == "[1, 1, 1] munmap [0, 0, 0]\n"
+
+
+@pytest.mark.parametrize("fault", MECHANISMS)
+def test_a_frame_is_wiped_when_its_next_block_is_refused(fault: str, library: Path) -> None:
+    """The frame of the block that was there longest is to hold another one, which cannot be had."""
+    assert run(REFUSED, fault, library) == "[1, 2, 3, 4] [2, 3, 4]\n"
 
 
 @pytest.mark.parametrize("fault", MECHANISMS)
