@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import os
 import re
 import shutil
@@ -136,9 +138,30 @@ def page_size(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture(scope="session")
-def native_objects(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Path]:
-    """The object files of all of csrc/, by source: the module itself has no names of functions."""
-    return native_build.compile_objects(native_build.sources(), tmp_path_factory.mktemp("native"))
+def native_objects(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[Path, Path]:
+    """The object files of all of csrc/, by source: the module itself has no names of functions.
+    The first worker of pytest-xdist that wants them compiles them for all."""
+    sources = native_build.sources()
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if hasattr(request.config, "workerinput") else base) / "native_objects"
+    folder.mkdir(exist_ok=True)
+    done = folder / "done"
+    with open(folder / "lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            native_build.compile_objects(sources, folder)
+            done.touch()
+    return {source: folder / native_build.object_name(source) for source in sources}
+
+
+@pytest.fixture(scope="session")
+def native_units(
+    native_objects: dict[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> ctypes.CDLL:
+    """The doors of native/units.c to what the module does not export."""
+    return native_build.units(native_objects.values(), tmp_path_factory.mktemp("units"))
 
 
 FIXED_RANDOM = r"""

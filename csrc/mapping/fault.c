@@ -15,8 +15,9 @@ static size_t range_size(const fault_space *s) { return s->nblocks * s->block + 
 
 static size_t frames_size(const fault_space *s) { return s->nframes * s->block; }
 
+/* Of memory from vmem_map_aligned(), which is left out of dumps already. */
 static int private(void *p, size_t size, size_t block) {
-    if (madvise(p, size, MADV_DONTDUMP) || madvise(p, size, MADV_DONTFORK))
+    if (madvise(p, size, MADV_DONTFORK))
         return 0;
     /* A refusal costs speed only: frames smaller than a huge page are moved out of one piece by
      * piece. */

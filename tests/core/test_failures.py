@@ -247,3 +247,30 @@ def test_a_key_without_a_place_for_its_subkey_goes_back(tmp_path: Path) -> None:
     """The last free slot holds the one, and no memory can be had for the other."""
     environment = fault_injection.environment(fault_injection.build(tmp_path))
     assert support.check_python(NO_SLOT, environment=environment) == "0 more\n"
+
+
+ADVICE = """
+import errno, sys
+from fault_injection import Injector
+from pyccmem import Key, errors
+level, injector = sys.argv[1], Injector()
+with injector.counting(["madvise"]):
+    Key.generate(level=level).close()
+advice = injector.seen
+for n in range(1, advice + 1):
+    with injector.failing(n, kinds=["madvise"], error=errno.EINVAL):
+        try:
+            Key.generate(level=level)
+        except errors.SecretMemoryError:
+            print("refused", end=" ")
+print(advice)
+"""
+
+
+@not_sanitized
+@pytest.mark.parametrize("level", ["mlock", pytest.param("secretmem", marks=needs_secretmem)])
+def test_no_key_without_the_promises_of_the_kernel(level: str, tmp_path: Path) -> None:
+    """Neither the advice about dumps nor that about children may be refused, and both are asked."""
+    environment = fault_injection.environment(fault_injection.build(tmp_path))
+    found = support.check_python(ADVICE, level, environment=environment)
+    assert found == "refused refused 2\n"

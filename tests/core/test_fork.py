@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import multiprocessing
 import os
@@ -21,6 +22,7 @@ from support import in_forked_child
 
 import pyccmem
 from pyccmem import EncryptedBuffer, Key, errors, hazmat
+from pyccmem.binding import lib
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork"),
@@ -68,6 +70,19 @@ def test_every_use_in_a_child_is_a_fork_error(
     assert buffer.read() == DATA
     if buffer.authenticated or use is not USES["verify"]:
         use(buffer, key)
+
+
+def test_a_key_derives_nothing_in_a_child(native_units: ctypes.CDLL) -> None:
+    """Whoever calls has asked for the key's process before; that the key itself asks again is the
+    last that stands between a mistake there and an access to memory that a child does not have."""
+    native_units.unit_derive_in_a_child.argtypes = (ctypes.c_void_p,)
+    native_units.unit_key_free.argtypes = (ctypes.c_void_p,)
+    key = ctypes.c_void_p()
+    assert native_units.unit_key_new(ctypes.byref(key)) == lib.CCMEM_OK
+    try:
+        assert native_units.unit_derive_in_a_child(key) == lib.CCMEM_ERR_FORK
+    finally:
+        native_units.unit_key_free(key)
 
 
 def test_a_fork_error_says_what_to_do(buffer: EncryptedBuffer, key: Key) -> None:
@@ -418,8 +433,8 @@ b = pyccmem.EncryptedBuffer.from_data(a, key=key)
 out = np.empty(n, np.uint8)
 for attempt in range(8):
     timer = threading.Timer(0.01 + 0.003 * attempt, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
     try:
+        timer.start()  # here: on a busy machine it may be up before this thread goes on
         while True:
             b.write(z if attempt % 2 else a)
             b.read_into(out)

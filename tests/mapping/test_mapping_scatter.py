@@ -5,7 +5,14 @@ each runs in a child, and its end is waited for."""
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
 import pytest
+import support
 from mapping_support import check
 from support import linux_only, not_sanitized
 
@@ -66,3 +73,79 @@ with Key.generate() as key, EncryptedBuffer(len(content), key=key, cipher=cipher
 @pytest.mark.parametrize("cipher", ["aegis-128x2", "aes-128-xts"])
 def test_a_write_whose_source_is_a_mapping_of_its_page(how: str, fault: str, cipher: str) -> None:
     assert check(SCRIPT, how, fault, cipher, timeout=60) in ("done\n", "cannot be had\n")
+
+
+# ---- reads that lose their races ----------------------------------------------------------------
+
+#: A reader whose page gets another version in the middle of each try, until that was 400 times:
+#: how often the lock was set when it stored, how often it tried again, and what became of it.
+LOSING = """
+import ctypes, sys
+import numpy as np
+from mapping_support import mapping_of
+from pyccmem import EncryptedBuffer, Key
+from pyccmem.binding import ffi, lib
+import support
+
+where, cipher, library = sys.argv[1:]
+moving = ctypes.CDLL(library)
+moving.moving_word_map.restype = ctypes.c_void_p
+moving.moving_word_map.argtypes = [ctypes.c_void_p]
+moving.moving_word_start.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_long]
+moving.moving_word_moves.restype = moving.moving_word_locked.restype = ctypes.c_long
+assert moving.moving_word_handle()
+PAGE, FENCE, READ, MOVES = 65536, 3 * 4096, 5, 400
+content = np.random.default_rng(5).bytes(8 * PAGE)
+key = Key.generate()
+buffer = EncryptedBuffer(len(content), key=key, cipher=cipher, page_size=PAGE)
+buffer.write(content)
+fence, mappings = None, []
+if where == "nowhere":
+    fence = moving.moving_word_map(None)
+    size = FENCE
+while not fence:  # until nothing lies below a mapping
+    assert len(mappings) < 50
+    other = EncryptedBuffer(len(content), key=key)
+    mappings.append(mapping_of(other, mode="r+"))
+    base = int(ffi.cast("uintptr_t", lib.ccmem_region_data(mappings[-1]._region)))
+    fence = moving.moving_word_map(base - FENCE)
+    size = FENCE + 100
+out = np.ctypeslib.as_array(ctypes.cast(fence, ctypes.POINTER(ctypes.c_uint8)), (size,))
+word = int(ffi.cast("uintptr_t", support.records(buffer)[0] + READ))
+store, into = buffer._opened(), ffi.cast("void *", fence)
+assert moving.moving_word_start(fence, word, MOVES)
+status = lib.ccmem_store_read(store, READ * PAGE, into, size)
+assert moving.moving_word_stop()
+good = status == 0 and out.tobytes() == content[READ * PAGE : READ * PAGE + size]
+retries = buffer.stats()["retries"]
+print(moving.moving_word_locked(), retries, moving.moving_word_moves() == MOVES, good)
+"""
+
+
+@pytest.fixture(scope="module")
+def moving(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """moving_word.c as a library."""
+    compiler = shlex.split(os.environ.get("CC", "")) or ["gcc"]
+    if shutil.which(compiler[0]) is None:
+        pytest.skip("needs a C compiler for the reader that loses")
+    library = tmp_path_factory.mktemp("moving") / "libmoving_word.so"
+    source = Path(support.__file__).with_name("moving_word.c")
+    flags = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+    subprocess.run([*compiler, *flags, "-o", str(library), str(source)], check=True)
+    return library
+
+
+@not_sanitized
+@pytest.mark.parametrize("cipher", support.CIPHERS)
+def test_a_reader_that_always_loses_takes_the_lock(cipher: str, moving: Path) -> None:
+    """The control of the next test: outside mappings it does, after 16 tries, and it is seen."""
+    locked, retries, *_ = check(LOSING, "nowhere", cipher, str(moving)).split()
+    assert int(locked) > 0 and int(retries) == 16
+
+
+@not_sanitized
+@pytest.mark.parametrize("cipher", support.CIPHERS)
+def test_no_lock_is_taken_to_read_into_a_mapping(cipher: str, moving: Path) -> None:
+    """However often the reader loses: to touch the mapping may open the very page it would lock."""
+    locked, retries, moved, good = check(LOSING, "mapping", cipher, str(moving)).split()
+    assert (locked, moved, good) == ("0", "True", "True") and int(retries) > 16

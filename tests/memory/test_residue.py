@@ -4,10 +4,13 @@ returns: scratch, tweaks, key schedules, states. And a function that leaves some
 
 from __future__ import annotations
 
+import ctypes
 import random
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import native_build
 import numpy as np
 import pytest
 import residue
@@ -178,6 +181,69 @@ def test_messages(stack: Stack, tier: int, name: str) -> None:
     memory = Memory()
     found = residue.leaks(lambda number: MESSAGES[name](stack, tier, memory, number))
     assert not found, f"{len(found)} words are left, at {found[:8]}"
+
+
+#: Steps of a message: where the state lies, lanes, and what else the kernel takes.
+STEPS: dict[str, Callable[[Memory, int], tuple[Any, ...]]] = {
+    "start": lambda memory, number: (memory("key", secret(number, 16)), memory("nonce", 16)),
+    "absorb": lambda memory, number: (memory("in", secret(number, 128)), 2),
+    "seal": lambda memory, number: (memory("out", 128), memory("in", secret(number, 128)), 2),
+    "open": lambda memory, number: (memory("out", 128), memory("in", secret(number, 128)), 2),
+    "finish": lambda memory, number: (0, 128, memory("tag", 16), 16),
+}
+
+
+def left_by_step(units: ctypes.CDLL, stack: Stack, step: str) -> list[int]:
+    """What the portable kernel of a message's step leaves of its state, by itself: whoever calls it
+    wipes below its own frame in the end, but that may be after a long message."""
+    memory = Memory()
+    units.unit_aegis_kernel.argtypes = (ctypes.c_int, ctypes.c_char_p)
+    units.unit_aegis_kernel.restype = ctypes.c_void_p
+    kernel = units.unit_aegis_kernel(lib.CCMEM_TIER_PORTABLE, step.encode())
+
+    def run(number: int) -> tuple[Bytes, Bytes]:
+        state = memory("state", secret(number, 2 * 128 + 32))
+        aligned = state[-state.ctypes.data % 32 :]
+        before = aligned.copy()
+        _, left = stack.call_at(kernel, aligned, 2, *STEPS[step](memory, number))
+        assert (before != aligned).any() or step == "finish"
+        public = [memory.rooms[name] for name in ("out", "tag") if name in memory.rooms]
+        return left, np.concatenate((NONE, *public))
+
+    return residue.leaks(run)
+
+
+@pytest.fixture(scope="module")
+def units(
+    native_objects: dict[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> ctypes.CDLL:
+    """With the portable kernels as they are in the module: less optimised, others leave more."""
+    return units_with("", "", native_objects, tmp_path_factory.mktemp("units"))
+
+
+def units_with(old: str, new: str, native_objects: dict[Path, Path], folder: Path) -> ctypes.CDLL:
+    """native_build.units() with another text in the portable kernels."""
+    source = native_build.CSRC / "crypto" / "aegis" / "portable.c"
+    text = source.read_text(encoding="utf-8")
+    assert not old or text.count(old) == 1
+    changed = folder / source.name
+    changed.write_text(text.replace(old, new) if old else text, encoding="utf-8")
+    made = native_build.compile_objects([changed], folder, "-O3")[changed]
+    return native_build.units({**native_objects, source: made}.values(), folder)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_steps_of_a_message(units: ctypes.CDLL, stack: Stack, step: str) -> None:
+    found = left_by_step(units, stack, step)
+    assert not found, f"{len(found)} words are left, at {found[:8]}"
+
+
+def test_a_step_that_leaves_its_lane_is_found(
+    native_objects: dict[Path, Path], tmp_path: Path, stack: Stack
+) -> None:
+    """The control of the test above."""
+    units = units_with("    ccmem_wipe(l, sizeof *l);", "    (void)l;", native_objects, tmp_path)
+    assert all(left_by_step(units, stack, step) for step in STEPS)
 
 
 # ---- stores --------------------------------------------------------------------------------------

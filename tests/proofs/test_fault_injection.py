@@ -84,7 +84,7 @@ def test_time_passes_while_all_calls_fail(library: Path) -> None:
         """
 import pyccmem
 from pyccmem import errors
-from pyccmem._lib import ffi, lib
+from pyccmem.binding import ffi, lib
 from fault_injection import Injector
 
 injector = Injector()

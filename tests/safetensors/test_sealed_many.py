@@ -431,7 +431,7 @@ def test_an_interrupt_leaves_no_store_behind(small: Path) -> None:
             """
             import gc, signal, sys
             from pyccmem import Key, safetensors as sealed
-            from pyccmem._lib import lib
+            from pyccmem.binding import lib
             class Interrupt(BaseException): pass
             def handler(*_): raise Interrupt
             def mappings():

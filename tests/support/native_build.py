@@ -4,6 +4,7 @@ as the proof of constant time (proofs/ct/run.py) finds them."""
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import shlex
@@ -16,7 +17,9 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent.parent
 ROOT = TESTS.parent
-CSRC = ROOT / "csrc"
+#: `make mutants` names a copy, so that what a test compiles itself has the change in it, too.
+CSRC = Path(os.environ.get("PYCCMEM_CSRC") or ROOT / "csrc")
+UNITS = TESTS / "native" / "units.c"
 
 _spec = importlib.util.spec_from_file_location("ct_run", TESTS / "proofs" / "ct" / "run.py")
 _run = importlib.util.module_from_spec(_spec)
@@ -49,3 +52,15 @@ def compile_objects(files: Iterable[Path], folder: Path, *more: str) -> dict[Pat
     files = list(files)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return dict(zip(files, pool.map(compiled, files), strict=True))
+
+
+def units(objects: Iterable[Path], folder: Path) -> ctypes.CDLL:
+    """A library of its own, in `folder`, of the object files of csrc/ and native/units.c, which
+    opens functions that the module does not export."""
+    own = compile_objects([UNITS], folder)
+    library = folder / "libunits.so"
+    files = map(str, (*objects, *own.values()))
+    command = [*compiler(), "-shared", "-pthread", *files, "-o", str(library), "-lm"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return ctypes.CDLL(str(library))

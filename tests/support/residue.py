@@ -64,7 +64,10 @@ class Stack:
 
     def call(self, name: str, *arguments: Any) -> tuple[int, Bytes]:
         """What the function of the native module returns, and what it leaves."""
-        function = address(ffi.cast("uintptr_t", ffi.addressof(lib, name)))
+        return self.call_at(address(ffi.cast("uintptr_t", ffi.addressof(lib, name))), *arguments)
+
+    def call_at(self, function: int, *arguments: Any) -> tuple[int, Bytes]:
+        """The same of any function, by its address."""
         words = np.zeros(16, np.uint64)
         words[: len(arguments)] = [address(value) % 2**64 for value in arguments]
         self._stack.fill(0)
