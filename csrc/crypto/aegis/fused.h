@@ -106,7 +106,7 @@ DOT_INLINE size_t open_dot(ccmem_dtype dtype, size_t element, const uint8_t *key
     for (size_t page = 0; page < npages && good == page; page++) {
         const size_t end = (page + 1) * size;
         VEC s[8];
-        start(s, load128(key), load128(nonce[page]), vcontext(0, 2));
+        start(s, v128_load(key), v128_load(nonce[page]), vcontext(0, 2));
         if (!page)
             verify_run(s, src, i, at);
         load_sums(sum, rest);
