@@ -20,7 +20,7 @@
 static const aegis_dot_function dots[4];
 #include "crypto/aegis/template.h"
 
-#define DOT_TARGET __attribute__((target("aes,avx2,vaes,fma,f16c")))
-#define DOT_LANES 8
+#define FUSED_TARGET __attribute__((target("aes,avx2,vaes,fma,f16c")))
+#define FUSED_LANES 8
 #include "crypto/aegis/fused.h"
 #endif

@@ -21,7 +21,7 @@
 static const aegis_dot_function dots[4];
 #include "crypto/aegis/template.h"
 
-#define DOT_TARGET __attribute__((target("aes,avx512f,avx512bw,avx512dq,avx512vl,vaes,fma,f16c")))
-#define DOT_LANES 16
+#define FUSED_TARGET __attribute__((target("aes," TARGET_AVX512 ",vaes,fma,f16c")))
+#define FUSED_LANES 16
 #include "crypto/aegis/fused.h"
 #endif

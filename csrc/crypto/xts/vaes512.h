@@ -11,4 +11,5 @@
 
 #define XTS_DOT dots
 static const xts_dot_function dots[4];
-#define DOT_TARGET TARGET
+#define FUSED_TARGET TARGET
+#define FUSED_LANES F_LANES
