@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * The half of a fused loop (crypto/fused.h) that every cipher shares: products of vectors that were
- * just opened, and where their sums lie. In the words of simd/target.h; included by a cipher's fused.h
- * after
+ * just opened, and where their sums lie. In the words of simd/target.h; included by a cipher's
+ * fused.h after
  *
  *   FUSED_TARGET   the target attribute
  *   FUSED_LANES    floats in a vector of the tier's gemv kernels: F_LANES, or a multiple of it
@@ -17,8 +17,8 @@ enum {
     FUSED_BLOCK = F_LANES * FUSED_SUMS
 };
 
-/* Adds the products with the floats of x from vector number `place` on. The sums go by the element's
- * place in its block, as in kernels/gemv_template.h. */
+/* Adds the products with the floats of x from vector number `place` on. The sums go by the
+ * element's place in its block, as in kernels/gemv_template.h. */
 FUSED_INLINE void fused_add(fvec sum[FUSED_SUMS], fvec w, const float *x, size_t place) {
     fvec *to = &sum[place % FUSED_SUMS];
     *to = ffma(w, fload_aligned(x + F_LANES * place), *to);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Vector words: what the templates of crypto/ and kernels/ are written in. Each instruction set gives
- * them in files of its own; a tier's kernel defines TARGET, the attribute of its functions, then
- * includes the file for its width and the template. All words are macros, so that they need no
+ * Vector words: what the templates of crypto/ and kernels/ are written in. Each instruction set
+ * gives them in files of its own; a tier's kernel defines TARGET, the attribute of its functions,
+ * then includes the file for its width and the template. All words are macros, so that they need no
  * attribute. A tier for another processor gives these:
  *
  * One block of 16 bytes (v128.h):
@@ -16,7 +16,8 @@
  *   v128_clmul(a, b, which)       carry-less product of words: bit 0 of `which` is a's, bit 4 b's
  *   v128_aesenc v128_aesenclast v128_aesdec v128_aesdeclast  one AES round
  *   v128_same(a, b)               1 when equal
- *   SIMD_REGISTER                 the letter by which assembler statements ask for a vector register
+ *   SIMD_REGISTER                 the letter by which assembler statements ask for a vector
+ * register
  *
  * A vector of V_BLOCKS blocks, VEC (v128.h, v256.h, v512.h):
  *   vload vstore vstream          as above; vstream is aligned to the vector

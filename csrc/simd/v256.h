@@ -80,8 +80,7 @@ typedef __m256 fvec;
 #define fbytes(v, i)                                                                               \
     _mm256_cvtepi32_ps(_mm256_srai_epi32((i) == 3 ? (v) : _mm256_slli_epi32(v, 24 - 8 * (i)), 24))
 #define fload_half(p) _mm256_cvtph_ps(v128_load(p))
-#define fload_bfloat(p)                                                                            \
-    ffloats(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v128_load(p)), 16))
+#define fload_bfloat(p) ffloats(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v128_load(p)), 16))
 #define fload_byte(p)                                                                              \
     _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(p))))
 #define ffold8(v) (v)

@@ -53,8 +53,7 @@ typedef __m512 fvec;
         _mm512_srai_epi32((i) == 3 ? (v) : _mm512_slli_epi32(v, (unsigned)(24 - 8 * (i))), 24))
 #define fload_half(p) _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(p)))
 #define fload_bfloat(p)                                                                            \
-    ffloats(                                                                                       \
-        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(p))), 16))
+    ffloats(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(p))), 16))
 #define fload_byte(p)                                                                              \
     _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(p))))
 #define ffold8(v) _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1))

@@ -24,7 +24,7 @@ enum { FUSED_NEAR = 1024, FUSED_FAR = 8192 };
 
 /* Sums up one run of W's bytes that lies in one page and one row. */
 FUSED_INLINE void dot_run(ccmem_dtype dtype, size_t element, VEC s[8], fvec sum[FUSED_SUMS],
-                        const uint8_t *p, size_t n, const float *x) {
+                          const uint8_t *p, size_t n, const float *x) {
     for (const uint8_t *end = p + n; p != end; p += DOT_TURN(element)) {
 #pragma GCC unroll 4
         for (size_t i = 0; i < DOT_TURN(element) / 32; i += 2) {
@@ -40,9 +40,9 @@ FUSED_INLINE void dot_run(ccmem_dtype dtype, size_t element, VEC s[8], fvec sum[
 }
 
 FUSED_INLINE size_t open_dot(ccmem_dtype dtype, size_t element, const uint8_t *key,
-                           const uint8_t *src, size_t npages, size_t size,
-                           const uint8_t (*nonce)[16], const uint8_t (*tag)[16],
-                           const dot_rows *d) {
+                             const uint8_t *src, size_t npages, size_t size,
+                             const uint8_t (*nonce)[16], const uint8_t (*tag)[16],
+                             const dot_rows *d) {
     const shape at = shape_of(2, 0);
     const size_t row_bytes = d->in_features * element;
     size_t i = d->from, done = d->done * element, good = 0;
@@ -68,7 +68,7 @@ FUSED_INLINE size_t open_dot(ccmem_dtype dtype, size_t element, const uint8_t *k
                 save_sums(sums, sum);
                 sums += FUSED_BLOCK;
                 done = 0;
-clear_sums(sum);
+                clear_sums(sum);
             }
         }
         save_sums(rest, sum); /* here, not on the stack while the registers are needed */
@@ -81,7 +81,7 @@ clear_sums(sum);
 }
 
 #define DOT(name, dtype, element)                                                                  \
-    static FUSED_TARGET CLEAR_REGISTERS __attribute__((noinline)) size_t                             \
+    static FUSED_TARGET CLEAR_REGISTERS __attribute__((noinline)) size_t                           \
     name(const uint8_t *key, const uint8_t *src, size_t npages, size_t size,                       \
          const uint8_t (*nonce)[16], const uint8_t (*tag)[16], const dot_rows *d) {                \
         return open_dot(dtype, element, key, src, npages, size, nonce, tag, d);                    \

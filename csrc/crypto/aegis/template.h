@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The AEGIS-128L and AEGIS-128X2 kernels of every SIMD tier. A tier file defines TARGET, includes the
- * vector words of its width (simd/target.h), one block or, for both lanes of AEGIS-128X2 at once,
- * two, defines what follows, then includes this file once.
+ * The AEGIS-128L and AEGIS-128X2 kernels of every SIMD tier. A tier file defines TARGET, includes
+ * the vector words of its width (simd/target.h), one block or, for both lanes of AEGIS-128X2 at
+ * once, two, defines what follows, then includes this file once.
  *
  *   vcontext(lane, n)  the bytes (lane, n - 1, 0, ...), each block's own where a vector has two
  *   AEGIS_OPS          the name of the table to define

@@ -15,8 +15,8 @@
 _Static_assert((int)GROUP_BYTES == (int)XTS_DOT_TURN, "a group is a step");
 
 FUSED_INLINE void dot_group(ccmem_dtype dtype, unsigned rounds, const aes_key *key,
-                          fvec sum[FUSED_SUMS], const uint8_t *src, const float *x,
-                          const VEC *tweak, gen *g, uint8_t *next, unsigned step) {
+                            fvec sum[FUSED_SUMS], const uint8_t *src, const float *x,
+                            const VEC *tweak, gen *g, uint8_t *next, unsigned step) {
     REFETCH(key);
     VEC w[GROUP], first = vkey(key->rk[0]);
     for (int i = 0; i < GROUP_BYTES; i += CACHE_LINE) {
@@ -33,14 +33,15 @@ FUSED_INLINE void dot_group(ccmem_dtype dtype, unsigned rounds, const aes_key *k
 }
 
 /* Puts the generator at chunk number `chunk` of the call. */
-FUSED_INLINE void start_chunk(gen *g, const uint8_t (*t0)[16], size_t chunk, size_t chunks_per_page) {
+FUSED_INLINE void start_chunk(gen *g, const uint8_t (*t0)[16], size_t chunk,
+                              size_t chunks_per_page) {
     xts_tweak t = xts_tweak_load(t0[chunk / chunks_per_page]);
     gen_start(g, chunk_start(t, chunk % chunks_per_page * GF_CHUNK));
 }
 
 FUSED_INLINE void open_dot(ccmem_dtype dtype, size_t element, unsigned rounds, const xts_key *key,
-                         const uint8_t *src, size_t size, const uint8_t (*t0)[16],
-                         const dot_rows *d, scratch *work) {
+                           const uint8_t *src, size_t size, const uint8_t (*t0)[16],
+                           const dot_rows *d, scratch *work) {
     uint8_t (*tweaks)[CHUNK_BYTES + CACHE_LINE] = work->tweaks;
     const size_t per_page = size / CHUNK_BYTES, row_bytes = d->in_features * element;
     const size_t last = (d->to - 1) / CHUNK_BYTES;
@@ -75,7 +76,7 @@ FUSED_INLINE void open_dot(ccmem_dtype dtype, size_t element, unsigned rounds, c
                 save_sums(sums, sum);
                 sums += FUSED_BLOCK;
                 done = 0;
-clear_sums(sum);
+                clear_sums(sum);
             }
         }
     }
@@ -83,7 +84,7 @@ clear_sums(sum);
 }
 
 #define DOT(name, dtype, element, rounds)                                                          \
-    static FUSED_TARGET CLEAR_REGISTERS __attribute__((noinline)) void name(                         \
+    static FUSED_TARGET CLEAR_REGISTERS __attribute__((noinline)) void name(                       \
         const xts_key *key, const uint8_t *src, size_t size, const uint8_t (*t0)[16],              \
         const dot_rows *d, scratch *work) {                                                        \
         open_dot(dtype, element, rounds, key, src, size, t0, d, work);                             \

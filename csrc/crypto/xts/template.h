@@ -5,9 +5,9 @@
  *
  *   gen, gen_start, gen_step  the tweak generator, see below; or
  *   XTS_PAGES                 the header of the tier's own crypt_pages()
- *   vnext(t)                  t times x^V_BLOCKS in every block, where a vector has less than 64 bytes
- *   XTS_OPS                   the name of the table to define
- *   XTS_DOT                   that of crypto/xts/fused.h, where a tier has it
+ *   vnext(t)                  t times x^V_BLOCKS in every block, where a vector has less than 64
+ * bytes XTS_OPS                   the name of the table to define XTS_DOT                   that of
+ * crypto/xts/fused.h, where a tier has it
  *
  * How the work is laid out, in a tier without XTS_PAGES. A page is cut into chunks of 256 blocks
  * (4 KiB). Two buffers in L1 hold the tweaks of one chunk each: while chunk c is encrypted with
@@ -104,7 +104,7 @@ INLINE void crypt_chunk(int encrypt, unsigned rounds, const aes_key *key, uint8_
         if (next && n == GROUPS - 1) /* what the last vector needs of the chunk after this */
             for (int i = 0; i < V_BLOCKS - 1; i++)
                 v128_store_aligned((v128 *)(tweak + CHUNK_BYTES) + i,
-                                v128_load_aligned((const v128 *)next + i));
+                                   v128_load_aligned((const v128 *)next + i));
         for (int i = 0; i < GROUP_BYTES; i += CACHE_LINE) {
             __builtin_prefetch(src + PREFETCH_L2 + i, 0, 2);
             __builtin_prefetch(src + PREFETCH_L1 + i, 0, 3);
@@ -323,8 +323,7 @@ INLINE void crypt_blocks(int encrypt, unsigned rounds, const aes_key *key, uint8
 #if V_BLOCKS > 1
 /* t times x^(4 * V_BLOCKS) in every block. */
 #define vstep(t)                                                                                   \
-    vxor(vshl_bytes(t, V_BLOCKS / 2),                                                              \
-         vclmul(vshr_bytes(t, 16 - V_BLOCKS / 2), vremainder(), 0x00))
+    vxor(vshl_bytes(t, V_BLOCKS / 2), vclmul(vshr_bytes(t, 16 - V_BLOCKS / 2), vremainder(), 0x00))
 
 /* Rows of a table, parts of pages: only the first tweaks are worth a jump, each of the following is
  * a step from the one four vectors before. A function of its own, since clearing the registers
