@@ -128,12 +128,12 @@ static int check_fused(const gemv_ops *ops, const aegis_ops *aegis, products *p,
     const dot_rows rows = fused_rows(ops, p, dtype);
     uint8_t tag[PAGES][16];
     aegis_portable.seal_pages(key, p->sealed, p->w, PAGES, PAGE, nonce, tag, 0);
-    int good = aegis->dot[dtype](key, p->sealed, PAGES, PAGE, nonce, (const uint8_t (*)[16])tag,
-                                 &rows) == PAGES;
+    int good = aegis->fused[dtype](key, p->sealed, PAGES, PAGE, nonce, (const uint8_t (*)[16])tag,
+                                   &rows) == PAGES;
     good &= check_rows(ops, p, dtype);
     tag[1][15] ^= 0x80;
-    good &= aegis->dot[dtype](key, p->sealed, PAGES, PAGE, nonce, (const uint8_t (*)[16])tag,
-                              &rows) == 1;
+    good &= aegis->fused[dtype](key, p->sealed, PAGES, PAGE, nonce, (const uint8_t (*)[16])tag,
+                                &rows) == 1;
     return good;
 }
 
@@ -150,7 +150,7 @@ static int check_fused_xts(const gemv_ops *ops, const xts_ops *xts, products *p,
         xts_expand(&key, raw, i == 1 ? 64 : 32);
         xts_portable.seal_pages(&key, p->sealed, p->w, PAGES * PAGE / size, size,
                                 (const uint8_t (*)[16])t0, 0);
-        xts->dot[dtype](&key, p->sealed, size, (const uint8_t (*)[16])t0, &rows);
+        xts->fused[dtype](&key, p->sealed, size, (const uint8_t (*)[16])t0, &rows);
         good &= check_rows(ops, p, dtype);
     }
     return good;
@@ -176,9 +176,9 @@ ccmem_status selftest_fused(const gemv_ops *ops, const xts_ops *xts, const aegis
     if (posix_memalign((void **)&p, LINE, sizeof *p))
         return CCMEM_ERR_NOMEM;
     for (int dtype = 0; dtype < DTYPES && ops->sum; dtype++) {
-        if (aegis && aegis->dot)
+        if (aegis && aegis->fused)
             good &= check_fused(ops, aegis, p, (ccmem_dtype)dtype);
-        if (xts && xts->dot)
+        if (xts && xts->fused)
             good &= check_fused_xts(ops, xts, p, (ccmem_dtype)dtype);
     }
     free(p);

@@ -31,17 +31,12 @@ int tier_supported(ccmem_tier number) {
 
 /* Adds the tables of `more` that `kernels` has not. */
 static void add(tier_kernels *kernels, const tier_kernels *more) {
-#define ADD(table)                                                                                 \
-    if (!kernels->table)                                                                           \
-    kernels->table = more->table
-    ADD(aes);
-    ADD(xts);
-    ADD(aegis);
-    ADD(gemv);
-    ADD(gemm);
-    ADD(gemm_bf16);
-    ADD(probe);
-#undef ADD
+#define TABLE(type, name)                                                                          \
+    if (!kernels->name)                                                                            \
+        kernels->name = more->name;
+    TABLE(probe_ops, probe)
+    TIER_TABLES(TABLE)
+#undef TABLE
 }
 
 tier_kernels tier_kernels_of(ccmem_tier number) {

@@ -12,17 +12,25 @@
 #include "kernels/gemv.h"
 #include "kernels/probe.h"
 
+/* The tables of kernels that a tier may have: the type and the name of each. A line here, and a
+ * function selftest_NAME(), are all that another one takes. gemm_bf16 multiplies bfloat16 by
+ * bfloat16. */
+#define TIER_TABLES(TABLE)                                                                         \
+    TABLE(aes_ops, aes)                                                                            \
+    TABLE(xts_ops, xts)                                                                            \
+    TABLE(aegis_ops, aegis)                                                                        \
+    TABLE(gemv_ops, gemv)                                                                          \
+    TABLE(gemm_ops, gemm)                                                                          \
+    TABLE(gemm_ops, gemm_bf16)
+
 /* Tables of kernels. NULL: none here. */
 typedef struct tier_kernels {
     uint32_t needs; /* features (platform/cpu.h) without which they cannot run, beside the tier's */
     uint32_t suits; /* features of the processors that they are the best for, beside these */
-    const aes_ops *aes;
-    const xts_ops *xts;
-    const aegis_ops *aegis;
-    const gemv_ops *gemv;
-    const gemm_ops *gemm;
-    const gemm_ops *gemm_bf16; /* multiplies bfloat16 by bfloat16 */
     const probe_ops *probe;
+#define TABLE(type, name) const type *name;
+    TIER_TABLES(TABLE)
+#undef TABLE
 } tier_kernels;
 
 #define TIER_LAST {.needs = UINT32_MAX}

@@ -17,17 +17,17 @@
 /* In two stages, into L2 and then into L1: see PREFETCH_L2 in crypto/xts/template.h. */
 enum { FUSED_NEAR = 1024, FUSED_FAR = 8192 };
 
-/* The bytes of a turn: at least two blocks of the cipher and one of W, so that each vector's sum is
+/* The bytes of a step: at least two blocks of the cipher and one of W, so that each vector's sum is
  * known when this is compiled. */
-#define DOT_TURN(element)                                                                          \
-    (FUSED_BLOCK * (element) < AEGIS_DOT_TURN ? AEGIS_DOT_TURN : FUSED_BLOCK * (element))
+#define FUSED_STEP(element)                                                                        \
+    (FUSED_BLOCK * (element) < AEGIS_FUSED_STEP ? AEGIS_FUSED_STEP : FUSED_BLOCK * (element))
 
 /* Sums up one run of W's bytes that lies in one page and one row. */
-FUSED_INLINE void dot_run(ccmem_dtype dtype, size_t element, VEC s[8], fvec sum[FUSED_SUMS],
-                          const uint8_t *p, size_t n, const float *x) {
-    for (const uint8_t *end = p + n; p != end; p += DOT_TURN(element)) {
+FUSED_INLINE void fused_run(ccmem_dtype dtype, size_t element, VEC s[8], fvec sum[FUSED_SUMS],
+                            const uint8_t *p, size_t n, const float *x) {
+    for (const uint8_t *end = p + n; p != end; p += FUSED_STEP(element)) {
 #pragma GCC unroll 4
-        for (size_t i = 0; i < DOT_TURN(element) / 32; i += 2) {
+        for (size_t i = 0; i < FUSED_STEP(element) / 32; i += 2) {
             VEC w[2] = {vload(p + 32 * i), vload(p + 32 * i + 32)};
             __builtin_prefetch(p + 32 * i + FUSED_NEAR, 0, 3);
             __builtin_prefetch(p + 32 * i + FUSED_FAR, 0, 2);
@@ -35,14 +35,14 @@ FUSED_INLINE void dot_run(ccmem_dtype dtype, size_t element, VEC s[8], fvec sum[
             fused_vector(dtype, sum, w[0], x, i);
             fused_vector(dtype, sum, w[1], x, i + 1);
         }
-        x += DOT_TURN(element) / element;
+        x += FUSED_STEP(element) / element;
     }
 }
 
-FUSED_INLINE size_t open_dot(ccmem_dtype dtype, size_t element, const uint8_t *key,
-                             const uint8_t *src, size_t npages, size_t size,
-                             const uint8_t (*nonce)[16], const uint8_t (*tag)[16],
-                             const dot_rows *d) {
+FUSED_INLINE size_t open_fused(ccmem_dtype dtype, size_t element, const uint8_t *key,
+                               const uint8_t *src, size_t npages, size_t size,
+                               const uint8_t (*nonce)[16], const uint8_t (*tag)[16],
+                               const dot_rows *d) {
     const shape at = shape_of(2, 0);
     const size_t row_bytes = d->in_features * element;
     size_t i = d->from, done = d->done * element, good = 0;
@@ -61,7 +61,7 @@ FUSED_INLINE size_t open_dot(ccmem_dtype dtype, size_t element, const uint8_t *k
             size_t stop = d->to < end ? d->to : end, n = stop - i;
             if (n > row_bytes - done)
                 n = row_bytes - done;
-            dot_run(dtype, element, s, sum, src + i, n, d->x + done / element);
+            fused_run(dtype, element, s, sum, src + i, n, d->x + done / element);
             i += n;
             done += n;
             if (done == row_bytes) {
@@ -80,19 +80,19 @@ FUSED_INLINE size_t open_dot(ccmem_dtype dtype, size_t element, const uint8_t *k
     return good;
 }
 
-#define DOT(name, dtype, element)                                                                  \
+#define FUSED(name, dtype, element)                                                                \
     static FUSED_TARGET CLEAR_REGISTERS __attribute__((noinline)) size_t                           \
     name(const uint8_t *key, const uint8_t *src, size_t npages, size_t size,                       \
          const uint8_t (*nonce)[16], const uint8_t (*tag)[16], const dot_rows *d) {                \
-        return open_dot(dtype, element, key, src, npages, size, nonce, tag, d);                    \
+        return open_fused(dtype, element, key, src, npages, size, nonce, tag, d);                  \
     }
-DOT(open_dot_f32, CCMEM_F32, 4)
-DOT(open_dot_f16, CCMEM_F16, 2)
-DOT(open_dot_bf16, CCMEM_BF16, 2)
-DOT(open_dot_i8, CCMEM_I8, 1)
-#undef DOT
+FUSED(fused_f32, CCMEM_F32, 4)
+FUSED(fused_f16, CCMEM_F16, 2)
+FUSED(fused_bf16, CCMEM_BF16, 2)
+FUSED(fused_i8, CCMEM_I8, 1)
+#undef FUSED
 
-static const aegis_dot_function AEGIS_DOT[4] = {[CCMEM_F32] = open_dot_f32,
-                                                [CCMEM_F16] = open_dot_f16,
-                                                [CCMEM_BF16] = open_dot_bf16,
-                                                [CCMEM_I8] = open_dot_i8};
+static const aegis_fused_function AEGIS_FUSED[4] = {[CCMEM_F32] = fused_f32,
+                                                    [CCMEM_F16] = fused_f16,
+                                                    [CCMEM_BF16] = fused_bf16,
+                                                    [CCMEM_I8] = fused_i8};

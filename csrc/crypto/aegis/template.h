@@ -7,8 +7,8 @@
  *   vcontext(lane, n)  the bytes (lane, n - 1, 0, ...), each block's own where a vector has two
  *   AEGIS_OPS          the name of the table to define
  *   AEGIS_SPILLS       of the table
- *   AEGIS_TURN         bytes that the tier's own loops take at a time, where it has such
- *   AEGIS_DOT          the name of the table of crypto/aegis/fused.h, where a tier has it
+ *   AEGIS_STEP         bytes that the tier's own loops take at a time, where it has such
+ *   AEGIS_FUSED          the name of the table of crypto/aegis/fused.h, where a tier has it
  *
  * How the time goes. An update is eight AES rounds that each need only the state before, so its
  * latency is one round and what stands between two. The message enters after the round instead of
@@ -17,8 +17,8 @@
  * rounds at two a cycle. Pages need no interleaving: the start of one page runs beside the end of
  * the page before, as far as the processor looks ahead.
  *
- * A lane of AEGIS-128X2 sees the other only in the tag. Where a vector holds one block, the lanes
- * take turns on the page, and the state never leaves eight registers.
+ * A lane of AEGIS-128X2 sees the other only in the tag. Where a vector holds one block, a page is
+ * gone over once for each lane, and the state never leaves eight registers.
  */
 
 enum {
@@ -158,44 +158,44 @@ INLINE void open_block(VEC s[8], uint8_t *out, const uint8_t *in, shape at, stor
 
 /* ---- runs of blocks -------------------------------------------------------------------------- */
 
-#ifdef AEGIS_TURN
+#ifdef AEGIS_STEP
 #include "crypto/aegis/run_vaes256.h"
 #else
-#define AEGIS_TURN 0 /* n & ~(0 - 1) is 0 */
-#define seal_turns(s, dst, src, n) (void)0
-#define seal_turns_around seal_turns
-#define open_turns seal_turns
-#define open_turns_around seal_turns
-#define open_turns_around_halves seal_turns
-#define open_turns_nowhere seal_turns
+#define AEGIS_STEP 0 /* n & ~(0 - 1) is 0 */
+#define seal_steps(s, dst, src, n) (void)0
+#define seal_steps_around seal_steps
+#define open_steps seal_steps
+#define open_steps_around seal_steps
+#define open_steps_around_halves seal_steps
+#define open_steps_nowhere seal_steps
 #endif
 
 /* n bytes, a multiple of the block. */
 INLINE void seal_run(VEC s[8], uint8_t *dst, const uint8_t *src, size_t n, shape at, storing how) {
-    size_t turns = n & ~(size_t)(AEGIS_TURN - 1);
-    if (turns) {
+    size_t whole = n & ~(size_t)(AEGIS_STEP - 1);
+    if (whole) {
         if (how == AROUND)
-            seal_turns_around(s, dst, src, turns);
+            seal_steps_around(s, dst, src, whole);
         else
-            seal_turns(s, dst, src, turns);
+            seal_steps(s, dst, src, whole);
     }
-    for (size_t i = turns; i < n; i += at.block) {
+    for (size_t i = whole; i < n; i += at.block) {
         prefetch(src + i);
         seal_block(s, dst + i, src + i, at, how);
     }
 }
 
 INLINE void open_run(VEC s[8], uint8_t *dst, const uint8_t *src, size_t n, shape at, storing how) {
-    size_t turns = n & ~(size_t)(AEGIS_TURN - 1);
-    if (turns) {
+    size_t whole = n & ~(size_t)(AEGIS_STEP - 1);
+    if (whole) {
         if (how == AROUND)
-            open_turns_around(s, dst, src, turns);
+            open_steps_around(s, dst, src, whole);
         else if (how == AROUND_HALVES)
-            open_turns_around_halves(s, dst, src, turns);
+            open_steps_around_halves(s, dst, src, whole);
         else
-            open_turns(s, dst, src, turns);
+            open_steps(s, dst, src, whole);
     }
-    for (size_t i = turns; i < n; i += at.block) {
+    for (size_t i = whole; i < n; i += at.block) {
         prefetch(src + i);
         open_block(s, dst + i, src + i, at, how);
     }
@@ -203,10 +203,10 @@ INLINE void open_run(VEC s[8], uint8_t *dst, const uint8_t *src, size_t n, shape
 
 /* Only for what it does to the state. */
 INLINE void verify_run(VEC s[8], const uint8_t *src, size_t n, shape at) {
-    size_t turns = n & ~(size_t)(AEGIS_TURN - 1);
-    if (turns)
-        open_turns_nowhere(s, NULL, src, turns);
-    for (size_t i = turns; i < n; i += at.block) {
+    size_t whole = n & ~(size_t)(AEGIS_STEP - 1);
+    if (whole)
+        open_steps_nowhere(s, NULL, src, whole);
+    for (size_t i = whole; i < n; i += at.block) {
         prefetch(src + i);
         open_block(s, NULL, src + i, at, CACHED);
     }
@@ -214,13 +214,13 @@ INLINE void verify_run(VEC s[8], const uint8_t *src, size_t n, shape at) {
 
 /* ---- pages ----------------------------------------------------------------------------------- */
 
-/* The lanes take turns when a vector holds one of them. */
-enum { TURNS = 2 / V_BLOCKS };
+/* The lanes take whole when a vector holds one of them. */
+enum { PASSES = 2 / V_BLOCKS };
 
 INLINE void seal_page(const uint8_t *key, uint8_t *dst, const uint8_t *src, size_t size,
                       const uint8_t nonce[16], uint8_t tag[16], storing how) {
     v128 sum = v128_zero();
-    for (unsigned lane = 0; lane < TURNS; lane++) {
+    for (unsigned lane = 0; lane < PASSES; lane++) {
         shape at = shape_of(2, lane);
         VEC s[8];
         start(s, v128_load(key), v128_load(nonce), vcontext(lane, 2));
@@ -241,7 +241,7 @@ INLINE int same_tag(v128 a, const uint8_t b[16]) {
 INLINE int open_page(const uint8_t *key, uint8_t *dst, const uint8_t *src, size_t size,
                      const uint8_t nonce[16], const uint8_t tag[16], storing how) {
     v128 sum = v128_zero();
-    for (unsigned lane = 0; lane < TURNS; lane++) {
+    for (unsigned lane = 0; lane < PASSES; lane++) {
         shape at = shape_of(2, lane);
         VEC s[8];
         start(s, v128_load(key), v128_load(nonce), vcontext(lane, 2));
@@ -299,7 +299,7 @@ OPEN(open_around_halves, AROUND_HALVES)
 #undef SEAL
 #undef OPEN
 
-/* Lanes that take turns leave lines half written, which is no way around the caches. */
+/* Lanes that take whole leave lines half written, which is no way around the caches. */
 static void seal_pages(const uint8_t key[16], uint8_t *dst, const uint8_t *src, size_t npages,
                        size_t size, const uint8_t (*nonce)[16], uint8_t (*tag)[16],
                        unsigned flags) {
@@ -339,7 +339,7 @@ KERNEL int open_part(const uint8_t key[16], uint8_t *dst, const uint8_t *src, si
     v128 sum = v128_zero();
     int good;
 
-    for (unsigned lane = 0; lane < TURNS; lane++) {
+    for (unsigned lane = 0; lane < PASSES; lane++) {
         shape at = shape_of(2, lane);
         size_t i = offset - skip;
         VEC s[8];
@@ -450,8 +450,8 @@ KERNEL void message_finish(aegis_state *state, unsigned lanes, uint64_t ad_len, 
         v128_store((v128 *)tag + i, sum[i]);
 }
 
-#ifndef AEGIS_DOT
-#define AEGIS_DOT NULL
+#ifndef AEGIS_FUSED
+#define AEGIS_FUSED NULL
 #endif
 #if V_BLOCKS == 2
 /* One lane is a matter of 128-bit registers, whatever the tier. */
@@ -478,11 +478,11 @@ BY_LANES(void, finish,
           size_t tag_len),
          (state, lanes, ad_len, msg_len, tag, tag_len))
 #undef BY_LANES
-const aegis_ops AEGIS_OPS = {seal_pages, open_pages, open_part,  one_start, one_absorb,
-                             one_seal,   one_open,   one_finish, AEGIS_DOT, AEGIS_SPILLS};
+const aegis_ops AEGIS_OPS = {seal_pages, open_pages, open_part,  one_start,   one_absorb,
+                             one_seal,   one_open,   one_finish, AEGIS_FUSED, AEGIS_SPILLS};
 #else
 const aegis_ops AEGIS_OPS = {seal_pages,     open_pages,   open_part,    message_start,
                              message_absorb, message_seal, message_open, message_finish,
-                             AEGIS_DOT,      AEGIS_SPILLS};
+                             AEGIS_FUSED,    AEGIS_SPILLS};
 #endif
 #undef KERNEL

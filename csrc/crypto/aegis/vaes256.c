@@ -12,12 +12,12 @@
 
 #define vcontext(lane, lanes) vwords_each(0, 0x0101, 0, 0x0100)
 
-/* Bytes that the loops of crypto/aegis/run_vaes256.h take a turn. */
-#define AEGIS_TURN 128
+/* Bytes that the loops of crypto/aegis/run_vaes256.h take at a time. */
+#define AEGIS_STEP 128
 #define AEGIS_SPILLS 1
 #define AEGIS_OPS aegis_vaes256
-#define AEGIS_DOT dots
-static const aegis_dot_function dots[4];
+#define AEGIS_FUSED fused
+static const aegis_fused_function fused[4];
 #include "crypto/aegis/template.h"
 
 #define FUSED_TARGET __attribute__((target("aes,avx2,vaes,fma,f16c")))

@@ -17,8 +17,8 @@
 
 #define AEGIS_SPILLS 0 /* thirty-two registers hold all */
 #define AEGIS_OPS aegis_vaes512
-#define AEGIS_DOT dots
-static const aegis_dot_function dots[4];
+#define AEGIS_FUSED fused
+static const aegis_fused_function fused[4];
 #include "crypto/aegis/template.h"
 
 #define FUSED_TARGET __attribute__((target("aes," TARGET_AVX512 ",vaes,fma,f16c")))

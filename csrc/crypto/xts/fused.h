@@ -12,11 +12,11 @@
 
 #include "crypto/fused_template.h"
 
-_Static_assert((int)GROUP_BYTES == (int)XTS_DOT_TURN, "a group is a step");
+_Static_assert((int)GROUP_BYTES == (int)XTS_FUSED_STEP, "a group is a step");
 
-FUSED_INLINE void dot_group(ccmem_dtype dtype, unsigned rounds, const aes_key *key,
-                            fvec sum[FUSED_SUMS], const uint8_t *src, const float *x,
-                            const VEC *tweak, gen *g, uint8_t *next, unsigned step) {
+FUSED_INLINE void fused_group(ccmem_dtype dtype, unsigned rounds, const aes_key *key,
+                              fvec sum[FUSED_SUMS], const uint8_t *src, const float *x,
+                              const VEC *tweak, gen *g, uint8_t *next, unsigned step) {
     REFETCH(key);
     VEC w[GROUP], first = vkey(key->rk[0]);
     for (int i = 0; i < GROUP_BYTES; i += CACHE_LINE) {
@@ -39,9 +39,9 @@ FUSED_INLINE void start_chunk(gen *g, const uint8_t (*t0)[16], size_t chunk,
     gen_start(g, chunk_start(t, chunk % chunks_per_page * GF_CHUNK));
 }
 
-FUSED_INLINE void open_dot(ccmem_dtype dtype, size_t element, unsigned rounds, const xts_key *key,
-                           const uint8_t *src, size_t size, const uint8_t (*t0)[16],
-                           const dot_rows *d, scratch *work) {
+FUSED_INLINE void open_fused(ccmem_dtype dtype, size_t element, unsigned rounds, const xts_key *key,
+                             const uint8_t *src, size_t size, const uint8_t (*t0)[16],
+                             const dot_rows *d, scratch *work) {
     uint8_t (*tweaks)[CHUNK_BYTES + CACHE_LINE] = work->tweaks;
     const size_t per_page = size / CHUNK_BYTES, row_bytes = d->in_features * element;
     const size_t last = (d->to - 1) / CHUNK_BYTES;
@@ -68,9 +68,9 @@ FUSED_INLINE void open_dot(ccmem_dtype dtype, size_t element, unsigned rounds, c
         for (; at < stop; at += GROUP_BYTES, step += 4, tweak += GROUP) {
             const float *x = d->x + done / element;
             if (next)
-                dot_group(dtype, rounds, &key->dec, sum, src + at, x, tweak, &g, next, step);
+                fused_group(dtype, rounds, &key->dec, sum, src + at, x, tweak, &g, next, step);
             else
-                dot_group(dtype, rounds, &key->dec, sum, src + at, x, tweak, &g, NULL, 0);
+                fused_group(dtype, rounds, &key->dec, sum, src + at, x, tweak, &g, NULL, 0);
             done += GROUP_BYTES;
             if (done == row_bytes) {
                 save_sums(sums, sum);
@@ -83,29 +83,29 @@ FUSED_INLINE void open_dot(ccmem_dtype dtype, size_t element, unsigned rounds, c
     save_sums(d->rest, sum);
 }
 
-#define DOT(name, dtype, element, rounds)                                                          \
+#define FUSED(name, dtype, element, rounds)                                                        \
     static FUSED_TARGET CLEAR_REGISTERS __attribute__((noinline)) void name(                       \
         const xts_key *key, const uint8_t *src, size_t size, const uint8_t (*t0)[16],              \
         const dot_rows *d, scratch *work) {                                                        \
-        open_dot(dtype, element, rounds, key, src, size, t0, d, work);                             \
+        open_fused(dtype, element, rounds, key, src, size, t0, d, work);                           \
     }
-#define DOTS(name, dtype, element)                                                                 \
-    DOT(name##_128, dtype, element, 10)                                                            \
-    DOT(name##_256, dtype, element, 14)                                                            \
+#define FUSED_BOTH(name, dtype, element)                                                           \
+    FUSED(name##_128, dtype, element, 10)                                                          \
+    FUSED(name##_256, dtype, element, 14)                                                          \
     static void name(const xts_key *key, const uint8_t *src, size_t size, const uint8_t (*t0)[16], \
                      const dot_rows *d) {                                                          \
         scratch work;                                                                              \
         (key->enc.rounds == 10 ? name##_128 : name##_256)(key, src, size, t0, d, &work);           \
         leave(&work);                                                                              \
     }
-DOTS(open_dot_f32, CCMEM_F32, 4)
-DOTS(open_dot_f16, CCMEM_F16, 2)
-DOTS(open_dot_bf16, CCMEM_BF16, 2)
-DOTS(open_dot_i8, CCMEM_I8, 1)
-#undef DOT
-#undef DOTS
+FUSED_BOTH(fused_f32, CCMEM_F32, 4)
+FUSED_BOTH(fused_f16, CCMEM_F16, 2)
+FUSED_BOTH(fused_bf16, CCMEM_BF16, 2)
+FUSED_BOTH(fused_i8, CCMEM_I8, 1)
+#undef FUSED
+#undef FUSED_BOTH
 
-static const xts_dot_function XTS_DOT[4] = {[CCMEM_F32] = open_dot_f32,
-                                            [CCMEM_F16] = open_dot_f16,
-                                            [CCMEM_BF16] = open_dot_bf16,
-                                            [CCMEM_I8] = open_dot_i8};
+static const xts_fused_function XTS_FUSED[4] = {[CCMEM_F32] = fused_f32,
+                                                [CCMEM_F16] = fused_f16,
+                                                [CCMEM_BF16] = fused_bf16,
+                                                [CCMEM_I8] = fused_i8};

@@ -6,8 +6,8 @@
  *   gen, gen_start, gen_step  the tweak generator, see below; or
  *   XTS_PAGES                 the header of the tier's own crypt_pages()
  *   vnext(t)                  t times x^V_BLOCKS in every block, where a vector has less than 64
- * bytes XTS_OPS                   the name of the table to define XTS_DOT                   that of
- * crypto/xts/fused.h, where a tier has it
+ * bytes XTS_OPS                   the name of the table to define XTS_FUSED                   that
+ * of crypto/xts/fused.h, where a tier has it
  *
  * How the work is laid out, in a tier without XTS_PAGES. A page is cut into chunks of 256 blocks
  * (4 KiB). Two buffers in L1 hold the tweaks of one chunk each: while chunk c is encrypted with
@@ -440,7 +440,7 @@ static TARGET CLEAR_REGISTERS void tweaks(const xts_key *key, uint8_t (*t0)[16],
         encrypt_tweaks(14, &key->tweak, t0, n);
 }
 
-#ifndef XTS_DOT
-#define XTS_DOT NULL
+#ifndef XTS_FUSED
+#define XTS_FUSED NULL
 #endif
-const xts_ops XTS_OPS = {tweaks, seal_pages, open_pages, seal_blocks, open_blocks, XTS_DOT};
+const xts_ops XTS_OPS = {tweaks, seal_pages, open_pages, seal_blocks, open_blocks, XTS_FUSED};

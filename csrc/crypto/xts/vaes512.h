@@ -9,7 +9,7 @@
 
 #include "crypto/gf128/clmul.h"
 
-#define XTS_DOT dots
-static const xts_dot_function dots[4];
+#define XTS_FUSED fused
+static const xts_fused_function fused[4];
 #define FUSED_TARGET TARGET
 #define FUSED_LANES F_LANES
