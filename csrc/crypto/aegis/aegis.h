@@ -18,7 +18,7 @@ enum {
 enum { AEGIS_STREAM = 1u };
 
 /* The eight 16-byte blocks S0 to S7 of RFC 10032, sections 3 and 5.4, for one lane (AEGIS-128L) or
- * two (AEGIS-128X2): block i of lane j is s[i][j]. Secret: whoever makes one wipes it. */
+ * two (AEGIS-128X2): block i of lane j is s[i][j]. Secret: its maker wipes it. */
 typedef struct aegis_state {
     _Alignas(32) uint8_t s[8][2][16];
 } aegis_state;
