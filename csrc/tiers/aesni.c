@@ -15,7 +15,7 @@ static const tier_kernels rows[] = {
 #define KERNELS NULL
 #endif
 
-const tier tier_aesni = {.name = "aesni",
-                         .needs = CPU_SSE42 | CPU_AESNI | CPU_PCLMUL,
-                         .kernels = KERNELS,
-                         .sizes = &tier_sizes_usual};
+const tier_descriptor tier_aesni = {.name = "aesni",
+                                    .needs = CPU_SSE42 | CPU_AESNI | CPU_PCLMUL,
+                                    .kernels = KERNELS,
+                                    .sizes = &tier_sizes_usual};

@@ -13,4 +13,6 @@ static const tier_kernels rows[] = {
     TIER_LAST,
 };
 
-const tier tier_portable = {.name = "portable", .kernels = rows, .sizes = &tier_sizes_usual};
+const tier_descriptor tier_portable = {.name = "portable",
+                                       .kernels = rows,
+                                       .sizes = &tier_sizes_usual};

@@ -63,22 +63,22 @@ typedef struct tier_sizes {
                             each 16 rows of x */
 } tier_sizes;
 
-typedef struct tier {
+typedef struct tier_descriptor {
     const char *name; /* as PYCCMEM_TIER spells it */
     uint32_t needs;   /* features without which the processor cannot run it */
     /* The best first, then TIER_LAST; NULL: not compiled for this architecture. What no row has is
      * the portable tier's. */
     const tier_kernels *kernels;
     const tier_sizes *sizes;
-} tier;
+} tier_descriptor;
 
-extern const tier tier_portable, tier_aesni, tier_vaes256, tier_vaes512;
+extern const tier_descriptor tier_portable, tier_aesni, tier_vaes256, tier_vaes512;
 
 /* What all tiers begin with. */
 extern const tier_sizes tier_sizes_usual;
 
 /* The descriptor; NULL outside the enumeration. */
-const tier *tier_of(ccmem_tier number);
+const tier_descriptor *tier_of(ccmem_tier number);
 
 /* 1 when the tier was compiled and the processor can run it. Its self-test is another matter. */
 int tier_supported(ccmem_tier number);

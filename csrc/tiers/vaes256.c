@@ -14,8 +14,8 @@ static const tier_kernels rows[] = {
 #define KERNELS NULL
 #endif
 
-const tier tier_vaes256 = {.name = "vaes256",
-                           .needs = CPU_SSE42 | CPU_AESNI | CPU_PCLMUL | CPU_AVX2 | CPU_VAES |
-                                    CPU_VPCLMUL,
-                           .kernels = KERNELS,
-                           .sizes = &tier_sizes_usual};
+const tier_descriptor tier_vaes256 = {.name = "vaes256",
+                                      .needs = CPU_SSE42 | CPU_AESNI | CPU_PCLMUL | CPU_AVX2 |
+                                               CPU_VAES | CPU_VPCLMUL,
+                                      .kernels = KERNELS,
+                                      .sizes = &tier_sizes_usual};

@@ -20,8 +20,9 @@ static const tier_kernels rows[] = {
 #define KERNELS NULL
 #endif
 
-const tier tier_vaes512 = {.name = "vaes512",
-                           .needs = CPU_SSE42 | CPU_AESNI | CPU_PCLMUL | CPU_AVX2 | CPU_VAES |
-                                    CPU_VPCLMUL | CPU_AVX512 | CPU_FMA | CPU_F16C,
-                           .kernels = KERNELS,
-                           .sizes = &tier_sizes_usual};
+const tier_descriptor tier_vaes512 = {.name = "vaes512",
+                                      .needs = CPU_SSE42 | CPU_AESNI | CPU_PCLMUL | CPU_AVX2 |
+                                               CPU_VAES | CPU_VPCLMUL | CPU_AVX512 | CPU_FMA |
+                                               CPU_F16C,
+                                      .kernels = KERNELS,
+                                      .sizes = &tier_sizes_usual};
