@@ -155,15 +155,11 @@ static void list(void) {
         for (k = tier_of(tier)->kernels; !tier_last(k); k++)
             if (cpu_has(k->needs)) {
                 tier_kernels other = *k;
-#define DROP(table)                                                                                \
-    if (other.table == used.table)                                                                 \
-    other.table = NULL
-                DROP(aes);
-                DROP(xts);
-                DROP(aegis);
-                DROP(gemv);
-                DROP(gemm);
-                DROP(gemm_bf16);
+#define TABLE(type, name)                                                                          \
+    if (other.name == used.name)                                                                   \
+        other.name = NULL;
+                TIER_TABLES(TABLE)
+#undef TABLE
                 list_tables(tier, &other);
             }
     }
