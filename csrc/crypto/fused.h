@@ -8,7 +8,7 @@
 /* Some rows of a matrix W, each of in_features elements, that lie in consecutive pages, and one row
  * of x, packed for the products of the same tier, whose block the sums have (kernels/gemv.h). A
  * step is so many bytes of W as the cipher's loop takes at a time or, if that is more, a block. */
-typedef struct dot_rows {
+typedef struct fused_rows {
     size_t from, to; /* W's bytes, from the first page's start on, the first and the last page among
                         them: multiples of a step. The rest is no more than verified. */
     size_t in_features; /* a multiple of a step */
@@ -18,6 +18,6 @@ typedef struct dot_rows {
     float *sums; /* receives those of each row that ends in here, one block after the other */
     float *rest; /* receives those of the row that does not, zeros if there is none; not where
                     `first` lies */
-} dot_rows;
+} fused_rows;
 
 #endif

@@ -29,7 +29,7 @@ typedef struct aegis_state {
 enum { AEGIS_FUSED_STEP = 128 };
 typedef size_t (*aegis_fused_function)(const uint8_t key[16], const uint8_t *src, size_t npages,
                                        size_t page_size, const uint8_t (*nonce)[16],
-                                       const uint8_t (*tag)[16], const dot_rows *dot);
+                                       const uint8_t (*tag)[16], const fused_rows *rows);
 
 /* dst == src or no overlap, no alignment required; `key` may lie in secret memory and is read where
  * it lies. `lanes` is 1 or 2, and a block 32 * lanes bytes. */

@@ -42,7 +42,7 @@ FUSED_INLINE void fused_run(ccmem_dtype dtype, size_t element, VEC s[8], fvec su
 FUSED_INLINE size_t open_fused(ccmem_dtype dtype, size_t element, const uint8_t *key,
                                const uint8_t *src, size_t npages, size_t size,
                                const uint8_t (*nonce)[16], const uint8_t (*tag)[16],
-                               const dot_rows *d) {
+                               const fused_rows *d) {
     const shape at = shape_of(2, 0);
     const size_t row_bytes = d->in_features * element;
     size_t i = d->from, done = d->done * element, good = 0;
@@ -83,7 +83,7 @@ FUSED_INLINE size_t open_fused(ccmem_dtype dtype, size_t element, const uint8_t 
 #define FUSED(name, dtype, element)                                                                \
     static FUSED_TARGET CLEAR_REGISTERS __attribute__((noinline)) size_t                           \
     name(const uint8_t *key, const uint8_t *src, size_t npages, size_t size,                       \
-         const uint8_t (*nonce)[16], const uint8_t (*tag)[16], const dot_rows *d) {                \
+         const uint8_t (*nonce)[16], const uint8_t (*tag)[16], const fused_rows *d) {              \
         return open_fused(dtype, element, key, src, npages, size, nonce, tag, d);                  \
     }
 FUSED(fused_f32, CCMEM_F32, 4)

@@ -41,7 +41,7 @@ FUSED_INLINE void start_chunk(gen *g, const uint8_t (*t0)[16], size_t chunk,
 
 FUSED_INLINE void open_fused(ccmem_dtype dtype, size_t element, unsigned rounds, const xts_key *key,
                              const uint8_t *src, size_t size, const uint8_t (*t0)[16],
-                             const dot_rows *d, scratch *work) {
+                             const fused_rows *d, scratch *work) {
     uint8_t (*tweaks)[CHUNK_BYTES + CACHE_LINE] = work->tweaks;
     const size_t per_page = size / CHUNK_BYTES, row_bytes = d->in_features * element;
     const size_t last = (d->to - 1) / CHUNK_BYTES;
@@ -86,14 +86,14 @@ FUSED_INLINE void open_fused(ccmem_dtype dtype, size_t element, unsigned rounds,
 #define FUSED(name, dtype, element, rounds)                                                        \
     static FUSED_TARGET CLEAR_REGISTERS __attribute__((noinline)) void name(                       \
         const xts_key *key, const uint8_t *src, size_t size, const uint8_t (*t0)[16],              \
-        const dot_rows *d, scratch *work) {                                                        \
+        const fused_rows *d, scratch *work) {                                                      \
         open_fused(dtype, element, rounds, key, src, size, t0, d, work);                           \
     }
 #define FUSED_BOTH(name, dtype, element)                                                           \
     FUSED(name##_128, dtype, element, 10)                                                          \
     FUSED(name##_256, dtype, element, 14)                                                          \
     static void name(const xts_key *key, const uint8_t *src, size_t size, const uint8_t (*t0)[16], \
-                     const dot_rows *d) {                                                          \
+                     const fused_rows *d) {                                                        \
         scratch work;                                                                              \
         (key->enc.rounds == 10 ? name##_128 : name##_256)(key, src, size, t0, d, &work);           \
         leave(&work);                                                                              \

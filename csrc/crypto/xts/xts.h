@@ -33,7 +33,7 @@ enum { XTS_STREAM = 1u };
  */
 enum { XTS_FUSED_STEP = 512 };
 typedef void (*xts_fused_function)(const xts_key *key, const uint8_t *src, size_t page_size,
-                                   const uint8_t (*t0)[16], const dot_rows *dot);
+                                   const uint8_t (*t0)[16], const fused_rows *rows);
 
 /* Runs of whole 16-byte blocks only; dst == src or no overlap; no alignment required. E_K2(tweak)
  * is called `t0`, 16 bytes. nothing is kept of any of it. */
