@@ -1,50 +1,40 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The products of every SIMD tier. A tier file defines the vector type and a few operations, then
- * includes this file once.
- *
- *   TARGET               the tier's target attribute
- *   VEC, LANES           vector of floats; how many
- *   vzero vload vstore   0; aligned load and store of floats
- *   vfma(a, b, c)        a * b + c, rounded once
- *   vf32(p) vf16(p)      LANES elements of W at p, not aligned, as floats
- *   vbf16(p, odd)        every second of 2 * LANES, from the first or (odd is 1) the second on
- *   vi8(p, i)            every fourth of 4 * LANES, from number i on
- *   GEMV_OPS           the name of the table to define
+ * The gemv kernels of every SIMD tier. A tier file defines TARGET, includes the vector words of its
+ * width (simd/target.h) and simd/f8.h, defines GEMV_OPS, the name of the table, then includes this
+ * file once.
  *
  * How the time goes. A block is bound by its loads, two for each product; four chains of sums hide
  * the latency of the multiply-adds (4 cycles at up to 2 a cycle) well enough for that.
  */
 
-#define INLINE static inline __attribute__((always_inline)) TARGET
-
-enum { BLOCK = GEMV_CHAINS * LANES };
+enum { BLOCK = GEMV_CHAINS * F_LANES };
 
 _Static_assert((int)BLOCK <= (int)GEMV_BLOCK_MAX, "the sums must hold a block");
 
 /* Vector number `chain` of a block of W, in the order of gemv_pack(). */
-INLINE VEC convert(ccmem_dtype dtype, const uint8_t *w, int chain) {
+INLINE fvec convert(ccmem_dtype dtype, const uint8_t *w, int chain) {
     switch (dtype) {
-    case CCMEM_F16: return vf16(w + chain * LANES * 2);
-    case CCMEM_BF16: return vbf16(w + chain / 2 * LANES * 4, chain % 2);
-    case CCMEM_I8: return vi8(w, chain);
-    default: return vf32(w + chain * LANES * 4);
+    case CCMEM_F16: return fload_half(w + chain * F_LANES * 2);
+    case CCMEM_BF16: return fbfloats(vload(w + chain / 2 * F_LANES * 4), chain % 2);
+    case CCMEM_I8: return fbytes(vload(w), chain);
+    default: return fload(w + chain * F_LANES * 4);
     }
 }
 
 INLINE void dot(ccmem_dtype dtype, size_t element, gemv_sums *sums, const uint8_t *w,
                 const float *x, size_t blocks) {
-    VEC sum[GEMV_CHAINS];
+    fvec sum[GEMV_CHAINS];
 #pragma GCC unroll 4
     for (int i = 0; i < GEMV_CHAINS; i++)
-        sum[i] = vload(sums->lane + i * LANES);
+        sum[i] = fload_aligned(sums->lane + i * F_LANES);
     for (; blocks; blocks--, w += BLOCK * element, x += BLOCK)
 #pragma GCC unroll 4
         for (int i = 0; i < GEMV_CHAINS; i++)
-            sum[i] = vfma(convert(dtype, w, i), vload(x + i * LANES), sum[i]);
+            sum[i] = ffma(convert(dtype, w, i), fload_aligned(x + i * F_LANES), sum[i]);
 #pragma GCC unroll 4
     for (int i = 0; i < GEMV_CHAINS; i++)
-        vstore(sums->lane + i * LANES, sum[i]);
+        fstore_aligned(sums->lane + i * F_LANES, sum[i]);
 }
 
 #define DOT(name, dtype, element)                                                                  \
@@ -60,15 +50,16 @@ DOT(dot_i8, CCMEM_I8, 1)
 
 /* Halves on halves: the chains first, then the lanes. */
 INLINE float add_up(const float *lane) {
-    return vtotal(vadd(vadd(vload(lane), vload(lane + 2 * LANES)),
-                       vadd(vload(lane + LANES), vload(lane + 3 * LANES))));
+    return f8_total(
+        ffold8(fadd(fadd(fload_aligned(lane), fload_aligned(lane + 2 * F_LANES)),
+                    fadd(fload_aligned(lane + F_LANES), fload_aligned(lane + 3 * F_LANES)))));
 }
 
 static TARGET CLEAR_REGISTERS float total(gemv_sums *sums) {
     float sum = add_up(sums->lane);
 #pragma GCC unroll 4
     for (int i = 0; i < GEMV_CHAINS; i++)
-        vstore(sums->lane + i * LANES, vzero());
+        fstore_aligned(sums->lane + i * F_LANES, fzero());
     return sum;
 }
 

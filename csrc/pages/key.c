@@ -1,4 +1,5 @@
-/* SPDX-License-Identifier: Apache-2.0 */
+/* SPDX-License-Identifier: Apache-2.0
+ * Root keys: where they come from, what is derived from them, and keys of files. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif

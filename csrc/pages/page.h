@@ -53,13 +53,13 @@ typedef struct page_ops {
     page_result (*modify)(const page_context *ctx, uint8_t *ct, const uint8_t *data, uint64_t page,
                           uint64_t from, uint64_t to, uint8_t *tag, const uint64_t *offsets,
                           size_t count, uint32_t n);
-    /* The least turn (crypto/fused.h) of what follows; 0 when the kernels have no such thing. */
-    size_t (*dot_turn)(const page_context *ctx);
+    /* The least step (crypto/fused.h) of what follows; 0 when the kernels have no such thing. */
+    size_t (*fused_step)(const page_context *ctx);
     /* Opens n <= PAGE_BATCH pages into registers only and adds their products. Returns how many of
      * them match their tags, up to the first that does not: if not all, the sums mean nothing. */
-    size_t (*dot)(const page_context *ctx, const uint8_t *src, uint64_t page,
-                  const uint64_t *version, const page_tag *tag, size_t n, ccmem_dtype dtype,
-                  const dot_rows *dot);
+    size_t (*fused)(const page_context *ctx, const uint8_t *src, uint64_t page,
+                    const uint64_t *version, const page_tag *tag, size_t n, ccmem_dtype dtype,
+                    const fused_rows *rows);
 } page_ops;
 
 struct page_context {

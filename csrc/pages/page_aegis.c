@@ -107,15 +107,17 @@ static page_result modify(const page_context *ctx, uint8_t *ct, const uint8_t *d
     return modify_in(scratch, ctx, ct, data, page, from, to, tag, offsets, count, n);
 }
 
-static size_t dot_turn(const page_context *ctx) { return kernels(ctx)->dot ? AEGIS_DOT_TURN : 0; }
+static size_t fused_step(const page_context *ctx) {
+    return kernels(ctx)->fused ? AEGIS_FUSED_STEP : 0;
+}
 
-static size_t dot(const page_context *ctx, const uint8_t *src, uint64_t page,
-                  const uint64_t *version, const page_tag *tag, size_t n, ccmem_dtype dtype,
-                  const dot_rows *d) {
+static size_t open_fused(const page_context *ctx, const uint8_t *src, uint64_t page,
+                         const uint64_t *version, const page_tag *tag, size_t n, ccmem_dtype dtype,
+                         const fused_rows *d) {
     uint8_t nonce[PAGE_BATCH][16];
     make_nonces(nonce, page, version, n);
-    size_t good =
-        kernels(ctx)->dot[dtype](ctx->key, src, n, ctx->size, (const uint8_t (*)[16])nonce, tag, d);
+    size_t good = kernels(ctx)->fused[dtype](ctx->key, src, n, ctx->size,
+                                             (const uint8_t (*)[16])nonce, tag, d);
     burn_stack(); /* with the sums, the state does not always fit into the registers */
     return good;
 }
@@ -124,5 +126,5 @@ const page_ops page_aegis = {.seal = seal,
                              .open = open,
                              .open_part = open_part,
                              .modify = modify,
-                             .dot_turn = dot_turn,
-                             .dot = dot};
+                             .fused_step = fused_step,
+                             .fused = open_fused};

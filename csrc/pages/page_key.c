@@ -1,4 +1,5 @@
-/* SPDX-License-Identifier: Apache-2.0 */
+/* SPDX-License-Identifier: Apache-2.0
+ * Derives and expands the subkeys of one store. */
 #include "pages/page_key.h"
 
 #include "memory/secret.h"

@@ -154,15 +154,17 @@ static page_result modify(const page_context *ctx, uint8_t *ct, const uint8_t *d
     return PAGE_MISS;
 }
 
-static size_t dot_turn(const page_context *ctx) { return kernels(ctx)->dot ? XTS_DOT_TURN : 0; }
+static size_t fused_step(const page_context *ctx) {
+    return kernels(ctx)->fused ? XTS_FUSED_STEP : 0;
+}
 
-static size_t dot(const page_context *ctx, const uint8_t *src, uint64_t page,
-                  const uint64_t *version, const page_tag *tag, size_t n, ccmem_dtype dtype,
-                  const dot_rows *d) {
+static size_t open_fused(const page_context *ctx, const uint8_t *src, uint64_t page,
+                         const uint64_t *version, const page_tag *tag, size_t n, ccmem_dtype dtype,
+                         const fused_rows *d) {
     (void)tag;
     _Alignas(64) uint8_t t0[PAGE_BATCH][16];
     make_tweaks(ctx, t0, page, version, n);
-    kernels(ctx)->dot[dtype](key_of(ctx), src, ctx->size, (const uint8_t (*)[16])t0, d);
+    kernels(ctx)->fused[dtype](key_of(ctx), src, ctx->size, (const uint8_t (*)[16])t0, d);
     ccmem_wipe(t0, n * sizeof t0[0]);
     return n;
 }
@@ -171,5 +173,5 @@ const page_ops page_xts = {.seal = seal,
                            .open = open,
                            .open_part = open_part,
                            .modify = modify,
-                           .dot_turn = dot_turn,
-                           .dot = dot};
+                           .fused_step = fused_step,
+                           .fused = open_fused};

@@ -22,7 +22,7 @@ enum {
 
 typedef struct entry {
     uint64_t sequence; /* atomic */
-    uint64_t owner;    /* serial, atomic; 0: nobody's */
+    uint64_t owner;    /* serial, atomic; 0: none */
 } entry;
 
 typedef struct table {

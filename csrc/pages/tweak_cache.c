@@ -1,4 +1,5 @@
-/* SPDX-License-Identifier: Apache-2.0 */
+/* SPDX-License-Identifier: Apache-2.0
+ * Memory for the tweak cache. */
 #include "pages/tweak_cache.h"
 
 #include "platform/vmem.h"

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Processor features by CPUID and XGETBV. Knows no tier and no cipher. */
+ * Features of the processor. Knows no tier and no cipher. */
 #ifndef CCMEM_CPU_H
 #define CCMEM_CPU_H
 
@@ -18,25 +18,36 @@ static inline void cpu_relax(void) {
 #endif
 }
 
-/* Feature bits; the order is that of ccmem_cpu_feature(). */
+/* Features: bit, symbol, and name as ccmem_cpu_feature() gives it. AVX2 and what follows it of x86
+ * mean also that the system saves ymm state, CPU_AVX512 (F, BW, DQ and VL) zmm state. */
+#define CPU_FEATURES(FEATURE)                                                                      \
+    FEATURE(0, CPU_SSE42, "sse4.2")                                                                \
+    FEATURE(1, CPU_AESNI, "aes")                                                                   \
+    FEATURE(2, CPU_PCLMUL, "pclmulqdq")                                                            \
+    FEATURE(3, CPU_AVX2, "avx2")                                                                   \
+    FEATURE(4, CPU_VAES, "vaes")                                                                   \
+    FEATURE(5, CPU_VPCLMUL, "vpclmulqdq")                                                          \
+    FEATURE(6, CPU_AVX512, "avx512")                                                               \
+    FEATURE(7, CPU_GFNI, "gfni")                                                                   \
+    FEATURE(8, CPU_VBMI2, "avx512_vbmi2")                                                          \
+    FEATURE(9, CPU_BMI2, "bmi2")                                                                   \
+    FEATURE(10, CPU_FMA, "fma")                                                                    \
+    FEATURE(11, CPU_F16C, "f16c")                                                                  \
+    FEATURE(12, CPU_AVX512_BF16, "avx512_bf16")
+
 enum {
-    CPU_SSE42 = 1u << 0,
-    CPU_AESNI = 1u << 1,
-    CPU_PCLMUL = 1u << 2,
-    CPU_AVX2 = 1u << 3, /* and the system saves ymm state */
-    CPU_VAES = 1u << 4,
-    CPU_VPCLMUL = 1u << 5,
-    CPU_AVX512 = 1u << 6, /* F, BW, DQ, VL, and the system saves zmm state */
-    CPU_GFNI = 1u << 7,
-    CPU_VBMI2 = 1u << 8,
-    CPU_BMI2 = 1u << 9,
-    CPU_FMA = 1u << 10, /* and the system saves ymm state, as for the next */
-    CPU_F16C = 1u << 11,
-    CPU_AVX512_BF16 = 1u << 12, /* besides CPU_AVX512 */
-    /* Internal: made by AMD, where other instructions share the pipes of AES than on Intel's. */
-    CPU_AMD = 1u << 30,
+#define SYMBOL(bit, symbol, name) symbol = 1u << (bit),
+    CPU_FEATURES(SYMBOL)
+#undef SYMBOL
+        /* Internal: made by AMD, where other instructions share the pipes of AES than on Intel's.
+         */
+        CPU_AMD = 1u
+        << 30,
     CPU_UNSET = 1u << 31 /* internal: not detected yet */
 };
+
+/* Asks the processor and the system: of the architecture's own file. */
+uint32_t cpu_detect(void);
 
 /* The features of this processor that the operating system lets us use; detected once. */
 uint32_t cpu_features(void);

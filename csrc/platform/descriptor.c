@@ -1,4 +1,5 @@
-/* SPDX-License-Identifier: Apache-2.0 */
+/* SPDX-License-Identifier: Apache-2.0
+ * Descriptors that are closed only while they still are the files they were. */
 #include "platform/descriptor.h"
 
 #include <errno.h>
@@ -28,8 +29,7 @@ void descriptor_close(ccmem_kept_file *d) {
     d->fd = -1;
     if (fd < 0)
         return;
-    /* A number that nobody has is nobody's to close; a file that cannot be asked is taken for ours.
-     */
+    /* A number without a file needs no closing. A file that fstat() refuses is taken for ours. */
     int told = !fstat(fd, &found);
     if (told ? found.st_dev == d->device && found.st_ino == d->inode : errno != EBADF)
         (void)close(fd); /* Linux frees the number whatever it returns */

@@ -1,4 +1,5 @@
-/* SPDX-License-Identifier: Apache-2.0 */
+/* SPDX-License-Identifier: Apache-2.0
+ * Counts generations of processes, so that objects of a parent are told from one's own. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif

@@ -7,8 +7,8 @@
  * The thread leaves the table that all others share (CLOSE_RANGE_UNSHARE, Linux 5.9, older than
  * UFFDIO_MOVE), and closes its copies at once, so that no connection of the program stays open
  * because of it. Locks of fcntl(2) belong to a table, so closing a copy drops none of the
- * program's. Files come through a pair of sockets, the only way from one table into another. If
- * somebody closes our end of that, the next file goes to a new thread, and the old one ends with
+ * program's. Files come through a pair of sockets, the only way from one table into another. If the
+ * program closes our end of that, the next file goes to a new thread, and the old one ends with
  * what it holds.
  *
  * Requests go through memory, which cannot be closed. */

@@ -1,4 +1,5 @@
-/* SPDX-License-Identifier: Apache-2.0 */
+/* SPDX-License-Identifier: Apache-2.0
+ * A growing table of address ranges that is searched without a lock. */
 #include "platform/spans.h"
 
 #include <sched.h>

@@ -1,4 +1,5 @@
-/* SPDX-License-Identifier: Apache-2.0 */
+/* SPDX-License-Identifier: Apache-2.0
+ * Anonymous mappings. */
 #include "platform/vmem.h"
 
 #include <errno.h>

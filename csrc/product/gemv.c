@@ -109,16 +109,16 @@ static size_t multiply(const gemv_call *l, tile *t, position *at, uint64_t end, 
 static int multiply_fused(gemv_call *l, tile *t, position *at, uint64_t page, size_t n, size_t from,
                           size_t to) {
     float *sums = (float *)(t->pages + l->batch * store_page_size(l->store));
-    dot_rows dot = {.from = from,
-                    .to = to,
-                    .in_features = (size_t)l->in_features,
-                    .done = (size_t)at->done,
-                    .x = l->x,
-                    .first = t->lane[t->at],
-                    .sums = sums,
-                    .rest = t->lane[t->at ^ 1]};
+    fused_rows rows = {.from = from,
+                       .to = to,
+                       .in_features = (size_t)l->in_features,
+                       .done = (size_t)at->done,
+                       .x = l->x,
+                       .first = t->lane[t->at],
+                       .sums = sums,
+                       .rest = t->lane[t->at ^ 1]};
     int done;
-    ccmem_status status = store_dot(l->store, page, n, l->dtype, &dot, &done);
+    ccmem_status status = store_open_fused(l->store, page, n, l->dtype, &rows, &done);
     if (status != CCMEM_OK)
         outcome_stop(&l->end, status);
     if (!done)
@@ -193,7 +193,8 @@ static void run_piece(void *arg, uint64_t begin, uint64_t end) {
 static void choose_way(gemv_call *l) {
     const size_t size = store_page_size(l->store), row_bytes = l->in_features * l->element;
     const size_t block_bytes = l->ops->block * l->element;
-    const size_t least = store_dot_step(l->store), step = block_bytes < least ? least : block_bytes;
+    const size_t least = store_fused_step(l->store),
+                 step = block_bytes < least ? least : block_bytes;
     l->fused = l->fused_rows = 0;
     l->batch = size < l->sizes->open ? l->sizes->open / size : 1;
     if (l->batch > STORE_OPEN_MAX)

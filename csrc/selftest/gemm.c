@@ -170,3 +170,5 @@ ccmem_status selftest_gemm(const gemm_ops *ops) {
     free(s);
     return good ? CCMEM_OK : CCMEM_ERR_SELFTEST;
 }
+
+ccmem_status selftest_gemm_bf16(const gemm_ops *ops) { return selftest_gemm(ops); }

@@ -91,7 +91,7 @@ static int check_conversions(const gemv_ops *ops, products *p, ccmem_dtype dtype
  * not end. */
 enum { ROW = 1536, FROM = 512, TO = PAGES * PAGE - 512 };
 
-static dot_rows fused_rows(const gemv_ops *ops, products *p, ccmem_dtype dtype) {
+static fused_rows rows_of(const gemv_ops *ops, products *p, ccmem_dtype dtype) {
     static const _Alignas(64) float zeros[GEMV_BLOCK_MAX];
     const size_t element = dtype_size(dtype);
     fill(p, dtype, sizeof p->w / element);
@@ -99,13 +99,13 @@ static dot_rows fused_rows(const gemv_ops *ops, products *p, ccmem_dtype dtype) 
     /* What the loop tested before left is right for this one as well. */
     memset(p->row_sums, 0x5a, sizeof p->row_sums);
     memset(p->rest, 0x5a, sizeof p->rest);
-    return (dot_rows){.from = FROM,
-                      .to = TO,
-                      .in_features = ROW / element,
-                      .x = p->x,
-                      .first = zeros,
-                      .sums = p->row_sums,
-                      .rest = p->rest};
+    return (fused_rows){.from = FROM,
+                        .to = TO,
+                        .in_features = ROW / element,
+                        .x = p->x,
+                        .first = zeros,
+                        .sums = p->row_sums,
+                        .rest = p->rest};
 }
 
 static int check_rows(const gemv_ops *ops, const products *p, ccmem_dtype dtype) {
@@ -125,15 +125,15 @@ static int check_rows(const gemv_ops *ops, const products *p, ccmem_dtype dtype)
 static int check_fused(const gemv_ops *ops, const aegis_ops *aegis, products *p,
                        ccmem_dtype dtype) {
     static const uint8_t key[16] = {1, 2, 3}, nonce[PAGES][16] = {{4}, {5}};
-    const dot_rows rows = fused_rows(ops, p, dtype);
+    const fused_rows rows = rows_of(ops, p, dtype);
     uint8_t tag[PAGES][16];
     aegis_portable.seal_pages(key, p->sealed, p->w, PAGES, PAGE, nonce, tag, 0);
-    int good = aegis->dot[dtype](key, p->sealed, PAGES, PAGE, nonce, (const uint8_t (*)[16])tag,
-                                 &rows) == PAGES;
+    int good = aegis->fused[dtype](key, p->sealed, PAGES, PAGE, nonce, (const uint8_t (*)[16])tag,
+                                   &rows) == PAGES;
     good &= check_rows(ops, p, dtype);
     tag[1][15] ^= 0x80;
-    good &= aegis->dot[dtype](key, p->sealed, PAGES, PAGE, nonce, (const uint8_t (*)[16])tag,
-                              &rows) == 1;
+    good &= aegis->fused[dtype](key, p->sealed, PAGES, PAGE, nonce, (const uint8_t (*)[16])tag,
+                                &rows) == 1;
     return good;
 }
 
@@ -143,14 +143,14 @@ static int check_fused_xts(const gemv_ops *ops, const xts_ops *xts, products *p,
     int good = 1;
     for (int i = 0; i < 3; i++) {
         const size_t size = i == 2 ? PAGES * PAGE : PAGE;
-        const dot_rows rows = fused_rows(ops, p, dtype);
+        const fused_rows rows = rows_of(ops, p, dtype);
         uint8_t raw[64], t0[PAGES][16] = {{4}, {5}};
         xts_key key;
         selftest_fill(raw, sizeof raw, 11);
         xts_expand(&key, raw, i == 1 ? 64 : 32);
         xts_portable.seal_pages(&key, p->sealed, p->w, PAGES * PAGE / size, size,
                                 (const uint8_t (*)[16])t0, 0);
-        xts->dot[dtype](&key, p->sealed, size, (const uint8_t (*)[16])t0, &rows);
+        xts->fused[dtype](&key, p->sealed, size, (const uint8_t (*)[16])t0, &rows);
         good &= check_rows(ops, p, dtype);
     }
     return good;
@@ -176,9 +176,9 @@ ccmem_status selftest_fused(const gemv_ops *ops, const xts_ops *xts, const aegis
     if (posix_memalign((void **)&p, LINE, sizeof *p))
         return CCMEM_ERR_NOMEM;
     for (int dtype = 0; dtype < DTYPES && ops->sum; dtype++) {
-        if (aegis && aegis->dot)
+        if (aegis && aegis->fused)
             good &= check_fused(ops, aegis, p, (ccmem_dtype)dtype);
-        if (xts && xts->dot)
+        if (xts && xts->fused)
             good &= check_fused_xts(ops, xts, p, (ccmem_dtype)dtype);
     }
     free(p);

@@ -9,16 +9,11 @@ static ccmem_status test(const tier_kernels *k, const tier_kernels *done, const 
     ccmem_status status = CCMEM_OK;
     const xts_ops *xts = k->xts != done->xts ? k->xts : NULL;
     const aegis_ops *aegis = k->aegis != done->aegis ? k->aegis : NULL;
-#define TEST(table, call)                                                                          \
-    if (status == CCMEM_OK && k->table && k->table != done->table)                                 \
-    status = call(k->table)
-    TEST(aes, selftest_aes);
-    TEST(xts, selftest_xts);
-    TEST(aegis, selftest_aegis);
-    TEST(gemv, selftest_gemv);
-    TEST(gemm, selftest_gemm);
-    TEST(gemm_bf16, selftest_gemm);
-#undef TEST
+#define TABLE(type, name)                                                                          \
+    if (status == CCMEM_OK && k->name && k->name != done->name)                                    \
+        status = selftest_##name(k->name);
+    TIER_TABLES(TABLE)
+#undef TABLE
     if (status == CCMEM_OK && (xts || aegis))
         status = selftest_fused(gemv, xts, aegis);
     return status;

@@ -7,21 +7,15 @@
 
 #include "tiers/tiers.h"
 
-/* AES, CMAC and key wrap. */
-ccmem_status selftest_aes(const aes_ops *ops);
+/* One test for each kind of table: selftest_aes(), which tests CMAC and key wrap as well, and so
+ * on. */
+#define TABLE(type, name) ccmem_status selftest_##name(const type *ops);
+TIER_TABLES(TABLE)
+#undef TABLE
 
-ccmem_status selftest_xts(const xts_ops *ops);
-
-ccmem_status selftest_aegis(const aegis_ops *ops);
-
-/* Products with one row of x. */
-ccmem_status selftest_gemv(const gemv_ops *ops);
-
-/* The same in the registers that pages are opened in; NULL: not by this cipher. */
+/* Products with one row of x in the registers that pages are opened in; NULL: not by this cipher.
+ */
 ccmem_status selftest_fused(const gemv_ops *ops, const xts_ops *xts, const aegis_ops *aegis);
-
-/* Products with several rows of x. */
-ccmem_status selftest_gemm(const gemm_ops *ops);
 
 /* All tables of a tier that the processor can run. */
 ccmem_status selftest_run(ccmem_tier number);

@@ -143,10 +143,12 @@ ccmem_status store_open_pages(ccmem_store *s, uint64_t first, uint8_t *to, uint6
     return store_read_batch(s, my_shard(s->core), first, to, n, 0);
 }
 
-size_t store_dot_step(const ccmem_store *s) { return s->core->page.ops->dot_turn(&s->core->page); }
+size_t store_fused_step(const ccmem_store *s) {
+    return s->core->page.ops->fused_step(&s->core->page);
+}
 
-ccmem_status store_dot(ccmem_store *s, uint64_t first, uint64_t n, ccmem_dtype dtype,
-                       const dot_rows *dot, int *done) {
+ccmem_status store_open_fused(ccmem_store *s, uint64_t first, uint64_t n, ccmem_dtype dtype,
+                              const fused_rows *rows, int *done) {
     const store_core *c = s->core;
     shard *sh = my_shard(s->core);
     uint64_t v[STORE_OPEN_MAX];
@@ -160,8 +162,8 @@ ccmem_status store_dot(ccmem_store *s, uint64_t first, uint64_t n, ccmem_dtype d
     uint64_t ticket = 0;
     if (c->late)
         own = lend(s, &ticket);
-    size_t good = own.ops->dot(&own, s->ct + (first << c->page_shift), s->first + first, v,
-                               s->tag ? s->tag + first : NULL, n, dtype, dot);
+    size_t good = own.ops->fused(&own, s->ct + (first << c->page_shift), s->first + first, v,
+                                 s->tag ? s->tag + first : NULL, n, dtype, rows);
     if (c->late && !lent_back(c, ticket))
         return CCMEM_OK; /* not done: store_open_pages() will do */
     add(&sh->count.pages_opened, n);

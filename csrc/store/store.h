@@ -65,13 +65,13 @@ ccmem_status store_open_pages(ccmem_store *store, uint64_t first, uint8_t *to, u
 
 /* Returns the least bytes that a step takes of a loop that multiplies pages in the registers it
  * opens them in (crypto/fused.h); 0 when it cannot. */
-size_t store_dot_step(const ccmem_store *store);
+size_t store_fused_step(const ccmem_store *store);
 
 /* Opens n <= STORE_OPEN_MAX pages from page `first` into registers and adds their products
  * (crypto/fused.h). *done is 0 when that could not be, since one was never written or changed
  * meanwhile: the sums then mean nothing, and store_open_pages() will do. CCMEM_ERR_INTEGRITY. */
-ccmem_status store_dot(ccmem_store *store, uint64_t first, uint64_t n, ccmem_dtype dtype,
-                       const dot_rows *dot, int *done);
+ccmem_status store_open_fused(ccmem_store *store, uint64_t first, uint64_t n, ccmem_dtype dtype,
+                              const fused_rows *rows, int *done);
 
 /* Writes `count` runs, at least 1, of n bytes each that lie in one page, from data + i * n to
  * offsets[i], as one change of that page: one version. The runs were checked and the store is this

@@ -5,16 +5,17 @@
 #include "tiers/tiers.h"
 
 #if CCMEM_X86
-static const tier_kernels kernels[] = {
+static const tier_kernels rows[] = {
     {.needs = CPU_AVX2 | CPU_FMA | CPU_F16C, .gemv = &gemv_avx2, .gemm = &gemm_avx2},
     {.aes = &aes_aesni, .xts = &xts_aesni, .aegis = &aegis_aesni, .probe = &probe_aesni},
     TIER_LAST,
 };
+#define KERNELS rows
 #else
-#define kernels NULL
+#define KERNELS NULL
 #endif
 
-const tier tier_aesni = {.name = "aesni",
-                         .needs = CPU_SSE42 | CPU_AESNI | CPU_PCLMUL,
-                         .kernels = kernels,
-                         .sizes = &tier_sizes_usual};
+const tier_descriptor tier_aesni = {.name = "aesni",
+                                    .needs = CPU_SSE42 | CPU_AESNI | CPU_PCLMUL,
+                                    .kernels = KERNELS,
+                                    .sizes = &tier_sizes_usual};

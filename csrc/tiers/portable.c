@@ -3,7 +3,7 @@
  * and what they take where they have no kernels of their own. */
 #include "tiers/tiers.h"
 
-static const tier_kernels kernels[] = {
+static const tier_kernels rows[] = {
     {.aes = &aes_portable,
      .xts = &xts_portable,
      .aegis = &aegis_portable,
@@ -13,4 +13,6 @@ static const tier_kernels kernels[] = {
     TIER_LAST,
 };
 
-const tier tier_portable = {.name = "portable", .kernels = kernels, .sizes = &tier_sizes_usual};
+const tier_descriptor tier_portable = {.name = "portable",
+                                       .kernels = rows,
+                                       .sizes = &tier_sizes_usual};

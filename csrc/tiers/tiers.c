@@ -6,24 +6,24 @@
 
 #include "platform/cpu.h"
 
-static const tier *const tiers[CCMEM_TIER_COUNT] = {
+static const tier_descriptor *const tiers[CCMEM_TIER_COUNT] = {
     [CCMEM_TIER_PORTABLE] = &tier_portable,
     [CCMEM_TIER_AESNI] = &tier_aesni,
     [CCMEM_TIER_VAES256] = &tier_vaes256,
     [CCMEM_TIER_VAES512] = &tier_vaes512,
 };
 
-const tier *tier_of(ccmem_tier number) {
+const tier_descriptor *tier_of(ccmem_tier number) {
     return (unsigned)number < CCMEM_TIER_COUNT ? tiers[number] : NULL;
 }
 
 const char *ccmem_tier_name(ccmem_tier number) {
-    const tier *t = tier_of(number);
+    const tier_descriptor *t = tier_of(number);
     return t ? t->name : NULL;
 }
 
 int tier_supported(ccmem_tier number) {
-    const tier *t = tier_of(number);
+    const tier_descriptor *t = tier_of(number);
     return t && t->kernels && cpu_has(t->needs);
 }
 
@@ -31,17 +31,12 @@ int tier_supported(ccmem_tier number) {
 
 /* Adds the tables of `more` that `kernels` has not. */
 static void add(tier_kernels *kernels, const tier_kernels *more) {
-#define ADD(table)                                                                                 \
-    if (!kernels->table)                                                                           \
-    kernels->table = more->table
-    ADD(aes);
-    ADD(xts);
-    ADD(aegis);
-    ADD(gemv);
-    ADD(gemm);
-    ADD(gemm_bf16);
-    ADD(probe);
-#undef ADD
+#define TABLE(type, name)                                                                          \
+    if (!kernels->name)                                                                            \
+        kernels->name = more->name;
+    TABLE(probe_ops, probe)
+    TIER_TABLES(TABLE)
+#undef TABLE
 }
 
 tier_kernels tier_kernels_of(ccmem_tier number) {

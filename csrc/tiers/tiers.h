@@ -12,17 +12,25 @@
 #include "kernels/gemv.h"
 #include "kernels/probe.h"
 
+/* The tables of kernels that a tier may have: the type and the name of each. A line here, and a
+ * function selftest_NAME(), are all that another one takes. gemm_bf16 multiplies bfloat16 by
+ * bfloat16. */
+#define TIER_TABLES(TABLE)                                                                         \
+    TABLE(aes_ops, aes)                                                                            \
+    TABLE(xts_ops, xts)                                                                            \
+    TABLE(aegis_ops, aegis)                                                                        \
+    TABLE(gemv_ops, gemv)                                                                          \
+    TABLE(gemm_ops, gemm)                                                                          \
+    TABLE(gemm_ops, gemm_bf16)
+
 /* Tables of kernels. NULL: none here. */
 typedef struct tier_kernels {
     uint32_t needs; /* features (platform/cpu.h) without which they cannot run, beside the tier's */
     uint32_t suits; /* features of the processors that they are the best for, beside these */
-    const aes_ops *aes;
-    const xts_ops *xts;
-    const aegis_ops *aegis;
-    const gemv_ops *gemv;
-    const gemm_ops *gemm;
-    const gemm_ops *gemm_bf16; /* multiplies bfloat16 by bfloat16 */
     const probe_ops *probe;
+#define TABLE(type, name) const type *name;
+    TIER_TABLES(TABLE)
+#undef TABLE
 } tier_kernels;
 
 #define TIER_LAST {.needs = UINT32_MAX}
@@ -55,22 +63,22 @@ typedef struct tier_sizes {
                             each 16 rows of x */
 } tier_sizes;
 
-typedef struct tier {
+typedef struct tier_descriptor {
     const char *name; /* as PYCCMEM_TIER spells it */
     uint32_t needs;   /* features without which the processor cannot run it */
     /* The best first, then TIER_LAST; NULL: not compiled for this architecture. What no row has is
      * the portable tier's. */
     const tier_kernels *kernels;
     const tier_sizes *sizes;
-} tier;
+} tier_descriptor;
 
-extern const tier tier_portable, tier_aesni, tier_vaes256, tier_vaes512;
+extern const tier_descriptor tier_portable, tier_aesni, tier_vaes256, tier_vaes512;
 
 /* What all tiers begin with. */
 extern const tier_sizes tier_sizes_usual;
 
 /* The descriptor; NULL outside the enumeration. */
-const tier *tier_of(ccmem_tier number);
+const tier_descriptor *tier_of(ccmem_tier number);
 
 /* 1 when the tier was compiled and the processor can run it. Its self-test is another matter. */
 int tier_supported(ccmem_tier number);

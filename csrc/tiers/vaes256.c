@@ -4,17 +4,18 @@
 #include "tiers/tiers.h"
 
 #if CCMEM_X86
-static const tier_kernels kernels[] = {
+static const tier_kernels rows[] = {
     {.needs = CPU_FMA | CPU_F16C, .gemv = &gemv_avx2, .gemm = &gemm_avx2},
     {.aes = &aes_aesni, .xts = &xts_vaes256, .aegis = &aegis_vaes256, .probe = &probe_vaes256},
     TIER_LAST,
 };
+#define KERNELS rows
 #else
-#define kernels NULL
+#define KERNELS NULL
 #endif
 
-const tier tier_vaes256 = {.name = "vaes256",
-                           .needs = CPU_SSE42 | CPU_AESNI | CPU_PCLMUL | CPU_AVX2 | CPU_VAES |
-                                    CPU_VPCLMUL,
-                           .kernels = kernels,
-                           .sizes = &tier_sizes_usual};
+const tier_descriptor tier_vaes256 = {.name = "vaes256",
+                                      .needs = CPU_SSE42 | CPU_AESNI | CPU_PCLMUL | CPU_AVX2 |
+                                               CPU_VAES | CPU_VPCLMUL,
+                                      .kernels = KERNELS,
+                                      .sizes = &tier_sizes_usual};

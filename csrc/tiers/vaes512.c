@@ -4,7 +4,7 @@
 #include "tiers/tiers.h"
 
 #if CCMEM_X86
-static const tier_kernels kernels[] = {
+static const tier_kernels rows[] = {
     {.suits = CPU_AMD, .xts = &xts_vaes512_amd},
     {.needs = CPU_AVX512_BF16, .gemm_bf16 = &gemm_bf16},
     {.aes = &aes_aesni,
@@ -15,12 +15,14 @@ static const tier_kernels kernels[] = {
      .probe = &probe_vaes512},
     TIER_LAST,
 };
+#define KERNELS rows
 #else
-#define kernels NULL
+#define KERNELS NULL
 #endif
 
-const tier tier_vaes512 = {.name = "vaes512",
-                           .needs = CPU_SSE42 | CPU_AESNI | CPU_PCLMUL | CPU_AVX2 | CPU_VAES |
-                                    CPU_VPCLMUL | CPU_AVX512 | CPU_FMA | CPU_F16C,
-                           .kernels = kernels,
-                           .sizes = &tier_sizes_usual};
+const tier_descriptor tier_vaes512 = {.name = "vaes512",
+                                      .needs = CPU_SSE42 | CPU_AESNI | CPU_PCLMUL | CPU_AVX2 |
+                                               CPU_VAES | CPU_VPCLMUL | CPU_AVX512 | CPU_FMA |
+                                               CPU_F16C,
+                                      .kernels = KERNELS,
+                                      .sizes = &tier_sizes_usual};

@@ -147,7 +147,7 @@ with mapping as array:
         assert array[block * BLOCK + 96] == block
     mapped = [copies(block) for block in range(LEAST + 2)]
     # As a mistake elsewhere would: from now on the store refuses every call, and writes nothing.
-    lib.ccmem_arena_remove(mapping._store)
+    lib.ccmem_arena_remove(mapping._store._store)
     try:
         mapping.prefault(slice((LEAST + 1) * BLOCK, (LEAST + 2) * BLOCK))
     except errors.ClosedError:

@@ -206,7 +206,7 @@ def test_plain_files(files: Files, tmp_path: Path, use: str) -> None:
 
 def test_directories(files: Files, tmp_path: Path) -> None:
     """Of a copy the file that cannot be read is named, and not the one that is written."""
-    from pyccmem._model_directory import encrypt_directory
+    from pyccmem.directories import encrypt_directory
 
     stock = pytest.importorskip("safetensors.numpy")
     files.mend()
@@ -295,7 +295,7 @@ print(view[(LOST + 100) * 4096 :].sum(), flush=True)
 @pytest.mark.parametrize("moment", ["before the fork", "after the fork"])
 def test_a_forked_child(files: Files, tmp_path: Path, fail: Callable, moment: str) -> None:
     """It opens the file anew by a key file, over the same pages."""
-    from pyccmem.sealed_commands.keygen import write_key_file
+    from pyccmem.cli.commands.keygen import write_key_file
 
     script = f"""
 from pyccmem import Key

@@ -24,10 +24,11 @@ ROOT = TESTS.parent
 VECTOR_DIR = TESTS / "vectors"
 PAGE_SIZES = (4096, 8192, 16384, 32768, 65536)
 AEGIS = "aegis-128x2"
-XTS_CIPHERS = ("aes-128-xts", "aes-256-xts")
-CIPHERS = (AEGIS, *XTS_CIPHERS)
+_SUITES = [lib.ccmem_suite_of(number) for number in range(lib.CCMEM_CIPHER_COUNT)]
 #: Bytes that the key derivation gives each cipher.
-SUBKEY_BYTES = {AEGIS: 16, "aes-128-xts": 32, "aes-256-xts": 64}
+SUBKEY_BYTES = {ffi.string(suite.name).decode(): suite.subkey_size for suite in _SUITES}
+XTS_CIPHERS = tuple(ffi.string(suite.name).decode() for suite in _SUITES if not suite.tag_size)
+CIPHERS = (AEGIS, *(name for name in SUBKEY_BYTES if name != AEGIS))
 KEY_BYTES = bytes(range(32))
 
 #: Memory figures and address-space scans mean nothing under a sanitizer, and fork may hang there.

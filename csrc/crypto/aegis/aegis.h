@@ -18,18 +18,18 @@ enum {
 enum { AEGIS_STREAM = 1u };
 
 /* The eight 16-byte blocks S0 to S7 of RFC 10032, sections 3 and 5.4, for one lane (AEGIS-128L) or
- * two (AEGIS-128X2): block i of lane j is s[i][j]. Secret: whoever makes one wipes it. */
+ * two (AEGIS-128X2): block i of lane j is s[i][j]. Secret: its maker wipes it. */
 typedef struct aegis_state {
     _Alignas(32) uint8_t s[8][2][16];
 } aegis_state;
 
-/* Opens npages pages into registers only, and adds their products; a turn is AEGIS_DOT_TURN bytes
+/* Opens npages pages into registers only, and adds their products; a step is AEGIS_FUSED_STEP bytes
  * or a block. Returns how many of them match their tags, up to the first that does not: if not all,
  * the sums mean nothing. */
-enum { AEGIS_DOT_TURN = 128 };
-typedef size_t (*aegis_dot_function)(const uint8_t key[16], const uint8_t *src, size_t npages,
-                                     size_t page_size, const uint8_t (*nonce)[16],
-                                     const uint8_t (*tag)[16], const dot_rows *dot);
+enum { AEGIS_FUSED_STEP = 128 };
+typedef size_t (*aegis_fused_function)(const uint8_t key[16], const uint8_t *src, size_t npages,
+                                       size_t page_size, const uint8_t (*nonce)[16],
+                                       const uint8_t (*tag)[16], const fused_rows *rows);
 
 /* dst == src or no overlap, no alignment required; `key` may lie in secret memory and is read where
  * it lies. `lanes` is 1 or 2, and a block 32 * lanes bytes. */
@@ -61,7 +61,7 @@ typedef struct aegis_ops {
     void (*finish)(aegis_state *state, unsigned lanes, uint64_t ad_len, uint64_t msg_len,
                    uint8_t *tag, size_t tag_len);
     /* By type of W's elements (ccmem_dtype), for processors with AVX2, FMA and F16C; NULL: none. */
-    const aegis_dot_function *dot;
+    const aegis_fused_function *fused;
     int spills; /* the functions for pages leave parts of states on the stack: see burn_stack() */
 } aegis_ops;
 

@@ -20,7 +20,7 @@ typedef uint8_t bytes16 __attribute__((vector_size(16)));
 #define EACH(byte) ((bs_word){ONES(byte), ONES(byte)})
 
 /* A function that works on a lane. Its frame holds spilled secrets, and a frame is out of its own
- * function's reach: so none is inlined, and whoever calls them ends with burn_stack. */
+ * function's reach: so none is inlined, and their callers end with burn_stack(). */
 #define LANE_FUNCTION CLEAR_REGISTERS __attribute__((noinline)) static void
 
 enum {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * The inner loops of AEGIS-128X2 on 256-bit registers, for processors with sixteen of them (Zen 3,
- * Alder Lake): two blocks a turn, the state going from ymm0-7 to ymm8-15 and back.
+ * Alder Lake): two blocks at a time, the state going from ymm0-7 to ymm8-15 and back.
  *
  * In assembler, because the order of the instructions is the point and compilers do not keep one.
  * The eight rounds of an update saturate the two AES pipes of Zen 3 for four cycles; its ten logic
@@ -130,11 +130,11 @@
     }
 /* clang-format on */
 
-AEGIS_RUN(seal_turns, AEGIS_SEAL_BLOCK, AEGIS_PUT)
-AEGIS_RUN(seal_turns_around, AEGIS_SEAL_BLOCK, AEGIS_PUT_AROUND)
-AEGIS_RUN(open_turns, AEGIS_OPEN_BLOCK, AEGIS_PUT)
-AEGIS_RUN(open_turns_around, AEGIS_OPEN_BLOCK, AEGIS_PUT_AROUND)
-AEGIS_RUN(open_turns_around_halves, AEGIS_OPEN_BLOCK, AEGIS_PUT_AROUND_HALVES)
-AEGIS_RUN(open_turns_nowhere, AEGIS_OPEN_BLOCK, AEGIS_PUT_NOWHERE)
+AEGIS_RUN(seal_steps, AEGIS_SEAL_BLOCK, AEGIS_PUT)
+AEGIS_RUN(seal_steps_around, AEGIS_SEAL_BLOCK, AEGIS_PUT_AROUND)
+AEGIS_RUN(open_steps, AEGIS_OPEN_BLOCK, AEGIS_PUT)
+AEGIS_RUN(open_steps_around, AEGIS_OPEN_BLOCK, AEGIS_PUT_AROUND)
+AEGIS_RUN(open_steps_around_halves, AEGIS_OPEN_BLOCK, AEGIS_PUT_AROUND_HALVES)
+AEGIS_RUN(open_steps_nowhere, AEGIS_OPEN_BLOCK, AEGIS_PUT_NOWHERE)
 
 #endif

@@ -1,20 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The AEGIS-128L and AEGIS-128X2 kernels of every SIMD tier. A tier file defines the vector type
- * and a few operations, then includes this file once.
+ * The AEGIS-128L and AEGIS-128X2 kernels of every SIMD tier. A tier file defines TARGET, includes
+ * the vector words of its width (simd/target.h), one block or, for both lanes of AEGIS-128X2 at
+ * once, two, defines what follows, then includes this file once.
  *
- *   TARGET             the tier's target attribute
- *   VEC, WIDE          vector type; blocks in it: 1, or 2 for both lanes of AEGIS-128X2 at once
- *   vload vstore       unaligned load and store
- *   vstream            non-temporal store; vhalves: of each half, for an address that is aligned to
- *                      16 bytes only
- *   vxor vxor3         a ^ b, a ^ b ^ c
- *   vandxor(a, b, c)   a ^ (b & c)
- *   vround(x, k)       one AES round, the round key k added last
- *   vlift(x)           the 128-bit x in every lane
- *   vfold(v)           the xor of all lanes
- *   vcontext(lane, n)  the bytes (lane, n - 1, 0, ...), the lane's own in each when WIDE is 2
+ *   vcontext(lane, n)  the bytes (lane, n - 1, 0, ...), each block's own where a vector has two
  *   AEGIS_OPS          the name of the table to define
+ *   AEGIS_SPILLS       of the table
+ *   AEGIS_STEP         bytes that the tier's own loops take at a time, where it has such
+ *   AEGIS_FUSED          the name of the table of crypto/aegis/fused.h, where a tier has it
  *
  * How the time goes. An update is eight AES rounds that each need only the state before, so its
  * latency is one round and what stands between two. The message enters after the round instead of
@@ -23,11 +17,9 @@
  * rounds at two a cycle. Pages need no interleaving: the start of one page runs beside the end of
  * the page before, as far as the processor looks ahead.
  *
- * A lane of AEGIS-128X2 sees the other only in the tag. Where a vector holds one block, the lanes
- * take turns on the page, and the state never leaves eight registers.
+ * A lane of AEGIS-128X2 sees the other only in the tag. Where a vector holds one block, a page is
+ * gone over once for each lane, and the state never leaves eight registers.
  */
-
-#define INLINE static inline __attribute__((always_inline)) TARGET
 
 enum {
     CACHE_LINE = 64,
@@ -59,23 +51,21 @@ INLINE void prefetch(const uint8_t *p) {
     __builtin_prefetch(p + PREFETCH_L1, 0, 3);
 }
 
-INLINE __m128i load128(const void *p) { return _mm_loadu_si128((const __m128i *)p); }
-
 INLINE void update(VEC s[8], VEC m0, VEC m1) {
     VEC last = s[7];
-    s[7] = vround(s[6], s[7]);
-    s[6] = vround(s[5], s[6]);
-    s[5] = vround(s[4], s[5]);
-    s[4] = vxor(vround(s[3], m1), s[4]);
-    s[3] = vround(s[2], s[3]);
-    s[2] = vround(s[1], s[2]);
-    s[1] = vround(s[0], s[1]);
-    s[0] = vxor(vround(last, m0), s[0]);
+    s[7] = vaesenc(s[6], s[7]);
+    s[6] = vaesenc(s[5], s[6]);
+    s[5] = vaesenc(s[4], s[5]);
+    s[4] = vxor(vaesenc(s[3], m1), s[4]);
+    s[3] = vaesenc(s[2], s[3]);
+    s[2] = vaesenc(s[1], s[2]);
+    s[1] = vaesenc(s[0], s[1]);
+    s[0] = vxor(vaesenc(last, m0), s[0]);
 }
 
-INLINE void start(VEC s[8], __m128i key, __m128i nonce, VEC context) {
+INLINE void start(VEC s[8], v128 key, v128 nonce, VEC context) {
     VEC k = vlift(key), n = vlift(nonce);
-    VEC c0 = vlift(load128(aegis_c[0])), c1 = vlift(load128(aegis_c[1]));
+    VEC c0 = vlift(v128_load(aegis_c[0])), c1 = vlift(v128_load(aegis_c[1]));
     s[0] = s[4] = vxor(k, n);
     s[1] = s[3] = c1;
     s[2] = c0;
@@ -87,27 +77,27 @@ INLINE void start(VEC s[8], __m128i key, __m128i nonce, VEC context) {
 #pragma GCC unroll 10
     for (int i = 0; i < 10; i++) {
         VEC t[8] = {s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7]};
-        s[0] = vxor(vround(t[7], n), t[0]);
-        s[1] = vround(t[0], t[1]);
-        s[2] = vround(t[1], t[2]);
-        s[3] = vxor(vround(t[2], context), t[3]);
-        s[4] = vxor(vround(t[3], k), t[4]);
-        s[5] = vround(t[4], t[5]);
-        s[6] = vround(t[5], t[6]);
-        s[7] = vxor(vround(t[6], context), t[7]);
+        s[0] = vxor(vaesenc(t[7], n), t[0]);
+        s[1] = vaesenc(t[0], t[1]);
+        s[2] = vaesenc(t[1], t[2]);
+        s[3] = vxor(vaesenc(t[2], context), t[3]);
+        s[4] = vxor(vaesenc(t[3], k), t[4]);
+        s[5] = vaesenc(t[4], t[5]);
+        s[6] = vaesenc(t[5], t[6]);
+        s[7] = vxor(vaesenc(t[6], context), t[7]);
     }
     s[3] = vxor(s[3], context);
     s[7] = vxor(s[7], context);
 }
 
 INLINE void finish(VEC s[8], uint64_t ad_len, uint64_t msg_len) {
-    VEC t = vxor(s[2], vlift(_mm_set_epi64x((long long)(msg_len * 8), (long long)(ad_len * 8))));
+    VEC t = vxor(s[2], vlift(v128_words((long long)(msg_len * 8), (long long)(ad_len * 8))));
 #pragma GCC unroll 7
     for (int i = 0; i < 7; i++)
         update(s, t, t);
 }
 
-INLINE __m128i short_tag(const VEC s[8]) {
+INLINE v128 short_tag(const VEC s[8]) {
     return vfold(vxor(vxor3(vxor3(s[0], s[1], s[2]), s[3], s[4]), vxor(s[5], s[6])));
 }
 
@@ -122,7 +112,7 @@ INLINE void put(uint8_t *out, VEC v, storing how) {
     if (how == AROUND)
         vstream(out, v);
     else if (how == AROUND_HALVES)
-        vhalves(out, v);
+        vstream_blocks(out, v);
     else
         vstore(out, v);
 }
@@ -131,7 +121,7 @@ INLINE void seal_block(VEC s[8], uint8_t *out, const uint8_t *in, shape at, stor
     VEC p0 = vload(in + at.first), p1 = vload(in + at.second);
     /* Each is used twice and must be loaded once: a caller's thread may change it meanwhile, and a
      * page whose ciphertext and tag are of different bytes could never be opened again. */
-    __asm__("" : "+x"(p0), "+x"(p1));
+    __asm__("" : "+" SIMD_REGISTER(p0), "+" SIMD_REGISTER(p1));
     VEC c0 = vxor(vxor(p0, s[6]), vandxor(s[1], s[2], s[3]));
     VEC c1 = vxor(vxor(p1, s[5]), vandxor(s[2], s[6], s[7]));
     update(s, p0, p1);
@@ -144,14 +134,14 @@ INLINE void open_halves(VEC s[8], VEC *half0, VEC *half1) {
     VEC p0 = vxor(vxor(*half0, s[6]), vandxor(s[1], s[2], s[3]));
     VEC p1 = vxor(vxor(*half1, s[5]), vandxor(s[2], s[6], s[7]));
     VEC last = s[7];
-    s[7] = vround(s[6], s[7]);
-    s[6] = vround(s[5], s[6]);
-    s[5] = vround(s[4], s[5]);
-    s[4] = vxor(vround(s[3], s[4]), p1);
-    s[3] = vround(s[2], s[3]);
-    s[2] = vround(s[1], s[2]);
-    s[1] = vround(s[0], s[1]);
-    s[0] = vxor(vround(last, s[0]), p0);
+    s[7] = vaesenc(s[6], s[7]);
+    s[6] = vaesenc(s[5], s[6]);
+    s[5] = vaesenc(s[4], s[5]);
+    s[4] = vxor(vaesenc(s[3], s[4]), p1);
+    s[3] = vaesenc(s[2], s[3]);
+    s[2] = vaesenc(s[1], s[2]);
+    s[1] = vaesenc(s[0], s[1]);
+    s[0] = vxor(vaesenc(last, s[0]), p0);
     *half0 = p0;
     *half1 = p1;
 }
@@ -168,44 +158,44 @@ INLINE void open_block(VEC s[8], uint8_t *out, const uint8_t *in, shape at, stor
 
 /* ---- runs of blocks -------------------------------------------------------------------------- */
 
-#ifdef AEGIS_TURN
+#ifdef AEGIS_STEP
 #include "crypto/aegis/run_vaes256.h"
 #else
-#define AEGIS_TURN 0 /* n & ~(0 - 1) is 0 */
-#define seal_turns(s, dst, src, n) (void)0
-#define seal_turns_around seal_turns
-#define open_turns seal_turns
-#define open_turns_around seal_turns
-#define open_turns_around_halves seal_turns
-#define open_turns_nowhere seal_turns
+#define AEGIS_STEP 0 /* n & ~(0 - 1) is 0 */
+#define seal_steps(s, dst, src, n) (void)0
+#define seal_steps_around seal_steps
+#define open_steps seal_steps
+#define open_steps_around seal_steps
+#define open_steps_around_halves seal_steps
+#define open_steps_nowhere seal_steps
 #endif
 
 /* n bytes, a multiple of the block. */
 INLINE void seal_run(VEC s[8], uint8_t *dst, const uint8_t *src, size_t n, shape at, storing how) {
-    size_t turns = n & ~(size_t)(AEGIS_TURN - 1);
-    if (turns) {
+    size_t whole = n & ~(size_t)(AEGIS_STEP - 1);
+    if (whole) {
         if (how == AROUND)
-            seal_turns_around(s, dst, src, turns);
+            seal_steps_around(s, dst, src, whole);
         else
-            seal_turns(s, dst, src, turns);
+            seal_steps(s, dst, src, whole);
     }
-    for (size_t i = turns; i < n; i += at.block) {
+    for (size_t i = whole; i < n; i += at.block) {
         prefetch(src + i);
         seal_block(s, dst + i, src + i, at, how);
     }
 }
 
 INLINE void open_run(VEC s[8], uint8_t *dst, const uint8_t *src, size_t n, shape at, storing how) {
-    size_t turns = n & ~(size_t)(AEGIS_TURN - 1);
-    if (turns) {
+    size_t whole = n & ~(size_t)(AEGIS_STEP - 1);
+    if (whole) {
         if (how == AROUND)
-            open_turns_around(s, dst, src, turns);
+            open_steps_around(s, dst, src, whole);
         else if (how == AROUND_HALVES)
-            open_turns_around_halves(s, dst, src, turns);
+            open_steps_around_halves(s, dst, src, whole);
         else
-            open_turns(s, dst, src, turns);
+            open_steps(s, dst, src, whole);
     }
-    for (size_t i = turns; i < n; i += at.block) {
+    for (size_t i = whole; i < n; i += at.block) {
         prefetch(src + i);
         open_block(s, dst + i, src + i, at, how);
     }
@@ -213,10 +203,10 @@ INLINE void open_run(VEC s[8], uint8_t *dst, const uint8_t *src, size_t n, shape
 
 /* Only for what it does to the state. */
 INLINE void verify_run(VEC s[8], const uint8_t *src, size_t n, shape at) {
-    size_t turns = n & ~(size_t)(AEGIS_TURN - 1);
-    if (turns)
-        open_turns_nowhere(s, NULL, src, turns);
-    for (size_t i = turns; i < n; i += at.block) {
+    size_t whole = n & ~(size_t)(AEGIS_STEP - 1);
+    if (whole)
+        open_steps_nowhere(s, NULL, src, whole);
+    for (size_t i = whole; i < n; i += at.block) {
         prefetch(src + i);
         open_block(s, NULL, src + i, at, CACHED);
     }
@@ -224,40 +214,40 @@ INLINE void verify_run(VEC s[8], const uint8_t *src, size_t n, shape at) {
 
 /* ---- pages ----------------------------------------------------------------------------------- */
 
-/* The lanes take turns when a vector holds one of them. */
-enum { TURNS = 2 / WIDE };
+/* The lanes take whole when a vector holds one of them. */
+enum { PASSES = 2 / V_BLOCKS };
 
 INLINE void seal_page(const uint8_t *key, uint8_t *dst, const uint8_t *src, size_t size,
                       const uint8_t nonce[16], uint8_t tag[16], storing how) {
-    __m128i sum = _mm_setzero_si128();
-    for (unsigned lane = 0; lane < TURNS; lane++) {
+    v128 sum = v128_zero();
+    for (unsigned lane = 0; lane < PASSES; lane++) {
         shape at = shape_of(2, lane);
         VEC s[8];
-        start(s, load128(key), load128(nonce), vcontext(lane, 2));
+        start(s, v128_load(key), v128_load(nonce), vcontext(lane, 2));
         seal_run(s, dst, src, size, at, how);
         finish(s, 0, size);
-        sum = _mm_xor_si128(sum, short_tag(s));
+        sum = v128_xor(sum, short_tag(s));
     }
-    _mm_storeu_si128((__m128i *)tag, sum);
+    v128_store((v128 *)tag, sum);
 }
 
 /* 1 when the two are equal. Only the answer is looked at, not where they differ. */
-INLINE int same_tag(__m128i a, const uint8_t b[16]) {
-    int same = _mm_movemask_epi8(_mm_cmpeq_epi8(a, load128(b))) == 0xffff;
+INLINE int same_tag(v128 a, const uint8_t b[16]) {
+    int same = v128_same(a, v128_load(b));
     DECLASSIFY(same); /* the caller is told */
     return same;
 }
 
 INLINE int open_page(const uint8_t *key, uint8_t *dst, const uint8_t *src, size_t size,
                      const uint8_t nonce[16], const uint8_t tag[16], storing how) {
-    __m128i sum = _mm_setzero_si128();
-    for (unsigned lane = 0; lane < TURNS; lane++) {
+    v128 sum = v128_zero();
+    for (unsigned lane = 0; lane < PASSES; lane++) {
         shape at = shape_of(2, lane);
         VEC s[8];
-        start(s, load128(key), load128(nonce), vcontext(lane, 2));
+        start(s, v128_load(key), v128_load(nonce), vcontext(lane, 2));
         open_run(s, dst, src, size, at, how);
         finish(s, 0, size);
-        sum = _mm_xor_si128(sum, short_tag(s));
+        sum = v128_xor(sum, short_tag(s));
     }
     return same_tag(sum, tag);
 }
@@ -267,7 +257,7 @@ INLINE void seal_all(const uint8_t *key, uint8_t *dst, const uint8_t *src, size_
     for (size_t i = 0; i < npages; i++)
         seal_page(key, dst + i * size, src + i * size, size, nonce[i], tag[i], how);
     if (how != CACHED)
-        _mm_sfence();
+        simd_fence();
 }
 
 INLINE uint64_t open_all(const uint8_t *key, uint8_t *dst, const uint8_t *src, size_t npages,
@@ -283,7 +273,7 @@ INLINE uint64_t open_all(const uint8_t *key, uint8_t *dst, const uint8_t *src, s
         }
     }
     if (how != CACHED)
-        _mm_sfence();
+        simd_fence();
     return bad;
 }
 
@@ -301,7 +291,7 @@ INLINE uint64_t open_all(const uint8_t *key, uint8_t *dst, const uint8_t *src, s
     }
 SEAL(seal_cached, CACHED)
 OPEN(open_cached, CACHED)
-#if WIDE == 2
+#if V_BLOCKS == 2
 SEAL(seal_around, AROUND)
 OPEN(open_around, AROUND)
 OPEN(open_around_halves, AROUND_HALVES)
@@ -309,11 +299,11 @@ OPEN(open_around_halves, AROUND_HALVES)
 #undef SEAL
 #undef OPEN
 
-/* Lanes that take turns leave lines half written, which is no way around the caches. */
+/* Lanes that take whole leave lines half written, which is no way around the caches. */
 static void seal_pages(const uint8_t key[16], uint8_t *dst, const uint8_t *src, size_t npages,
                        size_t size, const uint8_t (*nonce)[16], uint8_t (*tag)[16],
                        unsigned flags) {
-#if WIDE == 2
+#if V_BLOCKS == 2
     if (flags & AEGIS_STREAM && (uintptr_t)dst % sizeof(VEC) == 0) {
         seal_around(key, dst, src, npages, size, nonce, tag);
         return;
@@ -327,7 +317,7 @@ static void seal_pages(const uint8_t key[16], uint8_t *dst, const uint8_t *src, 
 static uint64_t open_pages(const uint8_t key[16], uint8_t *dst, const uint8_t *src, size_t npages,
                            size_t size, const uint8_t (*nonce)[16], const uint8_t (*tag)[16],
                            unsigned flags) {
-#if WIDE == 2
+#if V_BLOCKS == 2
     if (flags & AEGIS_STREAM && (uintptr_t)dst % sizeof(VEC) == 0)
         return open_around(key, dst, src, npages, size, nonce, tag);
     if (flags & AEGIS_STREAM && (uintptr_t)dst % 16 == 0)
@@ -346,14 +336,14 @@ KERNEL int open_part(const uint8_t key[16], uint8_t *dst, const uint8_t *src, si
     const size_t block = sizeof edge[0], skip = offset % block;
     const size_t head = skip ? (n < block - skip ? n : block - skip) : 0;
     const size_t tail = (n - head) % block, whole = n - head - tail;
-    __m128i sum = _mm_setzero_si128();
+    v128 sum = v128_zero();
     int good;
 
-    for (unsigned lane = 0; lane < TURNS; lane++) {
+    for (unsigned lane = 0; lane < PASSES; lane++) {
         shape at = shape_of(2, lane);
         size_t i = offset - skip;
         VEC s[8];
-        start(s, load128(key), load128(nonce), vcontext(lane, 2));
+        start(s, v128_load(key), v128_load(nonce), vcontext(lane, 2));
         verify_run(s, src, i, at);
         if (head) {
             open_block(s, edge[0], src + i, at, CACHED);
@@ -367,7 +357,7 @@ KERNEL int open_part(const uint8_t key[16], uint8_t *dst, const uint8_t *src, si
         }
         verify_run(s, src + i, size - i, at);
         finish(s, 0, size);
-        sum = _mm_xor_si128(sum, short_tag(s));
+        sum = v128_xor(sum, short_tag(s));
     }
     good = same_tag(sum, tag);
     if (__builtin_expect(good, 1)) {
@@ -400,15 +390,15 @@ INLINE void save_state(aegis_state *state, unsigned lane, const VEC s[8]) {
 
 KERNEL void message_start(aegis_state *state, unsigned lanes, const uint8_t key[16],
                           const uint8_t nonce[16]) {
-    for (unsigned lane = 0; lane < lanes; lane += WIDE) {
+    for (unsigned lane = 0; lane < lanes; lane += V_BLOCKS) {
         VEC s[8];
-        start(s, load128(key), load128(nonce), vcontext(lane, lanes));
+        start(s, v128_load(key), v128_load(nonce), vcontext(lane, lanes));
         save_state(state, lane, s);
     }
 }
 
 KERNEL void message_absorb(aegis_state *state, unsigned lanes, const uint8_t *ad, size_t nblocks) {
-    for (unsigned lane = 0; lane < lanes; lane += WIDE) {
+    for (unsigned lane = 0; lane < lanes; lane += V_BLOCKS) {
         shape at = shape_of(lanes, lane);
         VEC s[8];
         load_state(s, state, lane);
@@ -420,7 +410,7 @@ KERNEL void message_absorb(aegis_state *state, unsigned lanes, const uint8_t *ad
 
 KERNEL void message_seal(aegis_state *state, unsigned lanes, uint8_t *dst, const uint8_t *src,
                          size_t nblocks) {
-    for (unsigned lane = 0; lane < lanes; lane += WIDE) {
+    for (unsigned lane = 0; lane < lanes; lane += V_BLOCKS) {
         shape at = shape_of(lanes, lane);
         VEC s[8];
         load_state(s, state, lane);
@@ -432,7 +422,7 @@ KERNEL void message_seal(aegis_state *state, unsigned lanes, uint8_t *dst, const
 
 KERNEL void message_open(aegis_state *state, unsigned lanes, uint8_t *dst, const uint8_t *src,
                          size_t nblocks) {
-    for (unsigned lane = 0; lane < lanes; lane += WIDE) {
+    for (unsigned lane = 0; lane < lanes; lane += V_BLOCKS) {
         shape at = shape_of(lanes, lane);
         VEC s[8];
         load_state(s, state, lane);
@@ -444,26 +434,26 @@ KERNEL void message_open(aegis_state *state, unsigned lanes, uint8_t *dst, const
 
 KERNEL void message_finish(aegis_state *state, unsigned lanes, uint64_t ad_len, uint64_t msg_len,
                            uint8_t *tag, size_t tag_len) {
-    __m128i sum[2] = {_mm_setzero_si128(), _mm_setzero_si128()};
-    for (unsigned lane = 0; lane < lanes; lane += WIDE) {
+    v128 sum[2] = {v128_zero(), v128_zero()};
+    for (unsigned lane = 0; lane < lanes; lane += V_BLOCKS) {
         VEC s[8];
         load_state(s, state, lane);
         finish(s, ad_len, msg_len);
         if (tag_len == 16) {
-            sum[0] = _mm_xor_si128(sum[0], short_tag(s));
+            sum[0] = v128_xor(sum[0], short_tag(s));
         } else {
-            sum[0] = _mm_xor_si128(sum[0], vfold(vxor(vxor3(s[0], s[1], s[2]), s[3])));
-            sum[1] = _mm_xor_si128(sum[1], vfold(vxor(vxor3(s[4], s[5], s[6]), s[7])));
+            sum[0] = v128_xor(sum[0], vfold(vxor(vxor3(s[0], s[1], s[2]), s[3])));
+            sum[1] = v128_xor(sum[1], vfold(vxor(vxor3(s[4], s[5], s[6]), s[7])));
         }
     }
     for (size_t i = 0; i < tag_len / 16; i++)
-        _mm_storeu_si128((__m128i *)tag + i, sum[i]);
+        v128_store((v128 *)tag + i, sum[i]);
 }
 
-#ifndef AEGIS_DOT
-#define AEGIS_DOT NULL
+#ifndef AEGIS_FUSED
+#define AEGIS_FUSED NULL
 #endif
-#if WIDE == 2
+#if V_BLOCKS == 2
 /* One lane is a matter of 128-bit registers, whatever the tier. */
 #define BY_LANES(ret, name, params, args)                                                          \
     static ret one_##name params {                                                                 \
@@ -488,11 +478,11 @@ BY_LANES(void, finish,
           size_t tag_len),
          (state, lanes, ad_len, msg_len, tag, tag_len))
 #undef BY_LANES
-const aegis_ops AEGIS_OPS = {seal_pages, open_pages, open_part,  one_start, one_absorb,
-                             one_seal,   one_open,   one_finish, AEGIS_DOT, AEGIS_SPILLS};
+const aegis_ops AEGIS_OPS = {seal_pages, open_pages, open_part,  one_start,   one_absorb,
+                             one_seal,   one_open,   one_finish, AEGIS_FUSED, AEGIS_SPILLS};
 #else
 const aegis_ops AEGIS_OPS = {seal_pages,     open_pages,   open_part,    message_start,
                              message_absorb, message_seal, message_open, message_finish,
-                             AEGIS_DOT,      AEGIS_SPILLS};
+                             AEGIS_FUSED,    AEGIS_SPILLS};
 #endif
 #undef KERNEL

@@ -12,7 +12,7 @@ enum {
     KEYWRAP_MAX = 1 << 16 /* and of the longest; a limit of this code, far beyond any key */
 };
 
-/* A key-encryption key, both ways. Secret: whoever makes one wipes it. */
+/* A key-encryption key, both ways. Secret: its maker wipes it. */
 typedef struct keywrap_key {
     aes_key enc, dec;
 } keywrap_key;

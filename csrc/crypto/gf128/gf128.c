@@ -1,4 +1,5 @@
-/* SPDX-License-Identifier: Apache-2.0 */
+/* SPDX-License-Identifier: Apache-2.0
+ * The tables of powers of x. */
 #include "crypto/gf128/gf128.h"
 
 #include "crypto/gf128/portable.h"

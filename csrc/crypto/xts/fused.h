@@ -10,47 +10,13 @@
  * quarter of the time of a row: it is written, read again, and nothing is fetched meanwhile.
  */
 
-#define DOT_INLINE static inline __attribute__((always_inline)) DOT_TARGET
+#include "crypto/fused_template.h"
 
-_Static_assert((int)GROUP_BYTES == (int)XTS_DOT_TURN, "a group is a turn");
+_Static_assert((int)GROUP_BYTES == (int)XTS_FUSED_STEP, "a group is a step");
 
-enum { DOT_SUMS = 4, DOT_LANES = 16, DOT_BLOCK = DOT_SUMS * DOT_LANES };
-
-/* Adds sixteen products to the sum of their place in the block. */
-DOT_INLINE void dot_add(__m512 sum[DOT_SUMS], __m512 w, const float *x, int place) {
-    __m512 *to = &sum[place % DOT_SUMS];
-    *to = _mm512_fmadd_ps(w, _mm512_load_ps(x + DOT_LANES * place), *to);
-}
-
-/* The products of vector number `i` (a constant) of a group, its elements taken apart as by
- * kernels/gemv_template.h. */
-DOT_INLINE void dot_vector(ccmem_dtype dtype, __m512 sum[DOT_SUMS], VEC w, const float *x, int i) {
-    switch (dtype) {
-    case CCMEM_F32: dot_add(sum, _mm512_castsi512_ps(w), x, i); break;
-    case CCMEM_F16:
-        dot_add(sum, _mm512_cvtph_ps(_mm512_castsi512_si256(w)), x, 2 * i);
-        dot_add(sum, _mm512_cvtph_ps(_mm512_extracti64x4_epi64(w, 1)), x, 2 * i + 1);
-        break;
-    case CCMEM_BF16: {
-        const VEC high = _mm512_set1_epi32((int)0xffff0000);
-        dot_add(sum, _mm512_castsi512_ps(_mm512_slli_epi32(w, 16)), x, 2 * i);
-        dot_add(sum, _mm512_castsi512_ps(_mm512_and_si512(w, high)), x, 2 * i + 1);
-        break;
-    }
-    case CCMEM_I8:
-#define DOT_BYTE(k, v) dot_add(sum, _mm512_cvtepi32_ps(_mm512_srai_epi32(v, 24)), x, 4 * i + (k))
-        DOT_BYTE(0, _mm512_slli_epi32(w, 24));
-        DOT_BYTE(1, _mm512_slli_epi32(w, 16));
-        DOT_BYTE(2, _mm512_slli_epi32(w, 8));
-        DOT_BYTE(3, w);
-#undef DOT_BYTE
-        break;
-    }
-}
-
-DOT_INLINE void dot_group(ccmem_dtype dtype, unsigned rounds, const aes_key *key,
-                          __m512 sum[DOT_SUMS], const uint8_t *src, const float *x,
-                          const VEC *tweak, gen *g, uint8_t *next, unsigned step) {
+FUSED_INLINE void fused_group(ccmem_dtype dtype, unsigned rounds, const aes_key *key,
+                              fvec sum[FUSED_SUMS], const uint8_t *src, const float *x,
+                              const VEC *tweak, gen *g, uint8_t *next, unsigned step) {
     REFETCH(key);
     VEC w[GROUP], first = vkey(key->rk[0]);
     for (int i = 0; i < GROUP_BYTES; i += CACHE_LINE) {
@@ -62,37 +28,26 @@ DOT_INLINE void dot_group(ccmem_dtype dtype, unsigned rounds, const aes_key *key
         w[i] = vxor3(vload((const VEC *)src + i), vload(tweak + i), first);
     group_rounds(0, rounds, key, w, tweak, g, next, step);
 #pragma GCC unroll 8
-    for (int i = 0; i < GROUP; i++)
-        dot_vector(dtype, sum, w[i], x, i);
-}
-
-DOT_INLINE void load_sums(__m512 sum[DOT_SUMS], const float *from) {
-#pragma GCC unroll 4
-    for (int j = 0; j < DOT_SUMS; j++)
-        sum[j] = _mm512_load_ps(from + DOT_LANES * j);
-}
-
-DOT_INLINE void save_sums(float *to, const __m512 sum[DOT_SUMS]) {
-#pragma GCC unroll 4
-    for (int j = 0; j < DOT_SUMS; j++)
-        _mm512_store_ps(to + DOT_LANES * j, sum[j]);
+    for (size_t i = 0; i < GROUP; i++)
+        fused_vector(dtype, sum, w[i], x, i);
 }
 
 /* Puts the generator at chunk number `chunk` of the call. */
-DOT_INLINE void start_chunk(gen *g, const uint8_t (*t0)[16], size_t chunk, size_t chunks_per_page) {
+FUSED_INLINE void start_chunk(gen *g, const uint8_t (*t0)[16], size_t chunk,
+                              size_t chunks_per_page) {
     xts_tweak t = xts_tweak_load(t0[chunk / chunks_per_page]);
     gen_start(g, chunk_start(t, chunk % chunks_per_page * GF_CHUNK));
 }
 
-DOT_INLINE void open_dot(ccmem_dtype dtype, size_t element, unsigned rounds, const xts_key *key,
-                         const uint8_t *src, size_t size, const uint8_t (*t0)[16],
-                         const dot_rows *d, scratch *work) {
+FUSED_INLINE void open_fused(ccmem_dtype dtype, size_t element, unsigned rounds, const xts_key *key,
+                             const uint8_t *src, size_t size, const uint8_t (*t0)[16],
+                             const fused_rows *d, scratch *work) {
     uint8_t (*tweaks)[CHUNK_BYTES + CACHE_LINE] = work->tweaks;
     const size_t per_page = size / CHUNK_BYTES, row_bytes = d->in_features * element;
     const size_t last = (d->to - 1) / CHUNK_BYTES;
     size_t at = d->from, done = d->done * element;
     float *sums = d->sums;
-    __m512 sum[DOT_SUMS];
+    fvec sum[FUSED_SUMS];
     gen g;
 
     load_sums(sum, d->first);
@@ -113,46 +68,44 @@ DOT_INLINE void open_dot(ccmem_dtype dtype, size_t element, unsigned rounds, con
         for (; at < stop; at += GROUP_BYTES, step += 4, tweak += GROUP) {
             const float *x = d->x + done / element;
             if (next)
-                dot_group(dtype, rounds, &key->dec, sum, src + at, x, tweak, &g, next, step);
+                fused_group(dtype, rounds, &key->dec, sum, src + at, x, tweak, &g, next, step);
             else
-                dot_group(dtype, rounds, &key->dec, sum, src + at, x, tweak, &g, NULL, 0);
+                fused_group(dtype, rounds, &key->dec, sum, src + at, x, tweak, &g, NULL, 0);
             done += GROUP_BYTES;
             if (done == row_bytes) {
                 save_sums(sums, sum);
-                sums += DOT_BLOCK;
+                sums += FUSED_BLOCK;
                 done = 0;
-#pragma GCC unroll 4
-                for (int j = 0; j < DOT_SUMS; j++)
-                    sum[j] = _mm512_setzero_ps();
+                clear_sums(sum);
             }
         }
     }
     save_sums(d->rest, sum);
 }
 
-#define DOT(name, dtype, element, rounds)                                                          \
-    static DOT_TARGET CLEAR_REGISTERS __attribute__((noinline)) void name(                         \
+#define FUSED(name, dtype, element, rounds)                                                        \
+    static FUSED_TARGET CLEAR_REGISTERS __attribute__((noinline)) void name(                       \
         const xts_key *key, const uint8_t *src, size_t size, const uint8_t (*t0)[16],              \
-        const dot_rows *d, scratch *work) {                                                        \
-        open_dot(dtype, element, rounds, key, src, size, t0, d, work);                             \
+        const fused_rows *d, scratch *work) {                                                      \
+        open_fused(dtype, element, rounds, key, src, size, t0, d, work);                           \
     }
-#define DOTS(name, dtype, element)                                                                 \
-    DOT(name##_128, dtype, element, 10)                                                            \
-    DOT(name##_256, dtype, element, 14)                                                            \
+#define FUSED_BOTH(name, dtype, element)                                                           \
+    FUSED(name##_128, dtype, element, 10)                                                          \
+    FUSED(name##_256, dtype, element, 14)                                                          \
     static void name(const xts_key *key, const uint8_t *src, size_t size, const uint8_t (*t0)[16], \
-                     const dot_rows *d) {                                                          \
+                     const fused_rows *d) {                                                        \
         scratch work;                                                                              \
         (key->enc.rounds == 10 ? name##_128 : name##_256)(key, src, size, t0, d, &work);           \
         leave(&work);                                                                              \
     }
-DOTS(open_dot_f32, CCMEM_F32, 4)
-DOTS(open_dot_f16, CCMEM_F16, 2)
-DOTS(open_dot_bf16, CCMEM_BF16, 2)
-DOTS(open_dot_i8, CCMEM_I8, 1)
-#undef DOT
-#undef DOTS
+FUSED_BOTH(fused_f32, CCMEM_F32, 4)
+FUSED_BOTH(fused_f16, CCMEM_F16, 2)
+FUSED_BOTH(fused_bf16, CCMEM_BF16, 2)
+FUSED_BOTH(fused_i8, CCMEM_I8, 1)
+#undef FUSED
+#undef FUSED_BOTH
 
-static const xts_dot_function XTS_DOT[4] = {[CCMEM_F32] = open_dot_f32,
-                                            [CCMEM_F16] = open_dot_f16,
-                                            [CCMEM_BF16] = open_dot_bf16,
-                                            [CCMEM_I8] = open_dot_i8};
+static const xts_fused_function XTS_FUSED[4] = {[CCMEM_F32] = fused_f32,
+                                                [CCMEM_F16] = fused_f16,
+                                                [CCMEM_BF16] = fused_bf16,
+                                                [CCMEM_I8] = fused_i8};

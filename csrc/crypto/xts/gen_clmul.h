@@ -8,12 +8,12 @@
  */
 
 typedef struct gen {
-    __m128i t;
+    v128 t;
 } gen;
 
 INLINE VEC jump(VEC t, size_t first);
 
-INLINE void gen_start(gen *g, __m128i t) { g->t = t; }
+INLINE void gen_start(gen *g, v128 t) { g->t = t; }
 
 INLINE void gen_step(gen *g, uint8_t *out, unsigned step) {
     out += (size_t)step * 128;
@@ -22,11 +22,11 @@ INLINE void gen_step(gen *g, uint8_t *out, unsigned step) {
             vstore(out, jump(vlift(g->t), step * 8 + (size_t)i * 4));
         } else if (step < 8) {
             VEC t = vload(out - 256);
-            VEC fold = vclmul(_mm512_bsrli_epi128(t, 14), vremainder(), 0x00);
-            vstore(out, vxor(_mm512_bslli_epi128(t, 2), fold));
+            VEC fold = vclmul(vshr_bytes(t, 14), vremainder(), 0x00);
+            vstore(out, vxor(vshl_bytes(t, 2), fold));
         } else {
             VEC t = vload(out - 1024);
-            vstore(out, vxor(vshl64(t), vclmul(t, vremainder(), 0x01)));
+            vstore(out, vxor(vshl_bytes(t, 8), vclmul(t, vremainder(), 0x01)));
         }
     }
 }

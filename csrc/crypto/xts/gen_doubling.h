@@ -5,9 +5,6 @@
  * beside AES, where a carry-less product would take the AES pipes for two cycles. Two chains,
  * because the latency of one alone (4 to 6 cycles a doubling) would outlast the AES rounds of a
  * group.
- *
- * Needs VEC (128 bits), vxor, vstore, TARGET and: vdouble_carry(t), all ones in every 64-bit half
- * whose top bit is set, halves swapped; vadd64; vand; vcarry(), the constant {GF_REMAINDER, 1}.
  */
 
 enum {
@@ -19,17 +16,16 @@ typedef struct gen {
     VEC first, second;
 } gen;
 
-static inline __attribute__((always_inline)) TARGET VEC vdouble(VEC t) {
-    return vxor(vadd64(t, t), vand(vdouble_carry(t), vcarry()));
+INLINE VEC vdouble(VEC t) {
+    return vxor(vadd64(t, t), vand(vswap64(vnegative64(t)), vwords(1, GF_REMAINDER)));
 }
 
-static inline __attribute__((always_inline)) TARGET void gen_start(gen *g, __m128i t) {
+INLINE void gen_start(gen *g, v128 t) {
     g->first = t;
     g->second = gf_times_x64(gf_times_x64(t));
 }
 
-static inline __attribute__((always_inline)) TARGET void gen_step(gen *g, uint8_t *out,
-                                                                  unsigned step) {
+INLINE void gen_step(gen *g, uint8_t *out, unsigned step) {
     out += (size_t)step * 16;
     vstore(out, g->first);
     vstore(out + CHAIN_STRIDE, g->second);

@@ -15,12 +15,12 @@ typedef struct gen {
     uint64_t lo[2], hi[2];
 } gen;
 
-INLINE void gen_start(gen *g, __m128i t) {
-    __m128i second = gf_times_x64(gf_times_x64(t));
-    g->lo[0] = (uint64_t)_mm_cvtsi128_si64(t);
-    g->hi[0] = (uint64_t)_mm_extract_epi64(t, 1);
-    g->lo[1] = (uint64_t)_mm_cvtsi128_si64(second);
-    g->hi[1] = (uint64_t)_mm_extract_epi64(second, 1);
+INLINE void gen_start(gen *g, v128 t) {
+    v128 second = gf_times_x64(gf_times_x64(t));
+    g->lo[0] = v128_get64(t, 0);
+    g->hi[0] = v128_get64(t, 1);
+    g->lo[1] = v128_get64(second, 0);
+    g->hi[1] = v128_get64(second, 1);
 }
 
 INLINE void gen_step(gen *g, uint8_t *out, unsigned step) {

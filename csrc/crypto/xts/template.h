@@ -1,26 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The AES-XTS kernels of every SIMD tier. A tier file defines the vector type and a few
- * operations, then includes this file once; nothing here knows the vector width except through
- * LANES, the number of 16-byte blocks in one vector.
+ * The AES-XTS kernels of every SIMD tier. A tier file defines TARGET, includes the vector words of
+ * its width (simd/target.h), defines what follows, then includes this file once.
  *
- *   TARGET                    the tier's target attribute
- *   VEC, LANES                vector type; blocks per vector: 1, 2 or 4
- *   vload vstore vstream      unaligned load and store, non-temporal store
- *   vxor vxor3                a ^ b, a ^ b ^ c
- *   vkey(p)                   the 16-byte round key at p in every lane
- *   vaesenc vaesenclast vaesdec vaesdeclast
- *   vlift(t)                  the 128-bit tweak t in every lane
- *   vclmul(a, b, imm)         carry-less product of 64-bit halves, lane by lane
- *   vshl64                    lanes shifted by 8 bytes
- *   vremainder()              GF_REMAINDER in the low half of every lane
- *   vload_part vstore_part    n < LANES blocks, the rest of the vector not touched
- *   vnext(t)                  t times x^LANES in every lane, where a vector has less than 64 bytes
- *   vstep(t)                  t times x^(4 * LANES) in every lane; may be left out
  *   gen, gen_start, gen_step  the tweak generator, see below; or
  *   XTS_PAGES                 the header of the tier's own crypt_pages()
- *   XTS_OPS                   the name of the table to define
- *   XTS_DOT                   that of crypto/xts/fused.h, where a tier has it
+ *   vnext(t)                  t times x^V_BLOCKS in every block, where a vector has less than 64
+ * bytes XTS_OPS                   the name of the table to define XTS_FUSED                   that
+ * of crypto/xts/fused.h, where a tier has it
  *
  * How the work is laid out, in a tier without XTS_PAGES. A page is cut into chunks of 256 blocks
  * (4 KiB). Two buffers in L1 hold the tweaks of one chunk each: while chunk c is encrypted with
@@ -69,7 +56,7 @@ INLINE void crypt_vectors(int encrypt, unsigned rounds, const aes_key *key, VEC 
 enum {
     CHUNK_BLOCKS = 256,
     CHUNK_BYTES = CHUNK_BLOCKS * AES_BLOCK,
-    GROUP_BYTES = GROUP * LANES * AES_BLOCK,
+    GROUP_BYTES = GROUP * V_BLOCKS * AES_BLOCK,
     GROUPS = CHUNK_BYTES / GROUP_BYTES,
     GEN_STEPS = 4 * GROUPS, /* four between the rounds of each group */
     CACHE_LINE = 64,
@@ -115,9 +102,9 @@ INLINE void crypt_chunk(int encrypt, unsigned rounds, const aes_key *key, uint8_
         VEC x[GROUP], first = vkey(key->rk[0]);
         const VEC *t = (const VEC *)(tweak + shift * AES_BLOCK + (size_t)n * GROUP_BYTES);
         if (next && n == GROUPS - 1) /* what the last vector needs of the chunk after this */
-            for (int i = 0; i < LANES - 1; i++)
-                _mm_store_si128((__m128i *)(tweak + CHUNK_BYTES) + i,
-                                _mm_load_si128((const __m128i *)next + i));
+            for (int i = 0; i < V_BLOCKS - 1; i++)
+                v128_store_aligned((v128 *)(tweak + CHUNK_BYTES) + i,
+                                   v128_load_aligned((const v128 *)next + i));
         for (int i = 0; i < GROUP_BYTES; i += CACHE_LINE) {
             __builtin_prefetch(src + PREFETCH_L2 + i, 0, 2);
             __builtin_prefetch(src + PREFETCH_L1 + i, 0, 3);
@@ -142,7 +129,7 @@ INLINE void crypt_chunk(int encrypt, unsigned rounds, const aes_key *key, uint8_
 INLINE void crypt_edge(int encrypt, unsigned rounds, const aes_key *key, uint8_t *dst,
                        const uint8_t *src, size_t nblocks, const uint8_t *t) {
     while (nblocks) {
-        size_t n = nblocks < LANES ? nblocks : LANES;
+        size_t n = nblocks < V_BLOCKS ? nblocks : V_BLOCKS;
         VEC x = vload_part(src, n), tweak = vload((const VEC *)t);
         crypt_vectors(encrypt, rounds, key, &x, &tweak, 1);
         vstore_part(dst, x, n);
@@ -164,10 +151,10 @@ INLINE void crypt_pages(int encrypt, unsigned rounds, const xts_key *key, uint8_
     const aes_key *k = encrypt ? &key->enc : &key->dec;
     size_t chunks_per_page = page_size / CHUNK_BYTES, in_page = 0;
     size_t chunks = npages * chunks_per_page;
-    size_t shift = (uintptr_t)dst % AES_BLOCK ? 0 : (0 - (uintptr_t)dst / AES_BLOCK) % LANES;
+    size_t shift = (uintptr_t)dst % AES_BLOCK ? 0 : (0 - (uintptr_t)dst / AES_BLOCK) % V_BLOCKS;
     gen g;
 
-    __m128i t = _mm_loadu_si128((const __m128i *)t0[0]);
+    v128 t = v128_load(t0[0]);
     gen_start(&g, t);
     for (unsigned i = 0; i < GEN_STEPS; i++)
         gen_step(&g, tweaks[0], i);
@@ -176,10 +163,10 @@ INLINE void crypt_pages(int encrypt, unsigned rounds, const xts_key *key, uint8_
     dst += shift * AES_BLOCK;
     for (size_t c = 0; c + 1 < chunks; c++) {
         if (++in_page < chunks_per_page) {
-            t = gf_times(t, _mm_load_si128((const __m128i *)gf_chunk_power[1]));
+            t = gf_times(t, v128_load_aligned((const v128 *)gf_chunk_power[1]));
         } else {
             in_page = 0;
-            t = _mm_loadu_si128((const __m128i *)*++t0);
+            t = v128_load(*++t0);
         }
         gen_start(&g, t);
         crypt_chunk(encrypt, rounds, k, dst, src, GROUPS, tweaks[c & 1], shift, &g,
@@ -192,11 +179,11 @@ INLINE void crypt_pages(int encrypt, unsigned rounds, const xts_key *key, uint8_
     crypt_chunk(encrypt, rounds, k, dst, src, groups, last, shift, &g, NULL, stream);
     if (shift) {
         size_t done = (size_t)groups * GROUP_BYTES;
-        crypt_edge(encrypt, rounds, k, dst + done, src + done, (size_t)GROUP * LANES - shift,
+        crypt_edge(encrypt, rounds, k, dst + done, src + done, (size_t)GROUP * V_BLOCKS - shift,
                    last + shift * AES_BLOCK + done);
     }
     if (stream)
-        _mm_sfence();
+        simd_fence();
 }
 
 #endif
@@ -265,14 +252,14 @@ static void open_pages(const xts_key *key, uint8_t *dst, const uint8_t *src, siz
 /* t0 moved to the 4 KiB chunk of block `first`: no multiplication in the first chunk, one in the
  * rest of the largest page, a few more in the larger data units of the low-level functions.
  * Branches and addresses depend on the offset, which is no secret. */
-INLINE __m128i chunk_start(xts_tweak t0, size_t first) {
-    __m128i t = (__m128i)t0;
+INLINE v128 chunk_start(xts_tweak t0, size_t first) {
+    v128 t = (v128)t0;
     size_t chunk = first / GF_CHUNK;
     if (__builtin_expect(chunk != 0, 0)) {
-        t = gf_times(t, _mm_load_si128((const __m128i *)gf_chunk_power[chunk % GF_CHUNKS]));
+        t = gf_times(t, v128_load_aligned((const v128 *)gf_chunk_power[chunk % GF_CHUNKS]));
         for (size_t far = chunk / GF_CHUNKS, i = 0; far; far >>= 1, i++)
             if (far & 1)
-                t = gf_times(t, _mm_load_si128((const __m128i *)gf_far_power[i]));
+                t = gf_times(t, v128_load_aligned((const v128 *)gf_far_power[i]));
     }
     return t;
 }
@@ -285,7 +272,7 @@ INLINE VEC jump(VEC t, size_t first) {
     VEC m = vload((const VEC *)gf_power[first]), m64 = vload((const VEC *)gf_power[first + 64]);
     VEC upper = vxor(vclmul(t, m, 0x10), vclmul(t, m64, 0x11));
     VEC lower = vxor(vclmul(t, m, 0x00), vclmul(t, m64, 0x01));
-    return vxor3(lower, vshl64(upper), vclmul(upper, vremainder(), 0x01));
+    return vxor3(lower, vshl_bytes(upper, 8), vclmul(upper, vremainder(), 0x01));
 }
 
 #ifndef vnext
@@ -294,11 +281,11 @@ INLINE VEC jump(VEC t, size_t first) {
 
 /* Vectors for 64 bytes, the unit of random access: enough to keep the AES unit busy for its
  * latency on the narrow tiers, and one vector on the widest. */
-enum { UNIT = 4 / LANES };
+enum { UNIT = 4 / V_BLOCKS };
 
 INLINE void crypt_blocks(int encrypt, unsigned rounds, const aes_key *key, uint8_t *dst,
                          const uint8_t *src, size_t nblocks, size_t first, xts_tweak t0) {
-    VEC t = vlift((__m128i)t0);
+    VEC t = vlift((v128)t0);
     size_t at = first % GF_CHUNK;
     if (__builtin_expect(first >= GF_CHUNK, 0))
         t = vlift(chunk_start(t0, first));
@@ -320,7 +307,7 @@ INLINE void crypt_blocks(int encrypt, unsigned rounds, const aes_key *key, uint8
             for (size_t i = 0; i < UNIT; i++)
                 vstore((VEC *)dst + i, x[i]);
         } else {
-            n = nblocks < LANES ? nblocks : LANES;
+            n = nblocks < V_BLOCKS ? nblocks : V_BLOCKS;
             VEC x = vload_part(src, n), tweak = jump(t, at);
             crypt_vectors(encrypt, rounds, key, &x, &tweak, 1);
             vstore_part(dst, x, n);
@@ -333,11 +320,15 @@ INLINE void crypt_blocks(int encrypt, unsigned rounds, const aes_key *key, uint8
     }
 }
 
-#ifdef vstep
+#if V_BLOCKS > 1
+/* t times x^(4 * V_BLOCKS) in every block. */
+#define vstep(t)                                                                                   \
+    vxor(vshl_bytes(t, V_BLOCKS / 2), vclmul(vshr_bytes(t, 16 - V_BLOCKS / 2), vremainder(), 0x00))
+
 /* Rows of a table, parts of pages: only the first tweaks are worth a jump, each of the following is
  * a step from the one four vectors before. A function of its own, since clearing the registers
  * it takes would cost a read of 64 bytes a tenth of its time. */
-enum { STRIDE = 4 * LANES, LONG = 2 * STRIDE };
+enum { STRIDE = 4 * V_BLOCKS, LONG = 2 * STRIDE };
 
 INLINE void crypt_long(int encrypt, unsigned rounds, const aes_key *key, uint8_t *dst,
                        const uint8_t *src, size_t nblocks, size_t first, xts_tweak t0) {
@@ -354,7 +345,7 @@ INLINE void crypt_long(int encrypt, unsigned rounds, const aes_key *key, uint8_t
     t = vlift(chunk_start(t0, first));
 #pragma GCC unroll 4
     for (size_t i = 0; i < 4; i++)
-        tweak[i] = jump(t, first % GF_CHUNK + i * LANES);
+        tweak[i] = jump(t, first % GF_CHUNK + i * V_BLOCKS);
     for (; nblocks >= STRIDE; nblocks -= STRIDE, first += STRIDE) {
         VEC x[4], now[4];
 #pragma GCC unroll 4
@@ -413,7 +404,7 @@ BLOCKS_FUNCTION(open_blocks, 0, dec)
 
 /* Many at a time in full vectors; what is left, one by one: the tweak of a random read is one. */
 INLINE void encrypt_tweaks(unsigned rounds, const aes_key *key, uint8_t (*t0)[16], size_t n) {
-    for (; n >= LANES * GROUP; n -= LANES * GROUP, t0 += LANES * GROUP) {
+    for (; n >= V_BLOCKS * GROUP; n -= V_BLOCKS * GROUP, t0 += V_BLOCKS * GROUP) {
         REFETCH(key);
         VEC x[GROUP], k = vkey(key->rk[0]);
 #pragma GCC unroll 8
@@ -433,12 +424,12 @@ INLINE void encrypt_tweaks(unsigned rounds, const aes_key *key, uint8_t (*t0)[16
     }
     for (; n; n--, t0++) {
         REFETCH(key);
-        const __m128i *rk = (const __m128i *)key->rk;
-        __m128i x = _mm_xor_si128(_mm_loadu_si128((const __m128i *)t0), _mm_load_si128(rk));
+        const v128 *rk = (const v128 *)key->rk;
+        v128 x = v128_xor(v128_load(t0), v128_load_aligned(rk));
 #pragma GCC unroll 16
         for (unsigned r = 1; r < rounds; r++)
-            x = _mm_aesenc_si128(x, _mm_load_si128(rk + r));
-        _mm_storeu_si128((__m128i *)t0, _mm_aesenclast_si128(x, _mm_load_si128(rk + rounds)));
+            x = v128_aesenc(x, v128_load_aligned(rk + r));
+        v128_store((v128 *)t0, v128_aesenclast(x, v128_load_aligned(rk + rounds)));
     }
 }
 
@@ -449,7 +440,7 @@ static TARGET CLEAR_REGISTERS void tweaks(const xts_key *key, uint8_t (*t0)[16],
         encrypt_tweaks(14, &key->tweak, t0, n);
 }
 
-#ifndef XTS_DOT
-#define XTS_DOT NULL
+#ifndef XTS_FUSED
+#define XTS_FUSED NULL
 #endif
-const xts_ops XTS_OPS = {tweaks, seal_pages, open_pages, seal_blocks, open_blocks, XTS_DOT};
+const xts_ops XTS_OPS = {tweaks, seal_pages, open_pages, seal_blocks, open_blocks, XTS_FUSED};

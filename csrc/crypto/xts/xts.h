@@ -28,11 +28,12 @@ static inline xts_tweak xts_tweak_load(const uint8_t t0[16]) {
  * it is ignored. */
 enum { XTS_STREAM = 1u };
 
-/* Opens pages into registers only and adds their products; a turn is XTS_DOT_TURN bytes or a block.
+/* Opens pages into registers only and adds their products; a step is XTS_FUSED_STEP bytes or a
+ * block.
  */
-enum { XTS_DOT_TURN = 512 };
-typedef void (*xts_dot_function)(const xts_key *key, const uint8_t *src, size_t page_size,
-                                 const uint8_t (*t0)[16], const dot_rows *dot);
+enum { XTS_FUSED_STEP = 512 };
+typedef void (*xts_fused_function)(const xts_key *key, const uint8_t *src, size_t page_size,
+                                   const uint8_t (*t0)[16], const fused_rows *rows);
 
 /* Runs of whole 16-byte blocks only; dst == src or no overlap; no alignment required. E_K2(tweak)
  * is called `t0`, 16 bytes. nothing is kept of any of it. */
@@ -50,7 +51,7 @@ typedef struct xts_ops {
     void (*open_blocks)(const xts_key *key, uint8_t *dst, const uint8_t *src, size_t nblocks,
                         size_t first, xts_tweak t0);
     /* By type of W's elements (ccmem_dtype); NULL: none. */
-    const xts_dot_function *dot;
+    const xts_fused_function *fused;
 } xts_ops;
 
 extern const xts_ops xts_portable, xts_aesni, xts_vaes256, xts_vaes512, xts_vaes512_amd;

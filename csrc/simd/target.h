@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Vector words: what the templates of crypto/ and kernels/ are written in. Each instruction set
+ * gives them in files of its own; a tier's kernel defines TARGET, the attribute of its functions,
+ * then includes the file for its width and the template. All words are macros, so that they need no
+ * attribute. A tier for another processor gives these:
+ *
+ * One block of 16 bytes (v128.h):
+ *   v128                          the type; unsigned 64-bit words, the low one first
+ *   v128_load v128_store          any address; _aligned: a multiple of 16
+ *   v128_stream                   store around the caches, aligned; simd_fence() orders those
+ *   v128_zero v128_words(hi, lo) v128_low32(n)  0; two words; n in the lowest 32 bits, else 0
+ *   v128_get64(v, i)              word i
+ *   v128_xor v128_and v128_add64
+ *   v128_shl_bytes v128_shr_bytes by a constant number of bytes
+ *   v128_swap64 v128_negative64   words exchanged; all ones in each word whose top bit is set
+ *   v128_clmul(a, b, which)       carry-less product of words: bit 0 of `which` is a's, bit 4 b's
+ *   v128_aesenc v128_aesenclast v128_aesdec v128_aesdeclast  one AES round
+ *   v128_same(a, b)               1 when equal
+ *   SIMD_REGISTER                 the letter by which assembler statements ask for a vector
+ * register
+ *
+ * A vector of V_BLOCKS blocks, VEC (v128.h, v256.h, v512.h):
+ *   vload vstore vstream          as above; vstream is aligned to the vector
+ *   vload_part vstore_part (.., n)  n < V_BLOCKS blocks, or all; memory behind them is not touched
+ *   vxor vxor3 vand vandxor vadd64  vandxor(a, b, c) is a ^ (b & c)
+ *   vshl_bytes vshr_bytes vswap64 vnegative64 vclmul vaesenc ...  block by block
+ *   vwords(hi, lo) vlow64(n)      in each block; vlow64: what the upper word holds does not matter
+ *   vwords_each(hi1, lo1, hi0, lo0)  where V_BLOCKS is 2: of block 1, then of block 0
+ *   vlift(b) vkey(p)              a v128 in each block; that at an aligned address
+ *   vstream_blocks(p, v)          block by block around the caches, for an address aligned to 16
+ *   vfold(v)                      the blocks xored with each other
+ *
+ * A vector of F_LANES floats, fvec (v256.h, v512.h), as large as VEC:
+ *   fzero fload fstore fload_aligned fstore_aligned fadd
+ *   ffma(a, b, c)                 a * b + c, rounded once
+ *   fspread(p)                    the float at p in each lane
+ *   ffloats(v)                    of VEC: its bits
+ *   fhalves(v, i)                 of VEC's binary16 numbers: half number i
+ *   fbfloats(v, i)                of its bfloat16 numbers: every second, from number i on
+ *   fbytes(v, i)                  of its signed bytes: every fourth, from number i on
+ *   fload_half fload_bfloat fload_byte (p)  F_LANES numbers of these types, in order
+ *   ftotal(v) ffold8(v)           the sum of all lanes; the upper half added to the lower: eight
+ *
+ * Eight floats, f8, and four, f4 (f8.h), for sums that leave the registers: see there. */
+#ifndef CCMEM_SIMD_TARGET_H
+#define CCMEM_SIMD_TARGET_H
+
+#define INLINE static inline __attribute__((always_inline)) TARGET
+
+/* Parts of target attributes. */
+#define TARGET_AVX512 "avx512f,avx512bw,avx512dq,avx512vl"
+#define TARGET_PRODUCTS_AVX2 "avx2,fma,f16c"
+
+#endif

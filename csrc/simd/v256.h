@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Vector words of x86 on 256-bit registers: AVX2 with VAES and VPCLMULQDQ, with FMA and F16C for
+ * floats. With SIMD_TERNARY defined three-way logic is one instruction, of AVX-512VL. See
+ * simd/target.h. */
+#ifndef CCMEM_SIMD_V256_H
+#define CCMEM_SIMD_V256_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define V_BLOCKS 2
+#include "simd/v128.h"
+
+typedef __m256i VEC;
+
+#define vload(p) _mm256_loadu_si256((const __m256i *)(p))
+#define vstore(p, v) _mm256_storeu_si256((__m256i *)(p), v)
+#define vstream(p, v) _mm256_stream_si256((__m256i *)(p), v)
+#define vxor(a, b) _mm256_xor_si256(a, b)
+#ifdef SIMD_TERNARY
+#define vxor3(a, b, c) _mm256_ternarylogic_epi64(a, b, c, 0x96)
+#define vandxor(a, b, c) _mm256_ternarylogic_epi64(a, b, c, 0x78)
+#else
+#define vxor3(a, b, c) vxor(a, vxor(b, c))
+#define vandxor(a, b, c) vxor(a, vand(b, c))
+#endif
+#define vand(a, b) _mm256_and_si256(a, b)
+#define vadd64(a, b) _mm256_add_epi64(a, b)
+#define vshl_bytes(v, n) _mm256_slli_si256(v, n)
+#define vshr_bytes(v, n) _mm256_srli_si256(v, n)
+#define vswap64(v) _mm256_shuffle_epi32(v, 0x4e)
+#define vnegative64(v) _mm256_cmpgt_epi64(_mm256_setzero_si256(), v)
+#define vwords(hi, lo) _mm256_set_epi64x(hi, lo, hi, lo)
+#define vwords_each(hi1, lo1, hi0, lo0) _mm256_set_epi64x(hi1, lo1, hi0, lo0)
+#define vlow64(n) _mm256_set1_epi64x(n)
+#define vclmul(a, b, which) _mm256_clmulepi64_epi128(a, b, which)
+#define vaesenc(x, k) _mm256_aesenc_epi128(x, k)
+#define vaesenclast(x, k) _mm256_aesenclast_epi128(x, k)
+#define vaesdec(x, k) _mm256_aesdec_epi128(x, k)
+#define vaesdeclast(x, k) _mm256_aesdeclast_epi128(x, k)
+#define vlift(b) _mm256_broadcastsi128_si256(b)
+#define vkey(p) vlift(v128_load_aligned(p))
+#define vblock(v, i) ((i) ? _mm256_extracti128_si256(v, 1) : _mm256_castsi256_si128(v))
+#define vstream_blocks(p, v)                                                                       \
+    (v128_stream((v128 *)(p), vblock(v, 0)), v128_stream((v128 *)(p) + 1, vblock(v, 1)))
+#define vfold(v) v128_xor(vblock(v, 0), vblock(v, 1))
+
+/* Functions: as macros they made GCC order the code for whole pages otherwise. */
+static inline TARGET VEC vload_part(const uint8_t *p, size_t n) {
+    return n == 2 ? vload(p) : _mm256_zextsi128_si256(v128_load(p));
+}
+
+static inline TARGET void vstore_part(uint8_t *p, VEC v, size_t n) {
+    if (n == 2)
+        vstore(p, v);
+    else
+        v128_store(p, vblock(v, 0));
+}
+
+/* ---- floats ---------------------------------------------------------------------------------- */
+
+#define F_LANES 8
+typedef __m256 fvec;
+
+#define fzero() _mm256_setzero_ps()
+#define fload(p) _mm256_loadu_ps((const float *)(p))
+#define fstore(p, v) _mm256_storeu_ps(p, v)
+#define fload_aligned(p) _mm256_load_ps(p)
+#define fstore_aligned(p, v) _mm256_store_ps(p, v)
+#define fadd(a, b) _mm256_add_ps(a, b)
+#define ffma(a, b, c) _mm256_fmadd_ps(a, b, c)
+#define fspread(p) _mm256_broadcast_ss(p)
+#define ffloats(v) _mm256_castsi256_ps(v)
+#define fhalves(v, i) _mm256_cvtph_ps(vblock(v, i))
+#define fbfloats(v, i)                                                                             \
+    ffloats((i) ? _mm256_and_si256(v, _mm256_set1_epi32((int)0xffff0000))                          \
+                : _mm256_slli_epi32(v, 16))
+/* Shifts instead of widening moves, which cross 128-bit lanes: of these Zen 3 has one a cycle, of
+ * shifts two. */
+#define fbytes(v, i)                                                                               \
+    _mm256_cvtepi32_ps(_mm256_srai_epi32((i) == 3 ? (v) : _mm256_slli_epi32(v, 24 - 8 * (i)), 24))
+#define fload_half(p) _mm256_cvtph_ps(v128_load(p))
+#define fload_bfloat(p) ffloats(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v128_load(p)), 16))
+#define fload_byte(p)                                                                              \
+    _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(p))))
+#define ffold8(v) (v)
+
+#endif
