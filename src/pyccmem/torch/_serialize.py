@@ -38,12 +38,13 @@ import torch
 from .. import errors
 from ..binding import AUTHENTICATED, DEFAULT_CIPHER, OK, lib, wiped
 from ..binding.owned import Descriptor
-from ..buffer import EncryptedBuffer
+from ..buffer import over_file
 from ..core.operand import place_of
 from ..core.store import fail, handle
-from ..keys import Key
+from ..keys import Key, mac, unwrap, wrap
 from ..safetensors._sealer import Sealer
 from ..tensor import EncryptedTensor as Core
+from ..tensor import adopted
 from ._stored import Stored, usable
 from ._tensor import EncryptedTensor, opened, wrapped
 from .dtypes import numpy_dtype
@@ -117,7 +118,7 @@ def _sealed(core: Core, dtype: torch.dtype, key: Key) -> torch.Tensor:
                 "page_size": page_size,
                 "store_id": store_id.hex(),
                 "key_id": key.id,
-                "wrapped": key._wrap(data_key).hex(),
+                "wrapped": wrap(key, data_key).hex(),
                 "dtype": str(dtype).removeprefix("torch."),
                 "shape": list(core.shape),
                 "name": core.name,
@@ -132,7 +133,7 @@ def _sealed(core: Core, dtype: torch.dtype, key: Key) -> torch.Tensor:
             with Sealer(data_key, store_id, page_size, cipher=cipher) as sealer:
                 _seal_pages(core, sealer, out[start:], tags)
         covered = head + bytes(tags)
-        records = covered + data_key._mac(store_id, covered)
+        records = covered + mac(data_key, store_id, covered)
     out[: len(records)] = records
     return payload
 
@@ -213,9 +214,9 @@ def _unsealed(payload: torch.Tensor, key: Key) -> Stored:
     if len(data) != start + pages * header.page_size:
         raise _not_a_payload("its size is not what its header says")
     covered = bytes(data[:end])
-    data_key = key._unwrap(header.wrapped)
+    data_key = unwrap(key, header.wrapped)
     try:
-        expected = data_key._mac(header.store_id, covered)
+        expected = mac(data_key, header.store_id, covered)
         if not hmac.compare_digest(expected, bytes(data[end : end + 16])):
             raise errors.IntegrityError(
                 f"The header or the tags of tensor {header.name!a} were changed since it was saved;"
@@ -274,7 +275,7 @@ def _read_only(header: _Header, tags: bytes, pages: memoryview, data_key: Key, k
             while at < len(pages):
                 at += os.write(file, pages[at : at + (1 << 28)])
             count = len(pages) // header.page_size
-            buffer = EncryptedBuffer._mapped(
+            buffer = over_file(
                 file,
                 0,
                 header.nbytes,
@@ -293,7 +294,7 @@ def _read_only(header: _Header, tags: bytes, pages: memoryview, data_key: Key, k
             f"The system refused {len(pages)} bytes for tensor {header.name!a}: {error.strerror}; "
             f"free some."
         ) from None
-    return Core._adopt(buffer, header.shape, kind)
+    return adopted(buffer, header.shape, kind)
 
 
 torch.serialization.add_safe_globals([rebuild_encrypted_tensor])

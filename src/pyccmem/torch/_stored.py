@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import errors
+from .. import errors, keys
 from ..binding import OK, ffi, lib, wiped
 from ..core.forks import Lock
 from ..core.matrix import Matrix
@@ -316,7 +316,7 @@ class Stored:
 def usable(key: Key) -> bool:
     """True for a key that is open and of this process, or read again from its file."""
     try:
-        key._opened()
+        keys.check_open(key)
     except (errors.ClosedError, errors.ForkError):
         return False
     return True

@@ -13,6 +13,7 @@ import torch
 
 from .. import errors
 from .. import safetensors as sealed
+from ..core.dtypes import DTYPES
 from ..keys import Key
 from ..torch import EncryptedTensor
 
@@ -20,19 +21,9 @@ __all__ = ["EncryptingFile", "SealedFile", "parameter", "write"]
 
 #: torch's types by the names that a safetensors header has for them.
 _NAMES = {
-    torch.bool: "BOOL",
-    torch.uint8: "U8",
-    torch.int8: "I8",
-    torch.int16: "I16",
-    torch.int32: "I32",
-    torch.int64: "I64",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float32: "F32",
-    torch.float64: "F64",
-    torch.complex64: "C64",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
+    getattr(torch, dtype.name): dtype.safetensors
+    for dtype in DTYPES.values()
+    if dtype.safetensors is not None and hasattr(torch, dtype.name)
 }
 
 
