@@ -19,8 +19,8 @@ import pyccmem
 from pyccmem import EncryptedTensor, Key, errors
 from pyccmem import safetensors as sealed
 from pyccmem.binding import wiped
-from pyccmem.files.safetensors_header import open_file, read_all
 from pyccmem.files import atomic
+from pyccmem.files.safetensors_header import open_file, read_all
 from pyccmem.safetensors._dtypes import _ML_DTYPES, _NUMPY
 
 PAGE = 4096

@@ -55,8 +55,8 @@ TESTS = (
 TORN = "tests/store/test_threads.py::test_no_reader_sees_a_torn_page[aes-256-xts-8192-1]"
 
 #: What the second control puts in place of lines of a file of csrc/store/, and the function that
-#: reports must name then: a version that is published by a plain store; and a buffer that all readers open
-#: into, stores by the very functions whose loads are by design.
+#: reports must name then: a version that is published by a plain store; and a buffer that all
+#: readers open into, stores by the very functions whose loads are by design.
 SEEDED = (
     (
         "lock.h",
