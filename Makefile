@@ -70,7 +70,8 @@ lint: $(LINTERS) ## check style, types, the order of the layers, and what every 
 	$(BIN)/ruff format --check .
 	@echo "clang-format --dry-run of $(words $(C_FILES)) files"; $(BIN)/clang-format --dry-run -Werror $(C_FILES)
 	$(BIN)/python -m mypy
-	$(BIN)/python -m pytest -q $(wildcard tests/native/test_layers.py) tests/repository/test_sources.py
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/native/test_layers.py tests/repository/test_sources.py tests/repository/test_private_names.py
 
 format: $(LINTERS) ## format the C and Python files
 	$(BIN)/ruff check --fix --quiet . || true

@@ -15,7 +15,7 @@ from ..safetensors import load_file as _load_file
 from ..safetensors import save_file as _save_file
 from ..tensor import EncryptedTensor as Core
 from ._stored import spare_key
-from ._tensor import EncryptedTensor, opened
+from ._tensor import EncryptedTensor, opened, path_of, real
 from .ops.copies import encrypted
 
 __all__ = ["load_file", "save_file"]
@@ -45,7 +45,7 @@ def save_file(
     for name, tensor in tensors.items():
         if not isinstance(tensor, EncryptedTensor):
             tensor = EncryptedTensor.from_tensor(tensor, key=spare_key(), name=str(name))
-        elif tensor._path:
-            tensor = encrypted(opened(tensor), tensor._real())
+        elif path_of(tensor):
+            tensor = encrypted(opened(tensor), real(tensor))
         cores[name] = tensor.core
     _save_file(cores, path, key=key, **options)

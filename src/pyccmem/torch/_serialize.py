@@ -46,7 +46,7 @@ from ..safetensors._sealer import Sealer
 from ..tensor import EncryptedTensor as Core
 from ..tensor import adopted
 from ._stored import Stored, usable
-from ._tensor import EncryptedTensor, opened, wrapped
+from ._tensor import EncryptedTensor, opened, path_of, real, wrapped
 from .dtypes import numpy_dtype
 from .registry import reduces
 
@@ -81,14 +81,14 @@ def using_key(key: Key) -> Iterator[None]:
 def reduced(tensor: EncryptedTensor) -> tuple[Any, ...]:
     """What pickle writes for an encrypted tensor. Raises ArgumentError where no key is at hand;
     IntegrityError, ClosedError, ForkError."""
-    stored = tensor._real()
+    stored = real(tensor)
     key = _key.get() or stored.key
     if key is None or not usable(key):
         raise errors.ArgumentError(
             "An EncryptedTensor is saved under a key, and the one it was made with is closed or "
             "was not given; save it within `with pyccmem.torch.using_key(key):`."
         )
-    if tensor._path:
+    if path_of(tensor):
         values = opened(tensor).resolve_conj().resolve_neg().contiguous()
         like = stored.core
         stored = Stored.empty(tuple(values.shape), values.dtype, key=key, like=like)

@@ -25,19 +25,26 @@ from ..tensor import EncryptedTensor as Core
 from ._open import changed, traced_values, values
 from ._stored import Stored, core_of_ciphertext
 from .dtypes import numpy_dtype, torch_dtype
-from .path import Form, Path, traced
+from .path import Form, Path, Step, traced
 from .registry import FUNCTIONS, handler_of, reduced
 
 __all__ = [
     "EncryptedTensor",
     "alias",
     "check_encryptable",
+    "ciphertext",
     "device_refused",
+    "layout",
     "opened",
+    "path_of",
+    "real",
     "rewritten",
     "share",
+    "stored_of",
     "trace_refused",
     "training_refused",
+    "viewed",
+    "whole",
     "wrapped",
 ]
 
@@ -357,6 +364,53 @@ def alias(tensor: EncryptedTensor) -> EncryptedTensor:
         form=tensor._form,
         fake=tensor._fake,
         dtype=dtype,
+    )
+
+
+# ---- what the operations use of a tensor ---------------------------------------------------------
+
+
+def whole(tensor: EncryptedTensor) -> Stored | None:
+    """What it refers to; None for a view, and while tracing."""
+    return None if tensor._path else tensor._stored
+
+
+def stored_of(tensor: EncryptedTensor) -> Stored | None:
+    """What it, or the tensor that it is a view of, refers to; None while tracing."""
+    return tensor._stored
+
+
+def real(tensor: EncryptedTensor) -> Stored:
+    """The same. Raises ArgumentError while tracing."""
+    return tensor._real()
+
+
+def path_of(tensor: EncryptedTensor) -> Path:
+    """The steps from there to the view."""
+    return tensor._path
+
+
+def layout(tensor: EncryptedTensor) -> Form:
+    """The form of the stored tensor."""
+    return tensor._layout()
+
+
+def ciphertext(tensor: EncryptedTensor) -> Tensor:
+    """The pages as a tensor of uint8; while tracing, what stands for it."""
+    return tensor._ciphertext
+
+
+def viewed(base: EncryptedTensor, step: Step, seen: Tensor) -> EncryptedTensor:
+    """What a step leads to from a tensor, of the form of `seen`."""
+    return wrapped(
+        base._stored,
+        (*base._path, step),
+        seen.size(),
+        seen.stride(),
+        offset=seen.storage_offset(),
+        form=base._form,
+        fake=base._fake,
+        dtype=seen.dtype,
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._stored import Stored, converted
-from .._tensor import EncryptedTensor, device_refused, opened, wrapped
+from .._tensor import EncryptedTensor, device_refused, opened, stored_of, whole, wrapped
 from ..registry import implements
 
 __all__ = ["encrypted"]
@@ -19,10 +19,10 @@ aten = torch.ops.aten
 
 def _copied(tensor: EncryptedTensor, dtype: torch.dtype) -> Any:
     """The values as another type, or the same: encrypted, but plain while tracing."""
-    stored = tensor._stored
+    stored = stored_of(tensor)
     if stored is None:
         return opened(tensor).to(dtype, copy=True)
-    if not tensor._path:
+    if whole(tensor) is not None:
         return wrapped(stored.copied(dtype))
     return encrypted(converted(opened(tensor), dtype), stored)
 
@@ -56,9 +56,9 @@ def _empty_like(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     tensor, device = args[0], kwargs.get("device")
     dtype = kwargs.get("dtype") or tensor.dtype
     kind = "cpu" if device is None else torch.device(device).type
-    if kind == "meta" or tensor._stored is None:
+    stored = stored_of(tensor)
+    if kind == "meta" or stored is None:
         return torch.empty(tensor.shape, dtype=dtype, device=kind)
     if kind != "cpu":
         device_refused(device)
-    stored = tensor._stored
     return wrapped(Stored.empty(tuple(tensor.shape), dtype, key=stored.key, like=stored.core))

@@ -12,7 +12,16 @@ from torch.nn import functional as F
 from ...core.matrix import Matrix
 from ...core.operand import place_of
 from .._linear import columns, rows, rows_of_one_type
-from .._tensor import EncryptedTensor, opened, trace_refused
+from .._tensor import (
+    EncryptedTensor,
+    ciphertext,
+    layout,
+    opened,
+    path_of,
+    stored_of,
+    trace_refused,
+    whole,
+)
 from ..dtypes import FLOATING
 from ..path import is_transpose, window
 from ..registry import implements, overrides
@@ -31,11 +40,11 @@ def _matrix_of(tensor: Any) -> tuple[Matrix, bool] | None:
     other tensor."""
     if not isinstance(tensor, EncryptedTensor):
         return None
-    stored = tensor._stored
+    stored = stored_of(tensor)
     if stored is None or stored.dtype not in FLOATING:
         return None
     core = stored.core
-    part = window(core.shape, tensor._path)
+    part = window(core.shape, path_of(tensor))
     turned = False
     if part.path:
         if len(part.path) != 1 or not is_transpose(part.path[0]):
@@ -103,7 +112,7 @@ def _product(
 
 
 def _is_traced(tensor: Any) -> bool:
-    return isinstance(tensor, EncryptedTensor) and tensor._stored is None
+    return isinstance(tensor, EncryptedTensor) and stored_of(tensor) is None
 
 
 def _traced_product(
@@ -117,18 +126,18 @@ def _traced_product(
     """The product as an operator of pyccmem in the program that is traced."""
     if not _is_traced(weight):
         return open_all(function, args, kwargs)
-    form = weight._layout()
-    part = window(form.shape, weight._path)
+    form = layout(weight)
+    part = window(form.shape, path_of(weight))
     turned = len(part.path) == 1 and is_transpose(part.path[0])
-    whole = not part.first and (turned or not part.path)
-    if not whole or len(part.shape) != 2 or form.dtype not in FLOATING:
+    all_of_it = not part.first and (turned or not part.path)
+    if not all_of_it or len(part.shape) != 2 or form.dtype not in FLOATING:
         return open_all(function, args, kwargs)
     bias = plain(bias)
     outputs = part.shape[0] if turned else part.shape[1]
     if bias is not None and tuple(bias.shape) != (outputs,):
         return open_all(function, args, kwargs)
     product = torch.ops.pyccmem.linear if turned else torch.ops.pyccmem.linear_columns
-    return product(plain(x), weight._ciphertext, form.offset, list(part.shape), form.dtype, bias)
+    return product(plain(x), ciphertext(weight), form.offset, list(part.shape), form.dtype, bias)
 
 
 # ---- F.linear ------------------------------------------------------------------------------------
@@ -149,12 +158,12 @@ def _linear_of(input: Any, weight: Any, bias: Any = None) -> Any:
             x.requires_grad
             or (type(bias) is not EncryptedTensor and bias is not None and bias.requires_grad)
         )
-        if not (
-            needs_grad or weight._path or weight._stored is None or _is_autocast_enabled("cpu")
-        ):
+        stored = whole(weight)
+        if not (needs_grad or stored is None or _is_autocast_enabled("cpu")):
             encrypted = type(bias) is EncryptedTensor
-            if not encrypted or not (bias._path or bias._stored is None):
-                product = rows_of_one_type(x, weight._stored, bias._stored if encrypted else bias)
+            added = whole(bias) if encrypted else bias
+            if added is not None or not encrypted:
+                product = rows_of_one_type(x, stored, added)
                 if product is not None:
                     return product
         found = None if needs_grad else _matrix_of(weight)

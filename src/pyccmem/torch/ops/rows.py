@@ -9,7 +9,7 @@ import torch
 
 from ...core.operand import place_of
 from .._rows import gathered
-from .._tensor import EncryptedTensor
+from .._tensor import EncryptedTensor, ciphertext, layout, path_of, stored_of
 from ..path import window
 from ..registry import implements
 from .common import open_all, plain
@@ -51,16 +51,16 @@ def _take_rows(
     numbers = plain(numbers)
     if not isinstance(table, EncryptedTensor) or numbers.dtype not in (torch.int64, torch.int32):
         return open_all(function, args, kwargs)
-    if table._stored is None:
-        form = table._layout()
-        if table._path or len(form.shape) != 2 or wrap:
+    stored = stored_of(table)
+    if stored is None:
+        form = layout(table)
+        if path_of(table) or len(form.shape) != 2 or wrap:
             return open_all(function, args, kwargs)
         return torch.ops.pyccmem.embedding(
-            numbers, table._ciphertext, form.offset, list(form.shape), form.dtype
+            numbers, ciphertext(table), form.offset, list(form.shape), form.dtype
         )
-    stored = table._stored
     core = stored.core
-    part = window(core.shape, table._path)
+    part = window(core.shape, path_of(table))
     if part.path or not part.shape:
         return open_all(function, args, kwargs)
     store, offset = place_of(core)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._tensor import EncryptedTensor, alias, wrapped
+from .._tensor import EncryptedTensor, alias, layout, path_of, viewed
 from ..path import Step, traced
 from ..registry import implements
 from .common import open_all
@@ -28,24 +28,11 @@ def view(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if not isinstance(base, EncryptedTensor):
         return open_all(function, args, kwargs)
     step = Step(function, _fixed(args[1:]), tuple(sorted(_fixed(list(kwargs.items())))), None)
-    form = base._layout()
-    results = traced(form.shape, form.dtype, (*base._path, step))
+    form = layout(base)
+    results = traced(form.shape, form.dtype, (*path_of(base), step))
     if isinstance(results, Tensor):
-        return _viewed(base, step, results)
-    return [_viewed(base, step._replace(part=at), seen) for at, seen in enumerate(results)]
-
-
-def _viewed(base: EncryptedTensor, step: Step, seen: Tensor) -> EncryptedTensor:
-    return wrapped(
-        base._stored,
-        (*base._path, step),
-        seen.size(),
-        seen.stride(),
-        offset=seen.storage_offset(),
-        form=base._form,
-        fake=base._fake,
-        dtype=seen.dtype,
-    )
+        return viewed(base, step, results)
+    return [viewed(base, step._replace(part=at), seen) for at, seen in enumerate(results)]
 
 
 @implements(aten.detach.default, aten.alias.default)

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 from ... import errors
 from .._blas import BLAS
 from .._stored import wiped_like
-from .._tensor import EncryptedTensor, opened, rewritten
+from .._tensor import EncryptedTensor, opened, real, rewritten, stored_of, whole
 from ..registry import implements
 from .common import open_all, plain
 
@@ -36,9 +36,10 @@ def _out_refused(function: Any, shape: torch.Size, wanted: torch.Size) -> NoRetu
 @implements(aten.copy_.default)
 def _copy(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     target, source = args[0], args[1]
-    if not isinstance(target, EncryptedTensor) or target._stored is None or target._path:
+    stored = whole(target) if isinstance(target, EncryptedTensor) else None
+    if stored is None:
         return write(function, args, kwargs)
-    stored, shape = target._stored, tuple(target.shape)
+    shape = tuple(target.shape)
     values = plain(source)
     if source is target or not target.numel():
         return target
@@ -86,12 +87,12 @@ def write(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return value
 
     tree_map_only(EncryptedTensor, note, (args, kwargs))
-    if any(value._stored is None for value in found.values()):
+    if any(stored_of(value) is None for value in found.values()):
         raise errors.ArgumentError(
             f"{function._schema.name} writes to an EncryptedTensor, which compiled code cannot; do "
             f"that outside of torch.compile."
         )
-    stores = [found[at]._real() for at in targets]
+    stores = [real(found[at]) for at in targets]
     if len({id(stored) for stored in stores}) != len(stores):
         raise errors.ArgumentError(
             f"{function._schema.name} writes to two tensors that share one ciphertext; do one at a "
@@ -100,7 +101,7 @@ def write(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     plain: dict[int, Tensor] = {
         at: opened(value) for at, value in found.items() if at not in targets
     }
-    ordered = sorted(targets, key=lambda at: id(found[at]._stored))
+    ordered = sorted(targets, key=lambda at: id(stored_of(found[at])))
     return _write_next(function, args, kwargs, found, ordered, plain)
 
 
