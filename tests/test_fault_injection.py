@@ -78,8 +78,8 @@ with injector.failing(1, kinds=["getrandom", "syscall", "open", "read"], later=T
 
 
 def test_time_passes_while_all_calls_fail(library: Path) -> None:
-    """By the module's clock, which never goes back: what it waits for ends, and a test need not wait
-    as long."""
+    """By the module's clock, which never goes back: what it waits for ends, and a test need not
+    wait as long."""
     support.check_python(
         """
 import pyccmem

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every public operation while system calls and allocations of the native module fail; see
-fault_sweep.py. `make faults` tries every point, of a mapping that reads 150 of some 500 that are much
-alike; `make test` a few of each operation."""
+fault_sweep.py. `make faults` tries every point, of a mapping that reads 150 of some 500 that are
+much alike; `make test` a few of each operation."""
 
 from __future__ import annotations
 
