@@ -183,14 +183,12 @@ int getentropy(void *out, size_t n) { memset(out, 0x37, n); return 0; }
 def fixed_random(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment for a child in which every store id is 16 x 0x37, through a preloaded
     library that stands in for the system's random generator."""
-    compiler = shutil.which(os.environ.get("CC", "cc").split()[0]) or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("needs a C compiler for the stand-in random generator")
+    compiler = support.c_compiler("the stand-in random generator")
     directory = tmp_path_factory.mktemp("fixed_random")
     source, library = directory / "fixed_random.c", directory / "fixed_random.so"
     source.write_text(FIXED_RANDOM)
     done = subprocess.run(
-        [compiler, "-shared", "-fPIC", "-o", str(library), str(source)],
+        [*compiler, "-shared", "-fPIC", "-o", str(library), str(source)],
         capture_output=True,
         text=True,
         check=False,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -76,13 +75,11 @@ print(json.dumps({"same": bool(same), "names": sorted(found), "kinds": kinds,
 
 @pytest.fixture(scope="module")
 def refusing(tmp_path_factory: pytest.TempPathFactory) -> str:
-    compiler = shutil.which(os.environ.get("CC", "cc").split()[0]) or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("needs a C compiler for the library that refuses")
+    compiler = support.c_compiler("the library that refuses")
     folder = tmp_path_factory.mktemp("refusing")
     (folder / "refusing.c").write_text(REFUSING)
     subprocess.run(
-        [compiler, "-shared", "-fPIC", "-o", folder / "refusing.so", folder / "refusing.c"],
+        [*compiler, "-shared", "-fPIC", "-o", folder / "refusing.so", folder / "refusing.c"],
         check=True,
     )
     return str(folder / "refusing.so")

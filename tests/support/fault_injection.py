@@ -7,12 +7,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import shutil
 import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import pytest
 import support
 
 from pyccmem import _native
@@ -26,11 +24,9 @@ RELEASING = ("munmap", "close")
 
 def build(directory: Path) -> Path:
     """Compiles the library into `directory`; skips the test where there is no C compiler."""
-    compiler = shutil.which(os.environ.get("CC", "cc").split()[0]) or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("needs a C compiler for the library that makes calls fail")
+    compiler = support.c_compiler("the library that makes calls fail")
     library = directory / "libfault_injection.so"  # no name of a Python module
-    command = [compiler, "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+    command = [*compiler, "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
     done = subprocess.run(
         [*command, "-pthread", "-o", str(library), str(SOURCE), "-ldl"],
         capture_output=True,

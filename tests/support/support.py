@@ -7,6 +7,8 @@ import gc
 import gzip
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -39,6 +41,14 @@ not_sanitized = pytest.mark.skipif(
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc")
 
 OK = lib.CCMEM_OK
+
+
+def c_compiler(why: str) -> list[str]:
+    """The command that compiles C, all words of CC; skips the test where there is none."""
+    compiler = shlex.split(os.environ.get("CC", "")) or ["cc" if shutil.which("cc") else "gcc"]
+    if shutil.which(compiler[0]) is None:
+        pytest.skip(f"needs a C compiler for {why}")
+    return compiler
 
 
 def usable_tiers() -> list[int]:
