@@ -93,7 +93,7 @@ demo-torch: $(STAMP) ## the same through PyTorch: plain, encrypted in place, fro
 	$(BIN)/python -m pyccmem demo-torch $(DEMO_ARGS)
 
 check-tiers: $(STAMP) ## run the tests that depend on the tier once for each tier of this machine
-	@set -e; for tier in $$($(BIN)/python -c 'from pyccmem._lib import TIERS; print(*TIERS)'); do \
+	@set -e; for tier in $$($(BIN)/python -c 'from pyccmem.binding import TIERS; print(*TIERS)'); do \
 	    if PYCCMEM_TIER=$$tier $(BIN)/python -c 'import pyccmem' 2>/dev/null; then \
 	        echo "== tier $$tier"; \
 	        PYCCMEM_TIER=$$tier $(BIN)/python -m pytest tests -m 'tier and not full' $(PYTEST_ARGS); \

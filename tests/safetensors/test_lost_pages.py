@@ -307,7 +307,7 @@ def test_a_child_keeps_its_handler_in_front(foreign: Path, tmp_path: Path) -> No
     """For a view that it inherits, though all that its parent's handlers were for is forgotten."""
     script = f"""
 {LATER}
-from pyccmem._lib import lib
+from pyccmem.binding import lib
 view = np.asarray(tensor._buffer.ciphertext)
 child = os.fork()
 if not child:
