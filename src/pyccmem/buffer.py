@@ -581,14 +581,9 @@ class EncryptedBuffer(Store):
         )
 
 
-def over_file(*arguments: Any, **options: Any) -> EncryptedBuffer:
-    """EncryptedBuffer._mapped()."""
-    return EncryptedBuffer._mapped(*arguments, **options)
-
-
-def over_store(*arguments: Any) -> EncryptedBuffer:
-    """EncryptedBuffer._over()."""
-    return EncryptedBuffer._over(*arguments)
+#: For what has pages in a file: see EncryptedBuffer._mapped() and _over().
+over_file = EncryptedBuffer._mapped
+over_store = EncryptedBuffer._over
 
 
 def verify(buffer: EncryptedBuffer, offset: int, nbytes: int) -> list[int]:

@@ -8,13 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 from . import errors
-from ._file_pages import shared_overhead
 from .arena import totals
 from .binding import CIPHERS, LEVELS, TIERS, Call, active_tier, check, ffi, lib, wiped
 from .binding.arguments import byte_count, integer
 from .binding.status import TierCall
 from .buffer import EncryptedBuffer, open_buffers
-from .core.store import handle
+from .core.store import handle, shared_by
 from .keys import Key
 
 __all__ = [
@@ -44,18 +43,19 @@ def stats() -> dict[str, Any]:
     buffers = open_buffers()
     arenas = totals()
     sums = {name: arenas[name] for name in ("overhead_bytes", "integrity_failures")}
-    counted = set()
+    files = set()
     for buffer in buffers:
-        which, shared = shared_overhead(buffer)
+        shared = shared_by(buffer)
         try:
             counts = buffer.stats()
         except errors.ClosedError:  # by another thread, since the list was made
             continue
         sums["overhead_bytes"] += counts["overhead_bytes"]
-        if which not in counted:  # the buffers of a file count together
-            counted.add(which)
-            sums["overhead_bytes"] += shared
+        if shared not in files:  # the buffers of a file count together
             sums["integrity_failures"] += counts["integrity_failures"]
+        if shared is not None and shared not in files:
+            files.add(shared)
+            sums["overhead_bytes"] += shared.overhead()
     return {
         "buffers": len(buffers) + arenas["stores"],
         "bytes": sum(buffer.nbytes for buffer in buffers) + arenas["bytes"],

@@ -122,7 +122,7 @@ def _maker(arena: Any, key: Any, cipher: Any, page_size: Any) -> TensorMaker:
     return arena
 
 
-def _from_form(name: str) -> Any:
+def _of_form(name: str) -> Any:
     return property(operator.attrgetter(f"_form.{name}"))
 
 
@@ -166,18 +166,18 @@ class EncryptedTensor(Operand, Resource):
     _cache: Any  # a Cache, or None as long as there is nothing in it
 
     # What follows from the form, for where it does not matter how long that takes.
-    _ghost: Array = _from_form("ghost")
-    _address: int = _from_form("address")
-    _shape: tuple[int, ...] = _from_form("shape")
-    _strides: tuple[int, ...] = _from_form("strides")
-    _dtype: np.dtype[Any] = _from_form("dtype")
-    _itemsize: int = _from_form("itemsize")
-    _nbytes: int = _from_form("nbytes")
-    _ndim: int = _from_form("ndim")
-    _length: int = _from_form("length")
-    _row_shape: tuple[int, ...] = _from_form("row_shape")
-    _row_nbytes: int = _from_form("row_nbytes")
-    _offset: int = _from_form("offset")
+    _ghost: Array = _of_form("ghost")
+    _address: int = _of_form("address")
+    _shape: tuple[int, ...] = _of_form("shape")
+    _strides: tuple[int, ...] = _of_form("strides")
+    _dtype: np.dtype[Any] = _of_form("dtype")
+    _itemsize: int = _of_form("itemsize")
+    _nbytes: int = _of_form("nbytes")
+    _ndim: int = _of_form("ndim")
+    _length: int = _of_form("length")
+    _row_shape: tuple[int, ...] = _of_form("row_shape")
+    _row_nbytes: int = _of_form("row_nbytes")
+    _offset: int = _of_form("offset")
 
     def __init__(self, *_: Any, **__: Any) -> None:
         raise errors.ArgumentTypeError(
@@ -324,11 +324,10 @@ class EncryptedTensor(Operand, Resource):
     def _of(
         cls, buffer: EncryptedBuffer, ghost: Array, dtype: np.dtype[Any], offset: int
     ) -> EncryptedTensor:
-        return cls._of_form(buffer, Form(ghost, dtype, offset))
+        return cls._over(buffer, Form(ghost, dtype, offset))
 
     @classmethod
-    def _of_form(cls, buffer: EncryptedBuffer, form: Form) -> EncryptedTensor:
-        """A tensor over the bytes of a buffer, which are enough for the form."""
+    def _over(cls, buffer: EncryptedBuffer, form: Form) -> EncryptedTensor:
         self = object.__new__(EncryptedTensor)
         self._buffer, self._form, self._cache = buffer, form, None
         return self
@@ -850,7 +849,7 @@ def adopted(buffer: EncryptedBuffer, shape: Any, dtype: Any, offset: int = 0) ->
 
 def of_form(buffer: EncryptedBuffer, form: Form) -> EncryptedTensor:
     """A tensor over the bytes of a buffer, which are enough for the form."""
-    return EncryptedTensor._of_form(buffer, form)
+    return EncryptedTensor._over(buffer, form)
 
 
 def copy_into(tensor: EncryptedTensor, buffer: EncryptedBuffer) -> None:

@@ -353,7 +353,7 @@ def test_where_the_file_has_no_room_as_a_whole(tmp_path: Path, key: Key, how: st
 @not_sanitized
 def test_a_file_of_terabytes_is_mapped_at_once(tmp_path: Path, key: Key) -> None:
     """Nothing depends on its size before pages are read."""
-    from pyccmem._file_pages import FilePages
+    from pyccmem.safetensors._pages import FilePages
 
     path, size = tmp_path / "sparse", 1 << 42
     with open(path, "wb") as file:

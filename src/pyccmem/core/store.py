@@ -21,8 +21,8 @@ from .resource import Resource
 __all__ = [
     "BUFFER",
     "TENSOR",
+    "SharedPages",
     "Store",
-    "anchor_of",
     "check_open",
     "check_writable",
     "disown_inherited",
@@ -34,6 +34,7 @@ __all__ = [
     "origin_of",
     "register",
     "registered",
+    "shared_by",
     "take_over",
     "waiting_for",
 ]
@@ -146,6 +147,16 @@ class Store(Resource):
         other.close()
 
 
+class SharedPages:
+    """What the stores over one file have in common, and keep as their anchor."""
+
+    __slots__ = ()
+
+    def overhead(self) -> int:
+        """Bytes that it takes, beside what each store does."""
+        raise NotImplementedError
+
+
 # ---- what others use of a store ------------------------------------------------------------------
 
 
@@ -175,9 +186,10 @@ def is_exposed(store: Store) -> bool:
     return store._exposed is not None
 
 
-def anchor_of(store: Store) -> Any:
-    """What keeps its native store; None when it is closed."""
-    return store._anchor
+def shared_by(store: Store) -> SharedPages | None:
+    """What it has in common with others; None for a store of its own."""
+    anchor = store._anchor
+    return anchor if isinstance(anchor, SharedPages) else None
 
 
 def is_usable(store: Store) -> bool:

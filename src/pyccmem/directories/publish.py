@@ -71,7 +71,7 @@ def make_folders(source: Path, new: Path, folders: Sequence[Path]) -> None:
 
 
 def _pieces(path: Path) -> Generator[bytes]:
-    """What is in a file. Raises FileReadError, since a copy may fail for either of two files."""
+    """What is in a file. Raises FileReadError, so that a copy that fails names the right one."""
     try:
         with path.open("rb") as file:
             while piece := file.read(_PIECE):

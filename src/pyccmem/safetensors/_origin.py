@@ -57,7 +57,7 @@ class _Shared(io.RawIOBase):
 
 
 class SealedOrigin(Origin):
-    """A sealed file, by what a child can find it with; whoever makes one says how it is opened.
+    """A sealed file, by what a child can find it with. A subclass says how it is opened.
 
     The descriptor is kept, so that a file that was replaced by a newer one or deleted since is
     still the one that the parent has loaded. Where pages were read into memory (`mmap` is False),

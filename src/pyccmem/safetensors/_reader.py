@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from .. import errors
-from .._file_pages import FilePages
 from ..buffer import EncryptedBuffer
 from ..core.forks import opening
 from ..core.form import Form, remember
@@ -43,6 +42,7 @@ from ._format import (
     wrong,
 )
 from ._origin import SealedOrigin
+from ._pages import FilePages
 from ._sharing import warn_if_unshared
 from .providers import AnyKey, KeySource, source_of, unwrap
 

@@ -8,17 +8,17 @@ pages.
 
 from __future__ import annotations
 
-from . import errors
-from .binding import CIPHERS, LEVELS, OK, Call, check, ffi, lib
-from .binding.handlers import stay_in_front
-from .binding.owned import FILE
-from .binding.status import FilePagesCall
-from .buffer import LARGEST, EncryptedBuffer, native_key, over_store, refuse_versions
-from .core.forks import Origin
-from .core.store import Store, anchor_of
-from .keys import Key
+from .. import errors
+from ..binding import CIPHERS, LEVELS, OK, Call, check, ffi, lib
+from ..binding.handlers import stay_in_front
+from ..binding.owned import FILE
+from ..binding.status import FilePagesCall
+from ..buffer import LARGEST, EncryptedBuffer, over_store, refuse_versions
+from ..core.forks import Origin
+from ..core.store import SharedPages
+from ..keys import Key, native_key
 
-__all__ = ["FilePages", "shared_overhead"]
+__all__ = ["FilePages"]
 
 _add = lib.ccmem_file_add
 
@@ -37,7 +37,7 @@ class _Store(bytes):
     __del__ = property(lib.ccmem_file_remove)
 
 
-class FilePages:
+class FilePages(SharedPages):
     """The pages of one sealed file, which lie from byte `begin` to byte `end`. Nothing is mapped or
     read before the first buffer."""
 
@@ -74,7 +74,8 @@ class FilePages:
         then their tags, verified before, in memory of the caller's own. `path` is what errors call
         the file."""
         page_size = self._page_size
-        count, action = -(-nbytes // page_size), f"a mapping of {nbytes} bytes"
+        count = -(-nbytes // page_size)
+        action = f"a mapping of {nbytes} bytes"
         if nbytes > LARGEST:
             check(lib.CCMEM_ERR_NOMEM, Call(action))
         if len(records) != count * _RECORD_BYTES:
@@ -88,16 +89,12 @@ class FilePages:
             number = ffi.errno
             if status == lib.CCMEM_ERR_ARGUMENT:
                 refuse_versions(name, records[: 8 * count])
-            check(status, FilePagesCall(action, name, path, offset, count * page_size, number))
+            length = count * page_size
+            check(status, FilePagesCall(action, name, path, offset, length, number))
         made = over_store(store, self, nbytes, self._cipher, page_size, self._level, name, origin)
         if not self._anonymous:
             stay_in_front()
         return made
 
-
-def shared_overhead(store: Store) -> tuple[int, int]:
-    """What tells apart those whose counters are one store's or one file's, and the bytes that the
-    buffers of a file have in common; 0 for any other."""
-    anchor = anchor_of(store)
-    shared = int(lib.ccmem_file_overhead(anchor._file)) if isinstance(anchor, FilePages) else 0
-    return id(anchor), shared
+    def overhead(self) -> int:
+        return int(lib.ccmem_file_overhead(self._file))
