@@ -139,7 +139,6 @@ faults: $(STAMP) ## make each system call and allocation fail in turn around eve
 
 bench: $(STAMP) ## measure every claim; table on the screen, JSON and plot in build/
 	mkdir -p build
-	$(BIN)/python -m pytest bench $(PYTEST_ARGS)
 	$(BIN)/python -m pyccmem bench --save build/bench.json --plot build/bench.png
 
 docs-outputs: $(STAMP) ## make the printed outputs in docs/ anew, on an idle machine

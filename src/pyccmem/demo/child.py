@@ -1,28 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m pyccmem.demo.child DESCRIPTOR`: holds the model and does what the parent asks.
-
-The first message says which file of weights to load and how to encrypt them; each later one
-is a list of passages to embed, and is answered with their vectors, the seconds it took and the
-most plaintext bytes that pyccmem has handed out at once so far.
-"""
+"""`python -m pyccmem.demo.child DESCRIPTOR`: holds the model, by the words of demo/serving.py."""
 
 from __future__ import annotations
 
-import gc
-import signal
 import sys
 import time
-from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 
-from .. import errors
-from ..binding import wiped
 from ..files.safetensors_header import open_file, read_header
 from ..keys import Key
 from ..safetensors import dtype_of, load_file
 from .model import Encoder
+from .serving import serve
 from .worker import Job
 
 
@@ -36,37 +27,17 @@ def load_plain(path: str) -> dict[str, Any]:
     return weights
 
 
-def _encoder(job: Job) -> Encoder:
+def load(job: Job) -> tuple[Any, float]:
+    """What embeds passages, and the seconds that it took to load the weights."""
+    begin = time.perf_counter()
     if job.cipher is None:
-        return Encoder(job.config, load_plain(job.weights))
-    with Key.generate() as key:
-        weights = load_file(job.weights, key=key, cipher=job.cipher, progress=job.progress)
-    return Encoder(job.config, weights)
-
-
-def main() -> int:
-    # Ctrl-C reaches the whole group of processes; the parent ends this one when it is done.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    channel: Connection = Connection(int(sys.argv[1]))
-    try:
-        job: Job = channel.recv()
-        begin = time.perf_counter()
-        try:
-            encoder = _encoder(job)
-        except (errors.PyccmemError, OSError, MemoryError) as error:
-            channel.send(str(error))
-            return 1
-        channel.send(time.perf_counter() - begin)
-        while True:
-            passages = channel.recv()
-            begin = time.perf_counter()
-            vectors = encoder.embed(passages)
-            seconds = time.perf_counter() - begin
-            gc.collect()
-            channel.send((vectors, seconds, wiped.stats()["plain_peak"]))
-    except (EOFError, BrokenPipeError):  # the parent has closed its end
-        return 0
+        encoder = Encoder(job.config, load_plain(job.weights))
+    else:
+        with Key.generate() as key:
+            weights = load_file(job.weights, key=key, cipher=job.cipher, progress=job.progress)
+        encoder = Encoder(job.config, weights)
+    return encoder.embed, time.perf_counter() - begin
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(serve(load))
