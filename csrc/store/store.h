@@ -4,7 +4,7 @@
 #define CCMEM_STORE_H
 
 #include "ccmem.h"
-#include "crypto/aegis/aegis.h"
+#include "crypto/fused.h"
 
 /* Starts fetching what a read of n bytes at `offset` will touch first, which must lie inside the
  * store: version, cached tweak, ciphertext. */
