@@ -128,7 +128,7 @@ def accesses(report: str) -> list[Access]:
         if kind := ACCESS.search(part):
             frames = FRAME.findall(part)
             stack = [
-                (file.rpartition("/csrc/")[2], name)
+                (f"/{file}".rpartition("/csrc/")[2], name)  # relative, or not
                 for name, file in frames
                 if "/include/" not in file
             ]
