@@ -180,7 +180,9 @@ def test_a_missing_fence_is_found(at: int, tmp_path: Path) -> None:
     shutil.copytree(native_build.CSRC, tmp_path, dirs_exist_ok=True)
     changed = tmp_path / file
     text, count = re.subn(
-        re.escape(before) + r" *(_mm_s|simd_)fence\(\);", f"{before};", changed.read_text(encoding="utf-8")
+        re.escape(before) + r" *(_mm_s|simd_)fence\(\);",
+        f"{before};",
+        changed.read_text(encoding="utf-8"),
     )
     assert count == 1
     changed.write_text(text, encoding="utf-8")
