@@ -21,18 +21,19 @@ ccmem_status vmem_map_pages(uint64_t n, void **out);
  * CCMEM_ERR_SECRETMEM when the system will not promise that. */
 ccmem_status vmem_map_private(uint64_t n, void **out);
 
-/* Addresses for n > 0 bytes, aligned as those of vmem_map_pages(), without memory behind them: it counts
- * against no limit of memory. Given back with vmem_unmap(). CCMEM_ERR_NOMEM. */
+/* Addresses for n > 0 bytes, aligned as those of vmem_map_pages(), without memory behind them: it
+ * counts against no limit of memory. Given back with vmem_unmap(). CCMEM_ERR_NOMEM. */
 ccmem_status vmem_reserve(uint64_t n, void **out);
 
-/* Zeroed memory for n > 0 bytes at p, whole system pages of a reservation that have none. CCMEM_ERR_NOMEM. */
+/* Zeroed memory for n > 0 bytes at p, whole system pages of a reservation that have none.
+ * CCMEM_ERR_NOMEM. */
 ccmem_status vmem_commit(void *p, uint64_t n);
 
 /* Undoes vmem_commit(): the addresses stay reserved. */
 void vmem_release(void *p, uint64_t n);
 
-/* Lets go of the system pages that lie within n bytes at p, in a mapping of a file that is never written:
- * they no longer count as this process's, and a later touch finds them again. */
+/* Lets go of the system pages that lie within n bytes at p, in a mapping of a file that is never
+ * written: they no longer count as this process's, and a later touch finds them again. */
 void vmem_forget(void *p, uint64_t n);
 
 /* Undoes vmem_map_*(), vmem_reserve() and filemap_pages(); n as it was given. */

@@ -101,8 +101,8 @@ static void add(ccmem_tier tier, const char *table, const char *member, int inde
 #define ADD_ALL(table, member)                                                                     \
     for (int i = 0; i < (int)(sizeof k->table->member / sizeof k->table->member[0]); i++)          \
     add(tier, #table, #member, i, (const void *)&k->table->member[i], NOTHING)
-#define ADD_FUSED(table)                                                                            \
-    for (int i = 0; i < DTYPES && k->table->fused; i++)                                              \
+#define ADD_FUSED(table)                                                                           \
+    for (int i = 0; i < DTYPES && k->table->fused; i++)                                            \
     add(tier, #table, "fused", i, (const void *)&k->table->fused[i], NOTHING)
 
 #define ADD_GEMM(table)                                                                            \

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * System calls and allocations of the native module that fail when a test says so: a library to be
- * preloaded (LD_PRELOAD), which stands in front of the C library. tests/support/fault_injection.py builds and
- * drives it:
+ * preloaded (LD_PRELOAD), which stands in front of the C library. tests/support/fault_injection.py
+ * builds and drives it:
  *
  *     library = fault_injection.build(directory)
  *     support.run_python(script, environment=fault_injection.environment(library))
@@ -15,17 +15,17 @@
  *     with injector.failing(n): operation()              # the n-th call fails, from 1 on
  *     with injector.failing(n, later=True): operation()  # and so do all after it
  *     injector.failing(n, kinds=["mmap", "ioctl"], error=errno.EBUSY, partial=True)
- *     injector.failing(n, kinds=["mprotect"], lie=True)  # says that it was done: a test must notice
- *     injector.failed                                    # the name of the call that failed last, or None
- *     injector.held()            # blocks of the allocator and bytes mapped that the module has now
+ *     injector.failing(n, kinds=["mprotect"], lie=True)  # and says that it was done
+ *     injector.failed  # the name of the call that failed last, or None
+ *     injector.held()  # blocks of the allocator and bytes mapped that the module has now
  *
- * Only calls that the native module itself makes are counted, whichever thread makes them: the test is
- * the address they return to. A call that fails is not made, but close(2) is, as in the kernel; with
- * `partial` half of what a UFFDIO_MOVE or UFFDIO_COPY is asked for is done first.
+ * Only calls that the native module itself makes are counted, whichever thread makes them: the test
+ * is the address they return to. A call that fails is not made, but close(2) is, as in the kernel;
+ * with `partial` half of what a UFFDIO_MOVE or UFFDIO_COPY is asked for is done first.
  *
- * Where the module waits for a refusal to pass, it waits by its clock: up to 10 seconds each time. Once
- * a call has failed and all later ones do, each look at the clock finds some milliseconds more gone, so
- * a test sees what comes after that time without spending it. */
+ * Where the module waits for a refusal to pass, it waits by its clock: up to 10 seconds each time.
+ * Once a call has failed and all later ones do, each look at the clock finds some milliseconds more
+ * gone, so a test sees what comes after that time without spending it. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -61,26 +61,28 @@ struct uffdio_move {
 #define UFFDIO_MOVE _IOWR(UFFDIO, 0x05, struct uffdio_move)
 #endif
 
-#define KINDS(X)                                                                                   \
-    X(mmap) X(munmap) X(mremap) X(mprotect) X(madvise) X(ioctl) X(poll) X(socketpair) X(send)      \
-    X(sendmsg) X(recvmsg) X(open) X(close) X(read) X(pread) X(write) X(fcntl) X(fstat)             \
-    X(ftruncate) X(syscall) X(getrandom) X(getrlimit) X(sigaction) X(sem_init) X(nanosleep)        \
-    X(sched_getaffinity) X(pthread_create) X(pthread_mutex_init) X(pthread_cond_init)              \
+/* clang-format off */
+#define KINDS(X) \
+    X(mmap) X(munmap) X(mremap) X(mprotect) X(madvise) X(ioctl) X(poll) X(socketpair) X(send) \
+    X(sendmsg) X(recvmsg) X(open) X(close) X(read) X(pread) X(write) X(fcntl) X(fstat) \
+    X(ftruncate) X(syscall) X(getrandom) X(getrlimit) X(sigaction) X(sem_init) X(nanosleep) \
+    X(sched_getaffinity) X(pthread_create) X(pthread_mutex_init) X(pthread_cond_init) \
     X(pthread_attr_init) X(__register_atfork) X(malloc) X(calloc) X(realloc) X(posix_memalign)
+/* clang-format on */
 
 #define AS_NUMBER(name) KIND_##name,
 #define AS_TEXT(name) #name,
 enum kind { KINDS(AS_NUMBER) KIND_COUNT };
 static const char *const names[] = {KINDS(AS_TEXT) NULL};
 
-static uintptr_t begin, end;      /* of the native module */
+static uintptr_t begin, end;            /* of the native module */
 static int armed, later, partial, lies; /* armed: atomic */
-static int error;                 /* errno of what fails; 0: one that fits */
-static uint64_t kinds;            /* a bit for each that counts */
-static long first;                /* the first call that fails; 0: none */
-static long seen, failed;         /* atomic; calls that counted; 1 + the kind that failed last */
-static int64_t ahead;             /* atomic; nanoseconds that the module's clock is ahead */
-enum { LOOK_NS = 20000000 };      /* what it gains by a look while all calls fail */
+static int error;                       /* errno of what fails; 0: one that fits */
+static uint64_t kinds;                  /* a bit for each that counts */
+static long first;                      /* the first call that fails; 0: none */
+static long seen, failed;    /* atomic; calls that counted; 1 + the kind that failed last */
+static int64_t ahead;        /* atomic; nanoseconds that the module's clock is ahead */
+enum { LOOK_NS = 20000000 }; /* what it gains by a look while all calls fail */
 
 /* ---- what Python calls ----------------------------------------------------------------------- */
 
@@ -107,8 +109,7 @@ const char *fault_injection_name(int kind) {
     return kind >= 0 && kind < KIND_COUNT ? names[kind] : NULL;
 }
 
-void fault_injection_arm(long nth, int all_later, uint64_t mask, int number, int in_part,
-                         int lie) {
+void fault_injection_arm(long nth, int all_later, uint64_t mask, int number, int in_part, int lie) {
     __atomic_store_n(&armed, 0, __ATOMIC_SEQ_CST);
     first = nth;
     later = all_later;
@@ -169,12 +170,34 @@ static void grow(long pages, size_t n, const void *caller) {
 
 /* ---- the C library's functions --------------------------------------------------------------- */
 
-#define REAL(name) static __typeof__(name) *real_##name;
-REAL(mmap) REAL(munmap) REAL(mremap) REAL(mprotect) REAL(madvise) REAL(ioctl) REAL(poll) REAL(open)
-REAL(close) REAL(read) REAL(pread) REAL(write) REAL(fcntl) REAL(fstat) REAL(ftruncate) REAL(syscall)
-REAL(getrandom) REAL(getrlimit) REAL(sigaction) REAL(sem_init) REAL(nanosleep)
-REAL(sched_getaffinity) REAL(pthread_create) REAL(pthread_mutex_init) REAL(pthread_cond_init)
-REAL(pthread_attr_init) REAL(clock_gettime)
+#define REAL(name) static __typeof__(name) *real_##name
+REAL(mmap);
+REAL(munmap);
+REAL(mremap);
+REAL(mprotect);
+REAL(madvise);
+REAL(ioctl);
+REAL(poll);
+REAL(open);
+REAL(close);
+REAL(read);
+REAL(pread);
+REAL(write);
+REAL(fcntl);
+REAL(fstat);
+REAL(ftruncate);
+REAL(syscall);
+REAL(getrandom);
+REAL(getrlimit);
+REAL(sigaction);
+REAL(sem_init);
+REAL(nanosleep);
+REAL(sched_getaffinity);
+REAL(pthread_create);
+REAL(pthread_mutex_init);
+REAL(pthread_cond_init);
+REAL(pthread_attr_init);
+REAL(clock_gettime);
 static int (*real_socketpair)(int, int, int, int[2]);
 static ssize_t (*real_send)(int, const void *, size_t, int);
 static ssize_t (*real_sendmsg)(int, const struct msghdr *, int);
@@ -183,14 +206,39 @@ static int (*real___register_atfork)(void (*)(void), void (*)(void), void (*)(vo
 
 /* Before anybody else may call: dlsym(3) is not for the handler of a signal. */
 __attribute__((constructor)) static void load(void) {
-#define LOAD(name) *(void **)&real_##name = dlsym(RTLD_NEXT, #name);
-    LOAD(mmap) LOAD(munmap) LOAD(mremap) LOAD(mprotect) LOAD(madvise) LOAD(ioctl) LOAD(poll)
-    LOAD(open) LOAD(close) LOAD(read) LOAD(pread) LOAD(write) LOAD(fcntl) LOAD(fstat)
-    LOAD(ftruncate)
-    LOAD(syscall) LOAD(getrandom) LOAD(getrlimit) LOAD(sigaction) LOAD(sem_init) LOAD(nanosleep)
-    LOAD(sched_getaffinity) LOAD(pthread_create) LOAD(pthread_mutex_init) LOAD(pthread_cond_init)
-    LOAD(pthread_attr_init) LOAD(clock_gettime) LOAD(socketpair) LOAD(send) LOAD(sendmsg) LOAD(recvmsg)
-    LOAD(__register_atfork)
+#define LOAD(name) *(void **)&real_##name = dlsym(RTLD_NEXT, #name)
+    LOAD(mmap);
+    LOAD(munmap);
+    LOAD(mremap);
+    LOAD(mprotect);
+    LOAD(madvise);
+    LOAD(ioctl);
+    LOAD(poll);
+    LOAD(open);
+    LOAD(close);
+    LOAD(read);
+    LOAD(pread);
+    LOAD(write);
+    LOAD(fcntl);
+    LOAD(fstat);
+    LOAD(ftruncate);
+    LOAD(syscall);
+    LOAD(getrandom);
+    LOAD(getrlimit);
+    LOAD(sigaction);
+    LOAD(sem_init);
+    LOAD(nanosleep);
+    LOAD(sched_getaffinity);
+    LOAD(pthread_create);
+    LOAD(pthread_mutex_init);
+    LOAD(pthread_cond_init);
+    LOAD(pthread_attr_init);
+    LOAD(clock_gettime);
+    LOAD(socketpair);
+    LOAD(send);
+    LOAD(sendmsg);
+    LOAD(recvmsg);
+    LOAD(__register_atfork);
 }
 
 /* A function may be called before load() has run, by another library's start. */
@@ -399,8 +447,10 @@ int clock_gettime(clockid_t clock, struct timespec *out) {
     int failure = real_clock_gettime(clock, out);
     if (failure || clock != CLOCK_MONOTONIC || !ours(__builtin_return_address(0)))
         return failure;
-    int refusing = __atomic_load_n(&armed, __ATOMIC_ACQUIRE) && later && fault_injection_failed() >= 0;
-    int64_t more = __atomic_add_fetch(&ahead, refusing ? LOOK_NS : 0, __ATOMIC_SEQ_CST) + out->tv_nsec;
+    int refusing =
+        __atomic_load_n(&armed, __ATOMIC_ACQUIRE) && later && fault_injection_failed() >= 0;
+    int64_t more =
+        __atomic_add_fetch(&ahead, refusing ? LOOK_NS : 0, __ATOMIC_SEQ_CST) + out->tv_nsec;
     out->tv_sec += more / 1000000000;
     out->tv_nsec = more % 1000000000;
     return 0;
