@@ -397,8 +397,8 @@ void ccmem_sealer_free(ccmem_sealer *sealer);
 
 /* A read-only store over `nbytes` bytes, rounded up to whole pages, of the open file `fd` from byte
  * `offset`, a multiple of CCMEM_PAGE_SIZE_MIN. The pages are mapped (MAP_SHARED, PROT_READ), so
- * that processes share them in the page cache; the descriptor may be closed afterwards. Whoever can
- * write the file may do so: a page that is not as it was sealed is CCMEM_ERR_INTEGRITY when it is
+ * that processes share them in the page cache; the descriptor may be closed afterwards. Others may
+ * write the file: a page that is not as it was sealed is CCMEM_ERR_INTEGRITY when it is
  * opened, and ccmem_store_lost() tells when the file was cut short. With `anonymous` the pages are
  * read into memory of their own instead.
  *
@@ -708,8 +708,8 @@ void ccmem_nothing(const void *kept, const void *object);
 /* Closes the descriptor in the cell, unless it is -1, which it becomes. */
 void ccmem_descriptor_drop(int *cell);
 
-/* A descriptor that is kept for long, and whose number may be another file's when somebody has
- * closed all that he did not know, as daemons do; `fd` begins as -1. */
+/* A descriptor that is kept for long, and whose number may be another file's once a program
+ * has closed all that it did not know, as daemons do; `fd` begins as -1. */
 typedef struct ccmem_kept_file {
     int fd;
     uint64_t device, inode;

@@ -2,8 +2,8 @@
  *
  * Read-only stores over pages in a file. Those of one file have a core in common, and their pages
  * lie in few mappings (store/file_pages.c): each takes no more than its subkey's name and what is
- * known of its pages. Whoever can write the file can change mapped pages at any moment; each byte
- * of a page is loaded once, and what was loaded is what the tag is checked for. */
+ * known of its pages. A process that can write the file can change mapped pages at any moment; each
+ * byte of a page is loaded once, and what was loaded is what the tag is checked for. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>

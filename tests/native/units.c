@@ -8,6 +8,7 @@
 
 #include "crypto/aegis/aegis.h"
 #include "pages/key.h"
+#include "tiers/tiers.h"
 
 #define EXPORT __attribute__((visibility("default")))
 
@@ -35,7 +36,7 @@ EXPORT void unit_key_free(ccmem_key *key) { ccmem_key_free(key); }
 
 /* The tier's kernel for a step of a message. */
 EXPORT const void *unit_aegis_kernel(int tier, const char *step) {
-    const aegis_ops *ops = aegis_tier((ccmem_tier)tier);
+    const aegis_ops *ops = tier_kernels_of((ccmem_tier)tier).aegis;
     if (!strcmp(step, "start"))
         return (const void *)ops->start;
     if (!strcmp(step, "absorb"))
