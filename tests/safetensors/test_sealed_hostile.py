@@ -351,6 +351,7 @@ def test_descriptions_that_are_none(corpus: Corpus, path: Path, inner: str) -> N
             work(path, key=corpus.key)  # type: ignore[operator]
 
 
+@support.not_sanitized
 def test_sizes_are_bounded_before_anything_is_allocated(path: Path, key: Key) -> None:
     """A sparse file of terabytes whose header fits it: refused for its tag, in little memory."""
     sealed.save_file({"t": np.zeros(PAGE, np.uint8)}, path, key=key)
