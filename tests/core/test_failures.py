@@ -274,3 +274,24 @@ def test_no_key_without_the_promises_of_the_kernel(level: str, tmp_path: Path) -
     environment = fault_injection.environment(fault_injection.build(tmp_path))
     found = support.check_python(ADVICE, level, environment=environment)
     assert found == "refused refused 2\n"
+
+
+LEVELS = """
+from fault_injection import Injector
+from pyccmem import Key
+injector = Injector()
+with injector.failing(1, kinds=["syscall"]):  # memfd_secret(2), so that mlock(2) has to do
+    first = Key.generate()
+same = Key.generate(require="mlock")
+better = Key.generate(require="secretmem")
+print(injector.failed, first.level, same.level, better.level)
+"""
+
+
+@not_sanitized
+@needs_secretmem
+def test_a_key_is_put_where_its_level_is(tmp_path: Path) -> None:
+    """Not into memory that is there already, and was good enough for another key."""
+    environment = fault_injection.environment(fault_injection.build(tmp_path))
+    found = support.check_python(LEVELS, environment=environment)
+    assert found == "syscall mlock mlock secretmem\n"

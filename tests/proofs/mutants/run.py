@@ -373,6 +373,9 @@ def main() -> int:
         for change in CHANGES:
             changed_text(change)
         runner = Runner(Workshop(options.jobs), options.fresh)
+        for change in CHANGES:
+            if not runner.workshop.dependents(change.file):
+                raise ListError(f"{change.name}: nothing is compiled from {change.file}.")
         asked = [c for c in changes if runner.key(c) not in runner.known]
         print(f"{len(changes)} changes, {len(asked)} of them to be met", flush=True)
     except ListError as error:
