@@ -28,7 +28,11 @@ _spec.loader.exec_module(_run)
 
 compiler = _run.compiler
 flags = _run.flags
-object_name = _run.object_name
+
+
+def object_name(source: Path) -> str:
+    """The name of a source's object file, another for each of CSRC."""
+    return str(_run.object_name(source, CSRC))
 
 
 def sources() -> list[Path]:

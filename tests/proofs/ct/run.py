@@ -111,9 +111,9 @@ def call(command: Sequence[str]) -> None:
         raise BuildError(f"{shlex.join(command)}\n{done.stdout}{done.stderr}")
 
 
-def object_name(source: Path) -> str:
+def object_name(source: Path, csrc: Path = CSRC) -> str:
     """The name of a source's object file; files of different folders may have the same name."""
-    path = source.relative_to(CSRC) if source.is_relative_to(CSRC) else Path(source.name)
+    path = source.relative_to(csrc) if source.is_relative_to(csrc) else Path(source.name)
     return "-".join(path.with_suffix(".o").parts)
 
 
