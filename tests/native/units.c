@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Doors to functions of csrc/ that the module does not export, for promises that no caller of today
- * relies on: native_build.library() links this file with csrc/. */
+ * relies on: native_build.units() links this file with csrc/. */
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "crypto/aegis/aegis.h"
+#include "crypto/aes/aes.h"
 #include "pages/key.h"
 #include "tiers/tiers.h"
 
@@ -34,16 +35,24 @@ EXPORT int unit_key_new(ccmem_key **key) {
 
 EXPORT void unit_key_free(ccmem_key *key) { ccmem_key_free(key); }
 
-/* The tier's kernel for a step of a message. */
-EXPORT const void *unit_aegis_kernel(int tier, const char *step) {
-    const aegis_ops *ops = tier_kernels_of((ccmem_tier)tier).aegis;
-    if (!strcmp(step, "start"))
-        return (const void *)ops->start;
-    if (!strcmp(step, "absorb"))
-        return (const void *)ops->absorb;
-    if (!strcmp(step, "seal"))
-        return (const void *)ops->seal;
-    if (!strcmp(step, "open"))
-        return (const void *)ops->open;
-    return strcmp(step, "finish") ? NULL : (const void *)ops->finish;
+/* One of the portable kernels for messages and for blocks. */
+EXPORT const void *unit_kernel(const char *name) {
+    const aegis_ops *aegis = tier_kernels_of(CCMEM_TIER_PORTABLE).aegis;
+    const aes_ops *aes = tier_kernels_of(CCMEM_TIER_PORTABLE).aes;
+    const struct {
+        const char *name;
+        const void *kernel;
+    } kernels[] = {
+        {"start", (const void *)aegis->start},
+        {"absorb", (const void *)aegis->absorb},
+        {"seal", (const void *)aegis->seal},
+        {"open", (const void *)aegis->open},
+        {"finish", (const void *)aegis->finish},
+        {"encrypt", (const void *)aes->encrypt},
+        {"decrypt_block", (const void *)aes->decrypt_block},
+    };
+    for (size_t i = 0; i < sizeof kernels / sizeof *kernels; i++)
+        if (!strcmp(kernels[i].name, name))
+            return kernels[i].kernel;
+    return NULL;
 }
