@@ -40,6 +40,20 @@ print("done")
 """
 
 
+# By these a user tells a library which processor it is on. The emulated one is another: a BLAS told
+# to use AVX2 there ends with an illegal instruction.
+PROCESSOR_CHOICES = dict.fromkeys(
+    (
+        "OPENBLAS_CORETYPE",
+        "NPY_ENABLE_CPU_FEATURES",
+        "NPY_DISABLE_CPU_FEATURES",
+        "GLIBC_TUNABLES",
+        "PYCCMEM_TIER",
+        "PYCCMEM_NUM_THREADS",
+    )
+)
+
+
 def emulated(cpu: str, script: str, **changes: str) -> subprocess.CompletedProcess[str]:
     emulator = shutil.which("qemu-x86_64") or shutil.which("qemu-x86_64-static")
     if emulator is None:
@@ -48,7 +62,7 @@ def emulated(cpu: str, script: str, **changes: str) -> subprocess.CompletedProce
         pytest.skip("the module was not built for x86-64")
     return subprocess.run(
         [emulator, "-cpu", cpu, sys.executable, "-c", script],
-        env=support.child_environment(PYCCMEM_TIER=None, PYCCMEM_NUM_THREADS=None, **changes),
+        env=support.child_environment(**PROCESSOR_CHOICES | changes),
         cwd="/",
         capture_output=True,
         text=True,
