@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * The arithmetic of attention over opened blocks of K and V: that of each tier behind one table.
+ * See ccmem_cache_attend() in ccmem.h. A row of K or V is `n` elements: the row's size filled up
+ * with zeros to a multiple of ATTENTION_PAD bytes; rows lie `stride` bytes apart, each aligned to
+ * ATTENTION_PAD. Nothing here branches on, or looks up by, what rows or scores hold. */
+#ifndef CCMEM_ATTENTION_H
+#define CCMEM_ATTENTION_H
+
+#include "platform/dtype.h"
+
+enum {
+    ATTENTION_PAD = 32,   /* bytes */
+    ATTENTION_ALIGN = 16, /* scores of a row are written up to a multiple of so many tokens */
+    /* Floats after which a row of q, of sums, ... is filled up, in every tier. */
+    ATTENTION_FLOATS = 32
+};
+
+typedef struct attention_ops {
+    /* q's row of d floats as the scores of this type want it: times `scale`, in the order that K's
+     * elements are converted in, zeros up to a multiple of ATTENTION_FLOATS. */
+    void (*pack[DTYPES])(float *packed, const float *q, size_t d, float scale);
+
+    /* scores[r * lds + t] = the sum of K's row t times packed row r of q, ldq floats apart, times
+     * scales[t] for CCMEM_I8 (else NULL), for t < tokens, r < rows; rows >= 1, tokens >= 1. Scores
+     * behind the last token, up to a multiple of ATTENTION_ALIGN, become anything finite or not. */
+    void (*scores[DTYPES])(float *scores, size_t lds, const uint8_t *k, size_t stride,
+                           const float *scales, size_t tokens, size_t n, const float *q, size_t ldq,
+                           size_t rows);
+
+    /* Adds to the sums of row r, at sums + r * ldo, p[r * ldp + t] times V's row t (times
+     * scales[t]). The order of the sums is the type's own; see unpack. 64-byte aligned. */
+    void (*sums[DTYPES])(float *sums, size_t ldo, const float *p, size_t ldp, const uint8_t *v,
+                         size_t stride, const float *scales, size_t tokens, size_t n, size_t rows);
+
+    /* d sums in order, each times `factor`. */
+    void (*unpack[DTYPES])(float *out, const float *sums, size_t d, float factor);
+
+    /* Of one row of scores, n >= 1 of them: the highest; -infinity when all are. */
+    float (*highest)(const float *scores, size_t n);
+
+    /* Makes each score exp(score - most), and returns their sum. `most` is at least the highest. A
+     * score of -infinity becomes 0, whatever `most` is. Relative error below 2^-20 or so. */
+    float (*exponentials)(float *scores, size_t n, float most);
+
+    /* cap * tanh(score / cap) of each. */
+    void (*soften)(float *scores, size_t n, float cap);
+
+    /* Multiplies n floats by f. */
+    void (*scale)(float *values, size_t n, float f);
+
+    /* d floats as float32, float16 or bfloat16 (rounded to the nearest, of two the even one). */
+    void (*store[DTYPES])(void *to, const float *from, size_t d);
+
+    /* d floats as bytes and their scale, max |x| / 127; zeros have scale 0. Not a number, or
+     * infinite: what the row reads as is not said, but not out of bounds. */
+    void (*quantise)(int8_t *to, float *scale, const float *from, size_t d);
+} attention_ops;
+
+extern const attention_ops attention_portable, attention_avx2, attention_avx512;
+
+#endif
