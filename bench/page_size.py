@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from pyccmem import EncryptedTensor, Key, binding
-from pyccmem.bench import native
+from pyccmem import EncryptedTensor, Key
+from pyccmem.bench.common import threads
 from pyccmem.bench.report import machine, number
 from pyccmem.bench.rounds import (
     CheckError,
@@ -37,6 +37,7 @@ from pyccmem.bench.rounds import (
     random_bytes,
     repeats_for,
 )
+from pyccmem.measure import SUITES
 
 PAGE_SIZES = (4096, 8192, 16384, 65536)
 WIDTH = 384
@@ -145,7 +146,7 @@ def _each(patterns: Patterns, name: str) -> Callable[[], float]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--cipher", choices=list(binding.CIPHERS), default="aegis-128x2")
+    parser.add_argument("--cipher", choices=list(SUITES), default="aegis-128x2")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--size", type=int, default=64, metavar="MIB", help="of the table (64)")
     parser.add_argument("--threads", type=int, default=1, help="for one bulk read (1)")
@@ -156,7 +157,7 @@ def main() -> int:
         if sys.stderr.isatty():
             print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
-    with native.threads(given.threads):
+    with threads(given.threads):
         found = measure(given.cipher, given.size << 20, given.rounds, progress)
     progress("")
     if given.json:

@@ -132,11 +132,12 @@ class Mapping(Resource):
         status = lib.ccmem_region_new(native, offset, self._nbytes, options, out)
         number = ffi.errno
         if status == lib.CCMEM_ERR_ARGUMENT:
-            least = lib.CCMEM_WINDOW_BLOCKS * max(store.page_size, os.sysconf("SC_PAGESIZE"))
+            block = max(store.page_size, os.sysconf("SC_PAGESIZE"), _block)
+            least = lib.CCMEM_WINDOW_BLOCKS * block
             raise errors.ArgumentError(
                 f"window is {size} bytes, too small for a mapping of {self._nbytes}: one "
                 f"instruction may touch {lib.CCMEM_WINDOW_BLOCKS} blocks at once, so it must be "
-                f"at least {least} bytes, {lib.CCMEM_WINDOW_BLOCKS} pages."
+                f"at least {least} bytes, {lib.CCMEM_WINDOW_BLOCKS} of {block}."
             )
         action = f"a mapping with a window of {size} bytes"
         check(status, StartMappingCall(action, store.name, name, number))

@@ -2,7 +2,7 @@
 """What `pyccmem bench` measures, and how: every claim as a ratio to what the machine can do.
 
 rounds     medians of paired ratios: the method, and what one measured figure is
-native     the timed loops of the native core, in Python's words
+common     sizes by cipher, a number of threads, the check of a result
 peers      the same work done by OpenSSL, libgcrypt, libaegis and `cryptography`
 pages      claim 1: pages in L2, against the AES unit's ceiling and libaegis
 bulk       claim 2: 256 MiB read and written against one memcpy, opened into scratch against a read

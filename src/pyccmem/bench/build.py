@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from .native import representatives
+from .common import representatives
 from .rounds import CheckError, Figure, Plan, Summary, Target
 
 GROUP = "building"

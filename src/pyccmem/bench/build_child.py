@@ -14,7 +14,7 @@ import numpy as np
 
 from ..buffer import EncryptedBuffer
 from ..keys import Key
-from .native import PAGE, must_equal
+from .common import PAGE, must_equal
 from .rounds import random_bytes
 
 

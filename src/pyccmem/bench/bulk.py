@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from .. import binding
+from .. import measure
 from ..buffer import EncryptedBuffer
+from ..cpu import cpu_info
 from ..keys import Key
-from . import native, peers
+from . import common, peers
 from .report import number
 from .rounds import (
     CheckError,
@@ -43,7 +44,7 @@ TARGETS = {"aes-128-xts": 0.85, "aes-256-xts": 0.75, "aegis-128x2": 0.95}
 TARGETS_SCRATCH = {"aegis-128x2": 0.85}
 
 #: Bytes of the scratch: a page, and what fits an L2 beside other things.
-SCRATCHES = (native.PAGE, 64 << 10, 256 << 10)
+SCRATCHES = (common.PAGE, 64 << 10, 256 << 10)
 
 #: What is enough of the slow way to tell its speed.
 SAMPLE = 4 << 20
@@ -56,7 +57,7 @@ _HUGE = 2 << 20
 
 def size(plan: Plan) -> int:
     """Bytes read and written: less where a pass would take seconds."""
-    short = plan.quick or binding.active_tier() == "portable"
+    short = plan.quick or cpu_info()["tier"] == "portable"
     return (64 if short else 256) << 20
 
 
@@ -86,27 +87,27 @@ class Bulk:
         self.buffer.read_into(self.out_off_line)
 
     def memcpy(self) -> None:
-        native.memcpy(self.out, self.source)
+        measure.memcpy(self.out, self.source)
 
     def scratch(self, size: int) -> None:
         """Opens everything, `size` bytes at a time, into the same `size` bytes."""
-        native.open_to_scratch(self.buffer, self.scratches[size])
+        measure.open_to_scratch(self.buffer, self.scratches[size])
 
     def plain_read(self) -> None:
-        native.plain_read(self.source)
+        measure.plain_read(self.source)
 
     def check(self) -> None:
         """What was written comes back, through scratch too, and is not what lies in memory."""
         self.write()
         self.out[:] = 0
         self.read_into()
-        native.must_equal(self.out, self.source, "read_into after write")
+        common.must_equal(self.out, self.source, "read_into after write")
         self.read_off_line()
-        native.must_equal(self.out_off_line, self.source, OFF_LINE)
+        common.must_equal(self.out_off_line, self.source, OFF_LINE)
         for size, scratch in self.scratches.items():
             scratch[:] = 0
             self.scratch(size)
-            native.must_equal(scratch, self.source[-size:], f"through a scratch of {size} bytes")
+            common.must_equal(scratch, self.source[-size:], f"through a scratch of {size} bytes")
         stored = np.frombuffer(self.buffer.ciphertext, dtype=np.uint8)[: self.nbytes]
         # Two unrelated bytes agree once in 256.
         if np.mean(stored[: 1 << 20] == self.source[: 1 << 20]) > 0.01:
@@ -117,7 +118,7 @@ class Bulk:
 
 
 def figures(plan: Plan) -> Iterator[Figure]:
-    with native.threads(1):
+    with common.threads(1):
         for cipher in plan.ciphers:
             bulk = Bulk(cipher, size(plan))
             try:
@@ -147,9 +148,9 @@ def _figures(plan: Plan, cipher: str, bulk: Bulk) -> Iterator[Figure]:
     for peer in others:
         nbytes = min(SAMPLE, bulk.nbytes) if peer is found.python else bulk.nbytes
         for operation, seal in (("seal", True), ("open", False)):
-            work = peer.cipher(cipher, seal, os.urandom(native.KEY_BYTES[cipher]))
+            work = peer.cipher(cipher, seal, os.urandom(common.KEY_BYTES[cipher]))
             source = bulk.source[:nbytes]
-            if cipher in native.TAGGED and not seal:
+            if cipher in common.TAGGED and not seal:
                 source = _copy(source)  # to be sealed
             work.prepare(source)
             call = partial(work, source, bulk.out[:nbytes], 1)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
-from .. import binding
+from .. import measure
 from ..console.command import EXIT_ERROR
 from . import (
     build,
@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rounds", metavar="N", type=_rounds, help="rounds to take medians of (15; 5 with --quick)"
     )
     parser.add_argument(
-        "--cipher", action="append", choices=list(binding.CIPHERS), help="only this one; repeatable"
+        "--cipher", action="append", choices=list(measure.SUITES), help="only this one; repeatable"
     )
     parser.add_argument(
         "--only", action="append", choices=list(CLAIMS), help="only this claim; repeatable"
@@ -89,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
         rounds=arguments.rounds or (5 if arguments.quick else 15),
         quick=arguments.quick,
         ciphers=tuple(
-            name for name in binding.CIPHERS if name in (arguments.cipher or binding.CIPHERS)
+            name for name in measure.SUITES if name in (arguments.cipher or measure.SUITES)
         ),
         progress=progress,
     )

@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from .. import EncryptedTensor, linear
 from ..keys import Key
-from . import native
+from . import common
 from .rounds import (
     CheckError,
     Figure,
@@ -303,7 +303,7 @@ def as_json(measured: Sequence[Measured]) -> str:
 
 
 def figures(plan: Plan) -> Iterator[Figure]:
-    ciphers = native.representatives(plan)
+    ciphers = common.representatives(plan)
     for threads in (1, 2)[: cores()]:
         group = f"linear, {'one thread' if threads == 1 else 'two threads'}"
         plan.progress(group)

@@ -22,12 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import errors
-from ..binding import FAULTS
+from .. import errors, measure
 from ..buffer import EncryptedBuffer
 from ..keys import Key
-from ..mapping import Mapping
-from . import native
+from . import common
 from .rounds import CheckError, Figure, Plan, Summary, Target, interleave, random_bytes
 
 MIB = 1 << 20
@@ -65,18 +63,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def mapping(buffer: EncryptedBuffer, window: int, mechanism: str, block: int = 0) -> Mapping:
-    kind = np.dtype(np.uint8)
-    return Mapping(
-        buffer, 0, (buffer.nbytes,), kind, window, _block=block, _fault=FAULTS[mechanism]
-    )
-
-
 def usable(mechanism: str) -> bool:
     """Whether the system offers it."""
     with Key.generate() as key, EncryptedBuffer(1 << 16, key=key) as buffer:
         try:
-            mapping(buffer, 1 << 16, mechanism).close()
+            measure.mapped(buffer, 1 << 16, mechanism).close()
         except errors.FaultMechanismError:
             return False
     return True
@@ -96,12 +87,12 @@ def filled(plain: Any, nbytes: int, cipher: str) -> EncryptedBuffer:
 
 def first_pass(buffer: EncryptedBuffer, mechanism: str, threads: int) -> float:
     """Seconds for the first pass over a new mapping, by the widest loads there are."""
-    with native.threads(threads), mapping(buffer, WINDOW, mechanism) as array:
-        return native.plain_read(array)
+    with common.threads(threads), measure.mapped(buffer, WINDOW, mechanism) as array:
+        return measure.plain_read(array)
 
 
 def read_into(buffer: EncryptedBuffer, out: Any) -> float:
-    with native.threads(1):
+    with common.threads(1):
         start = perf_counter()
         buffer.read_into(out)
         return perf_counter() - start
@@ -109,15 +100,15 @@ def read_into(buffer: EncryptedBuffer, out: Any) -> float:
 
 def passes(plan: Plan, mechanisms: list[str]) -> Iterator[Figure]:
     size = QUICK_SIZE if plan.quick else SIZE
-    for cipher in native.representatives(plan):
+    for cipher in common.representatives(plan):
         plan.progress(f"mappings, {cipher}: filling")
         plain = random_bytes(64 * MIB)
         out = np.zeros(size, np.uint8)
         with filled(plain, size, cipher) as buffer:
             for mechanism in mechanisms:
-                with mapping(buffer, WINDOW, mechanism) as array:
+                with measure.mapped(buffer, WINDOW, mechanism) as array:
                     for at in range(0, size, len(plain)):
-                        native.must_equal(array[at : at + len(plain)], plain, "a mapping")
+                        common.must_equal(array[at : at + len(plain)], plain, "a mapping")
             calls: dict[str, Callable[[], float]] = {"read_into": partial(read_into, buffer, out)}
             for mechanism in mechanisms:
                 for threads in (1, 2)[: cores()]:
@@ -181,7 +172,7 @@ def bare_handler() -> Iterator[Callable[[int, int], float] | None]:
 
 def touches(buffer: EncryptedBuffer, mechanism: str, block: int, count: int) -> float:
     """Seconds for a touch of a block that is not there."""
-    with mapping(buffer, FRAMES * block, mechanism, block) as array:
+    with measure.mapped(buffer, FRAMES * block, mechanism, block=block) as array:
         order = np.arange(count, dtype=np.int64) * 2654435761 % count * block
         places = order.tolist()
         start = perf_counter()
@@ -236,9 +227,9 @@ def resident(plan: Plan, mechanisms: list[str]) -> Iterator[Figure]:
     numbers = (plain.view(np.uint32) >> 9).view(np.float32)  # no NaN, no slow numbers to speak of
     with filled(plain, RESIDENT, cipher) as buffer:
         buffer.write(numbers)
-        with mapping(buffer, WINDOW, mechanisms[0]) as array:
+        with measure.mapped(buffer, WINDOW, mechanisms[0]) as array:
             mapped = array.view(np.float32)
-            native.must_equal(mapped, numbers, "a mapping that fits its window")
+            common.must_equal(mapped, numbers, "a mapping that fits its window")
             taken = interleave(
                 {"plain": partial(timed, numbers.sum), "mapped": partial(timed, mapped.sum)},
                 plan.rounds * 3,
@@ -266,13 +257,13 @@ def product(plan: Plan, mechanisms: list[str]) -> Iterator[Figure]:
     expected = x @ weight.T
     with filled(weight.reshape(-1).view(np.uint8), weight.nbytes, cipher) as buffer:
         for mechanism in mechanisms:
-            with mapping(buffer, MATRIX_WINDOW, mechanism) as array:
+            with measure.mapped(buffer, MATRIX_WINDOW, mechanism) as array:
                 mapped = array.view(np.float32).reshape(SHAPE)
                 calls = {
                     "plain": partial(timed, partial(np.matmul, x, weight.T)),
                     "mapped": partial(timed, partial(np.matmul, x, mapped.T)),
                 }
-                native.must_equal(x @ mapped.T, expected, "a product with a mapped matrix")
+                common.must_equal(x @ mapped.T, expected, "a product with a mapped matrix")
                 taken = interleave(
                     calls,
                     plan.rounds,

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import binding, hazmat
-from . import native, peers
+from .. import hazmat, measure
+from ..cpu import cpu_info
+from . import common, peers
 from .report import number
 from .rounds import (
     CheckError,
@@ -52,7 +53,7 @@ OPERATIONS = {"seal": True, "open": False}
 def memory_for(cipher: str) -> tuple[Any, Any]:
     """Source and destination of the working set: the same where the cipher can be timed in place.
     What an authenticated cipher has opened in place it cannot open again."""
-    if cipher not in native.TAGGED:
+    if cipher not in common.TAGGED:
         memory = random_bytes(WORKING_SET)
         return memory, memory
     source, out = random_bytes(WORKING_SET // 2), aligned(WORKING_SET // 2)
@@ -71,21 +72,21 @@ class Pages:
     def seconds(self, repeats: int) -> float:
         """Time of `repeats` passes over all pages."""
         seal = OPERATIONS[self.operation]
-        return native.pages_seconds(self.tier, self.cipher, seal, self.memory, self.out, repeats)
+        return common.pages_seconds(self.tier, self.cipher, seal, self.memory, self.out, repeats)
 
     def check(self) -> None:
         """The kernel agrees with an independent implementation where there is one (else with the
         portable tier), opens what it sealed, and the timed loop reaches every block of every page.
         """
-        key, page = os.urandom(native.KEY_BYTES[self.cipher]), os.urandom(native.PAGE)
-        if self.cipher in native.TAGGED:
+        key, page = os.urandom(common.KEY_BYTES[self.cipher]), os.urandom(common.PAGE)
+        if self.cipher in common.TAGGED:
             self._check_tagged(key, page)
             return
         tweak = os.urandom(16)
         sealed = hazmat.xts_encrypt(key, tweak, page, tier=self.tier)
-        native.must_equal(sealed, _independent(key, tweak, page), f"{self.tier}, {self.cipher}")
+        common.must_equal(sealed, _independent(key, tweak, page), f"{self.tier}, {self.cipher}")
         opened = hazmat.xts_decrypt(key, tweak, sealed, tier=self.tier)
-        native.must_equal(opened, page, f"{self.tier}, {self.cipher}, opened again")
+        common.must_equal(opened, page, f"{self.tier}, {self.cipher}, opened again")
         # Equal blocks come out all different under XTS, in either direction and under any key.
         self.memory[:] = 0
         self.seconds(1)
@@ -99,14 +100,14 @@ class Pages:
         # The independent implementation is libaegis, which find() compares with the tier in use.
         expected = hazmat.aegis128x2_encrypt(key, nonce, page, tier="portable")
         for got, wanted in zip(sealed, expected, strict=True):
-            native.must_equal(got, wanted, what)
+            common.must_equal(got, wanted, what)
         opened = hazmat.aegis128x2_decrypt(key, nonce, *sealed, tier=self.tier)
-        native.must_equal(opened, page, f"{what}, opened again")
+        common.must_equal(opened, page, f"{what}, opened again")
         plain = self.memory.copy()
         self.out[:] = 0
         self.seconds(1)
         if self.operation == "open":
-            native.must_equal(self.out, plain, f"{what}, open")
+            common.must_equal(self.out, plain, f"{what}, open")
         # Two unrelated words agree once in 2^64.
         ciphertext = self.out if self.operation == "seal" else self.memory
         if np.any(ciphertext.view(np.uint64) == plain.view(np.uint64)):
@@ -128,12 +129,12 @@ def figures(plan: Plan) -> Iterator[Figure]:
 
 
 def _figures(plan: Plan, cipher: str) -> Iterator[Figure]:
-    tiers = binding.usable_tiers()
+    tiers: list[str] = cpu_info()["tiers"]
     plan.progress(f"{GROUP}, {cipher}: checking")
     # Seconds for a byte, one function for each thing that is timed.
     series: dict[tuple[str, str], Callable[[], float]] = {}
     for tier in tiers:
-        if native.ceiling(tier, cipher, 1) > 0:
+        if measure.ceiling(tier, cipher, 1) > 0:
             series["ceiling", tier] = _ceiling_time(plan, tier, cipher)
         for operation in OPERATIONS:
             pages = Pages(tier, cipher, operation)
@@ -142,7 +143,7 @@ def _figures(plan: Plan, cipher: str) -> Iterator[Figure]:
     others = peers.find().natives(cipher)
     for peer in others:
         for operation, seal in OPERATIONS.items():
-            work = peer.cipher(cipher, seal, os.urandom(native.KEY_BYTES[cipher]))
+            work = peer.cipher(cipher, seal, os.urandom(common.KEY_BYTES[cipher]))
             source, out = memory_for(cipher)
             work.prepare(source)
             series[operation, peer.name] = _time(plan, partial(work, source, out), source.nbytes)
@@ -150,6 +151,7 @@ def _figures(plan: Plan, cipher: str) -> Iterator[Figure]:
     times = interleave(series, plan.rounds, progress=plan.progress, title=f"{GROUP}, {cipher}")
     rates = {name: 1 / taken for name, taken in times.items()}
 
+    active = cpu_info()["tier"]
     ceilings = {tier: rates["ceiling", tier] for tier in tiers if ("ceiling", tier) in rates}
     best = max(ceilings, key=lambda tier: float(np.median(ceilings[tier])), default=None)
     for tier, rate in ceilings.items():
@@ -171,7 +173,7 @@ def _figures(plan: Plan, cipher: str) -> Iterator[Figure]:
             rate = rates[operation, name]
             note = ""
             if does != cipher:
-                faster = number(float(np.median(rates[operation, binding.active_tier()] / rate)))
+                faster = number(float(np.median(rates[operation, active] / rate)))
                 note = f"pyccmem is {faster} x as fast"
             if ours and against is not None and np.median(rate / ceilings[against]) > CREDIBLE:
                 note = "above the ceiling, so the ceiling is wrong"
@@ -202,9 +204,9 @@ def _over_libaegis(
     others: Sequence[peers.Peer],
 ) -> Iterator[Figure]:
     """The tier in use against each build of libaegis."""
-    tier = binding.active_tier()
+    tier = cpu_info()["tier"]
     for name, does in _names(others, cipher):
-        if cipher not in native.TAGGED or does != cipher:
+        if cipher not in common.TAGGED or does != cipher:
             continue
         ours, theirs = rates[operation, tier], rates[operation, name]
         yield Figure(
@@ -230,5 +232,5 @@ def _time(plan: Plan, seconds: Callable[[int], float], nbytes: int) -> Callable[
 
 
 def _ceiling_time(plan: Plan, tier: str, cipher: str) -> Callable[[], float]:
-    repeats = repeats_for(partial(native.ceiling_wall, tier, cipher), plan.slice_seconds)
-    return lambda: 1 / native.ceiling(tier, cipher, repeats)
+    repeats = repeats_for(partial(common.ceiling_wall, tier, cipher), plan.slice_seconds)
+    return lambda: 1 / measure.ceiling(tier, cipher, repeats)

@@ -29,7 +29,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from .. import hazmat
-from .native import KEY_BYTES, PAGE, TAG_BYTES, TAGGED, must_equal
+from .common import KEY_BYTES, PAGE, TAG_BYTES, TAGGED, must_equal
 from .rounds import CheckError
 
 SOURCE = Path(__file__).with_name("peers.c")

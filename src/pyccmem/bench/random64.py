@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from .. import measure
 from ..buffer import EncryptedBuffer
 from ..keys import Key
-from . import native
+from . import common
 from .rounds import (
     Figure,
     Plan,
@@ -62,7 +63,7 @@ class Random64:
         nbytes: int,
         *,
         tweak_cache: int = 4096,
-        page_size: int = native.PAGE,
+        page_size: int = common.PAGE,
     ) -> None:
         self.plain = random_bytes(nbytes)
         with Key.generate() as key:
@@ -74,10 +75,10 @@ class Random64:
         self.offsets: list[int] = (places * 64).tolist()
 
     def reads(self, dependent: bool, count: int) -> float:
-        return native.reads_seconds(self.buffer, count, dependent)
+        return measure.random_reads(self.buffer, count, dependent=dependent)
 
     def copies(self, dependent: bool, count: int) -> float:
-        return native.copies_seconds(self.plain, count, dependent)
+        return measure.random_copies(self.plain, count, dependent=dependent)
 
     def python_reads(self, count: int) -> float:
         """Time of `count` calls of read_into for 64 bytes, loop included."""
@@ -95,20 +96,20 @@ class Random64:
         """Reads at every place of the Python walk give the source's bytes."""
         for offset in self.offsets:
             self.buffer.read_into(self.out, offset)
-            native.must_equal(self.out, self.plain[offset : offset + 64], "64 bytes at random")
+            common.must_equal(self.out, self.plain[offset : offset + 64], "64 bytes at random")
 
     def close(self) -> None:
         self.buffer.close()
 
 
 def figures(plan: Plan) -> Iterator[Figure]:
-    with native.threads(1):
+    with common.threads(1):
         for cipher in plan.ciphers:
-            yield from (_whole_pages if cipher in native.TAGGED else _cached)(plan, cipher)
+            yield from (_whole_pages if cipher in common.TAGGED else _cached)(plan, cipher)
         # One cipher of either kind tells what the memory does; the others add the same few
         # nanoseconds as in cache, and filling the store takes a while.
-        for cipher in native.representatives(plan):
-            if cipher not in native.TAGGED:
+        for cipher in common.representatives(plan):
+            if cipher not in common.TAGGED:
                 yield from _dram(plan, cipher)
 
 

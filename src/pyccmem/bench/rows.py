@@ -14,9 +14,10 @@ from time import perf_counter
 
 import numpy as np
 
+from .. import measure
 from ..buffer import EncryptedBuffer
 from ..keys import Key
-from . import native
+from . import common
 from .rounds import Figure, Plan, Summary, aligned, interleave, random_bytes, repeats_for
 
 GROUP = "rows of 1536 random bytes"
@@ -33,7 +34,7 @@ BATCHES = 64
 
 
 def page_sizes(cipher: str) -> tuple[int, ...]:
-    return (4096, 16384) if cipher in native.TAGGED else (4096,)
+    return (4096, 16384) if cipher in common.TAGGED else (4096,)
 
 
 class Rows:
@@ -57,7 +58,7 @@ class Rows:
         buffer, out = self.buffers[page_size], self.out
         start = perf_counter()
         for batch in self._next(count):
-            native.gather(buffer, self.offsets[batch], ROW, out)
+            measure.gather(buffer, self.offsets[batch], ROW, out)
         return perf_counter() - start
 
     def take(self, count: int) -> float:
@@ -78,10 +79,10 @@ class Rows:
         for size in self.buffers:
             self.gather(size, 1)
             expected = self.plain[self.batches[self._turn]]
-            native.must_equal(self.out, expected, f"rows, pages of {size} bytes")
+            common.must_equal(self.out, expected, f"rows, pages of {size} bytes")
         self.out[:] = 0
         self.take(1)
-        native.must_equal(self.out, self.plain[self.batches[self._turn]], "numpy's rows")
+        common.must_equal(self.out, self.plain[self.batches[self._turn]], "numpy's rows")
 
     def close(self) -> None:
         for buffer in self.buffers.values():
@@ -89,7 +90,7 @@ class Rows:
 
 
 def figures(plan: Plan) -> Iterator[Figure]:
-    with native.threads(1):
+    with common.threads(1):
         for cipher in plan.ciphers:
             plan.progress(f"{GROUP}, {cipher}: filling")
             rows = Rows(cipher)

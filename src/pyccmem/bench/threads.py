@@ -15,8 +15,9 @@ from time import perf_counter
 
 import numpy as np
 
-from .. import binding
-from . import native
+from .. import measure
+from ..cpu import cpu_info
+from . import common
 from .bulk import Bulk
 from .rounds import Figure, Plan, Summary, Target, interleave, repeats_for
 
@@ -50,7 +51,7 @@ class Scaling:
     def seconds(self, operation: str, number: int, repeats: int) -> float:
         """Time of `repeats` calls of "write" or "read_into" with `number` threads."""
         bulk = self.bulk
-        with native.threads(number):
+        with common.threads(number):
             start = perf_counter()
             if operation == "write":
                 for _ in range(repeats):
@@ -62,7 +63,7 @@ class Scaling:
 
     def check(self) -> None:
         for number in (2, 1):
-            with native.threads(number):
+            with common.threads(number):
                 self.bulk.check()
 
     def close(self) -> None:
@@ -93,9 +94,9 @@ def _figures(plan: Plan, cipher: str, scaling: Scaling) -> Iterator[Figure]:
             series[operation, number] = partial(
                 _time, partial(scaling.seconds, operation, number), repeats
             )
-    tier = binding.active_tier()
-    if native.ceiling(tier, cipher, 1) > 0:
-        repeats = repeats_for(partial(native.ceiling_wall, tier, cipher), SLICE_SECONDS)
+    tier = cpu_info()["tier"]
+    if measure.ceiling(tier, cipher, 1) > 0:
+        repeats = repeats_for(partial(common.ceiling_wall, tier, cipher), SLICE_SECONDS)
         for number in (1, 2):
             series["ceiling", number] = partial(_ceilings, tier, cipher, repeats, number)
     times = interleave(series, plan.rounds, tries=TRIES, progress=plan.progress, title=title)
@@ -130,7 +131,7 @@ def _ceilings(tier: str, cipher: str, repeats: int, number: int) -> float:
 
     def loop() -> None:
         start.wait()
-        rates.append(native.ceiling(tier, cipher, repeats))
+        rates.append(measure.ceiling(tier, cipher, repeats))
 
     workers = [threading.Thread(target=loop) for _ in range(number)]
     for worker in workers:

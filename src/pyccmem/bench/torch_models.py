@@ -32,7 +32,7 @@ import numpy as np
 from ..demo import files as demo_files
 from ..keys import Key
 from ..tensor import EncryptedTensor
-from . import native
+from . import common
 from .linear import THREAD_VARIABLES
 from .rounds import CheckError, Figure, Plan, Samples, Summary, Target, interleave, random_bytes
 from .threads import cores
@@ -224,7 +224,7 @@ def _file(plan: Plan) -> Iterator[Figure]:
 
         # The same pages in memory of the process, opened by the same cipher: what the pass is to be
         # limited by.
-        with native.threads(1):
+        with common.threads(1):
             memory = load_file(path, key=key, mmap=False)
 
             def read(tensors: Mapping[str, EncryptedTensor]) -> float:

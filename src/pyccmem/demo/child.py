@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..files.safetensors_header import open_file, read_header
 from ..keys import Key
-from ..safetensors import dtype_of, load_file
+from ..safetensors import dtype_of, load_file, open_file, read_header
 from .model import Encoder
 from .serving import serve
 from .worker import Job

@@ -11,7 +11,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from .. import binding, errors
+from .. import errors
+from ..measure import SUITES
 from . import files, passages, proof, report
 from .layers import Array
 from .trial import Trial, conclude
@@ -25,7 +26,7 @@ QUERIES = (
 )
 
 #: The ciphers shown unless others are asked for: one with tags and one without.
-CIPHERS = (binding.DEFAULT_CIPHER, "aes-128-xts")
+CIPHERS = ("aegis-128x2", "aes-128-xts")
 
 #: Tokens of a passage that the model sees; the rest is cut off.
 MOST_TOKENS = 128
@@ -58,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_common_arguments(parser)
     parser.add_argument(
         "--cipher",
-        choices=list(binding.CIPHERS),
+        choices=list(SUITES),
         action="append",
         help=f"only this one; repeatable ({', '.join(CIPHERS)})",
     )

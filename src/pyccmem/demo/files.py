@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import errors
-from ..files.safetensors_header import open_file, read_header
+from ..safetensors import open_file, read_header
 from .model import Config
 
 __all__ = ["WEIGHTS", "Tokenizer", "check_weights", "find_model", "read_config"]

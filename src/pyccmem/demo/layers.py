@@ -8,9 +8,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ..product.arrays import rowwise
-from ..product.linear import linear as encrypted_linear
-from ..tensor import EncryptedTensor
+from .. import EncryptedTensor
+from .. import linear as encrypted_linear
 
 __all__ = [
     "Array",
@@ -61,6 +60,25 @@ def add_rows(x: Array, table: Weight, ids: npt.NDArray[np.int64]) -> None:
     step = max(1, _TABLE_BYTES // (x.shape[1] * x.itemsize))
     for start in range(0, len(ids), step):
         x[start : start + step] += table[ids[start : start + step]]
+
+
+def rowwise(operation: np.ufunc, x: Array, values: Array) -> None:
+    """x = operation(x, values) in place, for values of shape (width,) and x (..., width),
+    C-contiguous.
+
+    Not by broadcasting: NumPy may then repeat the values, which can be decrypted ones, in a buffer
+    of its own on the heap, which nobody wipes. Here they are repeated in a tile that is.
+    """
+    width = x.shape[-1]
+    lines = x.reshape(-1, width)
+    tile = np.zeros((max(1, min(len(lines), _TILE // width)), width), np.float32)
+    try:
+        tile[...] = values
+        for start in range(0, len(lines), len(tile)):
+            part = lines[start : start + len(tile)]
+            operation(part, tile[: len(part)], out=part)
+    finally:
+        tile[...] = 0
 
 
 def layer_norm(x: Array, scale: Weight, shift: Weight, epsilon: float) -> Array:

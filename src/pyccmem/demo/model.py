@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..product.blas import batched_products
+from .. import batched_products
 from . import layers
 from .layers import Array, Weight
 

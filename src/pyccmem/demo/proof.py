@@ -15,12 +15,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from .. import audit, errors
-from ..binding.owned import Descriptor
-from ..files.safetensors_header import Entry, open_file, read_header
+from ..safetensors import Entry, open_file, read_header
 from .worker import Passage, Worker
 
 __all__ = ["Finding", "Samples", "look", "samples", "watch"]
@@ -85,13 +85,20 @@ class Finding:
 def samples(weights: Path) -> Iterator[Samples]:
     """Samples of the model's weights."""
     stored = audit.samples_from_safetensors(weights, _STORED_SAMPLES)
-    with _packed_file(weights) as descriptor:
-        packed = audit.samples_from_safetensors(f"/proc/self/fd/{descriptor}", _PACKED_SAMPLES)
+    with open("pyccmem-demo-samples", "wb", opener=_in_memory) as file:
+        _write_packed(weights, file)
+        file.flush()
+        packed = audit.samples_from_safetensors(f"/proc/self/fd/{file.fileno()}", _PACKED_SAMPLES)
         yield Samples(stored, packed)
 
 
-def _packed_file(weights: Path) -> Descriptor:
-    """A safetensors file in memory of groups of numbers as a BLAS packs them.
+def _in_memory(name: str, _: int) -> int:
+    """Opens a file that lies in memory alone, for open()."""
+    return os.memfd_create(name, os.MFD_CLOEXEC)
+
+
+def _write_packed(weights: Path, out: BinaryIO) -> None:
+    """Writes a safetensors file of groups of numbers as a BLAS packs them.
 
     Each group is a tensor of 16 bytes, so that a sample is exactly one group.
     """
@@ -118,10 +125,7 @@ def _packed_file(weights: Path) -> Descriptor:
                 }
                 groups.append(matrix[row : row + _PACKED_ROWS, column].tobytes())
     text = json.dumps(header).encode()
-    descriptor = Descriptor(os.memfd_create, "pyccmem-demo-samples", os.MFD_CLOEXEC)
-    with open(descriptor.number, "wb", closefd=False) as out:
-        out.write(len(text).to_bytes(8, "little") + text + b"".join(groups))
-    return descriptor
+    out.write(len(text).to_bytes(8, "little") + text + b"".join(groups))
 
 
 def _is_multiplied(entry: Entry) -> bool:

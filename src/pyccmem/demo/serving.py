@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from .. import errors
-from ..binding import wiped
+from ..process import stats
 
 __all__ = ["serve"]
 
@@ -42,6 +42,6 @@ def serve(load: Callable[[Any], tuple[Encode, float]]) -> int:
             vectors = encode(passages)
             seconds = time.perf_counter() - begin
             gc.collect()
-            channel.send((vectors, seconds, wiped.stats()["plain_peak"]))
+            channel.send((vectors, seconds, stats()["plain_peak"]))
     except (EOFError, BrokenPipeError):  # the parent has closed its end
         return 0

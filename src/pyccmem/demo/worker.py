@@ -13,14 +13,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from .. import errors
-from ..binding.closing import Closing
 from .layers import Array
 from .model import Config
 
 __all__ = ["Job", "Passage", "Worker"]
+
+_Self = TypeVar("_Self", bound="Worker")
 
 #: A passage as the child takes it: token ids, or text.
 Passage = Sequence[int] | str
@@ -53,7 +54,7 @@ class Job:
     threads: int  # of the BLAS and of pyccmem
 
 
-class Worker(Closing):
+class Worker:
     """Runs the model in a process of its own, so that its memory is that of one kind of run."""
 
     #: The module that the child runs.
@@ -87,6 +88,12 @@ class Worker(Closing):
         self.load_seconds = float(answer)
         #: The most plaintext bytes that pyccmem ever handed out at once in the child.
         self.peak_plaintext = 0
+
+    def __enter__(self: _Self) -> _Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @property
     def pid(self) -> int:

@@ -10,10 +10,10 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from .. import directories, errors
-from ..binding.owned import Descriptor
 from ..demo import command as demo
 from ..demo import files, proof, report
 from ..demo.trial import Trial, conclude
@@ -123,9 +123,8 @@ def sealed_copy(model: Path) -> Iterator[tuple[Path, Path]]:
         key_file = Path(scratch, "key")
         secret = bytearray(os.urandom(32))
         try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-            with Descriptor.open(key_file, flags, 0o600) as descriptor:
-                os.write(descriptor, secret)
+            with open(key_file, "xb", buffering=0, opener=partial(os.open, mode=0o600)) as file:
+                file.write(secret)
         finally:
             secret[:] = bytes(len(secret))
         sealed = Path(scratch, "model")

@@ -33,6 +33,7 @@ mapped:
 
 from __future__ import annotations
 
+from ..files.safetensors_header import Entry, open_file, read_header
 from ._convert import decrypt_file, encrypt_file, rewrap_file
 from ._dtypes import dtype_of
 from ._inspect import FileInfo, inspect_file, verify_file
@@ -42,6 +43,7 @@ from ._reader import SealedFile, TensorInfo
 from .providers import KeyProvider, Passphrase, WrappedKey, provider_named
 
 __all__ = [
+    "Entry",
     "FileInfo",
     "KeyProvider",
     "Passphrase",
@@ -55,7 +57,9 @@ __all__ = [
     "inspect_file",
     "is_sealed",
     "load_file",
+    "open_file",
     "provider_named",
+    "read_header",
     "rewrap_file",
     "safe_open",
     "save_file",
