@@ -2,7 +2,8 @@
  * The arithmetic of attention over opened blocks of K and V: that of each tier behind one table.
  * See ccmem_cache_attend() in ccmem.h. A row of K or V is `n` elements: the row's size filled up
  * with zeros to a multiple of ATTENTION_PAD bytes; rows lie `stride` bytes apart, each aligned to
- * ATTENTION_PAD. Nothing here branches on, or looks up by, what rows or scores hold. */
+ * ATTENTION_PAD. Nothing here branches on, or looks up by, what rows or scores hold. What is not a
+ * number stays one, and makes a whole row of sums so; it raises no fault. */
 #ifndef CCMEM_ATTENTION_H
 #define CCMEM_ATTENTION_H
 
@@ -11,8 +12,9 @@
 enum {
     ATTENTION_PAD = 32,   /* bytes */
     ATTENTION_ALIGN = 16, /* scores of a row are written up to a multiple of so many tokens */
-    /* Floats after which a row of q, of sums, ... is filled up, in every tier. */
-    ATTENTION_FLOATS = 32
+    /* Floats after which a row of q, of sums, ... is filled up, in every tier: the widest vector of
+     * bytes has so many. */
+    ATTENTION_FLOATS = 64
 };
 
 typedef struct attention_ops {
@@ -22,27 +24,31 @@ typedef struct attention_ops {
 
     /* scores[r * lds + t] = the sum of K's row t times packed row r of q, ldq floats apart, times
      * scales[t] for CCMEM_I8 (else NULL), for t < tokens, r < rows; rows >= 1, tokens >= 1. Scores
-     * behind the last token, up to a multiple of ATTENTION_ALIGN, become anything finite or not. */
+     * behind the last token, up to a multiple of ATTENTION_ALIGN, become anything finite or not;
+     * K and scales behind it are not read. */
     void (*scores[DTYPES])(float *scores, size_t lds, const uint8_t *k, size_t stride,
                            const float *scales, size_t tokens, size_t n, const float *q, size_t ldq,
                            size_t rows);
 
     /* Adds to the sums of row r, at sums + r * ldo, p[r * ldp + t] times V's row t (times
-     * scales[t]). The order of the sums is the type's own; see unpack. 64-byte aligned. */
+     * scales[t]). The order of the sums is the type's own; see unpack. A row of sums has a multiple
+     * of ATTENTION_FLOATS, which begin as zeros, is 64-byte aligned, and so is the next. */
     void (*sums[DTYPES])(float *sums, size_t ldo, const float *p, size_t ldp, const uint8_t *v,
                          size_t stride, const float *scales, size_t tokens, size_t n, size_t rows);
 
     /* d sums in order, each times `factor`. */
     void (*unpack[DTYPES])(float *out, const float *sums, size_t d, float factor);
 
-    /* Of one row of scores, n >= 1 of them: the highest; -infinity when all are. */
+    /* Of one row of scores, n >= 1 of them: the highest of those that are numbers; -infinity when
+     * there is none. */
     float (*highest)(const float *scores, size_t n);
 
     /* Makes each score exp(score - most), and returns their sum. `most` is at least the highest. A
-     * score of -infinity becomes 0, whatever `most` is. Relative error below 2^-20 or so. */
+     * score of -infinity becomes 0, whatever `most` is, and so does one below most - 87. Relative
+     * error below 2^-20. */
     float (*exponentials)(float *scores, size_t n, float most);
 
-    /* cap * tanh(score / cap) of each. */
+    /* cap * tanh(score / cap) of each; cap > 0. Relative error below 2^-20. */
     void (*soften)(float *scores, size_t n, float cap);
 
     /* Multiplies n floats by f. */

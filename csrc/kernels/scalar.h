@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Conversions of one element in plain C. */
+ * Conversions of one element in plain C, without branches on what it is. */
 #ifndef CCMEM_SCALAR_H
 #define CCMEM_SCALAR_H
 
@@ -50,6 +50,50 @@ static inline uint16_t bfloat16_of(float f) {
     uint32_t nan = 0 - (uint32_t)((u & 0x7fffffff) > 0x7f800000);
     uint32_t rounded = (u + 0x7fff + (u >> 16 & 1)) >> 16;
     return (uint16_t)((rounded & ~nan) | ((u >> 16 | 0x40) & nan));
+}
+
+/* The same for binary16, as VCVTPS2PH does it: too large becomes infinite, a NaN becomes quiet and
+ * keeps the upper bits of its payload. */
+static inline uint16_t float16_of(float f) {
+    uint32_t u, v;
+    memcpy(&u, &f, sizeof u);
+    const uint32_t sign = u >> 16 & 0x8000, size = u & 0x7fffffff;
+    const uint32_t small = below(size, 0x38800000), nan = below(0x7f800000, size);
+    /* Adding 2^23 rounds a number of subnormal units to a whole one. */
+    float units = float_of_bits(size & small) * 0x1p24f + 0x1p23f;
+    memcpy(&v, &units, sizeof v);
+    uint32_t normal = ((size + 0xfff + (size >> 13 & 1)) >> 13) - ((127 - 15) << 10);
+    const uint32_t large = below(0x477fefff, size);
+    normal = (normal & ~large) | (0x7c00 & large);
+    normal = (normal & ~nan) | ((0x7e00 | (size >> 13 & 0x3ff)) & nan);
+    return (uint16_t)(sign | (v & 0x7fff & small) | (normal & ~small));
+}
+
+/* ---- selections without branches ------------------------------------------------------------- */
+
+static inline uint32_t bits_of(float f) {
+    uint32_t u;
+    memcpy(&u, &f, sizeof u);
+    return u;
+}
+
+/* All ones when a < b, else 0; of what is not a number, 0. */
+static inline uint32_t less(float a, float b) { return 0 - (uint32_t)(a < b); }
+
+static inline float pick(uint32_t mask, float a, float b) {
+    return float_of_bits((bits_of(a) & mask) | (bits_of(b) & ~mask));
+}
+
+/* How a row whose largest size is `most` becomes bytes: round(x * enlarge * per_step), each times
+ * `scale`. Rows of tiny numbers are enlarged, or their scale's inverse would be infinite. */
+typedef struct byte_scale {
+    float scale, enlarge, per_step;
+} byte_scale;
+
+static inline byte_scale byte_scale_of(float most) {
+    const float enlarge = pick(less(most, 0x1p-100f), 0x1p100f, 1.0f);
+    const float per_step = pick(less(0, most), 127.0f / (most * enlarge), 0);
+    return (byte_scale){.scale = most / 127.0f, .enlarge = enlarge, .per_step = per_step};
 }
 
 #endif

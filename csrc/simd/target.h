@@ -39,7 +39,17 @@
  *   fbfloats(v, i)                of its bfloat16 numbers: every second, from number i on
  *   fbytes(v, i)                  of its signed bytes: every fourth, from number i on
  *   fload_half fload_bfloat fload_byte (p)  F_LANES numbers of these types, in order
- *   ftotal(v) ffold8(v)           the sum of all lanes; the upper half added to the lower: eight
+ *   ffold8(v) ffold8_most(v)      eight: the upper half added to the lower; the higher ones
+ *   fall(x)                       x in each lane
+ *   fsub fmul fdiv
+ *   fmost(a, b)                   the higher one; b, when one of them is not a number
+ *   fsize(v) fsigned(v, s)        |v|; v >= 0 with the sign of s
+ *   fshl(v, n)                    the bits of each lane shifted to the left
+ *   fclear_less(v, a, b)          0 where a < b, else v
+ *   fload_some fstore_some (p, n ..)  the first n <= F_LANES; memory of others is not touched
+ *   fsome(n, a, b)                the first n of a, then those of b
+ *   fstore_half fstore_bfloat fstore_byte (p, v)  the nearest numbers of these types, in order, of
+ *                                 two the even one
  *
  * Eight floats, f8, and four, f4 (f8.h), for sums that leave the registers: see there. */
 #ifndef CCMEM_SIMD_TARGET_H

@@ -84,5 +84,24 @@ typedef __m256 fvec;
 #define fload_byte(p)                                                                              \
     _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(p))))
 #define ffold8(v) (v)
+#define ffold8_most(v) (v)
+#define fall(x) _mm256_set1_ps(x)
+#define fsub(a, b) _mm256_sub_ps(a, b)
+#define fmul(a, b) _mm256_mul_ps(a, b)
+#define fdiv(a, b) _mm256_div_ps(a, b)
+#define fmost(a, b) _mm256_max_ps(a, b)
+#define fsize(v) _mm256_andnot_ps(fall(-0.0f), v)
+#define fsigned(v, s) _mm256_or_ps(v, _mm256_and_ps(fall(-0.0f), s))
+#define fshl(v, n) ffloats(_mm256_slli_epi32(_mm256_castps_si256(v), n))
+#define fclear_less(v, a, b) _mm256_andnot_ps(_mm256_cmp_ps(a, b, _CMP_LT_OQ), v)
+#define flanes_below(n)                                                                            \
+    _mm256_cmpgt_epi32(_mm256_set1_epi32((int)(n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))
+#define fload_some(p, n) _mm256_maskload_ps(p, flanes_below(n))
+#define fstore_some(p, n, v) _mm256_maskstore_ps(p, flanes_below(n), v)
+#define fsome(n, a, b) _mm256_blendv_ps(b, a, ffloats(flanes_below(n)))
+#define fstore_half(p, v)                                                                          \
+    v128_store(p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC))
+#define fstore_bfloat(p, v) f8_store_bfloats(p, v)
+#define fstore_byte(p, v) _mm_storel_epi64((__m128i *)(void *)(p), f8_bytes(v))
 
 #endif

@@ -57,5 +57,26 @@ typedef __m512 fvec;
 #define fload_byte(p)                                                                              \
     _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(p))))
 #define ffold8(v) _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1))
+#define ffold8_most(v) _mm256_max_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1))
+#define fall(x) _mm512_set1_ps(x)
+#define fsub(a, b) _mm512_sub_ps(a, b)
+#define fmul(a, b) _mm512_mul_ps(a, b)
+#define fdiv(a, b) _mm512_div_ps(a, b)
+#define fmost(a, b) _mm512_max_ps(a, b)
+#define fsize(v) _mm512_andnot_ps(fall(-0.0f), v)
+#define fsigned(v, s) _mm512_or_ps(v, _mm512_and_ps(fall(-0.0f), s))
+#define fshl(v, n) ffloats(_mm512_slli_epi32(_mm512_castps_si512(v), n))
+#define fclear_less(v, a, b) _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, b, _CMP_NLT_UQ), v)
+#define flanes_below(n) ((__mmask16)((1u << (n)) - 1)) /* n <= F_LANES */
+#define fload_some(p, n) _mm512_maskz_loadu_ps(flanes_below(n), p)
+#define fstore_some(p, n, v) _mm512_mask_storeu_ps(p, flanes_below(n), v)
+#define fsome(n, a, b) _mm512_mask_blend_ps(flanes_below(n), b, a)
+#define fstore_half(p, v)                                                                          \
+    _mm256_storeu_si256((__m256i *)(p),                                                            \
+                        _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC))
+#define fstore_bfloat(p, v)                                                                        \
+    (f8_store_bfloats(p, _mm512_castps512_ps256(v)),                                               \
+     f8_store_bfloats((p) + 8, _mm512_extractf32x8_ps(v, 1)))
+#define fstore_byte(p, v) v128_store(p, _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(v)))
 
 #endif

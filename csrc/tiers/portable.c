@@ -9,6 +9,7 @@ static const tier_kernels rows[] = {
      .aegis = &aegis_portable,
      .gemv = &gemv_portable,
      .gemm = &gemm_portable,
+     .attention = &attention_portable,
      .probe = &probe_portable},
     TIER_LAST,
 };

@@ -8,6 +8,7 @@
 #include "crypto/aegis/aegis.h"
 #include "crypto/aes/aes.h"
 #include "crypto/xts/xts.h"
+#include "kernels/attention.h"
 #include "kernels/gemm.h"
 #include "kernels/gemv.h"
 #include "kernels/probe.h"
@@ -21,7 +22,8 @@
     TABLE(aegis_ops, aegis)                                                                        \
     TABLE(gemv_ops, gemv)                                                                          \
     TABLE(gemm_ops, gemm)                                                                          \
-    TABLE(gemm_ops, gemm_bf16)
+    TABLE(gemm_ops, gemm_bf16)                                                                     \
+    TABLE(attention_ops, attention)
 
 /* Tables of kernels. NULL: none here. */
 typedef struct tier_kernels {

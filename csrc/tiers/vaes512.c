@@ -12,6 +12,7 @@ static const tier_kernels rows[] = {
      .aegis = &aegis_vaes512,
      .gemv = &gemv_avx512,
      .gemm = &gemm_avx512,
+     .attention = &attention_avx512,
      .probe = &probe_vaes512},
     TIER_LAST,
 };

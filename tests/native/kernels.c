@@ -75,6 +75,30 @@ static int aegis_part(const uint8_t key[16], uint8_t *dst, const uint8_t *src, s
     return 1;
 }
 
+/* Right but for the last row. */
+static void scores_but_one(float *scores, size_t lds, const uint8_t *k, size_t stride,
+                           const float *scales, size_t tokens, size_t n, const float *q, size_t ldq,
+                           size_t rows) {
+    ((void (*)(float *, size_t, const uint8_t *, size_t, const float *, size_t, size_t,
+               const float *, size_t, size_t))real)(scores, lds, k, stride, scales, tokens, n, q,
+                                                    ldq, rows);
+    scores[(rows - 1) * lds + tokens - 1] *= 1.0f + 0x1p-20f;
+}
+
+static void sums_but_one(float *sums, size_t ldo, const float *p, size_t ldp, const uint8_t *v,
+                         size_t stride, const float *scales, size_t tokens, size_t n, size_t rows) {
+    ((void (*)(float *, size_t, const float *, size_t, const uint8_t *, size_t, const float *,
+               size_t, size_t, size_t))real)(sums, ldo, p, ldp, v, stride, scales, tokens, n, rows);
+    sums[(rows - 1) * ldo] *= 1.0f + 0x1p-20f;
+}
+
+/* Not to the even one. */
+static void stored_upwards(void *to, const float *from, size_t d) {
+    ((void (*)(void *, const float *, size_t))real)(to, from, d);
+    for (size_t i = 0; i < d; i++)
+        ((uint16_t *)to)[i] |= 1;
+}
+
 /* ---- tables -------------------------------------------------------------------------------------
  */
 
@@ -138,6 +162,22 @@ static void list_tables(ccmem_tier tier, const tier_kernels *k) {
     }
     if (k->gemm_bf16) {
         ADD_GEMM(gemm_bf16);
+    }
+    if (k->attention) {
+        ADD_ALL(attention, pack);
+        ADD_ALL(attention, scores);
+        ADD_ALL(attention, sums);
+        ADD_ALL(attention, unpack);
+        ADD_ALL(attention, store);
+        ADD(attention, soften), ADD(attention, scale), ADD(attention, quantise);
+        ADD_AS(attention, highest, -1, is_zero);
+        ADD_AS(attention, exponentials, -1, is_zero);
+        for (int i = 0; i < DTYPES; i++) {
+            ADD_AS(attention, scores[i], i, scores_but_one);
+            ADD_AS(attention, sums[i], i, sums_but_one);
+        }
+        ADD_AS(attention, store[CCMEM_F16], CCMEM_F16, stored_upwards);
+        ADD_AS(attention, store[CCMEM_BF16], CCMEM_BF16, stored_upwards);
     }
 }
 

@@ -1,0 +1,499 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The attention kernels of every SIMD tier. A tier file defines TARGET, includes the vector words
+ * of its width (simd/target.h) and simd/f8.h, defines ATTENTION_OPS, the name of the table, then
+ * includes this file once.
+ *
+ * How the time goes. Scores and sums are bound by the multiply-adds where a head of K serves
+ * several rows of q. Eight chains of sums hide their latency (4 cycles at up to 2 a cycle); what
+ * they are for depends on the rows, so that each converted vector of K or V, and each of q or p,
+ * serves as many of them as it can: 1 row by 8 tokens or vectors, 2 by 4, 4 by 2. More do not fit
+ * into 16 registers together with what is multiplied.
+ *
+ * K and V are read in groups of as many elements as a vector of bytes has, which become up to four
+ * vectors of floats, not in order. A row may end with half a group where vectors have 64 bytes.
+ */
+#include "kernels/exponential.h"
+#include "kernels/scalar.h"
+
+enum {
+    CHAINS = 8,
+    PAD = ATTENTION_PAD,
+    GROUP = V_BLOCKS * 16, /* bytes */
+    SCALED = 64            /* tokens whose p is multiplied by scales at a time */
+};
+
+_Static_assert(GROUP == PAD || GROUP == 2 * PAD, "half a group, or none");
+_Static_assert(GROUP <= (int)ATTENTION_FLOATS, "a row of q ends with whole vectors");
+_Static_assert(CHAINS <= (int)ATTENTION_ALIGN, "scores behind the last token");
+
+/* Vectors of floats of a group. */
+INLINE int vectors_of(size_t element) { return (int)(sizeof(float) / element); }
+
+/* Vector number i of the group at p, which is half a one when `half`. */
+INLINE fvec convert(ccmem_dtype dtype, int half, const uint8_t *p, int i) {
+    if (half) {
+        const VEC v = vload_part(p, PAD / 16);
+        switch (dtype) {
+        case CCMEM_F16: return fhalves(v, i);
+        case CCMEM_BF16: return fbfloats(v, i);
+        case CCMEM_I8: return fbytes(v, i);
+        default: return ffloats(v);
+        }
+    }
+    switch (dtype) {
+    case CCMEM_F16: return fload_half(p + i * F_LANES * 2);
+    case CCMEM_BF16: return fbfloats(vload(p), i);
+    case CCMEM_I8: return fbytes(vload(p), i);
+    default: return fload(p);
+    }
+}
+
+/* ---- q, and sums on their way out ------------------------------------------------------------ */
+
+/* Where element number i of a row is among its floats, when every `stride`-th of a group is in the
+ * same vector. */
+INLINE size_t place(size_t i, size_t stride) {
+    const size_t at = i % (stride * F_LANES);
+    return i - at + at % stride * F_LANES + at / stride;
+}
+
+INLINE void pack(size_t stride, float *packed, const float *q, size_t d, float scale) {
+    const size_t end = (d + ATTENTION_FLOATS - 1) / ATTENTION_FLOATS * ATTENTION_FLOATS;
+    for (size_t i = 0; i < d; i++)
+        packed[place(i, stride)] = q[i] * scale;
+    for (size_t i = d; i < end; i++)
+        packed[place(i, stride)] = 0;
+}
+
+INLINE void unpack(size_t stride, float *out, const float *sums, size_t d, float factor) {
+    for (size_t i = 0; i < d; i++)
+        out[i] = sums[place(i, stride)] * factor;
+}
+
+#define ORDER(stride)                                                                              \
+    static TARGET CLEAR_REGISTERS void pack_##stride(float *packed, const float *q, size_t d,      \
+                                                     float scale) {                                \
+        pack(stride, packed, q, d, scale);                                                         \
+    }                                                                                              \
+                                                                                                   \
+    static TARGET CLEAR_REGISTERS void unpack_##stride(float *out, const float *sums, size_t d,    \
+                                                       float factor) {                             \
+        unpack(stride, out, sums, d, factor);                                                      \
+    }
+ORDER(1)
+ORDER(2)
+ORDER(4)
+#undef ORDER
+
+/* ---- scores ---------------------------------------------------------------------------------- */
+
+/* The sums of eight vectors' lanes. */
+INLINE f8 totals(const fvec v[CHAINS]) {
+    f8 a = ffold8(v[0]), b = ffold8(v[1]), c = ffold8(v[2]), d = ffold8(v[3]);
+    a = f8_add(f8_unpack_low(a, b), f8_unpack_high(a, b));
+    c = f8_add(f8_unpack_low(c, d), f8_unpack_high(c, d));
+    const f8 first = f8_add(f8_pairs_low(a, c), f8_pairs_high(a, c));
+    a = ffold8(v[4]), b = ffold8(v[5]), c = ffold8(v[6]), d = ffold8(v[7]);
+    a = f8_add(f8_unpack_low(a, b), f8_unpack_high(a, b));
+    c = f8_add(f8_unpack_low(c, d), f8_unpack_high(c, d));
+    const f8 second = f8_add(f8_pairs_low(a, c), f8_pairs_high(a, c));
+    return f8_add(f8_halves_low(first, second), f8_halves_high(first, second));
+}
+
+/* Scales of up to `tokens` tokens, of which `left` are there, for each row. */
+INLINE f8 scales_of(int tokens, const float *scales, size_t left) {
+    const f8 s =
+        f8_load_some(scales, f8_lanes_below(left < (size_t)tokens ? left : (size_t)tokens));
+    if (tokens == 8)
+        return s;
+    const f8 four = tokens == 4 ? s : f8_pairs_low(s, s);
+    return f8_halves_low(four, four);
+}
+
+/* Adds the products of a group of K's rows with q. What is converted once is used for all rows, and
+ * q's vectors for all tokens; of the two loops the inner one is that whose vectors all fit into the
+ * registers beside the sums. */
+INLINE void multiply_group(ccmem_dtype dtype, size_t element, int half, int rows, fvec sum[CHAINS],
+                           const uint8_t *const k[CHAINS], size_t at, const float *q, size_t ldq) {
+    const int tokens = CHAINS / rows, vectors = vectors_of(element);
+    const float *from = q + at / element;
+    if (rows * vectors <= 4) {
+#pragma GCC unroll 8
+        for (int t = 0; t < tokens; t++)
+#pragma GCC unroll 4
+            for (int i = 0; i < vectors; i++) {
+                const fvec u = convert(dtype, half, k[t] + at, i);
+#pragma GCC unroll 4
+                for (int r = 0; r < rows; r++)
+                    sum[r * tokens + t] =
+                        ffma(u, fload(from + (size_t)r * ldq + i * F_LANES), sum[r * tokens + t]);
+            }
+    } else {
+#pragma GCC unroll 4
+        for (int i = 0; i < vectors; i++)
+#pragma GCC unroll 8
+            for (int t = 0; t < tokens; t++) {
+                const fvec u = convert(dtype, half, k[t] + at, i);
+#pragma GCC unroll 4
+                for (int r = 0; r < rows; r++)
+                    sum[r * tokens + t] =
+                        ffma(u, fload(from + (size_t)r * ldq + i * F_LANES), sum[r * tokens + t]);
+            }
+    }
+}
+
+/* Scores of `rows` rows of q and CHAINS / rows tokens, or those of them that are left: the last one
+ * stands in for the others. */
+INLINE void score_block(ccmem_dtype dtype, size_t element, int rows, float *scores, size_t lds,
+                        const uint8_t *first, size_t stride, const float *scales, size_t left,
+                        size_t n, const float *q, size_t ldq) {
+    const int tokens = CHAINS / rows;
+    const size_t bytes = n * element, whole = bytes / GROUP * GROUP;
+    const uint8_t *k[CHAINS];
+    fvec sum[CHAINS];
+#pragma GCC unroll 8
+    for (int t = 0; t < tokens; t++)
+        k[t] = first + ((size_t)t < left ? (size_t)t : left - 1) * stride;
+#pragma GCC unroll 8
+    for (int i = 0; i < CHAINS; i++)
+        sum[i] = fzero();
+    for (size_t at = 0; at < whole; at += GROUP)
+        multiply_group(dtype, element, 0, rows, sum, k, at, q, ldq);
+    if (GROUP > PAD && whole < bytes)
+        multiply_group(dtype, element, 1, rows, sum, k, whole, q, ldq);
+    f8 all = totals(sum);
+    if (dtype == CCMEM_I8)
+        all = f8_mul(all, scales_of(tokens, scales, left));
+    if (rows == 1) {
+        f8_store(scores, all);
+    } else if (rows == 2) {
+        f4_store(scores, f8_low(all));
+        f4_store(scores + lds, f8_high(all));
+    } else {
+        f4_store_low(scores, f8_low(all));
+        f4_store_high(scores + lds, f8_low(all));
+        f4_store_low(scores + 2 * lds, f8_high(all));
+        f4_store_high(scores + 3 * lds, f8_high(all));
+    }
+}
+
+/* ---- sums ------------------------------------------------------------------------------------ */
+
+/* Adds to `vectors` vectors of sums of `rows` rows, which begin with vector number `first` of V's
+ * group. */
+INLINE void sum_block(ccmem_dtype dtype, size_t element, int half, int rows, int vectors, int first,
+                      float *sums, size_t ldo, const float *p, size_t ldp, const uint8_t *v,
+                      size_t stride, size_t tokens) {
+    const int group = vectors_of(element);
+    fvec sum[CHAINS];
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+        for (int j = 0; j < vectors; j++)
+            sum[r * vectors + j] = fload_aligned(sums + (size_t)r * ldo + j * F_LANES);
+    for (; tokens; tokens--, p++, v += stride) {
+        fvec weight[4];
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++)
+            weight[r] = fspread(p + (size_t)r * ldp);
+#pragma GCC unroll 8
+        for (int j = 0; j < vectors; j++) {
+            const int i = first + j;
+            const fvec u = convert(dtype, half, v + i / group * GROUP, i % group);
+#pragma GCC unroll 4
+            for (int r = 0; r < rows; r++)
+                sum[r * vectors + j] = ffma(u, weight[r], sum[r * vectors + j]);
+        }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+        for (int j = 0; j < vectors; j++)
+            fstore_aligned(sums + (size_t)r * ldo + j * F_LANES, sum[r * vectors + j]);
+}
+
+/* Those of one group, which may have more vectors than there are chains for each row. */
+INLINE void sum_group(ccmem_dtype dtype, size_t element, int half, int rows, float *sums,
+                      size_t ldo, const float *p, size_t ldp, const uint8_t *v, size_t stride,
+                      size_t tokens) {
+    const int group = vectors_of(element), most = CHAINS / rows, step = group < most ? group : most;
+#pragma GCC unroll 2
+    for (int first = 0; first < group; first += step)
+        sum_block(dtype, element, half, rows, step, first, sums + first * F_LANES, ldo, p, ldp, v,
+                  stride, tokens);
+}
+
+/* All vectors of `rows` rows: as many at a time as there are chains, then fewer. */
+INLINE void sum_rows(ccmem_dtype dtype, size_t element, int rows, float *sums, size_t ldo,
+                     const float *p, size_t ldp, const uint8_t *v, size_t stride, size_t tokens,
+                     size_t n) {
+    const int group = vectors_of(element), most = CHAINS / rows;
+    const size_t bytes = n * element, whole = bytes / GROUP * GROUP;
+    size_t at = 0;
+#define BLOCKS(count)                                                                              \
+    if ((count) <= most && (count) >= group)                                                       \
+        for (; whole - at >= (size_t)(count) * F_LANES * element;                                  \
+             at += (size_t)(count) * F_LANES * element)                                            \
+    sum_block(dtype, element, 0, rows, count, 0, sums + at / element, ldo, p, ldp, v + at, stride, \
+              tokens)
+    BLOCKS(8);
+    BLOCKS(4);
+    BLOCKS(2);
+    BLOCKS(1);
+#undef BLOCKS
+    if (group > most)
+        for (; at < whole; at += GROUP)
+            sum_group(dtype, element, 0, rows, sums + at / element, ldo, p, ldp, v + at, stride,
+                      tokens);
+    if (GROUP > PAD && whole < bytes)
+        sum_group(dtype, element, 1, rows, sums + at / element, ldo, p, ldp, v + at, stride,
+                  tokens);
+}
+
+/* The same for bytes: p is multiplied by the scales first, in memory of its own. */
+INLINE void sum_scaled(int rows, float *sums, size_t ldo, const float *p, size_t ldp,
+                       const uint8_t *v, size_t stride, const float *scales, size_t tokens,
+                       size_t n, float *scaled) {
+    for (size_t t = 0; t < tokens; t += SCALED) {
+        const size_t left = tokens - t < SCALED ? tokens - t : SCALED;
+        for (int r = 0; r < rows; r++)
+            for (size_t i = 0; i < left; i += F_LANES) {
+                const size_t some = left - i < F_LANES ? left - i : F_LANES;
+                fstore(scaled + r * SCALED + i, fmul(fload_some(p + (size_t)r * ldp + t + i, some),
+                                                     fload_some(scales + t + i, some)));
+            }
+        sum_rows(CCMEM_I8, 1, rows, sums, ldo, scaled, SCALED, v + t * stride, stride, left, n);
+    }
+}
+
+/* ---- both, for all rows ---------------------------------------------------------------------- */
+
+INLINE void score_rows(ccmem_dtype dtype, size_t element, int rows, float *scores, size_t lds,
+                       const uint8_t *k, size_t stride, const float *scales, size_t tokens,
+                       size_t n, const float *q, size_t ldq) {
+    const size_t step = CHAINS / (size_t)rows;
+    for (size_t t = 0; t < tokens; t += step)
+        score_block(dtype, element, rows, scores + t, lds, k + t * stride, stride,
+                    dtype == CCMEM_I8 ? scales + t : NULL, tokens - t, n, q, ldq);
+}
+
+INLINE void sum_rows_scaled(ccmem_dtype dtype, size_t element, int rows, float *sums, size_t ldo,
+                            const float *p, size_t ldp, const uint8_t *v, size_t stride,
+                            const float *scales, size_t tokens, size_t n, float *scaled) {
+    if (dtype == CCMEM_I8)
+        sum_scaled(rows, sums, ldo, p, ldp, v, stride, scales, tokens, n, scaled);
+    else
+        sum_rows(dtype, element, rows, sums, ldo, p, ldp, v, stride, tokens, n);
+}
+
+INLINE void all_scores(ccmem_dtype dtype, size_t element, float *scores, size_t lds,
+                       const uint8_t *k, size_t stride, const float *scales, size_t tokens,
+                       size_t n, const float *q, size_t ldq, size_t rows) {
+    for (; rows >= 4; rows -= 4, scores += 4 * lds, q += 4 * ldq)
+        score_rows(dtype, element, 4, scores, lds, k, stride, scales, tokens, n, q, ldq);
+    if (rows >= 2) {
+        score_rows(dtype, element, 2, scores, lds, k, stride, scales, tokens, n, q, ldq);
+        rows -= 2, scores += 2 * lds, q += 2 * ldq;
+    }
+    if (rows)
+        score_rows(dtype, element, 1, scores, lds, k, stride, scales, tokens, n, q, ldq);
+}
+
+INLINE void all_sums(ccmem_dtype dtype, size_t element, float *sums, size_t ldo, const float *p,
+                     size_t ldp, const uint8_t *v, size_t stride, const float *scales,
+                     size_t tokens, size_t n, size_t rows) {
+    float scaled[4 * SCALED];
+    const size_t used = (rows < 4 ? rows : 4) * SCALED * sizeof *scaled;
+    for (; rows >= 4; rows -= 4, sums += 4 * ldo, p += 4 * ldp)
+        sum_rows_scaled(dtype, element, 4, sums, ldo, p, ldp, v, stride, scales, tokens, n, scaled);
+    if (rows >= 2) {
+        sum_rows_scaled(dtype, element, 2, sums, ldo, p, ldp, v, stride, scales, tokens, n, scaled);
+        rows -= 2, sums += 2 * ldo, p += 2 * ldp;
+    }
+    if (rows)
+        sum_rows_scaled(dtype, element, 1, sums, ldo, p, ldp, v, stride, scales, tokens, n, scaled);
+    if (dtype == CCMEM_I8)
+        ccmem_wipe(scaled, used);
+}
+
+#define PRODUCTS(type, dtype, element)                                                             \
+    static TARGET CLEAR_REGISTERS void scores_##type(float *scores, size_t lds, const uint8_t *k,  \
+                                                     size_t stride, const float *scales,           \
+                                                     size_t tokens, size_t n, const float *q,      \
+                                                     size_t ldq, size_t rows) {                    \
+        all_scores(dtype, element, scores, lds, k, stride, scales, tokens, n, q, ldq, rows);       \
+    }                                                                                              \
+                                                                                                   \
+    static TARGET CLEAR_REGISTERS void sums_##type(float *sums, size_t ldo, const float *p,        \
+                                                   size_t ldp, const uint8_t *v, size_t stride,    \
+                                                   const float *scales, size_t tokens, size_t n,   \
+                                                   size_t rows) {                                  \
+        all_sums(dtype, element, sums, ldo, p, ldp, v, stride, scales, tokens, n, rows);           \
+    }
+PRODUCTS(f32, CCMEM_F32, 4)
+PRODUCTS(f16, CCMEM_F16, 2)
+PRODUCTS(bf16, CCMEM_BF16, 2)
+PRODUCTS(i8, CCMEM_I8, 1)
+#undef PRODUCTS
+
+/* ---- softmax --------------------------------------------------------------------------------- */
+
+/* Calls BODY(at, n) for all vectors of `count` floats; n < F_LANES for the last one, if at all. */
+#define EACH_VECTOR(count, BODY)                                                                   \
+    do {                                                                                           \
+        size_t at = 0;                                                                             \
+        for (; (count) - at >= F_LANES; at += F_LANES)                                             \
+            BODY(at, F_LANES);                                                                     \
+        if (at < (count))                                                                          \
+            BODY(at, (count) - at);                                                                \
+    } while (0)
+
+INLINE fvec load_up_to(const float *p, size_t n) {
+    return n == F_LANES ? fload(p) : fload_some(p, n);
+}
+
+INLINE void store_up_to(float *p, size_t n, fvec v) {
+    if (n == F_LANES)
+        fstore(p, v);
+    else
+        fstore_some(p, n, v);
+}
+
+static TARGET CLEAR_REGISTERS float highest(const float *scores, size_t n) {
+    const fvec none = fall(float_of_bits(0xff800000));
+    fvec most = none;
+#define HIGHEST(at, count)                                                                         \
+    most = fmost((count) == F_LANES ? fload(scores + (at))                                         \
+                                    : fsome(count, fload_some(scores + (at), count), none),        \
+                 most)
+    EACH_VECTOR(n, HIGHEST);
+#undef HIGHEST
+    return f8_highest(ffold8_most(most));
+}
+
+/* exp(r) - 1; *power is 2^t: kernels/exponential.h. */
+INLINE fvec exp_rest(fvec y, fvec *power) {
+    const fvec shifted = ffma(y, fall(EXP_PER_LN2), fall(EXP_ROUND));
+    const fvec t = fsub(shifted, fall(EXP_ROUND));
+    const fvec r = ffma(t, fall(-EXP_LN2_LOW), ffma(t, fall(-EXP_LN2_HIGH), y));
+    fvec c = ffma(r, fall(EXP_C6), fall(EXP_C5));
+    c = ffma(r, c, fall(EXP_C4));
+    c = ffma(r, c, fall(EXP_C3));
+    c = ffma(r, c, fall(EXP_C2));
+    *power = fshl(shifted, 23);
+    return ffma(fmul(r, r), c, r);
+}
+
+static TARGET CLEAR_REGISTERS float exponentials(float *scores, size_t n, float most) {
+    /* -infinity less itself would not be a number. */
+    const fvec from = fmost(fall(most), fall(float_of_bits(0xff7fffff)));
+    fvec sum = fzero();
+#define EXPONENTIAL(at, count)                                                                     \
+    do {                                                                                           \
+        const fvec y = fsub(load_up_to(scores + (at), count), from);                               \
+        fvec power;                                                                                \
+        const fvec rest = exp_rest(y, &power);                                                     \
+        const fvec e = fclear_less(ffma(power, rest, power), y, fall(EXP_LOWEST));                 \
+        store_up_to(scores + (at), count, e);                                                      \
+        sum = fadd(sum, (count) == F_LANES ? e : fsome(count, e, fzero()));                        \
+    } while (0)
+    EACH_VECTOR(n, EXPONENTIAL);
+#undef EXPONENTIAL
+    return f8_total(ffold8(sum));
+}
+
+/* tanh |x| = -m / (2 + m), m = exp(-2 |x|) - 1. */
+static TARGET CLEAR_REGISTERS void soften(float *scores, size_t n, float cap) {
+    const fvec twice = fall(-2.0f / cap);
+#define SOFTEN(at, count)                                                                          \
+    do {                                                                                           \
+        const fvec score = load_up_to(scores + (at), count);                                       \
+        const fvec y = fmost(fall(EXP_LOWEST), fmul(fsize(score), twice));                         \
+        fvec power;                                                                                \
+        const fvec rest = exp_rest(y, &power);                                                     \
+        const fvec m = ffma(power, rest, fsub(power, fall(1.0f)));                                 \
+        const fvec size = fdiv(fmul(fall(-cap), m), fadd(fall(2.0f), m));                          \
+        store_up_to(scores + (at), count, fsigned(size, score));                                   \
+    } while (0)
+    EACH_VECTOR(n, SOFTEN);
+#undef SOFTEN
+}
+
+static TARGET CLEAR_REGISTERS void scale(float *values, size_t n, float f) {
+    const fvec factor = fall(f);
+#define SCALE(at, count)                                                                           \
+    store_up_to(values + (at), count, fmul(load_up_to(values + (at), count), factor))
+    EACH_VECTOR(n, SCALE);
+#undef SCALE
+}
+
+/* ---- rows to be sealed ----------------------------------------------------------------------- */
+
+static TARGET CLEAR_REGISTERS void store_f32(void *to, const float *from, size_t d) {
+#define STORE(at, count) store_up_to((float *)to + (at), count, load_up_to(from + (at), count))
+    EACH_VECTOR(d, STORE);
+#undef STORE
+}
+
+/* The last ones of a row by way of memory of their own. */
+#define STORE(name, element, operation)                                                            \
+    static TARGET CLEAR_REGISTERS void name(void *to, const float *from, size_t d) {               \
+        element *out = to;                                                                         \
+        for (; d >= F_LANES; d -= F_LANES, from += F_LANES, out += F_LANES)                        \
+            operation(out, fload(from));                                                           \
+        if (d) {                                                                                   \
+            element some[F_LANES];                                                                 \
+            operation(some, fload_some(from, d));                                                  \
+            for (size_t i = 0; i < d; i++)                                                         \
+                out[i] = some[i];                                                                  \
+            ccmem_wipe(some, sizeof some);                                                         \
+        }                                                                                          \
+    }
+STORE(store_f16, uint16_t, fstore_half)
+STORE(store_bf16, uint16_t, fstore_bfloat)
+#undef STORE
+
+static TARGET CLEAR_REGISTERS void quantise(int8_t *to, float *scale, const float *from, size_t d) {
+    fvec most = fzero();
+#define SIZE(at, count) most = fmost(fsize(load_up_to(from + (at), count)), most)
+    EACH_VECTOR(d, SIZE);
+#undef SIZE
+    const byte_scale s = byte_scale_of(f8_highest(ffold8_most(most)));
+    const fvec enlarge = fall(s.enlarge), per_step = fall(s.per_step);
+    *scale = s.scale;
+    for (; d >= F_LANES; d -= F_LANES, from += F_LANES, to += F_LANES)
+        fstore_byte(to, fmul(fmul(fload(from), enlarge), per_step));
+    if (d) {
+        int8_t some[F_LANES];
+        fstore_byte(some, fmul(fmul(fload_some(from, d), enlarge), per_step));
+        for (size_t i = 0; i < d; i++)
+            to[i] = some[i];
+        ccmem_wipe(some, sizeof some);
+    }
+}
+
+const attention_ops ATTENTION_OPS = {.pack = {[CCMEM_F32] = pack_1,
+                                              [CCMEM_F16] = pack_1,
+                                              [CCMEM_BF16] = pack_2,
+                                              [CCMEM_I8] = pack_4},
+                                     .scores = {[CCMEM_F32] = scores_f32,
+                                                [CCMEM_F16] = scores_f16,
+                                                [CCMEM_BF16] = scores_bf16,
+                                                [CCMEM_I8] = scores_i8},
+                                     .sums = {[CCMEM_F32] = sums_f32,
+                                              [CCMEM_F16] = sums_f16,
+                                              [CCMEM_BF16] = sums_bf16,
+                                              [CCMEM_I8] = sums_i8},
+                                     .unpack = {[CCMEM_F32] = unpack_1,
+                                                [CCMEM_F16] = unpack_1,
+                                                [CCMEM_BF16] = unpack_2,
+                                                [CCMEM_I8] = unpack_4},
+                                     .highest = highest,
+                                     .exponentials = exponentials,
+                                     .soften = soften,
+                                     .scale = scale,
+                                     .store = {[CCMEM_F32] = store_f32,
+                                               [CCMEM_F16] = store_f16,
+                                               [CCMEM_BF16] = store_bf16},
+                                     .quantise = quantise};
