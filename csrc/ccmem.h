@@ -636,6 +636,178 @@ int ccmem_signals_lead(void);
  * only frees what the child inherited. */
 void ccmem_region_free(ccmem_region *region);
 
+/* ---- key-value caches ------------------------------------------------------------------------ */
+
+/* The keys and values that an attention has seen, as ciphertext. A cache has layers; a layer has as
+ * many sequences as the cache; a sequence has one row of K and one of V for each token and head.
+ *
+ * What is sealed is never sealed again: each block has a number, which no other block under the
+ * cache's key ever gets, and which is its nonce. A block holds the rows of one head for
+ * ccmem_cache_block_tokens() tokens; those of the last tokens, too few for blocks, are sealed token
+ * by token, a record for all heads. So cropping, forking and reordering share blocks and records,
+ * and copy neither. The block numbers lie in locked memory; ciphertext and tags lie in ordinary
+ * memory, and may be changed by anybody: every change is CCMEM_ERR_INTEGRITY. */
+
+typedef struct ccmem_cache ccmem_cache;
+
+enum {
+    CCMEM_CACHE_ROW_MAX = 4096 /* elements of a row of K or V at most */
+};
+
+/* One layer. K and V are of the same type; CCMEM_I8 stores a float32 scale with each row. */
+typedef struct ccmem_cache_layer {
+    ccmem_dtype dtype;
+    uint32_t heads;      /* of K and V, 1 to 65536 */
+    uint32_t key_size;   /* elements of a row of K, 1 to CCMEM_CACHE_ROW_MAX */
+    uint32_t value_size; /* of V */
+} ccmem_cache_layer;
+
+/* Rows in plain memory: element e of head h, token t of sequence s is at
+ * data + (s * sequence + h * head + t * token) * size of an element + e: rows are dense. */
+typedef struct ccmem_cache_rows {
+    void *data;
+    ccmem_dtype dtype;
+    int64_t sequence, head, token; /* strides, in elements */
+} ccmem_cache_rows;
+
+/* An empty cache for `sequences` sequences (1 to 65536), without layers, under a random key of its
+ * own in secret memory of at least level `require` (or CCMEM_SECRET_MLOCK_ONLY).
+ * CCMEM_ERR_ARGUMENT, _SECRETMEM, _MEMLOCK, _NOMEM, _ENTROPY. */
+ccmem_status ccmem_cache_new(uint32_t sequences, ccmem_secret_level require, ccmem_cache **out);
+
+/* Another cache under the same key, with the same contents, which it shares: later calls change one
+ * of the two. CCMEM_ERR_NOMEM, _MEMLOCK, _FORK, _CLOSED. */
+ccmem_status ccmem_cache_fork(ccmem_cache *cache, ccmem_cache **out);
+
+/* Destroys the key: from now on nothing can open the blocks of this cache and of all its forks, nor
+ * copies that were made of them; CCMEM_ERR_CLOSED from every function that would have to. Takes
+ * as long for a large cache as for a small one; waits for calls in other threads. May be repeated.
+ * CCMEM_ERR_FORK. */
+ccmem_status ccmem_cache_erase(ccmem_cache *cache);
+
+/* Gives back the blocks that no fork shares; the last one of the forks erases. NULL is allowed. */
+void ccmem_cache_free(ccmem_cache *cache);
+
+/* CCMEM_OK; CCMEM_ERR_CLOSED after ccmem_cache_erase(), CCMEM_ERR_FORK in a forked child. */
+ccmem_status ccmem_cache_check(const ccmem_cache *cache);
+
+/* Adds a layer without tokens; *number is its index, from 0. CCMEM_ERR_ARGUMENT, _NOMEM, _FORK. */
+ccmem_status ccmem_cache_add_layer(ccmem_cache *cache, const ccmem_cache_layer *layer,
+                                   uint32_t *number);
+
+/* Tokens of a block of the layer. 0 when there is no such layer. */
+uint32_t ccmem_cache_block_tokens(const ccmem_cache *cache, uint32_t layer);
+
+/* How many tokens a sequence has had up to now, those that were evicted among them, and the first
+ * one that was not. CCMEM_ERR_ARGUMENT, _FORK. */
+ccmem_status ccmem_cache_length(const ccmem_cache *cache, uint32_t layer, uint32_t sequence,
+                                uint64_t *tokens, uint64_t *first);
+
+/* Appends `tokens` rows of K and V of all heads to sequences [sequence, sequence + sequences) of a
+ * layer; in the rows' strides the first of these is number 0. The rows are of the layer's type, or
+ * of any type where that is CCMEM_I8 (but not CCMEM_I8 itself). On any failure nothing has changed.
+ * CCMEM_ERR_ARGUMENT, _NOMEM, _MEMLOCK, _FORK, _CLOSED; _INTEGRITY: a record was changed;
+ * _VERSION: the key has no unused number left. */
+ccmem_status ccmem_cache_append(ccmem_cache *cache, uint32_t layer, uint32_t sequence,
+                                uint32_t sequences, uint64_t tokens, const ccmem_cache_rows *k,
+                                const ccmem_cache_rows *v);
+
+/* Forgets all tokens from `tokens` on. CCMEM_ERR_RANGE when it has fewer, or when some of those
+ * that would be the last have been evicted; else the errors of append: a block that is cut becomes
+ * records, on any failure nothing has changed. */
+ccmem_status ccmem_cache_crop(ccmem_cache *cache, uint32_t layer, uint32_t sequence,
+                              uint64_t tokens);
+
+/* Gives back blocks all of whose tokens lie before token `before`, as a sliding window may.
+ * CCMEM_ERR_ARGUMENT, _FORK. */
+ccmem_status ccmem_cache_evict(ccmem_cache *cache, uint32_t layer, uint32_t sequence,
+                               uint64_t before);
+
+/* Sequence i of a layer becomes what sequence from[i] was, for i < n: beams that are chosen, or
+ * repeated. All layers must get the same n before the next append. CCMEM_ERR_ARGUMENT, _NOMEM,
+ * _MEMLOCK, _FORK. */
+ccmem_status ccmem_cache_reorder(ccmem_cache *cache, uint32_t layer, const uint32_t *from,
+                                 uint32_t n);
+
+/* Sequences that a layer has. 0 when there is no such layer. */
+uint32_t ccmem_cache_sequences(const ccmem_cache *cache, uint32_t layer);
+
+/* Opens K (which: 0) or V (1) of `tokens` tokens from token `first` on, of all heads of one
+ * sequence, into rows of the layer's type, or, where that is CCMEM_I8, of CCMEM_F32. Errors of
+ * ccmem_cache_attend(). CCMEM_ERR_RANGE: evicted, or not there. */
+ccmem_status ccmem_cache_read(ccmem_cache *cache, uint32_t layer, uint32_t sequence, int which,
+                              uint64_t first, uint64_t tokens, const ccmem_cache_rows *out);
+
+/* One attention. Query head h belongs to head h / (query_heads / heads) of K and V. Row r of
+ * `rows` is at position L - rows + r, where L is its sequence's length: with `causal`, it sees the
+ * tokens up to its own position (lower right). A row that sees nothing gets zeros. Strides are in
+ * elements, and 0 repeats. */
+typedef struct ccmem_attention {
+    uint32_t layer;
+    uint32_t sequence, sequences; /* the first, and how many; the strides count from the first */
+    uint32_t query_heads;         /* a multiple of the layer's heads */
+    uint64_t rows;                /* of each sequence and query head */
+    const void *q;                /* rows of key_size elements, each dense */
+    ccmem_dtype q_dtype;          /* not CCMEM_I8; that of `out` as well */
+    int64_t q_sequence, q_head, q_row;
+    void *out; /* rows of value_size elements, each dense; does not overlap the inputs */
+    int64_t out_sequence, out_head, out_row;
+    float scale;   /* of the scores; usually 1 / sqrt(key_size) */
+    float softcap; /* 0: none; else scores become softcap * tanh(score / softcap), before masks */
+    int causal;
+    uint64_t window; /* 0: none; else a row sees at most so many tokens, up to its position */
+    /* Tokens [from[s], to[s]) of sequence s are seen at most. NULL: all; `from` is for padding on
+     * the left, `to` on the right. */
+    const uint64_t *from, *to;
+    /* Added to the scores, float32, or NULL; -infinity hides a token. The value for sequence s,
+     * head h, row r and token t, counted from the sequence's first token, is at s * mask_sequence +
+     * h * mask_head + r * mask_row + t. `mask_tokens`: for how many tokens there is a value; no row
+     * sees more. */
+    const float *mask;
+    int64_t mask_sequence, mask_head, mask_row;
+    uint64_t mask_tokens;
+    /* For each query head a score without a value, which takes its share of the softmax; or NULL.
+     */
+    const float *sinks;
+} ccmem_attention;
+
+/* Computes softmax(scale * q K^T) V. Scores, maxima and sums are float32, whatever the types are.
+ * On failure all of `out` is zero. CCMEM_ERR_ARGUMENT, _FORK, _CLOSED, _NOMEM, _BUDGET;
+ * _INTEGRITY: a block or a record was changed. */
+ccmem_status ccmem_cache_attend(ccmem_cache *cache, const ccmem_attention *what);
+
+typedef struct ccmem_cache_stats {
+    uint64_t blocks;           /* ciphertext of so many blocks of a head, */
+    uint64_t records;          /* and of so many tokens not yet in blocks; shared ones count once */
+    uint64_t ciphertext_bytes; /* of these */
+    uint64_t memory_bytes;     /* all memory of the cache and its forks */
+    uint64_t sealed;           /* numbers used up to now */
+    uint64_t opened;           /* blocks and records opened */
+    uint64_t integrity_failures;
+} ccmem_cache_stats;
+
+/* What a cache and its forks have in common. CCMEM_ERR_FORK. */
+ccmem_status ccmem_cache_get_stats(ccmem_cache *cache, ccmem_cache_stats *out);
+
+/* Where a block or record lies, for tests that damage it, and the number it was sealed under. */
+typedef struct ccmem_cache_place {
+    uint8_t *data; /* ciphertext */
+    uint64_t bytes;
+    uint8_t *tag; /* 16 bytes */
+    uint64_t number;
+    uint64_t first, tokens; /* of the sequence */
+    uint32_t head;          /* of a block; of a record, 0 */
+    int which;              /* 0: K, 1: V, 2: a record of both */
+} ccmem_cache_place;
+
+/* Fills up to `capacity` places of a sequence in order; *count is how many there are.
+ * CCMEM_ERR_ARGUMENT, _FORK. */
+ccmem_status ccmem_cache_places(ccmem_cache *cache, uint32_t layer, uint32_t sequence,
+                                ccmem_cache_place *out, uint64_t capacity, uint64_t *count);
+
+void ccmem_cache_drop(ccmem_cache **cell);
+ccmem_cache *ccmem_cache_take(ccmem_cache **cell);
+
 /* ---- memory for plaintext that is handed out ------------------------------------------------- */
 
 typedef struct ccmem_plain_stats {
@@ -805,6 +977,10 @@ ccmem_status ccmem_measure_open_to_scratch(ccmem_store *store, uint8_t *scratch,
 /* Seconds for one pass that reads n bytes, a multiple of 256, with the widest loads that the tier
  * in use has, and does nothing with them. */
 double ccmem_measure_plain_read(const uint8_t *memory, uint64_t n);
+
+/* A cache that encrypts nothing, for measuring what encryption costs: what is appended to it lies in
+ * memory as it is. Errors of ccmem_cache_new(). */
+ccmem_status ccmem_measure_cache_new(uint32_t sequences, ccmem_cache **out);
 
 /* Seconds for one memcpy of n bytes. */
 double ccmem_measure_memcpy(void *out, const void *in, uint64_t n);

@@ -26,6 +26,7 @@ CELL(file)
 CELL(sealer)
 CELL(samples)
 CELL(region)
+CELL(cache)
 
 void ccmem_region_drop_before(ccmem_store *store, ccmem_region **cell) {
     (void)store;

@@ -24,4 +24,11 @@ const tier_sizes tier_sizes_usual = {
     .pass_wide = 32 << 20,
     .pack_grain = 64 << 10,
     .gemm_grain = 96 << 10,
+
+    .attention_few = 16,
+    .attention_chunk = 256, /* their scores stay in an L1 beside a block */
+    .attention_part = 512,
+    .attention_grain = 128 << 10,
+    .attention_rows = 192, /* each block is opened once for them; with what follows, 420 KiB */
+    .attention_tokens = 128,
 };

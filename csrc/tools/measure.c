@@ -6,6 +6,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "cache/life.h"
 #include "memory/secret.h"
 #include "pages/page.h"
 #include "platform/random.h"
@@ -178,4 +179,8 @@ double ccmem_measure_memcpy(void *out, const void *in, uint64_t n) {
     memcpy(out, in, n);
     __asm__ volatile("" : : "r"(out) : "memory");
     return seconds_now() - start;
+}
+
+ccmem_status ccmem_measure_cache_new(uint32_t sequences, ccmem_cache **out) {
+    return cache_new(sequences, CCMEM_SECRET_MLOCK, 1, out);
 }

@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Rows of the caller's memory as the plaintext of records and groups, and back. */
+#include "cache/stage.h"
+
+#include <string.h>
+
+#include "memory/secret.h"
+#include "platform/dtype.h"
+#include "tiers/tiers.h"
+
+enum { SLACK = 32 }; /* floats that a conversion may read or write behind a row */
+
+size_t stage_floats(const cache_layout *l) {
+    const size_t most = l->padded[0] > l->padded[1] ? l->padded[0] : l->padded[1];
+    return (2 * most + 3 * SLACK) * sizeof(float);
+}
+
+/* One row, padded, and its scale. `floats` has room for two rows: the caller's, which is not read
+ * behind its end, and its numbers. */
+static void put_row(const cache_layout *l, int which, uint8_t *row, uint8_t *scale,
+                    const uint8_t *from, ccmem_dtype dtype, float *floats) {
+    const size_t n = l->size[which];
+    if (l->dtype != CCMEM_I8) {
+        copy_secret(row, from, n * l->element);
+        memset(row + n * l->element, 0, l->row[which] - n * l->element);
+        return;
+    }
+    const tier_kernels kernels = tier_active_kernels();
+    float *numbers = floats + l->padded[which] + SLACK, one;
+    copy_secret(floats, from, n * dtype_size(dtype));
+    kernels.gemm->convert[dtype](numbers, (const uint8_t *)floats, n);
+    kernels.attention->quantise((int8_t *)row, &one, numbers, n);
+    memset(row + n, 0, l->row[which] - n);
+    copy_secret(scale, &one, sizeof one);
+    ccmem_wipe(&one, sizeof one);
+}
+
+/* ---- where rows are -------------------------------------------------------------------------- */
+
+static uint8_t *block_row(const cache_layout *l, uint8_t *group, int which, size_t head, size_t t) {
+    return group + layout_block(l, which, head) + t * l->row[which];
+}
+
+static uint8_t *block_scale(const cache_layout *l, uint8_t *group, int which, size_t head,
+                            size_t t) {
+    return group + layout_block(l, which, head) + layout_block_scales(l, which) + t * sizeof(float);
+}
+
+void stage_record(const cache_layout *l, uint8_t *record, const ccmem_cache_rows in[2],
+                  uint64_t sequence, uint64_t token, float *floats) {
+    for (int which = 0; which < 2; which++) {
+        const size_t element = dtype_size(in[which].dtype);
+        for (size_t h = 0; h < l->heads; h++)
+            put_row(l, which, record + layout_record_row(l, which, h),
+                    record + layout_record_scale(l, which, h),
+                    rows_at(&in[which], element, sequence, h, token), in[which].dtype, floats);
+    }
+}
+
+void stage_token(const cache_layout *l, uint8_t *group, size_t t, const ccmem_cache_rows in[2],
+                 uint64_t sequence, uint64_t token, float *floats) {
+    for (int which = 0; which < 2; which++) {
+        const size_t element = dtype_size(in[which].dtype);
+        for (size_t h = 0; h < l->heads; h++)
+            put_row(l, which, block_row(l, group, which, h, t), block_scale(l, group, which, h, t),
+                    rows_at(&in[which], element, sequence, h, token), in[which].dtype, floats);
+    }
+}
+
+void stage_token_of_record(const cache_layout *l, uint8_t *group, size_t t, const uint8_t *record) {
+    for (int which = 0; which < 2; which++)
+        for (size_t h = 0; h < l->heads; h++) {
+            copy_secret(block_row(l, group, which, h, t), record + layout_record_row(l, which, h),
+                        l->row[which]);
+            if (l->dtype == CCMEM_I8)
+                copy_secret(block_scale(l, group, which, h, t),
+                            record + layout_record_scale(l, which, h), sizeof(float));
+        }
+}
+
+void stage_record_of_group(const cache_layout *l, uint8_t *record, const uint8_t *group, size_t t) {
+    uint8_t *from = (uint8_t *)group; /* the places are the same; nothing is written there */
+    for (int which = 0; which < 2; which++)
+        for (size_t h = 0; h < l->heads; h++) {
+            copy_secret(record + layout_record_row(l, which, h), block_row(l, from, which, h, t),
+                        l->row[which]);
+            if (l->dtype == CCMEM_I8)
+                copy_secret(record + layout_record_scale(l, which, h),
+                            block_scale(l, from, which, h, t), sizeof(float));
+        }
+}
+
+void stage_out(const cache_layout *l, int which, void *to, const uint8_t *row, const uint8_t *scale,
+               float *floats) {
+    const size_t n = l->size[which];
+    if (l->dtype != CCMEM_I8) {
+        copy_secret(to, row, n * l->element);
+        return;
+    }
+    const tier_kernels kernels = tier_active_kernels();
+    float one;
+    copy_secret(&one, scale, sizeof one);
+    kernels.gemm->convert[CCMEM_I8](floats, row, n);
+    kernels.attention->scale(floats, n, one);
+    copy_secret(to, floats, n * sizeof(float));
+    ccmem_wipe(&one, sizeof one);
+}
