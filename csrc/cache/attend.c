@@ -132,13 +132,13 @@ CLEAR_REGISTERS float attend_softmax(const attend *a, float *scores, size_t n, f
 }
 
 CLEAR_REGISTERS float attend_share(const attend *a, uint64_t query_head, float most, float total) {
+    float factor = 1;
     if (a->w->sinks) {
         float sink = a->w->sinks[query_head];
-        total *= attend_softmax(a, &sink, 1, &most, &(float){0});
-        total += sink;
+        factor = attend_softmax(a, &sink, 1, &most, &total);
     }
     const float none = (float)(total == 0); /* that a row sees nothing is no secret */
-    return (1 - none) / (total + none);
+    return factor * (1 - none) / (total + none);
 }
 
 void attend_put(const attend *a, uint64_t i, uint64_t query_head, uint64_t r, const float *values,

@@ -63,6 +63,18 @@ static part part_of(const rows_call *c, uint64_t number) {
     return p;
 }
 
+/* Has the block that is opened next on its way from memory: blocks of a head lie a group apart, which
+ * no prefetcher of a processor foresees. */
+static void prefetch(const rows_call *c, const part *p, int which, uint64_t number) {
+    const attend *a = c->a;
+    if (number >= p->end || number >= a->sequence[p->i].groups)
+        return;
+    const cache_entry *group = &sequence_groups(&a->sequence[p->i])[number];
+    const uint8_t *block = group->slot->data + layout_block(a->l, which, p->head);
+    for (size_t at = 0; at < a->l->block[which]; at += LINE)
+        __builtin_prefetch(block + at, 0, 2);
+}
+
 static uint64_t query_head(const rows_call *c, const part *p, size_t row) {
     return p->head * c->a->share + row / c->a->w->rows;
 }
@@ -78,6 +90,7 @@ static int add_scores(const rows_call *c, const part *p, work *w, uint64_t begin
         const uint8_t *rows;
         const float *scales;
         size_t stride;
+        prefetch(c, p, at + 1 < end ? CACHE_K : CACHE_V, at + 1 < end ? at + 1 : begin);
         if (!attend_open(a, &piece, CACHE_K, p->head, w->block, w->scale, &rows, &stride, &scales))
             return 0;
         a->ops->scores[l->dtype](w->scores + *n, c->lds, rows, stride, scales, piece.tokens,
@@ -96,6 +109,7 @@ static int add_sums(const rows_call *c, const part *p, work *w, uint64_t begin, 
         const uint8_t *rows;
         const float *scales;
         size_t stride;
+        prefetch(c, p, at + 1 < end ? CACHE_V : CACHE_K, at + 1);
         if (!attend_open(a, &piece, CACHE_V, p->head, w->block, w->scale, &rows, &stride, &scales))
             return 0;
         a->ops->sums[l->dtype](p->sums, c->wide, scores, c->lds, rows, stride, scales, piece.tokens,

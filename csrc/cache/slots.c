@@ -11,7 +11,8 @@
 enum {
     CHUNK_MIN = 256 << 10,
     CHUNK_MAX = 8 << 20,
-    CHUNK_SHARE = 64, /* a chunk is at most this part of what is in use: 1.6 % that may be empty */
+    CHUNK_SHARE = 32, /* a chunk is at most this part of what is in use, of which half may be empty;
+                         from 64 MiB on they are huge pages */
     TABLE_CHUNK = 64 << 10,
     TABLE_MIN = 256 /* bytes of the smallest table; others are twice as large, and so on */
 };
