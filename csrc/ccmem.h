@@ -978,8 +978,8 @@ ccmem_status ccmem_measure_open_to_scratch(ccmem_store *store, uint8_t *scratch,
  * in use has, and does nothing with them. */
 double ccmem_measure_plain_read(const uint8_t *memory, uint64_t n);
 
-/* A cache that encrypts nothing, for measuring what encryption costs: what is appended to it lies in
- * memory as it is. Errors of ccmem_cache_new(). */
+/* A cache that encrypts nothing, for measuring what encryption costs: what is appended to it lies
+ * in memory as it is. Errors of ccmem_cache_new(). */
 ccmem_status ccmem_measure_cache_new(uint32_t sequences, ccmem_cache **out);
 
 /* Seconds for one memcpy of n bytes. */

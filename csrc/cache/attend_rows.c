@@ -63,8 +63,8 @@ static part part_of(const rows_call *c, uint64_t number) {
     return p;
 }
 
-/* Has the block that is opened next on its way from memory: blocks of a head lie a group apart, which
- * no prefetcher of a processor foresees. */
+/* Has the block that is opened next on its way from memory: blocks of a head lie a group apart,
+ * which no prefetcher of a processor foresees. */
 static void prefetch(const rows_call *c, const part *p, int which, uint64_t number) {
     const attend *a = c->a;
     if (number >= p->end || number >= a->sequence[p->i].groups)

@@ -63,6 +63,14 @@ typedef struct tier_sizes {
     uint32_t pack_grain; /* of x that are worth another thread */
     uint32_t gemm_grain; /* units of work that are: an element of W costs one, and one more for
                             each 16 rows of x */
+
+    /* Attention. Rows are those of q that share a head of K and V. */
+    uint32_t attention_few;    /* up to so many rows one after the other, more in blocks */
+    uint32_t attention_chunk;  /* tokens whose scores are computed at a time, of few rows */
+    uint32_t attention_part;   /* tokens of a head that are worth a part of their own */
+    uint32_t attention_grain;  /* bytes of K and V that are worth another thread */
+    uint32_t attention_rows;   /* rows of a block, */
+    uint32_t attention_tokens; /* and tokens at a time */
 } tier_sizes;
 
 typedef struct tier_descriptor {
