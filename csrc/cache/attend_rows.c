@@ -65,14 +65,16 @@ static part part_of(const rows_call *c, uint64_t number) {
 
 /* Has the block that is opened next on its way from memory: blocks of a head lie a group apart,
  * which no prefetcher of a processor foresees. */
-static void prefetch(const rows_call *c, const part *p, int which, uint64_t number) {
+static void prefetch(const rows_call *c, const part *p, int which, uint64_t number, int half) {
     const attend *a = c->a;
     if (number >= p->end || number >= a->sequence[p->i].groups)
         return;
     const cache_entry *group = &sequence_groups(&a->sequence[p->i])[number];
     const uint8_t *block = group->slot->data + layout_block(a->l, which, p->head);
-    for (size_t at = 0; at < a->l->block[which]; at += LINE)
-        __builtin_prefetch(block + at, 0, 2);
+    const size_t middle = a->l->block[which] / 2 / LINE * LINE;
+    const size_t end = half ? a->l->block[which] : middle;
+    for (size_t at = half ? middle : 0; at < end; at += LINE)
+        __builtin_prefetch(block + at, 0, 3);
 }
 
 static uint64_t query_head(const rows_call *c, const part *p, size_t row) {
@@ -90,9 +92,12 @@ static int add_scores(const rows_call *c, const part *p, work *w, uint64_t begin
         const uint8_t *rows;
         const float *scales;
         size_t stride;
-        prefetch(c, p, at + 1 < end ? CACHE_K : CACHE_V, at + 1 < end ? at + 1 : begin);
+        const int then = at + 1 < end ? CACHE_K : CACHE_V;
+        const uint64_t next = at + 1 < end ? at + 1 : begin;
+        prefetch(c, p, then, next, 0);
         if (!attend_open(a, &piece, CACHE_K, p->head, w->block, w->scale, &rows, &stride, &scales))
             return 0;
+        prefetch(c, p, then, next, 1);
         a->ops->scores[l->dtype](w->scores + *n, c->lds, rows, stride, scales, piece.tokens,
                                  l->padded[CACHE_K], w->packed, c->packed, c->n);
         *n += piece.tokens;
@@ -109,9 +114,11 @@ static int add_sums(const rows_call *c, const part *p, work *w, uint64_t begin, 
         const uint8_t *rows;
         const float *scales;
         size_t stride;
-        prefetch(c, p, at + 1 < end ? CACHE_V : CACHE_K, at + 1);
+        const int then = at + 1 < end ? CACHE_V : CACHE_K;
+        prefetch(c, p, then, at + 1, 0);
         if (!attend_open(a, &piece, CACHE_V, p->head, w->block, w->scale, &rows, &stride, &scales))
             return 0;
+        prefetch(c, p, then, at + 1, 1);
         a->ops->sums[l->dtype](p->sums, c->wide, scores, c->lds, rows, stride, scales, piece.tokens,
                                l->padded[CACHE_V], c->n);
         scores += piece.tokens;
