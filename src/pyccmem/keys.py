@@ -18,59 +18,11 @@ from .binding.status import KeyCall, KeyFileCall, UnwrapCall
 from .binding.wiped import wipe_bytes
 from .core.forks import opening
 from .core.resource import Resource
+from .core.secret_level import native_level, wanted_level
 
 __all__ = ["Key", "KeyFile"]
 
-_REQUIRE = {
-    None: lib.CCMEM_SECRET_MLOCK,
-    "mlock": lib.CCMEM_SECRET_MLOCK,
-    "secretmem": lib.CCMEM_SECRET_MEMFD,
-    "mlock, and no other": lib.CCMEM_SECRET_MLOCK_ONLY,
-}
-
-#: What PYCCMEM_SECRET and `level` ask for, in the words of `require`.
-_EXACTLY = {"mlock": "mlock, and no other", "secretmem": "secretmem"}
-
 _SALT_SIZE_MIN = 16  # NIST SP 800-132, 5.1: at least 128 bits
-
-
-def _required_level(require: str | None) -> int:
-    """The native number of a secret-memory level's name."""
-    if require is not None and not isinstance(require, str):
-        raise errors.ArgumentTypeError(
-            f"require must be None, 'mlock' or 'secretmem', not {type(require).__name__}."
-        )
-    if require not in _REQUIRE:
-        raise errors.ArgumentError(
-            f"require is {require!r}; it must be None, 'mlock' or 'secretmem'."
-        )
-    return int(_REQUIRE[require])
-
-
-def _wanted(require: Any, level: Any) -> str | None:
-    """`require` and `level` as one, and where neither is given, what PYCCMEM_SECRET says. Raises
-    ArgumentError, ArgumentTypeError, ConfigError."""
-    _required_level(require)
-    if level is None:
-        chosen = os.environ.get("PYCCMEM_SECRET", "")
-        if chosen not in ("", "auto", *_EXACTLY):
-            raise errors.ConfigError(
-                f"PYCCMEM_SECRET={chosen!r} is not a level of secret memory; set mlock or "
-                f"secretmem, or leave it unset for the best that can be had."
-            )
-        wanted: str | None = require if require is not None else _EXACTLY.get(chosen)
-        return wanted
-    if not isinstance(level, str):
-        raise errors.ArgumentTypeError(
-            f"level must be None, 'mlock' or 'secretmem', not {type(level).__name__}."
-        )
-    if level not in _EXACTLY:
-        raise errors.ArgumentError(f"level is {level!r}; it must be None, 'mlock' or 'secretmem'.")
-    if require == "secretmem" and level == "mlock":
-        raise errors.ArgumentError(
-            "level='mlock' and require='secretmem' exclude each other; leave one of them out."
-        )
-    return _EXACTLY[level]
 
 
 _KEY = Call(subject="key")
@@ -157,9 +109,9 @@ class Key(Resource):
 
         Raises SecretMemoryError, LockedMemoryError, OutOfMemoryError, EntropyError.
         """
-        require = _wanted(require, level)
+        require = wanted_level(require, level)
         out = KEY.cell()
-        status = lib.ccmem_key_generate(_required_level(require), out)
+        status = lib.ccmem_key_generate(native_level(require), out)
         check(status, KeyCall("a key", require))
         return cls._adopt(out)
 
@@ -170,8 +122,8 @@ class Key(Resource):
         The caller's copy stays as it is; a bytearray can be overwritten afterwards, bytes cannot.
         Raises InvalidKeyError for another length, BufferTypeError, and what generate() raises.
         """
-        require = _wanted(require, level)
-        native = _required_level(require)
+        require = wanted_level(require, level)
+        native = native_level(require)
         out = KEY.cell()
         size = (lib.CCMEM_ROOT_KEY_SIZE,)
         with exact_bytes("The key", data, size, errors.InvalidKeyError) as source:
@@ -195,7 +147,7 @@ class Key(Resource):
         else, and what generate() raises. Warns with InsecureKeyFileWarning when the file's mode
         lets its group or others read it.
         """
-        require = _wanted(require, level)
+        require = wanted_level(require, level)
         try:
             name = os.fspath(path)
         except TypeError:
@@ -216,7 +168,7 @@ class Key(Resource):
     @classmethod
     def _read(cls, name: str | bytes, require: str | None) -> tuple[Key, int]:
         """The key in a file, and the file's mode."""
-        level = _required_level(require)
+        level = native_level(require)
         out = KEY.cell()
         mode = 0
         try:
@@ -264,8 +216,8 @@ class Key(Resource):
         Raises InvalidKeyError for an empty passphrase or a short salt, ArgumentError for scrypt
         parameters out of range, and what generate() raises.
         """
-        require = _wanted(require, level)
-        native = _required_level(require)
+        require = wanted_level(require, level)
+        native = native_level(require)
         if not isinstance(text, str):
             raise errors.ArgumentTypeError(
                 f"A passphrase must be a str, not {type(text).__name__}; for key bytes use "
@@ -354,7 +306,7 @@ class Key(Resource):
         Raises IntegrityError when it was wrapped under another key or changed, ArgumentError for
         another length, ClosedError, ForkError, and what generate() raises.
         """
-        level = _required_level(require)
+        level = native_level(require)
         sizes = (lib.CCMEM_WRAPPED_KEY_SIZE,)
         out = KEY.cell()
         with exact_bytes("The wrapped key", wrapped, sizes, errors.ArgumentError) as source:
