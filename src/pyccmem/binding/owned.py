@@ -21,6 +21,7 @@ from .native import ffi, lib
 
 __all__ = [
     "ARENA",
+    "CACHE",
     "FILE",
     "KEY",
     "SAMPLES",
@@ -104,6 +105,7 @@ ARENA = Kind("arena")
 FILE = Kind("file")
 SEALER = Kind("sealer")
 SAMPLES = Kind("samples")
+CACHE = Kind("cache")
 
 
 def region(store: Any) -> Kind:

@@ -19,6 +19,7 @@ from .suites import LEVELS, TIERS, usable_tiers
 
 __all__ = [
     "BufferCall",
+    "CacheCall",
     "Call",
     "FilePagesCall",
     "KeyCall",
@@ -148,6 +149,35 @@ class StartMappingCall(Call):
         self.name, self.setting, self.errno = name, setting, errno
 
 
+class CacheCall(KeyCall):
+    """A call of the key-value cache `name`: for sequence `sequence` of layer `layer`, or for all of
+    it where these are None. `limits` says what the numbers could have been."""
+
+    __slots__ = ("layer", "limits", "name", "sequence")
+
+    def __init__(
+        self,
+        action: str,
+        name: str,
+        layer: int | None = None,
+        sequence: int | None = None,
+        *,
+        require: str | None = None,
+        limits: str = "",
+    ) -> None:
+        super().__init__(action, require)
+        self.subject, self.name, self.limits = "cache", name, limits
+        self.layer, self.sequence = layer, sequence
+
+    @property
+    def where(self) -> str:
+        """Which part of the cache it is for."""
+        if self.layer is None:
+            return ""
+        sequence = "" if self.sequence is None else f", sequence {self.sequence}"
+        return f" (layer {self.layer}{sequence})"
+
+
 # ---- facts of the process ------------------------------------------------------------------------
 
 
@@ -269,6 +299,15 @@ def _changed_page(context: BufferCall) -> errors.PyccmemError:
     )
 
 
+def _changed_cache(context: CacheCall) -> errors.PyccmemError:
+    return errors.IntegrityError(
+        f"A block of cache {context.name!a}{context.where} does not match its tag: its ciphertext "
+        f"or its tag was changed since it was sealed. Nothing of it was handed out, and nothing "
+        f"has changed; make a new cache and fill it again, or load one from a file.",
+        name=context.name,
+    )
+
+
 def _unusable_tier(context: TierCall) -> errors.PyccmemError:
     setting, tier = context.setting, context.tier
     known = "is not a tier" if tier not in TIERS else "is a tier that this processor cannot run"
@@ -297,6 +336,31 @@ _TABLE: dict[tuple[int, type[Call]], _Meaning | Callable[[Any], errors.PyccmemEr
         errors.IntegrityError,
         "The wrapped key cannot be unwrapped with this key: it was wrapped under another one, or "
         "changed since; use the key that it was wrapped under.",
+    ),
+    (lib.CCMEM_ERR_INTEGRITY, CacheCall): _changed_cache,
+    (lib.CCMEM_ERR_RANGE, CacheCall): _Meaning(
+        errors.RangeError,
+        "{action} of cache {name!a}{where} asks for tokens that are not there: {limits}.",
+    ),
+    (lib.CCMEM_ERR_FORK, CacheCall): _Meaning(
+        errors.ForkError,
+        "Cache {name!a} belongs to the process that this one was forked from, and its key does not "
+        "follow a fork; make a new cache in the child, or export it before the fork and load the "
+        "file there.",
+    ),
+    (lib.CCMEM_ERR_CLOSED, CacheCall): _Meaning(
+        errors.ClosedError,
+        "Cache {name!a} was erased, or a fork of it was: its key is gone, so that nobody can open "
+        "what it held; make a new cache.",
+    ),
+    (lib.CCMEM_ERR_VERSION, CacheCall): _Meaning(
+        errors.VersionExhaustedError,
+        "The key of cache {name!a} has no unused number left to seal tokens under; export the "
+        "cache and load the file, which gives it a new key.",
+    ),
+    (lib.CCMEM_ERR_ARGUMENT, CacheCall): _Meaning(
+        errors.ArgumentError,
+        "An argument of {action} of cache {name!a}{where} was refused: {limits}.",
     ),
     (lib.CCMEM_ERR_INTEGRITY, Call): _Meaning(
         errors.IntegrityError,

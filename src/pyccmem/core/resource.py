@@ -14,8 +14,8 @@ _Self = TypeVar("_Self", bound="Resource")
 
 
 class Resource(Closing):
-    """Base of Key, EncryptedBuffer and EncryptedTensor: a context manager that closes itself, and
-    refuses to be pickled or copied."""
+    """Base of Key, EncryptedBuffer, EncryptedTensor and KVCache: a context manager that closes
+    itself, and refuses to be pickled or copied."""
 
     __slots__ = ("__weakref__",)
 
