@@ -25,6 +25,7 @@ try:
     from .buffer import EncryptedBuffer
     from .cpu import cpu_info
     from .keys import Key
+    from .kv_cache import KVCache
     from .mapping import Mapping
     from .process import (
         get_num_threads,
@@ -36,6 +37,7 @@ try:
     )
     from .product.blas import batched_products
     from .product.linear import linear
+    from .tenants import TenantKeys
     from .tensor import EncryptedTensor
 except errors.PyccmemError as _error:
     from .console.command import end_with
@@ -47,8 +49,10 @@ __all__ = [
     "Arena",
     "EncryptedBuffer",
     "EncryptedTensor",
+    "KVCache",
     "Key",
     "Mapping",
+    "TenantKeys",
     "__version__",
     "batched_products",
     "cpu_info",
