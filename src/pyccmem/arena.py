@@ -57,7 +57,7 @@ _registry: set[weakref.ref[Shared]] = set()
 
 
 def _arenas() -> Iterator[tuple[Shared, Any]]:
-    """What the tensors of each arena of this process share, and how much they take."""
+    """Yields what the tensors of each arena of this process share, and how much they take."""
     for reference in list(_registry):
         shared = reference()
         if shared is None:
@@ -69,8 +69,8 @@ def _arenas() -> Iterator[tuple[Shared, Any]]:
 
 
 def totals() -> dict[str, int]:
-    """What the tensors of all arenas of this process take: `stores`, `bytes`, `ciphertext_bytes`,
-    `overhead_bytes`, `integrity_failures`."""
+    """Returns what the tensors of all arenas of this process take: `stores`, `bytes`,
+    `ciphertext_bytes`, `overhead_bytes`, `integrity_failures`."""
     sums = dict.fromkeys(dir(ffi.new("ccmem_arena_totals *")), 0)
     for _, found in _arenas():
         for name in sums:
@@ -297,7 +297,7 @@ class Arena(TensorMaker):
     # ---- tensors ----
 
     def _encrypted(self, source: npt.NDArray[Any], name: Any) -> EncryptedTensor:
-        """A tensor with the contents of an array."""
+        """Returns a tensor with the contents of an array."""
         key = source.shape, source.dtype
         form = self._forms.get(key)
         if form is None:
@@ -317,7 +317,7 @@ class Arena(TensorMaker):
         return self._make(self._form(ghost.shape, kind), None, name)
 
     def _copied(self, source: EncryptedTensor, name: Any) -> EncryptedTensor:
-        """A tensor with the contents of another."""
+        """Returns a tensor with the contents of another."""
         tensor = self._make(self._form(source.shape, source.dtype), None, name)
         try:
             copy_into(source, tensor.buffer)
@@ -327,7 +327,7 @@ class Arena(TensorMaker):
         return tensor
 
     def _form(self, shape: Any, dtype: Any) -> Form:
-        """The form of this arena's tensors of a shape and dtype. Raises ArgumentError,
+        """Returns the form of this arena's tensors of a shape and dtype. Raises ArgumentError,
         ArgumentTypeError."""
         form = self._forms.get((shape, dtype))
         if form is None:
@@ -336,7 +336,7 @@ class Arena(TensorMaker):
         return form
 
     def _make(self, form: Form, source: npt.NDArray[Any] | None, name: Any) -> EncryptedTensor:
-        """A tensor of zeros, or of a contiguous array's bytes."""
+        """Returns a tensor of zeros, or of a contiguous array's bytes."""
         if not (name is None or isinstance(name, str)):
             raise errors.ArgumentTypeError(
                 f"name must be a str or None, not {type(name).__name__}."

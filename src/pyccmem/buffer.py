@@ -67,7 +67,7 @@ _WRITING = 1 << 63
 
 
 def open_buffers() -> list[EncryptedBuffer]:
-    """The buffers that this process has made and neither closed nor dropped."""
+    """Returns the buffers that this process has made and neither closed nor dropped."""
     return [buffer for buffer in registered() if is_usable(buffer)]
 
 
@@ -76,7 +76,7 @@ LARGEST = sys.maxsize - int(lib.CCMEM_PAGE_SIZE_MAX)
 
 
 def check_options(cipher: Any, page_size: Any, name: Any) -> int:
-    """The page size as an int. Raises ArgumentError, ArgumentTypeError, PageSizeError."""
+    """Returns the page size as an int. Raises ArgumentError, ArgumentTypeError, PageSizeError."""
     size = checked_page_size(page_size)
     if not isinstance(cipher, str):
         raise errors.ArgumentTypeError(
@@ -90,7 +90,7 @@ def check_options(cipher: Any, page_size: Any, name: Any) -> int:
 
 
 def check_tweak_cache(tweak_cache: Any) -> int:
-    """The number of entries as an int. Raises ArgumentError, ArgumentTypeError."""
+    """Returns the number of entries as an int. Raises ArgumentError, ArgumentTypeError."""
     entries = integer("tweak_cache", tweak_cache)
     if not 0 <= entries < 2**31:
         raise errors.ArgumentError(
@@ -204,8 +204,8 @@ class EncryptedBuffer(Store):
         name: str | None = None,
         _version_limit: int = 0,
     ) -> EncryptedBuffer:
-        """A buffer that holds the bytes of `data` (any C-contiguous buffer), encrypted without a
-        copy in between. The caller's bytes stay as they are.
+        """Returns a buffer that holds the bytes of `data` (any C-contiguous buffer), encrypted
+        without a copy in between. The caller's bytes stay as they are.
 
         Raises what the constructor and write() raise.
         """
@@ -244,9 +244,9 @@ class EncryptedBuffer(Store):
         origin: Origin | None = None,
         path: str = "",
     ) -> EncryptedBuffer:
-        """A read-only buffer over the pages of `nbytes` bytes in the open file `fd` from `offset`
-        on, a multiple of 4096. Nothing is decrypted, nothing but the records is copied: the pages
-        are mapped, and the processes that map them share one copy in the page cache.
+        """Returns a read-only buffer over the pages of `nbytes` bytes in the open file `fd` from
+        `offset` on, a multiple of 4096. Nothing is decrypted, nothing but the records is copied:
+        the pages are mapped, and the processes that map them share one copy in the page cache.
 
         `key` and the 16 bytes of `store_id` are what the pages were sealed under; `versions` holds
         a uint64 a page, little-endian, `tags` 16 bytes a page. Both are to be verified before, in
@@ -331,8 +331,8 @@ class EncryptedBuffer(Store):
         name: str,
         origin: Origin | None,
     ) -> EncryptedBuffer:
-        """A read-only buffer that has a native store already, and keeps `anchor` until it is
-        closed."""
+        """Returns a read-only buffer that has a native store already, and keeps `anchor` until it
+        is closed."""
         self = object.__new__(EncryptedBuffer)
         self._store, self._anchor, self._origin, self._exposed = store, anchor, origin, None
         self._writable, self._nbytes, self._page_size = False, nbytes, page_size
@@ -375,7 +375,7 @@ class EncryptedBuffer(Store):
         self._fail(status, offset, length)
 
     def read(self, offset: int = 0, nbytes: int | None = None) -> bytes:
-        """The plaintext of `nbytes` bytes from `offset`, by default of all that follow.
+        """Returns the plaintext of `nbytes` bytes from `offset`, by default of all that follow.
 
         Python cannot overwrite bytes, so this plaintext stays in memory until its place is reused;
         for secrets use read_into() with a buffer that you wipe.
@@ -488,8 +488,8 @@ class EncryptedBuffer(Store):
     def map(
         self, *, window: int | str = "64MiB", mode: str = "r", system_calls: bool = True
     ) -> Mapping:
-        """A mapping: a context manager that gives an ordinary array of uint8 over the buffer, of
-        which no more than `window` bytes lie in the clear at a time. See Mapping.
+        """Returns a mapping: a context manager that gives an ordinary array of uint8 over the
+        buffer, of which no more than `window` bytes lie in the clear at a time. See Mapping.
 
         Raises what EncryptedTensor.map() raises.
         """
@@ -549,11 +549,11 @@ class EncryptedBuffer(Store):
         return versions
 
     def stats(self) -> dict[str, int]:
-        """What the buffer has done since it was made: `reads`, `writes` (calls), `bytes_read`,
-        `bytes_written`, `pages_opened`, `pages_sealed`, `tweak_hits`, `tweak_misses`, `retries`
-        (reads repeated because of a concurrent write), `integrity_failures` (times a page did not
-        match its tag); and `overhead_bytes`, the memory beside the pages. The counts are exact
-        while no other thread uses the buffer; the buffers of one sealed file count together.
+        """Returns what the buffer has done since it was made: `reads`, `writes` (calls),
+        `bytes_read`, `bytes_written`, `pages_opened`, `pages_sealed`, `tweak_hits`, `tweak_misses`,
+        `retries` (reads repeated because of a concurrent write), `integrity_failures` (times a page
+        did not match its tag); and `overhead_bytes`, the memory beside the pages. The counts are
+        exact while no other thread uses the buffer; the buffers of one sealed file count together.
         Raises ClosedError, ForkError."""
         store = self._opened()
         counters = ffi.new("ccmem_stats *")

@@ -17,8 +17,8 @@ _ROUNDS = {"aegis-128": 2, "aes-128": 10, "aes-256": 14}
 
 
 def _ceiling(tier: int, rounds: int, seconds: float = 0.2) -> float:
-    """Bytes per second of the AES unit alone: the best of many short windows, because other work
-    on the machine can only make one slower."""
+    """Returns bytes per second of the AES unit alone: the best of many short windows, because other
+    work on the machine can only make one slower."""
     best, repeats = 0.0, 1 << 14
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
@@ -29,7 +29,7 @@ def _ceiling(tier: int, rounds: int, seconds: float = 0.2) -> float:
 
 
 def cpu_info(*, measure: bool = False) -> dict[str, Any]:
-    """A dict that describes the processor and how pyccmem uses it:
+    """Returns a dict that describes the processor and how pyccmem uses it:
 
     - `processor`: the model's name; `architecture`: such as "x86_64"
     - `features`: processor features by name, True where this process may use them

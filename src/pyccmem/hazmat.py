@@ -68,8 +68,8 @@ def _xts(encrypt: int, key: Any, tweak: Any, data: Any, tier: str | None) -> byt
 
 
 def xts_encrypt(key: Any, tweak: Any, data: Any, *, tier: str | None = None) -> bytes:
-    """One data unit of 16 bytes or more encrypted by AES-XTS (IEEE 1619-2018), with ciphertext
-    stealing when its length is not a multiple of 16.
+    """Returns one data unit of 16 bytes or more encrypted by AES-XTS (IEEE 1619-2018), with
+    ciphertext stealing when its length is not a multiple of 16.
 
     `key` is K1 || K2 of 32 bytes (AES-128) or 64 (AES-256), K1 != K2; `tweak` the data unit number
     as 16 bytes, little-endian. NIST SP 800-38E limits a data unit to 2**20 blocks (16 MiB), which
@@ -79,16 +79,16 @@ def xts_encrypt(key: Any, tweak: Any, data: Any, *, tier: str | None = None) -> 
 
 
 def xts_decrypt(key: Any, tweak: Any, data: Any, *, tier: str | None = None) -> bytes:
-    """What xts_encrypt() with the same arguments encrypted. Nothing is authenticated: a changed
-    ciphertext decrypts to something else without an error. Raises as xts_encrypt()."""
+    """Returns what xts_encrypt() with the same arguments encrypted. Nothing is authenticated: a
+    changed ciphertext decrypts to something else without an error. Raises as xts_encrypt()."""
     return _xts(0, key, tweak, data, tier)
 
 
 def _aegis(
     call: Any, lanes: int, key: Any, nonce: Any, name: str, text: Any, tag: Any, ad: Any, tier: Any
 ) -> Any:
-    """The native function `call` on `text`, which the caller knows as `name`: native memory with
-    the result. `tag` is native memory, too: what is filled, or what is compared."""
+    """Returns the native function `call` on `text`, which the caller knows as `name`: native memory
+    with the result. `tag` is native memory, too: what is filled, or what is compared."""
     number = tier_number(tier)
     with (
         exact_bytes("The AEGIS key", key, (_BLOCK,), errors.InvalidKeyError) as key_buffer,
@@ -145,8 +145,8 @@ def aegis128l_encrypt(
     tag_len: int = 16,
     tier: str | None = None,
 ) -> tuple[bytes, bytes]:
-    """`data` encrypted by AEGIS-128L (RFC 10032, 3.1), and a tag of 16 or 32 bytes over it and the
-    associated data `ad`, which is not encrypted.
+    """Returns `data` encrypted by AEGIS-128L (RFC 10032, 3.1), and a tag of 16 or 32 bytes over it
+    and the associated data `ad`, which is not encrypted.
 
     `key` and `nonce` have 16 bytes each; a nonce must never be used twice with one key.
     Raises InvalidKeyError, ArgumentError.
@@ -157,9 +157,9 @@ def aegis128l_encrypt(
 def aegis128l_decrypt(
     key: Any, nonce: Any, ciphertext: Any, tag: Any, ad: Any = b"", *, tier: str | None = None
 ) -> bytes:
-    """What aegis128l_encrypt() encrypted, if the ciphertext, the tag and `ad` are the ones that
-    belong together under this key and nonce; else nothing of it.
-    Raises IntegrityError, InvalidKeyError, ArgumentError.
+    """Returns what aegis128l_encrypt() encrypted, if the ciphertext, the tag and `ad` are the ones
+    that belong together under this key and nonce; else nothing of it. Raises IntegrityError,
+    InvalidKeyError, ArgumentError.
     """
     return _aegis_decrypt(1, key, nonce, ciphertext, tag, ad, tier)
 
@@ -173,21 +173,22 @@ def aegis128x2_encrypt(
     tag_len: int = 16,
     tier: str | None = None,
 ) -> tuple[bytes, bytes]:
-    """The same by AEGIS-128X2 (RFC 10032, 5), the cipher of pages: two lanes of AEGIS-128L side by
-    side, joined in one tag. Raises as aegis128l_encrypt()."""
+    """Returns the same by AEGIS-128X2 (RFC 10032, 5), the cipher of pages: two lanes of AEGIS-128L
+    side by side, joined in one tag. Raises as aegis128l_encrypt()."""
     return _aegis_encrypt(2, key, nonce, data, ad, tag_len, tier)
 
 
 def aegis128x2_decrypt(
     key: Any, nonce: Any, ciphertext: Any, tag: Any, ad: Any = b"", *, tier: str | None = None
 ) -> bytes:
-    """What aegis128x2_encrypt() encrypted, or nothing of it. Raises as aegis128l_decrypt()."""
+    """Returns what aegis128x2_encrypt() encrypted, or nothing of it. Raises as
+    aegis128l_decrypt()."""
     return _aegis_decrypt(2, key, nonce, ciphertext, tag, ad, tier)
 
 
 def aes_cmac(key: Any, message: Any, *, tier: str | None = None) -> bytes:
-    """The 16-byte AES-CMAC tag (NIST SP 800-38B, RFC 4493) of `message` under a key of 16, 24 or
-    32 bytes. Raises InvalidKeyError."""
+    """Returns the 16-byte AES-CMAC tag (NIST SP 800-38B, RFC 4493) of `message` under a key of 16,
+    24 or 32 bytes. Raises InvalidKeyError."""
     number = tier_number(tier)
     tag = ffi.new("uint8_t[16]")
     with (
@@ -221,22 +222,23 @@ def _key_wrap(wrap: int, kek: Any, name: str, key: Any, tier: str | None) -> byt
 
 
 def aes_key_wrap(kek: Any, key: Any, *, tier: str | None = None) -> bytes:
-    """`key`, a multiple of 8 bytes from 16 on, wrapped under `kek` of 16, 24 or 32 bytes: 8 bytes
-    more (AES key wrap: KW of NIST SP 800-38F, RFC 3394). Raises InvalidKeyError, ArgumentError."""
+    """Returns `key`, a multiple of 8 bytes from 16 on, wrapped under `kek` of 16, 24 or 32 bytes: 8
+    bytes more (AES key wrap: KW of NIST SP 800-38F, RFC 3394). Raises InvalidKeyError,
+    ArgumentError."""
     return _key_wrap(1, kek, "key", key, tier)
 
 
 def aes_key_unwrap(kek: Any, wrapped: Any, *, tier: str | None = None) -> bytes:
-    """What aes_key_wrap() wrapped. Raises IntegrityError when it was wrapped under another key or
-    changed, InvalidKeyError, ArgumentError."""
+    """Returns what aes_key_wrap() wrapped. Raises IntegrityError when it was wrapped under another
+    key or changed, InvalidKeyError, ArgumentError."""
     return _key_wrap(0, kek, "wrapped", wrapped, tier)
 
 
 def kdf_counter_cmac(
     key: Any, label: Any, context: Any, nbytes: int, *, tier: str | None = None
 ) -> bytes:
-    """`nbytes` bytes derived in counter mode with AES-CMAC (NIST SP 800-108r1, 4.1): the blocks
-    CMAC(key, [i]_32 || label || 0x00 || context || [8 * nbytes]_32) for i = 1, 2, ...
+    """Returns `nbytes` bytes derived in counter mode with AES-CMAC (NIST SP 800-108r1, 4.1): the
+    blocks CMAC(key, [i]_32 || label || 0x00 || context || [8 * nbytes]_32) for i = 1, 2, ...
 
     `key` has 16 or 32 bytes, `label` and `context` at most 64, `nbytes` is at most 8160.
     Raises InvalidKeyError, ArgumentError.

@@ -35,12 +35,12 @@ def _cpuinfo(root: Path) -> tuple[str, str, set[str]]:
 
 
 def processor_name(root: str = "/") -> str:
-    """The processor's model name, or the architecture's where the system tells no more."""
+    """Returns the processor's model name, or the architecture's where the system tells no more."""
     return _cpuinfo(Path(root))[0] or platform.processor() or platform.machine() or UNKNOWN
 
 
 def _switched_on(path: Path) -> bool:
-    """True when a module parameter reads as yes."""
+    """Returns True when a module parameter reads as yes."""
     try:
         return path.read_text(encoding="ascii", errors="replace").strip() in ("Y", "1")
     except OSError:
@@ -48,7 +48,7 @@ def _switched_on(path: Path) -> bool:
 
 
 def memory_encryption(root: str = "/") -> dict[str, dict[str, str]]:
-    """The state of each memory-encryption technology, with the reason for saying so.
+    """Returns the state of each memory-encryption technology, with the reason for saying so.
 
     Keys: `sme`, `sev`, `sev-es`, `sev-snp` (AMD), `tme`, `tdx` (Intel), `csv` (Hygon). Each value
     has `state` ("active": this system runs under it, "available": the processor offers it,

@@ -39,13 +39,14 @@ class KeyFile:
             self._name = os.path.abspath(name)
 
     def obstacle(self) -> str | None:
-        """Why it cannot be read, as the end of a sentence; None when it seems that it can."""
+        """Returns why it cannot be read, as the end of a sentence; None when it seems that it
+        can."""
         if os.access(self._name, os.R_OK):
             return None
         return f"its key file {os.fsdecode(self._name)!r} cannot be read any more"
 
     def key(self) -> Key:
-        """The key once more. Raises ForkError when the file holds another one now, and what
+        """Returns the key once more. Raises ForkError when the file holds another one now, and what
         Key.from_file() raises."""
         key, _ = Key._read(self._name, self._require)
         if key.id != self._id:
@@ -105,7 +106,7 @@ class Key(Resource):
 
     @classmethod
     def generate(cls, *, require: str | None = None, level: str | None = None) -> Key:
-        """A new random key.
+        """Returns a new random key.
 
         Raises SecretMemoryError, LockedMemoryError, OutOfMemoryError, EntropyError.
         """
@@ -117,7 +118,7 @@ class Key(Resource):
 
     @classmethod
     def from_bytes(cls, data: Any, *, require: str | None = None, level: str | None = None) -> Key:
-        """A key from exactly 32 bytes (any contiguous bytes-like object), which are copied.
+        """Returns a key from exactly 32 bytes (any contiguous bytes-like object), which are copied.
 
         The caller's copy stays as it is; a bytearray can be overwritten afterwards, bytes cannot.
         Raises InvalidKeyError for another length, BufferTypeError, and what generate() raises.
@@ -139,8 +140,8 @@ class Key(Resource):
         require: str | None = None,
         level: str | None = None,
     ) -> Key:
-        """A key from a regular file of exactly 32 bytes, or of 64 hexadecimal digits. Up to 16
-        spaces, tabs and ends of lines (CRLF, too) may follow the digits, and UTF-8's byte order
+        """Returns a key from a regular file of exactly 32 bytes, or of 64 hexadecimal digits. Up to
+        16 spaces, tabs and ends of lines (CRLF, too) may follow the digits, and UTF-8's byte order
         mark precede them. The bytes go straight into secret memory, never through the Python heap.
 
         Raises KeyFileError when the file cannot be read, InvalidKeyError when it holds something
@@ -204,8 +205,8 @@ class Key(Resource):
         require: str | None = None,
         level: str | None = None,
     ) -> Key:
-        """A key from a passphrase by scrypt (RFC 7914): the UTF-8 form of `text` as it is, `salt`
-        of 16 bytes or more, unique to this key but not secret.
+        """Returns a key from a passphrase by scrypt (RFC 7914): the UTF-8 form of `text` as it is,
+        `salt` of 16 bytes or more, unique to this key but not secret.
 
         `n`, `r` and `p` are scrypt's cost, block size and parallelism; the defaults take 128 MiB
         and a fraction of a second. The same passphrase, salt and parameters give the same key.
@@ -291,7 +292,7 @@ class Key(Resource):
         return bytes(ffi.buffer(out)).hex()
 
     def _wrap(self, data_key: Key) -> bytes:
-        """`data_key` encrypted under this key (AES-256 key wrap, RFC 3394), 40 bytes.
+        """Returns `data_key` encrypted under this key (AES-256 key wrap, RFC 3394), 40 bytes.
 
         Raises ClosedError, ForkError, LockedMemoryError, OutOfMemoryError.
         """
@@ -301,7 +302,7 @@ class Key(Resource):
         return bytes(ffi.buffer(out))
 
     def _unwrap(self, wrapped: Any, require: str | None = None) -> Key:
-        """The key that _wrap() encrypted, in secret memory.
+        """Returns the key that _wrap() encrypted, in secret memory.
 
         Raises IntegrityError when it was wrapped under another key or changed, ArgumentError for
         another length, ClosedError, ForkError, and what generate() raises.
@@ -315,7 +316,8 @@ class Key(Resource):
         return self._adopt(out)
 
     def _mac(self, context: Any, data: Any) -> bytes:
-        """The AES-CMAC of `data` under a key derived from this one for `context` of 16 bytes.
+        """Returns the AES-CMAC of `data` under a key derived from this one for `context` of 16
+        bytes.
 
         Raises ArgumentError, BufferTypeError, ClosedError, ForkError, LockedMemoryError.
         """
@@ -362,8 +364,8 @@ class Key(Resource):
         self._anchor = None
 
     def _opened(self) -> Any:
-        """The native key for one call; the caller's reference keeps it alive. Raises ClosedError,
-        ForkError."""
+        """Returns the native key for one call; the caller's reference keeps it alive. Raises
+        ClosedError, ForkError."""
         native = self._key
         if native is None:
             raise errors.ClosedError("This key is closed; make a new one or close it later.")
@@ -374,7 +376,7 @@ class Key(Resource):
         return native
 
     def _usable(self) -> bool:
-        """True while open and in the process that made it."""
+        """Returns True while open and in the process that made it."""
         native = self._key
         return native is not None and lib.ccmem_key_check(native) == lib.CCMEM_OK
 
@@ -400,7 +402,8 @@ class Key(Resource):
 
 
 def native_key(key: Any) -> Any:
-    """The native key of a Key, for one call. Raises ArgumentTypeError, ClosedError, ForkError."""
+    """Returns the native key of a Key, for one call. Raises ArgumentTypeError, ClosedError,
+    ForkError."""
     if not isinstance(key, Key):
         raise errors.ArgumentTypeError(
             f"key must be a pyccmem.Key, not {type(key).__name__}; for key bytes use "
@@ -415,17 +418,17 @@ def check_open(key: Key) -> None:
 
 
 def is_usable(key: Key) -> bool:
-    """True while it is open and in the process that made it."""
+    """Returns True while it is open and in the process that made it."""
     return key._usable()
 
 
 def file_of(key: Key) -> KeyFile | None:
-    """Where it can be read again; None for a key that came from no file."""
+    """Returns where it can be read again; None for a key that came from no file."""
     return key._source
 
 
 def wrap(key: Key, data_key: Key) -> bytes:
-    """`data_key` encrypted under `key` (AES-256 key wrap, RFC 3394), 40 bytes.
+    """Returns `data_key` encrypted under `key` (AES-256 key wrap, RFC 3394), 40 bytes.
 
     Raises ClosedError, ForkError, LockedMemoryError, OutOfMemoryError.
     """
@@ -433,7 +436,7 @@ def wrap(key: Key, data_key: Key) -> bytes:
 
 
 def unwrap(key: Key, wrapped: Any) -> Key:
-    """The key that wrap() encrypted, in secret memory.
+    """Returns the key that wrap() encrypted, in secret memory.
 
     Raises IntegrityError when it was wrapped under another key or changed, ArgumentError for
     another length, ClosedError, ForkError, and what Key.generate() raises.
@@ -442,7 +445,7 @@ def unwrap(key: Key, wrapped: Any) -> Key:
 
 
 def mac(key: Key, context: Any, data: Any) -> bytes:
-    """The AES-CMAC of `data` under a key derived from `key` for `context` of 16 bytes.
+    """Returns the AES-CMAC of `data` under a key derived from `key` for `context` of 16 bytes.
 
     Raises ArgumentError, BufferTypeError, ClosedError, ForkError, LockedMemoryError.
     """

@@ -29,7 +29,7 @@ _NAME_BYTES = 200
 
 
 def _wanted_mechanism() -> str:
-    """What PYCCMEM_FAULT names. Raises ConfigError."""
+    """Returns what PYCCMEM_FAULT names. Raises ConfigError."""
     name = os.environ.get("PYCCMEM_FAULT") or "auto"
     if name not in FAULTS:
         raise errors.ConfigError(
@@ -147,7 +147,7 @@ class Mapping(Resource):
         self._array = self._new_array()
 
     def _new_array(self) -> Array:
-        """The array, which keeps the region, and so the range of addresses, alive."""
+        """Returns the array, which keeps the region, and so the range of addresses, alive."""
         data = lib.ccmem_region_data(self._region)
         memory: Any = ffi.buffer(keeping(data, self._region), self._nbytes)
         if self._mode == "r":
@@ -196,9 +196,9 @@ class Mapping(Resource):
             self._check(lib.ccmem_region_prefault(self._region, start, nbytes), "the window")
 
     def pin(self, index: Any = ...) -> AbstractContextManager[Array]:
-        """A context manager that gives `array[index]`, of slices and integers, and keeps it in the
-        clear until it ends, so that system calls can use it whatever the mechanism. With mode "r+"
-        it counts as written.
+        """Returns a context manager that gives `array[index]`, of slices and integers, and keeps it
+        in the clear until it ends, so that system calls can use it whatever the mechanism. With
+        mode "r+" it counts as written.
 
         Raises PlaintextBudgetError when the window would not keep four blocks for the rest of the
         array; what prefault() raises.
@@ -223,7 +223,8 @@ class Mapping(Resource):
                 self._check(status, "the window")
 
     def _extent(self, index: Any) -> tuple[int, int]:
-        """The first byte and the length of the piece of memory that holds `array[index]`."""
+        """Returns the first byte and the length of the piece of memory that holds
+        `array[index]`."""
         array = self._opened()
         items = index if isinstance(index, tuple) else (index,)
         for item in items:

@@ -61,7 +61,7 @@ _MOST_BLOCK = 2**40
 
 
 def _counted(name: str, value: Any) -> int:
-    """A number of turns of a loop."""
+    """Returns a number of turns of a loop."""
     number = integer(name, value)
     if not 1 <= number <= _MOST_COUNT:
         raise errors.ArgumentError(f"{name} is {number}; it must be from 1 to 2^63 - 1.")
@@ -69,7 +69,7 @@ def _counted(name: str, value: Any) -> int:
 
 
 def _named(name: str, value: Any, names: abc.Iterable[str]) -> str:
-    """One of a few names."""
+    """Returns one of a few names."""
     if not isinstance(value, str):
         raise errors.ArgumentTypeError(f"{name} must be a str, not {type(value).__name__}.")
     if value not in names:
@@ -104,7 +104,7 @@ def _address(memory: Any) -> int:
 
 
 def _overlap(a: Any, b: Any) -> bool:
-    """True when two native buffers share a byte."""
+    """Returns True when two native buffers share a byte."""
     first, second = _address(a), _address(b)
     return first < second + len(b) and second < first + len(a)
 

@@ -27,8 +27,8 @@ __all__ = [
 
 
 def stats() -> dict[str, Any]:
-    """What this process protects now: `buffers` (open ones, and tensors in arenas), `bytes` of
-    plaintext they hold, `ciphertext_bytes` in whole pages, `overhead_bytes` beside them,
+    """Returns what this process protects now: `buffers` (open ones, and tensors in arenas), `bytes`
+    of plaintext they hold, `ciphertext_bytes` in whole pages, `overhead_bytes` beside them,
     `integrity_failures` (times one of their pages did not match its tag); `tier`, `threads`, and
     `level`, the best secret-memory level to be had ("secretmem", "mlock" or "none"); and of the
     memory for plaintext that tensors hand out `plain_blocks` (in use), `plain_in_use` (their
@@ -71,7 +71,7 @@ def stats() -> dict[str, Any]:
 
 
 def _plaintext() -> dict[str, Any]:
-    """What stats() says of the plaintext budget and of mappings."""
+    """Returns what stats() says of the plaintext budget and of mappings."""
     budget = ffi.new("ccmem_plaintext_stats *")
     regions = ffi.new("ccmem_region_stats *")
     lib.ccmem_plaintext_get_stats(budget)
@@ -109,7 +109,7 @@ def set_plaintext_budget(nbytes: int | str | None) -> None:
 
 
 def get_plaintext_budget() -> int | None:
-    """The bound that was set, in bytes; None: there is none."""
+    """Returns the bound that was set, in bytes; None: there is none."""
     found: int | None = _plaintext()["plaintext_budget"]
     return found
 
@@ -125,7 +125,7 @@ def set_num_threads(threads: int) -> None:
 
 
 def get_num_threads() -> int:
-    """The number set, or the size of the process's CPU affinity when none was."""
+    """Returns the number set, or the size of the process's CPU affinity when none was."""
     return int(lib.ccmem_threads())
 
 

@@ -63,7 +63,7 @@ _WORDS = {1: "u1", 2: "u2", 4: "u4", 8: "u8"}
 
 
 def _checked_shape(shape: Any) -> tuple[int, ...]:
-    """A shape as a tuple of ints. Raises ArgumentError, ArgumentTypeError."""
+    """Returns a shape as a tuple of ints. Raises ArgumentError, ArgumentTypeError."""
     if isinstance(shape, (tuple, list)):
         lengths = tuple(integer("a length in shape", n) for n in shape)
     else:
@@ -74,7 +74,7 @@ def _checked_shape(shape: Any) -> tuple[int, ...]:
 
 
 def _checked_dtype(dtype: Any) -> np.dtype[Any]:
-    """A dtype whose items are bytes of fixed size. Raises ArgumentTypeError."""
+    """Returns a dtype whose items are bytes of fixed size. Raises ArgumentTypeError."""
     try:
         kind: np.dtype[Any] = np.dtype(dtype)
     except (TypeError, ValueError, SyntaxError) as error:
@@ -91,8 +91,8 @@ def _checked_dtype(dtype: Any) -> np.dtype[Any]:
 
 
 def checked_form(shape: Any, dtype: Any) -> tuple[Array, np.dtype[Any]]:
-    """The phantom of a tensor of this shape and dtype, and its dtype: as in numpy an array of
-    arrays gains their dimensions. Raises ArgumentError, ArgumentTypeError."""
+    """Returns the phantom of a tensor of this shape and dtype, and its dtype: as in numpy an array
+    of arrays gains their dimensions. Raises ArgumentError, ArgumentTypeError."""
     lengths, kind = _checked_shape(shape), _checked_dtype(dtype)
     if kind.subdtype is not None:
         kind, inner = kind.subdtype
@@ -106,7 +106,7 @@ def checked_form(shape: Any, dtype: Any) -> tuple[Array, np.dtype[Any]]:
 
 
 def _maker(arena: Any, key: Any, cipher: Any, page_size: Any) -> TensorMaker:
-    """The arena, when nothing that it has already is named as well. Raises ArgumentError,
+    """Returns the arena, when nothing that it has already is named as well. Raises ArgumentError,
     ArgumentTypeError."""
     if not isinstance(arena, TensorMaker):
         raise errors.ArgumentTypeError(
@@ -198,10 +198,10 @@ class EncryptedTensor(Operand, Resource):
         name: str | None = None,
         arena: Arena | None = None,
     ) -> EncryptedTensor:
-        """A tensor with the contents, shape and dtype of `array` (or of what numpy makes of it),
-        which stays as it is: overwrite it yourself. A C-contiguous array is encrypted without a
-        copy in between. With `arena` it is encrypted together with others, see Arena, which has the
-        key, cipher and page size.
+        """Returns a tensor with the contents, shape and dtype of `array` (or of what numpy makes of
+        it), which stays as it is: overwrite it yourself. A C-contiguous array is encrypted without
+        a copy in between. With `arena` it is encrypted together with others, see Arena, which has
+        the key, cipher and page size.
 
         Raises ArgumentTypeError for a dtype of objects or of no size, and what EncryptedBuffer
         raises.
@@ -232,8 +232,8 @@ class EncryptedTensor(Operand, Resource):
         name: str | None = None,
         arena: Arena | None = None,
     ) -> EncryptedTensor:
-        """A tensor whose bytes are all zero; pages take memory when they are first written. `arena`
-        as for from_numpy().
+        """Returns a tensor whose bytes are all zero; pages take memory when they are first written.
+        `arena` as for from_numpy().
 
         Raises ArgumentError for a shape that cannot be, ArgumentTypeError for a dtype of objects
         or of no size, and what EncryptedBuffer raises.
@@ -264,7 +264,7 @@ class EncryptedTensor(Operand, Resource):
         name: str | None = None,
         arena: Arena | None = None,
     ) -> EncryptedTensor:
-        """The same as zeros(): what was never written reads as zeros and costs nothing."""
+        """Returns the same as zeros(): what was never written reads as zeros and costs nothing."""
         return cls.zeros(
             shape, dtype, key=key, cipher=cipher, page_size=page_size, name=name, arena=arena
         )
@@ -278,9 +278,9 @@ class EncryptedTensor(Operand, Resource):
         name: str | None = None,
         arena: Arena | None = None,
     ) -> EncryptedTensor:
-        """A tensor of the same contents, shape and dtype in a buffer of its own, which can be
-        written even where this one cannot (see `writable`). What is not named stays as it is here.
-        Opened and sealed anew 1 MiB at a time, in memory that is wiped. `arena` as for
+        """Returns a tensor of the same contents, shape and dtype in a buffer of its own, which can
+        be written even where this one cannot (see `writable`). What is not named stays as it is
+        here. Opened and sealed anew 1 MiB at a time, in memory that is wiped. `arena` as for
         from_numpy().
 
         Raises IntegrityError when one of the pages was changed, ClosedError, ForkError,
@@ -308,8 +308,8 @@ class EncryptedTensor(Operand, Resource):
     def _adopt(
         cls, buffer: EncryptedBuffer, shape: Any, dtype: Any, offset: int = 0
     ) -> EncryptedTensor:
-        """A tensor over the bytes that `buffer` already holds from `offset` on. Raises RangeError
-        when they are too few."""
+        """Returns a tensor over the bytes that `buffer` already holds from `offset` on. Raises
+        RangeError when they are too few."""
         ghost, kind = checked_form(shape, dtype)
         nbytes = ghost.size * kind.itemsize
         offset = integer("offset", offset)
@@ -335,8 +335,8 @@ class EncryptedTensor(Operand, Resource):
     # ---- reading ----
 
     def __getitem__(self, index: Any) -> Any:
-        """What numpy's `array[index]` would give, decrypted: basic indexing, integer and boolean
-        arrays, names of fields. Only the pages that hold it are decrypted.
+        """Returns what numpy's `array[index]` would give, decrypted: basic indexing, integer and
+        boolean arrays, names of fields. Only the pages that hold it are decrypted.
 
         Always a copy, unlike numpy's view. Raises IndexingError, ArgumentError, ArgumentTypeError
         where numpy raises IndexError, ValueError, TypeError; IntegrityError when one of the pages
@@ -353,9 +353,9 @@ class EncryptedTensor(Operand, Resource):
         return self._read_selection(index)
 
     def _run(self, index: Any) -> tuple[int, tuple[int, ...] | None, int] | None:
-        """The short way, for an index that is a number, a slice of step 1, an Ellipsis or a tuple
-        of numbers, and names at least a byte: the offset in the buffer, shape (None: a scalar) and
-        size of the one run of bytes. None for any other."""
+        """Returns the short way, for an index that is a number, a slice of step 1, an Ellipsis or a
+        tuple of numbers, and names at least a byte: the offset in the buffer, shape (None: a
+        scalar) and size of the one run of bytes. None for any other."""
         kind, form = type(index), self._form
         if kind is int:
             n = form.length
@@ -392,7 +392,7 @@ class EncryptedTensor(Operand, Resource):
         return self._run(int(index)) if kind in _INTEGERS else None
 
     def _read_run(self, offset: int, shape: tuple[int, ...], nbytes: int) -> Array:
-        """One run of the buffer as an array."""
+        """Returns one run of the buffer as an array."""
         pointer, memory = _block(nbytes)
         status = _store_read(self._buffer._store or self._opened(), offset, pointer, nbytes)
         if status != OK:
@@ -401,7 +401,7 @@ class EncryptedTensor(Operand, Resource):
         return array
 
     def _read_scalar(self, offset: int) -> Any:
-        """The element at an offset of the buffer, as a numpy scalar."""
+        """Returns the element at an offset of the buffer, as a numpy scalar."""
         nbytes = self._form.itemsize
         if self._form.dtype.kind == "V":
             # numpy's scalars of this kind refer to the memory that they came from.
@@ -426,8 +426,8 @@ class EncryptedTensor(Operand, Resource):
         return cache.scratch
 
     def _new_scratch(self) -> tuple[Array, Array, Any]:
-        """Room for one element, for one call at a time: as an array, as words to clear it, as a
-        pointer."""
+        """Returns room for one element, for one call at a time: as an array, as words to clear it,
+        as a pointer."""
         itemsize = self._form.itemsize
         pointer, memory = _block(itemsize)
         word = _WORDS.get(itemsize)
@@ -435,18 +435,18 @@ class EncryptedTensor(Operand, Resource):
         return _ndarray((), self._form.dtype, memory), words, pointer
 
     def _kept(self) -> Cache:
-        """What the tensor keeps for its next reads."""
+        """Returns what the tensor keeps for its next reads."""
         cache: Cache | None = self._cache
         if cache is None:
             cache = self._cache = Cache()
         return cache
 
     def _opened(self) -> Any:
-        """The native store, for one call. Raises ClosedError."""
+        """Returns the native store, for one call. Raises ClosedError."""
         return handle(self._buffer)
 
     def _read_selection(self, index: Any) -> Any:
-        """The long way: any index."""
+        """Returns the long way: any index."""
         chosen = select(index, self._ghost, self._address, self._dtype)
         layout = Layout(chosen)
         shape = chosen.full_shape
@@ -458,8 +458,8 @@ class EncryptedTensor(Operand, Resource):
         return array[()] if chosen.how is How.ELEMENT else array
 
     def _row_table(self) -> Offsets | None:
-        """The offsets of the rows in the buffer, for rows large enough to make them a small part;
-        else None."""
+        """Returns the offsets of the rows in the buffer, for rows large enough to make them a small
+        part; else None."""
         form = self._form
         if form.row_nbytes < TABLE_ROW_BYTES:
             return None
@@ -470,7 +470,7 @@ class EncryptedTensor(Operand, Resource):
         return cache.table
 
     def _read_rows(self, numbers: Array) -> Array:
-        """Rows by an array of their numbers, all in one call."""
+        """Returns the rows by an array of their numbers, all in one call."""
         table = self._row_table()
         assert table is not None
         try:
@@ -486,15 +486,15 @@ class EncryptedTensor(Operand, Resource):
         return array
 
     def _nothing(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """An array without a byte, from a tensor that is open."""
+        """Returns an array without a byte, from a tensor that is open."""
         check(lib.ccmem_store_check(self._opened()), TENSOR)
         return wiped.empty(shape, dtype)
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
-        """The whole tensor as a plain array, for np.asarray() and np.array(). It is read-only, so
-        that no function loses what it writes into a copy that nobody sees, unless a copy is asked
-        for (np.array()). `copy=False` is an ArgumentError (a ValueError, as NumPy 2 has it): there
-        is no plaintext to share.
+        """Returns the whole tensor as a plain array, for np.asarray() and np.array(). It is
+        read-only, so that no function loses what it writes into a copy that nobody sees, unless a
+        copy is asked for (np.array()). `copy=False` is an ArgumentError (a ValueError, as NumPy 2
+        has it): there is no plaintext to share.
 
         NumPy 1 copies what np.array() gets here once more, to memory of its own that nobody wipes;
         np.asarray() does not.
@@ -535,13 +535,13 @@ class EncryptedTensor(Operand, Resource):
         return map(self.__getitem__, range(self._shape[0]))
 
     def __contains__(self, value: object) -> bool:
-        """True when any element equals `value`; decrypts 1 MiB at a time."""
+        """Returns True when any element equals `value`; decrypts 1 MiB at a time."""
         parts = self.reshape(-1).blocks(max(STAGING_BYTES, self._itemsize))
         return any(bool(np.any(part == value)) for part in parts)
 
     def blocks(self, nbytes: int = 1 << 20) -> Iterator[Array]:
-        """The tensor in order along its first axis, as arrays of as many whole rows as fit in
-        `nbytes` bytes; the last may have fewer. Keep no more than one of them to stay within
+        """Returns the tensor in order along its first axis, as arrays of as many whole rows as fit
+        in `nbytes` bytes; the last may have fewer. Keep no more than one of them to stay within
         twice `nbytes` of plaintext.
 
         Raises ArgumentError when not even one row fits (reshape(-1) makes rows of one element),
@@ -587,8 +587,8 @@ class EncryptedTensor(Operand, Resource):
             raise refuse(error, "The assignment", self._shape) from None
 
     def _is_stored(self, value: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
-        """True for an array whose bytes are just what a selection of this shape and dtype is to
-        hold. None is once someone has a view of the ciphertext, which could be the array."""
+        """Returns True for an array whose bytes are just what a selection of this shape and dtype
+        is to hold. None is once someone has a view of the ciphertext, which could be the array."""
         return (
             type(value) is np.ndarray
             and value.shape == shape
@@ -598,8 +598,8 @@ class EncryptedTensor(Operand, Resource):
         )
 
     def _as_stored(self, value: Any, chosen: Selection) -> Array:
-        """`value` as a C-contiguous array of the selection's shape and dtype: itself where it is
-        one, or converted in memory that is wiped, by numpy's rule for this kind of index."""
+        """Returns `value` as a C-contiguous array of the selection's shape and dtype: itself where
+        it is one, or converted in memory that is wiped, by numpy's rule for this kind of index."""
         shape = chosen.full_shape
         if self._is_stored(value, shape, chosen.dtype):
             same: Array = value
@@ -692,7 +692,7 @@ class EncryptedTensor(Operand, Resource):
             lib.ccmem_wipe(pointer, nbytes)  # at once: an interrupt could come into a call
 
     def open(self, mode: str = "r") -> AbstractContextManager[Array]:
-        """The whole tensor as a plain array for the length of a `with` block.
+        """Returns the whole tensor as a plain array for the length of a `with` block.
 
         With "r" it is read-only; with "r+" it is written back when the block ends without an
         exception, and dropped when it ends with one. Either way it is overwritten with zeros at
@@ -709,8 +709,9 @@ class EncryptedTensor(Operand, Resource):
     def map(
         self, *, window: int | str = "64MiB", mode: str = "r", system_calls: bool = True
     ) -> Mapping:
-        """A mapping: a context manager that gives an ordinary array over the tensor, of which no
-        more than `window` bytes lie in the clear at a time, whatever reads it. See Mapping.
+        """Returns a mapping: a context manager that gives an ordinary array over the tensor, of
+        which no more than `window` bytes lie in the clear at a time, whatever reads it. See
+        Mapping.
 
         Raises ArgumentError for another mode, a window that is no size or holds too few blocks;
         PlaintextBudgetError, FaultMechanismError, MappingConflictError, ReadOnlyError for "r+"
@@ -729,7 +730,7 @@ class EncryptedTensor(Operand, Resource):
     # ---- the same bytes in another form ----
 
     def reshape(self, *shape: Any) -> EncryptedTensor:
-        """A tensor of another shape over the same buffer, in C order; one length may be -1.
+        """Returns a tensor of another shape over the same buffer, in C order; one length may be -1.
         Moves no data. Raises ArgumentError, ArgumentTypeError."""
         wanted = shape[0] if len(shape) == 1 else shape
         try:
@@ -739,8 +740,8 @@ class EncryptedTensor(Operand, Resource):
         return self._of(self._buffer, phantom(lengths, self._itemsize), self._dtype, self._offset)
 
     def view(self, dtype: npt.DTypeLike) -> EncryptedTensor:
-        """A tensor over the same buffer whose bytes are read as another dtype; where the size of
-        items differs, the last axis gets shorter or longer, as numpy's does. Moves no data.
+        """Returns a tensor over the same buffer whose bytes are read as another dtype; where the
+        size of items differs, the last axis gets shorter or longer, as numpy's does. Moves no data.
         Raises ArgumentError, ArgumentTypeError."""
         kind = _checked_dtype(dtype)
         shape = self._shape
@@ -842,13 +843,13 @@ class EncryptedTensor(Operand, Resource):
 
 
 def adopted(buffer: EncryptedBuffer, shape: Any, dtype: Any, offset: int = 0) -> EncryptedTensor:
-    """A tensor over the bytes that `buffer` already holds from `offset` on. Raises RangeError when
-    they are too few."""
+    """Returns a tensor over the bytes that `buffer` already holds from `offset` on. Raises
+    RangeError when they are too few."""
     return EncryptedTensor._adopt(buffer, shape, dtype, offset)
 
 
 def of_form(buffer: EncryptedBuffer, form: Form) -> EncryptedTensor:
-    """A tensor over the bytes of a buffer, which are enough for the form."""
+    """Returns a tensor over the bytes of a buffer, which are enough for the form."""
     return EncryptedTensor._over(buffer, form)
 
 

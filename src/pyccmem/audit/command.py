@@ -123,7 +123,7 @@ def _size(nbytes: int) -> str:
 
 
 def _plain(text: str) -> str:
-    """A name from outside, without characters that would do something to a terminal."""
+    """Returns a name from outside, without characters that would do something to a terminal."""
     return "".join(
         c if c.isprintable() and c.isascii() else c.encode("unicode_escape").decode() for c in text
     )

@@ -58,7 +58,7 @@ class Mapping:
 
 
 def subtract(ranges: list[Range], taken: list[Range]) -> list[Range]:
-    """What of the sorted `ranges` is not in `taken`, which need not be sorted."""
+    """Returns what of the sorted `ranges` is not in `taken`, which need not be sorted."""
     taken = sorted(taken)
     left: list[Range] = []
     first = 0
@@ -142,7 +142,7 @@ class ProcessMemory(Closing):
         return answer.of_system(error.errno)
 
     def _hidden(self, error: OSError) -> bool:
-        """True when the process exists and /proc hides it (mount option hidepid)."""
+        """Returns True when the process exists and /proc hides it (mount option hidepid)."""
         try:
             if error.errno == errno.ENOENT:
                 os.kill(self.pid, 0)
@@ -183,18 +183,18 @@ class ProcessMemory(Closing):
     # ---- what there is
 
     def command(self) -> str:
-        """The short name of its program."""
+        """Returns the short name of its program."""
         return self._text("comm").rstrip("\n")
 
     def is_this_process(self) -> bool:
-        """True for the process that asks, also when it is named by one of its threads."""
+        """Returns True for the process that asks, also when it is named by one of its threads."""
         for line in self._lines("status"):
             if line.startswith("Tgid:"):
                 return int(line.split()[1]) == os.getpid()
         return False
 
     def mappings(self) -> list[Mapping]:
-        """All its mappings by address. Raises NoProcessError when it has ended."""
+        """Returns all its mappings by address. Raises NoProcessError when it has ended."""
         found = []
         for line in self._lines("maps"):
             place, permissions, offset, device, inode, *name = line.split(None, 5)
@@ -233,7 +233,7 @@ class ProcessMemory(Closing):
         return devices
 
     def maps_file(self, mapping: Mapping, file_id: tuple[int, int]) -> bool:
-        """True when the mapping shows the file with these st_dev and st_ino."""
+        """Returns True when the mapping shows the file with these st_dev and st_ino."""
         if mapping.inode == 0:
             return False
         if (mapping.device, mapping.inode) == file_id:
@@ -245,7 +245,8 @@ class ProcessMemory(Closing):
         return False
 
     def resident(self, mapping: Mapping) -> list[Range] | None:
-        """Where the mapping has pages of its own, in memory or swapped out; None: not known."""
+        """Returns where the mapping has pages of its own, in memory or swapped out; None: not
+        known."""
         if self._pagemap is None:
             return None
         runs: list[Range] = []
@@ -270,7 +271,8 @@ class ProcessMemory(Closing):
         return runs
 
     def file_data(self, mapping: Mapping) -> list[Range] | None:
-        """Where the file in memory behind a mapping has data; None: this user may not see it."""
+        """Returns where the file in memory behind a mapping has data; None: this user may not see
+        it."""
         path = f"map_files/{mapping.start:x}-{mapping.end:x}"
         try:
             with Descriptor.open(path, os.O_RDONLY, dir_fd=self._directory) as descriptor:

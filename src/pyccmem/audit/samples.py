@@ -86,12 +86,13 @@ class Samples:
         )
 
     def origin(self, sample: int) -> tuple[str, int]:
-        """The tensor that a sample is from, and the offset in bytes within its data."""
+        """Returns the tensor that a sample is from, and the offset in bytes within its data."""
         tensor = self._tensor[sample]
         return self.tensors[tensor], self._positions[sample] - self._starts[tensor]
 
     def per_tensor(self, chosen: npt.NDArray[np.bool_]) -> dict[str, int]:
-        """How many of the chosen samples each tensor has; tensors without any are left out."""
+        """Returns how many of the chosen samples each tensor has; tensors without any are left
+        out."""
         owners = np.frombuffer(self._tensor, dtype=np.uint64)[chosen].astype(np.intp)
         counts = np.bincount(owners, minlength=len(self.tensors))
         return {self.tensors[i]: int(counts[i]) for i in np.flatnonzero(counts)}

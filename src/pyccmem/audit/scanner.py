@@ -148,7 +148,7 @@ class _Scan:
     # ---- which addresses to read
 
     def plan(self, mappings: list[Mapping]) -> list[_Part]:
-        """What there is to read and was not seen yet."""
+        """Returns what there is to read and was not seen yet."""
         in_memory = self.memory.memory_devices(mappings)
         self.report.bytes_untouched = 0
         self.unseen = {}
@@ -175,7 +175,8 @@ class _Scan:
         return parts
 
     def shared(self, mapping: Mapping, resident: list[Range]) -> list[Range]:
-        """What to read of a file that lies in memory. Other processes may have put data there."""
+        """Returns what to read of a file that lies in memory. Other processes may have put data
+        there."""
         whole = [(mapping.start, mapping.end)]
         absent = subtract(whole, resident)
         if not absent:
@@ -291,5 +292,5 @@ class _Scan:
 
 
 def label(mapping: Mapping) -> str:
-    """The mapping's name, also for one that has none."""
+    """Returns the mapping's name, also for one that has none."""
     return mapping.name or "[anonymous]"

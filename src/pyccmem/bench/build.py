@@ -21,12 +21,12 @@ TARGET_METADATA = 1.0  # percent of the pages
 
 
 def size(plan: Plan) -> int:
-    """Bytes of the array that the buffer is built from."""
+    """Returns the bytes of the array that the buffer is built from."""
     return (256 if plan.quick else 1024) << 20
 
 
 def measure(nbytes: int, cipher: str) -> dict[str, float]:
-    """What build_child.py reports, in bytes and seconds."""
+    """Returns what build_child.py reports, in bytes and seconds."""
     child = subprocess.run(
         [sys.executable, "-m", "pyccmem.bench.build_child", str(nbytes), cipher],
         capture_output=True,

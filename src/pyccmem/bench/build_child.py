@@ -19,7 +19,7 @@ from .rounds import random_bytes
 
 
 def _kib(field: str) -> int | None:
-    """A field of /proc/self/status in bytes; None where there is no such file."""
+    """Returns a field of /proc/self/status in bytes; None where there is no such file."""
     try:
         with open("/proc/self/status", encoding="ascii") as status:
             for line in status:

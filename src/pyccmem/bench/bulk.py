@@ -56,7 +56,7 @@ _HUGE = 2 << 20
 
 
 def size(plan: Plan) -> int:
-    """Bytes read and written: less where a pass would take seconds."""
+    """Returns the bytes read and written: less where a pass would take seconds."""
     short = plan.quick or cpu_info()["tier"] == "portable"
     return (64 if short else 256) << 20
 
@@ -213,7 +213,7 @@ def _figures(plan: Plan, cipher: str, bulk: Bulk) -> Iterator[Figure]:
 
 
 def _copy(source: Any) -> Any:
-    """The same bytes elsewhere, in memory like theirs."""
+    """Returns the same bytes elsewhere, in memory like theirs."""
     out = aligned(source.nbytes, _HUGE)
     out[:] = source
     return out
@@ -224,8 +224,8 @@ def _times_faster(ours: Any, theirs: Any) -> str:
 
 
 def _per_byte(call: Callable[[], object], nbytes: int) -> Callable[[], float]:
-    """The calling thread's own time for one byte. A pass is longer than the scheduler's time
-    slice, so on a busy machine the clock on the wall would count other programs' time too."""
+    """Returns the calling thread's own time for one byte. A pass is longer than the scheduler's
+    time slice, so on a busy machine the clock on the wall would count other programs' time too."""
 
     def seconds() -> float:
         start = thread_time()

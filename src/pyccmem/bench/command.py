@@ -137,7 +137,7 @@ def _complain(sentence: str, status: int) -> int:
 
 
 def _cannot_finish(arguments: argparse.Namespace) -> str | None:
-    """What would make the run fail at its end, found before its minutes are spent."""
+    """Returns what would make the run fail at its end, found before its minutes are spent."""
     if arguments.plot is not None and importlib.util.find_spec("matplotlib") is None:
         return "--plot needs matplotlib; install it with: pip install 'pyccmem[bench]'"
     for path in (arguments.save, arguments.plot):

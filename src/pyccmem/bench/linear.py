@@ -165,7 +165,7 @@ def dtype(kind: str) -> np.dtype[Any]:
 
 
 def missing() -> tuple[str, ...]:
-    """What there is nothing to measure with."""
+    """Returns what there is nothing to measure with."""
     reasons = []
     if not _found("torch"):
         reasons.append("torch's own bfloat16 and int8 linear: the package is not installed.")
@@ -182,8 +182,8 @@ def _found(package: str) -> bool:
 
 
 def measure_here(ciphers: Sequence[str], rounds: int) -> Iterator[Measured]:
-    """All products, with as many threads as this process's environment says. The first cipher is
-    measured with every type and number of rows, the others with float32 and one row."""
+    """Yields all products, with as many threads as this process's environment says. The first
+    cipher is measured with every type and number of rows, the others with float32 and one row."""
     first = ciphers[0]
     narrow = [(first, kind) for kind in NARROW if kind != "bfloat16" or _found("ml_dtypes")]
     full = [(cipher, "float32") for cipher in ciphers]
@@ -298,7 +298,7 @@ def measure(threads: int, ciphers: Sequence[str], rounds: int) -> list[Measured]
 
 
 def as_json(measured: Sequence[Measured]) -> str:
-    """What the child prints."""
+    """Returns what the child prints."""
     return json.dumps([asdict(one) for one in measured])
 
 

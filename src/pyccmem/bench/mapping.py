@@ -64,7 +64,7 @@ def cores() -> int:
 
 
 def usable(mechanism: str) -> bool:
-    """Whether the system offers it."""
+    """Returns whether the system offers it."""
     with Key.generate() as key, EncryptedBuffer(1 << 16, key=key) as buffer:
         try:
             measure.mapped(buffer, 1 << 16, mechanism).close()
@@ -74,7 +74,7 @@ def usable(mechanism: str) -> bool:
 
 
 def filled(plain: Any, nbytes: int, cipher: str) -> EncryptedBuffer:
-    """A buffer of the bytes of `plain`, over and over."""
+    """Returns a buffer of the bytes of `plain`, over and over."""
     with Key.generate() as key:
         buffer = EncryptedBuffer(nbytes, key=key, cipher=cipher)
     for at in range(0, nbytes, len(plain)):
@@ -86,7 +86,7 @@ def filled(plain: Any, nbytes: int, cipher: str) -> EncryptedBuffer:
 
 
 def first_pass(buffer: EncryptedBuffer, mechanism: str, threads: int) -> float:
-    """Seconds for the first pass over a new mapping, by the widest loads there are."""
+    """Returns the seconds for the first pass over a new mapping, by the widest loads there are."""
     with common.threads(threads), measure.mapped(buffer, WINDOW, mechanism) as array:
         return measure.plain_read(array)
 
@@ -171,7 +171,7 @@ def bare_handler() -> Iterator[Callable[[int, int], float] | None]:
 
 
 def touches(buffer: EncryptedBuffer, mechanism: str, block: int, count: int) -> float:
-    """Seconds for a touch of a block that is not there."""
+    """Returns the seconds for a touch of a block that is not there."""
     with measure.mapped(buffer, FRAMES * block, mechanism, block=block) as array:
         order = np.arange(count, dtype=np.int64) * 2654435761 % count * block
         places = order.tolist()

@@ -70,7 +70,7 @@ class Pages:
         self.nbytes = int(self.memory.nbytes)
 
     def seconds(self, repeats: int) -> float:
-        """Time of `repeats` passes over all pages."""
+        """Returns the time of `repeats` passes over all pages."""
         seal = OPERATIONS[self.operation]
         return common.pages_seconds(self.tier, self.cipher, seal, self.memory, self.out, repeats)
 
@@ -203,7 +203,7 @@ def _over_libaegis(
     rates: Mapping[tuple[str, str], Samples],
     others: Sequence[peers.Peer],
 ) -> Iterator[Figure]:
-    """The tier in use against each build of libaegis."""
+    """Yields the tier in use against each build of libaegis."""
     tier = cpu_info()["tier"]
     for name, does in _names(others, cipher):
         if cipher not in common.TAGGED or does != cipher:

@@ -77,7 +77,7 @@ class Peers:
     missing: tuple[str, ...]
 
     def natives(self, cipher: str) -> list[Peer]:
-        """Those reached from C that have something to set beside `cipher`."""
+        """Returns those reached from C that have something to set beside `cipher`."""
         return [peer for peer in self.native if cipher in peer.does]
 
 
@@ -167,7 +167,7 @@ class _NativeCipher:
         return float(seconds)
 
     def tags(self) -> bytes:
-        """One after the other, of the pages sealed last."""
+        """Returns one after the other, of the pages sealed last."""
         return ctypes.string_at(
             self._library.peer_cipher_tags(self._handle), self._npages * TAG_BYTES
         )

@@ -52,7 +52,7 @@ def _is_share(figure: Figure, tier: str) -> bool:
 
 
 def _rows(figures: Sequence[Figure]) -> list[Figure | str]:
-    """The figures with a heading before each group."""
+    """Returns the figures with a heading before each group."""
     rows: list[Figure | str] = []
     for group, members in groupby(figures, key=lambda figure: figure.group):
         rows += [group, *members]

@@ -50,7 +50,7 @@ WALKS = {"dependent": True, "independent": False}
 
 
 def dram_size(plan: Plan) -> int:
-    """Bytes of the store read from DRAM: many times the last-level cache."""
+    """Returns the bytes of the store read from DRAM: many times the last-level cache."""
     return (256 if plan.quick else 1024) << 20
 
 
@@ -81,7 +81,7 @@ class Random64:
         return measure.random_copies(self.plain, count, dependent=dependent)
 
     def python_reads(self, count: int) -> float:
-        """Time of `count` calls of read_into for 64 bytes, loop included."""
+        """Returns the time of `count` calls of read_into for 64 bytes, loop included."""
         read_into, out, offsets = self.buffer.read_into, self.out, self.offsets
         full, rest = divmod(count, len(offsets))
         start = perf_counter()
@@ -239,7 +239,7 @@ def _whole_pages(plan: Plan, cipher: str) -> Iterator[Figure]:
 
 
 def _each(plan: Plan, seconds: Callable[[int], float]) -> Callable[[], float]:
-    """Seconds for one of the things that `seconds(count)` times many of."""
+    """Returns the seconds for one of the things that `seconds(count)` times many of."""
     seconds(4096)
     count = repeats_for(seconds, plan.slice_seconds)
     return lambda: seconds(count) / count

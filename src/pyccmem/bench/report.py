@@ -30,7 +30,7 @@ VERDICT = 6
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on."""
+    """Returns what the figures depend on."""
     info = cpu_info()
     return {
         "processor": info["processor"],
@@ -49,7 +49,7 @@ def machine() -> dict[str, Any]:
 
 
 def _huge_pages() -> str:
-    """The system's setting for transparent huge pages: the word in brackets."""
+    """Returns the system's setting for transparent huge pages: the word in brackets."""
     try:
         text = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text(encoding="ascii")
     except OSError:
@@ -60,7 +60,7 @@ def _huge_pages() -> str:
 def document(
     plan: Plan, figures: Sequence[Figure], missing: Sequence[str], began: datetime
 ) -> dict[str, Any]:
-    """Everything of one run, ready for JSON."""
+    """Returns everything of one run, ready for JSON."""
     return {
         "schema": SCHEMA,
         "date": began.astimezone(timezone.utc).isoformat(timespec="seconds"),
@@ -139,7 +139,7 @@ def _row(figure: Figure) -> Row:
 
 
 def heading(doc: dict[str, Any]) -> list[str]:
-    """Where and when: the lines above the table."""
+    """Returns where and when: the lines above the table."""
     about = doc["machine"]
     return [
         f"pyccmem {about['pyccmem']} on {about['processor']} ({about['cores']} cores)",
@@ -150,7 +150,7 @@ def heading(doc: dict[str, Any]) -> list[str]:
 
 
 def footing(figures: Sequence[Figure], missing: Sequence[str]) -> list[str]:
-    """How it went in all, and what there was nothing to measure with."""
+    """Returns how it went in all, and what there was nothing to measure with."""
     judged = [figure for figure in figures if figure.target is not None]
     lines = [f"not measured: {reason}" for reason in missing]
     if judged:

@@ -143,7 +143,8 @@ def interleave(
 
 
 def repeats_for(seconds_of: Callable[[int], float], wanted: float) -> int:
-    """How many repeats make `seconds_of(repeats)` last about `wanted` seconds, at least one."""
+    """Returns how many repeats make `seconds_of(repeats)` last about `wanted` seconds, at least
+    one."""
     repeats = 1
     while True:
         # One try could be an interruption, and the answer far too small.
@@ -165,8 +166,8 @@ def _no_collection() -> Iterator[None]:
 
 
 def aligned(nbytes: int, alignment: int = 4096) -> npt.NDArray[np.uint8]:
-    """An array of bytes whose address is a multiple of `alignment`. Arrays that the system can
-    back with huge pages (numpy asks for them from 4 MiB on) should be aligned to 2 MiB."""
+    """Returns an array of bytes whose address is a multiple of `alignment`. Arrays that the system
+    can back with huge pages (numpy asks for them from 4 MiB on) should be aligned to 2 MiB."""
     raw = np.empty(nbytes + alignment, dtype=np.uint8)
     start = -raw.ctypes.data % alignment
     return raw[start : start + nbytes]

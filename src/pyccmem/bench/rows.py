@@ -54,7 +54,7 @@ class Rows:
             }
 
     def gather(self, page_size: int, count: int) -> float:
-        """Seconds for `count` batches decrypted, a native call each."""
+        """Returns the seconds for `count` batches decrypted, a native call each."""
         buffer, out = self.buffers[page_size], self.out
         start = perf_counter()
         for batch in self._next(count):
@@ -62,7 +62,7 @@ class Rows:
         return perf_counter() - start
 
     def take(self, count: int) -> float:
-        """Seconds for `count` batches copied by numpy."""
+        """Returns the seconds for `count` batches copied by numpy."""
         start = perf_counter()
         for batch in self._next(count):
             # Any other mode makes numpy copy by way of a buffer.
@@ -120,6 +120,6 @@ def _figures(plan: Plan, cipher: str, rows: Rows) -> Iterator[Figure]:
 
 
 def _each(plan: Plan, seconds: Callable[[int], float]) -> Callable[[], float]:
-    """Seconds for one row."""
+    """Returns the seconds for one row."""
     count = repeats_for(seconds, plan.slice_seconds)
     return lambda: seconds(count) / (count * BATCH)

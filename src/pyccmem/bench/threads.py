@@ -49,7 +49,7 @@ class Scaling:
         self.bulk = Bulk(cipher, nbytes)
 
     def seconds(self, operation: str, number: int, repeats: int) -> float:
-        """Time of `repeats` calls of "write" or "read_into" with `number` threads."""
+        """Returns the time of `repeats` calls of "write" or "read_into" with `number` threads."""
         bulk = self.bulk
         with common.threads(number):
             start = perf_counter()
@@ -120,12 +120,13 @@ def _figures(plan: Plan, cipher: str, scaling: Scaling) -> Iterator[Figure]:
 
 
 def _time(seconds: Callable[[int], float], repeats: int) -> float:
-    """Seconds for a byte."""
+    """Returns the seconds for a byte."""
     return seconds(repeats) / (SIZE * repeats)
 
 
 def _ceilings(tier: str, cipher: str, repeats: int, number: int) -> float:
-    """Seconds for a byte of `number` threads together, all in the ceiling loop at once."""
+    """Returns the seconds for a byte of `number` threads together, all in the ceiling loop at
+    once."""
     rates: list[float] = []
     start = threading.Barrier(number)
 

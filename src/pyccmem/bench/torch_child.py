@@ -102,8 +102,8 @@ def loaded(path: Path) -> Any:
 
 
 def in_memory(model: Any) -> Any:
-    """The plain model with its weights in memory of its own: from_pretrained() leaves them in the
-    mapped file."""
+    """Returns the plain model with its weights in memory of its own: from_pretrained() leaves them
+    in the mapped file."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
         parameter.data = parameter.data.clone()
@@ -170,7 +170,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def decode(model: Any) -> Call:
-    """Seconds for a token, after CONTEXT of them, at batch 1."""
+    """Returns the seconds for a token, after CONTEXT of them, at batch 1."""
     ids = torch.arange(CONTEXT)[None]
     cache = model(ids, use_cache=True).past_key_values
     token = torch.tensor([[5]])
@@ -187,7 +187,7 @@ def decode(model: Any) -> Call:
 
 
 def prefill(model: Any) -> Call:
-    """Seconds for a prompt."""
+    """Returns the seconds for a prompt."""
     ids = torch.arange(PROMPT)[None] * 31 % VOCABULARY
     return lambda: seconds(lambda: model(ids, use_cache=False, logits_to_keep=1))
 
@@ -203,7 +203,7 @@ def same(models: dict[str, Any], tolerance: float) -> None:
 
 
 def timed(calls: dict[str, Call], rounds: int) -> dict[str, list[float]]:
-    """Samples of all, taking turns; the slow ones only in the first rounds."""
+    """Returns samples of all, taking turns; the slow ones only in the first rounds."""
     first = {way: call() for way, call in calls.items()}
     quick = {way: call for way, call in calls.items() if first[way] <= SLOW * first[PLAIN]}
     few = rounds if len(quick) == len(calls) else min(rounds, SLOW_ROUNDS)
@@ -213,7 +213,7 @@ def timed(calls: dict[str, Call], rounds: int) -> dict[str, list[float]]:
 
 
 def models(scratch: Path, rounds: int, last: bool) -> dict[str, Any]:
-    """The samples of every task, by way."""
+    """Returns the samples of every task, by way."""
     found: dict[str, Any] = {}
     if importlib.util.find_spec(PACKAGE) is not None:
         found |= sentences(rounds)
@@ -242,7 +242,7 @@ def models(scratch: Path, rounds: int, last: bool) -> dict[str, Any]:
 
 
 def hooked(scratch: Path, dtype: torch.dtype) -> Any:
-    """The model with its weights decrypted by hooks."""
+    """Returns the model with its weights decrypted by hooks."""
     model = loaded(directory(scratch, dtype, PLAIN))
     Cryptography(dict(model.state_dict())).hook(model)
     return model

@@ -76,7 +76,7 @@ LABELS = {
 
 
 def missing() -> tuple[str, ...]:
-    """What there is nothing to measure with."""
+    """Returns what there is nothing to measure with."""
     absent = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if absent:
         return (f"{GROUP}: {', '.join(absent).replace('_', '-')} is not installed.",)
@@ -86,7 +86,7 @@ def missing() -> tuple[str, ...]:
 
 
 def child(threads: int, *words: object) -> Any:
-    """What torch_child.py prints for a task, run with this number of threads."""
+    """Returns what torch_child.py prints for a task, run with this number of threads."""
     done = subprocess.run(
         [sys.executable, "-m", "pyccmem.bench.torch_child", *map(str, words)],
         capture_output=True,
@@ -189,7 +189,7 @@ def _memory(plan: Plan, scratch: str, threads: int, made: Mapping[str, float]) -
 
 
 def _file(plan: Plan) -> Iterator[Figure]:
-    """A sealed file of many tensors: opened, and read through once."""
+    """Yields a sealed file of many tensors: opened, and read through once."""
     from ..safetensors import load_file, save_file
 
     group = "a sealed file"

@@ -40,8 +40,9 @@ _FIELD_NAME = re.compile(r":[^:]*:")
 
 
 def integer(name: str, value: Any) -> int:
-    """`value` as an int: anything with __index__ (NumPy's integers too) but the booleans. No size
-    or offset needs more than 64 bits, and Python refuses to print what is very much longer."""
+    """Returns `value` as an int: anything with __index__ (NumPy's integers too) but the booleans.
+    No size or offset needs more than 64 bits, and Python refuses to print what is very much
+    longer."""
     if isinstance(value, (bool, np.bool_)):
         raise errors.ArgumentTypeError(f"{name} must be an integer, not {type(value).__name__}.")
     try:
@@ -62,8 +63,8 @@ _UNITS = {"B": 0, "KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40}
 
 
 def byte_count(name: str, value: Any) -> int:
-    """A number of bytes from 1 to 2^63 - 1, given as an integer or as text such as "64MiB". Raises
-    ArgumentError, ArgumentTypeError."""
+    """Returns a number of bytes from 1 to 2^63 - 1, given as an integer or as text such as "64MiB".
+    Raises ArgumentError, ArgumentTypeError."""
     if isinstance(value, str):
         match = _SIZE.fullmatch(value)
         if match is None:
@@ -80,7 +81,7 @@ def byte_count(name: str, value: Any) -> int:
 
 
 def checked_page_size(value: Any) -> int:
-    """A number of bytes that pages may have. Raises PageSizeError, ArgumentTypeError."""
+    """Returns a number of bytes that pages may have. Raises PageSizeError, ArgumentTypeError."""
     size = integer("page_size", value)
     smallest, largest = int(lib.CCMEM_PAGE_SIZE_MIN), int(lib.CCMEM_PAGE_SIZE_MAX)
     if not smallest <= size <= largest or size & (size - 1):
@@ -91,7 +92,7 @@ def checked_page_size(value: Any) -> int:
 
 
 def holds_objects(value: Any) -> bool:
-    """True for a buffer of references to Python objects, whose bytes are no data."""
+    """Returns True for a buffer of references to Python objects, whose bytes are no data."""
     if isinstance(value, np.ndarray):
         return bool(value.dtype.hasobject)
     if type(value) is memoryview:
@@ -105,7 +106,8 @@ def holds_objects(value: Any) -> bool:
 
 
 def _refused(name: str, value: Any, writable: bool) -> errors.BufferTypeError:
-    """The exception for a value that is not a C-contiguous buffer, writable where it must be."""
+    """Returns the exception for a value that is not a C-contiguous buffer, writable where it must
+    be."""
     kind = type(value).__name__
     can = "writable " if writable else ""
     if isinstance(value, str):
@@ -150,7 +152,7 @@ def _refused(name: str, value: Any, writable: bool) -> errors.BufferTypeError:
 
 
 def input_buffer(name: str, value: Any) -> Any:
-    """`value`'s bytes as a cffi array that keeps them alive, for a `with` statement. Raises
+    """Returns `value`'s bytes as a cffi array that keeps them alive, for a `with` statement. Raises
     BufferTypeError."""
     try:
         buffer = ffi.from_buffer(BYTES, value)
@@ -165,8 +167,8 @@ def input_buffer(name: str, value: Any) -> Any:
 
 
 def output_buffer(name: str, value: Any) -> Any:
-    """`value`'s writable bytes as a cffi array that keeps them alive, for a `with` statement.
-    Raises BufferTypeError."""
+    """Returns `value`'s writable bytes as a cffi array that keeps them alive, for a `with`
+    statement. Raises BufferTypeError."""
     try:
         buffer = ffi.from_buffer(BYTES, value, True)
     except (TypeError, ValueError, BufferError):

@@ -15,7 +15,7 @@ OK: int = lib.CCMEM_OK
 
 
 def anchor(owner: Any) -> Any:
-    """Something that keeps `owner`, made by ffi.gc(), out of the garbage collector's sight.
+    """Returns something that keeps `owner`, made by ffi.gc(), out of the garbage collector's sight.
 
     When a reference cycle is collected, cffi runs the destructors of all its members first, and
     finalizers (`__del__`) that come after may still use the objects, or even save them. An ndarray

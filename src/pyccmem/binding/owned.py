@@ -45,20 +45,20 @@ _STORE = ffi.typeof("ccmem_store *")
 
 
 def made(make: Any, argument: Any, destructor: Any) -> Any:
-    """What `make(argument)` returns, a pointer, with its destructor, both functions of C: one step,
-    in which no handler can raise. map() calls the one with what the other returned, and no Python
-    code runs in between."""
+    """Returns what `make(argument)` returns, a pointer, with its destructor, both functions of C:
+    one step, in which no handler can raise. map() calls the one with what the other returned, and
+    no Python code runs in between."""
     return next(map(_gc, map(make, (argument,)), (destructor,)))
 
 
 def keeping(pointer: Any, kept: Any) -> Any:
-    """A pointer that keeps the native object `kept` alive."""
+    """Returns a pointer that keeps the native object `kept` alive."""
     return _gc(pointer, partial(lib.ccmem_nothing, kept))
 
 
 def pointer_to(store: Any) -> Any:
-    """A store as a field of a native struct takes it: one in an arena lies in a Python object,
-    which only a native function takes for a pointer. The caller keeps `store` alive."""
+    """Returns a store as a field of a native struct takes it: one in an arena lies in a Python
+    object, which only a native function takes for a pointer. The caller keeps `store` alive."""
     return _cast(_STORE, _from_buffer(store)) if isinstance(store, bytes) else store
 
 
@@ -74,13 +74,13 @@ class Kind:
         )
 
     def cell(self) -> Any:
-        """Room for the object that a call makes: the argument for its `out`. Frees what is in it
-        when the last reference to it goes."""
+        """Returns room for the object that a call makes: the argument for its `out`. Frees what is
+        in it when the last reference to it goes."""
         return _gc(_new(self._type), self._drop)
 
     def own(self, cell: Any) -> Any:
-        """The object in the cell, which is empty from now on. Frees it when the last reference
-        goes."""
+        """Returns the object in the cell, which is empty from now on. Frees it when the last
+        reference goes."""
         return made(self._take, cell, self._free)
 
 
@@ -109,12 +109,13 @@ CACHE = Kind("cache")
 
 
 def region(store: Any) -> Kind:
-    """The kind of regions of this store."""
+    """Returns the kind of regions of this store."""
     return _Region(store)
 
 
 def pin(region: Any) -> Any:
-    """Room for a pinned range of the region, which is unpinned when the last reference goes."""
+    """Returns room for a pinned range of the region, which is unpinned when the last reference
+    goes."""
     return _gc(_new(_PIN), partial(lib.ccmem_pin_drop_before, region))
 
 

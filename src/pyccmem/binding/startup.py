@@ -60,8 +60,8 @@ def start() -> None:
 
 
 def tier_number(name: str | None) -> int:
-    """The native number of a usable tier; of the one in use for None. The first question for a tier
-    runs its known-answer tests. Raises TierError, SelfTestError."""
+    """Returns the native number of a usable tier; of the one in use for None. The first question
+    for a tier runs its known-answer tests. Raises TierError, SelfTestError."""
     if name is None:
         return int(lib.ccmem_tier_active())
     if not isinstance(name, str):

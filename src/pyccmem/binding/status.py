@@ -193,7 +193,7 @@ def _memlock_limit() -> str:
 
 
 def _memory_limits() -> str:
-    """The limits of this process that a refusal of memory may come from, in words."""
+    """Returns the limits of this process that a refusal of memory may come from, in words."""
     found = ""
     try:
         with open("/proc/sys/vm/max_map_count", "rb") as file:
@@ -257,7 +257,8 @@ _WRITING = 1 << 63
 
 
 def lost_page(store: Any, name: str, page: int) -> errors.FileReadError | None:
-    """The error for a page of a sealed file that could not be had from it; None for any other."""
+    """Returns the error for a page of a sealed file that could not be had from it; None for any
+    other."""
     path = lib.ccmem_store_lost(store, page) if store is not None else ffi.NULL
     if not path:
         return None
@@ -270,7 +271,7 @@ def lost_page(store: Any, name: str, page: int) -> errors.FileReadError | None:
 
 
 def _changed_page(context: BufferCall) -> errors.PyccmemError:
-    """What the last CCMEM_ERR_INTEGRITY of a store in this thread means."""
+    """Returns what the last CCMEM_ERR_INTEGRITY of a store in this thread means."""
     failure = lib.ccmem_last_failure()
     page, version, name = int(failure.page), int(failure.version), context.name
     lost = lost_page(context.store, name, page)

@@ -85,12 +85,13 @@ FAULTS: dict[str, int] = {
 
 
 def usable_tiers() -> list[str]:
-    """Names of the tiers that this processor can run and that passed their test, best first."""
+    """Returns the names of the tiers that this processor can run and that passed their test, best
+    first."""
     return [name for name, tier in TIERS.items() if lib.ccmem_tier_usable(tier)]
 
 
 def active_tier() -> str:
-    """Name of the tier in use."""
+    """Returns the name of the tier in use."""
     return str(ffi.string(lib.ccmem_tier_name(lib.ccmem_tier_active())).decode())
 
 

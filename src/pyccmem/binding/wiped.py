@@ -29,8 +29,8 @@ _new = ffi.new_allocator(lib.ccmem_plain_take, lib.ccmem_plain_free, should_clea
 
 
 def block(nbytes: int) -> tuple[Any, Any]:
-    """`nbytes` zero bytes, at least 1, aligned to 64: as a native array and as a writable buffer.
-    Either keeps the block alive. Raises OutOfMemoryError, PlaintextBudgetError."""
+    """Returns `nbytes` zero bytes, at least 1, aligned to 64: as a native array and as a writable
+    buffer. Either keeps the block alive. Raises OutOfMemoryError, PlaintextBudgetError."""
     try:
         pointer = _new(_BYTES, nbytes)
     except MemoryError:
@@ -41,13 +41,13 @@ def block(nbytes: int) -> tuple[Any, Any]:
 
 
 def _refusal() -> int:
-    """Why this thread got no block: the system's refusal, unless the budget's is known."""
+    """Returns why this thread got no block: the system's refusal, unless the budget's is known."""
     status: int = lib.ccmem_plain_refusal()
     return status if status != OK else int(lib.CCMEM_ERR_NOMEM)
 
 
 def empty(shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """A C-contiguous array of zeros in a block of its own. Zero-size arrays need no block.
+    """Returns a C-contiguous array of zeros in a block of its own. Zero-size arrays need no block.
 
     Raises OutOfMemoryError; ArgumentTypeError for a dtype that holds Python objects.
     """
@@ -84,9 +84,9 @@ def wipe_bytes(data: bytes) -> None:
 
 
 def stats() -> dict[str, int]:
-    """The pool's state: `plain_blocks`, blocks in use; `plain_in_use`, their bytes; `plain_peak`,
-    the most bytes ever in use at once; `plain_kept`, bytes of wiped blocks kept for reuse.
-    Raises OutOfMemoryError."""
+    """Returns the pool's state: `plain_blocks`, blocks in use; `plain_in_use`, their bytes;
+    `plain_peak`, the most bytes ever in use at once; `plain_kept`, bytes of wiped blocks kept for
+    reuse. Raises OutOfMemoryError."""
     found = ffi.new("ccmem_plain_stats *")
     check(lib.ccmem_plain_get_stats(found), Call("the pool of plaintext blocks"))
     return {f"plain_{name}": int(getattr(found, name)) for name in dir(found)}

@@ -103,7 +103,8 @@ def _ask(prefix: str, *, twice: bool) -> str:
 
 
 def _asked(what: str) -> str:
-    """What is typed at a terminal, or else the next line of standard input. Raises EOFError."""
+    """Returns what is typed at a terminal, or else the next line of standard input. Raises
+    EOFError."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", getpass.GetPassWarning)
         try:

@@ -13,14 +13,14 @@ __all__ = ["safe", "show_json", "show_named", "show_rows", "show_table", "size"]
 
 
 def safe(text: str) -> str:
-    """A text from a file in characters that do nothing to a terminal."""
+    """Returns a text from a file in characters that do nothing to a terminal."""
     return "".join(
         c if c.isprintable() and c.isascii() else c.encode("unicode_escape").decode() for c in text
     )
 
 
 def size(nbytes: int) -> str:
-    """A number of bytes for people."""
+    """Returns a number of bytes for people."""
     if nbytes < 1024:
         return f"{nbytes} bytes"
     power = min((nbytes.bit_length() - 1) // 10, 4)

@@ -32,7 +32,8 @@ class Found:
 
 
 def _safetensors(directory: str) -> list[str]:
-    """All safetensors files below a directory, as encrypt_directory() would find them, in order."""
+    """Returns all safetensors files below a directory, as encrypt_directory() would find them, in
+    order."""
     found: list[str] = []
     for folder, names, files in os.walk(directory, onerror=_unreadable):
         names[:] = sorted(name for name in names if not name.startswith("."))

@@ -31,8 +31,8 @@ EXIT_INTERRUPTED = 130
 
 
 def _is_the_command() -> bool:
-    """True in `pyccmem ...`, `python -m pyccmem ...` and the like, which the demos' processes are
-    (`python -m pyccmem.demo.child`), also before the command's code runs."""
+    """Returns True in `pyccmem ...`, `python -m pyccmem ...` and the like, which the demos'
+    processes are (`python -m pyccmem.demo.child`), also before the command's code runs."""
     if os.path.basename(sys.argv[0] if sys.argv else "") == "pyccmem":
         return True
     # While runpy imports the package of `-m pyccmem`, argv[0] is still "-m".

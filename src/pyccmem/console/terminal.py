@@ -19,7 +19,7 @@ def _is_set(name: str) -> bool:
 
 
 def can_redraw(stream: TextIO) -> bool:
-    """Whether a line on `stream` can be written over: it is a terminal, and no dumb one."""
+    """Returns whether a line on `stream` can be written over: it is a terminal, and no dumb one."""
     return stream.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
 
 

@@ -23,7 +23,7 @@ _process = object()
 
 
 def opening() -> AbstractContextManager[Any]:
-    """The lock under which this process opens anew what it inherited."""
+    """Returns the lock under which this process opens anew what it inherited."""
     return _opening
 
 
@@ -51,12 +51,12 @@ class Origin:
     __slots__ = ("__weakref__",)
 
     def description(self) -> str:
-        """What it is, for a message."""
+        """Returns what it is, for a message."""
         raise NotImplementedError
 
     def obstacle(self) -> str | None:
-        """Why a child could not open it again, as the end of a sentence; None when it could, as far
-        as this process can tell."""
+        """Returns why a child could not open it again, as the end of a sentence; None when it
+        could, as far as this process can tell."""
         raise NotImplementedError
 
     def reopen(self) -> None:

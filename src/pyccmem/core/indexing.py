@@ -73,8 +73,9 @@ _NOTHING = np.zeros((), np.dtype((np.void, 0)))
 
 
 def phantom(shape: tuple[int, ...], itemsize: int) -> npt.NDArray[Any]:
-    """An array over nothing with the strides of a C-contiguous one of this shape; only its address
-    and strides have meaning. Raises ValueError when numpy cannot have an array of this size."""
+    """Returns an array over nothing with the strides of a C-contiguous one of this shape; only its
+    address and strides have meaning. Raises ValueError when numpy cannot have an array of this
+    size."""
     step = itemsize
     strides: list[int] = []
     for n in reversed(shape):
@@ -86,18 +87,18 @@ def phantom(shape: tuple[int, ...], itemsize: int) -> npt.NDArray[Any]:
 
 
 def reshaped(shape: tuple[int, ...], wanted: Any) -> tuple[int, ...]:
-    """What numpy's reshape() makes of a shape. Raises ValueError, TypeError."""
+    """Returns what numpy's reshape() makes of a shape. Raises ValueError, TypeError."""
     found: tuple[int, ...] = np.broadcast_to(_NOTHING, shape).reshape(wanted).shape
     return found
 
 
 def address(view: npt.NDArray[Any]) -> int:
-    """Where a phantom's view would start in memory."""
+    """Returns where a phantom's view would start in memory."""
     return int(view.__array_interface__["data"][0])
 
 
 def refuse(error: Exception, what: str, shape: tuple[int, ...]) -> errors.PyccmemError:
-    """The exception of ours for one that numpy raised about `what`; each of ours is also of
+    """Returns the exception of ours for one that numpy raised about `what`; each of ours is also of
     numpy's type."""
     kind: type[errors.PyccmemError] = errors.ArgumentError
     if isinstance(error, IndexError):
@@ -109,7 +110,8 @@ def refuse(error: Exception, what: str, shape: tuple[int, ...]) -> errors.Pyccme
 
 
 def select(index: Any, ghost: npt.NDArray[Any], base: int, dtype: np.dtype[Any]) -> Selection:
-    """What `index` names in the tensor of `dtype` whose phantom, at address `base`, is `ghost`.
+    """Returns what `index` names in the tensor of `dtype` whose phantom, at address `base`, is
+    `ghost`.
 
     Raises IndexingError, ArgumentError, ArgumentTypeError as numpy raises IndexError, ValueError,
     TypeError.
@@ -134,7 +136,7 @@ def select(index: Any, ghost: npt.NDArray[Any], base: int, dtype: np.dtype[Any])
 
 
 def names_several(index: Any) -> list[str] | None:
-    """The names of fields that an index is a list or an array of; None for any other."""
+    """Returns the names of fields that an index is a list or an array of; None for any other."""
     if isinstance(index, np.ndarray):
         return index.tolist() if index.dtype.kind == "U" and index.ndim == 1 else None
     if isinstance(index, list) and index and all(isinstance(name, str) for name in index):
@@ -143,7 +145,7 @@ def names_several(index: Any) -> list[str] | None:
 
 
 def _fields(index: Any, ghost: npt.NDArray[Any], dtype: np.dtype[Any]) -> Selection:
-    """One field of a structured dtype, or whole items of which several fields are named."""
+    """Returns one field of a structured dtype, or whole items of which several fields are named."""
     shape, strides = ghost.shape, ghost.strides
     chosen, at = np.zeros((), dtype)[index].dtype, 0  # raises numpy's errors
     if isinstance(index, str):
@@ -160,8 +162,8 @@ _REST: tuple[Any, ...] = (Ellipsis,)
 
 
 def _plain_items(items: tuple[Any, ...]) -> list[Any]:
-    """Each item of an index as an int, slice, Ellipsis or _NEWAXIS; None for an array, or for what
-    numpy would make one of, of anything but a single integer."""
+    """Returns each item of an index as an int, slice, Ellipsis or _NEWAXIS; None for an array, or
+    for what numpy would make one of, of anything but a single integer."""
     found: list[Any] = []
     for item in items:
         if item is None:
@@ -179,7 +181,8 @@ def _plain_items(items: tuple[Any, ...]) -> list[Any]:
 
 
 def _single(item: Any) -> int | None:
-    """The integer that numpy makes an array of no dimensions of; None for any other array."""
+    """Returns the integer that numpy makes an array of no dimensions of; None for any other
+    array."""
     if isinstance(item, np.ndarray) and item.ndim:
         return None
     array = np.asarray(item)
@@ -190,14 +193,14 @@ _START = np.zeros(1, np.int64)
 
 
 def _view(view: npt.NDArray[Any], base: int, dtype: np.dtype[Any], how: How) -> Selection:
-    """The selection that a phantom's view stands for."""
+    """Returns the selection that a phantom's view stands for."""
     start = address(view) - base if view.size else 0
     return Selection(_START + start, (), view.shape, view.strides, dtype, how)
 
 
 def _as_index(item: Any) -> npt.NDArray[Any]:
-    """An item of an index as numpy sees it: an integer or boolean array. Other kinds are left to
-    numpy's own error."""
+    """Returns an item of an index as numpy sees it: an integer or boolean array. Other kinds are
+    left to numpy's own error."""
     array = np.asarray(item)
     if not array.size and not isinstance(item, np.ndarray):
         array = array.astype(np.intp)  # an empty list is of integers here
@@ -222,8 +225,8 @@ def _rows(
     base: int,
     dtype: np.dtype[Any],
 ) -> Selection:
-    """An array that selects along the first axis (a boolean one of more dimensions: along the
-    first axes), with a basic index for the others."""
+    """Returns an array that selects along the first axis (a boolean one of more dimensions: along
+    the first axes), with a basic index for the others."""
     index = _as_index(item)
     if index.dtype.kind not in "iub" or ghost.ndim == 0 or index.ndim == 0:
         return _anything((item, *rest), ghost, dtype)

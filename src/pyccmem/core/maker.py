@@ -26,15 +26,15 @@ class TensorMaker(Resource):
 
 
 def encrypted(maker: TensorMaker, source: Any, name: str | None) -> Any:
-    """A tensor with the contents of an array."""
+    """Returns a tensor with the contents of an array."""
     return maker._encrypted(source, name)
 
 
 def zeros(maker: TensorMaker, shape: Any, dtype: Any, name: str | None) -> Any:
-    """A tensor of zeros. Raises ArgumentError, ArgumentTypeError."""
+    """Returns a tensor of zeros. Raises ArgumentError, ArgumentTypeError."""
     return maker._zeros(shape, dtype, name)
 
 
 def copied(maker: TensorMaker, source: Any, name: str | None) -> Any:
-    """A tensor with the contents of another."""
+    """Returns a tensor with the contents of another."""
     return maker._copied(source, name)

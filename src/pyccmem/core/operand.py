@@ -127,26 +127,27 @@ class Operand:
         return operator.index(self.__array__())
 
     def __format__(self, spec: str) -> str:
-        """The element of a tensor of no dimensions, where a number's format is given for it; else
-        what str() says, which shows no data."""
+        """Returns the element of a tensor of no dimensions, where a number's format is given for
+        it; else what str() says, which shows no data."""
         if formats_number(spec) and not self.ndim:
             return format(self[()], spec)
         return object.__format__(self, spec)
 
 
 def place_of(tensor: Operand) -> tuple[Store, int]:
-    """Where the tensor's bytes lie: in which store, and from which byte of it on."""
+    """Returns where the tensor's bytes lie: in which store, and from which byte of it on."""
     return tensor._buffer, tensor._offset
 
 
 def matrix_of(tensor: Operand) -> Matrix:
-    """A tensor of two dimensions as products take it."""
+    """Returns a tensor of two dimensions as products take it."""
     rows, cols = tensor.shape
     return Matrix(tensor._buffer, tensor._offset, rows, cols, tensor.dtype)
 
 
 def formats_number(spec: str) -> bool:
-    """True for a format that a text would not have: one with a number's type or a precision."""
+    """Returns True for a format that a text would not have: one with a number's type or a
+    precision."""
     return spec[-1:] in tuple("bcdeEfFgGnoxX%") or "." in spec
 
 
@@ -155,7 +156,7 @@ def _opened_both(one: Any, other: Any) -> tuple[Any, Any]:
 
 
 def _opened(value: Any) -> Any:
-    """A tensor's values as a read-only array; anything else as it is."""
+    """Returns a tensor's values as a read-only array; anything else as it is."""
     return value.__array__() if isinstance(value, Operand) else value
 
 
@@ -267,7 +268,8 @@ _OUT_AT = {
 
 @cache
 def _out_at(function: Any) -> int | None:
-    """The position of an argument named out; None where there is none, or it cannot be known."""
+    """Returns the position of an argument named out; None where there is none, or it cannot be
+    known."""
     known = _OUT_AT.get(function)
     if known is not None:
         return known
@@ -279,7 +281,7 @@ def _out_at(function: Any) -> int | None:
 
 
 def _targets(function: Any, args: Any, kwargs: Any) -> Iterator[Operand | None]:
-    """The tensors that a function writes into."""
+    """Yields the tensors that a function writes into."""
     found: list[Any] = [kwargs.get("out")]
     at = _out_at(function)
     if at is not None and at < len(args):
@@ -325,8 +327,8 @@ def _written(targets: list[Operand]) -> Iterator[dict[int, Array]]:
 
 
 def _applied(function: Any, args: Any, options: Any, targets: list[Operand]) -> Any:
-    """A function of NumPy on the plain values. Where it gives back what it wrote into, that is the
-    tensor."""
+    """Returns a function of NumPy on the plain values. Where it gives back what it wrote into, that
+    is the tensor."""
     if not targets:
         args, options = _changed((args, options), _opened)
         return function(*args, **options)

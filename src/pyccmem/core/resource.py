@@ -28,12 +28,12 @@ class Resource(Closing):
         raise NotImplementedError
 
     def _opened(self) -> Any:
-        """The native object, for one call; the caller's reference keeps it alive. Raises
+        """Returns the native object, for one call; the caller's reference keeps it alive. Raises
         ClosedError."""
         raise NotImplementedError
 
     def _description(self) -> str:
-        """What repr() says beside the class and whether it is open."""
+        """Returns what repr() says beside the class and whether it is open."""
         raise NotImplementedError
 
     def __enter__(self: _Self) -> _Self:

@@ -61,7 +61,7 @@ class Layout:
 
 
 def _pieces(outer: Offsets, dims: Dims, most: int) -> Iterator[Offsets]:
-    """The lattice's points in C order, at most `most` at a time."""
+    """Yields the lattice's points in C order, at most `most` at a time."""
     inner = 1
     for n, _ in dims:
         inner *= n
@@ -173,5 +173,5 @@ def write(store: Store, base: int, layout: Layout, source: Any) -> None:
 
 
 def flat_bytes(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """The bytes of a C-contiguous array, of whatever dtype, as one of uint8."""
+    """Returns the bytes of a C-contiguous array, of whatever dtype, as one of uint8."""
     return array.reshape(-1).view(np.uint8)

@@ -103,9 +103,9 @@ class Store(Resource):
     # ---- calls ----
 
     def _opened(self) -> Any:
-        """The native store for one call; the caller's reference keeps it alive. In a forked child
-        this is where a buffer of a sealed file is opened anew. Raises ClosedError; ForkError and
-        what Origin.reopen() raises."""
+        """Returns the native store for one call; the caller's reference keeps it alive. In a forked
+        child this is where a buffer of a sealed file is opened anew. Raises ClosedError; ForkError
+        and what Origin.reopen() raises."""
         store = self._store
         if store is None and self._anchor is not None and self._origin is not None:
             self._origin.reopen()
@@ -136,7 +136,7 @@ class Store(Resource):
             self._fail(lib.CCMEM_ERR_READONLY, 0, 0)
 
     def _usable(self) -> bool:
-        """True while open and in the process that made it."""
+        """Returns True while open and in the process that made it."""
         store = self._store
         return store is not None and lib.ccmem_store_check(store) == OK
 
@@ -153,7 +153,7 @@ class SharedPages:
     __slots__ = ()
 
     def overhead(self) -> int:
-        """Bytes that it takes, beside what each store does."""
+        """Returns the bytes that it takes, beside what each store does."""
         raise NotImplementedError
 
 
@@ -161,8 +161,8 @@ class SharedPages:
 
 
 def handle(store: Store) -> Any:
-    """The native store for one call; the caller's reference keeps it alive. Raises ClosedError; in
-    a forked child ForkError and what Origin.reopen() raises."""
+    """Returns the native store for one call; the caller's reference keeps it alive. Raises
+    ClosedError; in a forked child ForkError and what Origin.reopen() raises."""
     return store._store or store._opened()
 
 
@@ -182,18 +182,19 @@ def check_writable(store: Store) -> None:
 
 
 def is_exposed(store: Store) -> bool:
-    """True once somebody has a view of the ciphertext, which could be what is to be written."""
+    """Returns True once somebody has a view of the ciphertext, which could be what is to be
+    written."""
     return store._exposed is not None
 
 
 def shared_by(store: Store) -> SharedPages | None:
-    """What it has in common with others; None for a store of its own."""
+    """Returns what it has in common with others; None for a store of its own."""
     anchor = store._anchor
     return anchor if isinstance(anchor, SharedPages) else None
 
 
 def is_usable(store: Store) -> bool:
-    """True while it is open and in the process that made it."""
+    """Returns True while it is open and in the process that made it."""
     return store._usable()
 
 
@@ -223,7 +224,8 @@ def forget(store: Store) -> None:
 
 
 def registered() -> Iterator[Any]:
-    """The stores that are neither closed nor dropped, those inherited from a parent among them."""
+    """Yields the stores that are neither closed nor dropped, those inherited from a parent among
+    them."""
     for reference in list(_registry):
         store = reference()
         if store is not None:
@@ -231,12 +233,13 @@ def registered() -> Iterator[Any]:
 
 
 def origin_of(store: Store) -> Origin | None:
-    """Where it can be opened from once more; None for one that cannot."""
+    """Returns where it can be opened from once more; None for one that cannot."""
     return store._origin
 
 
 def waiting_for(origin: Origin) -> list[Any]:
-    """The stores of an origin that have no native store in this process, see disown_inherited()."""
+    """Returns the stores of an origin that have no native store in this process, see
+    disown_inherited()."""
     return [store for store in registered() if store._origin is origin and store._store is None]
 
 

@@ -17,7 +17,7 @@ from .worker import Job
 
 
 def load_plain(path: str) -> dict[str, Any]:
-    """The weights as ordinary arrays, as any program without encryption holds them."""
+    """Returns the weights as ordinary arrays, as any program without encryption holds them."""
     weights: dict[str, Any] = {}
     with open_file(path) as file:
         for entry in read_header(file):
@@ -27,7 +27,7 @@ def load_plain(path: str) -> dict[str, Any]:
 
 
 def load(job: Job) -> tuple[Any, float]:
-    """What embeds passages, and the seconds that it took to load the weights."""
+    """Returns what embeds passages, and the seconds that it took to load the weights."""
     begin = time.perf_counter()
     if job.cipher is None:
         encoder = Encoder(job.config, load_plain(job.weights))

@@ -160,7 +160,7 @@ def spread(items: Sequence[Item], count: int) -> list[Item]:
 def nearest(
     queries: Sequence[str], found: Array, texts: Sequence[tuple[str, str]], vectors: Array
 ) -> list[report.Answer]:
-    """The three nearest passages of each query by cosine."""
+    """Returns the three nearest passages of each query by cosine."""
     answers = []
     for query, scores in zip(queries, found @ vectors.T, strict=True):
         best = np.argsort(-scores, kind="stable")[:3]

@@ -24,7 +24,8 @@ _NEEDED = (WEIGHTS, "config.json", "tokenizer.json")
 
 
 def find_model(directory: str | None) -> Path:
-    """The directory of the model's files: `directory`, or the one the installed package has.
+    """Returns the directory of the model's files: `directory`, or the one the installed package
+    has.
 
     Raises MissingPackageError, FileReadError.
     """
@@ -48,7 +49,7 @@ def find_model(directory: str | None) -> Path:
 
 
 def read_config(model: Path) -> Config:
-    """The model's size. Raises FileFormatError."""
+    """Returns the model's size. Raises FileFormatError."""
     try:
         return Config.from_json(json.loads((model / "config.json").read_text("utf-8")))
     except (KeyError, TypeError, ValueError) as error:

@@ -49,8 +49,8 @@ def linear(x: Array, weight: Weight, bias: Weight) -> Array:
 
 
 def vector(weight: Weight) -> Array:
-    """The whole of a small weight, such as a bias: the array itself, or a decrypted one that is
-    wiped when the caller drops it."""
+    """Returns the whole of a small weight, such as a bias: the array itself, or a decrypted one
+    that is wiped when the caller drops it."""
     values: Array = weight[...]
     return values
 

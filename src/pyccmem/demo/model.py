@@ -47,7 +47,7 @@ class Encoder:
         self.width = weights["embeddings.word_embeddings.weight"].shape[1]
 
     def embed(self, passages: Sequence[Sequence[int]], batch: int = 32) -> Array:
-        """One unit vector a passage of token ids: shape (len(passages), H).
+        """Returns one unit vector a passage of token ids: shape (len(passages), H).
 
         Passages of like length share a batch, so that little of it is padding.
         """
@@ -84,7 +84,7 @@ class Encoder:
         return self._norm(x, name + "LayerNorm")
 
     def _layer(self, x: Array, mask: npt.NDArray[np.bool_], name: str) -> Array:
-        """One encoder layer: (B, T, H) -> (B, T, H)."""
+        """Returns one encoder layer: (B, T, H) -> (B, T, H)."""
         attended = self._linear(self._attention(x, mask, name), name + "attention.output.dense")
         x = self._norm(x + attended, name + "attention.output.LayerNorm")
         inner = layers.gelu(self._linear(x, name + "intermediate.dense"))

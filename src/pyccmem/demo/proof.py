@@ -129,7 +129,8 @@ def _write_packed(weights: Path, out: BinaryIO) -> None:
 
 
 def _is_multiplied(entry: Entry) -> bool:
-    """True for the matrices that go through a BLAS: not the tables, of which rows are taken."""
+    """Returns True for the matrices that go through a BLAS: not the tables, of which rows are
+    taken."""
     return (
         entry.dtype == "F32"
         and len(entry.shape) == 2

@@ -52,7 +52,7 @@ class Encrypted:
     findings: list[Finding]  # the first and the last at rest
 
     def failures(self) -> list[str]:
-        """What the run was to show and did not."""
+        """Returns what the run was to show and did not."""
         failures = []
         if not self.agreement.close:
             failures.append(
@@ -88,7 +88,7 @@ class Outcome:
     encrypted: list[Encrypted]
 
     def failures(self) -> list[str]:
-        """What the demo was to show and did not."""
+        """Returns what the demo was to show and did not."""
         control = self.plain.control
         failures = []
         if not control.found_out:

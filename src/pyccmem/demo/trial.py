@@ -44,7 +44,8 @@ class Trial:
         self._timings: list[measure.Timing] = []
 
     def embed(self, passages: Sequence[Passage]) -> dict[str, Array]:
-        """The vectors of every encrypted worker, each to be compared with the plain one's."""
+        """Returns the vectors of every encrypted worker, each to be compared with the plain
+        one's."""
         self._say(f"embedding {len(passages)} passages, plain")
         self._plain_vectors, self._plain_seconds = self._plain.embed(passages)
         self._embedded: dict[str, tuple[Array, float]] = {}
@@ -74,7 +75,7 @@ class Trial:
     def outcome(
         self, passages: int, tokens: int, threads: int, nbytes: int, answers: list[report.Answer]
     ) -> report.Outcome:
-        """What came out, once all was embedded, timed and watched; `nbytes` of weights."""
+        """Returns what came out, once all was embedded, timed and watched; `nbytes` of weights."""
         assert self._control is not None, "it was watched"
         plain = self._plain
         return report.Outcome(

@@ -108,7 +108,7 @@ class Worker:
         return self._channel.poll(timeout)
 
     def answer(self) -> tuple[Array, float]:
-        """The vectors of the passages asked for, and the seconds the model took."""
+        """Returns the vectors of the passages asked for, and the seconds the model took."""
         vectors, seconds, self.peak_plaintext = self._receive()
         return vectors, float(seconds)
 
@@ -118,7 +118,7 @@ class Worker:
         return self.answer()
 
     def peak_memory(self) -> int:
-        """The most bytes of RAM that the child ever had at once (VmHWM of proc(5))."""
+        """Returns the most bytes of RAM that the child ever had at once (VmHWM of proc(5))."""
         with open(f"/proc/{self.pid}/status", encoding="ascii") as lines:
             for line in lines:
                 if line.startswith("VmHWM:"):

@@ -15,7 +15,8 @@ from .job import BATCH, IN_PLACE, Job
 
 
 def load(job: Job) -> tuple[Any, float]:
-    """What embeds passages, and the seconds that took, without the import of torch and the rest."""
+    """Returns what embeds passages, and the seconds that took, without the import of torch and the
+    rest."""
     import torch
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging

@@ -20,7 +20,7 @@ def is_index(path: Path) -> bool:
 
 
 def read_index(source: Path, path: Path) -> dict[str, Any]:
-    """The index of shards, whose files must all be there. Raises FileFormatError."""
+    """Returns the index of shards, whose files must all be there. Raises FileFormatError."""
     found = read_json(source / path)
     names = found.get("weight_map") if isinstance(found, dict) else None
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
@@ -38,13 +38,14 @@ def read_index(source: Path, path: Path) -> dict[str, Any]:
 
 
 def without_names(index: dict[str, Any]) -> dict[str, Any]:
-    """The index with one made-up tensor for each file: transformers asks it only for the files."""
+    """Returns the index with one made-up tensor for each file: transformers asks it only for the
+    files."""
     files = sorted(set(index["weight_map"].values()))
     return {**index, "weight_map": {f"sealed {number}": file for number, file in enumerate(files)}}
 
 
 def with_names(new: Path, path: Path, index: dict[str, Any]) -> dict[str, Any]:
-    """The index with the names that the opened files have."""
+    """Returns the index with the names that the opened files have."""
     names: dict[str, str] = {}
     for file in sorted(set(index["weight_map"].values())):
         with open_file(new / path.parent / file) as opened:

@@ -53,13 +53,14 @@ RENAMED_BACK = {sealed: plain for plain, sealed in RENAMED.items()}
 
 
 def hides_names(weights: str | None) -> bool:
-    """Whether a model whose config.json names `weights` has the names of its tensors hidden."""
+    """Returns whether a model whose config.json names `weights` has the names of its tensors
+    hidden."""
     return weights in RENAMED_BACK
 
 
 def sealed_name(path: str, weights: str | None) -> tuple[str, bool]:
-    """The name to write a file of weights under that was to be `path`, and whether to hide the
-    tensors' names in it: in a model whose config.json names `weights`.
+    """Returns the name to write a file of weights under that was to be `path`, and whether to hide
+    the tensors' names in it: in a model whose config.json names `weights`.
 
     Raises ArgumentError for shards of a model whose names are to be hidden, since their index,
     which transformers writes, has the names.
@@ -93,8 +94,9 @@ def mark_directory(directory: str | os.PathLike[str]) -> None:
 
 
 def sealed_config(config: dict[str, Any], weights: str | None = None) -> dict[str, Any]:
-    """A transformers config.json's contents, with the marks of a sealed directory. `weights` is the
-    name of the file that holds them, or of their index, where it is not the usual one."""
+    """Returns a transformers config.json's contents, with the marks of a sealed directory.
+    `weights` is the name of the file that holds them, or of their index, where it is not the usual
+    one."""
     marks: dict[str, Any] = {"quant_method": METHOD}
     if weights or config.get(_WEIGHTS):
         marks["weights"] = weights or config[_WEIGHTS]
@@ -102,7 +104,7 @@ def sealed_config(config: dict[str, Any], weights: str | None = None) -> dict[st
 
 
 def opened_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The contents without the marks."""
+    """Returns the contents without the marks."""
     plain = {name: value for name, value in config.items() if name not in (_QUANTIZATION, _WEIGHTS)}
     marks = config[_QUANTIZATION]
     if marks.get("weights") and marks["weights"] not in RENAMED_BACK:
@@ -111,7 +113,7 @@ def opened_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def method_of(config: dict[str, Any]) -> Any:
-    """The quantization that a config.json names, if any."""
+    """Returns the quantization that a config.json names, if any."""
     quantization = config.get(_QUANTIZATION)
     return quantization.get("quant_method") if isinstance(quantization, dict) else None
 
@@ -141,7 +143,7 @@ def refuse_several(folder: Path, config: Path, tree: Tree) -> None:
 
 
 def renamed_entry(folder: Path, renamed: dict[Path, Path], tree: Tree) -> str | None:
-    """The new name of the file to load, where it has one."""
+    """Returns the new name of the file to load, where it has one."""
     there = {*tree.weights, *tree.others}
     for path, target in renamed.items():
         if path.parent == folder and path in there:

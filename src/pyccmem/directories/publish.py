@@ -56,7 +56,7 @@ def published(dst: str | os.PathLike[str], source: Path) -> Iterator[Path]:
 
 
 def write_error(path: Path, error: OSError) -> errors.FileWriteError:
-    """What a failed system call on the way to what is written means."""
+    """Returns what a failed system call on the way to what is written means."""
     return errors.FileWriteError(
         f"{str(path)!r} cannot be written: {error.strerror or error}; check the disk and its "
         f"permissions."
@@ -71,7 +71,8 @@ def make_folders(source: Path, new: Path, folders: Sequence[Path]) -> None:
 
 
 def _pieces(path: Path) -> Generator[bytes]:
-    """What is in a file. Raises FileReadError, so that a copy that fails names the right one."""
+    """Yields what is in a file. Raises FileReadError, so that a copy that fails names the right
+    one."""
     try:
         with path.open("rb") as file:
             while piece := file.read(_PIECE):

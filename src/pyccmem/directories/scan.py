@@ -59,7 +59,7 @@ class Tree:
 
 
 def source_of(src: str | os.PathLike[str]) -> Path:
-    """The directory to copy. Raises ArgumentError."""
+    """Returns the directory to copy. Raises ArgumentError."""
     source = Path(src)
     if not source.is_dir():
         raise errors.ArgumentError(
@@ -69,7 +69,8 @@ def source_of(src: str | os.PathLike[str]) -> Path:
 
 
 def scan(source: Path, exclude: Sequence[str]) -> Tree:
-    """Everything in the directory that is to be copied. Raises FileReadError, FileFormatError."""
+    """Returns everything in the directory that is to be copied. Raises FileReadError,
+    FileFormatError."""
     tree = Tree([], [], [])
     for folder, names, files in os.walk(source, onerror=_cannot_read):
         here = Path(folder).relative_to(source)
@@ -110,7 +111,8 @@ def _cannot_read(error: OSError) -> None:
 
 
 def read_error(error: OSError, path: Path | None = None) -> errors.FileReadError:
-    """What a failed read means. `path`: which file, where the refusal of a read does not say."""
+    """Returns what a failed read means. `path`: which file, where the refusal of a read does not
+    say."""
     name = error.filename if path is None else str(path)
     return errors.FileReadError(
         f"{str(name)!r} cannot be read: {error.strerror}; check its permissions and the disk."
@@ -140,12 +142,12 @@ def _refuse_other_weights(path: Path) -> None:
 
 
 def siblings(path: Path, others: Sequence[Path]) -> list[Path]:
-    """Those of the others that lie in the same directory."""
+    """Returns those of the others that lie in the same directory."""
     return [other for other in others if other.parent == path.parent]
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A config.json. Raises FileReadError, FileFormatError."""
+    """Returns a config.json. Raises FileReadError, FileFormatError."""
     found = read_json(path)
     if not isinstance(found, dict):
         raise errors.FileFormatError(f"{str(path)!r} is not a configuration; it must be an object.")
@@ -153,7 +155,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file. Raises FileReadError, FileFormatError."""
+    """Returns a JSON file. Raises FileReadError, FileFormatError."""
     try:
         return json.loads(path.read_text("utf-8"))
     except OSError as error:

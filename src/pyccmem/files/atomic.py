@@ -36,7 +36,7 @@ TEMPORARY_PREFIX = ".pyccmem-"
 
 
 def refused(path: str, error: Exception) -> errors.FileWriteError:
-    """What a failed system call on the way to a written file means."""
+    """Returns what a failed system call on the way to a written file means."""
     why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     answer = errors.FileWriteError(
         f"The file {path!r} cannot be written: {why}; name a place this user may write to, with "

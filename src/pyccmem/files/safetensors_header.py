@@ -124,8 +124,8 @@ class _File(io.FileIO):
 
 
 def read_header(file: BinaryIO) -> list[Entry]:
-    """The tensors of an open safetensors file, in the order of their data; reads and raises as
-    read_all()."""
+    """Returns the tensors of an open safetensors file, in the order of their data; reads and raises
+    as read_all()."""
     return read_all(file).entries
 
 
@@ -144,7 +144,7 @@ def about(name: str | None) -> Iterator[None]:
 
 
 def read_all(file: BinaryIO) -> Header:
-    """The header of an open safetensors file.
+    """Returns the header of an open safetensors file.
 
     Reads the header and nothing more, and leaves the position at the first byte of the data.
     Raises FileFormatError with what is wrong, FileReadError when the system refuses a read.
@@ -213,14 +213,14 @@ def _read_exactly(file: BinaryIO, count: int) -> bytes:
 
 
 def shown(value: object) -> str:
-    """A value out of the header for an error message: ASCII, one line, short."""
+    """Returns a value out of the header for an error message: ASCII, one line, short."""
     text = ascii(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def parse_object(text: str, what: str, wrong: Callable[[str], Exception]) -> dict[str, Any]:
-    """A JSON object: no name twice in any object, no NaN, no -0, no number that Python cannot
-    convert. Otherwise raises what `wrong` makes of a clause that begins with `what`."""
+    """Returns a JSON object: no name twice in any object, no NaN, no -0, no number that Python
+    cannot convert. Otherwise raises what `wrong` makes of a clause that begins with `what`."""
 
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -289,7 +289,7 @@ def _parse(header: bytes) -> dict[str, Any]:
 
 
 def _is_unicode(text: str) -> bool:
-    """False for half of a surrogate pair, which JSON can spell and UTF-8 cannot."""
+    """Returns False for half of a surrogate pair, which JSON can spell and UTF-8 cannot."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -312,8 +312,8 @@ def _counts(what: str, value: object, tensor: str) -> tuple[int, ...]:
 def tensor_bytes(
     dtype: str, shape: tuple[int, ...], name: str, wrong: Callable[[str], Exception]
 ) -> int:
-    """Bytes of a tensor of a dtype of DTYPE_BITS; raises what `wrong` makes of a clause about the
-    tensor, `name` as it is to be shown."""
+    """Returns the bytes of a tensor of a dtype of DTYPE_BITS; raises what `wrong` makes of a clause
+    about the tensor, `name` as it is to be shown."""
     elements = 1
     for extent in shape:
         elements *= extent

@@ -120,7 +120,7 @@ def matmul(a: Any, b: Any) -> Array:
 
 
 def _operand(name: str, value: Any) -> Array:
-    """A plain array of numbers; an encrypted one is opened."""
+    """Returns a plain array of numbers; an encrypted one is opened."""
     try:
         array: Array = np.asarray(value)
     except errors.PyccmemError:  # of an encrypted one; some are a ValueError as well
@@ -137,8 +137,8 @@ def _operand(name: str, value: Any) -> Array:
 def _vector(
     name: str, value: npt.ArrayLike | Operand | None, length: int, kind: np.dtype[Any]
 ) -> Array | None:
-    """A bias or scale as a C-contiguous vector of the result's type, in wiped memory where it was
-    encrypted."""
+    """Returns a bias or scale as a C-contiguous vector of the result's type, in wiped memory where
+    it was encrypted."""
     if value is None:
         return None
     given = _operand(name, value)
@@ -169,7 +169,8 @@ def _check_shapes(
 
 
 def _floating(plain: Array, weight: Operand) -> np.dtype[Any]:
-    """The type of linear()'s result: at least float32, since scale and bias are no integers."""
+    """Returns the type of linear()'s result: at least float32, since scale and bias are no
+    integers."""
     single = np.dtype(np.float32)
     kinds = (d for d in (plain.dtype, weight.dtype) if d.name != "bfloat16")
     return np.result_type(single, *(single if d == np.float16 else d for d in kinds))

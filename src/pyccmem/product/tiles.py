@@ -50,14 +50,14 @@ class Framework(ABC):
 
     @abstractmethod
     def view(self, memory: Any, dtype: Any, rows: int, cols: int) -> Any:
-        """An array in C order over a buffer, which it keeps alive."""
+        """Returns an array in C order over a buffer, which it keeps alive."""
 
     @abstractmethod
     def convert(self, target: Any, source: Any) -> None:
         """Copies an array into one of another type."""
 
     def wiped(self, dtype: Any, rows: int, cols: int) -> Any:
-        """An array of zeros in memory that is wiped when its last user goes."""
+        """Returns an array of zeros in memory that is wiped when its last user goes."""
         return self.view(wiped.block(rows * cols * dtype.itemsize)[1], dtype, rows, cols)
 
 
@@ -74,8 +74,8 @@ class Product(ABC):
 
 
 def tile_bytes(lines: int, threads: int | None = None) -> int:
-    """The most bytes of a tile for `lines` rows of x, in the type that is multiplied, and for as
-    many threads, those of pyccmem's bulk calls unless given."""
+    """Returns the most bytes of a tile for `lines` rows of x, in the type that is multiplied, and
+    for as many threads, those of pyccmem's bulk calls unless given."""
     most = min(int(lib.ccmem_threads()) if threads is None else threads, _MOST_THREADS)
     return LARGE_TILE_BYTES * most if lines >= MANY_ROWS or most > 1 else TILE_BYTES
 
@@ -114,8 +114,8 @@ def multiply(
 
 
 def _height(matrix: Matrix, dtype: Any, lines: int, threads: int | None) -> int:
-    """How many rows of the matrix are opened at a time for `lines` rows of x: as many in each tile,
-    but for the last."""
+    """Returns how many rows of the matrix are opened at a time for `lines` rows of x: as many in
+    each tile, but for the last."""
     most = max(1, tile_bytes(lines, threads) // (matrix.cols * dtype.itemsize))
     height: int = -(-matrix.rows // -(-matrix.rows // most))
     return height
@@ -124,8 +124,8 @@ def _height(matrix: Matrix, dtype: Any, lines: int, threads: int | None) -> int:
 def _tiles(
     framework: Framework, matrix: Matrix, dtype: Any, height: int
 ) -> Iterator[tuple[int, Any]]:
-    """The rows of the matrix in order, `height` at a time, as an array of `dtype`: the number of
-    the first, and a tile that is overwritten by the next and wiped in the end."""
+    """Yields the rows of the matrix in order, `height` at a time, as an array of `dtype`: the
+    number of the first, and a tile that is overwritten by the next and wiped in the end."""
     store, offset, rows, cols, stored_dtype = matrix
     row_bytes = cols * stored_dtype.itemsize
     pointer, memory = wiped.block(height * row_bytes)

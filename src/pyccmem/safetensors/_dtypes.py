@@ -23,7 +23,7 @@ _NAMES = {dtype.name: name for name, dtype in _NAMED.items()}
 
 
 def dtype_of(entry: Entry) -> np.dtype[Any]:
-    """The dtype of an entry. Raises MissingPackageError, ArgumentTypeError."""
+    """Returns the dtype of an entry. Raises MissingPackageError, ArgumentTypeError."""
     return numpy_dtype(entry.dtype, entry.name)
 
 
@@ -53,7 +53,8 @@ def numpy_dtype(dtype: str, tensor: str) -> np.dtype[Any]:
 
 
 def name_of(dtype: np.dtype[Any], tensor: str) -> str:
-    """The format's name for a dtype of NumPy, which `tensor` has. Raises ArgumentTypeError."""
+    """Returns the format's name for a dtype of NumPy, which `tensor` has. Raises
+    ArgumentTypeError."""
     name = _NAMES.get(dtype.name)
     if name is None:
         raise errors.ArgumentTypeError(

@@ -134,7 +134,7 @@ class Blob:
 
 
 def wrong(what: str) -> errors.FileFormatError:
-    """The exception for a header that breaks the format's rules."""
+    """Returns the exception for a header that breaks the format's rules."""
     return errors.FileFormatError(
         f"This sealed file is damaged, or was made by something else than pyccmem: {what}; "
         f"use a good copy of it."
@@ -168,7 +168,7 @@ def _text(value: object, what: str) -> str:
 
 
 def _encodable(text: str) -> bool:
-    """False for half of a surrogate pair, which JSON can spell and UTF-8 cannot."""
+    """Returns False for half of a surrogate pair, which JSON can spell and UTF-8 cannot."""
     return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
@@ -204,7 +204,7 @@ def _parameters(value: object) -> dict[str, str]:
 
 
 def parse(header: Header) -> SealedHeader:
-    """What the header of a sealed file says. Raises FileFormatError with what is wrong."""
+    """Returns what the header of a sealed file says. Raises FileFormatError with what is wrong."""
     text = header.metadata.get(METADATA_KEY)
     if text is None:
         raise errors.FileFormatError(
@@ -270,7 +270,7 @@ def _index_blob(value: object) -> SealedTensor:
 
 
 def parse_index(text: bytes) -> Index:
-    """What a sealed index says, once it was opened. Raises FileFormatError."""
+    """Returns what a sealed index says, once it was opened. Raises FileFormatError."""
     try:
         document = parse_object(text.decode("utf-8"), "its index", wrong)
     except UnicodeDecodeError:
@@ -327,8 +327,8 @@ def _tensor(name: str, value: object, blob: str) -> SealedTensor:
 
 
 def layout(header: Header, page_size: int) -> tuple[list[Blob], int]:
-    """The blobs but the table, in order, and the offset of the table, each checked to be whole
-    pages, and the table to be what so many pages need. Raises FileFormatError."""
+    """Returns the blobs but the table, in order, and the offset of the table, each checked to be
+    whole pages, and the table to be what so many pages need. Raises FileFormatError."""
     entries = header.entries
     if not entries or entries[-1].name != TABLE_BLOB:
         raise wrong("its last tensor is not the table")
@@ -354,8 +354,8 @@ def layout(header: Header, page_size: int) -> tuple[list[Blob], int]:
 def place(
     tensors: tuple[SealedTensor, ...], blobs: list[Blob], header: Header, page_size: int
 ) -> dict[str, tuple[SealedTensor, Blob]]:
-    """Each tensor with its blob by the tensor's name, in the order of the file: one blob a tensor,
-    of the pages that the tensor fills, and no store id twice. Raises FileFormatError."""
+    """Returns each tensor with its blob by the tensor's name, in the order of the file: one blob a
+    tensor, of the pages that the tensor fills, and no store id twice. Raises FileFormatError."""
     by_blob = {tensor.blob: tensor for tensor in tensors}
     if len(by_blob) != len(blobs) or any(blob.name not in by_blob for blob in blobs):
         raise wrong("its tensors and its blobs are not the same")
@@ -387,7 +387,7 @@ def _blob_shape(tensor: SealedTensor, page_size: int) -> tuple[int, ...]:
 
 
 def index_text(index: Index) -> dict[str, Any]:
-    """An index as the JSON object that parse() and parse_index() read."""
+    """Returns an index as the JSON object that parse() and parse_index() read."""
     return {
         "tensors": {
             tensor.name: {
@@ -405,8 +405,8 @@ def index_text(index: Index) -> dict[str, Any]:
 
 
 def serialized(header: SealedHeader, tensors: tuple[SealedTensor, ...]) -> tuple[bytes, Header]:
-    """The bytes before the data, and the same as a reader sees them. `tensors` are those of all
-    blobs in order, of a sealed index too. The length does not depend on the table_macs. Raises
+    """Returns the bytes before the data, and the same as a reader sees them. `tensors` are those of
+    all blobs in order, of a sealed index too. The length does not depend on the table_macs. Raises
     ArgumentError when it is more than the format allows."""
     if isinstance(header.index, Index):
         index = index_text(header.index)
@@ -466,5 +466,5 @@ def serialized(header: SealedHeader, tensors: tuple[SealedTensor, ...]) -> tuple
 
 
 def to_json(value: Mapping[str, Any]) -> bytes:
-    """The text of a JSON object in UTF-8, as short as it can be."""
+    """Returns the text of a JSON object in UTF-8, as short as it can be."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8")

@@ -59,7 +59,7 @@ class FileInfo:
         return f"{self.file_id}:{self.generation}"
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it in types that JSON has."""
+        """Returns all of it in types that JSON has."""
         found = {"pin": self.pin, **asdict(self)}
         if self.tensors is not None:
             found["tensors"] = {
@@ -70,8 +70,8 @@ class FileInfo:
 
 
 def inspect_file(path: _Path, key: AnyKey | None = None, *, expect: Any = None) -> FileInfo:
-    """What the header of a sealed file says. With the key it is authenticated, and sealed names are
-    shown; without, it is what whoever wrote the file last wants to be read.
+    """Returns what the header of a sealed file says. With the key it is authenticated, and sealed
+    names are shown; without, it is what whoever wrote the file last wants to be read.
 
     Raises FileReadError, FileFormatError for a file that is not sealed or breaks the format's
     rules; with a key what load_file() raises, too. `expect` needs a key: ArgumentError.

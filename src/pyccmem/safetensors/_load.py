@@ -24,8 +24,8 @@ __all__ = ["checked_metadata", "is_sealed", "load_file", "safe_open", "save_file
 
 
 def is_sealed(path: str | os.PathLike[str]) -> bool:
-    """True when the file says that it is sealed; it may be damaged all the same. False for any
-    other file, safetensors or not. Raises FileReadError."""
+    """Returns True when the file says that it is sealed; it may be damaged all the same. False for
+    any other file, safetensors or not. Raises FileReadError."""
     with open_file(path) as file:
         try:
             return looks_sealed(read_all(file))
@@ -44,7 +44,7 @@ def load_file(
     page_size: int | None = None,
     progress: bool | Progress | None = None,
 ) -> dict[str, EncryptedTensor]:
-    """Every tensor of a safetensors file by name, in the order of the file, each in an
+    """Returns every tensor of a safetensors file by name, in the order of the file, each in an
     EncryptedBuffer of its own and of the tensor's name. What kind of file it is, the file tells;
     sealed=True refuses a plain one, sealed=False a sealed one.
 
@@ -188,7 +188,7 @@ def save_file(
 
 
 def checked_metadata(metadata: Any) -> dict[str, str]:
-    """A user's metadata. Raises ArgumentTypeError, ArgumentError."""
+    """Returns a user's metadata. Raises ArgumentTypeError, ArgumentError."""
     if metadata is None:
         return {}
     if not isinstance(metadata, Mapping) or not all(

@@ -98,15 +98,15 @@ class SealedOrigin(Origin):
     def _opened(
         self, path: str, file: BinaryIO, header: Header, key: Any, mmap: bool
     ) -> AbstractContextManager[Any]:
-        """A SealedFile over `file` that serves tensors which have this origin."""
+        """Returns a SealedFile over `file` that serves tensors which have this origin."""
         raise NotImplementedError
 
     def _buffer(self, file: Any, name: str) -> Store:
-        """The pages of one of its tensors."""
+        """Returns the pages of one of its tensors."""
         raise NotImplementedError
 
     def _file(self) -> AbstractContextManager[Any]:
-        """The file, opened and checked as for the first time. Raises as reopen()."""
+        """Returns the file, opened and checked as for the first time. Raises as reopen()."""
         source, key = self._source, None
         if source is None:
             raise self._refused(self.obstacle() or "")
@@ -141,5 +141,5 @@ class SealedOrigin(Origin):
 
 
 def _digest(header: Header) -> bytes:
-    """What tells the file: its header names the tags of all that the tensors need."""
+    """Returns what tells the file: its header names the tags of all that the tensors need."""
     return hashlib.sha256(header.raw).digest()

@@ -69,10 +69,10 @@ class FilePages(SharedPages):
         origin: Origin | None,
         path: str,
     ) -> EncryptedBuffer:
-        """A read-only buffer over the pages of `nbytes` bytes from `offset` on in the file, which
-        is open as `fd`: see EncryptedBuffer._mapped(). `records` are the versions of its pages,
-        then their tags, verified before, in memory of the caller's own. `path` is what errors call
-        the file."""
+        """Returns a read-only buffer over the pages of `nbytes` bytes from `offset` on in the file,
+        which is open as `fd`: see EncryptedBuffer._mapped(). `records` are the versions of its
+        pages, then their tags, verified before, in memory of the caller's own. `path` is what
+        errors call the file."""
         page_size = self._page_size
         count = -(-nbytes // page_size)
         action = f"a mapping of {nbytes} bytes"

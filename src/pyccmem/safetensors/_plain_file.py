@@ -39,7 +39,7 @@ def load_plain(
     page_size: int,
     progress: bool | Progress | None,
 ) -> dict[str, EncryptedTensor]:
-    """Every tensor of an open file whose position is at the first byte of its data. See
+    """Returns every tensor of an open file whose position is at the first byte of its data. See
     load_file()."""
     tensors: dict[str, EncryptedTensor] = {}
     opened: list[EncryptedBuffer] = []

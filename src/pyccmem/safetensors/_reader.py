@@ -78,9 +78,9 @@ class Expected:
 
 
 def expected(value: Any) -> Expected | None:
-    """`expect` as the public functions take it: None, the text that `pyccmem inspect` prints
-    ("FILE_ID:GENERATION"), a pair, or a mapping or object with these two. Raises ArgumentError,
-    ArgumentTypeError."""
+    """Returns `expect` as the public functions take it: None, the text that `pyccmem inspect`
+    prints ("FILE_ID:GENERATION"), a pair, or a mapping or object with these two. Raises
+    ArgumentError, ArgumentTypeError."""
     if value is None:
         return None
     found: Any = value
@@ -111,13 +111,13 @@ def expected(value: Any) -> Expected | None:
 
 
 def looks_sealed(header: Header) -> bool:
-    """True for the header of a sealed file, sound or not."""
+    """Returns True for the header of a sealed file, sound or not."""
     return METADATA_KEY in header.metadata
 
 
 def structure(header: Header) -> tuple[SealedHeader, list[Blob], int, Placed | None]:
-    """What the header says, the blobs of the tensors (of a sealed index, too), where the table is,
-    and each tensor's place unless the index is sealed. Raises FileFormatError."""
+    """Returns what the header says, the blobs of the tensors (of a sealed index, too), where the
+    table is, and each tensor's place unless the index is sealed. Raises FileFormatError."""
     described = parse(header)
     blobs, table = layout(header, described.page_size)
     if isinstance(described.index, Index):
@@ -245,7 +245,8 @@ class SealedFile(Resource):
         return self
 
     def _key(self) -> Key:
-        """The data key, asked for again in a forked child. Raises ClosedError, ForkError."""
+        """Returns the data key, asked for again in a forked child. Raises ClosedError,
+        ForkError."""
         try:
             check_open(self._data_key)
         except errors.ForkError:
@@ -308,15 +309,15 @@ class SealedFile(Resource):
         return FilePages(self._key(), self._header.cipher, size, begin, end, anonymous)
 
     def _part(self, what: str | SealedTensor) -> str:
-        """What an error calls a part of the file."""
+        """Returns what an error calls a part of the file."""
         return what if isinstance(what, str) else f"the table for {self._called(what)}"
 
     def _called(self, tensor: SealedTensor) -> str:
-        """What an error calls a tensor, or the index."""
+        """Returns what an error calls a tensor, or the index."""
         return "the index" if tensor is self._header.index else f"tensor {shown(tensor.name)}"
 
     def _buffer(self, pages: FilePages, tensor: SealedTensor, blob: Blob) -> EncryptedBuffer:
-        """The pages of a tensor, once its records match its table_mac."""
+        """Returns the pages of a tensor, once its records match its table_mac."""
         records = self._read_at(blob.records, blob.npages * RECORD_BYTES, tensor)
         key = self._key()
         if not hmac.compare_digest(tensor.table_mac, mac(key, tensor.store_id, records)):
@@ -359,12 +360,12 @@ class SealedFile(Resource):
     # ---- tensors ----
 
     def keys(self) -> list[str]:
-        """The names of the tensors, in the order of the file."""
+        """Returns the names of the tensors, in the order of the file."""
         return list(self._placed)
 
     def get_tensor(self, name: str) -> EncryptedTensor:
-        """One tensor, read-only, over the pages of the file. Checks its records, not its pages:
-        each of these is checked whenever it is read.
+        """Returns one tensor, read-only, over the pages of the file. Checks its records, not its
+        pages: each of these is checked whenever it is read.
 
         Raises ArgumentError for a name that is not there, IntegrityError naming the tensor,
         MissingPackageError or ArgumentTypeError for its dtype, ClosedError, OutOfMemoryError.
@@ -382,7 +383,8 @@ class SealedFile(Resource):
             raise
 
     def info(self, name: str) -> TensorInfo:
-        """What the file says of one tensor. Raises ArgumentError for a name that is not there."""
+        """Returns what the file says of one tensor. Raises ArgumentError for a name that is not
+        there."""
         try:
             tensor = self._placed[name][0]
         except (KeyError, TypeError):
@@ -398,7 +400,7 @@ class SealedFile(Resource):
     # ---- the file ----
 
     def metadata(self) -> dict[str, str]:
-        """What the plain file had as its `__metadata__`."""
+        """Returns what the plain file had as its `__metadata__`."""
         return dict(self._index.metadata)
 
     @property
@@ -471,47 +473,47 @@ def opened_over(
     mmap: bool,
     anew: bool = False,
 ) -> SealedFile:
-    """A sealed file that is open already, and its header read; see SealedFile._of()."""
+    """Returns a sealed file that is open already, and its header read; see SealedFile._of()."""
     return SealedFile._of(path, file, header, key=key, expect=expect, mmap=mmap, anew=anew)
 
 
 def name_of(file: SealedFile) -> str:
-    """What errors call it."""
+    """Returns what errors call it."""
     return file._path
 
 
 def header_of(file: SealedFile) -> SealedHeader:
-    """What its header says, which its tag vouches for."""
+    """Returns what its header says, which its tag vouches for."""
     return file._header
 
 
 def data_of(file: SealedFile) -> tuple[int, int]:
-    """Where its data begin and end."""
+    """Returns where its data begin and end."""
     return file._extent
 
 
 def placed_in(file: SealedFile) -> Placed:
-    """Its tensors by name, and where they lie."""
+    """Returns its tensors by name, and where they lie."""
     return file._placed
 
 
 def data_key_of(file: SealedFile) -> Key:
-    """The key that its subkeys are derived from. Raises ClosedError, ForkError."""
+    """Returns the key that its subkeys are derived from. Raises ClosedError, ForkError."""
     return file._key()
 
 
 def buffer_of(file: SealedFile, name: str) -> EncryptedBuffer:
-    """A tensor's pages, read-only. Raises what SealedFile.get_tensor() raises."""
+    """Returns a tensor's pages, read-only. Raises what SealedFile.get_tensor() raises."""
     return file._tensor_buffer(name)
 
 
 def read_at(file: SealedFile, offset: int, count: int, what: str) -> bytes:
-    """`count` bytes of the file, which errors call `what`. Raises FileReadError, FileFormatError,
-    ClosedError."""
+    """Returns `count` bytes of the file, which errors call `what`. Raises FileReadError,
+    FileFormatError, ClosedError."""
     return file._read_at(offset, count, what)
 
 
 def descriptor_of(file: SealedFile) -> int:
-    """Its descriptor. Raises ClosedError."""
+    """Returns its descriptor. Raises ClosedError."""
     number: int = file._opened().fileno()
     return number

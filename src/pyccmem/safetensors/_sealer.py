@@ -123,7 +123,7 @@ class Sealer(Resource):
         self._anchor = None
 
     def _opened(self) -> Any:
-        """The native sealer for one call. Raises ClosedError, ForkError."""
+        """Returns the native sealer for one call. Raises ClosedError, ForkError."""
         sealer = self._sealer
         if sealer is None:
             raise errors.ClosedError(

@@ -117,11 +117,10 @@ class _Array:
 
 
 def sources_of(tensors: Mapping[str, Any]) -> list[Source]:
-    """A source for each tensor by name: an EncryptedTensor, one of a framework's adapter (which has
-    such a one as its `core`, and says by `__pyccmem_core__()` whether it is all of it; else it is
-    decrypted as a whole), a torch tensor on the CPU, or what
-    NumPy makes an array of. Raises ArgumentTypeError,
-    ArgumentError for a name that no file can have."""
+    """Returns a source for each tensor by name: an EncryptedTensor, one of a framework's adapter
+    (which has such a one as its `core`, and says by `__pyccmem_core__()` whether it is all of it;
+    else it is decrypted as a whole), a torch tensor on the CPU, or what NumPy makes an array of.
+    Raises ArgumentTypeError, ArgumentError for a name that no file can have."""
     if not isinstance(tensors, Mapping):
         raise errors.ArgumentTypeError(
             f"tensors must be a dict of tensors by name, not {type(tensors).__name__}."
@@ -168,7 +167,7 @@ def _torch_source(name: str, value: Any, torch: Any) -> Source:
 
 
 def is_text(name: str) -> bool:
-    """False for half of a surrogate pair, which UTF-8 cannot encode."""
+    """Returns False for half of a surrogate pair, which UTF-8 cannot encode."""
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:

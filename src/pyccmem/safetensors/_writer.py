@@ -55,7 +55,8 @@ _HUGE_PAGE = 2 << 20
 
 
 def generation_at(path: str | os.PathLike[str]) -> int:
-    """The generation of the sealed file at `path`, as it says itself; 0 where there is none."""
+    """Returns the generation of the sealed file at `path`, as it says itself; 0 where there is
+    none."""
     try:
         with open_file(path) as file:
             header = read_all(file)
@@ -76,10 +77,9 @@ def write_sealed(
     overwrite: bool = True,
     new_mode: int = 0o600,
 ) -> SealedHeader:
-    """A sealed file of `sources` at `path`, in their order; of `new_mode` where there was none.
-    Raises FileWriteError (without
-    `overwrite` also for a file that is there), ArgumentError for a header that gets too long, and
-    what reading the sources and wrapping the key raises."""
+    """Returns a sealed file of `sources` at `path`, in their order; of `new_mode` where there was
+    none. Raises FileWriteError (without `overwrite` also for a file that is there), ArgumentError
+    for a header that gets too long, and what reading the sources and wrapping the key raises."""
     file = AtomicFile(path, new_mode=new_mode, overwrite=overwrite)
     with file as out, Key.generate() as data_key:
         provider, wrapped = wrap(key, data_key)
@@ -197,7 +197,8 @@ class _Stream:
         return mac(self._key, tensor.store_id, records)
 
     def _room(self, offset: int) -> Block:
-        """Where the pages from `offset` of the file on go, up to the end of the huge page there."""
+        """Returns where the pages from `offset` of the file on go, up to the end of the huge page
+        there."""
         if offset != self._end or not offset % _HUGE_PAGE:
             self.flush()
             self._begin = self._end = offset

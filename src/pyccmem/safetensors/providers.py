@@ -101,8 +101,8 @@ class KeyProvider(Protocol):
         ...
 
     def unwrap_key(self, wrapped: WrappedKey) -> bytearray:
-        """The 32 bytes again, which the caller wipes. `wrapped` comes from a file that nothing is
-        known of yet. Any exception ends the opening and reaches the caller as it is.
+        """Returns the 32 bytes again, which the caller wipes. `wrapped` comes from a file that
+        nothing is known of yet. Any exception ends the opening and reaches the caller as it is.
 
         A forked child asks once more, through its copy of this object: a connection that the
         parent opened must not be used there, so open one for each os.getpid()."""
@@ -176,11 +176,12 @@ class Passphrase:
         self._derived.clear()
 
     def _sealing(self) -> tuple[str, dict[str, str], Key]:
-        """The kdf, its parameters and the key to seal with: one salt for the object's life."""
+        """Returns the kdf, its parameters and the key to seal with: one salt for the object's
+        life."""
         return self._kdf, dict(self._parameters), self._key(self._kdf, self._parameters)
 
     def _opening(self, kdf: str, parameters: Mapping[str, str]) -> Key:
-        """The key by a file's parameters, which may be anything. Raises FileFormatError."""
+        """Returns the key by a file's parameters, which may be anything. Raises FileFormatError."""
         names = ("salt", *_DEFAULTS[kdf])
         if (
             sorted(parameters) != sorted(names)
@@ -268,7 +269,8 @@ class KeySource:
         self._held = held
 
     def obstacle(self) -> str | None:
-        """Why it cannot be asked, as the end of a sentence; None when it seems that it can."""
+        """Returns why it cannot be asked, as the end of a sentence; None when it seems that it
+        can."""
         if isinstance(self._held, KeyFile):
             return self._held.obstacle()
         if isinstance(self._held, weakref.ref) and self._held() is None:
@@ -288,7 +290,8 @@ class KeySource:
 
 
 def source_of(key: AnyKey) -> KeySource | None:
-    """What `key` came from, as far as it can be asked again; None for a Key made of bytes."""
+    """Returns what `key` came from, as far as it can be asked again; None for a Key made of
+    bytes."""
     if isinstance(key, Key):
         file = file_of(key)
         return None if file is None else KeySource(file)
@@ -315,8 +318,8 @@ def check_key(key: object) -> None:
 
 
 def provider_named(name: str) -> KeyProvider:
-    """The provider that an installed package offers under `name`. Raises ArgumentError when there
-    is none, or more than one."""
+    """Returns the provider that an installed package offers under `name`. Raises ArgumentError when
+    there is none, or more than one."""
     found = list(importlib.metadata.entry_points(group=ENTRY_POINTS, name=name))
     if len(found) != 1:
         offered = importlib.metadata.entry_points(group=ENTRY_POINTS)
@@ -338,8 +341,8 @@ def provider_named(name: str) -> KeyProvider:
 
 
 def wrap(key: AnyKey, data_key: Key) -> tuple[str, WrappedKey]:
-    """The provider's name for a file, and the wrapped data key. Raises ArgumentTypeError for what a
-    provider returned, and what the provider raises."""
+    """Returns the provider's name for a file, and the wrapped data key. Raises ArgumentTypeError
+    for what a provider returned, and what the provider raises."""
     check_key(key)
     if isinstance(key, Key):
         return _KEY, WrappedKey(key.id, keys.wrap(key, data_key))
@@ -374,12 +377,12 @@ def wrap(key: AnyKey, data_key: Key) -> tuple[str, WrappedKey]:
 
 
 def _fits(text: str) -> bool:
-    """True for a text that a header can hold: not too long, and without lone surrogates."""
+    """Returns True for a text that a header can hold: not too long, and without lone surrogates."""
     return len(text) <= MAX_TEXT and not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def unwrap(key: AnyKey, provider: str, wrapped: WrappedKey) -> Key:
-    """The data key of a file. Raises InvalidKeyError for a key that does not open it,
+    """Returns the data key of a file. Raises InvalidKeyError for a key that does not open it,
     IntegrityError for a wrapped key that was changed, FileFormatError, and what the provider
     raises."""
     check_key(key)

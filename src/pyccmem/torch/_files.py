@@ -24,8 +24,8 @@ __all__ = ["load_file", "save_file"]
 def load_file(
     path: str | os.PathLike[str], *, key: Any, **options: Any
 ) -> dict[str, EncryptedTensor]:
-    """Every tensor of a safetensors file by name: of a sealed one without decryption, of a plain
-    one encrypted on the way. `key`, `options` and what is raised are those of
+    """Returns every tensor of a safetensors file by name: of a sealed one without decryption, of a
+    plain one encrypted on the way. `key`, `options` and what is raised are those of
     pyccmem.safetensors.load_file()."""
     kept = key if isinstance(key, Key) else None
     loaded: Mapping[str, Core] = _load_file(path, key=key, **options)

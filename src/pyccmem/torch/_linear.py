@@ -104,7 +104,7 @@ def rows_of_one_type(x: Tensor, stored: Stored, bias: Tensor | Stored | None) ->
 
 
 def _sum_type(x: torch.dtype, matrix: torch.dtype) -> torch.dtype:
-    """The type in which a product is summed."""
+    """Returns the type in which a product is summed."""
     return torch.float64 if torch.float64 in (x, matrix) else _SINGLE
 
 

@@ -36,7 +36,7 @@ class _Place(NamedTuple):
 
 
 def _places(model: nn.Module) -> Iterator[_Place]:
-    """Every place that holds a tensor, shared ones as often as they occur."""
+    """Yields every place that holds a tensor, shared ones as often as they occur."""
     for prefix, module in model.named_modules(remove_duplicate=True):
         start = f"{prefix}." if prefix else ""
         for named, is_parameter in ((module._parameters, True), (module._buffers, False)):
@@ -132,7 +132,7 @@ class _Piece:
 
 
 def _pieces(chosen: list[_Place], others: list[Tensor]) -> list[_Piece]:
-    """The tensors to encrypt, each once, by the memory they lie in."""
+    """Returns the tensors to encrypt, each once, by the memory they lie in."""
     groups: dict[Any, _Group] = {}
     for place in chosen:
         groups.setdefault(_identity(place.tensor), _Group(place)).add(place)
@@ -251,8 +251,8 @@ def _chosen(
     included: Callable[[str, Tensor], object],
     excluded: Callable[[str, Tensor], object],
 ) -> tuple[list[_Place], list[Tensor]]:
-    """The places to encrypt, and the plain tensors that are left alone. Raises ArgumentTypeError
-    for one that cannot be encrypted, MissingPackageError."""
+    """Returns the places to encrypt, and the plain tensors that are left alone. Raises
+    ArgumentTypeError for one that cannot be encrypted, MissingPackageError."""
     chosen: list[_Place] = []
     others: list[Tensor] = []
     for place in _places(model):
@@ -272,9 +272,10 @@ def _chosen(
 
 
 def decrypt_module(model: nn.Module) -> nn.Module:
-    """The inverse, in place: every EncryptedTensor of the model becomes a plain tensor in ordinary
-    memory, tied ones the same one; parameters take no gradient until requires_grad_() says so.
-    Raises IntegrityError, ClosedError, ForkError, OutOfMemoryError; the model is unchanged then."""
+    """Returns the inverse, in place: every EncryptedTensor of the model becomes a plain tensor in
+    ordinary memory, tied ones the same one; parameters take no gradient until requires_grad_() says
+    so. Raises IntegrityError, ClosedError, ForkError, OutOfMemoryError; the model is unchanged
+    then."""
     if not isinstance(model, nn.Module):
         raise errors.ArgumentTypeError(
             f"model must be a torch.nn.Module, not {type(model).__name__}."

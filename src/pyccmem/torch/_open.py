@@ -18,7 +18,7 @@ __all__ = ["changed", "traced_values", "values"]
 
 
 def values(stored: Stored, path: Path) -> Tensor:
-    """The values in memory that is wiped when its last user goes. Raises IntegrityError,
+    """Returns the values in memory that is wiped when its last user goes. Raises IntegrityError,
     ClosedError, ForkError, OutOfMemoryError."""
     core = stored.core
     if not path:
@@ -31,7 +31,7 @@ def values(stored: Stored, path: Path) -> Tensor:
 
 
 def traced_values(ciphertext: Tensor, form: Form, path: Path) -> Tensor:
-    """What will be the values when the program runs that is being traced."""
+    """Returns what will be the values when the program runs that is being traced."""
     plain: Any = torch.ops.pyccmem.decrypt(ciphertext, form.offset, list(form.shape), form.dtype)
     for step in path:
         plain = step(plain)

@@ -51,7 +51,7 @@ class Extent(NamedTuple):
 
 
 def extent(tensor: Tensor) -> Extent | None:
-    """Where a plain tensor lies; None where it has no memory of this process."""
+    """Returns where a plain tensor lies; None where it has no memory of this process."""
     try:
         if tensor.device.type != "cpu" or not tensor.numel():
             return None
@@ -65,7 +65,7 @@ def extent(tensor: Tensor) -> Extent | None:
 
 
 def apart(extents: Iterable[Extent | None]) -> list[int]:
-    """A number for each extent, the same for those that overlap, if only through others."""
+    """Returns a number for each extent, the same for those that overlap, if only through others."""
     found = list(extents)
     numbers = list(range(len(found)))
     order = sorted((e.start, e.stop, at) for at, e in enumerate(found) if e is not None)
@@ -131,7 +131,7 @@ class Mappings:
                 _forget_changes(start, stop)
 
     def _parts(self, place: Extent) -> Iterator[tuple[int, int, _Mapping]]:
-        """A stretch of memory by the mappings that it lies in."""
+        """Yields a stretch of memory by the mappings that it lies in."""
         start = place.start
         for at in range(max(bisect_right(self._starts, start) - 1, 0), len(self._found)):
             found = self._found[at]
@@ -153,8 +153,8 @@ def _is_file(kind: _Mapping) -> bool:
 
 
 def _is_torchs(tensor: Tensor) -> bool:
-    """True for memory of torch's allocator that no device was told about: pages that a device has
-    by their number must not be replaced by others."""
+    """Returns True for memory of torch's allocator that no device was told about: pages that a
+    device has by their number must not be replaced by others."""
     try:
         return tensor.untyped_storage().resizable() and not tensor.is_pinned()
     except RuntimeError:
@@ -162,7 +162,7 @@ def _is_torchs(tensor: Tensor) -> bool:
 
 
 def _dense(tensor: Tensor) -> bool:
-    """True when the elements fill a run of memory without a gap, in whatever order."""
+    """Returns True when the elements fill a run of memory without a gap, in whatever order."""
     expected = 1
     for stride, n in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if n != 1:
@@ -194,8 +194,8 @@ def _zero(start: int, stop: int) -> bool:
 
 
 def _zero_here(start: int, stop: int) -> bool:
-    """The same without the kernel's writing, where it says that the memory can be written; older
-    ones do not."""
+    """Returns the same without the kernel's writing, where it says that the memory can be written;
+    older ones do not."""
     first, end = start // _PAGE * _PAGE, -(-stop // _PAGE) * _PAGE
     if _libc.madvise(first, end - first, _MADV_POPULATE_WRITE):
         return False

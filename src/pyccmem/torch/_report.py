@@ -32,8 +32,8 @@ class PlainTensor(NamedTuple):
 
 
 def plain_tensors(model: nn.Module) -> list[PlainTensor]:
-    """Every tensor that a model keeps or makes and that is not encrypted, by name: parameters,
-    buffers, tensors in attributes of modules (in lists, tuples and dicts as well), what
+    """Returns every tensor that a model keeps or makes and that is not encrypted, by name:
+    parameters, buffers, tensors in attributes of modules (in lists, tuples and dicts as well), what
     parametrizations compute, packed weights of quantized modules.
 
     What it cannot see: tensors that only functions, hooks, optimizers or objects that are no module
@@ -55,7 +55,7 @@ def plain_tensors(model: nn.Module) -> list[PlainTensor]:
 
 
 def hidden(module: nn.Module, start: str = "") -> Iterator[PlainTensor]:
-    """The plain copies that one module keeps or makes beside its parameters and buffers."""
+    """Yields the plain copies that one module keeps or makes beside its parameters and buffers."""
     known = {id(t) for t in (*module._parameters.values(), *module._buffers.values())}
     for name, tensor in beside(module):
         if id(tensor) not in known:
@@ -70,8 +70,8 @@ def hidden(module: nn.Module, start: str = "") -> Iterator[PlainTensor]:
 
 
 def beside(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The plain tensors in attributes of one module, by the attribute's name: copies, but also
-    views of parameters and buffers, and these themselves where an attribute has them, too."""
+    """Yields the plain tensors in attributes of one module, by the attribute's name: copies, but
+    also views of parameters and buffers, and these themselves where an attribute has them, too."""
     for name, value in vars(module).items():
         if name in ("_parameters", "_buffers", "_modules") or name.endswith("_hooks"):
             continue

@@ -27,8 +27,8 @@ def gathered(
     *,
     wrap: bool = False,
 ) -> Tensor:
-    """Rows of a table of `shape` that lies from byte `offset` of a store: a plain tensor of
-    shape (*numbers.shape, *shape[1:]). `wrap`: negative numbers count from the end.
+    """Returns the rows of a table of `shape` that lies from byte `offset` of a store: a plain
+    tensor of shape (*numbers.shape, *shape[1:]). `wrap`: negative numbers count from the end.
 
     Raises IndexingError (an IndexError, as torch's) for a number that is none of a row;
     IntegrityError, ClosedError, ForkError, and nothing is handed out then.

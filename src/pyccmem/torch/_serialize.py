@@ -79,8 +79,8 @@ def using_key(key: Key) -> Iterator[None]:
 
 @reduces
 def reduced(tensor: EncryptedTensor) -> tuple[Any, ...]:
-    """What pickle writes for an encrypted tensor. Raises ArgumentError where no key is at hand;
-    IntegrityError, ClosedError, ForkError."""
+    """Returns what pickle writes for an encrypted tensor. Raises ArgumentError where no key is at
+    hand; IntegrityError, ClosedError, ForkError."""
     stored = real(tensor)
     key = _key.get() or stored.key
     if key is None or not usable(key):
@@ -106,7 +106,7 @@ def reduced(tensor: EncryptedTensor) -> tuple[Any, ...]:
 
 
 def _sealed(core: Core, dtype: torch.dtype, key: Key) -> torch.Tensor:
-    """The payload of a core tensor."""
+    """Returns the payload of a core tensor."""
     page_size, nbytes = core.page_size, core.nbytes
     pages = -(-nbytes // page_size)
     store_id = os.urandom(lib.CCMEM_STORE_ID_SIZE)
@@ -160,7 +160,8 @@ def _seal_pages(core: Core, sealer: Sealer, out: memoryview, tags: bytearray) ->
 
 
 def rebuild_encrypted_tensor(payload: torch.Tensor, is_parameter: bool) -> EncryptedTensor:
-    """The tensor that reduced() wrote; read-only, see above. Called by torch.load() and pickle.
+    """Returns the tensor that reduced() wrote; read-only, see above. Called by torch.load() and
+    pickle.
 
     Raises ArgumentError without a using_key() block, IntegrityError for another key or a changed
     payload, FileFormatError for what is no payload, ClosedError, ForkError.
@@ -265,7 +266,7 @@ class _Header:
 
 
 def _read_only(header: _Header, tags: bytes, pages: memoryview, data_key: Key, key: Key) -> Core:
-    """A core tensor over a copy of the pages in memory that has no name."""
+    """Returns a core tensor over a copy of the pages in memory that has no name."""
     kind = numpy_dtype(header.dtype)
     if not header.nbytes:
         return Core.zeros(header.shape, kind, key=key, name=header.name)

@@ -41,7 +41,7 @@ _BYTES = ffi.typeof("uint8_t *")
 
 
 def pointer(tensor: torch.Tensor) -> Any:
-    """The first byte of a plain tensor, which the caller keeps alive, for a native call."""
+    """Returns the first byte of a plain tensor, which the caller keeps alive, for a native call."""
     return _cast(_BYTES, tensor.data_ptr())
 
 
@@ -52,8 +52,8 @@ _spare_lock = threading.Lock()
 
 
 def spare_key() -> Key:
-    """A random key of this process, for copies of tensors whose own key is not at hand: what lies
-    in memory alone needs no key that anyone knows. Raises what Key.generate() raises."""
+    """Returns a random key of this process, for copies of tensors whose own key is not at hand:
+    what lies in memory alone needs no key that anyone knows. Raises what Key.generate() raises."""
     global _spare
     with _spare_lock:
         if _spare is None or _spare[0] != os.getpid():
@@ -93,7 +93,7 @@ _sweep_at = 1024
 
 
 def _identity(sealed: torch.Tensor) -> int:
-    """What tells its storage from all others that live; aliases share it."""
+    """Returns what tells its storage from all others that live; aliases share it."""
     identity: int = sealed.untyped_storage()._cdata
     return identity
 
@@ -110,7 +110,7 @@ def _note_view(sealed: torch.Tensor, view: _Ciphertext) -> None:
 
 
 def _ciphertext_tensor(core: Core) -> torch.Tensor:
-    """The pages of a core tensor as a tensor of uint8, which nothing must write to. Raises
+    """Returns the pages of a core tensor as a tensor of uint8, which nothing must write to. Raises
     ClosedError, ForkError."""
     view = np.frombuffer(core.buffer.ciphertext, np.uint8)
     if not view.size:
@@ -127,7 +127,8 @@ def _ciphertext_tensor(core: Core) -> torch.Tensor:
 
 
 def core_of_ciphertext(sealed: torch.Tensor) -> Core:
-    """The core tensor whose pages `sealed` is. Raises ArgumentError for any other tensor."""
+    """Returns the core tensor whose pages `sealed` is. Raises ArgumentError for any other
+    tensor."""
     reference = _views.get(_identity(sealed))
     view = None if reference is None else reference()
     if view is None or view.place != sealed.data_ptr():
@@ -210,8 +211,8 @@ class Stored:
         return cls(core, dtype, key)
 
     def copied(self, dtype: torch.dtype) -> Stored:
-        """The same values in a store of its own, as another type if asked; 1 MiB of plaintext at a
-        time."""
+        """Returns the same values in a store of its own, as another type if asked; 1 MiB of
+        plaintext at a time."""
         source = self.core
         new = Stored.empty(source.shape, dtype, key=self.key, like=source)
         count = source.size
@@ -230,8 +231,8 @@ class Stored:
     # ---- reading and writing ----
 
     def opened_run(self, core: Core, first: int, count: int) -> torch.Tensor:
-        """`count` elements from element `first` in memory that is wiped when its last user goes.
-        Raises IntegrityError, ClosedError, ForkError, OutOfMemoryError."""
+        """Returns `count` elements from element `first` in memory that is wiped when its last user
+        goes. Raises IntegrityError, ClosedError, ForkError, OutOfMemoryError."""
         nbytes = count * self.itemsize
         store, offset = place_of(core)
         if not nbytes:
@@ -279,8 +280,8 @@ class Stored:
         check_open(place_of(self.core)[0], "tensor")
 
     def writable(self) -> Core:
-        """The core to write to, with the lock held: where the store is read-only (of a file), a
-        copy takes its place."""
+        """Returns the core to write to, with the lock held: where the store is read-only (of a
+        file), a copy takes its place."""
         core = self.core
         if core.writable:
             return core
@@ -302,7 +303,8 @@ class Stored:
                 self.write_run(core, 0, values)
 
     def ciphertext(self) -> torch.Tensor:
-        """The pages as a tensor of uint8, the same each time. Raises ClosedError, ForkError."""
+        """Returns the pages as a tensor of uint8, the same each time. Raises ClosedError,
+        ForkError."""
         sealed = self.sealed
         if sealed is None:
             self.check()
@@ -314,7 +316,7 @@ class Stored:
 
 
 def usable(key: Key) -> bool:
-    """True for a key that is open and of this process, or read again from its file."""
+    """Returns True for a key that is open and of this process, or read again from its file."""
     try:
         keys.check_open(key)
     except (errors.ClosedError, errors.ForkError):
@@ -323,7 +325,7 @@ def usable(key: Key) -> bool:
 
 
 def wiped_like(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """A contiguous tensor of zeros in memory that is wiped when its last user goes."""
+    """Returns a contiguous tensor of zeros in memory that is wiped when its last user goes."""
     count = math.prod(shape)
     if not count:
         return torch.empty(shape, dtype=dtype)
@@ -332,7 +334,7 @@ def wiped_like(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
 
 
 def converted(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """`values` as another type, in memory that is wiped."""
+    """Returns `values` as another type, in memory that is wiped."""
     new = wiped_like(tuple(values.shape), dtype)
     new.copy_(values)
     return new

@@ -134,9 +134,9 @@ class EncryptedTensor(Tensor):
         page_size: int | None = None,
         arena: Arena | None = None,
     ) -> EncryptedTensor:
-        """The contents, shape and dtype of a dense CPU tensor, which stays as it is: overwrite it
-        yourself. With `arena` it is encrypted together with others, by the arena's cipher and in
-        its pages.
+        """Returns the contents, shape and dtype of a dense CPU tensor, which stays as it is:
+        overwrite it yourself. With `arena` it is encrypted together with others, by the arena's
+        cipher and in its pages.
 
         `key` is kept for copies and for saving; where it has been closed, copies in memory get a
         random key of this process.
@@ -171,7 +171,8 @@ class EncryptedTensor(Tensor):
     def from_core(
         cls, core: Core, dtype: torch.dtype | None = None, *, key: Key | None = None
     ) -> EncryptedTensor:
-        """A tensor over a pyccmem.EncryptedTensor, which both then share; nothing is decrypted.
+        """Returns a tensor over a pyccmem.EncryptedTensor, which both then share; nothing is
+        decrypted.
 
         `dtype` reads its elements as another type of the same size (bfloat16 kept as uint16, for
         one). `key` is for copies and for saving, as in from_tensor().
@@ -197,7 +198,7 @@ class EncryptedTensor(Tensor):
         return ["_ciphertext"], (self._layout(), self._path)
 
     def _stable_hash_for_caching(self) -> str:
-        """What compiled code depends on: the form, not the data."""
+        """Returns what compiled code depends on: the form, not the data."""
         return repr((self._layout(), self._path))
 
     @staticmethod
@@ -240,13 +241,13 @@ class EncryptedTensor(Tensor):
         return self._real().core
 
     def __pyccmem_core__(self) -> Core | None:
-        """The core where all of it is this tensor; None for a view."""
+        """Returns the core where all of it is this tensor; None for a view."""
         core = self._real().core
         return core if not self._path and tuple(self.shape) == core.shape else None
 
     def decrypt(self) -> Tensor:
-        """The values as a plain tensor, in memory that is wiped when the last tensor, view or array
-        of it goes. Raises IntegrityError, ClosedError, ForkError, OutOfMemoryError."""
+        """Returns the values as a plain tensor, in memory that is wiped when the last tensor, view
+        or array of it goes. Raises IntegrityError, ClosedError, ForkError, OutOfMemoryError."""
         return opened(self)
 
     @property
@@ -262,7 +263,7 @@ class EncryptedTensor(Tensor):
         return stored
 
     def _layout(self) -> Form:
-        """The form of the stored tensor."""
+        """Returns the form of the stored tensor."""
         if self._form is not None:
             return self._form
         stored = self._real()
@@ -280,13 +281,15 @@ class EncryptedTensor(Tensor):
         return f"EncryptedTensor({what}, name={core.name!a}, cipher={core.cipher!r}{view}{state})"
 
     def __format__(self, spec: str) -> str:
-        """The number of a tensor of no dimensions, where a number's format is given for it."""
+        """Returns the number of a tensor of no dimensions, where a number's format is given for
+        it."""
         return format(self.item() if formats_number(spec) and not self.dim() else repr(self), spec)
 
     # ---- copies ----
 
     def __deepcopy__(self, memo: dict[int, Any]) -> EncryptedTensor:
-        """An encrypted copy; what was one tensor, or shared one's data, does so in the copy."""
+        """Returns an encrypted copy; what was one tensor, or shared one's data, does so in the
+        copy."""
         found = memo.get(id(self))
         if found is not None:
             return found  # type: ignore[no-any-return]
@@ -301,7 +304,7 @@ class EncryptedTensor(Tensor):
         return new
 
     def __copy__(self) -> EncryptedTensor:
-        """Another tensor over the same data."""
+        """Returns another tensor over the same data."""
         new = alias(self)
         if getattr(self, "_is_param", False):
             new._is_param = True
@@ -322,7 +325,7 @@ def wrapped(
     fake: Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> EncryptedTensor:
-    """A wrapper of `stored` under a path; of a traced one (`form`, `fake`) with `size` and
+    """Returns a wrapper of `stored` under a path; of a traced one (`form`, `fake`) with `size` and
     `stride` known."""
     if dtype is None:
         dtype = form.dtype if stored is None else stored.dtype  # type: ignore[union-attr]
@@ -351,7 +354,7 @@ def wrapped(
 
 
 def alias(tensor: EncryptedTensor) -> EncryptedTensor:
-    """Another wrapper of the same data."""
+    """Returns another wrapper of the same data."""
     with torch._C.DisableTorchFunctionSubclass():
         size, stride, offset = tensor.size(), tensor.stride(), tensor.storage_offset()
         dtype = tensor.dtype
@@ -371,37 +374,37 @@ def alias(tensor: EncryptedTensor) -> EncryptedTensor:
 
 
 def whole(tensor: EncryptedTensor) -> Stored | None:
-    """What it refers to; None for a view, and while tracing."""
+    """Returns what it refers to; None for a view, and while tracing."""
     return None if tensor._path else tensor._stored
 
 
 def stored_of(tensor: EncryptedTensor) -> Stored | None:
-    """What it, or the tensor that it is a view of, refers to; None while tracing."""
+    """Returns what it, or the tensor that it is a view of, refers to; None while tracing."""
     return tensor._stored
 
 
 def real(tensor: EncryptedTensor) -> Stored:
-    """The same. Raises ArgumentError while tracing."""
+    """Returns the same. Raises ArgumentError while tracing."""
     return tensor._real()
 
 
 def path_of(tensor: EncryptedTensor) -> Path:
-    """The steps from there to the view."""
+    """Returns the steps from there to the view."""
     return tensor._path
 
 
 def layout(tensor: EncryptedTensor) -> Form:
-    """The form of the stored tensor."""
+    """Returns the form of the stored tensor."""
     return tensor._layout()
 
 
 def ciphertext(tensor: EncryptedTensor) -> Tensor:
-    """The pages as a tensor of uint8; while tracing, what stands for it."""
+    """Returns the pages as a tensor of uint8; while tracing, what stands for it."""
     return tensor._ciphertext
 
 
 def viewed(base: EncryptedTensor, step: Step, seen: Tensor) -> EncryptedTensor:
-    """What a step leads to from a tensor, of the form of `seen`."""
+    """Returns what a step leads to from a tensor, of the form of `seen`."""
     return wrapped(
         base._stored,
         (*base._path, step),
@@ -421,8 +424,8 @@ def share(tensor: EncryptedTensor, other: EncryptedTensor) -> None:
 
 
 def opened(tensor: EncryptedTensor) -> Tensor:
-    """The values in memory that is wiped when its last user goes; while tracing, what will be
-    that."""
+    """Returns the values in memory that is wiped when its last user goes; while tracing, what will
+    be that."""
     stored = tensor._stored
     if stored is None:
         return traced_values(tensor._ciphertext, tensor._layout(), tensor._path)
@@ -430,5 +433,5 @@ def opened(tensor: EncryptedTensor) -> Tensor:
 
 
 def rewritten(tensor: EncryptedTensor) -> AbstractContextManager[Tensor]:
-    """The values in wiped memory, for a block that changes them; see changed()."""
+    """Returns the values in wiped memory, for a block that changes them; see changed()."""
     return changed(tensor._real(), tensor._path)

@@ -41,7 +41,7 @@ class Form(NamedTuple):
 
 
 def traced(shape: Any, dtype: torch.dtype, path: Path) -> Tensor:
-    """A tensor without data of the form that a path leads to."""
+    """Returns a tensor without data of the form that a path leads to."""
     with torch._C._DisableTorchDispatch():
         seen = torch.empty(shape, dtype=dtype, device="meta")
         for step in path:
@@ -50,7 +50,7 @@ def traced(shape: Any, dtype: torch.dtype, path: Path) -> Tensor:
 
 
 def is_transpose(step: Step) -> bool:
-    """True for a step that exchanges the two dimensions of a matrix."""
+    """Returns True for a step that exchanges the two dimensions of a matrix."""
     if step.function is aten.t.default:
         return True
     if step.function is aten.transpose.int:
@@ -75,8 +75,8 @@ class Window:
 
 
 def window(form_shape: tuple[int, ...], path: Path) -> Window:
-    """The smallest contiguous run that the leading steps of a path name; as long as they select or
-    slice along the first axis, or only give another shape."""
+    """Returns the smallest contiguous run that the leading steps of a path name; as long as they
+    select or slice along the first axis, or only give another shape."""
     first, shape = 0, tuple(form_shape)
     if not path or any(step.function in _WIDE for step in path):
         return Window(first, shape, path)
@@ -90,8 +90,8 @@ def window(form_shape: tuple[int, ...], path: Path) -> Window:
 
 
 def _narrowed(shape: tuple[int, ...], step: Step) -> tuple[int, tuple[int, ...]] | None:
-    """Where the result of one step begins in a contiguous tensor of `shape`, and its shape; None
-    where that is no contiguous run, or too much to work out."""
+    """Returns where the result of one step begins in a contiguous tensor of `shape`, and its shape;
+    None where that is no contiguous run, or too much to work out."""
     if step.kwargs or not shape:
         return None
     function, args = step.function, step.args

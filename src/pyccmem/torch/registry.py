@@ -62,7 +62,7 @@ def plans(planner: Callable[[Any], Handler]) -> Callable[[Any], Handler]:
 
 
 def handler_of(operation: Any) -> Handler:
-    """What is done for an operation of the dispatcher."""
+    """Returns what is done for an operation of the dispatcher."""
     handler = DISPATCH.get(operation)
     if handler is None:
         handler = DISPATCH[operation] = _planners[0](operation)
@@ -76,5 +76,5 @@ def reduces(reducer: Callable[[Any], tuple[Any, ...]]) -> Callable[[Any], tuple[
 
 
 def reduced(tensor: Any) -> tuple[Any, ...]:
-    """What pickle writes for an EncryptedTensor."""
+    """Returns what pickle writes for an EncryptedTensor."""
     return _reducers[0](tensor)

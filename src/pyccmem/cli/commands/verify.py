@@ -83,7 +83,7 @@ def _checked(path: str, key: AnyKey, expect: str | None) -> dict[str, Any]:
 
 
 def _public(result: dict[str, Any]) -> dict[str, Any]:
-    """What --json prints of a file."""
+    """Returns what --json prints of a file."""
     public = {
         "file": result["file"],
         "whole": result["state"] == "whole",

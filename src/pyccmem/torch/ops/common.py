@@ -31,8 +31,8 @@ _dual_level = torch.autograd.forward_ad
 
 
 def transformed() -> bool:
-    """True while something records or transforms the operations, which native calls would pass by:
-    jit.trace, forward-mode gradients, torch.func, a mode of the dispatcher."""
+    """Returns True while something records or transforms the operations, which native calls would
+    pass by: jit.trace, forward-mode gradients, torch.func, a mode of the dispatcher."""
     return (
         torch._C._get_tracing_state() is not None
         or _dual_level._current_level >= 0

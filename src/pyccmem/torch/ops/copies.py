@@ -18,7 +18,7 @@ aten = torch.ops.aten
 
 
 def _copied(tensor: EncryptedTensor, dtype: torch.dtype) -> Any:
-    """The values as another type, or the same: encrypted, but plain while tracing."""
+    """Returns the values as another type, or the same: encrypted, but plain while tracing."""
     stored = stored_of(tensor)
     if stored is None:
         return opened(tensor).to(dtype, copy=True)

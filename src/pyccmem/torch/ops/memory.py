@@ -52,7 +52,7 @@ def _requires_grad(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
 
 @overrides(Tensor.numpy)
 def _numpy(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A read-only array: what was written to it would be lost."""
+    """Returns a read-only array: what was written to it would be lost."""
     array = opened(args[0]).numpy()
     array.flags.writeable = False
     return array

@@ -25,7 +25,7 @@ _PACKING = re.compile(r"quantize_per_|quantize_weight|prepack|pack_gemm|_pack\b|
 
 @plans
 def planned(function: Any) -> Handler:
-    """The way for an operation that has none of its own."""
+    """Returns the way for an operation that has none of its own."""
     schema = function._schema
     if _PACKING.search(schema.name):
         return _packing_refused

@@ -36,8 +36,8 @@ _is_autocast_enabled = torch.is_autocast_enabled
 
 
 def _matrix_of(tensor: Any) -> tuple[Matrix, bool] | None:
-    """The encrypted matrix that a tensor is or, then with True, is the transpose of; None for any
-    other tensor."""
+    """Returns the encrypted matrix that a tensor is or, then with True, is the transpose of; None
+    for any other tensor."""
     if not isinstance(tensor, EncryptedTensor):
         return None
     stored = stored_of(tensor)
@@ -123,7 +123,7 @@ def _traced_product(
     weight: Any,
     bias: Any,
 ) -> Any:
-    """The product as an operator of pyccmem in the program that is traced."""
+    """Returns the product as an operator of pyccmem in the program that is traced."""
     if not _is_traced(weight):
         return open_all(function, args, kwargs)
     form = layout(weight)
@@ -196,7 +196,8 @@ def _linear_of(input: Any, weight: Any, bias: Any = None) -> Any:
 
 
 def _checked_linear(x: Any, weight: Any, bias: Any) -> Any:
-    """The way for all else. torch says what is wrong with arguments before anything is opened."""
+    """Returns the way for all else. torch says what is wrong with arguments before anything is
+    opened."""
     with torch._C.DisableTorchFunctionSubclass():
         if all(isinstance(t, Tensor) for t in (x, weight)) and not _is_autocast_enabled("cpu"):
             with torch.no_grad():
@@ -206,7 +207,7 @@ def _checked_linear(x: Any, weight: Any, bias: Any) -> Any:
 
 
 def _shadow(tensor: Any) -> Any:
-    """A tensor without data of the same form."""
+    """Returns a tensor without data of the same form."""
     if not isinstance(tensor, Tensor) or tensor.device.type != "cpu":
         return tensor
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")

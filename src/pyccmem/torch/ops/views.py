@@ -19,7 +19,8 @@ aten = torch.ops.aten
 
 
 def _fixed(value: Any) -> Any:
-    """An argument as part of a path: lists become tuples, so that paths compare and hash."""
+    """Returns an argument as part of a path: lists become tuples, so that paths compare and
+    hash."""
     return tuple(_fixed(part) for part in value) if isinstance(value, (list, tuple)) else value
 
 

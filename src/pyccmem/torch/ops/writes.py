@@ -59,7 +59,7 @@ def _copy(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _written(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> set[int]:
-    """The ids of the encrypted arguments that an operation writes to."""
+    """Returns the ids of the encrypted arguments that an operation writes to."""
     found: set[int] = set()
     schema = function._schema
     hidden, switch = HIDDEN_WRITES.get(function, ((), None))
