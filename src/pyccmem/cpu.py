@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What pyccmem runs on: the processor, its tiers, the speed limit of its AES unit."""
+"""Describes what pyccmem runs on: the processor, its tiers, the speed limit of its AES unit."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from .binding import TIERS, active_tier, features, lib, usable_tiers
 
 __all__ = ["cpu_info"]
 
-#: AES rounds a block of 16 bytes of each kind of cipher.
+#: AES rounds for a block of 16 bytes, by the kind of cipher.
 _ROUNDS = {"aegis-128": 2, "aes-128": 10, "aes-256": 14}
 
 
 def _ceiling(tier: int, rounds: int, seconds: float = 0.2) -> float:
-    """Returns bytes per second of the AES unit alone: the best of many short windows, because other
-    work on the machine can only make one slower."""
+    """Returns the bytes per second of the AES unit alone: the best of many short windows, because
+    other work on the machine only makes a window slower."""
     best, repeats = 0.0, 1 << 14
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:

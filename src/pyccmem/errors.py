@@ -2,7 +2,7 @@
 """Every exception and warning that pyccmem raises on purpose.
 
 Each exception also derives from the builtin that the same mistake raises elsewhere in Python, and
-its text is a sentence that says what was wrong and what would be right::
+its text is a sentence that says what was wrong and what to do::
 
     PyccmemError
     ├── ArgumentError (ValueError)            a value outside what is documented
@@ -33,17 +33,17 @@ its text is a sentence that says what was wrong and what would be right::
     ├── PlaintextBudgetError (MemoryError)    the plaintext budget or a window leaves no room
     ├── FaultMechanismError (RuntimeError)    the system offers no way to fill memory on a touch
     ├── MappingConflictError (RuntimeError)   bytes of another mapping, one of the two writable
-    ├── SecretMemoryError (RuntimeError)      the required secret-memory level cannot be had
+    ├── SecretMemoryError (RuntimeError)      the required secret-memory level is not available
     ├── EntropyError (RuntimeError)           the system's random generator failed
     ├── VersionExhaustedError (RuntimeError)  a page has no unused version left under its key
-    ├── ReadOnlyError (ValueError)            a write to what lies in a sealed file
+    ├── ReadOnlyError (ValueError)            a write to pages of a sealed file
     ├── IntegrityError (ValueError)           a page or a message that does not match its tag
     ├── NotAuthenticatedError (RuntimeError)  a check of tags where the cipher has none
     └── SelfTestError (RuntimeError)          a known-answer test failed
 
     PyccmemWarning (UserWarning)
     ├── PortableTierWarning                   no accelerated tier: correct, but slow
-    ├── ForkWarning                           a fork while what a child cannot open is open
+    ├── ForkWarning                           a fork while stores are open that a child cannot use
     ├── UnsharedFileWarning                   a sealed file that processes cannot share in memory
     ├── PlainTensorsWarning                   tensors of a model that stay plain
     └── InsecureKeyFileWarning                other users of the system can read the key file
@@ -120,12 +120,12 @@ class RangeError(ArgumentError, IndexError):
 
 
 class IndexingError(ArgumentError, IndexError):
-    """An index that a tensor of its shape does not allow, or that is none. Nothing was read or
+    """An index that the tensor's shape does not allow, or that is no index. Nothing was read or
     written."""
 
 
 class ConfigError(ArgumentError):
-    """An environment variable of pyccmem with a value that means nothing."""
+    """An environment variable of pyccmem with an invalid value."""
 
 
 class TierError(ArgumentError):
@@ -137,7 +137,7 @@ class ArgumentTypeError(PyccmemError, TypeError):
 
 
 class BufferTypeError(ArgumentTypeError):
-    """Something handed in as data or output that is not a buffer of plain bytes."""
+    """Data or an output that is not a buffer of plain bytes."""
 
 
 class ReadOnlyOutputError(BufferTypeError):
@@ -161,11 +161,12 @@ class ForkError(PyccmemError, RuntimeError):
 
 
 class _SystemError(PyccmemError, OSError):
-    """Base of those that a system call's failure stands behind."""
+    """Base of the exceptions for a failed system call."""
 
     def of_system(self: _Failure, number: int | None, filename: Any = None) -> _Failure:
-        """Itself, with the system's number for the failure and the file's name. For the line that
-        raises it: an exception that a variable of its own traceback holds is a cycle."""
+        """Returns the exception itself, with the system's number for the failure and the file's
+        name. For the line that raises it: an exception held by a variable of its own traceback is a
+        cycle."""
         self.errno = number
         if filename is not None:
             self.filename = filename
@@ -176,11 +177,11 @@ _Failure = TypeVar("_Failure", bound=_SystemError)
 
 
 class FileReadError(_SystemError):
-    """A file that cannot be opened or read, or a page of a sealed file that was there when it was
-    loaded and is not any more; `errno` and `filename` are set where known."""
+    """A file that cannot be opened or read, or a page of a sealed file that was there when the file
+    was loaded and is not any more. `errno` and `filename` are set where known."""
 
     def __str__(self) -> str:
-        # OSError's own text would leave out the sentence as soon as `filename` is set.
+        # OSError's own text leaves out the sentence once `filename` is set.
         return str(self.args[0]) if self.args else ""
 
 
@@ -229,20 +230,20 @@ class LockedMemoryError(OutOfMemoryError):
 
 
 class PlaintextBudgetError(PyccmemError, MemoryError):
-    """What set_plaintext_budget() allows, or the window of a mapping, leaves no room."""
+    """The budget of set_plaintext_budget(), or the window of a mapping, leaves no room."""
 
 
 class FaultMechanismError(PyccmemError, RuntimeError):
-    """The system offers no way to fill memory when it is touched, or not the one asked for, or
-    refuses the thread or the signals that it takes."""
+    """The system has no mechanism to fill memory when it is touched, or not the one asked for, or
+    refuses the thread or the signals that it needs."""
 
 
 class MappingConflictError(PyccmemError, RuntimeError):
-    """A mapping of bytes that another one covers, where one of the two can be written."""
+    """A mapping of bytes that another mapping covers, one of the two being writable."""
 
 
 class SecretMemoryError(PyccmemError, RuntimeError):
-    """The required level of secret memory cannot be had on this system."""
+    """The required level of secret memory is not available on this system."""
 
 
 class EntropyError(PyccmemError, RuntimeError):
@@ -251,21 +252,22 @@ class EntropyError(PyccmemError, RuntimeError):
 
 class VersionExhaustedError(PyccmemError, RuntimeError):
     """A page that cannot be written: it has no unused version left under its key, or its version
-    and the copy of it are damaged so that nothing tells which are unused."""
+    and the copy of it are both damaged, so that nothing tells which versions are unused."""
 
 
 class ReadOnlyError(PyccmemError, ValueError):
-    """A write to a buffer or tensor over the pages of a sealed file, which other processes may have
-    loaded too: two that wrote the same page would use a nonce twice. Nothing has changed."""
+    """A write to a buffer or tensor over the pages of a sealed file. Other processes may have
+    loaded the file too, and two that wrote the same page would use a nonce twice. Nothing has
+    changed."""
 
 
 class IntegrityError(PyccmemError, ValueError):
-    """A page, a message or a wrapped key that does not match its tag: someone or something changed
-    it. Nothing of it was handed out; other pages can still be read."""
+    """A page, a message or a wrapped key that does not match its tag: it was changed. None of it
+    was returned; other pages can still be read."""
 
-    #: The buffer's name; None for a message and a wrapped key, and so are the next three.
+    #: The buffer's name. This and the next three are None for a message or a wrapped key.
     name: str | None
-    #: The page's number, the version it was to be opened under, the offset of its first byte in the
+    #: The page's number, the version under which it was opened, the offset of its first byte in the
     #: buffer.
     page: int | None
     version: int | None
@@ -285,11 +287,12 @@ class IntegrityError(PyccmemError, ValueError):
 
 
 class NotAuthenticatedError(PyccmemError, RuntimeError):
-    """A check of tags asked for where the cipher has none, so that a change cannot be noticed."""
+    """A check of tags with a cipher that has none, so that a change cannot be noticed."""
 
 
 class SelfTestError(PyccmemError, RuntimeError):
-    """A known-answer test gave a wrong answer: nothing this processor encrypts can be trusted."""
+    """A known-answer test gave a wrong answer: nothing that this processor encrypts can be
+    trusted."""
 
     #: What selftest() would have returned, with "failed" in it; empty when start-up failed.
     result: dict[str, Any]
@@ -304,17 +307,18 @@ class PyccmemWarning(UserWarning):
 
 
 class PortableTierWarning(PyccmemWarning):
-    """The constant-time portable code runs for lack of an accelerated tier: correct, but slow."""
+    """The portable constant-time code runs because there is no accelerated tier: correct, but
+    slow."""
 
 
 class ForkWarning(PyccmemWarning):
-    """A process forks while something encrypted is open whose key the child cannot ask for again:
-    using it there will raise ForkError."""
+    """A process forks while buffers or tensors are open whose key the child cannot fetch again:
+    using them in the child will raise ForkError."""
 
 
 class UnsharedFileWarning(PyccmemWarning):
-    """The file system of a sealed file has no shared mappings: processes that load it may not share
-    its pages, or each has a copy in memory of its own."""
+    """The file system of a sealed file has no shared mappings: processes that load the file may
+    each have a copy of its pages in memory."""
 
 
 class PlainTensorsWarning(PyccmemWarning):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bare primitives under pyccmem, so that anyone can check them against published vectors.
+"""The bare primitives under pyccmem, to be checked against published vectors.
 
-They protect nothing by themselves: keys are ordinary Python objects here, XTS without a fresh
-tweak for every write shows what changed and never detects a change, and AEGIS with a nonce used
-twice under one key gives its state away. Use EncryptedBuffer.
+They protect nothing by themselves. Keys are ordinary Python objects here. XTS never detects a
+change, and without a fresh tweak for every write it shows what changed. AEGIS gives its state away
+when a nonce is used twice under one key. Use EncryptedBuffer.
 
 `tier` names the code to run ("portable", "aesni", "vaes256", "vaes512"); None is the one in use.
 Every function takes any C-contiguous bytes-like objects. Wrong types raise BufferTypeError or
@@ -52,7 +52,7 @@ def _xts(encrypt: int, key: Any, tweak: Any, data: Any, tier: str | None) -> byt
             raise errors.ArgumentError(
                 f"data has {length} bytes; an XTS data unit must have {_BLOCK} or more."
             )
-        out = bytes(length)  # not seen by anything else yet, so it may be filled in place
+        out = bytes(length)  # nothing else refers to it yet, so it may be filled in place
         status = lib.ccmem_xts(
             number,
             encrypt,
@@ -68,8 +68,8 @@ def _xts(encrypt: int, key: Any, tweak: Any, data: Any, tier: str | None) -> byt
 
 
 def xts_encrypt(key: Any, tweak: Any, data: Any, *, tier: str | None = None) -> bytes:
-    """Returns one data unit of 16 bytes or more encrypted by AES-XTS (IEEE 1619-2018), with
-    ciphertext stealing when its length is not a multiple of 16.
+    """Encrypts one data unit of 16 bytes or more by AES-XTS (IEEE 1619-2018), with ciphertext
+    stealing if its length is not a multiple of 16.
 
     `key` is K1 || K2 of 32 bytes (AES-128) or 64 (AES-256), K1 != K2; `tweak` the data unit number
     as 16 bytes, little-endian. NIST SP 800-38E limits a data unit to 2**20 blocks (16 MiB), which
@@ -79,16 +79,16 @@ def xts_encrypt(key: Any, tweak: Any, data: Any, *, tier: str | None = None) -> 
 
 
 def xts_decrypt(key: Any, tweak: Any, data: Any, *, tier: str | None = None) -> bytes:
-    """Returns what xts_encrypt() with the same arguments encrypted. Nothing is authenticated: a
-    changed ciphertext decrypts to something else without an error. Raises as xts_encrypt()."""
+    """Decrypts what xts_encrypt() with the same key and tweak encrypted. Authenticates nothing: a
+    changed ciphertext decrypts to something else without an error. Raises as xts_encrypt() does."""
     return _xts(0, key, tweak, data, tier)
 
 
 def _aegis(
     call: Any, lanes: int, key: Any, nonce: Any, name: str, text: Any, tag: Any, ad: Any, tier: Any
 ) -> Any:
-    """Returns the native function `call` on `text`, which the caller knows as `name`: native memory
-    with the result. `tag` is native memory, too: what is filled, or what is compared."""
+    """Calls the native function `call` for `text`, which errors call `name`, and returns native
+    memory with the result. `tag` is native memory too, which the call fills or compares."""
     number = tier_number(tier)
     with (
         exact_bytes("The AEGIS key", key, (_BLOCK,), errors.InvalidKeyError) as key_buffer,
@@ -110,7 +110,7 @@ def _aegis(
             tag,
             len(tag),
         )
-    check(status, Call(_AEGIS_NAMES[lanes]))  # a text that is refused is zeros in `out`
+    check(status, Call(_AEGIS_NAMES[lanes]))  # if the tag does not match, `out` is zeros
     return out
 
 
@@ -145,8 +145,8 @@ def aegis128l_encrypt(
     tag_len: int = 16,
     tier: str | None = None,
 ) -> tuple[bytes, bytes]:
-    """Returns `data` encrypted by AEGIS-128L (RFC 10032, 3.1), and a tag of 16 or 32 bytes over it
-    and the associated data `ad`, which is not encrypted.
+    """Encrypts `data` by AEGIS-128L (RFC 10032, 3.1). Returns the ciphertext, and a tag of 16 or 32
+    bytes over it and the associated data `ad`, which is not encrypted.
 
     `key` and `nonce` have 16 bytes each; a nonce must never be used twice with one key.
     Raises InvalidKeyError, ArgumentError.
@@ -157,9 +157,9 @@ def aegis128l_encrypt(
 def aegis128l_decrypt(
     key: Any, nonce: Any, ciphertext: Any, tag: Any, ad: Any = b"", *, tier: str | None = None
 ) -> bytes:
-    """Returns what aegis128l_encrypt() encrypted, if the ciphertext, the tag and `ad` are the ones
-    that belong together under this key and nonce; else nothing of it. Raises IntegrityError,
-    InvalidKeyError, ArgumentError.
+    """Decrypts what aegis128l_encrypt() encrypted, if ciphertext, tag and `ad` belong together
+    under this key and nonce; else returns nothing of it. Raises IntegrityError, InvalidKeyError,
+    ArgumentError.
     """
     return _aegis_decrypt(1, key, nonce, ciphertext, tag, ad, tier)
 
@@ -173,16 +173,16 @@ def aegis128x2_encrypt(
     tag_len: int = 16,
     tier: str | None = None,
 ) -> tuple[bytes, bytes]:
-    """Returns the same by AEGIS-128X2 (RFC 10032, 5), the cipher of pages: two lanes of AEGIS-128L
-    side by side, joined in one tag. Raises as aegis128l_encrypt()."""
+    """Encrypts as aegis128l_encrypt() does, by AEGIS-128X2 (RFC 10032, 5), the cipher of pages: two
+    lanes of AEGIS-128L side by side, with one tag. Raises as aegis128l_encrypt() does."""
     return _aegis_encrypt(2, key, nonce, data, ad, tag_len, tier)
 
 
 def aegis128x2_decrypt(
     key: Any, nonce: Any, ciphertext: Any, tag: Any, ad: Any = b"", *, tier: str | None = None
 ) -> bytes:
-    """Returns what aegis128x2_encrypt() encrypted, or nothing of it. Raises as
-    aegis128l_decrypt()."""
+    """Decrypts what aegis128x2_encrypt() encrypted, or returns nothing of it. Raises as
+    aegis128l_decrypt() does."""
     return _aegis_decrypt(2, key, nonce, ciphertext, tag, ad, tier)
 
 
@@ -222,14 +222,14 @@ def _key_wrap(wrap: int, kek: Any, name: str, key: Any, tier: str | None) -> byt
 
 
 def aes_key_wrap(kek: Any, key: Any, *, tier: str | None = None) -> bytes:
-    """Returns `key`, a multiple of 8 bytes from 16 on, wrapped under `kek` of 16, 24 or 32 bytes: 8
-    bytes more (AES key wrap: KW of NIST SP 800-38F, RFC 3394). Raises InvalidKeyError,
+    """Wraps `key`, a multiple of 8 bytes and at least 16, under `kek` of 16, 24 or 32 bytes (AES
+    key wrap: KW of NIST SP 800-38F, RFC 3394). The result has 8 bytes more. Raises InvalidKeyError,
     ArgumentError."""
     return _key_wrap(1, kek, "key", key, tier)
 
 
 def aes_key_unwrap(kek: Any, wrapped: Any, *, tier: str | None = None) -> bytes:
-    """Returns what aes_key_wrap() wrapped. Raises IntegrityError when it was wrapped under another
+    """Unwraps what aes_key_wrap() wrapped. Raises IntegrityError if it was wrapped under another
     key or changed, InvalidKeyError, ArgumentError."""
     return _key_wrap(0, kek, "wrapped", wrapped, tier)
 
@@ -237,8 +237,8 @@ def aes_key_unwrap(kek: Any, wrapped: Any, *, tier: str | None = None) -> bytes:
 def kdf_counter_cmac(
     key: Any, label: Any, context: Any, nbytes: int, *, tier: str | None = None
 ) -> bytes:
-    """Returns `nbytes` bytes derived in counter mode with AES-CMAC (NIST SP 800-108r1, 4.1): the
-    blocks CMAC(key, [i]_32 || label || 0x00 || context || [8 * nbytes]_32) for i = 1, 2, ...
+    """Derives `nbytes` bytes in counter mode with AES-CMAC (NIST SP 800-108r1, 4.1): the blocks
+    CMAC(key, [i]_32 || label || 0x00 || context || [8 * nbytes]_32) for i = 1, 2, ...
 
     `key` has 16 or 32 bytes, `label` and `context` at most 64, `nbytes` is at most 8160.
     Raises InvalidKeyError, ArgumentError.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the hardware of this host encrypts its memory, as far as a process can know."""
+"""Tells whether the hardware of this host encrypts its memory, as far as a process can know."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 
 __all__ = ["memory_encryption", "processor_name"]
 
-#: What memory_encryption() can say of a technology.
+#: The states that memory_encryption() reports.
 ACTIVE = "active"  # this system runs under it
-AVAILABLE = "available"  # the processor offers it; whether it is switched on does not show
+AVAILABLE = "available"  # the processor offers it; whether it is switched on cannot be seen
 ABSENT = "absent"
 UNKNOWN = "unknown"
 
 
 def _cpuinfo(root: Path) -> tuple[str, str, set[str]]:
-    """Model name, vendor and flags of the first processor of /proc/cpuinfo."""
+    """Returns model name, vendor and flags of the first processor in /proc/cpuinfo."""
     model, vendor, flags = "", "", set[str]()
     try:
         text = (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
@@ -35,7 +35,8 @@ def _cpuinfo(root: Path) -> tuple[str, str, set[str]]:
 
 
 def processor_name(root: str = "/") -> str:
-    """Returns the processor's model name, or the architecture's where the system tells no more."""
+    """Returns the processor's model name, or the name of its architecture if the system tells no
+    more."""
     return _cpuinfo(Path(root))[0] or platform.processor() or platform.machine() or UNKNOWN
 
 
@@ -69,11 +70,11 @@ def memory_encryption(root: str = "/") -> dict[str, dict[str, str]]:
     def of_guest(
         name: str, flag: str, applies: bool, traces: tuple[str, ...], host_parameter: str
     ) -> None:
-        """A technology for guests, which may leave `traces` (files) in them; outside a virtual
-        machine the processor's flag says what is offered."""
+        """Reports a technology for guests. `traces` are files that it leaves in a guest; outside a
+        virtual machine the processor's flag says what is offered."""
         trace = next((trace for trace in traces if (base / trace).exists()), None)
         if trace:
-            say(name, ACTIVE, f"/{trace} is there, which only its guests have")
+            say(name, ACTIVE, f"/{trace} exists, which only its guests have")
         elif not flags:
             say(name, UNKNOWN, "the system does not list the processor's flags")
         elif not applies:
@@ -93,7 +94,7 @@ def memory_encryption(root: str = "/") -> dict[str, dict[str, str]]:
             say(name, ABSENT, f"the processor lacks the flag {flag}")
 
     def of_host(name: str, flag: str, applies: bool, how: str) -> None:
-        """A technology that encrypts all memory of a physical machine."""
+        """Reports a technology that encrypts all memory of a physical machine."""
         if guest:
             say(name, UNKNOWN, "a virtual machine cannot see what its host encrypts")
         elif not flags:
@@ -111,10 +112,10 @@ def memory_encryption(root: str = "/") -> dict[str, dict[str, str]]:
     of_guest("sev-es", "sev_es", amd, snp, f"{kvm_amd}/sev_es")
     of_guest("sev-snp", "sev_snp", amd, snp, f"{kvm_amd}/sev_snp")
     of_host("tme", "tme", intel, "whether it is on is the firmware's setting")
-    # Linux sets the one flag in a guest of TDX, the other on a host that can have such guests.
+    # Linux sets one flag in a guest of TDX, and the other on a host that can have such guests.
     tdx = "tdx_guest" if guest else "tdx_host_platform"
     of_guest("tdx", tdx, intel, ("dev/tdx_guest",), "sys/module/kvm_intel/parameters/tdx")
-    # Hygon's CSV is shown as the SEV that it grew from, and by newer kernels under its own name.
+    # Linux shows Hygon's CSV as SEV, from which it was derived; newer kernels use its own name.
     csv = "csv" if "csv" in flags else "sev"
     of_guest("csv", csv, hygon, ("dev/csv-guest",), f"{kvm_amd}/sev")
     return result

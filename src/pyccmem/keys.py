@@ -29,7 +29,7 @@ _KEY = Call(subject="key")
 
 
 class KeyFile:
-    """Where a key can be read again: a file's name, and the id of the key that it held."""
+    """A file from which a key can be read again: its name, and the id of the key that it held."""
 
     __slots__ = ("_id", "_name", "_require")
 
@@ -39,14 +39,14 @@ class KeyFile:
             self._name = os.path.abspath(name)
 
     def obstacle(self) -> str | None:
-        """Returns why it cannot be read, as the end of a sentence; None when it seems that it
+        """Returns why the file cannot be read, as the end of a sentence; None when it seems that it
         can."""
         if os.access(self._name, os.R_OK):
             return None
         return f"its key file {os.fsdecode(self._name)!r} cannot be read any more"
 
     def key(self) -> Key:
-        """Returns the key once more. Raises ForkError when the file holds another one now, and what
+        """Reads the key again. Raises ForkError if the file now holds another key, and what
         Key.from_file() raises."""
         key, _ = Key._read(self._name, self._require)
         if key.id != self._id:
@@ -61,18 +61,18 @@ class KeyFile:
 
 
 class Key(Resource):
-    """A root key of 32 bytes that no dump, swap file, child process or pickle sees.
+    """A root key of 32 bytes, which is kept out of dumps, swap files, child processes and pickles.
 
     Made by generate(), from_bytes(), from_file() or from_passphrase(). The bytes lie in
-    memfd_secret memory where the system has it, else in locked memory left out of dumps;
-    `level` says which. `require="secretmem"` fails with SecretMemoryError rather than fall back;
-    `level="mlock"` takes locked memory even where the system has better: for one that is to
-    hibernate, which none does while it has secretmem. The environment variable PYCCMEM_SECRET
-    (mlock or secretmem) is the level of keys for which the program names neither.
+    memfd_secret memory where the system has it, else in locked memory that is left out of dumps;
+    the property `level` says which. `require="secretmem"` raises SecretMemoryError instead of
+    falling back. `level="mlock"` takes locked memory even where the system has better: a system
+    cannot hibernate while it has secretmem. The environment variable PYCCMEM_SECRET (mlock or
+    secretmem) sets the level of keys for which the program names neither.
 
-    Buffers derive their keys when they are made, so a Key may be closed before its buffers.
-    A Key does not follow a fork: in the child its use raises ForkError, but for a key from a file,
-    which the child reads again.
+    Buffers derive their keys when they are made, so a Key may be closed before its buffers. A Key
+    does not follow a fork: using it in the child raises ForkError. Only a key from a file can be
+    used, because the child reads it again.
     """
 
     __slots__ = ("_anchor", "_key", "_level", "_source")
@@ -96,8 +96,8 @@ class Key(Resource):
     def _adopt(cls, out: Any) -> Key:
         """Takes over the native key in a cell."""
         self = cls.__new__(cls)
-        # Closing only drops this reference: a call that runs in another thread holds its own, and
-        # the native key is wiped and freed when the last one goes.
+        # Closing only drops this reference. A call in another thread holds its own, and the end of
+        # the last reference wipes and frees the native key.
         self._key = KEY.own(out)
         self._anchor = anchor(self._key)
         self._level = LEVELS[lib.ccmem_key_level(self._key)]
@@ -106,7 +106,7 @@ class Key(Resource):
 
     @classmethod
     def generate(cls, *, require: str | None = None, level: str | None = None) -> Key:
-        """Returns a new random key.
+        """Makes a new random key.
 
         Raises SecretMemoryError, LockedMemoryError, OutOfMemoryError, EntropyError.
         """
@@ -118,7 +118,8 @@ class Key(Resource):
 
     @classmethod
     def from_bytes(cls, data: Any, *, require: str | None = None, level: str | None = None) -> Key:
-        """Returns a key from exactly 32 bytes (any contiguous bytes-like object), which are copied.
+        """Returns a key made of exactly 32 bytes (any contiguous bytes-like object), which are
+        copied.
 
         The caller's copy stays as it is; a bytearray can be overwritten afterwards, bytes cannot.
         Raises InvalidKeyError for another length, BufferTypeError, and what generate() raises.
@@ -140,9 +141,10 @@ class Key(Resource):
         require: str | None = None,
         level: str | None = None,
     ) -> Key:
-        """Returns a key from a regular file of exactly 32 bytes, or of 64 hexadecimal digits. Up to
-        16 spaces, tabs and ends of lines (CRLF, too) may follow the digits, and UTF-8's byte order
-        mark precede them. The bytes go straight into secret memory, never through the Python heap.
+        """Returns the key in a regular file of exactly 32 bytes, or of 64 hexadecimal digits. Up to
+        16 spaces, tabs and ends of lines (CRLF too) may follow the digits, and a UTF-8 byte order
+        mark may precede them. The bytes go straight into secret memory, never through the Python
+        heap.
 
         Raises KeyFileError when the file cannot be read, InvalidKeyError when it holds something
         else, and what generate() raises. Warns with InsecureKeyFileWarning when the file's mode
@@ -173,7 +175,7 @@ class Key(Resource):
         out = KEY.cell()
         mode = 0
         try:
-            # O_NONBLOCK: opening a FIFO that nobody writes to must not hang.
+            # O_NONBLOCK: opening a FIFO without a writer must not hang.
             flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
             with Descriptor.open(name, flags) as descriptor:
                 mode = os.fstat(descriptor).st_mode
@@ -205,14 +207,15 @@ class Key(Resource):
         require: str | None = None,
         level: str | None = None,
     ) -> Key:
-        """Returns a key from a passphrase by scrypt (RFC 7914): the UTF-8 form of `text` as it is,
-        `salt` of 16 bytes or more, unique to this key but not secret.
+        """Returns a key derived from a passphrase by scrypt (RFC 7914): from the UTF-8 form of
+        `text`, unchanged, and a `salt` of 16 bytes or more, which is unique to this key but not
+        secret.
 
         `n`, `r` and `p` are scrypt's cost, block size and parallelism; the defaults take 128 MiB
         and a fraction of a second. The same passphrase, salt and parameters give the same key.
 
-        The derived bytes and the encoded passphrase are overwritten after use. `text` itself, like
-        any str, cannot be, and what the str and OpenSSL keep for themselves is theirs.
+        The derived bytes and the encoded passphrase are overwritten after use. `text` itself cannot
+        be, like any str, nor can copies that the str or OpenSSL keep.
 
         Raises InvalidKeyError for an empty passphrase or a short salt, ArgumentError for scrypt
         parameters out of range, and what generate() raises.
@@ -238,14 +241,14 @@ class Key(Resource):
                 f"scrypt cannot use n={n}, r={r}, p={p}; n must be a power of two from 2, r and p "
                 f"at least 1, and the memory of 128 * n * r bytes below 1 TiB."
             )
-        import hashlib  # which loads OpenSSL, and nothing else needs it
+        import hashlib  # imported here, because it loads OpenSSL, which nothing else needs
 
         encoded = None
         with contextlib.suppress(UnicodeEncodeError):
             encoded = text.encode("utf-8")
         if encoded is None:
-            # Raised out here, since that exception carries the passphrase and `from None` would
-            # still leave it in __context__.
+            # Raised outside the except block: the UnicodeError holds the passphrase, which would
+            # stay in __context__ even with `from None`.
             raise errors.InvalidKeyError(
                 "The passphrase has a character that UTF-8 cannot encode (a lone surrogate); use "
                 "whole characters."
@@ -285,8 +288,8 @@ class Key(Resource):
 
     @property
     def id(self) -> str:
-        """A name of the key for everybody: 32 hexadecimal digits derived from it, which tell keys
-        apart and reveal nothing else. Raises ClosedError, ForkError."""
+        """A public name of the key: 32 hexadecimal digits derived from it, which tell keys apart
+        and reveal nothing else. Raises ClosedError, ForkError."""
         out = ffi.new("uint8_t[]", lib.CCMEM_KEY_ID_SIZE)
         check(lib.ccmem_key_id(self._opened(), out), Call("the key's id", "key"))
         return bytes(ffi.buffer(out)).hex()
@@ -332,8 +335,8 @@ class Key(Resource):
         return bytes(ffi.buffer(tag))
 
     def _copy_into(self, out: Any) -> None:
-        """Puts the key's bytes into `out`, a writable buffer of 32 bytes, which the caller wipes:
-        for a key service that wraps them itself.
+        """Copies the key's bytes to `out`, a writable buffer of 32 bytes that the caller wipes, for
+        a key service that wraps them itself.
 
         Raises ArgumentError, BufferTypeError, ClosedError, ForkError.
         """
@@ -349,8 +352,8 @@ class Key(Resource):
 
     @property
     def level(self) -> str:
-        """How well the key's memory hides: "secretmem" (memfd_secret: not even root's
-        /proc/PID/mem sees it) or "mlock" (locked, not dumped, not inherited)."""
+        """How well the key's memory is hidden: "secretmem" (memfd_secret, which not even root sees
+        in /proc/PID/mem) or "mlock" (locked, not dumped, not inherited)."""
         return self._level
 
     @property
@@ -376,7 +379,7 @@ class Key(Resource):
         return native
 
     def _usable(self) -> bool:
-        """Returns True while open and in the process that made it."""
+        """Returns True while the key is open, in the process that made it."""
         native = self._key
         return native is not None and lib.ccmem_key_check(native) == lib.CCMEM_OK
 
@@ -413,17 +416,17 @@ def native_key(key: Any) -> Any:
 
 
 def check_open(key: Key) -> None:
-    """Raises ClosedError; ForkError, but for a key that can be read again from its file."""
+    """Raises ClosedError, or ForkError for a key that cannot be read again from a file."""
     key._opened()
 
 
 def is_usable(key: Key) -> bool:
-    """Returns True while it is open and in the process that made it."""
+    """Returns True while the key is open, in the process that made it."""
     return key._usable()
 
 
 def file_of(key: Key) -> KeyFile | None:
-    """Returns where it can be read again; None for a key that came from no file."""
+    """Returns where the key can be read again; None for a key that did not come from a file."""
     return key._source
 
 
@@ -453,7 +456,7 @@ def mac(key: Key, context: Any, data: Any) -> bytes:
 
 
 def copy_into(key: Key, out: Any) -> None:
-    """Puts the key's bytes into `out`, a writable buffer of 32 bytes, which the caller wipes: for a
+    """Copies the key's bytes to `out`, a writable buffer of 32 bytes that the caller wipes, for a
     key service that wraps them itself, and for a key file.
 
     Raises ArgumentError, BufferTypeError, ClosedError, ForkError.

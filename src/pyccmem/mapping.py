@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mapping: an ordinary array over an encrypted tensor, filled where it is touched."""
+"""Mapping: an ordinary array over an encrypted tensor, whose blocks are filled when they are
+touched."""
 
 from __future__ import annotations
 
@@ -24,12 +25,12 @@ __all__ = ["Mapping"]
 
 Array = npt.NDArray[Any]
 
-#: Bytes of the name that a message of the native core may show.
+#: The most bytes of a name that a message of the native core shows.
 _NAME_BYTES = 200
 
 
 def _wanted_mechanism() -> str:
-    """Returns what PYCCMEM_FAULT names. Raises ConfigError."""
+    """Returns the mechanism that PYCCMEM_FAULT names. Raises ConfigError."""
     name = os.environ.get("PYCCMEM_FAULT") or "auto"
     if name not in FAULTS:
         raise errors.ConfigError(
@@ -41,25 +42,24 @@ def _wanted_mechanism() -> str:
 
 class Mapping(Resource):
     """The array that `with tensor.map() as array:` gives: a real ndarray at a fixed address, which
-    holds nothing until it is touched. A touched block is decrypted into a frame; at most `window`
-    bytes lie in the clear at a time, and another block is wiped for each that comes.
+    is empty until it is touched. A touch decrypts a block into a frame. At most `window` bytes lie
+    in the clear at a time; when the window is full, each new block wipes another.
 
-    With mode "r" the array is read-only; with "r+" what was written is encrypted again, under new
-    versions, when its block goes and when the `with` block ends, however it ends. A mapping shows a
-    block as the tensor was when it was filled. What others write to the tensor while it is mapped
-    with "r+" may be lost.
+    With mode "r" the array is read-only. With "r+" a block that was written is encrypted again,
+    under new versions, when it leaves the window and when the `with` block ends, however it ends. A
+    mapping shows a block as the tensor was when the block was filled. What others write to the
+    tensor while it is mapped with "r+" may be lost.
 
-    After the `with` block the array, every view of it and every tensor made from it must not be
-    used: the address range stays reserved as long as they exist, and the process ends by SIGSEGV.
+    After the `with` block, do not use the array, views of it or tensors made from it: the address
+    range stays reserved as long as they exist, and a touch ends the process by SIGSEGV.
 
-    When a touched page turns out to have been changed, or cannot be had from its file any more,
-    there is no caller to raise IntegrityError or FileReadError in: all windows are wiped, and the
-    process ends (SIGABRT) with a message. prefault() and pin() raise them. Whether system calls can
-    be handed parts of the array that are not resident, as in `write(fd, array)`, tells
-    `kernel_access`; where they cannot they fail with EFAULT, and pin() makes them work. They can if
-    the process may have that (userfaultfd(2) in full: CAP_SYS_PTRACE, or /dev/userfaultfd).
-    `system_calls=False` goes without, for speed: touches are then answered in the thread that
-    touched.
+    A touch has no caller in which to raise IntegrityError or FileReadError. If the touched page was
+    changed, or cannot be read from its file any more, all windows are wiped and the process ends
+    (SIGABRT) with a message. prefault() and pin() raise these errors. `kernel_access` tells whether
+    system calls can use parts of the array that are not resident, as in `write(fd, array)`. If not,
+    they fail with EFAULT, and pin() makes them work. It takes userfaultfd(2) in full
+    (CAP_SYS_PTRACE, or /dev/userfaultfd). `system_calls=False` goes without it, for speed: touches
+    are then answered in the thread that touched.
     """
 
     __slots__ = (
@@ -96,7 +96,8 @@ class Mapping(Resource):
         _read_ahead: bool = True,
         _fault: int | None = None,
     ) -> None:
-        """Made by EncryptedTensor.map() and EncryptedBuffer.map(), which see."""
+        """Called by EncryptedTensor.map() and EncryptedBuffer.map(), which describe the
+        arguments."""
         self._region = self._anchor = self._array = self._data = None
         self._entered = False
         if not isinstance(mode, str) or mode not in ("r", "r+"):
@@ -126,7 +127,7 @@ class Mapping(Resource):
                 "name": title,
             },
         )
-        # A region uses the native store until it is freed, whatever becomes of the buffer.
+        # A region uses the native store until the region is freed, even if the buffer is closed.
         kind = region(native)
         out = kind.cell()
         status = lib.ccmem_region_new(native, offset, self._nbytes, options, out)
@@ -147,7 +148,7 @@ class Mapping(Resource):
         self._array = self._new_array()
 
     def _new_array(self) -> Array:
-        """Returns the array, which keeps the region, and so the range of addresses, alive."""
+        """Returns the array. It keeps the region alive, and so the range of addresses."""
         data = lib.ccmem_region_data(self._region)
         memory: Any = ffi.buffer(keeping(data, self._region), self._nbytes)
         if self._mode == "r":
@@ -167,17 +168,17 @@ class Mapping(Resource):
         return result
 
     def close(self) -> None:
-        """What the end of the `with` block does: writes back, wipes, and makes the addresses
-        inaccessible. May be repeated. Raises VersionExhaustedError and IntegrityError where a block
-        cannot be written back (what was written to it is lost then), ForkError."""
+        """Writes back, wipes, and makes the addresses inaccessible, as the end of the `with` block
+        does. May be repeated. Raises VersionExhaustedError or IntegrityError if a block cannot be
+        written back (what was written to it is lost), ForkError."""
         self._array = None
         region = self._region
         if region is not None:
             self._check(lib.ccmem_region_close(region), "the write-back")
 
     def flush(self) -> None:
-        """Encrypts what has been written so far. Raises as close() does; what could not be
-        encrypted stays, to be tried again."""
+        """Encrypts what has been written so far. Raises as close() does; blocks that could not be
+        encrypted stay, so that a later call can try again."""
         self._opened()
         if self._region is not None:
             self._check(lib.ccmem_region_flush(self._region), "the write-back")
@@ -185,8 +186,8 @@ class Mapping(Resource):
     # ---- parts ----
 
     def prefault(self, index: Any = ...) -> None:
-        """Decrypts what `index`, of slices and integers as in `array[index]`, names, as much of it
-        as the window holds, so that touching it next costs nothing. It can be evicted again.
+        """Decrypts what `index` names (slices and integers, as in `array[index]`), as much of it as
+        the window holds, so that the next touch costs nothing. It can be evicted again.
 
         Raises IntegrityError for a page that was changed, VersionExhaustedError when another block
         cannot be written back, IndexingError, ClosedError, ForkError.
@@ -196,9 +197,9 @@ class Mapping(Resource):
             self._check(lib.ccmem_region_prefault(self._region, start, nbytes), "the window")
 
     def pin(self, index: Any = ...) -> AbstractContextManager[Array]:
-        """Returns a context manager that gives `array[index]`, of slices and integers, and keeps it
-        in the clear until it ends, so that system calls can use it whatever the mechanism. With
-        mode "r+" it counts as written.
+        """Returns a context manager that gives `array[index]`, for slices and integers, and keeps
+        it in the clear until it ends, so that system calls can use it with any mechanism. With mode
+        "r+" it counts as written.
 
         Raises PlaintextBudgetError when the window would not keep four blocks for the rest of the
         array; what prefault() raises.
@@ -223,7 +224,7 @@ class Mapping(Resource):
                 self._check(status, "the window")
 
     def _extent(self, index: Any) -> tuple[int, int]:
-        """Returns the first byte and the length of the piece of memory that holds
+        """Returns the offset of the first byte and the length of the memory that holds
         `array[index]`."""
         array = self._opened()
         items = index if isinstance(index, tuple) else (index,)
@@ -233,7 +234,7 @@ class Mapping(Resource):
                     f"prefault() and pin() take integers, slices and '...', not "
                     f"{type(item).__name__}."
                 )
-        # An integer that names an element would read it.
+        # An integer for every axis would read the element.
         held = tuple(
             slice(item, item + 1 or None) if isinstance(item, (int, np.integer)) else item
             for item in items
@@ -257,8 +258,8 @@ class Mapping(Resource):
     # ---- what it is ----
 
     def stats(self) -> dict[str, Any]:
-        """Of this mapping: `window` and `block` (bytes), `resident` (bytes in the clear now),
-        `peak` (the most), `faults`, `fills`, `read_ahead`, `evictions`, `write_backs`,
+        """Returns, for this mapping: `window` and `block` (bytes), `resident` (bytes in the clear
+        now), `peak` (the most), `faults`, `fills`, `read_ahead`, `evictions`, `write_backs`,
         `kernel_access`, `mechanism`. Raises ForkError."""
         found = ffi.new("ccmem_region_stats *")
         if self._region is not None:
@@ -275,8 +276,8 @@ class Mapping(Resource):
 
     @property
     def kernel_access(self) -> bool:
-        """True when system calls can be handed what is not resident; where it is False they fail
-        with EFAULT, but for what is pinned."""
+        """True when system calls can use parts that are not resident. When False, such calls fail
+        with EFAULT, except for parts that are pinned."""
         return self._region is None or bool(self.stats()["kernel_access"])
 
     @property

@@ -541,7 +541,7 @@ def refusal(require):
 
 none, named = refusal(None), refusal("secretmem")
 assert "None" not in none and "mlock(2)" in none and "sandbox" in none, none
-assert "level 'secretmem' cannot be had" in named, named
+assert "level 'secretmem' is not available" in named, named
 Key.generate().close()
 """,
         environment=fault_injection.environment(library),

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The native library as the rest of the package uses it: its functions and constants, its names,
-its errors, owners of what it hands out, and memory for plaintext.
+its errors, owners of its objects, and memory for plaintext.
 
-Importing it starts the library; see `startup`.
+Importing this package starts the library; see `startup`.
 """
 
 from .native import OK, anchor, ffi, lib

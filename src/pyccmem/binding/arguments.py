@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns what callers hand in into integers and native buffers, or says what is wrong with it.
+"""Turns the arguments of callers into integers and native buffers, or says what is wrong with them.
 
-A native buffer must be let go of before an exception leaves the function that has it, by `with` or
-by `del` in a `finally`: never may a traceback keep one. CPython up to 3.12 tears a cycle of an
-exception, a frame, a memoryview and a buffer over it apart in an order that ends the process: the
-memoryview lets go of its memory while the buffer still uses it.
+A function that holds a native buffer must release it before an exception leaves the function, by
+`with` or by `del` in a `finally`: a traceback must never keep one. CPython up to 3.12 clears a
+cycle of an exception, a frame, a memoryview and a buffer over it in an order that ends the process:
+the memoryview releases its memory while the buffer still uses it.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ _FIELD_NAME = re.compile(r":[^:]*:")
 
 
 def integer(name: str, value: Any) -> int:
-    """Returns `value` as an int: anything with __index__ (NumPy's integers too) but the booleans.
-    No size or offset needs more than 64 bits, and Python refuses to print what is very much
-    longer."""
+    """Returns `value` as an int. Takes anything that has __index__, NumPy's integers too, except
+    booleans. No size or offset needs more than 64 bits, and Python refuses to print much longer
+    integers."""
     if isinstance(value, (bool, np.bool_)):
         raise errors.ArgumentTypeError(f"{name} must be an integer, not {type(value).__name__}.")
     try:
@@ -63,8 +63,8 @@ _UNITS = {"B": 0, "KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40}
 
 
 def byte_count(name: str, value: Any) -> int:
-    """Returns a number of bytes from 1 to 2^63 - 1, given as an integer or as text such as "64MiB".
-    Raises ArgumentError, ArgumentTypeError."""
+    """Returns the number of bytes, from 1 to 2^63 - 1, that an integer or a text such as "64MiB"
+    gives. Raises ArgumentError, ArgumentTypeError."""
     if isinstance(value, str):
         match = _SIZE.fullmatch(value)
         if match is None:
@@ -81,7 +81,8 @@ def byte_count(name: str, value: Any) -> int:
 
 
 def checked_page_size(value: Any) -> int:
-    """Returns a number of bytes that pages may have. Raises PageSizeError, ArgumentTypeError."""
+    """Returns `value` as a size that pages may have, in bytes. Raises PageSizeError,
+    ArgumentTypeError."""
     size = integer("page_size", value)
     smallest, largest = int(lib.CCMEM_PAGE_SIZE_MIN), int(lib.CCMEM_PAGE_SIZE_MAX)
     if not smallest <= size <= largest or size & (size - 1):
@@ -106,8 +107,8 @@ def holds_objects(value: Any) -> bool:
 
 
 def _refused(name: str, value: Any, writable: bool) -> errors.BufferTypeError:
-    """Returns the exception for a value that is not a C-contiguous buffer, writable where it must
-    be."""
+    """Returns the exception for a value that is not a C-contiguous buffer, or not a writable one
+    where `writable` asks for it."""
     kind = type(value).__name__
     can = "writable " if writable else ""
     if isinstance(value, str):
@@ -184,7 +185,8 @@ def output_buffer(name: str, value: Any) -> Any:
 def exact_bytes(
     name: str, value: Any, sizes: tuple[int, ...], error: type[errors.ArgumentError]
 ) -> Any:
-    """input_buffer() of exactly one of `sizes` bytes; raises `error` for any other size."""
+    """Returns input_buffer() of a value whose size in bytes is one of `sizes`. Raises `error` for
+    any other size."""
     buffer = input_buffer(name, value)
     try:
         if len(buffer) not in sizes:

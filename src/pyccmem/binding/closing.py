@@ -12,12 +12,13 @@ _Self = TypeVar("_Self", bound="Closing")
 
 
 class Closing:
-    """Base of what is closed at the end of a `with` block, which it is the value of."""
+    """Base of objects that a `with` block closes at its end. The block's value is the object
+    itself."""
 
     __slots__ = ()
 
     def close(self) -> None:
-        """Gives up what it holds. May be repeated."""
+        """Gives up what the object holds. May be repeated."""
         raise NotImplementedError
 
     def __enter__(self: _Self) -> _Self:

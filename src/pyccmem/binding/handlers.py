@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Keeps the native handlers of SIGSEGV and SIGBUS in front of those that Python code sets later.
 
-A handler that signal.signal() sets is, for the system, a function of the interpreter that makes a
-note and returns; the access that raised the signal is then repeated, for ever. faulthandler's takes
-every signal for the end of the program. So where a mapping or a sealed file depends on our
-handlers, these functions put them in front again before they return: what was set gets every signal
-that is not ours.
+When signal.signal() sets a handler, the system calls a function of the interpreter that makes a
+note and returns; the processor then repeats the access that raised the signal, for ever. The
+handler of faulthandler takes every signal for the end of the program. A mapping or a sealed file
+depends on our handlers, so these functions put ours in front again before they return. The handler
+that was set still gets every signal that is not ours.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from .native import ffi, lib
 
 __all__ = ["stay_in_front"]
 
-#: signal.signal() looks up this one at each call, so that whoever has imported it is served too.
+#: signal.signal() looks up _signal.signal at each call, so code that imported it earlier is
+#: covered.
 _SETTERS = ((_signal, "signal"), (faulthandler, "enable"), (faulthandler, "disable"))
 
 _done = False
@@ -47,7 +48,8 @@ def _leading(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def stay_in_front() -> None:
-    """From now on, for good: nothing happens in a process that needs no handlers of ours."""
+    """Keeps our handlers in front from now on, for good. A process that never calls this is left
+    alone."""
     global _done
     if not _done:
         for module, name in _SETTERS:

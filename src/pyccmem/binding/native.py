@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The native module: the only importer of it."""
+"""Imports the native module. No other module does."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ OK: int = lib.CCMEM_OK
 
 
 def anchor(owner: Any) -> Any:
-    """Returns something that keeps `owner`, made by ffi.gc(), out of the garbage collector's sight.
+    """Returns an object that holds `owner`, which ffi.gc() made, where the garbage collector does
+    not see it.
 
-    When a reference cycle is collected, cffi runs the destructors of all its members first, and
-    finalizers (`__del__`) that come after may still use the objects, or even save them. An ndarray
-    is not tracked by the collector, so to it the reference in this one comes from outside: `owner`
-    is never destroyed by a collection, only when its last reference goes.
+    When the collector finds a reference cycle, cffi runs the destructors of all its members first.
+    Finalizers (`__del__`) run later and may still use the objects, or even save them. The collector
+    does not track ndarrays, so it counts the reference in this one as coming from outside the
+    cycle: a collection never destroys `owner`, only the end of its last reference does.
     """
     holder = np.empty((), dtype=object)
     holder[()] = owner

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Owners of what the native library and the system hand out, which no interrupt can come before.
+"""Owners of native objects and descriptors, which exist before what they own: no interrupt leaks
+one.
 
-A signal's handler, Ctrl-C's among them, may raise between any two steps of Python code: after a
-call has made something and before a variable has it, and also within a destructor that is a Python
-function, whose rest then never runs. It cannot raise while C code runs. So what a call makes goes
-into a cell, which owns it and was made before the call; it moves on to its last owner within one
-call of C code; and every destructor is a C function, or a partial() of one.
+A signal handler, such as that of Ctrl-C, may raise between any two steps of Python code: between
+the call that makes an object and the assignment to a variable, and also within a destructor written
+in Python, whose rest then never runs. It cannot raise while C code runs. So a call puts what it
+makes into a cell, which owns it and was made before the call; one call of C code moves it on to its
+last owner; and every destructor is a C function, or a partial() of one.
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ _STORE = ffi.typeof("ccmem_store *")
 
 
 def made(make: Any, argument: Any, destructor: Any) -> Any:
-    """Returns what `make(argument)` returns, a pointer, with its destructor, both functions of C:
-    one step, in which no handler can raise. map() calls the one with what the other returned, and
-    no Python code runs in between."""
+    """Returns the pointer that `make(argument)` returns, with its destructor. Both are C functions,
+    and map() calls one with what the other returned: no Python code runs in between, so no handler
+    can raise."""
     return next(map(_gc, map(make, (argument,)), (destructor,)))
 
 
@@ -57,8 +58,8 @@ def keeping(pointer: Any, kept: Any) -> Any:
 
 
 def pointer_to(store: Any) -> Any:
-    """Returns a store as a field of a native struct takes it: one in an arena lies in a Python
-    object, which only a native function takes for a pointer. The caller keeps `store` alive."""
+    """Returns a pointer to a store, for a field of a native struct. A store in an arena is a bytes
+    object, which cffi converts for native functions only. The caller keeps `store` alive."""
     return _cast(_STORE, _from_buffer(store)) if isinstance(store, bytes) else store
 
 
@@ -74,18 +75,18 @@ class Kind:
         )
 
     def cell(self) -> Any:
-        """Returns room for the object that a call makes: the argument for its `out`. Frees what is
-        in it when the last reference to it goes."""
+        """Returns an empty cell, the argument for `out` of a call that makes an object. The end of
+        its last reference frees the object in it."""
         return _gc(_new(self._type), self._drop)
 
     def own(self, cell: Any) -> Any:
-        """Returns the object in the cell, which is empty from now on. Frees it when the last
-        reference goes."""
+        """Returns the object in the cell, and leaves the cell empty. The end of its last reference
+        frees the object."""
         return made(self._take, cell, self._free)
 
 
 class _Region(Kind):
-    """Regions of one store, which lives as long as they do."""
+    """The kind of regions of one store. They keep the store alive."""
 
     __slots__ = ()
 
@@ -109,13 +110,13 @@ CACHE = Kind("cache")
 
 
 def region(store: Any) -> Kind:
-    """Returns the kind of regions of this store."""
+    """Returns the kind of regions of `store`."""
     return _Region(store)
 
 
 def pin(region: Any) -> Any:
-    """Returns room for a pinned range of the region, which is unpinned when the last reference
-    goes."""
+    """Returns room for a pinned range of the region. The end of its last reference unpins the
+    range."""
     return _gc(_new(_PIN), partial(lib.ccmem_pin_drop_before, region))
 
 
@@ -123,13 +124,14 @@ _DESCRIPTOR = ffi.typeof("int *")
 
 
 class Descriptor(Closing):
-    """A file descriptor that is closed when the last reference goes, or by close(), or at the end
-    of a `with` block, which it gives its number."""
+    """A file descriptor, closed by close(), at the end of a `with` block, or with its last
+    reference. The value of the `with` block is its number."""
 
     __slots__ = ("_cell",)
 
     def __init__(self, make: Callable[..., int], *arguments: Any) -> None:
-        """What `make(*arguments)`, a function of C, opens. Raises what it raises."""
+        """Owns the descriptor that `make(*arguments)`, a C function, opens. Raises what it
+        raises."""
         self._cell = _gc(_new(_DESCRIPTOR, -1), lib.ccmem_descriptor_drop)
         number = map(make, *((argument,) for argument in arguments))
         next(map(operator.setitem, (self._cell,), (0,), number))
@@ -143,7 +145,7 @@ class Descriptor(Closing):
         *,
         dir_fd: int | None = None,
     ) -> Descriptor:
-        """os.open()."""
+        """Owns what os.open() opens."""
         return cls(partial(os.open, dir_fd=dir_fd), path, flags, mode)
 
     @property
@@ -152,8 +154,8 @@ class Descriptor(Closing):
         return int(self._cell[0])
 
     def close(self) -> None:
-        """May be repeated. An error of close(2), which tells of writes that did not get to the
-        disk, is not raised: who has to know has called fsync(2) before."""
+        """Closes the descriptor. May be repeated. Does not raise the error by which close(2)
+        reports writes that did not reach the disk: callers that must know call fsync(2) first."""
         lib.ccmem_descriptor_drop(self._cell)
 
     def __enter__(self) -> int:  # type: ignore[override]
@@ -164,14 +166,14 @@ _KEPT_FILE = ffi.typeof("ccmem_kept_file *")
 
 
 class KeptFile:
-    """A duplicate of a file's descriptor, kept for as long as this object lives. Somebody may close
-    it, as a process does with all that it does not know when it becomes a daemon; the number, which
-    may be another file's then, is neither used nor closed."""
+    """A duplicate of a file's descriptor, kept for as long as this object lives. Other code may
+    close it, as a process that becomes a daemon closes every descriptor it does not know. The
+    number may then belong to another file, and is neither used nor closed."""
 
     __slots__ = ("_cell",)
 
     def __init__(self, descriptor: int | None) -> None:
-        """None keeps nothing. Raises OSError."""
+        """Duplicates `descriptor`; None keeps nothing. Raises OSError."""
         self._cell = _gc(_new(_KEPT_FILE, {"fd": -1}), lib.ccmem_kept_file_drop)
         number = 0 if descriptor is None else lib.ccmem_kept_file_open(self._cell, descriptor)
         if number:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Start-up of the native library, and the choice of a tier.
+"""Starts the native library and chooses a tier.
 
-The tier that PYCCMEM_TIER names, or the best one, passes its known-answer tests (the others are
-tested before their first use); PYCCMEM_NUM_THREADS bounds the threads of a bulk operation.
+The tier is the one that PYCCMEM_TIER names, or else the best. It must pass its known-answer tests;
+other tiers are tested before their first use. PYCCMEM_NUM_THREADS bounds the threads of a bulk
+operation.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ def start() -> None:
     wanted = os.environ.get("PYCCMEM_TIER", "")
     status = lib.ccmem_init(os.fsencode(wanted) if wanted else ffi.NULL)
     if status == lib.CCMEM_ERR_TIER:
-        # Nothing is known of the tiers before a start, and the error is to name the usable ones.
+        # The error names the usable tiers, which are known only after a start.
         lib.ccmem_init(ffi.NULL)
     check(status, TierCall("the cipher code", "PYCCMEM_TIER", wanted))
     if wanted and active_tier() != wanted:
         # The first start in a process decides; a later import cannot move to another tier.
         raise errors.TierError(
-            f"PYCCMEM_TIER={wanted!r} comes too late, this process already uses "
+            f"PYCCMEM_TIER={wanted!r} comes too late: this process already uses "
             f"{active_tier()!r}; set it before pyccmem is first imported."
         )
 
@@ -60,7 +61,7 @@ def start() -> None:
 
 
 def tier_number(name: str | None) -> int:
-    """Returns the native number of a usable tier; of the one in use for None. The first question
+    """Returns the native number of the named tier, or of the tier in use for None. The first call
     for a tier runs its known-answer tests. Raises TierError, SelfTestError."""
     if name is None:
         return int(lib.ccmem_tier_active())

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Native statuses as exceptions: the one place where the one becomes the other.
+"""Turns native statuses into exceptions. No other module does.
 
-What the caller of a native function knows of the call is a context, an object of one of the classes
-here. `_TABLE` says which exception a status is in which context, and in which words: a sentence
-whose fields are the context's attributes and the _FACTS of the process.
+The caller of a native function describes its call by a context, an object of one of the classes
+here. `_TABLE` gives the exception for a status in a context, and its sentence, whose fields are
+attributes of the context or _FACTS of the process.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = [
 
 
 class Call:
-    """What every sentence may name: what was done, and to what."""
+    """A call of which only the action and its subject are known."""
 
     __slots__ = ("action", "subject")
 
@@ -46,7 +46,7 @@ class Call:
 
 
 class KeyCall(Call):
-    """A call that makes a key, of which the level `require` is asked for."""
+    """A call that makes a key, which must be of level `require`, if that is not None."""
 
     __slots__ = ("require",)
 
@@ -56,7 +56,7 @@ class KeyCall(Call):
 
 
 class KeyFileCall(KeyCall):
-    """A call that reads a key from the file `path`; `errno`: the system's number of a failure."""
+    """A call that reads a key from the file `path`. `errno` is the system's number of a failure."""
 
     __slots__ = ("errno", "path")
 
@@ -72,7 +72,7 @@ class UnwrapCall(KeyCall):
 
 
 class TierCall(Call):
-    """A call for the tier that `setting`, an argument or a variable of the environment, names."""
+    """A call for the tier that `setting` names: an argument or an environment variable."""
 
     __slots__ = ("setting", "tier")
 
@@ -96,7 +96,7 @@ class FilePagesCall(Call):
 
 
 class BufferCall(Call):
-    """A call for `length` bytes from `offset` on of a buffer and its native `store`."""
+    """A call for `length` bytes from `offset` on of a buffer, whose native store is `store`."""
 
     __slots__ = ("length", "name", "nbytes", "offset", "page_size", "store")
 
@@ -117,8 +117,8 @@ class BufferCall(Call):
 
 
 class MappingCall(BufferCall):
-    """A call of a mapping of such a buffer, with a window of `window` bytes, of which `pinned` are
-    asked to stay."""
+    """A call of a mapping of a buffer. Its window has `window` bytes; the call asks to pin `pinned`
+    bytes."""
 
     __slots__ = ("errno", "pinned", "setting", "window")
 
@@ -182,7 +182,7 @@ class CacheCall(KeyCall):
 
 
 def _memlock_limit() -> str:
-    """RLIMIT_MEMLOCK of this process in words."""
+    """Returns RLIMIT_MEMLOCK of this process in words."""
     try:
         import resource
 
@@ -193,7 +193,7 @@ def _memlock_limit() -> str:
 
 
 def _memory_limits() -> str:
-    """Returns the limits of this process that a refusal of memory may come from, in words."""
+    """Returns the limits of this process that may be why memory was refused, in words."""
     found = ""
     try:
         with open("/proc/sys/vm/max_map_count", "rb") as file:
@@ -225,7 +225,7 @@ def _budget(name: str) -> int:
     return int(getattr(state, name))
 
 
-#: What a sentence may name beside the context's attributes.
+#: What a sentence may name besides the context's attributes.
 _FACTS: dict[str, Callable[[Any], Any]] = {
     "best_level": lambda _: LEVELS[lib.ccmem_secret_probe()],
     "budget": lambda _: _budget("budget"),
@@ -257,21 +257,21 @@ _WRITING = 1 << 63
 
 
 def lost_page(store: Any, name: str, page: int) -> errors.FileReadError | None:
-    """Returns the error for a page of a sealed file that could not be had from it; None for any
-    other."""
+    """Returns the error for a page that could not be read from its sealed file; None for any other
+    page."""
     path = lib.ccmem_store_lost(store, page) if store is not None else ffi.NULL
     if not path:
         return None
     filename = os.fsdecode(ffi.string(path))
     return errors.FileReadError(
-        f"Page {page} of {name!a} cannot be had from its file {filename!a}: it was cut short while "
-        f"it was open, or its file system failed. Nothing of the page was handed out; mend the "
-        f"file, or use a good copy, and load it again: what is open stays without the page."
+        f"Page {page} of {name!a} cannot be read from its file {filename!a}: it was cut short "
+        f"while it was open, or its file system failed. None of the page was returned; mend the "
+        f"file, or use a good copy, and load it again: tensors that are open stay without the page."
     ).of_system(errno.EIO, filename)
 
 
 def _changed_page(context: BufferCall) -> errors.PyccmemError:
-    """Returns what the last CCMEM_ERR_INTEGRITY of a store in this thread means."""
+    """Returns the exception for the last CCMEM_ERR_INTEGRITY of a store in this thread."""
     failure = lib.ccmem_last_failure()
     page, version, name = int(failure.page), int(failure.version), context.name
     lost = lost_page(context.store, name, page)
@@ -291,7 +291,7 @@ def _changed_page(context: BufferCall) -> errors.PyccmemError:
     else:
         what = f"{where}) is marked as never written, but was written"
     return errors.IntegrityError(
-        f"{what}. Nothing of it was handed out; write the whole page anew from a good copy, or use "
+        f"{what}. None of it was returned; write the whole page anew from a good copy, or use "
         f"the other pages only.",
         name=name,
         page=page,
@@ -419,9 +419,9 @@ _TABLE: dict[tuple[int, type[Call]], _Meaning | Callable[[Any], errors.PyccmemEr
     ),
     (lib.CCMEM_ERR_FAULT, StartMappingCall): _Meaning(
         errors.FaultMechanismError,
-        "The fault mechanism {setting!r} cannot be had here ({reason}); leave PYCCMEM_FAULT unset "
-        "for whichever the system has (userfaultfd, or SIGSEGV with Linux 5.7 or newer), or use "
-        "open() or indexing, which need neither.",
+        "The fault mechanism {setting!r} is not available here ({reason}); leave PYCCMEM_FAULT "
+        "unset for whichever the system has (userfaultfd, or SIGSEGV with Linux 5.7 or newer), or "
+        "use open() or indexing, which need neither.",
     ),
     (lib.CCMEM_ERR_THREAD, StartMappingCall): _Meaning(
         errors.FaultMechanismError,
@@ -446,7 +446,7 @@ _TABLE: dict[tuple[int, type[Call]], _Meaning | Callable[[Any], errors.PyccmemEr
     ),
     (lib.CCMEM_ERR_SECRETMEM, Call): _Meaning(
         errors.SecretMemoryError,
-        "There is no memory for secrets to be had for {action}: the system refuses both "
+        "No memory for secrets is available for {action}: the system refuses both "
         "memfd_secret(2) and mlock(2), or to keep memory out of dumps and children (madvise(2)); "
         "allow these calls in the sandbox that this process runs in.",
     ),
@@ -469,7 +469,7 @@ _TABLE: dict[tuple[int, type[Call]], _Meaning | Callable[[Any], errors.PyccmemEr
     ),
     (lib.CCMEM_ERR_IO, FilePagesCall): _Meaning(
         errors.FileReadError,
-        "The pages of {name!a} cannot be had from their file {path!a}: {reason}; check the disk "
+        "The pages of {name!a} cannot be read from their file {path!a}: {reason}; check the disk "
         "the file is on, or use a regular file that is open for reading.",
         of_system=True,
     ),
@@ -487,14 +487,13 @@ _TABLE: dict[tuple[int, type[Call]], _Meaning | Callable[[Any], errors.PyccmemEr
     ),
 }
 
-#: CCMEM_ERR_ARGUMENT and all else: the callers check their arguments, so what remains has no better
-#: words.
+#: For CCMEM_ERR_ARGUMENT and all other statuses. Callers check their arguments, so this is rare.
 _REFUSED = _Meaning(errors.ArgumentError, "An argument of {action} was refused: {native}.")
 
-#: Of CCMEM_ERR_SECRETMEM where a level was required.
+#: For CCMEM_ERR_SECRETMEM when a level was required.
 _NO_SUCH_LEVEL = _Meaning(
     errors.SecretMemoryError,
-    "Secret memory of level {require!r} cannot be had here, where the best level is "
+    "Secret memory of level {require!r} is not available here, where the best level is "
     "{best_level!r}; enable memfd_secret (Linux 5.14 or newer, secretmem.enable=1 on the kernel's "
     "command line before 6.5) or do not require it.",
 )
@@ -523,11 +522,11 @@ def _exception(meaning: _Meaning, context: Any, status: int) -> errors.PyccmemEr
 
 
 def check(status: int, context: Call = _CALL) -> None:
-    """Does nothing for CCMEM_OK, and raises the exception that any other status stands for."""
+    """Raises the exception for a status other than CCMEM_OK; does nothing for CCMEM_OK."""
     if status == OK:
         return
-    # Which page did not match its tag is known until the next failure in this thread: the table's
-    # entries call nothing native that fails before they have looked.
+    # The native library remembers which page failed only until the next failure in this thread, so
+    # the table's entries look at it before they call anything native that can fail.
     for kind in type(context).__mro__:
         meaning = _TABLE.get((status, kind))
         if meaning is not None:

@@ -28,9 +28,9 @@ class Suite(NamedTuple):
     """A cipher suite, as the native library describes it."""
 
     number: int
-    subkey_size: int  # bytes that are derived for a store
-    tag_size: int  # bytes of a page's tag; 0: no tags, and no change is noticed
-    aes_rounds: int  # for each 16 bytes; 0: it is not made of AES
+    subkey_size: int  # bytes of the key that is derived for a store
+    tag_size: int  # bytes of a page's tag; 0: pages have no tags, and changes go unnoticed
+    aes_rounds: int  # AES rounds for each 16 bytes; 0: the suite is not made of AES
 
 
 def _suites() -> dict[str, Suite]:
@@ -42,7 +42,7 @@ def _suites() -> dict[str, Suite]:
     return found
 
 
-#: The cipher of everything that is made without naming one.
+#: The cipher of buffers and tensors for which no cipher is named.
 DEFAULT_CIPHER = "aegis-128x2"
 
 _found = _suites()
@@ -50,13 +50,13 @@ _found = _suites()
 #: Cipher suites by name, the default first.
 SUITES: dict[str, Suite] = {DEFAULT_CIPHER: _found.pop(DEFAULT_CIPHER), **_found}
 
-#: Their numbers.
+#: The native number of each suite, by name.
 CIPHERS: dict[str, int] = {name: suite.number for name, suite in SUITES.items()}
 
-#: The names of those whose pages have a tag, so that every change is noticed.
+#: Names of the suites whose pages have a tag, so that every change is noticed.
 AUTHENTICATED = frozenset(name for name, suite in SUITES.items() if suite.tag_size)
 
-#: Bytes of a page where none are named.
+#: Bytes of a page unless the caller names a size.
 BUFFER_PAGE_SIZE = 4096
 TENSOR_PAGE_SIZE = 4096
 
@@ -67,14 +67,14 @@ LEVELS: dict[int, str] = {
     lib.CCMEM_SECRET_MEMFD: "secretmem",
 }
 
-#: Every tier by name, best first, whether this processor can run it or not.
+#: Every tier by name, best first, including those that this processor cannot run.
 TIERS: dict[str, int] = {
     ffi.string(lib.ccmem_tier_name(tier)).decode(): tier
     for tier in reversed(range(lib.CCMEM_TIER_COUNT))
 }
 
 
-#: How a mapping learns of a touch, by the name that PYCCMEM_FAULT takes.
+#: The mechanisms by which a mapping learns of a touch, by the names that PYCCMEM_FAULT takes.
 FAULTS: dict[str, int] = {
     "auto": lib.CCMEM_FAULT_AUTO,
     "uffd": lib.CCMEM_FAULT_UFFD,
@@ -96,7 +96,7 @@ def active_tier() -> str:
 
 
 def features() -> dict[str, bool]:
-    """Processor features that the tiers ask for, and whether this process may use them."""
+    """Returns the processor features that the tiers need, True where this process may use them."""
     found: dict[str, bool] = {}
     present = ffi.new("int *")
     while name := lib.ccmem_cpu_feature(len(found), present):

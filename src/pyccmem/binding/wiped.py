@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory for the plaintext that pyccmem hands out: wiped when its last user lets go of it.
+"""Memory for the plaintext that pyccmem returns: wiped when its last user releases it.
 
-A block comes from the native pool, is left out of core dumps, reads as zeros in a forked child, and
-is wiped and kept for reuse as soon as nothing refers to it any more: no array, no view of one, no
-memoryview.
+A block comes from the native pool, is left out of core dumps and reads as zeros in a forked child.
+It is wiped and kept for reuse as soon as no array, view or memoryview refers to it any more.
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ from .status import Call, check
 
 __all__ = ["block", "empty", "stats", "wipe", "wipe_bytes"]
 
-# Looked up once: these are most of what one small read costs.
+# Looked up once, because these lookups are most of the cost of one small read.
 _buffer = ffi.buffer
 _BYTES = ffi.typeof("uint8_t[]")
 
-#: Takes a block and makes its owner in one call, so that no interrupt can come between.
+#: Takes a block and makes its owner in one call, so that no interrupt can come in between.
 _new = ffi.new_allocator(lib.ccmem_plain_take, lib.ccmem_plain_free, should_clear_after_alloc=False)
 
 
 def block(nbytes: int) -> tuple[Any, Any]:
-    """Returns `nbytes` zero bytes, at least 1, aligned to 64: as a native array and as a writable
-    buffer. Either keeps the block alive. Raises OutOfMemoryError, PlaintextBudgetError."""
+    """Returns a block of `nbytes` zero bytes, at least 1, aligned to 64, as a native array and as a
+    writable buffer. Either keeps the block alive. Raises OutOfMemoryError, PlaintextBudgetError."""
     try:
         pointer = _new(_BYTES, nbytes)
     except MemoryError:
@@ -41,7 +40,8 @@ def block(nbytes: int) -> tuple[Any, Any]:
 
 
 def _refusal() -> int:
-    """Returns why this thread got no block: the system's refusal, unless the budget's is known."""
+    """Returns the status by which this thread got no block: the budget's refusal if there was one,
+    else the system's."""
     status: int = lib.ccmem_plain_refusal()
     return status if status != OK else int(lib.CCMEM_ERR_NOMEM)
 
@@ -69,22 +69,22 @@ def empty(shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any
 
 
 def wipe(buffer: Any) -> None:
-    """Overwrites a block that other references may keep alive with zeros, now."""
+    """Overwrites a block with zeros now, even if other references keep it alive."""
     lib.ccmem_wipe(ffi.from_buffer(buffer), len(buffer))
 
 
 def wipe_bytes(data: bytes) -> None:
-    """Overwrites a bytes object that the package made and nobody else holds.
+    """Overwrites a bytes object that the package made and that nothing else refers to.
 
-    Python offers no way to clear bytes; the memory is reached through the buffer protocol. The
-    empty one and those of a single byte are shared by the whole interpreter, and stay.
+    Python has no call to clear bytes, so this reaches their memory through the buffer protocol. The
+    interpreter shares the empty object and those of one byte; they are left as they are.
     """
     if len(data) > 1:
         lib.ccmem_wipe(ffi.from_buffer(data), len(data))
 
 
 def stats() -> dict[str, int]:
-    """Returns the pool's state: `plain_blocks`, blocks in use; `plain_in_use`, their bytes;
+    """Returns the state of the pool: `plain_blocks`, blocks in use; `plain_in_use`, their bytes;
     `plain_peak`, the most bytes ever in use at once; `plain_kept`, bytes of wiped blocks kept for
     reuse. Raises OutOfMemoryError."""
     found = ffi.new("ccmem_plain_stats *")

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the package does to a terminal: how the command starts and ends, styles, bars."""
+"""The package at a terminal: how the command starts and ends, styles, bars."""

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the command `pyccmem` starts and ends: also when it is interrupted, or the package itself
-cannot start."""
+"""Starts and ends the command `pyccmem`, also when it is interrupted or the package cannot
+start."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ __all__ = [
 #: Exit status for wrong usage and for every exception of pyccmem.errors but SelfTestError.
 EXIT_ERROR = 2
 
-#: ... and for that: a self-test failed.
+#: Exit status for SelfTestError.
 EXIT_FAILED = 1
 
 EXIT_INTERRUPTED = 130
 
 
 def _is_the_command() -> bool:
-    """Returns True in `pyccmem ...`, `python -m pyccmem ...` and the like, which the demos'
-    processes are (`python -m pyccmem.demo.child`), also before the command's code runs."""
+    """Returns True in `pyccmem ...`, `python -m pyccmem ...` and the like, also in the demos'
+    processes (`python -m pyccmem.demo.child`), and already before the command's code runs."""
     if os.path.basename(sys.argv[0] if sys.argv else "") == "pyccmem":
         return True
     # While runpy imports the package of `-m pyccmem`, argv[0] is still "-m".
@@ -43,23 +43,23 @@ def _is_the_command() -> bool:
     return module == "pyccmem" or module.startswith("pyccmem.")
 
 
-#: Whether interrupts are the system's to answer while nothing is carried out.
+#: True while the system answers interrupts, as long as no command is carried out.
 _quiet = False
 
 
 def start_quietly() -> None:
-    """While the package is imported an interrupt ends the command without a traceback: as the
-    system does it, since nothing has been begun. carry_out() has Python answer it again."""
+    """Lets the system end the command without a traceback if an interrupt comes while the package
+    is imported, when no work has begun. carry_out() lets Python answer interrupts again."""
     global _quiet
     if _is_the_command() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        _quiet = True  # argv is another one later, when runpy has found the module
+        _quiet = True  # noted now, because runpy changes argv once it has found the module
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def carry_out(work: Callable[[], int]) -> int:
-    """Does the work of a command; its exit status. An interrupt is EXIT_INTERRUPTED, and a standard
-    output that takes no more an error in one line; but a reader of a pipe that has gone has
-    enough."""
+    """Does the work of a command and returns its exit status. An interrupt gives EXIT_INTERRUPTED.
+    A standard output that cannot be written is an error in one line, but not a pipe whose reader
+    has gone."""
     _open_streams()
     try:
         if _quiet:
@@ -67,7 +67,7 @@ def carry_out(work: Callable[[], int]) -> int:
         try:
             return work()
         finally:
-            # What argparse prints before it exits, too.
+            # Covers what argparse prints before it exits, too.
             sys.stdout.flush()
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -80,19 +80,19 @@ def carry_out(work: Callable[[], int]) -> int:
         complain(f"{what} cannot be written: {error.strerror or error}.")
         return EXIT_ERROR
     finally:
-        if _quiet:  # the interpreter's own end is nothing to interrupt either
+        if _quiet:  # an interrupt during the interpreter's end is not reported either
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def complain(text: str) -> None:
-    """Says something on standard error, where that is possible."""
+    """Prints a line on standard error, if that is possible."""
     with contextlib.suppress(OSError):
         print(f"pyccmem: {text}", file=sys.stderr, flush=True)
 
 
 def _open_streams() -> None:
-    """Has something to print to where the shell has closed a stream, and no character that a stream
-    cannot encode end the command."""
+    """Opens streams that the shell has closed, and makes characters that a stream cannot encode
+    harmless."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -102,7 +102,7 @@ def _open_streams() -> None:
 
 
 def _drop_output() -> None:
-    """Has the interpreter's last flush of standard output succeed."""
+    """Makes the interpreter's last flush of standard output succeed."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -110,7 +110,8 @@ def _drop_output() -> None:
 def end_with(error: Exception) -> None:
     """Ends the process with one line on standard error if it is the command `pyccmem`.
 
-    Its code lies in the package, so a wrong PYCCMEM_TIER fails before any of it can catch that.
+    The command's code lies in the package, so a wrong PYCCMEM_TIER fails before the command can
+    catch that.
     """
     if _is_the_command():
         complain(str(error))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a command may send to a terminal: styled tables, and bars that redraw themselves.
+"""Output of a command to a terminal: styled tables, and bars that redraw themselves.
 
-NO_COLOR (https://no-color.org), when it is not empty, means that no style is printed, FORCE_COLOR
-that it is where no terminal is. A terminal called "dumb" obeys no sequences at all.
+NO_COLOR (https://no-color.org), when it is not empty, switches styles off. FORCE_COLOR switches
+them on where there is no terminal. A terminal called "dumb" obeys no sequences at all.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ def _is_set(name: str) -> bool:
 
 
 def can_redraw(stream: TextIO) -> bool:
-    """Returns whether a line on `stream` can be written over: it is a terminal, and no dumb one."""
+    """Returns True when a line on `stream` can be overwritten: it is a terminal, and not a dumb
+    one."""
     return stream.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
 
 
 def table_console(stream: TextIO | None = None) -> Any:
-    """rich's Console for styled tables on `stream`, by default standard output; None where plain
-    text is right, or rich is not installed."""
+    """Returns rich's Console for styled tables on `stream`, by default standard output; None if
+    plain text is right, or rich is not installed."""
     stream = sys.stdout if stream is None else stream
     if _is_set("NO_COLOR") or not (_is_set("FORCE_COLOR") or can_redraw(stream)):
         return None
@@ -37,8 +38,8 @@ def table_console(stream: TextIO | None = None) -> Any:
 
 
 def bar_console(*, wanted: bool = False) -> Any:
-    """rich's Console for a bar on standard error; None where none can be redrawn, unless one is
-    `wanted` in any case. Raises ImportError where rich is not installed."""
+    """Returns rich's Console for a bar on standard error; None if a bar cannot be redrawn there,
+    unless it is `wanted` in any case. Raises ImportError if rich is not installed."""
     if not wanted and not can_redraw(sys.stderr):
         return None
     from rich.console import Console

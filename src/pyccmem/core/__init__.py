@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the public classes, products and adapters are built on, and do not show.
+"""The base of the public classes, products and adapters. No part of it is public.
 
-`store` and `matrix` are the seam for adapters to other frameworks: where bytes lie as ciphertext,
-and where a matrix lies among them.
+`store` and `matrix` are what adapters to other frameworks use: a Store says where bytes lie as
+ciphertext, a Matrix where a matrix lies in a store.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The element types: one table, from which frameworks' adapters and file formats derive theirs."""
+"""The table of element types, from which adapters and file formats derive theirs."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ __all__ = ["DTYPES", "NATIVE", "Dtype"]
 
 
 class Dtype(NamedTuple):
-    """An element type: its name in NumPy, ml_dtypes and torch, and what it is elsewhere."""
+    """An element type: its name in NumPy, ml_dtypes and torch, and its codes elsewhere."""
 
     name: str
     bits: int
-    #: NumPy's code, little-endian; None for those of ml_dtypes, which has them by their names.
+    #: NumPy's code, little-endian; None for the types of ml_dtypes, which are found by name.
     code: str | None
-    #: The spelling of safetensors; None where the format has none.
+    #: The name in safetensors files; None where the format does not have the type.
     safetensors: str | None
-    #: The number of the native kernels of products; None where they do not take the type.
+    #: The type's number for the native kernels of products; None where they do not take it.
     native: int | None = None
 
 
@@ -49,7 +49,8 @@ DTYPES: dict[str, Dtype] = {
     )
 }
 
-#: The numbers of those that the native kernels of products take, in this processor's byte order.
+#: The numbers of the types that the native kernels of products take, by name, in this processor's
+#: byte order.
 NATIVE: dict[str, int] = {
     name: dtype.native for name, dtype in DTYPES.items() if dtype.native is not None
 }

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens at a fork: a warning of what the child cannot use, and in the child the mark on what
-is to be opened anew."""
+"""Warns before a fork of what the child cannot use, and marks in the child what must be opened
+anew."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from .store import disown_inherited, is_usable, origin_of, registered
 
 __all__ = ["name_also"]
 
-#: Names in a warning. The search ends with one more, so that a fork does not wait for a million.
+#: The most names in a warning. The search stops after one more, so that a fork with a million open
+#: stores does not wait for it.
 _NAMED = 3
 
 _ADVICE = (
@@ -25,17 +26,17 @@ _ADVICE = (
 )
 
 
-#: Who else knows of what is lost.
+#: Functions of other modules that name what a child loses.
 _others: list[Callable[[], list[str]]] = []
 
 
 def name_also(names: Callable[[], list[str]]) -> None:
-    """Has the warning name what a function returns, before the stores that are lost."""
+    """Adds a function to the warning, which lists the names it returns before the lost stores."""
     _others.append(names)
 
 
 def _before() -> None:
-    # subprocess runs these hooks for a preexec_fn, and then another program.
+    # subprocess runs these hooks too when it has a preexec_fn; its child then runs another program.
     if sys._getframe(1).f_globals.get("__name__") == "subprocess":
         return
     found = _lost()
@@ -53,7 +54,8 @@ def _before() -> None:
 
 
 def _lost() -> list[str]:
-    """Some of the open buffers that a child could not open again, as a message names them."""
+    """Returns some of the open buffers that a child could not open again, as a message names
+    them."""
     found = [one for names in _others for one in names()]
     obstacles: dict[int, str | None] = {}
     files = set()

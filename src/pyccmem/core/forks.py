@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a fork leaves to the child: locks that it can use, and the way back to a sealed file.
+"""What a child has after a fork: locks that it can use, and the way back to a sealed file.
 
-Keys never follow a fork. What was opened from a file, by a key that can be asked for once more, is
-opened anew in the child when it is first used; see Origin. What cannot be is named in a warning
-before the fork; see fork_warning.
+Keys never follow a fork. If a buffer was opened from a file, by a key that can be fetched again,
+the child opens it anew at its first use; see Origin. A warning before the fork names buffers for
+which this is impossible; see fork_warning.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 __all__ = ["Lock", "Origin", "opening"]
 
-#: Held while something is opened anew. Reentrant, since a key provider may use a sealed file, too.
+#: Held while something is opened anew. Reentrant, because a key provider may use a sealed file too.
 _opening = threading.RLock()
 
 #: Replaced in each child.
@@ -23,7 +23,7 @@ _process = object()
 
 
 def opening() -> AbstractContextManager[Any]:
-    """Returns the lock under which this process opens anew what it inherited."""
+    """Returns the lock under which this process opens inherited files anew."""
     return _opening
 
 
@@ -36,8 +36,9 @@ class Lock:
         self._lock, self._process = threading.Lock(), _process
 
     def here(self) -> AbstractContextManager[Any]:
-        """This process's lock, for a `with` statement. It is one of C, which takes it in a step
-        that no interrupt can come into: nobody would give it back then."""
+        """Returns this process's lock, for a `with` statement. It is a lock of C code: an interrupt
+        cannot come between taking it and entering the block, after which nothing would release
+        it."""
         if self._process is not _process:
             with _opening:
                 if self._process is not _process:
@@ -46,27 +47,28 @@ class Lock:
 
 
 class Origin:
-    """Where buffers come from that can be opened once more, and how: never the key's bytes."""
+    """Where buffers came from, and how to open them once more. Never holds the bytes of a key."""
 
     __slots__ = ("__weakref__",)
 
     def description(self) -> str:
-        """Returns what it is, for a message."""
+        """Returns what the origin is, for a message."""
         raise NotImplementedError
 
     def obstacle(self) -> str | None:
-        """Returns why a child could not open it again, as the end of a sentence; None when it
-        could, as far as this process can tell."""
+        """Returns why a child could not open the origin again, as the end of a sentence; None when
+        it could, as far as this process can tell."""
         raise NotImplementedError
 
     def reopen(self) -> None:
-        """Gives each buffer of this origin that has no store in this process a new one. Raises
-        ForkError, IntegrityError, OutOfMemoryError; those that have none yet can be tried again."""
+        """Gives a new native store to each buffer of this origin that has none in this process.
+        Raises ForkError, IntegrityError, OutOfMemoryError; a later call goes on with the buffers
+        that are left."""
         raise NotImplementedError
 
 
 def _in_child() -> None:
-    """A fork may find a lock held by a thread that the child does not have."""
+    """Replaces the lock: a thread that the child does not have may have held it at the fork."""
     global _opening, _process
     _opening, _process = threading.RLock(), object()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What many tensors have in common: shape, dtype, and all that follows from them."""
+"""Form: what tensors of one kind share, that is shape, dtype, and all that follows from them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from .indexing import address
 
 __all__ = ["Form", "Shared", "remember"]
 
-#: Forms kept for reuse at most; tensors go on with those they have.
+#: The most forms kept for reuse. Tensors keep the forms they have.
 _MOST = 4096
 
 
 class Shared:
-    """What the tensors of an arena have in common. Not the arena: it refers to their forms."""
+    """What the tensors of an arena share. Not the arena itself, because it refers to their
+    forms."""
 
     __slots__ = ("__weakref__", "cipher", "level", "name", "native", "page_size")
 
@@ -27,8 +28,8 @@ class Shared:
 
 
 class Form:
-    """Shape and dtype of a tensor, its place in its buffer, and what index expressions need to
-    know. Never changed once it is made, but for the scratch."""
+    """Shape and dtype of a tensor, its place in its buffer, and what index expressions need. Only
+    the scratch changes once a form is made."""
 
     __slots__ = (
         "address",
@@ -47,7 +48,7 @@ class Form:
         "strides",
     )
 
-    ghost: npt.NDArray[Any]  # the phantom, see _indexing
+    ghost: npt.NDArray[Any]  # the phantom, see indexing
     address: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -80,7 +81,7 @@ class Form:
 
 
 def remember(forms: dict[Any, Form], key: Any, form: Form) -> Form:
-    """Keeps a form for the next tensor of this key; of two that came at once, one."""
+    """Keeps a form for the next tensor of this key, and returns it; of two made at once, one."""
     if len(forms) >= _MOST:
         forms.clear()
     return forms.setdefault(key, form)

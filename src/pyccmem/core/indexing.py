@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From an index expression to the bytes it names, without touching any.
+"""Turns an index expression into the places of the bytes it names, without touching a byte.
 
-numpy itself does the indexing. Basic expressions are applied to a phantom: an array of the tensor's
-shape over memory that is not there, whose views give away their address, shape and strides, and
-whose elements have no bytes. Integer and boolean arrays are applied to arrays of byte offsets. So
-results, shapes and errors are numpy's by construction.
+numpy itself does the indexing, so results, shapes and errors are numpy's by construction. Basic
+expressions are applied to a phantom: an array of the tensor's shape over memory that is not there.
+Its elements have no bytes, but its views have an address, a shape and strides. Integer and boolean
+arrays are applied to arrays of byte offsets.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ __all__ = [
 
 Offsets = npt.NDArray[np.int64]
 
-#: A tensor whose rows have at least this many bytes keeps a table of its rows' offsets (8 bytes
-#: each, so at most 0.8 % of its size), which makes gathering rows one step.
+#: A tensor whose rows have at least this many bytes keeps a table of its rows' offsets, so that
+#: gathering rows is one step. At 8 bytes each, the table is at most 0.8 % of the tensor.
 TABLE_ROW_BYTES = 1024
 
 
@@ -48,15 +48,16 @@ class How(Enum):
 
 
 class Selection(NamedTuple):
-    """What an index names: at each of the byte offsets `outer` (relative to the tensor) a strided
-    block of `shape` and `strides` (in bytes, as numpy's) of `dtype`'s items."""
+    """What an index names: a strided block of items of `dtype` at each of the byte offsets `outer`,
+    which are relative to the tensor. `shape` and `strides` (in bytes) are a block's, as numpy has
+    them."""
 
     outer: Offsets
     outer_shape: tuple[int, ...]
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     dtype: np.dtype[Any]
-    #: By what it was selected, which decides some of numpy's rules.
+    #: The kind of index, which decides some of numpy's rules.
     how: How
 
     @property
@@ -68,14 +69,13 @@ class Selection(NamedTuple):
         return math.prod(self.full_shape) * self.dtype.itemsize
 
 
-#: An element of no bytes: whoever reads a phantom, if only to print it, reads no memory.
+#: An element of no bytes, so that reading a phantom, if only to print it, reads no memory.
 _NOTHING = np.zeros((), np.dtype((np.void, 0)))
 
 
 def phantom(shape: tuple[int, ...], itemsize: int) -> npt.NDArray[Any]:
-    """Returns an array over nothing with the strides of a C-contiguous one of this shape; only its
-    address and strides have meaning. Raises ValueError when numpy cannot have an array of this
-    size."""
+    """Returns an array over no memory, with the strides of a C-contiguous array of this shape. Only
+    its address and strides have a meaning. Raises ValueError for a size that numpy cannot have."""
     step = itemsize
     strides: list[int] = []
     for n in reversed(shape):
@@ -93,13 +93,13 @@ def reshaped(shape: tuple[int, ...], wanted: Any) -> tuple[int, ...]:
 
 
 def address(view: npt.NDArray[Any]) -> int:
-    """Returns where a phantom's view would start in memory."""
+    """Returns the address at which a phantom's view would start."""
     return int(view.__array_interface__["data"][0])
 
 
 def refuse(error: Exception, what: str, shape: tuple[int, ...]) -> errors.PyccmemError:
-    """Returns the exception of ours for one that numpy raised about `what`; each of ours is also of
-    numpy's type."""
+    """Returns our exception for an exception that numpy raised about `what`. It is of numpy's type
+    too."""
     kind: type[errors.PyccmemError] = errors.ArgumentError
     if isinstance(error, IndexError):
         kind = errors.IndexingError
@@ -110,8 +110,8 @@ def refuse(error: Exception, what: str, shape: tuple[int, ...]) -> errors.Pyccme
 
 
 def select(index: Any, ghost: npt.NDArray[Any], base: int, dtype: np.dtype[Any]) -> Selection:
-    """Returns what `index` names in the tensor of `dtype` whose phantom, at address `base`, is
-    `ghost`.
+    """Returns what `index` names in a tensor of `dtype` with the phantom `ghost`, which is at
+    address `base`.
 
     Raises IndexingError, ArgumentError, ArgumentTypeError as numpy raises IndexError, ValueError,
     TypeError.
@@ -136,7 +136,8 @@ def select(index: Any, ghost: npt.NDArray[Any], base: int, dtype: np.dtype[Any])
 
 
 def names_several(index: Any) -> list[str] | None:
-    """Returns the names of fields that an index is a list or an array of; None for any other."""
+    """Returns the names if the index is a list or an array of field names; None for any other
+    index."""
     if isinstance(index, np.ndarray):
         return index.tolist() if index.dtype.kind == "U" and index.ndim == 1 else None
     if isinstance(index, list) and index and all(isinstance(name, str) for name in index):
@@ -145,7 +146,8 @@ def names_several(index: Any) -> list[str] | None:
 
 
 def _fields(index: Any, ghost: npt.NDArray[Any], dtype: np.dtype[Any]) -> Selection:
-    """Returns one field of a structured dtype, or whole items of which several fields are named."""
+    """Returns the selection of one field of a structured dtype, or of whole items when the index
+    names several fields."""
     shape, strides = ghost.shape, ghost.strides
     chosen, at = np.zeros((), dtype)[index].dtype, 0  # raises numpy's errors
     if isinstance(index, str):
@@ -162,8 +164,8 @@ _REST: tuple[Any, ...] = (Ellipsis,)
 
 
 def _plain_items(items: tuple[Any, ...]) -> list[Any]:
-    """Returns each item of an index as an int, slice, Ellipsis or _NEWAXIS; None for an array, or
-    for what numpy would make one of, of anything but a single integer."""
+    """Returns each item of an index as an int, slice, Ellipsis or _NEWAXIS. An item is None if it
+    is an array, or something that numpy turns into one, unless it holds a single integer."""
     found: list[Any] = []
     for item in items:
         if item is None:
@@ -181,8 +183,8 @@ def _plain_items(items: tuple[Any, ...]) -> list[Any]:
 
 
 def _single(item: Any) -> int | None:
-    """Returns the integer that numpy makes an array of no dimensions of; None for any other
-    array."""
+    """Returns the integer for an item that numpy turns into an integer array of no dimensions; None
+    for any other item."""
     if isinstance(item, np.ndarray) and item.ndim:
         return None
     array = np.asarray(item)
@@ -199,8 +201,8 @@ def _view(view: npt.NDArray[Any], base: int, dtype: np.dtype[Any], how: How) -> 
 
 
 def _as_index(item: Any) -> npt.NDArray[Any]:
-    """Returns an item of an index as numpy sees it: an integer or boolean array. Other kinds are
-    left to numpy's own error."""
+    """Returns an item of an index as numpy sees it: an integer or boolean array. For other kinds
+    numpy raises its own error later."""
     array = np.asarray(item)
     if not array.size and not isinstance(item, np.ndarray):
         array = array.astype(np.intp)  # an empty list is of integers here
@@ -208,7 +210,7 @@ def _as_index(item: Any) -> npt.NDArray[Any]:
 
 
 def _row_offsets(index: npt.NDArray[Any], n: int, stride: int) -> Offsets:
-    """Byte offsets of rows by their numbers, negative ones counted from the end."""
+    """Returns the byte offsets of rows, by their numbers; negative numbers count from the end."""
     np.broadcast_to(np.False_, n)[index]  # raises numpy's errors
     if index.dtype.kind == "b":
         return np.flatnonzero(index) * stride
@@ -225,8 +227,8 @@ def _rows(
     base: int,
     dtype: np.dtype[Any],
 ) -> Selection:
-    """Returns an array that selects along the first axis (a boolean one of more dimensions: along
-    the first axes), with a basic index for the others."""
+    """Selects by an array along the first axis, with a basic index for the other axes. A boolean
+    array of several dimensions selects along as many axes."""
     index = _as_index(item)
     if index.dtype.kind not in "iub" or ghost.ndim == 0 or index.ndim == 0:
         return _anything((item, *rest), ghost, dtype)
@@ -254,8 +256,8 @@ def _rows(
 
 
 def _anything(items: tuple[Any, ...], ghost: npt.NDArray[Any], dtype: np.dtype[Any]) -> Selection:
-    """Any index with arrays: it is applied to the coordinates along each axis that it can reach,
-    which takes 8 bytes an axis for each element or row selected."""
+    """Selects by any index with arrays, which is applied to the coordinates along each axis that it
+    can reach, which takes 8 bytes an axis for each element or row selected."""
     depth = 0
     mask = len(items) == 1 and not ghost.ndim and not _as_index(items[0]).ndim
     for item, plain in zip(items, _plain_items(items), strict=True):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TensorMaker: what makes tensors in a place of its own, as an Arena does."""
+"""TensorMaker: an object that makes tensors in a place of its own, as an Arena does."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ __all__ = ["TensorMaker", "copied", "encrypted", "zeros"]
 
 
 class TensorMaker(Resource):
-    """Base of what `arena=` takes. The functions below are what EncryptedTensor uses of it."""
+    """Base of the objects that `arena=` takes. EncryptedTensor uses it through the functions
+    below."""
 
     __slots__ = ()
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Matrix: where an encrypted matrix lies, which is all that a product needs to know of it."""
+"""Matrix: where an encrypted matrix lies, which is all that a product must know."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Matrix(NamedTuple):
     offset: int
     rows: int
     cols: int
-    dtype: Any  # of an element, as the framework that multiplies has it: what has an itemsize
+    dtype: Any  # of an element: the type object, with an itemsize, of the framework that multiplies
 
     @property
     def nbytes(self) -> int:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Python's operators and NumPy's functions do with an EncryptedTensor.
+"""Python's operators and NumPy's functions for EncryptedTensor.
 
-One rule: they give NumPy's answer for the plain array, as a plain array, and what NumPy would write
-into an argument is written to the tensor, which is opened as a whole for that, changed and
-encrypted again. Where NumPy does not say that it writes (np.nditer, functions that only convert
-their arguments), the array that it gets of a tensor is read-only, and NumPy refuses.
+They follow one rule: the result is NumPy's for the plain array, as a plain array. If NumPy would
+write into an argument, the tensor is opened as a whole, changed and encrypted again. Where NumPy
+does not say that it writes (np.nditer, functions that only convert their arguments), it gets a
+read-only array of the tensor, and refuses.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ class Operand:
 
     @staticmethod
     def _product(a: Any, b: Any) -> Array:
-        """np.matmul() where one of the arguments, or both, is a tensor."""
+        """Returns np.matmul() of two arguments of which one or both are tensors."""
         raise NotImplementedError
 
     # ---- NumPy's protocols ----
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
-        """NumPy's functions of elements: np.matmul() as `@` does it, any other on the whole tensor
-        in the clear. A tensor as `out`, and the first argument of `at`, is written to."""
+        """Applies a ufunc of NumPy: np.matmul() as `@` does, any other to the whole tensor in the
+        clear. Writes to a tensor that is `out`, or the first argument of `at`."""
         if ufunc is np.matmul and method == "__call__" and len(inputs) == 2 and not options:
             return self._product(*inputs)
         out = options.get("out", ())
@@ -66,10 +66,10 @@ class Operand:
         return _applied(getattr(ufunc, method), inputs, options, targets)
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        """NumPy's other functions: on the whole tensor in the clear, or on its shape alone. An
-        argument that the function writes into is written to.
+        """Applies another function of NumPy: to the whole tensor in the clear, or to its shape
+        alone. Writes to a tensor that the function writes into.
 
-        Raises ArgumentError for a function that writes into one of which that is not known.
+        Raises ArgumentError for a function that tries to write into an argument without saying so.
         """
         if function in _OF_FORM:
             first, *more = args or (kwargs[_OF_FORM[function]],)
@@ -78,7 +78,7 @@ class Operand:
             return function(_form(first), *more, **kwargs)
         overwrite = "overwrite_input"
         if kwargs.get(overwrite):
-            # NumPy may use the argument as it likes: it is a copy here.
+            # NumPy may do as it likes with the argument, which is a copy.
             kwargs = {**kwargs, overwrite: False}
         targets = [found for found in _targets(function, args, kwargs) if found is not None]
         try:
@@ -87,9 +87,9 @@ class Operand:
             if isinstance(error, errors.PyccmemError) or "read-only" not in str(error):
                 raise
             raise errors.ArgumentError(
-                f"np.{function.__name__} would write into an array that it may only read, as that "
-                f"of an EncryptedTensor is ({error}); let it work on "
-                f"`with tensor.open('r+') as array`, which encrypts what it wrote."
+                f"np.{function.__name__} would write into the array of an EncryptedTensor, which "
+                f"is read-only ({error}); give it the array of `with tensor.open('r+') as array`, "
+                f"which encrypts what is written."
             ) from None
 
     # ---- operators ----
@@ -97,11 +97,12 @@ class Operand:
     __hash__ = object.__hash__  # by identity, although == compares elements
 
     def __matmul__(self, other: Any) -> Array:
-        """self @ other, as np.matmul: a matrix is opened a tile at a time, see pyccmem.linear()."""
+        """Returns self @ other, as np.matmul does. Opens a matrix a tile at a time; see
+        pyccmem.linear()."""
         return self._product(self, other)
 
     def __rmatmul__(self, other: Any) -> Array:
-        """other @ self, likewise."""
+        """Returns other @ self, in the same way."""
         return self._product(other, self)
 
     def __eq__(self, other: object) -> Any:
@@ -120,33 +121,33 @@ class Operand:
         return complex(self.__array__())
 
     def __index__(self) -> int:
-        if self.ndim:  # without opening it
+        if self.ndim:  # tell without opening the tensor
             raise errors.ArgumentTypeError(
                 f"Only an integer tensor of no dimensions is an index, not one of {self.ndim}."
             )
         return operator.index(self.__array__())
 
     def __format__(self, spec: str) -> str:
-        """Returns the element of a tensor of no dimensions, where a number's format is given for
-        it; else what str() says, which shows no data."""
+        """Returns the formatted element of a tensor of no dimensions, if `spec` is a number's
+        format; else what str() says, which shows no data."""
         if formats_number(spec) and not self.ndim:
             return format(self[()], spec)
         return object.__format__(self, spec)
 
 
 def place_of(tensor: Operand) -> tuple[Store, int]:
-    """Returns where the tensor's bytes lie: in which store, and from which byte of it on."""
+    """Returns the store in which the tensor's bytes lie, and the offset of the first of them."""
     return tensor._buffer, tensor._offset
 
 
 def matrix_of(tensor: Operand) -> Matrix:
-    """Returns a tensor of two dimensions as products take it."""
+    """Returns the Matrix of a tensor of two dimensions, for products."""
     rows, cols = tensor.shape
     return Matrix(tensor._buffer, tensor._offset, rows, cols, tensor.dtype)
 
 
 def formats_number(spec: str) -> bool:
-    """Returns True for a format that a text would not have: one with a number's type or a
+    """Returns True for a format that a text cannot have: one with a number's type or a
     precision."""
     return spec[-1:] in tuple("bcdeEfFgGnoxX%") or "." in spec
 
@@ -156,12 +157,13 @@ def _opened_both(one: Any, other: Any) -> tuple[Any, Any]:
 
 
 def _opened(value: Any) -> Any:
-    """Returns a tensor's values as a read-only array; anything else as it is."""
+    """Returns a tensor's values as a read-only array; any other value as it is."""
     return value.__array__() if isinstance(value, Operand) else value
 
 
 def _form(value: Any) -> Any:
-    """For functions of shape and dtype: an array of these without the values."""
+    """Returns an array with the tensor's shape and dtype and no values, for functions that need no
+    more."""
     if not isinstance(value, Operand):
         return value
     return np.broadcast_to(np.zeros((), value.dtype), value.shape)
@@ -223,8 +225,8 @@ for _name in (
 
 # ---- functions -----------------------------------------------------------------------------------
 
-#: Functions that look at the shape and dtype of their first argument, and at no element of it; and
-#: its name.
+#: Functions that look at the shape and dtype of their first argument and at none of its elements,
+#: with the argument's name.
 _OF_FORM = {
     np.shape: "a",
     np.ndim: "a",
@@ -237,7 +239,7 @@ _OF_FORM = {
     np.full_like: "a",
 }
 
-#: Functions that write into their first argument, by its name.
+#: Functions that write into their first argument, with its name.
 _INTO_FIRST = {
     np.copyto: "dst",
     np.put: "a",
@@ -247,8 +249,8 @@ _INTO_FIRST = {
     np.put_along_axis: "arr",
 }
 
-#: Where the position of `out` cannot be found out; the last four are NumPy 1's. NumPy does not
-#: always look whether what it writes to is read-only.
+#: Functions whose signature does not tell the position of `out`; the last four are NumPy 1's. NumPy
+#: does not always check that its output is writable.
 _OUT_AT = {
     getattr(np, name): at
     for name, at in {
@@ -268,7 +270,7 @@ _OUT_AT = {
 
 @cache
 def _out_at(function: Any) -> int | None:
-    """Returns the position of an argument named out; None where there is none, or it cannot be
+    """Returns the position of the argument named out; None if there is none or its position is not
     known."""
     known = _OUT_AT.get(function)
     if known is not None:
@@ -281,7 +283,7 @@ def _out_at(function: Any) -> int | None:
 
 
 def _targets(function: Any, args: Any, kwargs: Any) -> Iterator[Operand | None]:
-    """Yields the tensors that a function writes into."""
+    """Yields the tensors that a function writes into, None for other arguments."""
     found: list[Any] = [kwargs.get("out")]
     at = _out_at(function)
     if at is not None and at < len(args):
@@ -297,7 +299,7 @@ def _targets(function: Any, args: Any, kwargs: Any) -> Iterator[Operand | None]:
 
 
 def _changed(value: Any, change: Callable[[Any], Any]) -> Any:
-    """Arguments with `change` applied to all, within lists, tuples and dicts as well."""
+    """Returns the arguments with `change` applied to each, also within lists, tuples and dicts."""
     if type(value) is list:
         return [_changed(item, change) for item in value]
     if type(value) is tuple:
@@ -309,8 +311,8 @@ def _changed(value: Any, change: Callable[[Any], Any]) -> Any:
 
 @contextmanager
 def _written(targets: list[Operand]) -> Iterator[dict[int, Array]]:
-    """The tensors as arrays that can be written, by the tensors' ids; encrypted again when the
-    block ends without an exception. Raises ArgumentError where two of them share bytes."""
+    """Opens the tensors as writable arrays, by the tensors' ids, and encrypts them again when the
+    block ends without an exception. Raises ArgumentError if two of them share bytes."""
     distinct = list({id(target): target for target in targets}.values())
     for at, one in enumerate(distinct):
         for other in distinct[:at]:
@@ -327,8 +329,8 @@ def _written(targets: list[Operand]) -> Iterator[dict[int, Array]]:
 
 
 def _applied(function: Any, args: Any, options: Any, targets: list[Operand]) -> Any:
-    """Returns a function of NumPy on the plain values. Where it gives back what it wrote into, that
-    is the tensor."""
+    """Returns the result of a NumPy function for the plain values. If it returns an array that it
+    wrote into, the result is the tensor."""
     if not targets:
         args, options = _changed((args, options), _opened)
         return function(*args, **options)
@@ -349,7 +351,7 @@ def _applied(function: Any, args: Any, options: Any, targets: list[Operand]) -> 
             if isinstance(value, np.ndarray) and any(
                 np.may_share_memory(value, array) for array in arrays.values()
             ):
-                return value.copy()  # the array is overwritten when this ends
+                return value.copy()  # the array is wiped when the block ends
             return value
 
         return _changed(result, back)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What everything that holds keys has in common: it is closed, and it is never copied."""
+"""Resource: the base of all objects that hold keys. They are closed, and never copied."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Resource(Closing):
 
     __slots__ = ("__weakref__",)
 
-    #: The end of the sentence that refuses a copy: what else would be right.
+    #: What to do instead of a copy, for the end of the sentence that refuses one.
     _instead_of_a_copy: str
 
     @property
@@ -28,12 +28,12 @@ class Resource(Closing):
         raise NotImplementedError
 
     def _opened(self) -> Any:
-        """Returns the native object, for one call; the caller's reference keeps it alive. Raises
+        """Returns the native object for one call; the caller's reference keeps it alive. Raises
         ClosedError."""
         raise NotImplementedError
 
     def _description(self) -> str:
-        """Returns what repr() says beside the class and whether it is open."""
+        """Returns what repr() says besides the class and whether the object is open."""
         raise NotImplementedError
 
     def __enter__(self: _Self) -> _Self:
@@ -48,11 +48,11 @@ class Resource(Closing):
         except errors.ClosedError:
             return f"<pyccmem.{kind}, never made>"
 
-    if not TYPE_CHECKING:  # it would hide every misspelt attribute from a type checker
+    if not TYPE_CHECKING:  # or a type checker would miss misspelt attributes
 
         def __getattr__(self, name: str) -> Any:
-            """Called for what is not there: a field, when __new__() alone made the object or its
-            constructor raised."""
+            """Raises for an attribute that is not there: a field is missing when only __new__()
+            ran, or when the constructor raised."""
             kind = type(self)
             if any(name in vars(base).get("__slots__", ()) for base in kind.__mro__):
                 raise errors.ClosedError(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Moves the bytes of a selection between a store and plain memory, in runs, few calls for many."""
+"""Moves the bytes of a selection between a store and plain memory, many runs in one native call."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from .indexing import Offsets, Selection
 
 __all__ = ["Layout", "flat_bytes", "gather", "read", "scatter", "write"]
 
-# Looked up once: these are what one small read costs in Python.
+# Looked up once, because these lookups are most of what one small read costs in Python.
 _from_buffer = ffi.from_buffer
 _store_gather = lib.ccmem_store_gather
 _store_scatter = lib.ccmem_store_scatter
 _WORDS = ffi.typeof("uint64_t[]")
 
-#: A row of items less than this many bytes apart is read with the bytes between them; items
-#: farther apart are read one by one. About where the two cost the same: one small read against
-#: the decryption of the bytes that it skips. It is below every page size, so pages without wanted
-#: bytes are never decrypted.
+#: Items less than this many bytes apart are read together with the bytes between them; items
+#: farther apart are read one by one. At about this distance one more small read costs as much as
+#: decrypting the bytes that it skips. It is below every page size, so no page without wanted bytes
+#: is decrypted.
 SPAN_STRIDE = 512
 
-#: The most bytes of staging for such rows at a time, and the most offsets.
+#: The most bytes of staging for such rows at a time, and the most offsets in one call.
 STAGING_BYTES = 1 << 20
 OFFSETS = 1 << 17
 
-#: Items that numpy copies fastest, by size in bytes.
+#: The types that numpy copies fastest, by size in bytes.
 _ITEMS = {1: "u1", 2: "u2", 4: "u4", 8: "u8", 16: "c16"}
 
 Dims = list[tuple[int, int]]
@@ -61,7 +61,7 @@ class Layout:
 
 
 def _pieces(outer: Offsets, dims: Dims, most: int) -> Iterator[Offsets]:
-    """Yields the lattice's points in C order, at most `most` at a time."""
+    """Yields the points of the lattice in C order, at most `most` at a time."""
     inner = 1
     for n, _ in dims:
         inner *= n
@@ -126,13 +126,14 @@ def read(store: Store, base: int, layout: Layout, target: Any) -> None:
 
 
 def _read_spans(store: Store, base: int, layout: Layout, target: Any) -> None:
-    """Rows of items with gaps between them: decrypts gaps and all to staging, copies the items."""
+    """Reads rows of items with gaps between them: decrypts the gaps too, to staging, and copies the
+    items."""
     run = layout.run
     count, stride = layout.dims[-1]
     distance = abs(stride)
     item = np.dtype(_ITEMS.get(run, f"V{run}"))
     out = np.ndarray(layout.nbytes // run, item, ffi.buffer(target, layout.nbytes))
-    part = min(count, max(STAGING_BYTES // distance, 1))  # items of a row at a time
+    part = min(count, max(STAGING_BYTES // distance, 1))  # items taken from a row at a time
     rows = max(STAGING_BYTES // (part * distance), 1) if part == count else 1
     staging: Any = None
     memory: Any = None
@@ -173,5 +174,5 @@ def write(store: Store, base: int, layout: Layout, source: Any) -> None:
 
 
 def flat_bytes(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """Returns the bytes of a C-contiguous array, of whatever dtype, as one of uint8."""
+    """Returns the bytes of a C-contiguous array of any dtype as an array of uint8."""
     return array.reshape(-1).view(np.uint8)

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Store: bytes that lie in memory as ciphertext, as everything that reads, maps or multiplies them
-sees them.
+"""Store: bytes that lie in memory as ciphertext, for all code that reads, maps or multiplies them.
 
-A buffer is one. The functions here are what others use of it: the native object for a call, and how
-a call that failed is told.
+A buffer is a store. Other modules use a store through the functions here, such as handle(), which
+gives the native object for a call, and fail(), which raises for a call that failed.
 """
 
 from __future__ import annotations
@@ -40,13 +39,13 @@ __all__ = [
 ]
 
 
-#: For errors of what needs no more words than its subject.
+#: Contexts of calls for which an error must name only the subject.
 BUFFER = Call(subject="buffer")
 TENSOR = Call(subject="tensor")
 
 
 class Store(Resource):
-    """What one native store is to Python. Base of EncryptedBuffer, which makes them."""
+    """The Python object of one native store. Base of EncryptedBuffer, which makes them."""
 
     __slots__ = (
         "_anchor",
@@ -64,7 +63,7 @@ class Store(Resource):
     _store: Any  # None when closed, and in a forked child until `_origin` has opened it anew
     _anchor: Any  # None when closed
     _origin: Origin | None
-    _exposed: tuple[int, int] | None  # where a view of the ciphertext showed it
+    _exposed: tuple[int, int] | None  # where views of the ciphertext show it; None: there was none
     _writable: bool
     _nbytes: int
     _page_size: int
@@ -76,7 +75,7 @@ class Store(Resource):
 
     @property
     def name(self) -> str:
-        """What errors call the buffer."""
+        """The buffer's name in errors."""
         return self._name
 
     @property
@@ -91,8 +90,8 @@ class Store(Resource):
 
     @property
     def writable(self) -> bool:
-        """False for pages in a sealed file, which other processes may have loaded too: two that
-        wrote the same page would use a nonce twice."""
+        """False for pages in a sealed file. Other processes may have loaded the file too, and two
+        that wrote the same page would use a nonce twice."""
         return self._writable
 
     @property
@@ -104,8 +103,8 @@ class Store(Resource):
 
     def _opened(self) -> Any:
         """Returns the native store for one call; the caller's reference keeps it alive. In a forked
-        child this is where a buffer of a sealed file is opened anew. Raises ClosedError; ForkError
-        and what Origin.reopen() raises."""
+        child, first opens a buffer of a sealed file anew. Raises ClosedError, ForkError, and what
+        Origin.reopen() raises."""
         store = self._store
         if store is None and self._anchor is not None and self._origin is not None:
             self._origin.reopen()
@@ -130,30 +129,30 @@ class Store(Resource):
         raise AssertionError("check() returned for a status that is not CCMEM_OK")
 
     def _check_writable(self) -> None:
-        """Raises ReadOnlyError; for a read-only buffer ClosedError and ForkError first."""
+        """Raises ReadOnlyError for a read-only buffer; ClosedError or ForkError comes first."""
         if not self._writable:
             check(lib.ccmem_store_check(self._opened()), BUFFER)
             self._fail(lib.CCMEM_ERR_READONLY, 0, 0)
 
     def _usable(self) -> bool:
-        """Returns True while open and in the process that made it."""
+        """Returns True while the store is open, in the process that made it."""
         store = self._store
         return store is not None and lib.ccmem_store_check(store) == OK
 
     def _take_store(self, other: Store) -> None:
-        """Puts the store of `other`, over the same pages, in the place of the parent's."""
+        """Replaces the parent's native store by that of `other`, which is over the same pages."""
         self._level, self._anchor = other._level, other._anchor
         self._store = other._store
         other.close()
 
 
 class SharedPages:
-    """What the stores over one file have in common, and keep as their anchor."""
+    """What the stores over one file share. They keep it as their anchor."""
 
     __slots__ = ()
 
     def overhead(self) -> int:
-        """Returns the bytes that it takes, beside what each store does."""
+        """Returns the bytes that it takes, besides those of each store."""
         raise NotImplementedError
 
 
@@ -167,50 +166,51 @@ def handle(store: Store) -> Any:
 
 
 def fail(store: Store, status: int, offset: int, length: int) -> NoReturn:
-    """Raises what `status`, of a native call for `length` bytes from `offset` on, stands for."""
+    """Raises the exception for the `status` of a native call for `length` bytes from `offset`
+    on."""
     store._fail(status, offset, length)
 
 
 def check_open(store: Store, subject: str = "buffer") -> None:
-    """Raises ClosedError, ForkError; errors call the store `subject`."""
+    """Raises ClosedError or ForkError for a store that cannot be used. Errors call it `subject`."""
     check(lib.ccmem_store_check(store._opened()), TENSOR if subject == "tensor" else BUFFER)
 
 
 def check_writable(store: Store) -> None:
-    """Raises ReadOnlyError for a store in a sealed file, but ClosedError and ForkError first."""
+    """Raises ReadOnlyError for a store in a sealed file; ClosedError or ForkError comes first."""
     store._check_writable()
 
 
 def is_exposed(store: Store) -> bool:
-    """Returns True once somebody has a view of the ciphertext, which could be what is to be
-    written."""
+    """Returns True once a view of the ciphertext exists: a caller may then pass that view as the
+    data to write."""
     return store._exposed is not None
 
 
 def shared_by(store: Store) -> SharedPages | None:
-    """Returns what it has in common with others; None for a store of its own."""
+    """Returns what the store shares with others over the same file; None if it shares nothing."""
     anchor = store._anchor
     return anchor if isinstance(anchor, SharedPages) else None
 
 
 def is_usable(store: Store) -> bool:
-    """Returns True while it is open and in the process that made it."""
+    """Returns True while the store is open, in the process that made it."""
     return store._usable()
 
 
 # ---- all stores of the process -------------------------------------------------------------------
 
-#: Every open store of the process, and some that are gone: references without callbacks, since an
-#: interrupt could come in one. Operations of a set of them are atomic, so that neither a thread nor
-#: a fork can find a lock held.
+#: Every open store of the process, and some that are gone. The references have no callbacks,
+#: because an interrupt could come in a callback. Operations of a set of references are atomic, so
+#: that neither a thread nor a fork can find a lock held.
 _registry: set[weakref.ref[Store]] = set()
 
-#: Those that are gone are removed when the set has this many.
+#: Once the set has this many references, those to stores that are gone are removed.
 _sweep_at = 1024
 
 
 def register(store: Store) -> None:
-    """Notes an open store, for registered()."""
+    """Adds an open store to those that registered() yields."""
     global _sweep_at
     _registry.add(weakref.ref(store))
     if len(_registry) >= _sweep_at:
@@ -219,13 +219,13 @@ def register(store: Store) -> None:
 
 
 def forget(store: Store) -> None:
-    """Ends what register() began."""
+    """Removes a store that register() added."""
     _registry.discard(weakref.ref(store))
 
 
 def registered() -> Iterator[Any]:
-    """Yields the stores that are neither closed nor dropped, those inherited from a parent among
-    them."""
+    """Yields the stores that are neither closed nor gone, including those inherited from a
+    parent."""
     for reference in list(_registry):
         store = reference()
         if store is not None:
@@ -233,26 +233,26 @@ def registered() -> Iterator[Any]:
 
 
 def origin_of(store: Store) -> Origin | None:
-    """Returns where it can be opened from once more; None for one that cannot."""
+    """Returns where the store can be opened from once more; None if it cannot."""
     return store._origin
 
 
 def waiting_for(origin: Origin) -> list[Any]:
-    """Returns the stores of an origin that have no native store in this process, see
+    """Returns the stores of an origin that have no native store in this process; see
     disown_inherited()."""
     return [store for store in registered() if store._origin is origin and store._store is None]
 
 
 def take_over(store: Store, new: Store) -> None:
-    """Gives a store that waits for its origin the native store of `new`, over the same pages, which
-    is closed."""
+    """Gives a store that waits for its origin the native store of `new`, which is over the same
+    pages, and closes `new`."""
     if not store.closed:
         store._take_store(new)
 
 
 def disown_inherited() -> None:
-    """In a forked child: takes their native stores, which are the parent's, from the stores that
-    can be opened anew, so that the next use of one does it."""
+    """In a forked child: takes the parent's native stores away from all stores that can be opened
+    anew, so that the next use of one opens it."""
     for store in registered():
         if store._origin is not None:
             store._store = None

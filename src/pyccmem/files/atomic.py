@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A file that appears under its name whole or not at all, whatever becomes of its writer.
+"""Writes a file that appears under its name whole or not at all, even if its writer is killed.
 
 The contents go into a temporary file of the same directory, which is synced to the disk and renamed
 over the target; then the directory is synced. A writer that is killed leaves the target as it was,
 and a temporary file whose name begins with ".pyccmem-": the next writer of the same target removes
-it. A temporary file is locked (flock) by its living writer, so that none removes another's.
+it. A living writer holds a lock (flock) on its temporary file, so that no other writer removes it.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ __all__ = [
     "synchronize",
 ]
 
-#: How the names of temporary files begin.
+#: Names of temporary files begin with this.
 TEMPORARY_PREFIX = ".pyccmem-"
 
 
 def refused(path: str, error: Exception) -> errors.FileWriteError:
-    """Returns what a failed system call on the way to a written file means."""
+    """Returns the exception for a system call that failed while a file was written."""
     why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     answer = errors.FileWriteError(
         f"The file {path!r} cannot be written: {why}; name a place this user may write to, with "
@@ -51,14 +51,14 @@ def _there_already(path: str) -> errors.FileWriteError:
     ).of_system(errno.EEXIST, path)
 
 
-#: How a file system says that it does not know an operation, or lets nobody do it.
+#: The errors by which a file system refuses an operation that it does not know, or never allows.
 _UNSUPPORTED = frozenset((errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES))
 
 
 def set_mode(file: int | str | os.PathLike[str], mode: int, *, private: bool = False) -> None:
-    """chmod(2) of an open file or a path, which CIFS, exFAT and the like refuse, since all their
-    files have one mode. With `private` that is a failure if others can then read or write more than
-    `mode` lets them; without it never. Raises OSError."""
+    """Sets the mode of an open file or a path (chmod(2)). CIFS, exFAT and the like refuse this,
+    because all their files have one mode. The refusal is an error only with `private`, if others
+    can read or write more than `mode` allows. Raises OSError."""
     try:
         if isinstance(file, int):
             os.fchmod(file, mode)
@@ -76,7 +76,7 @@ def set_mode(file: int | str | os.PathLike[str], mode: int, *, private: bool = F
 
 
 def synchronize(descriptor: int) -> None:
-    """fsync(2), but for a file system that has nothing to sync. Raises OSError."""
+    """Calls fsync(2), and accepts a file system that has nothing to sync. Raises OSError."""
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -85,13 +85,14 @@ def synchronize(descriptor: int) -> None:
 
 
 def sync_directory(path: str) -> None:
-    """Has the name of a new file on the disk. Raises FileWriteError."""
+    """Syncs the directory of a new file, so that its name is on the disk. Raises FileWriteError."""
     try:
         with Descriptor.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY) as opened:
             synchronize(opened)
     except OSError as error:
-        # Some file systems open no directory, or know no fsync() of it. Nor can a directory be
-        # opened that this user may write to and not read. Nobody can do more for the name then.
+        # Some file systems cannot open a directory, or have no fsync() for it, and a user may be
+        # allowed to write to a directory but not to read it. Nothing more can be done for the name
+        # then.
         if error.errno in _UNSUPPORTED or error.errno == errno.EBADF:
             return
         raise errors.FileWriteError(
@@ -101,12 +102,12 @@ def sync_directory(path: str) -> None:
 
 
 class AtomicFile(Closing):
-    """The new contents of `path`, written in a `with` block that ends with commit().
+    """Writes the new contents of `path`, in a `with` block that ends with commit().
 
-    Without commit() nothing is left behind. The file gets `mode`; by default that of the file it
-    replaces, or `new_mode`. `private`: nobody else may be able to read it, even where the file
-    system refuses that mode. A symbolic link is followed. Raises FileWriteError: without
-    `overwrite` also for a file that is there, at once or, when it appeared meanwhile, by commit().
+    Without commit() nothing is left behind. The file gets `mode`, by default the mode of the file
+    it replaces, or else `new_mode`. `private`: fails if others could read the file because the file
+    system refuses that mode. Follows a symbolic link. Raises FileWriteError; without `overwrite`
+    also for a file that exists: at once, or in commit() if it has appeared meanwhile.
     """
 
     def __init__(
@@ -161,13 +162,13 @@ class AtomicFile(Closing):
         return self
 
     def _create(self) -> bool:
-        """Makes the temporary file and locks it. False when another writer took it for one that
-        was left behind, between the two steps."""
+        """Makes the temporary file and locks it. Returns False if another writer removed it between
+        the two steps, taking it for one that was left behind."""
         name = f"{self._prefix}{secrets.token_hex(8)}.tmp"
         self._temporary = os.path.join(self._directory, name)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         self._opened = Descriptor.open(self._temporary, flags, 0o600)
-        # A filesystem may have no locks; then nobody can remove what is left behind, either.
+        # A file system may have no locks; then no writer removes what others left behind, either.
         with contextlib.suppress(OSError):
             fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.fstat(self.descriptor).st_nlink:
@@ -204,7 +205,7 @@ class AtomicFile(Closing):
                 raise refused(self.path, error) from None
 
     def commit(self) -> None:
-        """Makes the contents the file's, on the disk."""
+        """Puts the contents into the place of the file, on the disk."""
         try:
             set_mode(self.descriptor, self._mode, private=self._private)
             synchronize(self.descriptor)
@@ -218,9 +219,9 @@ class AtomicFile(Closing):
         sync_directory(self.path)
 
     def _linked(self) -> bool:
-        """Gives the temporary file the target's name as well: a rename would replace what appeared
-        since __init__(). False on a filesystem without hard links, where it has to do. Raises
-        FileExistsError."""
+        """Links the target's name to the temporary file, because a rename would replace a file that
+        appeared since __init__(). Returns False on a file system without hard links, where a rename
+        has to do. Raises FileExistsError."""
         try:
             os.link(self._temporary, self.path)
         except FileExistsError:
@@ -232,7 +233,7 @@ class AtomicFile(Closing):
         return True
 
     def close(self) -> None:
-        """Gives up what was not committed. May be repeated."""
+        """Removes the temporary file if it was not committed. May be repeated."""
         if self._temporary:
             with contextlib.suppress(OSError):
                 os.unlink(self._temporary)

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The header of a safetensors file, checked before anything is read by it.
+"""Reads the header of a safetensors file, and checks it before anything relies on it.
 
 The format (https://github.com/huggingface/safetensors, section "Format"): eight bytes with the
 header's length as a little-endian integer, the header as a JSON object in UTF-8 that begins with
 "{" and may be padded with spaces, then the tensors' data up to the end of the file. The header
 gives each tensor a dtype, a shape and its place in the data; the tensors must fill the data without
-overlap and without holes. Whatever breaks one of these rules is refused, so that the offsets handed
-out always lie inside the file, and an entry's length is what its dtype and shape need.
+overlap and without holes. A file that breaks one of these rules is refused. So the offsets in
+entries always lie inside the file, and an entry has the length that its dtype and shape need.
 
-The format's own library takes some files that are refused here: with a name twice in an object or
-blanks before the "{", which the format forbids; with a tensor as a list of its fields; and with an
-extent of 2^63 and more beside one of 0, which NumPy has no shape for.
+The format's own library takes some files that are refused here: files with a name twice in an
+object or blanks before the "{", which the format forbids; with a tensor as a list of its fields;
+and with an extent of 2^63 or more beside an extent of 0, for which NumPy has no shape.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ MAX_HEADER_BYTES = 100_000_000
 #: Bits of one element of each dtype of the format, by the name it has in a header.
 DTYPE_BITS: dict[str, int] = {
     **{dtype.safetensors: dtype.bits for dtype in DTYPES.values() if dtype.safetensors},
-    # Elements of less than a byte, which no array has.
+    # Elements of less than a byte, which NumPy's arrays cannot have.
     "F4": 4,
     "F6_E2M3": 6,
     "F6_E3M2": 6,
@@ -83,7 +83,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Header:
-    """All that precedes the data of a file of `size` bytes."""
+    """Everything before the data of a file of `size` bytes."""
 
     raw: bytes  # the length, the JSON text and its padding, as they are in the file
     metadata: dict[str, str]
@@ -97,8 +97,8 @@ class Header:
 
 
 def open_file(path: str | os.PathLike[str], what: str = "a safetensors file") -> BinaryIO:
-    """Opens a regular file for reading, without Python's own buffer; `what` it is to be. Raises
-    FileReadError."""
+    """Opens a regular file for reading, without Python's own buffer. `what` names the kind of file
+    in an error. Raises FileReadError."""
     try:
         file = cast(BinaryIO, _File(path))
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
@@ -110,7 +110,7 @@ def open_file(path: str | os.PathLike[str], what: str = "a safetensors file") ->
 
 
 class _File(io.FileIO):
-    """A file for reading whose descriptor belongs to a Descriptor."""
+    """A file open for reading. A Descriptor owns its descriptor."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         # Without O_NONBLOCK, opening a FIFO would wait for a writer.
@@ -124,14 +124,14 @@ class _File(io.FileIO):
 
 
 def read_header(file: BinaryIO) -> list[Entry]:
-    """Returns the tensors of an open safetensors file, in the order of their data; reads and raises
-    as read_all()."""
+    """Returns the tensors of an open safetensors file, in the order of their data. Reads and raises
+    as read_all() does."""
     return read_all(file).entries
 
 
 @contextmanager
 def about(name: str | None) -> Iterator[None]:
-    """Has a FileFormatError of this block begin with the file's name, if there is one."""
+    """Puts the file's name, if there is one, before the text of a FileFormatError of the block."""
     try:
         yield
     except errors.FileFormatError as error:
@@ -149,7 +149,7 @@ def read_all(file: BinaryIO) -> Header:
     Reads the header and nothing more, and leaves the position at the first byte of the data.
     Raises FileFormatError with what is wrong, FileReadError when the system refuses a read.
     """
-    given = getattr(file, "name", None)  # a number where a descriptor was opened
+    given = getattr(file, "name", None)  # a number if the file was opened by descriptor
     name = os.fsdecode(given) if isinstance(given, (str, bytes, os.PathLike)) else None
     with about(name):
         return _read_all(file, "the file" if name is None else name)
@@ -213,14 +213,14 @@ def _read_exactly(file: BinaryIO, count: int) -> bytes:
 
 
 def shown(value: object) -> str:
-    """Returns a value out of the header for an error message: ASCII, one line, short."""
+    """Returns a value from the header as errors show it: ASCII, one line, short."""
     text = ascii(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def parse_object(text: str, what: str, wrong: Callable[[str], Exception]) -> dict[str, Any]:
-    """Returns a JSON object: no name twice in any object, no NaN, no -0, no number that Python
-    cannot convert. Otherwise raises what `wrong` makes of a clause that begins with `what`."""
+    """Returns a JSON object. Refuses a name twice in an object, NaN, -0, and numbers that Python
+    cannot convert: raises what `wrong` makes of a clause that begins with `what`."""
 
     def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -236,7 +236,7 @@ def parse_object(text: str, what: str, wrong: Callable[[str], Exception]) -> dic
         raise _Refused(f"has {name}, which is not JSON")
 
     def no_negative_zero(number: str) -> int:
-        if number == "-0":  # an integer to Python, to others a floating-point number
+        if number == "-0":  # an integer to Python, a floating-point number to other parsers
             raise _Refused("has -0, which is no whole number")
         return int(number)
 
@@ -263,7 +263,7 @@ def parse_object(text: str, what: str, wrong: Callable[[str], Exception]) -> dic
 
 
 class _Refused(Exception):
-    """What json cannot say of an object; never leaves parse_object()."""
+    """Raised for a fault that the json module does not report; never leaves parse_object()."""
 
 
 def _parse(header: bytes) -> dict[str, Any]:
@@ -275,7 +275,7 @@ def _parse(header: bytes) -> dict[str, Any]:
         raise _wrong(f"byte {error.start} of its header is not UTF-8") from None
     document = parse_object(text, "its header", _wrong)
     metadata = document.get("__metadata__")
-    if metadata is None:  # null, as some writers spell that there is none
+    if metadata is None:  # some writers spell missing metadata as null
         document.pop("__metadata__", None)
         return document
     if not isinstance(metadata, dict) or not all(
@@ -298,7 +298,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def _counts(what: str, value: object, tensor: str) -> tuple[int, ...]:
-    # type() rather than isinstance(): true and false are numbers to Python.
+    # type() and not isinstance(), because True and False are ints in Python.
     if not isinstance(value, list) or not all(
         type(number) is int and 0 <= number <= MAX_ELEMENTS for number in value
     ):
@@ -312,8 +312,8 @@ def _counts(what: str, value: object, tensor: str) -> tuple[int, ...]:
 def tensor_bytes(
     dtype: str, shape: tuple[int, ...], name: str, wrong: Callable[[str], Exception]
 ) -> int:
-    """Returns the bytes of a tensor of a dtype of DTYPE_BITS; raises what `wrong` makes of a clause
-    about the tensor, `name` as it is to be shown."""
+    """Returns how many bytes a tensor of a dtype of DTYPE_BITS has. Raises what `wrong` makes of a
+    clause about the tensor, which it calls `name`."""
     elements = 1
     for extent in shape:
         elements *= extent
@@ -329,7 +329,7 @@ def _entry(tensor: str, fields: object, data_start: int, size: int) -> Entry:
     quoted = shown(tensor)
     if not _is_unicode(tensor):
         raise _wrong(f"the name {quoted} is not Unicode text")
-    # Other fields mean nothing, as to the format's own library.
+    # Other fields are ignored, as the format's own library does.
     if not isinstance(fields, dict) or not all(name in fields for name in _FIELDS):
         raise _wrong(f"tensor {quoted} must have the fields {', '.join(_FIELDS)}")
     dtype = fields["dtype"]
