@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EncryptedBuffer: bytes that lie in memory as ciphertext and are read and written in the clear."""
+"""EncryptedBuffer: bytes that lie in memory as ciphertext, and are read and written in the
+clear."""
 
 from __future__ import annotations
 
@@ -54,24 +55,24 @@ __all__ = [
     "verify",
 ]
 
-# Looked up once: these are what one small read costs in Python.
+# Looked up once, because these lookups are most of what one small read costs in Python.
 _from_buffer = ffi.from_buffer
 _store_read = lib.ccmem_store_read
 _store_write = lib.ccmem_store_write
 
-#: What tells buffers apart that were given no name.
+#: Numbers for buffers without a name.
 _numbers = itertools.count(1)
 
-#: Versions end below it: the bit that it sets in a page's word says that the page is being written.
+#: Set in a page's word while the page is written, so versions are smaller than this.
 _WRITING = 1 << 63
 
 
 def open_buffers() -> list[EncryptedBuffer]:
-    """Returns the buffers that this process has made and neither closed nor dropped."""
+    """Returns the buffers that this process has made and that are neither closed nor gone."""
     return [buffer for buffer in registered() if is_usable(buffer)]
 
 
-#: Sizes above it round up to more than an index can say.
+#: Larger sizes, rounded up to whole pages, do not fit an index.
 LARGEST = sys.maxsize - int(lib.CCMEM_PAGE_SIZE_MAX)
 
 
@@ -100,7 +101,7 @@ def check_tweak_cache(tweak_cache: Any) -> int:
 
 
 def refuse_versions(name: str, words: bytes) -> None:
-    """Raises FileFormatError when a version is not one that a sealed page can have."""
+    """Raises FileFormatError for a version that a sealed page cannot have."""
     versions = np.frombuffer(words, dtype="<u8")
     bad = np.flatnonzero((versions == 0) | (versions >= _WRITING))
     if bad.size:
@@ -111,19 +112,18 @@ def refuse_versions(name: str, words: bytes) -> None:
 
 
 class EncryptedBuffer(Store):
-    """`nbytes` bytes held as ciphertext, which read as zeros until they are written.
+    """`nbytes` bytes held as ciphertext. They read as zeros until they are written.
 
-    Each page of `page_size` bytes (a power of two from 4096 to 65536) is encrypted on its own,
-    and every write moves the pages it touches to a new version, so equal contents never give equal
-    ciphertext twice. `cipher` is "aegis-128x2", where each page has a tag, and a page that was
-    changed, moved, or put back from an earlier time raises IntegrityError when it is read; or
-    "aes-128-xts" or "aes-256-xts", which hide contents, but do not detect a change.
+    Each page of `page_size` bytes (a power of two from 4096 to 65536) is encrypted on its own, and
+    every write moves the pages it touches to a new version, so equal contents never give equal
+    ciphertext twice. With `cipher` "aegis-128x2" each page has a tag: reading a page that was
+    changed, moved, or put back from an earlier time raises IntegrityError. "aes-128-xts" and
+    "aes-256-xts" hide contents, but do not detect a change.
 
     The keys are derived from `key` (NIST SP 800-108) when the buffer is made; `key` may be closed
-    afterwards. `name` is what errors and repr() call the buffer; without one it gets a number.
-    `tweak_cache` is the number of encrypted tweaks to remember (32 bytes each; 0: none), which
-    makes small reads in recently touched pages faster with an XTS cipher; others have no use for
-    it.
+    afterwards. Errors and repr() call the buffer `name`, or a number if it has none. `tweak_cache`
+    is the number of encrypted tweaks to remember (32 bytes each; 0: none). With an XTS cipher this
+    makes small reads of recently touched pages faster; other ciphers do not use it.
 
     All methods may be called from several threads at once. Each page is read as one write left it;
     a read over several pages may see some before and some after a concurrent write.
@@ -144,7 +144,7 @@ class EncryptedBuffer(Store):
         name: str | None = None,
         _version_limit: int = 0,
     ) -> None:
-        """A buffer of zeros.
+        """Makes a buffer of zeros.
 
         Raises ArgumentError (PageSizeError for the page size), ArgumentTypeError, ClosedError or
         ForkError for the key, OutOfMemoryError, LockedMemoryError, EntropyError.
@@ -169,7 +169,8 @@ class EncryptedBuffer(Store):
         self._finish(out, name)
 
     def _begin(self, nbytes: Any, cipher: Any, page_size: Any, name: Any) -> None:
-        """Sets what a buffer without a store has. Raises ArgumentError, ArgumentTypeError."""
+        """Sets the fields that do not depend on the native store. Raises ArgumentError,
+        ArgumentTypeError."""
         self._store = None
         self._anchor = None
         self._origin = None
@@ -184,8 +185,8 @@ class EncryptedBuffer(Store):
 
     def _finish(self, out: Any, name: str | None) -> None:
         """Takes over the native store in a cell."""
-        # Closing only drops this reference: a read that runs in another thread holds its own, and
-        # the store is wiped and freed when the last one goes.
+        # Closing only drops this reference. A read in another thread holds its own, and the end of
+        # the last reference wipes and frees the store.
         self._store = STORE.own(out)
         self._anchor = anchor(self._store)
         self._level = LEVELS[lib.ccmem_store_level(self._store)]
@@ -205,7 +206,7 @@ class EncryptedBuffer(Store):
         _version_limit: int = 0,
     ) -> EncryptedBuffer:
         """Returns a buffer that holds the bytes of `data` (any C-contiguous buffer), encrypted
-        without a copy in between. The caller's bytes stay as they are.
+        without a copy in between. The caller's bytes stay unchanged.
 
         Raises what the constructor and write() raise.
         """
@@ -244,28 +245,27 @@ class EncryptedBuffer(Store):
         origin: Origin | None = None,
         path: str = "",
     ) -> EncryptedBuffer:
-        """Returns a read-only buffer over the pages of `nbytes` bytes in the open file `fd` from
-        `offset` on, a multiple of 4096. Nothing is decrypted, nothing but the records is copied:
-        the pages are mapped, and the processes that map them share one copy in the page cache.
+        """Returns a read-only buffer over the pages of `nbytes` bytes in the open file `fd`, from
+        `offset` on, a multiple of 4096. Decrypts nothing and copies only the records: the pages are
+        mapped, and all processes that map them share one copy in the page cache.
 
-        `key` and the 16 bytes of `store_id` are what the pages were sealed under; `versions` holds
-        a uint64 a page, little-endian, `tags` 16 bytes a page. Both are to be verified before, in
-        memory of the caller's own. The file may be closed afterwards. It may also be changed by
-        whoever can write it: a page that is not as it was sealed raises IntegrityError when it is
-        read.
+        The pages were sealed under `key` and the 16 bytes of `store_id`. `versions` has a
+        little-endian uint64 for each page, `tags` 16 bytes for each page. The caller has verified
+        both, in memory of its own. The file may be closed afterwards. Other programs may change it:
+        reading a page that is not as it was sealed raises IntegrityError.
 
-        Whoever can write the file can also cut it short, and its file system can fail: a read of
-        what is gone raises FileReadError then, and so does every later one, though the file may be
-        mended. With `anonymous` the pages are read into memory of this process instead, which takes
-        that memory and that time, and needs the file no longer.
+        Other programs may also cut the file short, and its file system may fail. Reading a page
+        that is gone raises FileReadError, and so does every later read of it, even if the file is
+        mended. With `anonymous` the pages are instead read into memory of this process: that takes
+        memory and time, but then the file is no longer needed.
 
-        `origin` opens it anew in a forked child; without it, its use there raises ForkError. `path`
-        is what errors call the file.
+        `origin` opens the buffer anew in a forked child; without an origin its use there raises
+        ForkError. Errors call the file `path`.
 
-        Raises ReadOnlyError from everything that writes. Here: FileFormatError when the file ends
-        too early or a version is not one that a sealed page has, FileReadError when it cannot be
-        mapped or read, ArgumentError (among others for a cipher without tags: a page put back could
-        not be noticed), ArgumentTypeError, and what the constructor raises.
+        Methods that write raise ReadOnlyError. This function raises FileFormatError if the file
+        ends too early or a version cannot be a sealed page's, FileReadError if the file cannot be
+        mapped or read, ArgumentError (among others for a cipher without tags, with which a page
+        that was put back would go unnoticed), ArgumentTypeError, and what the constructor raises.
         """
         self = cls.__new__(cls)
         self._begin(nbytes, cipher, page_size, name)
@@ -331,8 +331,8 @@ class EncryptedBuffer(Store):
         name: str,
         origin: Origin | None,
     ) -> EncryptedBuffer:
-        """Returns a read-only buffer that has a native store already, and keeps `anchor` until it
-        is closed."""
+        """Returns a read-only buffer over an existing native store. It keeps `anchor` until it is
+        closed."""
         self = object.__new__(EncryptedBuffer)
         self._store, self._anchor, self._origin, self._exposed = store, anchor, origin, None
         self._writable, self._nbytes, self._page_size = False, nbytes, page_size
@@ -343,18 +343,18 @@ class EncryptedBuffer(Store):
     # ---- reading and writing ----
 
     def read_into(self, out: Any, offset: int = 0) -> int:
-        """Decrypts from `offset` until `out`, any writable C-contiguous buffer, is full; returns
-        its size in bytes.
+        """Decrypts from `offset` on until `out`, any writable C-contiguous buffer, is full. Returns
+        the size of `out` in bytes.
 
-        The caller owns the plaintext in `out` and can overwrite it, which is why secrets should be
-        read with this method and not with read().
+        The caller owns the plaintext in `out` and can overwrite it, so read secrets with this
+        method and not with read().
 
         Raises RangeError, BufferTypeError (ReadOnlyOutputError, NonContiguousError),
         ArgumentTypeError, ClosedError, ForkError; `out` is unchanged then. Raises IntegrityError
         when a page was changed; all of `out` is zeros then.
         """
-        # The straight way: whatever is wrong makes one of these calls fail, and is told apart
-        # only then.
+        # The fast way checks nothing first: a wrong argument makes one of these calls fail, and
+        # only then is the cause looked for.
         try:
             if type(offset) is not int:
                 offset = integer("offset", offset)
@@ -375,7 +375,7 @@ class EncryptedBuffer(Store):
         self._fail(status, offset, length)
 
     def read(self, offset: int = 0, nbytes: int | None = None) -> bytes:
-        """Returns the plaintext of `nbytes` bytes from `offset`, by default of all that follow.
+        """Returns the plaintext of `nbytes` bytes from `offset` on, by default of all that follow.
 
         Python cannot overwrite bytes, so this plaintext stays in memory until its place is reused;
         for secrets use read_into() with a buffer that you wipe.
@@ -389,12 +389,12 @@ class EncryptedBuffer(Store):
         if offset < 0 or length < 0 or offset + length > self._nbytes:
             self._fail(lib.CCMEM_ERR_RANGE, offset, length)
         try:
-            # A bytes object that nothing else has seen yet may be filled in place, which saves a
-            # copy; not the shared ones of length 0 and 1.
+            # Nothing else refers to this new bytes object, so it may be filled in place, which
+            # saves a copy. Objects of length 0 and 1 are shared by the interpreter and must not be.
             data: bytes | bytearray = bytes(length) if length > 1 else bytearray(length)
         except MemoryError:
             raise errors.OutOfMemoryError(
-                f"There is no memory for {length} bytes of plaintext; read fewer bytes at a time, "
+                f"No memory is left for {length} bytes of plaintext; read fewer bytes at a time, "
                 f"or use read_into() with memory you have."
             ) from None
         status = _store_read(store, offset, _from_buffer(BYTES, data), length)
@@ -403,15 +403,15 @@ class EncryptedBuffer(Store):
         return bytes(data)
 
     def write(self, data: Any, offset: int = 0) -> int:
-        """Encrypts the bytes of `data`, any C-contiguous buffer, to `offset`; returns how many.
+        """Encrypts the bytes of `data`, any C-contiguous buffer, to `offset`. Returns how many.
 
-        Every page touched moves to its next version; the bytes around `data` in it stay the same.
+        Each page that `data` touches moves to its next version; its other bytes stay the same.
 
         Raises RangeError, BufferTypeError (NonContiguousError), ArgumentTypeError, ClosedError,
         ForkError, VersionExhaustedError, ReadOnlyError (see `writable`), and IntegrityError for a
-        changed page of which `data` covers a part; nothing has changed then (but where other
-        threads write the same pages meanwhile, some pages may have been written). A page that
-        `data` covers as a whole is replaced, whatever became of it.
+        changed page of which `data` covers a part. Nothing has changed then, except that some pages
+        may have been written if other threads write the same pages meanwhile. A page that `data`
+        covers as a whole is replaced, even if it was damaged.
         """
         offset = integer("offset", offset)
         source = input_buffer("data", data)
@@ -421,7 +421,8 @@ class EncryptedBuffer(Store):
             if offset < 0 or offset + length > self._nbytes:
                 self._fail(lib.CCMEM_ERR_RANGE, offset, length)
             if self._exposed is not None:
-                # The store must not overwrite what it is still reading: its own ciphertext as data.
+                # `data` may be a view of this store's ciphertext, which must not be overwritten
+                # while it is read.
                 start = int(ffi.cast("uintptr_t", source))
                 if start < self._exposed[1] and start + length > self._exposed[0]:
                     source = _from_buffer(BYTES, ffi.buffer(source)[:])
@@ -433,7 +434,8 @@ class EncryptedBuffer(Store):
         return length
 
     def _read_with_care(self, out: Any, offset: Any) -> int:
-        """read_into() once more, for a call that never reached the store: says what is wrong."""
+        """Does read_into() again, step by step, for a call that did not reach the store: says what
+        is wrong."""
         offset = integer("offset", offset)
         store = self._opened()
         with output_buffer("out", out) as target:
@@ -449,13 +451,14 @@ class EncryptedBuffer(Store):
 
     def verify(self) -> list[int]:
         """Checks every page against its tag, and its version against the copy of it, in several
-        threads: the numbers of those that do not match, in ascending order; none when all is as it
-        was written. Raises NotAuthenticatedError for a cipher without tags, FileReadError when
-        pages of a sealed file cannot be had from it, ClosedError and ForkError."""
+        threads. Returns the numbers of the pages that do not match, in ascending order; an empty
+        list if all are as they were written. Raises NotAuthenticatedError for a cipher without
+        tags, FileReadError if pages of a sealed file cannot be read from it, ClosedError,
+        ForkError."""
         return self._verify(0, self._nbytes)
 
     def _verify(self, offset: int, nbytes: int) -> list[int]:
-        """verify() of the pages that hold `nbytes` bytes from `offset`, which lie inside."""
+        """Does verify() for the pages that hold `nbytes` bytes, all inside, from `offset` on."""
         store = self._opened()
         check_open(self)
         if not self.authenticated:
@@ -488,8 +491,8 @@ class EncryptedBuffer(Store):
     def map(
         self, *, window: int | str = "64MiB", mode: str = "r", system_calls: bool = True
     ) -> Mapping:
-        """Returns a mapping: a context manager that gives an ordinary array of uint8 over the
-        buffer, of which no more than `window` bytes lie in the clear at a time. See Mapping.
+        """Returns a Mapping: a context manager that gives an ordinary array of uint8 over the
+        buffer. At most `window` bytes of it lie in the clear at a time.
 
         Raises what EncryptedTensor.map() raises.
         """
@@ -517,8 +520,8 @@ class EncryptedBuffer(Store):
 
     @property
     def ciphertext(self) -> memoryview:
-        """The stored bytes, whole pages, read-only. The view shows later writes as they happen,
-        and stays valid after close(). Raises ClosedError, ForkError."""
+        """A read-only view of the stored bytes, in whole pages. It shows later writes as they
+        happen and stays valid after close(). Raises ClosedError, ForkError."""
         store = self._opened()
         check_open(self)
         mapping = made(lib.ccmem_store_mapping, store, lib.ccmem_mapping_release)
@@ -530,14 +533,15 @@ class EncryptedBuffer(Store):
         data = lib.ccmem_mapping_data(mapping)
         start = int(ffi.cast("uintptr_t", data))
         self._exposed = (start, start + size)
-        # The view keeps the array alive, and the array the mapping. It is an anchor(), too.
+        # The view keeps the array alive, and the array keeps the mapping alive, as an anchor()
+        # does.
         array: Any = np.frombuffer(ffi.buffer(keeping(data, mapping), size), dtype=np.uint8)
         return memoryview(array).toreadonly()
 
     @property
     def versions(self) -> npt.NDArray[np.uint64]:
-        """Each page's version now, 0 for a page never written: a read-only array of uint64.
-        Raises ClosedError, ForkError."""
+        """The version of each page now, as a read-only array of uint64; 0: never written. Raises
+        ClosedError, ForkError."""
         store = self._opened()
         count = -(-self._nbytes // self._page_size)
         versions = np.zeros(count, dtype=np.uint64)
@@ -549,11 +553,11 @@ class EncryptedBuffer(Store):
         return versions
 
     def stats(self) -> dict[str, int]:
-        """Returns what the buffer has done since it was made: `reads`, `writes` (calls),
-        `bytes_read`, `bytes_written`, `pages_opened`, `pages_sealed`, `tweak_hits`, `tweak_misses`,
-        `retries` (reads repeated because of a concurrent write), `integrity_failures` (times a page
-        did not match its tag); and `overhead_bytes`, the memory beside the pages. The counts are
-        exact while no other thread uses the buffer; the buffers of one sealed file count together.
+        """Returns counts since the buffer was made: `reads`, `writes` (calls), `bytes_read`,
+        `bytes_written`, `pages_opened`, `pages_sealed`, `tweak_hits`, `tweak_misses`, `retries`
+        (reads repeated because of a concurrent write), `integrity_failures` (times a page did not
+        match its tag); and `overhead_bytes`, the memory besides the pages. The counts are exact
+        while no other thread uses the buffer. Buffers of one sealed file are counted together.
         Raises ClosedError, ForkError."""
         store = self._opened()
         counters = ffi.new("ccmem_stats *")
@@ -566,7 +570,7 @@ class EncryptedBuffer(Store):
 
     def close(self) -> None:
         """Wipes the keys and frees the ciphertext, at once or when the last call that uses them
-        returns; a view of `ciphertext` keeps that alive, but nothing can decrypt it. May be
+        returns. A view of `ciphertext` keeps the ciphertext, but nothing can decrypt it. May be
         repeated."""
         self._store = None
         self._anchor = None
@@ -581,12 +585,12 @@ class EncryptedBuffer(Store):
         )
 
 
-#: For what has pages in a file: see EncryptedBuffer._mapped() and _over().
+#: For modules whose pages lie in a file; see EncryptedBuffer._mapped() and _over().
 over_file = EncryptedBuffer._mapped
 over_store = EncryptedBuffer._over
 
 
 def verify(buffer: EncryptedBuffer, offset: int, nbytes: int) -> list[int]:
-    """EncryptedBuffer.verify() of the pages that hold `nbytes` bytes from `offset`, which lie
-    inside."""
+    """Does EncryptedBuffer.verify() for the pages that hold `nbytes` bytes from `offset` on, which
+    lie inside."""
     return buffer._verify(offset, nbytes)

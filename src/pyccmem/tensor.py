@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EncryptedTensor: an n-dimensional array that lies in memory as ciphertext, read and written by
-numpy's index expressions."""
+"""EncryptedTensor: an n-dimensional array that lies in memory as ciphertext, and is read and
+written by numpy's index expressions."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ _store_read = lib.ccmem_store_read
 _store_write = lib.ccmem_store_write
 _ndarray = np.ndarray
 
-#: numpy's own types of integers (np.integer is a base of np.timedelta64, too).
+#: numpy's own integer types. np.integer would not do: it is a base of np.timedelta64 too.
 _INTEGERS = frozenset(np.dtype(code).type for code in "bBhHiIlLqQ")
 
-#: Values that need a conversion on their way in are converted this many bytes at a time.
+#: Values that must be converted before they are written are converted this many bytes at a time.
 STAGING_BYTES = 1 << 20
 
-#: Assignment of 0 to one of these is the cheapest way to clear a scalar's bytes.
+#: Assigning 0 to an element of such a type is the cheapest way to clear a scalar's bytes.
 _WORDS = {1: "u1", 2: "u2", 4: "u4", 8: "u8"}
 
 
@@ -74,11 +74,12 @@ def _checked_shape(shape: Any) -> tuple[int, ...]:
 
 
 def _checked_dtype(dtype: Any) -> np.dtype[Any]:
-    """Returns a dtype whose items are bytes of fixed size. Raises ArgumentTypeError."""
+    """Returns `dtype` as NumPy's, if its items have a fixed size and hold no objects. Raises
+    ArgumentTypeError."""
     try:
         kind: np.dtype[Any] = np.dtype(dtype)
     except (TypeError, ValueError, SyntaxError) as error:
-        raise errors.ArgumentTypeError(f"dtype is not one: {str(error).rstrip('.')}.") from None
+        raise errors.ArgumentTypeError(f"dtype is not a dtype: {str(error).rstrip('.')}.") from None
     if kind.hasobject:
         raise errors.ArgumentTypeError(
             f"dtype {kind} holds references to Python objects, not data; use one of fixed size."
@@ -91,8 +92,8 @@ def _checked_dtype(dtype: Any) -> np.dtype[Any]:
 
 
 def checked_form(shape: Any, dtype: Any) -> tuple[Array, np.dtype[Any]]:
-    """Returns the phantom of a tensor of this shape and dtype, and its dtype: as in numpy an array
-    of arrays gains their dimensions. Raises ArgumentError, ArgumentTypeError."""
+    """Returns the phantom of a tensor of this shape and dtype, and its dtype. As in numpy, a dtype
+    of arrays adds their dimensions to the shape. Raises ArgumentError, ArgumentTypeError."""
     lengths, kind = _checked_shape(shape), _checked_dtype(dtype)
     if kind.subdtype is not None:
         kind, inner = kind.subdtype
@@ -106,7 +107,7 @@ def checked_form(shape: Any, dtype: Any) -> tuple[Array, np.dtype[Any]]:
 
 
 def _maker(arena: Any, key: Any, cipher: Any, page_size: Any) -> TensorMaker:
-    """Returns the arena, when nothing that it has already is named as well. Raises ArgumentError,
+    """Returns the arena, if none of what the arena sets is also given. Raises ArgumentError,
     ArgumentTypeError."""
     if not isinstance(arena, TensorMaker):
         raise errors.ArgumentTypeError(
@@ -127,7 +128,7 @@ def _of_form(name: str) -> Any:
 
 
 class Cache:
-    """What a tensor keeps for its next reads, and one in an arena beside."""
+    """What a tensor keeps for its next reads, and further fields of a tensor in an arena."""
 
     __slots__ = ("buffer", "exposed", "name", "scratch", "table")
 
@@ -140,21 +141,22 @@ class Cache:
 
 
 class EncryptedTensor(Operand, Resource):
-    """An n-dimensional C-contiguous array held as ciphertext, of any dtype of fixed size (of
-    ml_dtypes too, when installed).
+    """An n-dimensional C-contiguous array held as ciphertext, of any dtype of fixed size, including
+    those of ml_dtypes if it is installed.
 
     Made by from_numpy(), empty() or zeros(). `t[index]` decrypts what `index` names and returns an
     ordinary array (a scalar where numpy returns one), `t[index] = values` encrypts, with numpy's
-    rules for shapes, broadcasting and casting. Every array handed out is a copy in memory that is
-    wiped when the last reference to it goes. `name` is what errors and repr() call the tensor.
+    rules for shapes, broadcasting and casting. Every array it returns is a copy in memory that is
+    wiped when the last reference to it goes. Errors and repr() call the tensor `name`.
 
     reshape() and view() give tensors that share the buffer; close() closes it for all of them.
 
-    All methods may be called from several threads at once; a read beside a concurrent write may
-    see some pages before and some after it.
+    All methods may be called from several threads at once. A read during a write may see some pages
+    before and some after it.
     """
 
-    # No more than these, since there may be a million tensors; _arena has other uses for two.
+    # No more than these, because there may be a million tensors; arena.py uses two of them
+    # otherwise.
     __slots__ = ("_buffer", "_cache", "_form")
 
     _instead_of_a_copy = "make a new one with copy(key=...)"
@@ -165,7 +167,7 @@ class EncryptedTensor(Operand, Resource):
     _form: Form
     _cache: Any  # a Cache, or None as long as there is nothing in it
 
-    # What follows from the form, for where it does not matter how long that takes.
+    # What follows from the form, for code that need not be fast.
     _ghost: Array = _of_form("ghost")
     _address: int = _of_form("address")
     _shape: tuple[int, ...] = _of_form("shape")
@@ -199,9 +201,9 @@ class EncryptedTensor(Operand, Resource):
         arena: Arena | None = None,
     ) -> EncryptedTensor:
         """Returns a tensor with the contents, shape and dtype of `array` (or of what numpy makes of
-        it), which stays as it is: overwrite it yourself. A C-contiguous array is encrypted without
-        a copy in between. With `arena` it is encrypted together with others, see Arena, which has
-        the key, cipher and page size.
+        it), which stays unchanged: overwrite it yourself. A C-contiguous array is encrypted without
+        a copy in between. With `arena` the tensor is encrypted together with others, under the
+        arena's key, cipher and page size; see Arena.
 
         Raises ArgumentTypeError for a dtype of objects or of no size, and what EncryptedBuffer
         raises.
@@ -232,8 +234,8 @@ class EncryptedTensor(Operand, Resource):
         name: str | None = None,
         arena: Arena | None = None,
     ) -> EncryptedTensor:
-        """Returns a tensor whose bytes are all zero; pages take memory when they are first written.
-        `arena` as for from_numpy().
+        """Returns a tensor whose bytes are all zero. A page takes memory when it is first written.
+        `arena` is as for from_numpy().
 
         Raises ArgumentError for a shape that cannot be, ArgumentTypeError for a dtype of objects
         or of no size, and what EncryptedBuffer raises.
@@ -245,7 +247,7 @@ class EncryptedTensor(Operand, Resource):
         nbytes = ghost.size * kind.itemsize
         buffer = EncryptedBuffer(
             nbytes,
-            key=key,  # type: ignore[arg-type]  # it says what is wrong with None
+            key=key,  # type: ignore[arg-type]  # it raises the error for None
             cipher=DEFAULT_CIPHER if cipher is None else cipher,
             page_size=TENSOR_PAGE_SIZE if page_size is None else page_size,
             name=name,
@@ -264,7 +266,8 @@ class EncryptedTensor(Operand, Resource):
         name: str | None = None,
         arena: Arena | None = None,
     ) -> EncryptedTensor:
-        """Returns the same as zeros(): what was never written reads as zeros and costs nothing."""
+        """Returns the same as zeros(): bytes that were never written read as zeros and take no
+        memory."""
         return cls.zeros(
             shape, dtype, key=key, cipher=cipher, page_size=page_size, name=name, arena=arena
         )
@@ -279,8 +282,8 @@ class EncryptedTensor(Operand, Resource):
         arena: Arena | None = None,
     ) -> EncryptedTensor:
         """Returns a tensor of the same contents, shape and dtype in a buffer of its own, which can
-        be written even where this one cannot (see `writable`). What is not named stays as it is
-        here. Opened and sealed anew 1 MiB at a time, in memory that is wiped. `arena` as for
+        be written even if this one cannot (see `writable`). Arguments that are not given are as in
+        this tensor. Opens and seals 1 MiB at a time, in memory that is wiped. `arena` is as for
         from_numpy().
 
         Raises IntegrityError when one of the pages was changed, ClosedError, ForkError,
@@ -309,7 +312,7 @@ class EncryptedTensor(Operand, Resource):
         cls, buffer: EncryptedBuffer, shape: Any, dtype: Any, offset: int = 0
     ) -> EncryptedTensor:
         """Returns a tensor over the bytes that `buffer` already holds from `offset` on. Raises
-        RangeError when they are too few."""
+        RangeError if there are too few."""
         ghost, kind = checked_form(shape, dtype)
         nbytes = ghost.size * kind.itemsize
         offset = integer("offset", offset)
@@ -338,9 +341,10 @@ class EncryptedTensor(Operand, Resource):
         """Returns what numpy's `array[index]` would give, decrypted: basic indexing, integer and
         boolean arrays, names of fields. Only the pages that hold it are decrypted.
 
-        Always a copy, unlike numpy's view. Raises IndexingError, ArgumentError, ArgumentTypeError
-        where numpy raises IndexError, ValueError, TypeError; IntegrityError when one of the pages
-        was changed, and nothing is handed out then; ClosedError, ForkError, OutOfMemoryError.
+        Always gives a copy, where numpy may give a view. Raises IndexingError, ArgumentError,
+        ArgumentTypeError where numpy raises IndexError, ValueError, TypeError; IntegrityError if
+        one of the pages was changed, and then returns nothing; ClosedError, ForkError,
+        OutOfMemoryError.
         """
         run = self._run(index)
         if run is not None:
@@ -353,9 +357,9 @@ class EncryptedTensor(Operand, Resource):
         return self._read_selection(index)
 
     def _run(self, index: Any) -> tuple[int, tuple[int, ...] | None, int] | None:
-        """Returns the short way, for an index that is a number, a slice of step 1, an Ellipsis or a
-        tuple of numbers, and names at least a byte: the offset in the buffer, shape (None: a
-        scalar) and size of the one run of bytes. None for any other."""
+        """Returns the offset in the buffer, shape (None: a scalar) and size of the single run of bytes
+        that an index names, for the fast way: a number, a slice of step 1, an Ellipsis or a tuple
+        of numbers, which names at least one byte. None for any other index."""
         kind, form = type(index), self._form
         if kind is int:
             n = form.length
@@ -404,7 +408,7 @@ class EncryptedTensor(Operand, Resource):
         """Returns the element at an offset of the buffer, as a numpy scalar."""
         nbytes = self._form.itemsize
         if self._form.dtype.kind == "V":
-            # numpy's scalars of this kind refer to the memory that they came from.
+            # numpy's scalars of this kind refer to the memory that they were made from.
             return self._read_run(offset, (), nbytes)[()]
         scratch = self._scratch()
         try:
@@ -421,13 +425,13 @@ class EncryptedTensor(Operand, Resource):
         return element
 
     def _scratch(self) -> list[tuple[Array, Array, Any]]:
-        """Places for one element each that no call uses now, see _new_scratch()."""
+        """Places for one element each that no call uses now; see _new_scratch()."""
         cache = self._cache or self._kept()
         return cache.scratch
 
     def _new_scratch(self) -> tuple[Array, Array, Any]:
-        """Returns room for one element, for one call at a time: as an array, as words to clear it,
-        as a pointer."""
+        """Returns a place for one element, for one call at a time: as an array, as words to clear
+        it, as a pointer."""
         itemsize = self._form.itemsize
         pointer, memory = _block(itemsize)
         word = _WORDS.get(itemsize)
@@ -446,7 +450,7 @@ class EncryptedTensor(Operand, Resource):
         return handle(self._buffer)
 
     def _read_selection(self, index: Any) -> Any:
-        """Returns the long way: any index."""
+        """Returns what any index names, by the general way."""
         chosen = select(index, self._ghost, self._address, self._dtype)
         layout = Layout(chosen)
         shape = chosen.full_shape
@@ -458,8 +462,8 @@ class EncryptedTensor(Operand, Resource):
         return array[()] if chosen.how is How.ELEMENT else array
 
     def _row_table(self) -> Offsets | None:
-        """Returns the offsets of the rows in the buffer, for rows large enough to make them a small
-        part; else None."""
+        """Returns the offsets of the rows in the buffer if the rows are large, so that the table is
+        small beside them; else None."""
         form = self._form
         if form.row_nbytes < TABLE_ROW_BYTES:
             return None
@@ -470,7 +474,7 @@ class EncryptedTensor(Operand, Resource):
         return cache.table
 
     def _read_rows(self, numbers: Array) -> Array:
-        """Returns the rows by an array of their numbers, all in one call."""
+        """Returns the rows that an array of numbers names, by one native call."""
         table = self._row_table()
         assert table is not None
         try:
@@ -486,17 +490,17 @@ class EncryptedTensor(Operand, Resource):
         return array
 
     def _nothing(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """Returns an array without a byte, from a tensor that is open."""
+        """Returns an array of no bytes, if the tensor is open."""
         check(lib.ccmem_store_check(self._opened()), TENSOR)
         return wiped.empty(shape, dtype)
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
-        """Returns the whole tensor as a plain array, for np.asarray() and np.array(). It is
-        read-only, so that no function loses what it writes into a copy that nobody sees, unless a
-        copy is asked for (np.array()). `copy=False` is an ArgumentError (a ValueError, as NumPy 2
-        has it): there is no plaintext to share.
+        """Returns the whole tensor as a plain array, for np.asarray() and np.array(). The array is
+        read-only unless a copy is asked for (np.array()), so that no function writes into a copy
+        that is then lost. `copy=False` raises ArgumentError, which is a ValueError as NumPy 2
+        wants: there is no plaintext to share.
 
-        NumPy 1 copies what np.array() gets here once more, to memory of its own that nobody wipes;
+        np.array() of NumPy 1 copies this array once more, to memory that is never wiped;
         np.asarray() does not.
         """
         if copy is False:
@@ -529,7 +533,7 @@ class EncryptedTensor(Operand, Resource):
         return bool(self[...])
 
     def __iter__(self) -> Iterator[Any]:
-        """t[0], t[1], ...: each decrypted when it is asked for."""
+        """Yields t[0], t[1], ..., each decrypted when it is asked for."""
         if not self._ndim:
             raise errors.ArgumentTypeError("A tensor of no dimensions cannot be iterated over.")
         return map(self.__getitem__, range(self._shape[0]))
@@ -541,8 +545,8 @@ class EncryptedTensor(Operand, Resource):
 
     def blocks(self, nbytes: int = 1 << 20) -> Iterator[Array]:
         """Returns the tensor in order along its first axis, as arrays of as many whole rows as fit
-        in `nbytes` bytes; the last may have fewer. Keep no more than one of them to stay within
-        twice `nbytes` of plaintext.
+        in `nbytes` bytes; the last may have fewer. Keep at most one of them at a time to stay
+        within twice `nbytes` of plaintext.
 
         Raises ArgumentError when not even one row fits (reshape(-1) makes rows of one element),
         ArgumentTypeError for a tensor of no dimensions.
@@ -564,14 +568,14 @@ class EncryptedTensor(Operand, Resource):
     # ---- writing ----
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        """Encrypts `value` to where `index` says, converted and broadcast as numpy would; where an
-        index names an element twice, the last value stays.
+        """Encrypts `value` to the elements that `index` names, converted and broadcast as numpy
+        does. If an index names an element twice, the last value stays.
 
         Values that need no conversion are encrypted from where they lie; others are converted in
-        memory that is wiped. Raises as __getitem__() does (IntegrityError for a changed page that
-        is covered in part; one that is covered as a whole is replaced), ArgumentError and
-        ArgumentTypeError where numpy raises ValueError and TypeError for the value,
-        VersionExhaustedError, ReadOnlyError.
+        memory that is wiped. Raises as __getitem__() does: IntegrityError for a changed page of
+        which the elements cover a part, while a page that they cover as a whole is replaced. Also
+        raises ArgumentError and ArgumentTypeError where numpy raises ValueError and TypeError for
+        the value, VersionExhaustedError, ReadOnlyError.
         """
         try:
             run = self._run(index)
@@ -587,8 +591,9 @@ class EncryptedTensor(Operand, Resource):
             raise refuse(error, "The assignment", self._shape) from None
 
     def _is_stored(self, value: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
-        """Returns True for an array whose bytes are just what a selection of this shape and dtype
-        is to hold. None is once someone has a view of the ciphertext, which could be the array."""
+        """Returns True for an array whose bytes can be encrypted as they are for a selection of
+        this shape and dtype. False for all arrays once a view of the ciphertext exists, which could
+        be the array."""
         return (
             type(value) is np.ndarray
             and value.shape == shape
@@ -598,8 +603,8 @@ class EncryptedTensor(Operand, Resource):
         )
 
     def _as_stored(self, value: Any, chosen: Selection) -> Array:
-        """Returns `value` as a C-contiguous array of the selection's shape and dtype: itself where
-        it is one, or converted in memory that is wiped, by numpy's rule for this kind of index."""
+        """Returns `value` as a C-contiguous array of the selection's shape and dtype: itself if it
+        is one, else converted in memory that is wiped, by numpy's rule for this kind of index."""
         shape = chosen.full_shape
         if self._is_stored(value, shape, chosen.dtype):
             same: Array = value
@@ -655,8 +660,8 @@ class EncryptedTensor(Operand, Resource):
                 write(self._buffer, self._offset, Layout(chosen), memory)
 
     def _write_pieces(self, chosen: Selection, value: Array) -> None:
-        """Writes an array of the selection's shape that has to be converted, some rows at a time
-        along the first axis, or along the next where one row is too large."""
+        """Writes an array of the selection's shape that must be converted, some rows at a time
+        along the first axis, or along the next axis if one row is too large."""
         if chosen.nbytes <= STAGING_BYTES:
             self._write_selection(chosen, value)
             return
@@ -689,18 +694,18 @@ class EncryptedTensor(Operand, Resource):
             if writable:
                 self._buffer.write(memory, self._offset)
         finally:
-            lib.ccmem_wipe(pointer, nbytes)  # at once: an interrupt could come into a call
+            lib.ccmem_wipe(pointer, nbytes)  # inline: a call could be interrupted
 
     def open(self, mode: str = "r") -> AbstractContextManager[Array]:
         """Returns the whole tensor as a plain array for the length of a `with` block.
 
-        With "r" it is read-only; with "r+" it is written back when the block ends without an
-        exception, and dropped when it ends with one. Either way it is overwritten with zeros at
-        the end, even where references to it remain. What others write to the tensor meanwhile is
-        lost with "r+".
+        With "r" the array is read-only. With "r+" it is written back when the block ends without an
+        exception, and dropped when it ends with one. In either case it is overwritten with zeros at
+        the end, even if references to it remain. With "r+", what others write to the tensor
+        meanwhile is lost.
 
-        Raises ArgumentError for another mode, ReadOnlyError for "r+" where the tensor lies in a
-        sealed file.
+        Raises ArgumentError for another mode, ReadOnlyError for "r+" if the tensor lies in a sealed
+        file.
         """
         if not isinstance(mode, str) or mode not in ("r", "r+"):
             raise errors.ArgumentError(f"mode is {mode!r}; it must be 'r' or 'r+'.")
@@ -709,22 +714,22 @@ class EncryptedTensor(Operand, Resource):
     def map(
         self, *, window: int | str = "64MiB", mode: str = "r", system_calls: bool = True
     ) -> Mapping:
-        """Returns a mapping: a context manager that gives an ordinary array over the tensor, of
-        which no more than `window` bytes lie in the clear at a time, whatever reads it. See
-        Mapping.
+        """Returns a Mapping: a context manager that gives an ordinary array over the tensor. At
+        most `window` bytes of it lie in the clear at a time, whatever reads it.
 
-        Raises ArgumentError for another mode, a window that is no size or holds too few blocks;
-        PlaintextBudgetError, FaultMechanismError, MappingConflictError, ReadOnlyError for "r+"
-        where the tensor lies in a sealed file, ClosedError, ForkError, OutOfMemoryError.
+        Raises ArgumentError for another mode, or for a window that is not a size or holds too few
+        blocks; PlaintextBudgetError, FaultMechanismError, MappingConflictError, ReadOnlyError for
+        "r+" if the tensor lies in a sealed file, ClosedError, ForkError, OutOfMemoryError.
         """
         return Mapping(
             self._buffer, self._offset, self._shape, self._dtype, window, mode, system_calls
         )
 
     def verify(self) -> list[int]:
-        """Checks the pages that the tensor's bytes lie in against their tags, in several threads:
-        the numbers (of the buffer's pages) of those that do not match; none when all is as it was
-        written. Raises NotAuthenticatedError for a cipher without tags, ClosedError, ForkError."""
+        """Checks the pages in which the tensor's bytes lie against their tags, in several threads.
+        Returns the numbers, in the buffer, of the pages that do not match; an empty list if all are
+        as they were written. Raises NotAuthenticatedError for a cipher without tags, ClosedError,
+        ForkError."""
         return verify(self._buffer, self._offset, self._nbytes)
 
     # ---- the same bytes in another form ----
@@ -740,9 +745,9 @@ class EncryptedTensor(Operand, Resource):
         return self._of(self._buffer, phantom(lengths, self._itemsize), self._dtype, self._offset)
 
     def view(self, dtype: npt.DTypeLike) -> EncryptedTensor:
-        """Returns a tensor over the same buffer whose bytes are read as another dtype; where the
-        size of items differs, the last axis gets shorter or longer, as numpy's does. Moves no data.
-        Raises ArgumentError, ArgumentTypeError."""
+        """Returns a tensor over the same buffer whose bytes are read as another dtype. If the size
+        of items differs, the last axis gets shorter or longer, as in numpy. Moves no data. Raises
+        ArgumentError, ArgumentTypeError."""
         kind = _checked_dtype(dtype)
         shape = self._shape
         if kind.itemsize != self._itemsize:
@@ -796,13 +801,13 @@ class EncryptedTensor(Operand, Resource):
 
     @property
     def name(self) -> str:
-        """What errors call the tensor: the name of its buffer."""
+        """The tensor's name in errors, which is its buffer's."""
         return self._buffer.name
 
     @property
     def writable(self) -> bool:
-        """False for a tensor that lies in a sealed file: writing raises ReadOnlyError, and copy()
-        makes one that can be written."""
+        """False for a tensor that lies in a sealed file. Writing to it raises ReadOnlyError; copy()
+        makes a tensor that can be written."""
         return self._buffer.writable
 
     @property
@@ -837,19 +842,19 @@ class EncryptedTensor(Operand, Resource):
     # ---- lifetime ----
 
     def close(self) -> None:
-        """Closes the buffer, for every tensor that shares it: keys wiped, ciphertext freed. Arrays
-        that were handed out stay valid. May be repeated."""
+        """Closes the buffer for every tensor that shares it: wipes the keys, frees the ciphertext.
+        Arrays that were returned stay valid. May be repeated."""
         self._buffer.close()
 
 
 def adopted(buffer: EncryptedBuffer, shape: Any, dtype: Any, offset: int = 0) -> EncryptedTensor:
     """Returns a tensor over the bytes that `buffer` already holds from `offset` on. Raises
-    RangeError when they are too few."""
+    RangeError if there are too few."""
     return EncryptedTensor._adopt(buffer, shape, dtype, offset)
 
 
 def of_form(buffer: EncryptedBuffer, form: Form) -> EncryptedTensor:
-    """Returns a tensor over the bytes of a buffer, which are enough for the form."""
+    """Returns a tensor of this form over the bytes of a buffer, which has enough of them."""
     return EncryptedTensor._over(buffer, form)
 
 
