@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arena: many tensors that are encrypted together, for what would be too many buffers.
+"""Arena: many tensors that are encrypted together, where a buffer for each would be too many.
 
-A tensor in an arena is one Python object, the native store in the memory of another, and its pages
-in one of a few large mappings. What the tensors of an arena have in common (cipher, key, page size)
-they find in their form, which all of the same shape and dtype share.
+A tensor in an arena is one Python object. Its native store lies in the memory of another object,
+and its pages lie in one of a few large mappings. What the tensors of an arena share (cipher, key,
+page size) is in their form, which all tensors of the same shape and dtype share.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ _new = object.__new__
 _NULL = ffi.NULL
 _SIZE = int(lib.CCMEM_STORE_SIZE)
 
-#: What tells arenas apart that were given no name.
+#: Numbers for arenas without a name.
 _numbers = itertools.count(1)
 
 
-#: What the tensors of each arena of the process share, and some that are gone; see buffer.
+#: What the tensors of each arena of the process share; some arenas are gone. See core/store.py.
 _registry: set[weakref.ref[Shared]] = set()
 
 
@@ -79,7 +79,7 @@ def totals() -> dict[str, int]:
 
 
 def _lost_at_fork() -> list[str]:
-    """This process's arenas that have tensors, as a warning names them."""
+    """Returns this process's arenas that have tensors, as a warning names them."""
     return [f"{shared.name!a} (tensors encrypted in memory)" for shared, _ in _arenas()]
 
 
@@ -87,13 +87,13 @@ name_also(_lost_at_fork)
 
 
 class _Store(bytes):
-    """The memory of a native store, and its owner: made before the call that makes the store, as
-    zeros, and left to C code from then on.
+    """The memory of a native store, and its owner. It is made as zeros before the call that makes
+    the store, and only C code uses it from then on.
 
-    It is given to native functions as it is, in place of a pointer. The destructor runs no Python
-    code, in which an interrupt could come: looking `__del__` up calls the native function, and
-    what that returns does nothing when it is called in its turn. The garbage collector may run it
-    before other finalizers of a cycle use the tensor: they get ClosedError then.
+    Native functions take the object itself in place of a pointer. The destructor runs no Python
+    code, in which an interrupt could come: looking up `__del__` calls the native function, and
+    calling what that returned does nothing. The garbage collector may run it before other
+    finalizers of a cycle use the tensor; they then get ClosedError.
     """
 
     __slots__ = ()
@@ -102,7 +102,8 @@ class _Store(bytes):
 
 
 class _Tensor(EncryptedTensor):
-    """A tensor in an arena: its own buffer as well, in no more memory than the base class takes."""
+    """A tensor in an arena. It is its own buffer too, in no more memory than the base class
+    takes."""
 
     __slots__ = ()
 
@@ -131,7 +132,7 @@ class _Tensor(EncryptedTensor):
 
     @property
     def buffer(self) -> EncryptedBuffer:
-        """The tensor's bytes as a buffer; what is closed through it is the tensor."""
+        """The tensor's bytes as a buffer. Closing it closes the tensor."""
         cache = self._kept()
         found = None if cache.buffer is None else cache.buffer()
         if found is None:
@@ -141,8 +142,8 @@ class _Tensor(EncryptedTensor):
 
     @property
     def name(self) -> str:
-        """What errors call the tensor: its own name, or the arena's and the number of its first
-        page."""
+        """The tensor's name in errors: its own, or the arena's with the number of the tensor's
+        first page."""
         cache = self._cache
         name: str | None = cache.name if type(cache) is Cache else cache
         if name is not None:
@@ -178,7 +179,7 @@ class _Tensor(EncryptedTensor):
 
     def close(self) -> None:
         """Discards the ciphertext, for every tensor that shares it, at once or when the last call
-        that uses it returns. Arrays that were handed out stay valid. May be repeated."""
+        that uses it returns. Arrays that were returned stay valid. May be repeated."""
         self._store = None
 
 
@@ -190,13 +191,13 @@ def _of_tensor(path: str) -> Any:
 
 
 class _Buffer(EncryptedBuffer):
-    """A tensor of an arena as a buffer, which is where most of what reads and writes looks."""
+    """A tensor of an arena as a buffer, for the code that reads and writes buffers."""
 
     __slots__ = ("_tensor",)
 
     _tensor: _Tensor
 
-    # In place of the fields of a buffer that has its own.
+    # These replace the fields of an ordinary buffer.
     _store = _of_tensor("_store")
     _anchor = None
     _origin = None
@@ -244,18 +245,18 @@ class Arena(TensorMaker):
         arena = pyccmem.Arena(key=key)
         tensors = [pyccmem.EncryptedTensor.from_numpy(a, arena=arena) for a in arrays]
 
-    The tensors share one subkey, derived from `key` when the arena is made (which may be closed
-    afterwards), and lie in a few large mappings: a tensor takes whole pages of ciphertext, 32 bytes
-    for each page and some 200 more, no locked memory and no mapping of its own. Each page has a
-    number of its own in the arena, of which its nonce is made, so what is encrypted is as separate
-    as in buffers of their own; a tensor reads and writes its own bytes alone.
+    The tensors share one subkey, derived from `key` when the arena is made; `key` may be closed
+    afterwards. They lie in a few large mappings: a tensor takes whole pages of ciphertext, 32 bytes
+    for each page and some 200 more, but no locked memory and no mapping of its own. Each page has a
+    number of its own in the arena, from which its nonce is made, so tensors are as separate as in
+    buffers of their own. A tensor reads and writes only its own bytes.
 
-    A tensor that is closed or dropped gives its pages back for others; what it held cannot be read
-    any more. A view of its `ciphertext` stays valid, but may show zeros or another tensor's
-    ciphertext from then on. Counters (`buffer.stats()`) are of the arena as a whole.
+    A tensor that is closed or dropped gives its pages back for others, and its contents cannot be
+    read any more. A view of its `ciphertext` stays valid, but may then show zeros or another
+    tensor's ciphertext. Counters (`buffer.stats()`) are those of the whole arena.
 
-    close() ends the making of tensors. Those that were made stay; keys and memory go with the last
-    of them. All methods may be called from several threads at once.
+    After close() no more tensors can be made. Existing tensors stay; keys and memory go with the
+    last of them. All methods may be called from several threads at once.
     """
 
     __slots__ = ("_anchor", "_arena", "_forms", "_shared")
@@ -272,7 +273,7 @@ class Arena(TensorMaker):
         name: str | None = None,
         _version_limit: int = 0,
     ) -> None:
-        """An arena without tensors.
+        """Makes an arena without tensors.
 
         Raises ArgumentError (PageSizeError for the page size), ArgumentTypeError, ClosedError or
         ForkError for the key, OutOfMemoryError, LockedMemoryError, EntropyError.
@@ -327,7 +328,7 @@ class Arena(TensorMaker):
         return tensor
 
     def _form(self, shape: Any, dtype: Any) -> Form:
-        """Returns the form of this arena's tensors of a shape and dtype. Raises ArgumentError,
+        """Returns the form for tensors of this arena with a shape and dtype. Raises ArgumentError,
         ArgumentTypeError."""
         form = self._forms.get((shape, dtype))
         if form is None:
@@ -363,7 +364,7 @@ class Arena(TensorMaker):
 
     @property
     def name(self) -> str:
-        """What errors call the tensors that have no name of their own, with a number after it."""
+        """The arena's name. Errors call a tensor without a name by this and a number."""
         return self._shared.name
 
     @property

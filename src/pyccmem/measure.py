@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Timed loops for benchmarks: what runs between two looks at the clock is native code alone, so
-that no call from the interpreter is part of the figure. `pyccmem bench` is made of them.
+"""Timed loops for benchmarks. Only native code runs between two looks at the clock, so that no call
+from the interpreter is part of the figure. `pyccmem bench` uses them.
 
-Times are in seconds, by CLOCK_MONOTONIC. What is timed is the library's own code, by `tier`
-("portable", "aesni", ...; None: the one in use) where it names one, or what that is compared with:
-the AES unit alone, copies, loads. Arrays are any C-contiguous objects with a buffer.
+Times are in seconds, by CLOCK_MONOTONIC. The loops time the library's own code, that of `tier`
+("portable", "aesni", ...; None: the tier in use) if they take one, or what it is compared with: the
+AES unit alone, copies, loads. Arrays are any C-contiguous objects with a buffer.
 
 Wrong types raise BufferTypeError or ArgumentTypeError, unusable values ArgumentError, a tier that
 this processor cannot run TierError, a closed buffer ClosedError, a changed page IntegrityError.
@@ -61,7 +61,7 @@ _MOST_BLOCK = 2**40
 
 
 def _counted(name: str, value: Any) -> int:
-    """Returns a number of turns of a loop."""
+    """Returns `value` as a number of turns of a loop."""
     number = integer(name, value)
     if not 1 <= number <= _MOST_COUNT:
         raise errors.ArgumentError(f"{name} is {number}; it must be from 1 to 2^63 - 1.")
@@ -69,7 +69,7 @@ def _counted(name: str, value: Any) -> int:
 
 
 def _named(name: str, value: Any, names: abc.Iterable[str]) -> str:
-    """Returns one of a few names."""
+    """Returns `value` if it is one of `names`."""
     if not isinstance(value, str):
         raise errors.ArgumentTypeError(f"{name} must be a str, not {type(value).__name__}.")
     if value not in names:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What holds for the whole process: counts of open buffers, threads, the self-test."""
+"""Functions for the whole process: counts of open buffers, threads, the plaintext budget, the
+self-test."""
 
 from __future__ import annotations
 
@@ -28,18 +29,18 @@ __all__ = [
 
 def stats() -> dict[str, Any]:
     """Returns what this process protects now: `buffers` (open ones, and tensors in arenas), `bytes`
-    of plaintext they hold, `ciphertext_bytes` in whole pages, `overhead_bytes` beside them,
+    of plaintext they hold, `ciphertext_bytes` in whole pages, `overhead_bytes` besides them,
     `integrity_failures` (times one of their pages did not match its tag); `tier`, `threads`, and
-    `level`, the best secret-memory level to be had ("secretmem", "mlock" or "none"); and of the
-    memory for plaintext that tensors hand out `plain_blocks` (in use), `plain_in_use` (their
-    bytes), `plain_peak` (the most at once) and `plain_kept` (wiped bytes kept for reuse).
+    `level`, the best secret-memory level available ("secretmem", "mlock" or "none"). For the memory
+    of plaintext arrays: `plain_blocks` (in use), `plain_in_use` (their bytes), `plain_peak` (the
+    most at once) and `plain_kept` (wiped bytes kept for reuse).
 
-    Of all plaintext, that memory and the windows of mappings: `plaintext_budget` (None: no limit),
-    `plaintext_reserved` (what the budget is checked against: arrays, and windows whether filled or
-    not), `plaintext_resident` (bytes that hold plaintext now), `plaintext_peak` (the most at once),
-    `plaintext_byte_seconds` (resident bytes times the seconds they were so). Of mappings:
-    `map_faults` (touches of what was not there), `map_fills` (blocks opened), `map_read_ahead`
-    (those opened before anyone had asked), `map_evictions`, `map_write_backs` (blocks sealed)."""
+    For all plaintext, which is that memory and the windows of mappings: `plaintext_budget` (None:
+    no limit), `plaintext_reserved` (what the budget is checked against: arrays, and windows whether
+    filled or not), `plaintext_resident` (bytes that hold plaintext now), `plaintext_peak` (the most
+    at once), `plaintext_byte_seconds` (resident bytes times the seconds for which they were). For
+    mappings: `map_faults` (touches of absent blocks), `map_fills` (blocks opened), `map_read_ahead`
+    (blocks opened before a touch), `map_evictions`, `map_write_backs` (blocks sealed)."""
     buffers = open_buffers()
     arenas = totals()
     sums = {name: arenas[name] for name in ("overhead_bytes", "integrity_failures")}
@@ -48,10 +49,10 @@ def stats() -> dict[str, Any]:
         shared = shared_by(buffer)
         try:
             counts = buffer.stats()
-        except errors.ClosedError:  # by another thread, since the list was made
+        except errors.ClosedError:  # another thread closed it after the list was made
             continue
         sums["overhead_bytes"] += counts["overhead_bytes"]
-        if shared not in files:  # the buffers of a file count together
+        if shared not in files:  # the buffers of a file are counted together
             sums["integrity_failures"] += counts["integrity_failures"]
         if shared is not None and shared not in files:
             files.add(shared)
@@ -91,11 +92,12 @@ def _plaintext() -> dict[str, Any]:
 
 
 def set_plaintext_budget(nbytes: int | str | None) -> None:
-    """Bounds the plaintext of the whole process: what mappings' windows, arrays that tensors hand
-    out, scoped opens and tiles of products take together, a number of bytes or text such as
-    "256MiB"; None: no bound, as at the start. What would exceed it raises PlaintextBudgetError.
+    """Bounds the plaintext of the whole process: what windows of mappings, arrays that tensors
+    return, scoped opens and tiles of products take together. `nbytes` is a number of bytes or text
+    such as "256MiB"; None: no bound, as at the start. A call that would exceed the bound raises
+    PlaintextBudgetError.
 
-    Raises PlaintextBudgetError when more is taken now, and changes nothing then; ArgumentError,
+    Raises PlaintextBudgetError, and changes nothing, if more is taken now; ArgumentError,
     ArgumentTypeError."""
     limit = 0 if nbytes is None else byte_count("nbytes", nbytes)
     status = lib.ccmem_set_plaintext_budget(limit)
@@ -109,7 +111,7 @@ def set_plaintext_budget(nbytes: int | str | None) -> None:
 
 
 def get_plaintext_budget() -> int | None:
-    """Returns the bound that was set, in bytes; None: there is none."""
+    """Returns the bound that was set, in bytes, or None."""
     found: int | None = _plaintext()["plaintext_budget"]
     return found
 
@@ -125,12 +127,12 @@ def set_num_threads(threads: int) -> None:
 
 
 def get_num_threads() -> int:
-    """Returns the number set, or the size of the process's CPU affinity when none was."""
+    """Returns the number that was set, or the size of the process's CPU affinity if none was."""
     return int(lib.ccmem_threads())
 
 
 def _notices_changes(buffer: EncryptedBuffer) -> str | None:
-    """Changes one bit of a tag, and later puts it back; what went wrong, or None."""
+    """Changes one bit of a tag, and puts it back later. Returns what went wrong, or None."""
     if buffer.verify():
         return "a page as it was written does not match its tag"
     records = ffi.new("uint64_t **"), ffi.new("uint8_t **")
@@ -150,7 +152,7 @@ def _notices_changes(buffer: EncryptedBuffer) -> str | None:
 
 
 def _round_trip(cipher: str) -> str | None:
-    """Writes and reads a buffer in whole and in part; what went wrong, or None."""
+    """Writes and reads a buffer in whole and in part. Returns what went wrong, or None."""
     size, page = 3 * 4096 + 100, 4096
     plain = os.urandom(size)
     with (
@@ -182,8 +184,8 @@ def _round_trip(cipher: str) -> str | None:
 
 def selftest() -> dict[str, Any]:
     """Runs the known-answer tests of every tier that this processor can run, and writes and reads
-    buffers of every cipher with the tier in use; where pages have tags, changes one to see it
-    noticed.
+    buffers of every cipher with the tier in use. With tags, also changes a page and expects an
+    error.
 
     Returns {"tier": the one in use, "tiers": {name: "passed" or "unusable", which is no failure:
     the processor lacks what the tier needs}, "buffers": {cipher: "passed"}}. Raises SelfTestError,

@@ -357,9 +357,9 @@ class EncryptedTensor(Operand, Resource):
         return self._read_selection(index)
 
     def _run(self, index: Any) -> tuple[int, tuple[int, ...] | None, int] | None:
-        """Returns the offset in the buffer, shape (None: a scalar) and size of the single run of bytes
-        that an index names, for the fast way: a number, a slice of step 1, an Ellipsis or a tuple
-        of numbers, which names at least one byte. None for any other index."""
+        """Returns the offset in the buffer, shape (None: a scalar) and size of the single run of
+        bytes that an index names, for the fast way: a number, a slice of step 1, an Ellipsis or a
+        tuple of numbers, which names at least one byte. None for any other."""
         kind, form = type(index), self._form
         if kind is int:
             n = form.length

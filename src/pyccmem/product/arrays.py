@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Products of NumPy's arrays with an encrypted matrix.
 
-float32 products with the matrix's rows are native. Those of other types, and with its columns, go
-to the BLAS that NumPy uses, a tile of the matrix at a time.
+float32 products with the matrix's rows are native. Products of other types, and products with its
+columns, go to NumPy's BLAS, a tile of the matrix at a time.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ __all__ = ["columns", "multiplied", "rows", "rowwise"]
 
 Array = npt.NDArray[Any]
 
-#: The zeros that overwrite the BLAS's buffers, by type, as many as were needed yet: fresh memory
-#: would cost more than the product.
+#: The zeros that overwrite the BLAS's buffers, by type, as many as were needed so far. They are
+#: kept, because fresh memory would cost more than the product.
 _zeros: dict[np.dtype[Any], Array] = {}
 
 
@@ -73,7 +73,7 @@ class _Rows(Product):
 
 
 class _Columns(Product):
-    """out = x · W: each tile's product added to what is there."""
+    """out = x · W: adds each tile's product to `out`."""
 
     def __init__(self, x: Array, out: Array) -> None:
         self._x, self._out, self._part = x, out, np.empty_like(out)
@@ -95,7 +95,7 @@ def rows(
     *,
     secret: bool,
 ) -> Array:
-    """x · Wᵀ * scale + bias for x of shape (..., W.cols), of type `dtype`; `secret`: x was
+    """Returns x · Wᵀ * scale + bias for x of shape (..., W.cols), of type `dtype`. `secret`: x was
     encrypted. Raises IntegrityError, ClosedError, ForkError, OutOfMemoryError."""
     lines = _lines(x, matrix.cols, dtype)
     out = np.empty((len(lines), matrix.rows), dtype)
@@ -103,7 +103,7 @@ def rows(
     if not matrix.cols:
         out[...] = 0
     if dtype == np.float32 and code is not None and matrix.dtype.isnative:
-        # The buffers are arguments alone: no traceback keeps one.
+        # The buffers exist only as arguments, so that no traceback keeps one.
         native.rows(
             matrix,
             code,
@@ -125,7 +125,7 @@ def rows(
 
 
 def columns(x: Array, matrix: Matrix, dtype: np.dtype[Any], *, secret: bool) -> Array:
-    """x · W for x of shape (..., W.rows), of type `dtype`. As rows()."""
+    """Returns x · W for x of shape (..., W.rows), of type `dtype`; otherwise as rows()."""
     lines = _lines(x, matrix.rows, dtype)
     out = np.zeros((len(lines), matrix.cols), dtype)
     handle(matrix.store)
@@ -136,7 +136,7 @@ def columns(x: Array, matrix: Matrix, dtype: np.dtype[Any], *, secret: bool) -> 
 
 
 def multiplied(left: Array, right: Array) -> Array:
-    """np.matmul() of arrays that were encrypted, or one of them. Raises ValueError."""
+    """Returns np.matmul() of two arrays of which at least one was encrypted. Raises ValueError."""
     product: Array = np.matmul(left, right)
     if left.ndim > 1 and right.ndim > 1:
         block = Block(_NUMPY.blas)
@@ -147,8 +147,8 @@ def multiplied(left: Array, right: Array) -> Array:
 
 
 def _lines(x: Array, width: int, dtype: np.dtype[Any]) -> Array:
-    """x as a C-contiguous matrix of `dtype` of `width` columns: x itself where it is one, or a copy
-    in memory that is wiped, as x may be what an encrypted tensor was opened to."""
+    """Returns x as a C-contiguous matrix of `dtype` with `width` columns: x itself if it is one,
+    else a copy in memory that is wiped, because x may be the plaintext of an encrypted tensor."""
     shape = (math.prod(x.shape[:-1]), width)
     if x.flags.c_contiguous and x.dtype == dtype:
         return x.reshape(shape)
@@ -162,10 +162,11 @@ def _floats(array: Array | None) -> Any:
 
 
 def rowwise(operation: np.ufunc, x: Array, values: Array) -> None:
-    """x = operation(x, values) in place: values of shape (width,), x (..., width) C-contiguous.
+    """Applies x = operation(x, values) in place, for values of shape (width,) and x of shape (...,
+    width), C-contiguous.
 
-    Not by broadcasting: NumPy may then repeat the values in a buffer of its own on the heap, which
-    nobody wipes. Here they are repeated in memory that is.
+    Does not broadcast, because NumPy may then repeat the values in a buffer of its own on the heap,
+    which is not wiped. Repeats them in memory that is wiped.
     """
     width = x.shape[-1]
     lines = x.reshape(-1, width)
@@ -176,5 +177,5 @@ def rowwise(operation: np.ufunc, x: Array, values: Array) -> None:
         operation(part, tile[: len(part)], out=part)
 
 
-#: Elements of the repeated values: they stay in L2.
+#: Elements of the repeated values, so few that they stay in L2.
 _ROWWISE_ITEMS = 1 << 15

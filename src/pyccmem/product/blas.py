@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Overwriting what a BLAS keeps of the matrices that it multiplied.
+"""Overwrites what a BLAS keeps of the matrices that it multiplied.
 
 A BLAS copies blocks of each matrix into buffers of its own and leaves them there for the next
 product. There are two ways to overwrite them:
 
-- A product of zeros of the size of the largest goes the same way through the same buffers (of
-  OpenBLAS: some 700 KB a thread). It can wait for the end of batched_products().
-- Intel's MKL takes its buffers from malloc(), and frees them when it is told to
-  (mkl_free_buffers), or needs larger ones. So for the length of a block glibc is told to overwrite
-  what is freed (mallopt(3), M_PERTURB), and MKL to free what it does not use at its end. glibc does
-  not overwrite pieces of up to 1032 bytes, which it keeps in lists of each thread.
+- A product of zeros, as large as the largest product, goes the same way through the same buffers
+  (of OpenBLAS: some 700 KB a thread). It can wait for the end of batched_products().
+- Intel's MKL takes its buffers from malloc(), and frees them when it is told to (mkl_free_buffers)
+  or when it needs larger ones. So during a block glibc is told to overwrite what is freed
+  (mallopt(3), M_PERTURB), and at its end MKL is told to free what it does not use. glibc does not
+  overwrite pieces of up to 1032 bytes, which it keeps in lists of each thread.
 
 A framework describes its BLAS by a Blas; each product by tiles is a Block of it.
 """
@@ -26,15 +26,16 @@ from typing import Any
 
 __all__ = ["Blas", "Block", "batched_products"]
 
-#: mallopt()'s number of the parameter (glibc's malloc.h), and the byte to overwrite with: memory
-#: that is handed out gets its complement, 0.
+#: mallopt()'s number of the parameter (glibc's malloc.h), and the byte to overwrite with. Memory
+#: from malloc() is filled with its complement, 0.
 _M_PERTURB = -6
 _BYTE = 0xFF
 
-#: The product of zeros may be smaller than the one that filled the buffers: along the common
-#: dimension, twice the block of it that any packs at a time (OpenBLAS: at most 640), and in rows of
-#: x; but it must not make fewer multiplications than a BLAS makes in one thread (OpenBLAS: 2**18),
-#: as the buffers of the others would not be overwritten.
+#: The product of zeros may be smaller than the product that filled the buffers: in rows of x, and
+#: along the common dimension, where twice the block that a BLAS packs at a time is enough
+#: (OpenBLAS: at most 640). But it must not be so small that a BLAS makes it in one thread
+#: (OpenBLAS: below 2**18 multiplications), because the other threads' buffers would not be
+#: overwritten.
 _DEPTH = 1280
 _ROWS = 512
 _PRODUCTS = 1 << 22
@@ -42,7 +43,8 @@ _PRODUCTS = 1 << 22
 
 @cache
 def _mallopt() -> Callable[[int, int], Any] | None:
-    """glibc's, where it is; sought when a BLAS first needs it, since ctypes takes its time."""
+    """Returns glibc's mallopt(), or None without glibc. Looked up when a BLAS first needs it,
+    because importing ctypes takes time."""
     import ctypes
 
     try:
@@ -57,15 +59,16 @@ class Blas:
     """The BLAS that a framework multiplies with.
 
     `multiply_zeros(dtype, rows, inputs, outputs, transposed)` multiplies zeros of shape (rows,
-    inputs) and (inputs, outputs), which is `transposed` one of (outputs, inputs), as the products
-    are made that are to be overwritten. `free_buffers`: a function of C that has the BLAS free its
-    buffers, where it has one. `wipe_stacks` overwrites the stacks of its threads, where it packs
-    matrices there. `frees`: the framework itself frees memory that held plaintext, too.
+    inputs) and (inputs, outputs), in the same way as the products to be overwritten; with
+    `transposed` the second is a transposed matrix of (outputs, inputs). `free_buffers`: a C
+    function that makes the BLAS free its buffers, if it has one. `wipe_stacks` overwrites the
+    stacks of its threads, if it packs matrices there. `frees`: the framework itself frees memory
+    that held plaintext, too.
     """
 
     __slots__ = ("_free_buffers", "_frees", "_multiply_zeros", "_wipe_stacks", "by_zeros")
 
-    #: True where products of zeros are needed, since buffers cannot be freed and overwritten.
+    #: True if products of zeros are needed, because the buffers cannot be freed and overwritten.
     by_zeros: bool
 
     def __init__(
@@ -82,17 +85,17 @@ class Blas:
 
     @property
     def perturbs(self) -> bool:
-        """True where what is freed during a block is to be overwritten."""
+        """True if memory that is freed during a block must be overwritten."""
         return (self._frees or self._free_buffers is not None) and _mallopt() is not None
 
     def multiply_zeros(
         self, dtype: Any, rows: int, inputs: int, outputs: int, transposed: bool
     ) -> None:
-        """A product of zeros; see the class."""
+        """Makes a product of zeros; see the class."""
         self._multiply_zeros(dtype, rows, inputs, outputs, transposed)
 
     def free(self) -> None:
-        """Frees its buffers and overwrites its threads' stacks, where that can be done."""
+        """Frees the BLAS's buffers and overwrites its threads' stacks, where that is possible."""
         if self._free_buffers is not None:
             self._free_buffers()
         if self._wipe_stacks is not None:
@@ -100,7 +103,7 @@ class Blas:
 
     @contextmanager
     def unkept(self) -> Iterator[None]:
-        """A block of one operation on opened tensors, whatever it does."""
+        """Begins and ends a Block around one operation on opened tensors, of any kind."""
         block = Block(self)
         try:
             block.begin()
@@ -110,8 +113,8 @@ class Blas:
 
 
 class Block:
-    """A block in which a BLAS multiplies plaintext of encrypted tensors, from begin() to end(), or
-    for as long as it lives: an interrupt may keep end() from being called."""
+    """A block in which a BLAS multiplies plaintext of encrypted tensors, from begin() to end(). If
+    an interrupt prevents end(), the block ends with the object."""
 
     __slots__ = ("__weakref__", "_blas")
 
@@ -119,7 +122,7 @@ class Block:
         self._blas = blas
 
     def begin(self) -> None:
-        """Begins the block: the first statement of the `try` whose `finally` ends it."""
+        """Begins the block. Must be the first statement of the `try` whose `finally` ends it."""
         if self._blas.perturbs:
             with _lock:
                 _blocks.add(weakref.ref(self))
@@ -135,8 +138,8 @@ class Block:
         transposed: bool,
         secret: bool = True,
     ) -> None:
-        """Notes a product of `rows` rows with a matrix of (inputs, outputs), `transposed` one of
-        (outputs, inputs); `secret`: the rows are to be overwritten, too."""
+        """Notes a product of `rows` rows with a matrix of (inputs, outputs); `transposed`: with a
+        transposed one of (outputs, inputs). `secret`: the rows must be overwritten, too."""
         if self._blas.by_zeros and rows and inputs and outputs:
             rows = rows if secret else min(rows, _ROWS)
             at = self._blas, dtype, transposed
@@ -148,7 +151,7 @@ class Block:
             )
 
     def end(self) -> None:
-        """Ends it: overwrites what is kept, but for what waits for the end of
+        """Ends the block: overwrites what the BLAS keeps, except what waits for the end of
         batched_products()."""
         if not _unclear.blocks:
             _clear_by_zeros()
@@ -161,14 +164,14 @@ class Block:
                     _mallopt()(_M_PERTURB, 0)  # type: ignore[misc]
 
 
-_blocks: set[weakref.ref[Block]] = set()  # of all threads
+_blocks: set[weakref.ref[Block]] = set()  # the blocks of all threads
 _lock = threading.RLock()
 
 
 class _Unclear(threading.local):
-    """What this thread has yet to overwrite by zeros: the most rows and the largest right operand
-    (inputs, outputs), by BLAS, type and whether this is a transposed one; and how many
-    batched_products() blocks it is in."""
+    """What this thread must still overwrite by zeros: the most rows and the largest right operand
+    (inputs, outputs), by BLAS, type, and whether the operand is transposed; and how many
+    batched_products() blocks the thread is in."""
 
     def __init__(self) -> None:
         self.blocks = 0
@@ -180,9 +183,9 @@ _unclear = _Unclear()
 
 @contextmanager
 def batched_products() -> Iterator[None]:
-    """A block in which what a BLAS keeps of encrypted matrices is overwritten once, when it ends,
-    instead of after each product: for a forward pass of many layers. Blocks may be nested; each
-    thread has its own.
+    """Overwrites what a BLAS keeps of encrypted matrices once, at the end of the block, instead of
+    after each product: for a forward pass of many layers. Blocks may be nested; each thread has its
+    own.
     """
     _unclear.blocks += 1
     try:
@@ -201,7 +204,8 @@ def _clear_by_zeros() -> None:
 
 
 def _reset() -> None:
-    """A fork may find a lock held and blocks counted by threads that the child does not have."""
+    """Starts anew in a child: threads that it does not have may have held the lock and begun
+    blocks."""
     global _lock
     _lock = threading.RLock()
     _blocks.clear()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""linear() and matmul(): checks of what is to be multiplied, and the choice of the product."""
+"""linear() and matmul(): check the operands and choose the product."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["linear", "matmul"]
 
 Array = npt.NDArray[Any]
 
-#: The types of x whose products are float32; with others numpy's rules for the result hold.
+#: The types of x for which products are float32; for other types numpy's rules hold.
 _SINGLE = frozenset(("float32", "float16", "bfloat16"))
 
 
@@ -32,24 +32,24 @@ def linear(
     *,
     scale: npt.ArrayLike | EncryptedTensor | None = None,
 ) -> Array:
-    """x · weightᵀ + bias, for x of shape (..., in_features) and an encrypted weight of shape
-    (out_features, in_features): an array of shape (..., out_features).
+    """Returns x · weightᵀ + bias, an array of shape (..., out_features), for x of shape (...,
+    in_features) and an encrypted weight of shape (out_features, in_features).
 
-    The weight may be of float32, float16, bfloat16 (ml_dtypes) or int8, the last with `scale`, one
-    factor for each row: weight[i] stands for scale[i] * weight[i]. `bias` and `scale` have shape
-    (out_features,) and may be encrypted too. For x of float32 (or float16, bfloat16) the products
-    are summed in float32 and the result is float32; each of its elements differs from the exact one
-    by at most (n + 10) * 2**-24 * (sum_i |x_i * w_i * scale| + |bias|), n = in_features, to first
-    order. The same arguments give the same bits on every call, with any number of threads; a row of
-    x may give others beside more rows than alone. For x of float64 the result is float64, and its
-    bits may depend on the number of threads.
+    The weight may be of float32, float16, bfloat16 (ml_dtypes) or int8. An int8 weight may have a
+    `scale`, one factor for each row: weight[i] then stands for scale[i] * weight[i]. `bias` and
+    `scale` have shape (out_features,) and may be encrypted too. For x of float32 (or float16,
+    bfloat16) the products are summed in float32 and the result is float32; each of its elements
+    differs from the exact one by at most (n + 10) * 2**-24 * (sum_i |x_i * w_i * scale| + |bias|),
+    n = in_features, to first order. The same arguments give the same bits on every call, with any
+    number of threads; a row of x may give other bits together with more rows than alone. For x of
+    float64 the result is float64, and its bits may depend on the number of threads.
 
-    The weight is opened a tile at a time, which is wiped; so is what the BLAS keeps of it, at the
-    end of the call or of a batched_products() block. A changed page raises IntegrityError, and no
-    part of the result is handed out.
+    The weight is opened a tile at a time. Each tile is wiped, and so is what the BLAS keeps of it,
+    at the end of the call or of a batched_products() block. A changed page raises IntegrityError,
+    and no part of the result is returned.
 
-    Raises ArgumentError for shapes that do not fit, ArgumentTypeError for types that are not those
-    above; IntegrityError, ClosedError, ForkError, OutOfMemoryError.
+    Raises ArgumentError for shapes that do not fit, ArgumentTypeError for other types than these;
+    IntegrityError, ClosedError, ForkError, OutOfMemoryError.
     """
     if not isinstance(weight, Operand):
         raise errors.ArgumentTypeError(
@@ -88,8 +88,9 @@ def linear(
 
 
 def matmul(a: Any, b: Any) -> Array:
-    """np.matmul(a, b) where one of them, or both, is an EncryptedTensor. A matrix is opened a tile
-    at a time; of two, and of a tensor that is no matrix, one is opened as a whole.
+    """Returns np.matmul(a, b) of which at least one is an EncryptedTensor. Opens a matrix a tile at
+    a time. Of two encrypted operands one is opened as a whole, and so is a tensor that is not a
+    matrix.
 
     Raises ArgumentError for shapes that do not fit; IntegrityError, ClosedError, ForkError,
     OutOfMemoryError.
@@ -120,10 +121,10 @@ def matmul(a: Any, b: Any) -> Array:
 
 
 def _operand(name: str, value: Any) -> Array:
-    """Returns a plain array of numbers; an encrypted one is opened."""
+    """Returns `value` as a plain array of numbers; an encrypted one is opened."""
     try:
         array: Array = np.asarray(value)
-    except errors.PyccmemError:  # of an encrypted one; some are a ValueError as well
+    except errors.PyccmemError:  # from an encrypted one; some are also a ValueError
         raise
     except (TypeError, ValueError) as error:
         raise errors.ArgumentTypeError(
@@ -137,8 +138,8 @@ def _operand(name: str, value: Any) -> Array:
 def _vector(
     name: str, value: npt.ArrayLike | Operand | None, length: int, kind: np.dtype[Any]
 ) -> Array | None:
-    """Returns a bias or scale as a C-contiguous vector of the result's type, in wiped memory where
-    it was encrypted."""
+    """Returns a bias or scale as a C-contiguous vector of the result's type, in wiped memory if it
+    was encrypted."""
     if value is None:
         return None
     given = _operand(name, value)
@@ -169,7 +170,7 @@ def _check_shapes(
 
 
 def _floating(plain: Array, weight: Operand) -> np.dtype[Any]:
-    """Returns the type of linear()'s result: at least float32, since scale and bias are no
+    """Returns the type of linear()'s result: at least float32, because scale and bias are not
     integers."""
     single = np.dtype(np.float32)
     kinds = (d for d in (plain.dtype, weight.dtype) if d.name != "bfloat16")

@@ -25,8 +25,8 @@ def rows(
     bias: Any = _NULL,
     scale: Any = _NULL,
 ) -> None:
-    """out = x · matrixᵀ * scale + bias, for `count` rows of x; the arguments but `count` and
-    `native`, the number of the matrix's type, are pointers to float32 in C order.
+    """Computes out = x · matrixᵀ * scale + bias for `count` rows of x. `native` is the number of
+    the matrix's type; x, out, bias and scale are pointers to float32 in C order.
 
     Raises IntegrityError, ClosedError, ForkError, OutOfMemoryError; all of `out` is zeros then.
     """
@@ -36,6 +36,6 @@ def rows(
             handle(store), offset, native, height, width, scale, x, count, width, bias, out, height
         )
     finally:
-        del x, out, bias, scale  # which may be buffers: no traceback keeps one, see arguments
+        del x, out, bias, scale  # they may be buffers, which no traceback must keep; see arguments
     if status != OK:
         fail(store, status, offset, matrix.nbytes)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Products of a framework's own BLAS with an encrypted matrix, of which a tile at a time lies in
+"""Products by a framework's own BLAS with an encrypted matrix, of which one tile at a time lies in
 memory in the clear.
 
-A framework says by a Framework how arrays of its own are made over memory and converted, and by a
-Product what is done with a tile.
+For each framework, a Framework makes its arrays over memory and converts them, and a Product does
+the work with a tile.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ __all__ = [
 ]
 
 #: Bytes of the matrix in the clear at a time, in the type that is multiplied: TILE_BYTES for one
-#: thread and fewer than MANY_ROWS of x in all, else LARGE_TILE_BYTES a thread, up to four. A BLAS
-#: copies all of x anew for each tile, and its threads wait for each other at the end of each. In
-#: times the plain product's speed (OpenBLAS), one thread: 64 rows of x, tiles of 1 / 2 / 4 MiB 0.87
-#: / 0.91 / 0.88, 512 rows 0.77 / 0.83 / 0.98; two threads: 64 rows, 2 / 4 / 8 / 16 MiB 0.55 / 0.71
-#: / 0.76 / 0.82.
+#: thread and fewer than MANY_ROWS of x in all, else LARGE_TILE_BYTES a thread, up to four threads.
+#: A BLAS copies all of x anew for each tile, and its threads wait for each other at the end of each
+#: tile. Speed as a multiple of the plain product's (OpenBLAS), one thread: 64 rows of x, tiles of 1
+#: / 2 / 4 MiB 0.87 / 0.91 / 0.88, 512 rows 0.77 / 0.83 / 0.98; two threads: 64 rows, 2 / 4 / 8 / 16
+#: MiB 0.55 / 0.71 / 0.76 / 0.82.
 TILE_BYTES = 2 << 20
 MANY_ROWS = 256
 LARGE_TILE_BYTES = 4 << 20
@@ -40,12 +40,12 @@ _MOST_THREADS = 4
 
 
 class Framework(ABC):
-    """What tiles need of a framework of arrays."""
+    """What products by tiles need of a framework of arrays."""
 
-    #: What it multiplies with.
+    #: The BLAS that it multiplies with.
     blas: Blas
 
-    #: True: tiles are larger where pyccmem may use several threads, as then the BLAS does, too.
+    #: True: tiles are larger if pyccmem may use several threads, because the BLAS then does so too.
     tiles_by_threads = True
 
     @abstractmethod
@@ -54,7 +54,7 @@ class Framework(ABC):
 
     @abstractmethod
     def convert(self, target: Any, source: Any) -> None:
-        """Copies an array into one of another type."""
+        """Copies an array into an array of another type."""
 
     def wiped(self, dtype: Any, rows: int, cols: int) -> Any:
         """Returns an array of zeros in memory that is wiped when its last user goes."""
@@ -62,7 +62,7 @@ class Framework(ABC):
 
 
 class Product(ABC):
-    """A product that is made a tile at a time."""
+    """A product that is computed a tile at a time."""
 
     @abstractmethod
     def take(self, at: int, tile: Any) -> None:
@@ -70,12 +70,12 @@ class Product(ABC):
 
     @abstractmethod
     def discard(self) -> None:
-        """Overwrites what was computed from tiles, since the product failed."""
+        """Overwrites what was computed from tiles, after a failure."""
 
 
 def tile_bytes(lines: int, threads: int | None = None) -> int:
-    """Returns the most bytes of a tile for `lines` rows of x, in the type that is multiplied, and
-    for as many threads, those of pyccmem's bulk calls unless given."""
+    """Returns the most bytes of a tile, in the type that is multiplied, for `lines` rows of x and
+    `threads` threads; None: as many as pyccmem's bulk calls use."""
     most = min(int(lib.ccmem_threads()) if threads is None else threads, _MOST_THREADS)
     return LARGE_TILE_BYTES * most if lines >= MANY_ROWS or most > 1 else TILE_BYTES
 
@@ -90,9 +90,9 @@ def multiply(
     transposed: bool,
     secret: bool = True,
 ) -> None:
-    """Has `product` take the tiles of the matrix in order, as arrays of `dtype`, for `lines` rows
-    of x. `transposed`: it multiplies by their transposes; `secret`: x is to be overwritten in the
-    BLAS as well.
+    """Gives the tiles of the matrix to `product` in order, as arrays of `dtype`, for `lines` rows
+    of x. `transposed`: the product multiplies by their transposes. `secret`: x must be overwritten
+    in the BLAS too.
 
     Raises IntegrityError, ClosedError, ForkError, OutOfMemoryError, PlaintextBudgetError.
     """
@@ -114,8 +114,8 @@ def multiply(
 
 
 def _height(matrix: Matrix, dtype: Any, lines: int, threads: int | None) -> int:
-    """Returns how many rows of the matrix are opened at a time for `lines` rows of x: as many in
-    each tile, but for the last."""
+    """Returns how many rows of the matrix are opened at a time for `lines` rows of x. All tiles but
+    the last have as many."""
     most = max(1, tile_bytes(lines, threads) // (matrix.cols * dtype.itemsize))
     height: int = -(-matrix.rows // -(-matrix.rows // most))
     return height
@@ -124,8 +124,8 @@ def _height(matrix: Matrix, dtype: Any, lines: int, threads: int | None) -> int:
 def _tiles(
     framework: Framework, matrix: Matrix, dtype: Any, height: int
 ) -> Iterator[tuple[int, Any]]:
-    """Yields the rows of the matrix in order, `height` at a time, as an array of `dtype`: the
-    number of the first, and a tile that is overwritten by the next and wiped in the end."""
+    """Yields the rows of the matrix in order, `height` at a time: the number of the first row, and
+    an array of `dtype`. The next rows overwrite the array, and it is wiped at the end."""
     store, offset, rows, cols, stored_dtype = matrix
     row_bytes = cols * stored_dtype.itemsize
     pointer, memory = wiped.block(height * row_bytes)
