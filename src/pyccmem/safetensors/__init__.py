@@ -3,9 +3,9 @@
 
     weights = load_file("model.safetensors", key=key)
 
-gives EncryptedTensors of either kind. Of a plain file, the bytes pass through one block of 1 MiB of
-plaintext, which is wiped; the file itself stays what it was, and whoever may read it, on disk or in
-the kernel's page cache, reads the weights. A sealed file holds them as they lie in memory, and is
+gives EncryptedTensors for either kind. The bytes of a plain file pass through one block of 1 MiB of
+plaintext, which is wiped. The file itself stays as it was: its weights can still be read on disk
+and in the kernel's page cache. A sealed file holds the weights as they lie in memory, and is
 mapped:
 
     encrypt_file(src, dst, key)       a plain file, sealed

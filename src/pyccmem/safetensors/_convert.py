@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A plain file into a sealed one, and back; a sealed file for another key."""
+"""Turns a plain file into a sealed one and back, and a sealed file into one for another key."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from .providers import AnyKey, check_key, wrap
 
 __all__ = ["decrypt_file", "encrypt_file", "rewrap_file"]
 
-#: Data are aligned to it in the plain files that decrypt_file() writes, as the format asks.
+#: The alignment of data in the plain files that decrypt_file() writes, as the format asks.
 _ALIGNMENT = 8
 
 #: Bytes that are copied between two reports.
@@ -68,15 +68,15 @@ def encrypt_file(
     progress: bool | Progress | None = None,
 ) -> str:
     """Writes the plain safetensors file `src`, its `__metadata__` included, to `dst` as a sealed
-    one; see save_file(). Returns what `expect` pins it by: "FILE_ID:GENERATION".
+    one; see save_file(). Returns the pin of the new file, for `expect`: "FILE_ID:GENERATION".
 
-    A new file gets the mode of `src`, whatever the umask: what it holds is ciphertext. A file at
-    `dst` is replaced with overwrite=True only, and its mode stays. It may be `src`; the plaintext
-    stays on the disk until its blocks are used for something else, and in every backup. `progress`
-    is as for load_file().
+    A new file gets the mode of `src`, whatever the umask, because it holds ciphertext. A file at
+    `dst` is replaced only with overwrite=True, and its mode stays. `dst` may be `src`: the
+    plaintext then stays on the disk until its blocks are used for something else, and in every
+    backup. `progress` is as for load_file().
 
-    Raises FileReadError, FileFormatError for a file that is sealed already or no safetensors file,
-    FileWriteError (of errno EEXIST for a file that is there), and what a key provider raises.
+    Raises FileReadError, FileFormatError for a file that is sealed already or is not a safetensors
+    file, FileWriteError (with errno EEXIST for a file that exists), and what a key provider raises.
     """
     check_progress(progress)
     check_key(key)
@@ -122,22 +122,22 @@ def decrypt_file(
     progress: bool | Progress | None = None,
 ) -> None:
     """Writes the sealed file `src` to `dst` as a plain safetensors file, of mode 0600. A file at
-    `dst` is replaced with overwrite=True only; it may be `src`. `expect`, `mmap` and `progress` are
-    as for load_file().
+    `dst` is replaced only with overwrite=True; `dst` may be `src`. `expect`, `mmap` and `progress`
+    are as for load_file().
 
-    Warning: `dst` holds every weight in the clear, for anybody who can read the file, its disk or
-    its backups, and deleting it does not overwrite it. Nothing else in pyccmem writes plaintext to
-    a disk. Programs that can use pyccmem need no plain file.
+    Warning: `dst` holds every weight in the clear: it can be read from the file, its disk and its
+    backups, and deleting it does not overwrite it. Nothing else in pyccmem writes plaintext to a
+    disk. Programs that can use pyccmem need no plain file.
 
-    Every page is verified on the way. When one does not match its tag nothing appears at `dst`, but
-    what had been decrypted before it was in a temporary file on that disk; when the process is
-    killed that file (".pyccmem-...", mode 0600) stays until the next decrypt_file() to `dst`.
-    Raises what load_file() raises for a sealed file, and FileWriteError (of errno EEXIST for a file
-    that is there).
+    Verifies every page on the way. If one does not match its tag, nothing appears at `dst`, but the
+    pages decrypted before it were in a temporary file on that disk. If the process is killed, that
+    file (".pyccmem-...", mode 0600) stays until the next decrypt_file() to `dst`. Raises what
+    load_file() raises for a sealed file, and FileWriteError (with errno EEXIST for a file that
+    exists).
     """
     check_progress(progress)
     with open_sealed(src, key=key, expect=expected(expect), mmap=mmap) as opened:
-        # The larger elements first, as the format's own writer has them: all are aligned then.
+        # The larger elements first, as in the format's own writer, so that all are aligned.
         names = sorted(opened.keys(), key=lambda name: -DTYPE_BITS[opened.info(name).dtype])
         document: dict[str, Any] = {}
         if opened.metadata():
@@ -183,12 +183,12 @@ def rewrap_file(
     expect: Any = None,
     progress: bool | Progress | None = None,
 ) -> str:
-    """Has the sealed file `path` opened by `new` in place of `old`. Returns what `expect` pins it
-    by: the same file id, and the next generation.
+    """Makes the sealed file `path` open with `new` instead of `old`. Returns its pin, for `expect`:
+    the same file id, and the next generation.
 
     The data key and the pages stay the same: nothing is decrypted, and the file is copied to a new
-    one that replaces it whole or not at all. Whoever had `old` and kept the old file, or the data
-    key, can still read these contents; to shut them out, decrypt and encrypt anew.
+    one that replaces it whole or not at all. A holder of `old` who kept the old file, or the data
+    key, can still read these contents. To prevent that, decrypt and encrypt anew.
 
     Raises what load_file() raises for a sealed file, FileWriteError, and what a key provider
     raises.
@@ -223,7 +223,7 @@ def rewrap_file(
 def _copy(
     opened: SealedFile, begin: int, end: int, out: AtomicFile, offset: int, report: Progress
 ) -> None:
-    """Copies bytes of a file as they are; inside the kernel where it can."""
+    """Copies bytes of a file unchanged, within the kernel if it can."""
     source = descriptor_of(opened)
     at, in_kernel = begin, hasattr(os, "copy_file_range")
     while at < end:
@@ -233,7 +233,7 @@ def _copy(
                 copied = os.copy_file_range(
                     source, out.descriptor, count, offset_src=at, offset_dst=offset + at - begin
                 )
-            except OSError:  # not between these filesystems; the other way says what is wrong
+            except OSError:  # the other way works between any file systems, or reports the error
                 in_kernel = False
                 continue
         else:

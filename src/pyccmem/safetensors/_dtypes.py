@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The dtypes of the safetensors format and NumPy's, from one to the other."""
+"""Converts between the dtypes of the safetensors format and NumPy's."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["dtype_of", "name_of", "numpy_dtype"]
 
 _NAMED = {dtype.safetensors: dtype for dtype in DTYPES.values() if dtype.safetensors is not None}
 
-#: Both ways: the names of those that NumPy has itself, and of those of ml_dtypes.
+#: The dtypes by their names in the format: NumPy's own, those of ml_dtypes; and the names by dtype.
 _NUMPY = {name: dtype.code for name, dtype in _NAMED.items() if dtype.code is not None}
 _ML_DTYPES = {name: dtype.name for name, dtype in _NAMED.items() if dtype.code is None}
 _NAMES = {dtype.name: name for name, dtype in _NAMED.items()}
@@ -28,7 +28,7 @@ def dtype_of(entry: Entry) -> np.dtype[Any]:
 
 
 def numpy_dtype(dtype: str, tensor: str) -> np.dtype[Any]:
-    """NumPy's dtype for one of the format, which `tensor` has. Raises MissingPackageError,
+    """Returns NumPy's dtype for a dtype of the format; `tensor` has it. Raises MissingPackageError,
     ArgumentTypeError."""
     if dtype in _NUMPY:
         return np.dtype(_NUMPY[dtype])
@@ -53,8 +53,7 @@ def numpy_dtype(dtype: str, tensor: str) -> np.dtype[Any]:
 
 
 def name_of(dtype: np.dtype[Any], tensor: str) -> str:
-    """Returns the format's name for a dtype of NumPy, which `tensor` has. Raises
-    ArgumentTypeError."""
+    """Returns the format's name for a dtype of NumPy; `tensor` has it. Raises ArgumentTypeError."""
     name = _NAMES.get(dtype.name)
     if name is None:
         raise errors.ArgumentTypeError(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the header of a sealed file says, from and to its text, every field checked.
+"""Parses and writes the header of a sealed file, and checks every field.
 
 A sealed file is a safetensors file whose `__metadata__` has the one entry "pyccmem", a JSON object:
 
@@ -19,7 +19,7 @@ Each blob is a U8 tensor of whole pages, of the tensor's own name, or t0, t1, ..
 the index precedes them. The last one, the table, holds the header's tag, then for each blob in
 order the versions (8 bytes each, little-endian) and the tags (16 bytes each) of its pages.
 
-Nothing here has seen a key: what parse() accepts is well formed, and no more.
+No key is used here: a header that parse() accepts is well formed, and no more is known of it.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ RESERVED_PREFIX = "__pyccmem_"
 INDEX_BLOB = "__pyccmem_index__"
 TABLE_BLOB = "__pyccmem_table__"
 
-#: The context of the header's tag, where a table_mac has a random store id.
+#: The context of the header's tag. A table_mac has a random store id in its place.
 HEADER_CONTEXT = b"pyccmem-header-1"
 
 MAC_BYTES = 16
@@ -104,7 +104,8 @@ class SealedTensor:
 
 @dataclass(frozen=True)
 class Index:
-    """What may be sealed: the tensors in the order of their blobs, and the user's metadata."""
+    """The part of a header that may be sealed: the tensors in the order of their blobs, and the
+    user's metadata."""
 
     tensors: tuple[SealedTensor, ...]
     metadata: dict[str, str]
@@ -112,7 +113,7 @@ class Index:
 
 @dataclass(frozen=True)
 class SealedHeader:
-    """A header; `index` is the index itself, or where it is sealed."""
+    """A header. `index` is the index itself, or the sealed blob that holds it."""
 
     file_id: bytes
     generation: int
@@ -136,8 +137,7 @@ class Blob:
 def wrong(what: str) -> errors.FileFormatError:
     """Returns the exception for a header that breaks the format's rules."""
     return errors.FileFormatError(
-        f"This sealed file is damaged, or was made by something else than pyccmem: {what}; "
-        f"use a good copy of it."
+        f"This sealed file is damaged, or was not made by pyccmem: {what}; use a good copy of it."
     )
 
 
@@ -155,7 +155,7 @@ def _fields(value: object, names: tuple[str, ...], what: str) -> dict[str, Any]:
 
 
 def _integer(value: object, least: int, most: int, what: str) -> int:
-    # type() rather than isinstance(): true and false are numbers to Python.
+    # type() and not isinstance(), because True and False are ints in Python.
     if type(value) is not int or not least <= value <= most:
         raise wrong(f"{what} is {shown(value)}; it must be a whole number from {least} to {most}")
     return value
@@ -270,7 +270,7 @@ def _index_blob(value: object) -> SealedTensor:
 
 
 def parse_index(text: bytes) -> Index:
-    """Returns what a sealed index says, once it was opened. Raises FileFormatError."""
+    """Returns what the text of an opened index says. Raises FileFormatError."""
     try:
         document = parse_object(text.decode("utf-8"), "its index", wrong)
     except UnicodeDecodeError:
@@ -327,8 +327,9 @@ def _tensor(name: str, value: object, blob: str) -> SealedTensor:
 
 
 def layout(header: Header, page_size: int) -> tuple[list[Blob], int]:
-    """Returns the blobs but the table, in order, and the offset of the table, each checked to be
-    whole pages, and the table to be what so many pages need. Raises FileFormatError."""
+    """Returns the blobs in order, without the table, and the offset of the table. Checks that each
+    blob is whole pages, and that the table has the size that so many pages need. Raises
+    FileFormatError."""
     entries = header.entries
     if not entries or entries[-1].name != TABLE_BLOB:
         raise wrong("its last tensor is not the table")
@@ -354,8 +355,9 @@ def layout(header: Header, page_size: int) -> tuple[list[Blob], int]:
 def place(
     tensors: tuple[SealedTensor, ...], blobs: list[Blob], header: Header, page_size: int
 ) -> dict[str, tuple[SealedTensor, Blob]]:
-    """Returns each tensor with its blob by the tensor's name, in the order of the file: one blob a
-    tensor, of the pages that the tensor fills, and no store id twice. Raises FileFormatError."""
+    """Returns each tensor with its blob by the tensor's name, in the order of the file. Checks that
+    each tensor has one blob, of the pages that the tensor fills, and that no store id comes twice.
+    Raises FileFormatError."""
     by_blob = {tensor.blob: tensor for tensor in tensors}
     if len(by_blob) != len(blobs) or any(blob.name not in by_blob for blob in blobs):
         raise wrong("its tensors and its blobs are not the same")
@@ -378,7 +380,8 @@ def _pages(tensor: SealedTensor, page_size: int) -> int:
 
 
 def _blob_shape(tensor: SealedTensor, page_size: int) -> tuple[int, ...]:
-    """Never the tensor's own shape, so that nobody can take the ciphertext for the tensor."""
+    """Returns a shape that is never the tensor's own, so that no program takes the ciphertext for
+    the tensor."""
     nbytes = _pages(tensor, page_size) * page_size
     return (nbytes, 1) if tensor.shape == (nbytes,) and tensor.blob == tensor.name else (nbytes,)
 
@@ -405,9 +408,9 @@ def index_text(index: Index) -> dict[str, Any]:
 
 
 def serialized(header: SealedHeader, tensors: tuple[SealedTensor, ...]) -> tuple[bytes, Header]:
-    """Returns the bytes before the data, and the same as a reader sees them. `tensors` are those of
-    all blobs in order, of a sealed index too. The length does not depend on the table_macs. Raises
-    ArgumentError when it is more than the format allows."""
+    """Returns the bytes before the data, and the header as a reader sees it. `tensors` are those of
+    all blobs in order, including a sealed index. The length does not depend on the table_macs.
+    Raises ArgumentError if it is more than the format allows."""
     if isinstance(header.index, Index):
         index = index_text(header.index)
     else:

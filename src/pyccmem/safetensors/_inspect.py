@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a sealed file says of itself, and whether all of it is as it was sealed."""
+"""Tells what a sealed file says of itself, and checks whether all of it is as it was sealed."""
 
 from __future__ import annotations
 
@@ -31,8 +31,7 @@ _Path = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class FileInfo:
-    """What inspect_file() found. Without a key nothing of it is authenticated: anybody can have
-    written it."""
+    """What inspect_file() found. Without a key none of it is authenticated: it may be forged."""
 
     file_id: str
     generation: int
@@ -40,7 +39,7 @@ class FileInfo:
     page_size: int
     #: Bytes of the file.
     nbytes: int
-    #: Who wraps the data key: "key" (a Key), "scrypt", "argon2id", or a provider's name.
+    #: What wraps the data key: "key" (a Key), "scrypt", "argon2id", or a provider's name.
     provider: str
     key_id: str
     parameters: dict[str, str]
@@ -55,11 +54,11 @@ class FileInfo:
 
     @property
     def pin(self) -> str:
-        """What `expect` takes: "FILE_ID:GENERATION"."""
+        """The pin that `expect` takes: "FILE_ID:GENERATION"."""
         return f"{self.file_id}:{self.generation}"
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns all of it in types that JSON has."""
+        """Returns all fields in types that JSON has."""
         found = {"pin": self.pin, **asdict(self)}
         if self.tensors is not None:
             found["tensors"] = {
@@ -71,10 +70,10 @@ class FileInfo:
 
 def inspect_file(path: _Path, key: AnyKey | None = None, *, expect: Any = None) -> FileInfo:
     """Returns what the header of a sealed file says. With the key it is authenticated, and sealed
-    names are shown; without, it is what whoever wrote the file last wants to be read.
+    names are shown. Without the key it may be forged.
 
     Raises FileReadError, FileFormatError for a file that is not sealed or breaks the format's
-    rules; with a key what load_file() raises, too. `expect` needs a key: ArgumentError.
+    rules; with a key also what load_file() raises. Raises ArgumentError for `expect` without a key.
     """
     pinned = expected(expect)
     if key is None:
@@ -101,7 +100,7 @@ def inspect_file(path: _Path, key: AnyKey | None = None, *, expect: Any = None) 
             pages = {blob.name: blob.npages for _, blob in placed_in(opened).values()}
     sealed = not isinstance(described.index, Index)
     if sealed and key is None:
-        pages.pop(next(iter(pages)))  # the index's own
+        pages.pop(next(iter(pages)))  # the pages of the index
     return FileInfo(
         file_id=described.file_id.hex(),
         generation=described.generation,
@@ -121,7 +120,7 @@ def inspect_file(path: _Path, key: AnyKey | None = None, *, expect: Any = None) 
 
 @dataclass(frozen=True)
 class Damage:
-    """What of one tensor is not as it was sealed: these of its pages, or (None) its records."""
+    """What of a tensor is not as it was sealed: these of its pages, or (None) its records."""
 
     tensor: str
     pages: list[int] | None
@@ -136,7 +135,7 @@ def damage_of(
     mmap: bool = True,
     progress: bool | Progress | None = None,
 ) -> tuple[SealedFile, list[Damage]]:
-    """Checks every page: the file, closed, and what is not as it was sealed. Raises what
+    """Checks every page. Returns the file, closed, and what is not as it was sealed. Raises what
     safe_open() raises for damage to the header."""
     check_progress(progress)
     found: list[Damage] = []
@@ -166,7 +165,7 @@ def verify_file(
     progress: bool | Progress | None = None,
 ) -> None:
     """Checks all of a sealed file: header, table and every page, a tensor at a time, in several
-    threads. Nothing is handed out. `expect`, `mmap` and `progress` are as for load_file().
+    threads. Returns no plaintext. `expect`, `mmap` and `progress` are as for load_file().
 
     Raises IntegrityError, whose `name` is the first damaged tensor and whose `page` its first
     damaged page (None when all of its versions and tags are in doubt), and what load_file() raises

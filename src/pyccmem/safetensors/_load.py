@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files into tensors, tensors into sealed files."""
+"""Loads files into tensors, and saves tensors to sealed files."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ __all__ = ["checked_metadata", "is_sealed", "load_file", "safe_open", "save_file
 
 
 def is_sealed(path: str | os.PathLike[str]) -> bool:
-    """Returns True when the file says that it is sealed; it may be damaged all the same. False for
-    any other file, safetensors or not. Raises FileReadError."""
+    """Returns True when the file says that it is sealed, even if it is damaged; False for any other
+    file, of safetensors or not. Raises FileReadError."""
     with open_file(path) as file:
         try:
             return looks_sealed(read_all(file))
@@ -45,32 +45,32 @@ def load_file(
     progress: bool | Progress | None = None,
 ) -> dict[str, EncryptedTensor]:
     """Returns every tensor of a safetensors file by name, in the order of the file, each in an
-    EncryptedBuffer of its own and of the tensor's name. What kind of file it is, the file tells;
-    sealed=True refuses a plain one, sealed=False a sealed one.
+    EncryptedBuffer of its own with the tensor's name. The file may be plain or sealed; sealed=True
+    refuses a plain file, sealed=False a sealed one.
 
-    A sealed file: nothing is decrypted. The pages are mapped from the file, shared with every other
-    process that maps it, and read-only (tensor.copy() makes a writable one). Whoever can write the
-    file can make reads fail (IntegrityError), by cutting it short too (FileReadError): with
-    mmap=False the pages are read into memory, and nothing that happens to the file later matters.
-    `key` is what the file was sealed for: a Key, a Passphrase or a KeyProvider. `expect` pins a
-    file id and the least generation of it: the text "FILE_ID:GENERATION" that `pyccmem inspect`
-    prints, a pair, a dict or what inspect_file() returned; a plain file is refused then.
+    A sealed file is not decrypted. Its pages are mapped, shared with every other process that maps
+    them, and read-only (tensor.copy() makes a writable tensor). A program that can write the file
+    can make reads fail, by changing it (IntegrityError) or cutting it short (FileReadError). With
+    mmap=False the pages are read into memory, and later changes of the file do not matter. `key` is
+    what the file was sealed for: a Key, a Passphrase or a KeyProvider. `expect` pins a file id and
+    its least generation: the text "FILE_ID:GENERATION" that `pyccmem inspect` prints, a pair, a
+    dict or what inspect_file() returned. With `expect` a plain file is refused.
 
-    A forked child opens the file anew when it first uses one of the tensors, if a key file, a
-    KeyProvider or a Passphrase that is kept gives it the key once more. A descriptor stays open for
+    A forked child opens the file anew when it first uses one of the tensors, if it can get the key
+    again from a key file, a KeyProvider or a Passphrase that is kept. A descriptor stays open for
     that; with mmap=False the child looks for the file by its name.
 
-    A plain file: encrypted on the way, under `key` (a Key), with `cipher` and `page_size` (by
+    A plain file is encrypted on the way, under `key` (a Key), with `cipher` and `page_size` (by
     default "aegis-128x2" and 4096 bytes). At most 1 MiB of plaintext exists at once, and none when
     the call returns or raises.
 
-    `progress`: None for a bar on standard error when that is a terminal, rich is installed and the
+    `progress`: None for a bar on standard error if that is a terminal, rich is installed and the
     file is large; True for a bar in any case; False for none; or a function that is called with the
-    bytes loaded so far and the bytes there are.
+    bytes loaded so far and the total.
 
     Raises FileReadError, FileFormatError for a file that is cut short, changes under the reader or
     breaks the format's rules, IntegrityError for a sealed file that was changed or is not the
-    expected one, InvalidKeyError when `key` does not open it, MissingPackageError for a dtype (or a
+    expected one, InvalidKeyError if `key` does not open it, MissingPackageError for a dtype (or a
     bar) whose package is not installed, ArgumentTypeError for elements of less than a byte, and
     what EncryptedBuffer raises.
     """
@@ -110,7 +110,7 @@ def load_file(
 def _not_sealed(path: str | os.PathLike[str]) -> errors.IntegrityError:
     return errors.IntegrityError(
         f"{os.fspath(path)!r} is a plain safetensors file where a sealed one was expected, so "
-        f"anybody may have made it; use the file that was sealed."
+        f"it may be forged; use the file that was sealed."
     )
 
 
@@ -144,8 +144,8 @@ def _load_sealed(
 def safe_open(
     path: str | os.PathLike[str], *, key: AnyKey, expect: Any = None, mmap: bool = True
 ) -> SealedFile:
-    """Opens a sealed file, to take single tensors from it; a context manager. Arguments and errors
-    are those of load_file(); a plain file is refused."""
+    """Opens a sealed file to take single tensors from it, as a context manager. Arguments and
+    errors are those of load_file(); a plain file is refused."""
     return open_sealed(path, key=key, expect=expected(expect), mmap=mmap)
 
 
@@ -160,13 +160,13 @@ def save_file(
     progress: bool | Progress | None = None,
 ) -> str:
     """Writes a sealed file of `tensors`: EncryptedTensors, arrays, or torch tensors on the CPU, by
-    name. Returns what `expect` pins it by: "FILE_ID:GENERATION".
+    name. Returns the file's pin, for `expect`: "FILE_ID:GENERATION".
 
     The file gets a new data key and a new file id, and the generation after that of the sealed file
     it replaces. It appears whole or not at all. `metadata` is what a plain file has as
-    `__metadata__`. With `seal_names`, names, dtypes, shapes and metadata are encrypted, too; the
+    `__metadata__`. With `seal_names`, names, dtypes, shapes and metadata are encrypted too; the
     number of tensors and their sizes in pages still show. Plaintext passes through 1 MiB that is
-    wiped, but for what torch and NumPy do to give the bytes of a tensor that is not contiguous.
+    wiped, except for copies that torch and NumPy make of tensors that are not contiguous.
 
     Raises FileWriteError, ArgumentError for names or metadata that no file can have,
     ArgumentTypeError for a dtype that safetensors does not know, IntegrityError and ClosedError

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A sealed file that a forked child can open anew: the tensors that it inherited get stores of its
-own over the same pages of the page cache, by a key that was asked for once more."""
+"""A sealed file that a forked child can open anew. The tensors it inherited get native stores of
+the child's own over the same pages of the page cache, under a key that it fetches again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["SealedOrigin"]
 
 
 class _Shared(io.RawIOBase):
-    """The file behind a descriptor whose position belongs to other processes, too."""
+    """A file read through a descriptor whose position is shared with other processes."""
 
     def __init__(self, descriptor: int, name: str) -> None:
         super().__init__()
@@ -57,11 +57,11 @@ class _Shared(io.RawIOBase):
 
 
 class SealedOrigin(Origin):
-    """A sealed file, by what a child can find it with. A subclass says how it is opened.
+    """A sealed file, and how a child finds it. A subclass says how to open it.
 
-    The descriptor is kept, so that a file that was replaced by a newer one or deleted since is
-    still the one that the parent has loaded. Where pages were read into memory (`mmap` is False),
-    the file is to be needed no longer, and a child looks for it by its name.
+    The descriptor is kept, so that a child opens the file that the parent has loaded, even if it
+    was replaced or deleted since. If pages were read into memory (`mmap` is False), the file should
+    not be held, and a child looks for it by its name.
     """
 
     __slots__ = ("_digest", "_kept", "_mmap", "_path", "_source")
@@ -75,7 +75,7 @@ class SealedOrigin(Origin):
         self._digest = _digest(header)
         try:
             self._kept = KeptFile(descriptor if mmap and source is not None else None)
-        except OSError:  # too many are open: by its name, then
+        except OSError:  # too many are open; then a child looks for it by its name
             self._kept = KeptFile(None)
 
     def description(self) -> str:
@@ -98,7 +98,7 @@ class SealedOrigin(Origin):
     def _opened(
         self, path: str, file: BinaryIO, header: Header, key: Any, mmap: bool
     ) -> AbstractContextManager[Any]:
-        """Returns a SealedFile over `file` that serves tensors which have this origin."""
+        """Returns a SealedFile over `file`, for tensors that have this origin."""
         raise NotImplementedError
 
     def _buffer(self, file: Any, name: str) -> Store:
@@ -106,7 +106,7 @@ class SealedOrigin(Origin):
         raise NotImplementedError
 
     def _file(self) -> AbstractContextManager[Any]:
-        """Returns the file, opened and checked as for the first time. Raises as reopen()."""
+        """Returns the file, opened and checked as the first time. Raises as reopen() does."""
         source, key = self._source, None
         if source is None:
             raise self._refused(self.obstacle() or "")
@@ -122,7 +122,7 @@ class SealedOrigin(Origin):
                 file.close()
                 raise
             finally:
-                if isinstance(key, Key):  # of a key file, read for this
+                if isinstance(key, Key):  # read from a key file for this
                     key.close()
         except (errors.ForkError, errors.IntegrityError, MemoryError):
             raise
@@ -141,5 +141,6 @@ class SealedOrigin(Origin):
 
 
 def _digest(header: Header) -> bytes:
-    """Returns what tells the file: its header names the tags of all that the tensors need."""
+    """Returns what identifies the file: its header has the tags of everything that the tensors
+    need."""
     return hashlib.sha256(header.raw).digest()

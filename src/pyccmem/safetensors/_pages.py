@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FilePages: what the buffers over one sealed file share, so that each of them costs little.
+"""FilePages: what the buffers over one sealed file share, so that each buffer takes little.
 
-A file has one native object for all of its buffers, which holds the data key and the mapping of the
-pages. A buffer's native store lies in the memory of a Python object, with what is known of its
-pages.
+A file has one native object for all of its buffers, with the data key and the mapping of the pages.
+A buffer's native store lies in the memory of a Python object, together with the state of its pages.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ _add = lib.ccmem_file_add
 _STORE_BYTES = int(lib.CCMEM_FILE_STORE_SIZE)
 _RECORD_BYTES = int(lib.CCMEM_FILE_RECORD_SIZE)
 
-#: A buffer of more pages has a mapping of its own for what is known of them.
+#: A buffer of more pages has a mapping of its own for their state.
 _MOST_RECORDS = int(lib.CCMEM_FILE_RECORDS_MAX)
 
 
 class _Store(bytes):
-    """The memory of a native store, and its owner, as that of a tensor in an arena: see there."""
+    """The memory of a native store, and its owner, as _Store in arena.py."""
 
     __slots__ = ()
 
@@ -46,8 +45,8 @@ class FilePages(SharedPages):
     def __init__(
         self, key: Key, cipher: str, page_size: int, begin: int, end: int, anonymous: bool
     ) -> None:
-        """With `anonymous` pages are read into memory. Raises ClosedError or ForkError for the key,
-        OutOfMemoryError, LockedMemoryError."""
+        """Prepares buffers; with `anonymous` their pages are read into memory. Raises ClosedError
+        or ForkError for the key, OutOfMemoryError, LockedMemoryError."""
         self._cipher, self._page_size, self._anonymous = cipher, page_size, anonymous
         native, out = native_key(key), FILE.cell()
         status = lib.ccmem_file_new(
@@ -69,10 +68,10 @@ class FilePages(SharedPages):
         origin: Origin | None,
         path: str,
     ) -> EncryptedBuffer:
-        """Returns a read-only buffer over the pages of `nbytes` bytes from `offset` on in the file,
-        which is open as `fd`: see EncryptedBuffer._mapped(). `records` are the versions of its
-        pages, then their tags, verified before, in memory of the caller's own. `path` is what
-        errors call the file."""
+        """Returns a read-only buffer over the pages of `nbytes` bytes from `offset` on in the file
+        that is open as `fd`; see EncryptedBuffer._mapped(). `records` are the versions of its
+        pages, then their tags, which the caller has verified in memory of its own. Errors call the
+        file `path`."""
         page_size = self._page_size
         count = -(-nbytes // page_size)
         action = f"a mapping of {nbytes} bytes"

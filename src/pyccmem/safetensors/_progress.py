@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far a long operation has come: a bar on standard error, or the caller's function."""
+"""Reports the progress of a long operation: by a bar on standard error, or the caller's
+function."""
 
 from __future__ import annotations
 
@@ -13,15 +14,15 @@ from ..console.terminal import bar_console
 
 __all__ = ["Progress", "check_progress", "reporting"]
 
-#: Called with the bytes done so far and the bytes there are.
+#: A function that is called with the bytes done so far and the total.
 Progress = Callable[[int, int], object]
 
-#: Files from this size on are worth a progress bar.
+#: The least size in bytes of a file that gets a bar by default.
 _LARGE = 256 << 20
 
 
 def check_progress(progress: bool | Progress | None) -> None:
-    """Raises ArgumentTypeError for anything but None, True, False or a function."""
+    """Raises ArgumentTypeError unless `progress` is None, True, False or a function."""
     if not (progress is None or isinstance(progress, bool) or callable(progress)):
         raise errors.ArgumentTypeError(
             f"progress must be None, True, False or a function, not {type(progress).__name__}."
@@ -32,7 +33,7 @@ def check_progress(progress: bool | Progress | None) -> None:
 def reporting(
     progress: bool | Progress | None, path: str | os.PathLike[str], total: int
 ) -> Iterator[Progress]:
-    """The function to call after each step, for as long as the work on `path` lasts."""
+    """Gives the function to call after each step of the work on `path`, which is the block."""
     if callable(progress):
         yield progress
         return

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opens sealed files: their tensors become stores over the file's own pages, with no decryption.
+"""Opens sealed files. Their tensors become stores over the file's own pages, without decryption.
 
-The order in which a file is believed: the lengths and places that its header announces, checked
-against each other and the file's size; the data key, which only the right key unwraps; the header's
-tag; what the caller expects; a tensor's records, by its table_mac, when that tensor is opened; and
-each page by its tag whenever it is read. Until the header's tag was seen to match, nothing but the
-header is in memory.
+A file is checked in this order: the lengths and places in its header, against each other and the
+file's size; the data key, which only the right key unwraps; the header's tag; what the caller
+expects; a tensor's records, by its table_mac, when that tensor is opened; and each page, by its
+tag, whenever it is read. Until the header's tag has matched, only the header is in memory.
 """
 
 from __future__ import annotations
@@ -71,15 +70,15 @@ Placed = dict[str, tuple[SealedTensor, Blob]]
 
 @dataclass(frozen=True)
 class Expected:
-    """The file, and the least generation of it, that a caller accepts."""
+    """The file, and its least generation, that a caller accepts."""
 
     file_id: str
     generation: int
 
 
 def expected(value: Any) -> Expected | None:
-    """Returns `expect` as the public functions take it: None, the text that `pyccmem inspect`
-    prints ("FILE_ID:GENERATION"), a pair, or a mapping or object with these two. Raises
+    """Returns what the argument `expect` of the public functions says: None, the text that `pyccmem
+    inspect` prints ("FILE_ID:GENERATION"), a pair, or a mapping or object with these two. Raises
     ArgumentError, ArgumentTypeError."""
     if value is None:
         return None
@@ -116,8 +115,8 @@ def looks_sealed(header: Header) -> bool:
 
 
 def structure(header: Header) -> tuple[SealedHeader, list[Blob], int, Placed | None]:
-    """Returns what the header says, the blobs of the tensors (of a sealed index, too), where the
-    table is, and each tensor's place unless the index is sealed. Raises FileFormatError."""
+    """Returns what the header says, the blobs of the tensors (and of a sealed index), the offset of
+    the table, and each tensor's place, or None if the index is sealed. Raises FileFormatError."""
     described = parse(header)
     blobs, table = layout(header, described.page_size)
     if isinstance(described.index, Index):
@@ -141,7 +140,7 @@ class TensorInfo:
 
 
 class _Origin(SealedOrigin):
-    """The file of tensors that are handed out."""
+    """The origin of tensors that were returned."""
 
     __slots__ = ()
 
@@ -157,10 +156,9 @@ class _Origin(SealedOrigin):
 class SealedFile(Resource):
     """An open sealed file, made by safe_open(); a context manager.
 
-        with safe_open("model.safetensors", key=key) as file:
-            weight = file.get_tensor("weight")       # an EncryptedTensor, still ciphertext
-    Tensors stay valid when the file is closed. They are read-only: tensor.copy() gives one that can
-    be written to.
+    with safe_open("model.safetensors", key=key) as file: weight = file.get_tensor("weight") # an
+    EncryptedTensor, still ciphertext Tensors stay valid when the file is closed. They are
+    read-only: tensor.copy() gives a tensor that can be written.
     """
 
     __slots__ = (
@@ -183,13 +181,13 @@ class SealedFile(Resource):
     _path: str
     _file: BinaryIO | None
     _data_key: Key
-    _extent: tuple[int, int]  # of the data in the file
+    _extent: tuple[int, int]  # where the data begin and end in the file
     _header: SealedHeader
     _index: Index
     _placed: Placed
     _anonymous: bool
-    _origin: SealedOrigin | None  # of the tensors that are handed out
-    _pages: FilePages | None  # of all tensors, from the first one on
+    _origin: SealedOrigin | None  # of the tensors that were returned
+    _pages: FilePages | None  # of all tensors, made with the first one
     _forms: dict[Any, Form]
     _source: KeySource | None
 
@@ -209,8 +207,8 @@ class SealedFile(Resource):
         mmap: bool,
         anew: bool = False,
     ) -> SealedFile:
-        """Takes over `file` and believes its header when its tag matches. With `anew` it serves
-        tensors that have an origin already."""
+        """Takes over `file` and checks the tag of its header. `anew`: it serves tensors that
+        already have an origin."""
         self = object.__new__(cls)
         self._path, self._file, self._anonymous = os.fsdecode(path), file, not mmap
         self._extent = (header.data_start, header.size)
@@ -222,7 +220,7 @@ class SealedFile(Resource):
             tag = self._read_at(table, MAC_BYTES, "the table")
             if not hmac.compare_digest(tag, mac(self._data_key, HEADER_CONTEXT, header.raw)):
                 raise errors.IntegrityError(
-                    f"The header of {self._path!a} does not match its tag: something in it was "
+                    f"The header of {self._path!a} does not match its tag: a part of it was "
                     f"changed since it was sealed, the names, dtypes, shapes or places of its "
                     f"tensors among them; use a good copy of the file."
                 )
@@ -245,7 +243,7 @@ class SealedFile(Resource):
         return self
 
     def _key(self) -> Key:
-        """Returns the data key, asked for again in a forked child. Raises ClosedError,
+        """Returns the data key, which a forked child fetches again. Raises ClosedError,
         ForkError."""
         try:
             check_open(self._data_key)
@@ -254,11 +252,12 @@ class SealedFile(Resource):
                 if self._source is not None and not is_usable(self._data_key):
                     header = self._header
                     self._data_key = unwrap(self._source.key(), header.provider, header.wrapped)
-                    self._pages = None  # under the parent's key
+                    self._pages = None  # they are under the parent's key
         return self._data_key
 
     def _read_at(self, offset: int, count: int, what: str | SealedTensor) -> bytes:
-        """Part of the file, for a tensor its part of the table."""
+        """Returns a part of the file; `what` names it, or is the tensor to which it belongs in the
+        table."""
         file = self._opened()
         parts: list[bytes] = []
         while count:
@@ -298,26 +297,26 @@ class SealedFile(Resource):
         tensor = self._header.index
         assert isinstance(tensor, SealedTensor), "a sealed index"
         with self._buffer(self._file_pages([blob], anonymous=True), tensor, blob) as buffer:
-            # Names and shapes are what the caller gets to see; they need no wiped memory.
+            # Names and shapes are shown to the caller, so they need no wiped memory.
             return parse_index(buffer.read())
 
     def _file_pages(self, blobs: list[Blob], *, anonymous: bool) -> FilePages:
-        """For buffers over these blobs, which are in order."""
+        """Returns the FilePages for buffers over these blobs, which are in order."""
         size = self._header.page_size
         begin = blobs[0].start if blobs else 0
         end = blobs[-1].start + blobs[-1].npages * size if blobs else 0
         return FilePages(self._key(), self._header.cipher, size, begin, end, anonymous)
 
     def _part(self, what: str | SealedTensor) -> str:
-        """Returns what an error calls a part of the file."""
+        """Returns the name of a part of the file in errors."""
         return what if isinstance(what, str) else f"the table for {self._called(what)}"
 
     def _called(self, tensor: SealedTensor) -> str:
-        """Returns what an error calls a tensor, or the index."""
+        """Returns the name of a tensor, or of the index, in errors."""
         return "the index" if tensor is self._header.index else f"tensor {shown(tensor.name)}"
 
     def _buffer(self, pages: FilePages, tensor: SealedTensor, blob: Blob) -> EncryptedBuffer:
-        """Returns the pages of a tensor, once its records match its table_mac."""
+        """Returns a buffer over a tensor's pages, if its records match its table_mac."""
         records = self._read_at(blob.records, blob.npages * RECORD_BYTES, tensor)
         key = self._key()
         if not hmac.compare_digest(tensor.table_mac, mac(key, tensor.store_id, records)):
@@ -347,7 +346,7 @@ class SealedFile(Resource):
                 f"has."
             ) from None
         self._opened()
-        self._key()  # first, as it forgets a parent's pages
+        self._key()  # first, because it drops a parent's pages
         pages = self._pages
         if pages is None:
             blobs = [place[1] for place in self._placed.values()]
@@ -364,8 +363,8 @@ class SealedFile(Resource):
         return list(self._placed)
 
     def get_tensor(self, name: str) -> EncryptedTensor:
-        """Returns one tensor, read-only, over the pages of the file. Checks its records, not its
-        pages: each of these is checked whenever it is read.
+        """Returns one tensor, read-only, over the pages of the file. Checks its records, but not
+        its pages, each of which is checked whenever it is read.
 
         Raises ArgumentError for a name that is not there, IntegrityError naming the tensor,
         MissingPackageError or ArgumentTypeError for its dtype, ClosedError, OutOfMemoryError.
@@ -400,7 +399,7 @@ class SealedFile(Resource):
     # ---- the file ----
 
     def metadata(self) -> dict[str, str]:
-        """Returns what the plain file had as its `__metadata__`."""
+        """Returns the `__metadata__` of the plain file."""
         return dict(self._index.metadata)
 
     @property
@@ -431,7 +430,7 @@ class SealedFile(Resource):
         return self._file is None
 
     def close(self) -> None:
-        """Wipes the data key and closes the file. Tensors that were handed out stay valid. May be
+        """Wipes the data key and closes the file. Tensors that were returned stay valid. May be
         repeated."""
         file, self._file = self._file, None
         self._origin = self._pages = None
@@ -451,7 +450,7 @@ class SealedFile(Resource):
 def open_sealed(
     path: str | os.PathLike[str], *, key: AnyKey, expect: Expected | None = None, mmap: bool = True
 ) -> SealedFile:
-    """safe_open() with its arguments checked."""
+    """Does safe_open(), for arguments that were checked."""
     file = open_file(path)
     try:
         return SealedFile._of(path, file, read_all(file), key=key, expect=expect, mmap=mmap)
@@ -473,32 +472,32 @@ def opened_over(
     mmap: bool,
     anew: bool = False,
 ) -> SealedFile:
-    """Returns a sealed file that is open already, and its header read; see SealedFile._of()."""
+    """Returns a SealedFile over an open file whose header was read; see SealedFile._of()."""
     return SealedFile._of(path, file, header, key=key, expect=expect, mmap=mmap, anew=anew)
 
 
 def name_of(file: SealedFile) -> str:
-    """Returns what errors call it."""
+    """Returns the file's name in errors."""
     return file._path
 
 
 def header_of(file: SealedFile) -> SealedHeader:
-    """Returns what its header says, which its tag vouches for."""
+    """Returns the file's header, whose tag has matched."""
     return file._header
 
 
 def data_of(file: SealedFile) -> tuple[int, int]:
-    """Returns where its data begin and end."""
+    """Returns where the file's data begin and end."""
     return file._extent
 
 
 def placed_in(file: SealedFile) -> Placed:
-    """Returns its tensors by name, and where they lie."""
+    """Returns the file's tensors by name, and where they lie."""
     return file._placed
 
 
 def data_key_of(file: SealedFile) -> Key:
-    """Returns the key that its subkeys are derived from. Raises ClosedError, ForkError."""
+    """Returns the key from which the file's subkeys are derived. Raises ClosedError, ForkError."""
     return file._key()
 
 
@@ -514,6 +513,6 @@ def read_at(file: SealedFile, offset: int, count: int, what: str) -> bytes:
 
 
 def descriptor_of(file: SealedFile) -> int:
-    """Returns its descriptor. Raises ClosedError."""
+    """Returns the file's descriptor. Raises ClosedError."""
     number: int = file._opened().fileno()
     return number

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sealer: encrypts the pages of a file that is being written."""
+"""Sealer: encrypts the pages of a file while it is written."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ __all__ = ["Sealer"]
 
 
 class Sealer(Resource):
-    """Seals the pages of one store of a file, each once, in order, all at version 1; a
-    buffer that EncryptedBuffer._mapped() makes with the same key and store id opens them.
+    """Seals the pages of one store of a file, each once, in order, all at version 1. A buffer that
+    EncryptedBuffer._mapped() makes with the same key and store id opens them.
 
     `store_id` must be 16 fresh random bytes: two sealers with the same key and id would use nonces
     twice. Pages have `page_size` bytes, a power of two from 4096 to 65536. A sealer does not follow
@@ -31,7 +31,7 @@ class Sealer(Resource):
     def __init__(
         self, key: Key, store_id: Any, page_size: int, *, cipher: str = DEFAULT_CIPHER
     ) -> None:
-        """Raises ArgumentError (PageSizeError for the page size, and for a cipher without tags),
+        """Raises ArgumentError (for a cipher without tags; PageSizeError for the page size),
         ArgumentTypeError, ClosedError or ForkError for the key, LockedMemoryError,
         OutOfMemoryError."""
         self._sealer: Any = None
@@ -55,13 +55,13 @@ class Sealer(Resource):
         self._anchor = anchor(self._sealer)
 
     def seal(self, first_page: int, plain: Any, out: Any) -> bytes:
-        """Encrypts the bytes of `plain`, the last page filled up with zeros, as the pages from
-        number `first_page` on into `out`, a writable buffer of exactly these pages (it may be
-        `plain` itself, when that is whole pages). Returns their tags, 16 bytes a page.
+        """Encrypts the bytes of `plain` into `out`, as the pages from number `first_page` on, the
+        last page filled up with zeros. `out` is a writable buffer of exactly these pages, or
+        `plain` itself if that is whole pages. Returns their tags, 16 bytes a page.
 
-        Raises ArgumentError, and nothing was sealed, for a page at or below one that was sealed
-        before, for an `out` of another size, or one that overlaps `plain` otherwise;
-        BufferTypeError, ClosedError, ForkError.
+        Raises ArgumentError, and seals nothing, for a page at or below one that was sealed before,
+        for an `out` of another size, or one that overlaps `plain` in another way; BufferTypeError,
+        ClosedError, ForkError.
         """
         sealer = self._opened()
         first_page = integer("first_page", first_page)
@@ -69,7 +69,7 @@ class Sealer(Resource):
             return self._seal_all(sealer, first_page, source, target)
 
     def _seal_all(self, sealer: Any, first_page: int, source: Any, target: Any) -> bytes:
-        """seal() of native buffers."""
+        """Does seal() for native buffers."""
         size = self._page_size
         count, rest = -(-len(source) // size), len(source) % size
         if len(target) != count * size:

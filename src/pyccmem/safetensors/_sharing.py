@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The warning that a sealed file's pages are not shared, where its file system cannot do that."""
+"""Warns if a sealed file's pages are not shared, because its file system cannot do that."""
 
 from __future__ import annotations
 

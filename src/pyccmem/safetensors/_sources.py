@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the plaintext of a sealed file comes from: tensors in memory, or a plain file; a block at a
-time into memory that is wiped."""
+"""Sources of the plaintext of a sealed file: tensors in memory, or a plain file. They are read a
+block at a time into memory that is wiped."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ __all__ = ["FileSource", "Source", "is_text", "sources_of"]
 
 Block = npt.NDArray[np.uint8]
 
-#: The format's names of torch's dtypes, by what str() says of them.
+#: The format's names of torch's dtypes, by their str().
 _TORCH = {
     f"torch.{dtype.name}": dtype.safetensors for dtype in DTYPES.values() if dtype.safetensors
 }
 
 
 class Source(Protocol):
-    """One tensor's plaintext, read in order from its first byte."""
+    """The plaintext of one tensor, read in order from its first byte."""
 
     @property
     def name(self) -> str: ...
@@ -52,7 +52,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class FileSource:
-    """A tensor of a plain file, whose position is at its data when the reading begins."""
+    """A tensor of a plain file. The file's position is at its data when reading begins."""
 
     file: BinaryIO
     entry: Entry
@@ -108,7 +108,7 @@ class _Array:
         if array.flags.c_contiguous:
             np.copyto(part, array.reshape(-1).view(np.uint8)[at : at + len(part)])
             return
-        size = array.itemsize  # divides `at` and the length: both are multiples of 4096 or ends
+        size = array.itemsize  # divides `at` and the length: multiples of 4096, or up to the end
         copied = array.flat[at // size : (at + len(part)) // size].view(np.uint8)
         try:
             np.copyto(part, copied)
@@ -117,10 +117,10 @@ class _Array:
 
 
 def sources_of(tensors: Mapping[str, Any]) -> list[Source]:
-    """Returns a source for each tensor by name: an EncryptedTensor, one of a framework's adapter
-    (which has such a one as its `core`, and says by `__pyccmem_core__()` whether it is all of it;
-    else it is decrypted as a whole), a torch tensor on the CPU, or what NumPy makes an array of.
-    Raises ArgumentTypeError, ArgumentError for a name that no file can have."""
+    """Returns a source for each tensor by name: an EncryptedTensor, a tensor of an adapter, a torch
+    tensor on the CPU, or what NumPy turns into an array. An adapter's tensor has an EncryptedTensor
+    as its `core`; unless `__pyccmem_core__()` says that the core is all of it, it is decrypted as a
+    whole. Raises ArgumentTypeError, ArgumentError for a name that no file can have."""
     if not isinstance(tensors, Mapping):
         raise errors.ArgumentTypeError(
             f"tensors must be a dict of tensors by name, not {type(tensors).__name__}."
@@ -145,7 +145,7 @@ def _source(name: Any, value: Any) -> Source:
         if value.__pyccmem_core__() is core:
             dtype = _TORCH.get(str(value.dtype)) or name_of(core.dtype, name)
             return _Encrypted(name, dtype, core.shape, core)
-        # A view (a transpose, a part) whose bytes are not those of its core, one after the other.
+        # A view, such as a transpose or a part: its bytes are not its core's, one after the other.
         value = value.decrypt()
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes sealed files: each under a data key, a file id and store ids of its own.
+"""Writes sealed files, each under a data key, a file id and store ids of its own.
 
-The plaintext passes through one block of 1 MiB that is wiped. The header is planned first, since
-its length does not depend on what the tags will be; then the blobs and their records are written,
-and the header last.
+The plaintext passes through one block of 1 MiB that is wiped. The header is planned first, because
+its length does not depend on the tags. Then the blobs and their records are written, and the header
+last.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ Block = npt.NDArray[np.uint8]
 
 _ID_BYTES: int = lib.CCMEM_STORE_ID_SIZE
 
-#: Bytes written at once, from a multiple of as many on: the page cache can then keep the file in
-#: huge pages, which is what it is mapped from.
+#: Bytes written at once, from a multiple of this size on, so that the page cache can keep the file
+#: in huge pages, from which it is mapped.
 _HUGE_PAGE = 2 << 20
 
 
 def generation_at(path: str | os.PathLike[str]) -> int:
-    """Returns the generation of the sealed file at `path`, as it says itself; 0 where there is
+    """Returns the generation that the sealed file at `path` gives for itself; 0 if there is
     none."""
     try:
         with open_file(path) as file:
@@ -77,9 +77,10 @@ def write_sealed(
     overwrite: bool = True,
     new_mode: int = 0o600,
 ) -> SealedHeader:
-    """Returns a sealed file of `sources` at `path`, in their order; of `new_mode` where there was
-    none. Raises FileWriteError (without `overwrite` also for a file that is there), ArgumentError
-    for a header that gets too long, and what reading the sources and wrapping the key raises."""
+    """Writes a sealed file of `sources`, in their order, at `path`, with `new_mode` if there was no
+    file, and returns its header. Raises FileWriteError (without `overwrite` also for a file that
+    exists), ArgumentError for a header that gets too long, and what reading the sources and
+    wrapping the key raises."""
     file = AtomicFile(path, new_mode=new_mode, overwrite=overwrite)
     with file as out, Key.generate() as data_key:
         provider, wrapped = wrap(key, data_key)
@@ -111,7 +112,8 @@ def write_sealed(
         )
         stored = (sealed_index, *tensors) if seal_names else tensors
         raw, seen = serialized(header, stored)
-        # What cannot be read back must not be written: the same checks, before anything is.
+        # The reader's checks, before anything is written: a file that cannot be read back must not
+        # be made.
         parse(seen)
         blobs, table = layout(seen, page_size)
         total = sum(source.nbytes for source in sources)
@@ -169,10 +171,10 @@ class _Stream:
         self._report, self._total, self._done = report, total, 0
         self._plain: Block = wiped.empty((BLOCK,), np.uint8)
         self._sealed: Block = np.empty(_HUGE_PAGE, np.uint8)
-        self._begin = self._end = 0  # in the file: what of it is not written yet
+        self._begin = self._end = 0  # the part of the file that is sealed and not yet written
 
     def seal(self, tensor: SealedTensor, blob: Blob, source: Source) -> bytes:
-        """Writes one blob and its records; returns the table_mac."""
+        """Writes one blob and its records. Returns the table_mac."""
         page_size = self._page_size
         records: Block = np.zeros(blob.npages * RECORD_BYTES, np.uint8)
         records[: 8 * blob.npages].view("<u8")[:] = 1
@@ -197,19 +199,19 @@ class _Stream:
         return mac(self._key, tensor.store_id, records)
 
     def _room(self, offset: int) -> Block:
-        """Returns where the pages from `offset` of the file on go, up to the end of the huge page
-        there."""
+        """Returns the memory for the pages from `offset` of the file on, up to the end of the huge
+        page there."""
         if offset != self._end or not offset % _HUGE_PAGE:
             self.flush()
             self._begin = self._end = offset
         return self._sealed[offset % _HUGE_PAGE :]
 
     def flush(self) -> None:
-        """Writes what is sealed."""
+        """Writes the pages that are sealed so far."""
         first = self._begin % _HUGE_PAGE
         self._out.write_at(self._sealed[first : first + self._end - self._begin], self._begin)
         self._begin = self._end
 
     def wipe(self) -> None:
-        """Overwrites the block, which an exception's traceback may keep alive."""
+        """Overwrites the block now, because an exception's traceback may keep it alive."""
         self._plain.fill(0)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can open a sealed file: a Key, a passphrase, or a service that wraps keys.
+"""Opens the keys of sealed files: by a Key, a passphrase, or a service that wraps keys.
 
-Each sealed file has a random data key of its own, which is kept in the file, wrapped. By a Key it
-is wrapped with AES-256 key wrap (RFC 3394) under a key derived for that purpose; by a Passphrase
-the same way under the Key that scrypt (RFC 7914) or Argon2id (RFC 9106) derives from it; by a
-KeyProvider as that sees fit.
+Each sealed file has a random data key of its own, which the file keeps wrapped. A Key wraps it by
+AES-256 key wrap (RFC 3394) under a key derived for that purpose. A Passphrase does the same with
+the Key that scrypt (RFC 7914) or Argon2id (RFC 9106) derives from it. A KeyProvider wraps it in its
+own way.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ _KDFS = ("scrypt", "argon2id")
 _SALT_BYTES = 16
 _KEY_BYTES: int = lib.CCMEM_ROOT_KEY_SIZE
 
-# A header is not authenticated before its key is derived, so these bound what anybody can make a
-# reader spend: 2 GiB of memory, and about sixteen times the work of the defaults.
+# A header is not authenticated before its key is derived, so these bound what a forged file can
+# make a reader spend: 2 GiB of memory, and about sixteen times the work of the defaults.
 _MAX_MEMORY = 2 << 30
 _LIMITS = {
     "scrypt": {"n": 1 << 24, "r": 64, "p": 64},
@@ -64,7 +64,7 @@ _DEFAULTS = {
     "argon2id": {"t": 3, "m": 1 << 16, "p": 4},
 }
 
-#: What a header holds of a key at most: characters of a text, bytes of a wrapped key, parameters.
+#: The most that a header holds of a key: characters of a text, bytes of a wrapped key, parameters.
 MAX_TEXT = 1 << 12
 MAX_WRAPPED_BYTES = 1 << 16
 MAX_PARAMETERS = 64
@@ -75,13 +75,13 @@ _SALT = re.compile(r"(?:[0-9a-f]{2}){16,64}\Z")
 
 @dataclass(frozen=True)
 class WrappedKey:
-    """A data key as a file keeps it: nothing in here is secret."""
+    """A data key as a file keeps it. Nothing in here is secret."""
 
     #: The name of the key that wrapped it, of at most 4096 characters.
     key_id: str
     #: The wrapped key, 1 to 65536 bytes.
     blob: bytes
-    #: What else unwrapping needs, at most 64 texts of at most 4096 characters.
+    #: What unwrapping needs besides, at most 64 texts of at most 4096 characters.
     parameters: dict[str, str] = field(default_factory=dict)
 
 
@@ -93,19 +93,19 @@ class KeyProvider(Protocol):
     instance, or a function (or class) without arguments that makes one.
     """
 
-    #: What files call the provider; opening a file asks for the provider of the same name.
+    #: The provider's name in files. Opening a file asks for the provider of the same name.
     name: str
 
     def wrap_key(self, key: memoryview) -> WrappedKey:
-        """Wraps the 32 bytes of `key`, which are wiped when this returns: keep no copy."""
+        """Wraps the 32 bytes of `key`, which are wiped when this returns. Keep no copy."""
         ...
 
     def unwrap_key(self, wrapped: WrappedKey) -> bytearray:
-        """Returns the 32 bytes again, which the caller wipes. `wrapped` comes from a file that
-        nothing is known of yet. Any exception ends the opening and reaches the caller as it is.
+        """Returns the 32 bytes again, which the caller wipes. `wrapped` comes from a file that is
+        not authenticated yet. An exception ends the opening and reaches the caller unchanged.
 
-        A forked child asks once more, through its copy of this object: a connection that the
-        parent opened must not be used there, so open one for each os.getpid()."""
+        A forked child asks again, through its copy of this object. It must not use a connection
+        that the parent opened, so open one for each os.getpid()."""
         ...
 
 
@@ -113,7 +113,7 @@ class Passphrase:
     """A passphrase that opens sealed files.
 
     `kdf` is "scrypt" (with `n`, `r`, `p`) or "argon2id" (with `t` passes, `m` KiB of memory, `p`
-    lanes), which needs the package argon2-cffi. The parameters matter for sealing only; a file
+    lanes), which needs the package argon2-cffi. The parameters matter for sealing only: a file
     names those it was sealed with, and a reader accepts up to 2 GiB of memory and sixteen times the
     work of the defaults.
 
@@ -170,18 +170,19 @@ class Passphrase:
     __deepcopy__ = _refuse_copy
 
     def close(self) -> None:
-        """Wipes the derived keys. The object can be used again, and derives them anew."""
+        """Wipes the derived keys. The object can still be used, and then derives them anew."""
         for key in self._derived.values():
             key.close()
         self._derived.clear()
 
     def _sealing(self) -> tuple[str, dict[str, str], Key]:
-        """Returns the kdf, its parameters and the key to seal with: one salt for the object's
-        life."""
+        """Returns the kdf, its parameters and the key to seal with. The salt stays the same for the
+        object's life."""
         return self._kdf, dict(self._parameters), self._key(self._kdf, self._parameters)
 
     def _opening(self, kdf: str, parameters: Mapping[str, str]) -> Key:
-        """Returns the key by a file's parameters, which may be anything. Raises FileFormatError."""
+        """Returns the key for the parameters of a file, which may be anything. Raises
+        FileFormatError."""
         names = ("salt", *_DEFAULTS[kdf])
         if (
             sorted(parameters) != sorted(names)
@@ -240,7 +241,7 @@ def _argon2id(text: str, salt: bytes, *, t: int, m: int, p: int) -> Key:
     with contextlib.suppress(UnicodeEncodeError):
         encoded = text.encode("utf-8")
     if encoded is None:
-        # Raised out here, since that exception carries the passphrase.
+        # Raised outside the except block, because the UnicodeError holds the passphrase.
         raise errors.InvalidKeyError(
             "The passphrase has a character that UTF-8 cannot encode (a lone surrogate); use "
             "whole characters."
@@ -261,7 +262,7 @@ AnyKey = Key | Passphrase | KeyProvider
 
 
 class KeySource:
-    """Where a forked child gets the key of a file from. Holds no secret, and keeps none alive."""
+    """How a forked child gets the key of a file. Holds no secret, and keeps none alive."""
 
     __slots__ = ("_held",)
 
@@ -269,8 +270,8 @@ class KeySource:
         self._held = held
 
     def obstacle(self) -> str | None:
-        """Returns why it cannot be asked, as the end of a sentence; None when it seems that it
-        can."""
+        """Returns why the key cannot be fetched, as the end of a sentence; None when it seems that
+        it can."""
         if isinstance(self._held, KeyFile):
             return self._held.obstacle()
         if isinstance(self._held, weakref.ref) and self._held() is None:
@@ -278,7 +279,7 @@ class KeySource:
         return None
 
     def key(self) -> AnyKey:
-        """Raises ForkError, and for a key file what Key.from_file() raises."""
+        """Fetches the key. Raises ForkError, and for a key file what Key.from_file() raises."""
         if isinstance(self._held, KeyFile):
             return self._held.key()
         if not isinstance(self._held, weakref.ref):
@@ -290,17 +291,17 @@ class KeySource:
 
 
 def source_of(key: AnyKey) -> KeySource | None:
-    """Returns what `key` came from, as far as it can be asked again; None for a Key made of
-    bytes."""
+    """Returns where `key` can be fetched again; None for a Key made from bytes."""
     if isinstance(key, Key):
         file = file_of(key)
         return None if file is None else KeySource(file)
-    # A passphrase is a secret that its owner may want to be rid of, a service is not.
+    # A passphrase is a secret that its owner may want to drop, so it is held weakly; a service is
+    # not.
     return KeySource(weakref.ref(key) if isinstance(key, Passphrase) else key)
 
 
 def check_key(key: object) -> None:
-    """Raises ArgumentTypeError for what cannot open a file, ClosedError or ForkError for a Key."""
+    """Raises ArgumentTypeError unless `key` can open files, ClosedError or ForkError for a Key."""
     if isinstance(key, Key):
         check_open(key)
     elif not isinstance(key, Passphrase):
@@ -318,7 +319,7 @@ def check_key(key: object) -> None:
 
 
 def provider_named(name: str) -> KeyProvider:
-    """Returns the provider that an installed package offers under `name`. Raises ArgumentError when
+    """Returns the provider that an installed package offers under `name`. Raises ArgumentError if
     there is none, or more than one."""
     found = list(importlib.metadata.entry_points(group=ENTRY_POINTS, name=name))
     if len(found) != 1:
