@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does the memory of a process hold a file's weights in the clear?
+"""Looks for a file's weights in the clear in the memory of a process.
 
     samples = audit.samples_from_safetensors("model.safetensors", 32768)
     report = audit.scan(pid, samples)
     print(report.found, "of", report.samples)
 
 takes thousands of 16-byte samples from the data of a safetensors file and looks for them in all
-that the process has in memory, at every byte offset. `pyccmem audit PID --weights FILE` does the
-same on the command line. It may be this very process, or the parent: the samples are kept under a
-random mask, and what the scanner reads is wiped, so it does not find itself.
+memory of the process, at every byte offset. `pyccmem audit PID --weights FILE` does the same on the
+command line. The process may be this one, or its parent: the scanner keeps the samples under a
+random mask and wipes what it reads, so it does not find itself.
 
-Linux only. The memory of another process can be read by the same user, if the process has not
-forbidden it (PR_SET_DUMPABLE) and kernel.yama.ptrace_scope allows it, or with CAP_SYS_PTRACE.
+Linux only. A user can read the memory of their own processes, unless the process has forbidden it
+(PR_SET_DUMPABLE) or kernel.yama.ptrace_scope does. With CAP_SYS_PTRACE all can be read.
 """
 
 from __future__ import annotations

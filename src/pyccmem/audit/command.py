@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 @contextmanager
 def _progress_bar() -> Iterator[Progress | None]:
-    """A bar on standard error: by rich on a terminal, if it is installed, else none."""
+    """Shows a bar on standard error, if that is a terminal and rich is installed."""
     try:
         console = bar_console()
     except ImportError:
@@ -123,7 +123,7 @@ def _size(nbytes: int) -> str:
 
 
 def _plain(text: str) -> str:
-    """Returns a name from outside, without characters that would do something to a terminal."""
+    """Returns a name from outside, without characters that control a terminal."""
     return "".join(
         c if c.isprintable() and c.isascii() else c.encode("unicode_escape").decode() for c in text
     )
@@ -161,7 +161,7 @@ def _text(report: Report, most: int) -> Iterator[str]:
     for name, value in rows:
         yield f"  {name:<11}  {value}"
     yield from _list(
-        "tensors nothing was looked for of (small, constant or periodic)",
+        "tensors without samples (small, constant or periodic)",
         [_plain(name) for name in report.without_samples],
         most,
     )

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The memory of a process as Linux shows it under /proc: what is mapped, what is there, reading it.
+"""The memory of a process as Linux shows it under /proc: its mappings, which pages exist, reading
+them.
 
 proc_pid_maps(5), proc_pid_mem(5), proc_pid_pagemap(5), proc_pid_map_files(5).
 """
@@ -21,16 +22,16 @@ from .scratch import Scratch
 
 __all__ = ["Mapping", "ProcessMemory", "Range", "subtract"]
 
-#: Addresses from the first up to the second, which is left out.
+#: Addresses from the first to the second; the second is excluded.
 Range = tuple[int, int]
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
-#: An entry of pagemap is 0 in these bits for a page that is neither present (63) nor swapped (62).
+#: Bits of an entry of pagemap: 63 present, 62 swapped. Both are 0 for a page that does not exist.
 _THERE = np.uint64(3 << 62)
 _PAGEMAP_PAGES = 1 << 16  # entries read at once
 
-#: Names that the kernel gives to memory that has a file of its own, without a file system.
+#: The kernel's names for memory that has a file of its own without a file system.
 _MEMORY_NAMES = ("/dev/zero (deleted)", "/memfd:", "/SYSV", "/anon_hugepage")
 _MEMORY_FILE_SYSTEMS = ("tmpfs", "hugetlbfs", "ramfs")
 
@@ -45,11 +46,11 @@ class Mapping:
     name: str  #: a path, "[heap]", "[stack]", ...; "" for anonymous memory
     device: int
     inode: int
-    offset: int  #: of its first byte in the file, in bytes
+    offset: int  #: of the mapping's first byte in the file, in bytes
 
     @property
     def anonymous(self) -> bool:
-        """Private memory without a file: a page never touched holds zeros."""
+        """True for private memory without a file, whose untouched pages hold zeros."""
         return (
             self.inode == 0
             and self.permissions.endswith("p")
@@ -58,7 +59,8 @@ class Mapping:
 
 
 def subtract(ranges: list[Range], taken: list[Range]) -> list[Range]:
-    """Returns what of the sorted `ranges` is not in `taken`, which need not be sorted."""
+    """Returns the parts of the sorted `ranges` that are not in `taken`, which need not be
+    sorted."""
     taken = sorted(taken)
     left: list[Range] = []
     first = 0
@@ -77,10 +79,10 @@ def subtract(ranges: list[Range], taken: list[Range]) -> list[Range]:
 
 
 class ProcessMemory(Closing):
-    """Reads the memory of process `pid`, without stopping it.
+    """Reads the memory of process `pid` without stopping it.
 
-    All files are opened through one descriptor of /proc/PID, so that another process that gets the
-    same number later is never taken for this one.
+    Opens all files through one descriptor of /proc/PID, so that another process that gets the same
+    number later is never taken for this one.
     """
 
     def __init__(self, pid: int) -> None:
@@ -100,7 +102,7 @@ class ProcessMemory(Closing):
         while self._open:
             self._open.pop().close()
 
-    # ---- opening, and what can go wrong with it
+    # ---- opening, and its errors
 
     def _descriptor(self, path: str, flags: int = 0) -> int:
         directory = None if path.startswith("/") else self._directory
@@ -123,8 +125,8 @@ class ProcessMemory(Closing):
             answer = errors.NoPermissionError(
                 f"The memory of process {self.pid} may not be read by this user. It takes the same "
                 f"user as the process, which must not have forbidden it (PR_SET_DUMPABLE), and "
-                f"kernel.yama.ptrace_scope 0 ({_ptrace_scope()}) or a process of one's own "
-                f"descent; or CAP_SYS_PTRACE, which root has."
+                f"kernel.yama.ptrace_scope 0 ({_ptrace_scope()}) or a process that this one has "
+                f"started; or CAP_SYS_PTRACE, which root has."
             )
         elif not os.path.isdir("/proc/self"):
             answer = errors.ProcessAccessError(
@@ -133,7 +135,7 @@ class ProcessMemory(Closing):
             )
         elif error.errno in (errno.ENOENT, errno.ESRCH):
             answer = errors.NoProcessError(
-                f"There is no process {self.pid}; name the number of a process that runs."
+                f"There is no process {self.pid}; give the number of a running process."
             )
         else:
             answer = errors.ProcessAccessError(
@@ -142,7 +144,7 @@ class ProcessMemory(Closing):
         return answer.of_system(error.errno)
 
     def _hidden(self, error: OSError) -> bool:
-        """Returns True when the process exists and /proc hides it (mount option hidepid)."""
+        """Returns True when the process exists but /proc hides it (mount option hidepid)."""
         try:
             if error.errno == errno.ENOENT:
                 os.kill(self.pid, 0)
@@ -154,8 +156,8 @@ class ProcessMemory(Closing):
 
     def _ended(self) -> errors.NoProcessError:
         return errors.NoProcessError(
-            f"Process {self.pid} ended, or became another program, while its memory was read; what "
-            f"was found until then is no answer."
+            f"Process {self.pid} ended, or became another program, while its memory was read, so "
+            f"the scan has no result; scan a process that goes on running."
         ).of_system(errno.ESRCH)
 
     def _text(self, path: str) -> str:
@@ -177,24 +179,24 @@ class ProcessMemory(Closing):
             raise self._refused(error) from None
 
     def _lines(self, path: str) -> list[str]:
-        # Not splitlines(): a file's name may hold any character but NUL and, as shown here, "\n".
+        # Not splitlines(): a file's name may have any character but NUL and "\n", which is escaped here.
         return [line for line in self._text(path).split("\n") if line]
 
-    # ---- what there is
+    # ---- its mappings and pages
 
     def command(self) -> str:
-        """Returns the short name of its program."""
+        """Returns the short name of the process's program."""
         return self._text("comm").rstrip("\n")
 
     def is_this_process(self) -> bool:
-        """Returns True for the process that asks, also when it is named by one of its threads."""
+        """Returns True for the process that asks, also if `pid` is one of its threads."""
         for line in self._lines("status"):
             if line.startswith("Tgid:"):
                 return int(line.split()[1]) == os.getpid()
         return False
 
     def mappings(self) -> list[Mapping]:
-        """Returns all its mappings by address. Raises NoProcessError when it has ended."""
+        """Returns all mappings of the process by address. Raises NoProcessError if it has ended."""
         found = []
         for line in self._lines("maps"):
             place, permissions, offset, device, inode, *name = line.split(None, 5)
@@ -221,8 +223,8 @@ class ProcessMemory(Closing):
         return found
 
     def memory_devices(self, mappings: list[Mapping]) -> set[int]:
-        """Devices of files that lie in memory only: their unused pages must not be touched,
-        because reading one through a mapping makes the kernel allocate it."""
+        """Returns the devices of files that lie only in memory. Their unused pages must not be
+        touched, because reading one through a mapping makes the kernel allocate it."""
         devices = {m.device for m in mappings if m.inode and m.name.startswith(_MEMORY_NAMES)}
         with contextlib.suppress(errors.ProcessAccessError):
             for line in self._lines("mountinfo"):
@@ -245,8 +247,8 @@ class ProcessMemory(Closing):
         return False
 
     def resident(self, mapping: Mapping) -> list[Range] | None:
-        """Returns where the mapping has pages of its own, in memory or swapped out; None: not
-        known."""
+        """Returns the ranges in which the mapping has pages of its own, in memory or swapped out;
+        None if that is not known."""
         if self._pagemap is None:
             return None
         runs: list[Range] = []
@@ -271,8 +273,8 @@ class ProcessMemory(Closing):
         return runs
 
     def file_data(self, mapping: Mapping) -> list[Range] | None:
-        """Returns where the file in memory behind a mapping has data; None: this user may not see
-        it."""
+        """Returns the ranges in which the file in memory behind a mapping has data; None if this
+        user may not see that."""
         path = f"map_files/{mapping.start:x}-{mapping.end:x}"
         try:
             with Descriptor.open(path, os.O_RDONLY, dir_fd=self._directory) as descriptor:
@@ -284,10 +286,10 @@ class ProcessMemory(Closing):
 
     def read(self, scratch: Scratch, at: int, address: int, count: int) -> int:
         """Reads up to `count` bytes to offset `at` of the scratch memory. Returns how many there
-        were up to the first page that cannot be read: 0 when that is the first."""
+        were before the first page that cannot be read."""
         try:
             got = scratch.read(self._memory, address, at, count)
-        except OverflowError:  # [vsyscall] lies beyond what a file offset can name
+        except OverflowError:  # [vsyscall] lies beyond the largest file offset
             return 0
         except OSError as error:
             if error.errno in (errno.EIO, errno.EFAULT, errno.EINVAL):

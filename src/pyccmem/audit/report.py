@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a scan found, and what it could not see."""
+"""Reports what a scan found, and what it could not read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """Addresses that were not read, and why. Nothing is known about them."""
+    """Addresses that were not read, and why. They may hold samples."""
 
     start: int
     end: int
@@ -32,7 +32,7 @@ class Unreadable:
 
     @property
     def nbytes(self) -> int:
-        """How many bytes there are."""
+        """The number of bytes."""
         return self.end - self.start
 
 
@@ -50,8 +50,8 @@ class Place:
 
 @dataclass
 class Report:
-    """The result of one scan. `found` is 0 when nothing was found outside of mappings of the
-    weights file; what was in `unreadable` was not looked at."""
+    """The result of one scan. `found` counts samples outside of mappings of the weights file.
+    Memory in `unreadable` was not looked at."""
 
     pid: int
     command: str  #: the short name of the process's program
@@ -64,10 +64,10 @@ class Report:
     hits: list[Hit] = field(default_factory=list)  #: the first of them, at most `max_hits`
     tensors: dict[str, int] = field(default_factory=dict)  #: samples found, by tensor
     places: list[Place] = field(default_factory=list)  #: mappings with hits, by address
-    without_samples: list[str] = field(default_factory=list)  #: tensors nothing was looked for of
+    without_samples: list[str] = field(default_factory=list)  #: tensors without samples
     unreadable: list[Unreadable] = field(default_factory=list)
     bytes_scanned: int = 0
-    bytes_untouched: int = 0  #: mapped and never used, so that there is nothing to read
+    bytes_untouched: int = 0  #: mapped and never used, so there is nothing to read
     bytes_vanished: int = 0  #: unmapped by the process before they could be read
     bytes_excluded: int = 0  #: the scanner's own buffer, when it scans its own process
     seconds: float = 0.0
@@ -78,7 +78,8 @@ class Report:
         return self.found == 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists, dicts, numbers and text; addresses as hexadecimal text."""
+        """Returns the report as plain lists, dicts, numbers and text; addresses are hexadecimal
+        text."""
         return {
             "pid": self.pid,
             "command": self.command,
@@ -129,5 +130,5 @@ class Report:
         }
 
     def to_json(self) -> str:
-        """to_dict() as JSON text."""
+        """Returns to_dict() as JSON text."""
         return json.dumps(self.to_dict(), indent=2)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which 16 bytes of a file to look for, and where in it they come from."""
+"""Chooses 16-byte samples of a file to look for, and remembers where in the file they are from."""
 
 from __future__ import annotations
 
@@ -32,32 +32,32 @@ SAMPLE_BYTES = 16
 DEFAULT_SAMPLES = 32768
 MAX_SAMPLES = 1_000_000
 
-#: Every tensor gets this many before the rest is shared out by size, if there are enough.
+#: Every tensor gets this many samples, if there are enough, before the rest are shared out by size.
 _LEAST_PER_TENSOR = 4
-#: How often the samples that were refused are replaced by others.
+#: How many times refused samples are replaced by others.
 _ROUNDS = 6
-#: A tensor of which fewer than one in this many samples is usable is not asked for more.
+#: No more samples are taken from a tensor of which fewer than one in this many is usable.
 _WORTHWHILE = 20
 
 _WINDOW = 1 << 20  # bytes of the file read at once
-_GAP = 1 << 14  # bytes between samples that are read rather than skipped by another system call
+_GAP = 1 << 14  # samples at most this many bytes apart are read in one system call
 
 
 class Samples:
     """Samples of a file's tensors, ready to be looked for. Made by samples_from_safetensors().
 
-    len() is the number of samples that can be found. They are kept natively and masked; no method
-    gives them away, and they cannot be pickled.
+    len() is the number of samples that can be found. They are kept masked in native memory; no
+    method returns them, and they cannot be pickled.
     """
 
     def __init__(self, path: str, file: BinaryIO, tensors: Sequence[Entry], capacity: int) -> None:
         out = SAMPLES.cell()
         check(lib.ccmem_samples_new(capacity, out), Call("the samples"))
         self.native: Any = SAMPLES.own(out)
-        #: Path of the file, as it was given.
+        #: The path of the file, as it was given.
         self.path = path
         status = os.fstat(file.fileno())
-        #: st_dev and st_ino of the file, by which its mappings are known.
+        #: st_dev and st_ino of the file, by which its mappings are recognized.
         self.file_id = (status.st_dev, status.st_ino)
         #: Names of all tensors of the file that are not empty, in the order of their data.
         self.tensors = tuple(entry.name for entry in tensors)
@@ -77,7 +77,7 @@ class Samples:
         )
 
     def usable(self) -> npt.NDArray[np.bool_]:
-        """For each sample taken whether it can be found: False for one that turned up again."""
+        """For each sample that was taken, whether it can be found: False if it occurred twice."""
         count = len(self._positions)
         return np.fromiter(
             (lib.ccmem_samples_usable(self.native, sample) for sample in range(count)),
@@ -86,7 +86,8 @@ class Samples:
         )
 
     def origin(self, sample: int) -> tuple[str, int]:
-        """Returns the tensor that a sample is from, and the offset in bytes within its data."""
+        """Returns the tensor that a sample is from, and its offset in bytes within the tensor's
+        data."""
         tensor = self._tensor[sample]
         return self.tensors[tensor], self._positions[sample] - self._starts[tensor]
 
@@ -98,7 +99,7 @@ class Samples:
         return {self.tensors[i]: int(counts[i]) for i in np.flatnonzero(counts)}
 
     def without_samples(self) -> list[str]:
-        """Tensors of which nothing is looked for: constants, zeros, less than 16 bytes."""
+        """Tensors without samples: constants, zeros, or less than 16 bytes."""
         covered = self.per_tensor(self.usable())
         return [name for name in self.tensors if name not in covered]
 
@@ -131,7 +132,7 @@ class Samples:
 
 
 def _windows(wanted: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
-    """Cuts a sorted list into parts that one read each serves."""
+    """Cuts a sorted list into parts, each of which is read at once."""
     window: list[tuple[int, int]] = []
     for item in wanted:
         if window and (
@@ -155,7 +156,7 @@ def _read(file: BinaryIO, scratch: Scratch, begin: int, length: int, path: str) 
             ) from None
         if got == 0:
             raise errors.FileReadError(
-                f"The file {path!r} became shorter while it was read; audit it when no one writes "
+                f"The file {path!r} became shorter while it was read; audit it when nothing writes "
                 f"to it."
             )
         done += got
@@ -166,7 +167,7 @@ class _Source:
     """A tensor as a source of samples."""
 
     start: int
-    places: int  # offsets at which a sample can begin
+    places: int  # how many offsets a sample can begin at
     asked: int = 0
     kept: int = 0
 
@@ -177,7 +178,7 @@ class _Source:
 
 
 def _shares(sources: list[_Source], count: int) -> list[int]:
-    """Shares out `count` by size, after a few for each while there are enough."""
+    """Shares out `count` samples by size, after a few for each tensor if there are enough."""
     least = min(_LEAST_PER_TENSOR, count // len(sources))
     rest = count - least * len(sources)
     total = sum(source.places for source in sources)
@@ -191,7 +192,7 @@ def _shares(sources: list[_Source], count: int) -> list[int]:
 
 
 def _pick(source: _Source, count: int, used: set[int], rng: random.Random) -> Iterator[int]:
-    """Up to `count` unused positions, one in each of `count` equal parts of the tensor."""
+    """Yields up to `count` unused positions, one in each of `count` equal parts of the tensor."""
     for i in range(count):
         low, high = source.places * i // count, source.places * (i + 1) // count
         position = source.start + low + int(rng.random() * (high - low))
@@ -205,17 +206,17 @@ def samples_from_safetensors(
 ) -> Samples:
     """Takes `count` (1 to MAX_SAMPLES) samples of 16 bytes from the tensors of a safetensors file.
 
-    They are spread over all tensors in proportion to their sizes, at least four of each while there
-    are enough, at any byte offset. Equal `seed` and equal file give equal samples. A sample is
+    They are spread over all tensors in proportion to their sizes, at least four of each if there
+    are enough, at any byte offset. The same `seed` and file give the same samples. A sample is
     refused if it has fewer than 8 different bytes, or fewer than 4 in 8 neighbouring ones, or holds
-    numbers of 1, 2 or 4 bytes at equal steps, or is found again among the samples: zeros,
-    constants, counters and alphabets lie in the memory of any process.
-    For those refused others are tried, so a file that has enough telling bytes gives `count`.
+    numbers of 1, 2 or 4 bytes at equal steps, or occurs twice among the samples: zeros, constants,
+    counters and alphabets lie in the memory of any process. Refused samples are replaced by others,
+    so a file with enough distinctive bytes gives `count`.
 
     The file is read in parts into memory that is wiped, and the samples are kept masked, so that
-    this process does not come to hold what it looks for.
+    this process does not itself hold what it looks for.
 
-    Raises FileReadError, FileFormatError (not a safetensors file, or one without any telling
+    Raises FileReadError, FileFormatError (not a safetensors file, or one without distinctive
     bytes), ArgumentError, ArgumentTypeError.
     """
     count, seed = integer("count", count), integer("seed", seed)

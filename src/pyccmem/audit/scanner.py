@@ -19,18 +19,18 @@ from .scratch import Scratch
 
 __all__ = ["Progress", "scan"]
 
-#: Called now and then with the bytes read so far and those there are to read.
+#: A function that is called now and then with the bytes read so far and the total.
 Progress = Callable[[int, int], None]
 
 _CHUNK = 4 << 20  # bytes read at once
-_MARGIN = 64  # bytes before a chunk, for the end of the one before it
+_MARGIN = 64  # bytes before a chunk, for the end of the chunk before it
 _CARRY = SAMPLE_BYTES - 1
 _SCAN = Call("the scan")
 
 _HITS = 1 << 12  # hits taken from the native scan at once
 
-#: After so many unreadable pages in a row the rest of a mapping counts as unreadable too: devices
-#: map more than could be tried page by page.
+#: After this many unreadable pages in a row the rest of a mapping counts as unreadable too: devices
+#: map more than can be tried page by page.
 _GIVE_UP_PAGES = 4096
 
 _REFUSED = (
@@ -58,12 +58,12 @@ class _Part:
 def scan(
     pid: int, samples: Samples, progress: Progress | None = None, *, max_hits: int = 1000
 ) -> Report:
-    """Looks for the samples in everything that process `pid` has in memory, at every offset.
+    """Looks for the samples in all memory of process `pid`, at every offset.
 
-    The process runs on meanwhile: what it moves during the scan may be seen twice or not at all
-    (stop it with SIGSTOP for an exact answer). Memory that comes into use during the scan is read
-    in a second pass. Private and shared memory that was never used is not read, as this would make
-    the kernel allocate it; mapped files are read in full.
+    The process goes on running: data that it moves during the scan may be seen twice or not at all
+    (stop it with SIGSTOP for an exact result). A second pass reads memory that came into use during
+    the scan. Private and shared memory that was never used is not read, because that would make the
+    kernel allocate it; mapped files are read in full.
 
     `progress(done, total)` is called with bytes; both may grow. At most `max_hits` places are
     described in Report.hits; all are counted.
@@ -105,7 +105,7 @@ class _Scan:
             samples=int(np.count_nonzero(usable)),
             without_samples=samples.without_samples(),
         )
-        self.seen: list[Range] = []  # read, or found to be unreadable
+        self.seen: list[Range] = []  # ranges that were read, or found to be unreadable
         self.unseen: dict[Range, Unreadable] = {}
         self.places: dict[tuple[int, str], Place] = {}
         self.carried = 0  # bytes of the scratch memory before _MARGIN that precede self.address
@@ -120,7 +120,7 @@ class _Scan:
         report = self.report
         own: list[Range] = []
         if self.memory.is_this_process():
-            # It holds what was read last: each thing found would be found here once more.
+            # The scratch memory has what was read last, so each hit would be found in it once more.
             begin = self.scratch.address // PAGE * PAGE
             until = -(-(self.scratch.address + self.scratch.nbytes) // PAGE) * PAGE
             own = [(begin, until)]
@@ -133,7 +133,7 @@ class _Scan:
             self.total += sum(part.end - part.start for part in parts)
             for part in parts:
                 self.read(part)
-        # An ended process shows here, too, if it had just been read to its end.
+        # This also notices a process that ended just after it had been read to its end.
         self.drop_vanished(self.memory.mappings())
         self.tell()
         report.found = int(np.count_nonzero(self.found))
@@ -148,11 +148,11 @@ class _Scan:
     # ---- which addresses to read
 
     def plan(self, mappings: list[Mapping]) -> list[_Part]:
-        """Returns what there is to read and was not seen yet."""
+        """Returns what must still be read."""
         in_memory = self.memory.memory_devices(mappings)
         self.report.bytes_untouched = 0
         self.unseen = {}
-        # [vsyscall] begins beyond 2^63, the only one, and is never read.
+        # [vsyscall] is the only mapping beyond 2^63, and is never read.
         self.starts = np.array([m.start for m in mappings if m.start < 2**63], dtype=np.int64)
         self.mappings = mappings
         self.in_file = {
@@ -175,8 +175,8 @@ class _Scan:
         return parts
 
     def shared(self, mapping: Mapping, resident: list[Range]) -> list[Range]:
-        """Returns what to read of a file that lies in memory. Other processes may have put data
-        there."""
+        """Returns what to read of a file that lies in memory, in which other processes may have put
+        data."""
         whole = [(mapping.start, mapping.end)]
         absent = subtract(whole, resident)
         if not absent:
@@ -189,7 +189,7 @@ class _Scan:
         return resident
 
     def drop_vanished(self, mappings: list[Mapping]) -> None:
-        """What could not be read because the process unmapped it is not unreadable."""
+        """Removes from the unreadable ranges what the process has unmapped."""
         there = [(mapping.start, mapping.end) for mapping in mappings]
         kept = []
         for part in self.report.unreadable:
@@ -233,7 +233,7 @@ class _Scan:
             self.progress(self.done, self.total)
 
     def search(self, mapping: Mapping, address: int, got: int) -> None:
-        """Looks through the bytes at _MARGIN, and the last ones of the memory right before it."""
+        """Searches the bytes at _MARGIN, and the last bytes of the memory right before them."""
         begin, length = _MARGIN - self.carried, self.carried + got
         base = address - self.carried
         at = 0
@@ -260,7 +260,8 @@ class _Scan:
     def note(self, base: int, count: int) -> None:
         raw = np.frombuffer(ffi.buffer(self.hits), dtype=_HIT_TYPE, count=count)
         addresses = raw["offset"].astype(np.int64) + base
-        # The first bytes may belong to the mapping before; the mappings are few, the hits many.
+        # The first bytes may belong to the mapping before this one. There are few mappings and many
+        # hits.
         order = np.searchsorted(self.starts, addresses, side="right") - 1
         for index in np.unique(order):
             chosen = order == index
@@ -292,5 +293,5 @@ class _Scan:
 
 
 def label(mapping: Mapping) -> str:
-    """Returns the mapping's name, also for one that has none."""
+    """Returns a name for any mapping, also for one without a name."""
     return mapping.name or "[anonymous]"

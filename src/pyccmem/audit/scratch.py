@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Native memory that foreign bytes are read into, and wiped from."""
+"""Native memory for bytes of other processes, which is wiped."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["Scratch"]
 
 
 class Scratch(Closing):
-    """`nbytes` of memory that is left out of core dumps and is wiped when closed.
+    """`nbytes` bytes of memory that is left out of core dumps and wiped by close().
 
-    Nothing read into it passes through an object of the interpreter, which would leave copies.
+    Bytes read into it never pass through an object of the interpreter, which would leave copies.
     """
 
     def __init__(self, nbytes: int) -> None:
@@ -26,11 +26,12 @@ class Scratch(Closing):
 
     @property
     def address(self) -> int:
-        """Where it begins in this process."""
+        """The address of its first byte."""
         return int(ffi.cast("uintptr_t", self.native))
 
     def read(self, descriptor: int, position: int, at: int, count: int) -> int:
-        """Reads up to `count` bytes from `position` of a file to offset `at`; how many it got."""
+        """Reads up to `count` bytes from `position` of a file to offset `at`. Returns how many it
+        got."""
         with self._view[at : at + count] as part:
             return os.preadv(descriptor, [part], position)
 

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model's directory as a whole, sealed and opened again.
+"""Seals and opens a model's directory as a whole.
 
     encrypt_directory("MiniLM", "MiniLM-sealed", key=key)
 
-    *.safetensors            sealed, under its own name; shards one by one, their index as it is
-    config.json              of transformers, beside sealed files: says that they are sealed
+    *.safetensors            sealed, under its own name; shards one by one, their index unchanged
+    config.json              of transformers, beside sealed files: marks them as sealed
     everything else          copied: tokenizers, and what sentence-transformers keeps beside them
     names that begin with .  left out: version control and caches may hold the weights once more
 
-Weights of any other kind (pickled ones, GGUF, HDF5, ...) are refused, since a copy would lie in the
+Weights in other formats (pickles, GGUF, HDF5, ...) are refused, because a copy would lie in the
 clear beside the sealed files.
 """
 

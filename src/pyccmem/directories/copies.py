@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sealed and plain copies of a model's directory."""
+"""Makes sealed and plain copies of a model's directory."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from .scan import CONFIG, read_config, scan, siblings, source_of
 
 __all__ = ["decrypt_directory", "encrypt_directory"]
 
-Key = Any  # whatever pyccmem.safetensors takes: a Key, a Passphrase, a key provider
-Progress = Any  # handed on to it as well
+Key = Any  # what pyccmem.safetensors takes: a Key, a Passphrase, a key provider
+Progress = Any  # passed on to pyccmem.safetensors too
 
 
 def encrypt_directory(
@@ -42,16 +42,16 @@ def encrypt_directory(
 ) -> dict[str, str]:
     """Makes `dst`, which must not exist, a sealed copy of the model directory `src`.
 
-    The copy appears all at once when it is complete: it grows in a temporary directory beside it
-    and is renamed. `key` and `progress` are those of pyccmem.safetensors.encrypt_file(), which is
+    The copy appears when it is complete: it is made in a temporary directory beside `dst`, which is
+    then renamed. `key` and `progress` are those of pyccmem.safetensors.encrypt_file(), which is
     called for each safetensors file; `seal_names` hides the tensors' names as well. Files whose
     name or path within `src` matches a pattern of `exclude` are left out. Every file and directory
-    gets the mode of its original, and belongs to who calls this.
+    gets the mode of its original, and belongs to the calling user.
 
-    Returns what pins the sealed files, by their paths within `dst`: see `expect` of load_file().
+    Returns the pins of the sealed files by their paths within `dst`; see `expect` of load_file().
 
-    Raises ArgumentError for directories that cannot be these, FileFormatError for weights that are
-    not in safetensors, that are sealed or quantized already, or without their index or shards,
+    Raises ArgumentError for unusable directories, FileFormatError for weights that are not in
+    safetensors, that are sealed or quantized already, or that lack their index or shards,
     FileReadError, FileWriteError, and what encrypt_file() raises.
     """
     source = source_of(src)
@@ -115,11 +115,11 @@ def decrypt_directory(
     key: Key,
     progress: Progress = None,
 ) -> None:
-    """Makes `dst`, which must not exist, a plain copy of the sealed model directory `src`: all
-    weights in the clear, and config.json as it was.
+    """Makes `dst`, which must not exist, a plain copy of the sealed model directory `src`, with all
+    weights in the clear and the original config.json.
 
-    Raises ArgumentError for directories that cannot be these, FileFormatError when nothing in `src`
-    is sealed, FileReadError, FileWriteError, and what pyccmem.safetensors.decrypt_file() raises.
+    Raises ArgumentError for unusable directories, FileFormatError if nothing in `src` is sealed,
+    FileReadError, FileWriteError, and what pyccmem.safetensors.decrypt_file() raises.
     """
     source = source_of(src)
     tree = scan(source, ())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The index of a model's shards: which file has which tensor."""
+"""Reads and rewrites the index of a model's shards, which names the file of each tensor."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def is_index(path: Path) -> bool:
 
 
 def read_index(source: Path, path: Path) -> dict[str, Any]:
-    """Returns the index of shards, whose files must all be there. Raises FileFormatError."""
+    """Returns the index of shards. All of its files must exist. Raises FileFormatError."""
     found = read_json(source / path)
     names = found.get("weight_map") if isinstance(found, dict) else None
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
@@ -38,8 +38,8 @@ def read_index(source: Path, path: Path) -> dict[str, Any]:
 
 
 def without_names(index: dict[str, Any]) -> dict[str, Any]:
-    """Returns the index with one made-up tensor for each file: transformers asks it only for the
-    files."""
+    """Returns the index with one made-up tensor for each file, because transformers asks it only
+    for the files."""
     files = sorted(set(index["weight_map"].values()))
     return {**index, "weight_map": {f"sealed {number}": file for number, file in enumerate(files)}}
 

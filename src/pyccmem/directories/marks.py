@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What says in the config.json of transformers that a model is sealed.
+"""Marks in the config.json of transformers that a model is sealed.
 
 `quantization_config` names "pyccmem", for which pyccmem.transformers is registered, and
 `transformers_weights`, the name of the file to load, becomes one that does not exist. transformers
-skips an unknown quantization with a warning and would go on to load; without the plug-in, which
-puts the right name back, it finds no such file instead.
+only warns of an unknown quantization and goes on to load. Without the plug-in, which puts the right
+name back, it then finds no such file.
 """
 
 from __future__ import annotations
@@ -34,17 +34,18 @@ __all__ = [
     "sealed_name",
 ]
 
-#: `quant_method` in config.json, and the name that the plug-in is registered under.
+#: `quant_method` in config.json, and the name under which the plug-in is registered.
 METHOD = "pyccmem"
 
-#: A name of weights that no directory has; it is what the error of transformers shows.
+#: A name of weights that no directory has; the error of transformers shows it.
 WEIGHTS_ELSEWHERE = "sealed-by-pyccmem--import-pyccmem.transformers-to-load-it.safetensors"
 
 _QUANTIZATION = "quantization_config"
 _WEIGHTS = "transformers_weights"
 
-#: With sealed names the file that transformers would look for gets another name, too: all tensors
-#: would be missing in it, and missing ones are made up at random. For the plain name, the other.
+#: With sealed names, the file that transformers would look for gets another name too: otherwise
+#: transformers would find no tensors in it, and make them up at random. The new names by the plain
+#: ones.
 RENAMED = {
     f"model{SUFFIX}": f"model.sealed{SUFFIX}",
     f"model{INDEX_SUFFIX}": f"model.sealed{INDEX_SUFFIX}",
@@ -53,17 +54,17 @@ RENAMED_BACK = {sealed: plain for plain, sealed in RENAMED.items()}
 
 
 def hides_names(weights: str | None) -> bool:
-    """Returns whether a model whose config.json names `weights` has the names of its tensors
-    hidden."""
+    """Returns True if the names of tensors are hidden in a model whose config.json names
+    `weights`."""
     return weights in RENAMED_BACK
 
 
 def sealed_name(path: str, weights: str | None) -> tuple[str, bool]:
-    """Returns the name to write a file of weights under that was to be `path`, and whether to hide
-    the tensors' names in it: in a model whose config.json names `weights`.
+    """Returns the name for a file of weights that would be called `path`, and whether to hide the
+    tensors' names in it, for a model whose config.json names `weights`.
 
-    Raises ArgumentError for shards of a model whose names are to be hidden, since their index,
-    which transformers writes, has the names.
+    Raises ArgumentError for shards of a model whose names must be hidden, because the index that
+    transformers writes for them has the names.
     """
     if not hides_names(weights):
         return path, False
@@ -77,8 +78,9 @@ def sealed_name(path: str, weights: str | None) -> tuple[str, bool]:
 
 
 def mark_directory(directory: str | os.PathLike[str]) -> None:
-    """Has the config.json that transformers wrote, with our quantization, name no file of weights
-    either: transformers leaves that out when it saves. Nothing where there is no such config."""
+    """Changes the config.json that transformers wrote with our quantization to name no file of
+    weights either, which transformers leaves out when it saves. Does nothing without such a
+    config."""
     path = Path(directory, CONFIG)
     if not path.is_file():
         return
@@ -94,9 +96,8 @@ def mark_directory(directory: str | os.PathLike[str]) -> None:
 
 
 def sealed_config(config: dict[str, Any], weights: str | None = None) -> dict[str, Any]:
-    """Returns a transformers config.json's contents, with the marks of a sealed directory.
-    `weights` is the name of the file that holds them, or of their index, where it is not the usual
-    one."""
+    """Returns the contents of a config.json of transformers with the marks of a sealed directory.
+    `weights` is the name of the file of weights, or of their index, if it is not the usual one."""
     marks: dict[str, Any] = {"quant_method": METHOD}
     if weights or config.get(_WEIGHTS):
         marks["weights"] = weights or config[_WEIGHTS]
@@ -128,8 +129,8 @@ def refuse_quantized(path: Path, config: dict[str, Any]) -> None:
 
 
 def refuse_several(folder: Path, config: Path, tree: Tree) -> None:
-    """Raises ArgumentError for a model whose names cannot be hidden, as its weights are there more
-    than once, or under names that are not transformers' own."""
+    """Raises ArgumentError for a model whose names cannot be hidden, because its weights are there
+    more than once, or under names that are not transformers' own."""
     found = [
         path.name
         for path in siblings(config, [*tree.weights, *tree.others])
@@ -143,7 +144,7 @@ def refuse_several(folder: Path, config: Path, tree: Tree) -> None:
 
 
 def renamed_entry(folder: Path, renamed: dict[Path, Path], tree: Tree) -> str | None:
-    """Returns the new name of the file to load, where it has one."""
+    """Returns the new name of the file to load, if it has one."""
     there = {*tree.weights, *tree.others}
     for path, target in renamed.items():
         if path.parent == folder and path in there:

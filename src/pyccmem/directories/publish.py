@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A directory that appears under its name whole or not at all, and the files copied into it."""
+"""Publishes a directory that appears under its name whole or not at all, and copies files into
+it."""
 
 from __future__ import annotations
 
@@ -20,13 +21,14 @@ from .scan import read_error
 
 __all__ = ["copy", "make_folders", "published", "write_error", "write_json"]
 
-#: Bytes of a file that is copied, at a time.
+#: Bytes of a file that are copied at a time.
 _PIECE = 1 << 20
 
 
 @contextmanager
 def published(dst: str | os.PathLike[str], source: Path) -> Iterator[Path]:
-    """A temporary directory that becomes `dst` at the end of the block, or vanishes with it."""
+    """Makes a temporary directory that becomes `dst` at the end of the block, or is removed if the
+    block fails."""
     target = Path(dst)
     if os.path.lexists(target):
         raise errors.ArgumentError(f"{str(target)!r} exists already; name a new directory.")
@@ -44,7 +46,7 @@ def published(dst: str | os.PathLike[str], source: Path) -> Iterator[Path]:
         _copy_mode(source, new)
         for folder, _, _ in os.walk(new):
             _synchronize(Path(folder))
-        # A directory that appeared meanwhile, if not empty, makes this fail.
+        # Fails if a directory that is not empty has appeared meanwhile.
         os.rename(new, parent / target.name)
         _synchronize(parent)
     except BaseException as error:
@@ -56,7 +58,7 @@ def published(dst: str | os.PathLike[str], source: Path) -> Iterator[Path]:
 
 
 def write_error(path: Path, error: OSError) -> errors.FileWriteError:
-    """Returns what a failed system call on the way to what is written means."""
+    """Returns the exception for a system call that failed while a file or directory was written."""
     return errors.FileWriteError(
         f"{str(path)!r} cannot be written: {error.strerror or error}; check the disk and its "
         f"permissions."
@@ -71,8 +73,8 @@ def make_folders(source: Path, new: Path, folders: Sequence[Path]) -> None:
 
 
 def _pieces(path: Path) -> Generator[bytes]:
-    """Yields what is in a file. Raises FileReadError, so that a copy that fails names the right
-    one."""
+    """Yields the contents of a file in pieces. Raises FileReadError, so that a failed copy names
+    the right file."""
     try:
         with path.open("rb") as file:
             while piece := file.read(_PIECE):
@@ -91,20 +93,20 @@ def copy(path: Path, target: Path) -> None:
 
 
 def write_json(target: Path, contents: Any, original: Path) -> None:
-    """Writes a file of the mode of `original`, whose place it takes."""
+    """Writes a file with the mode of `original`, whose place it takes."""
     target.write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
     _copy_mode(original, target)
     _synchronize(target)
 
 
 def _copy_mode(source: Path, target: Path, more: int = 0) -> None:
-    """Gives `target` the mode of `source` and the bits of `more`, where its file system has modes.
+    """Gives `target` the mode of `source` with the bits of `more`, if its file system has modes.
     Raises OSError."""
     set_mode(target, stat.S_IMODE(source.stat().st_mode) | more)
 
 
 def _synchronize(path: Path) -> None:
-    """Sees to it that the file or directory is on the disk. Raises OSError, FileWriteError."""
+    """Syncs the file or directory to the disk. Raises OSError, FileWriteError."""
     if path.is_dir():
         sync_directory(os.path.join(path, ""))
         return

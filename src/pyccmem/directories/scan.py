@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What lies in a model's directory, and what of it cannot be sealed."""
+"""Lists what lies in a model's directory, and refuses what cannot be sealed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CONFIG = "config.json"
 
 SUFFIX = ".safetensors"
 
-#: Endings of files that hold weights, or may, in forms that cannot be sealed.
+#: Endings of files that hold, or may hold, weights in forms that cannot be sealed.
 _OTHER_WEIGHTS = frozenset(
     f".{ending}"
     for ending in (
@@ -39,7 +39,8 @@ _OTHER_WEIGHTS = frozenset(
     )
 )
 
-#: First bytes of such files under other names: pickles of protocol 2 and later, and containers.
+#: First bytes of such files, for files with other names: pickles of protocol 2 and later, and
+#: containers.
 _MAGIC = {
     **{bytes((0x80, protocol)): "pickled" for protocol in range(2, 6)},
     b"GGUF": "GGUF",
@@ -51,7 +52,7 @@ _ZIP, _PICKLE_IN_ZIP = b"PK\x03\x04", b"data.pkl"
 
 @dataclass(frozen=True)
 class Tree:
-    """What is to be copied: paths relative to the directory, folders before what is in them."""
+    """What must be copied: paths relative to the directory, folders before their contents."""
 
     folders: list[Path]
     weights: list[Path]  # safetensors
@@ -69,7 +70,7 @@ def source_of(src: str | os.PathLike[str]) -> Path:
 
 
 def scan(source: Path, exclude: Sequence[str]) -> Tree:
-    """Returns everything in the directory that is to be copied. Raises FileReadError,
+    """Returns everything in the directory that must be copied. Raises FileReadError,
     FileFormatError."""
     tree = Tree([], [], [])
     for folder, names, files in os.walk(source, onerror=_cannot_read):
@@ -90,7 +91,7 @@ def scan(source: Path, exclude: Sequence[str]) -> Tree:
             path = here / name
             if name.startswith(".") or _excluded(path, exclude):
                 continue
-            if not (source / path).is_file():  # a link may lead to one: caches of models are so
+            if not (source / path).is_file():  # a link may lead to a file, as in caches of models
                 raise errors.FileFormatError(
                     f"{str(source / path)!r} is neither file nor directory; remove or exclude it."
                 )
@@ -111,8 +112,7 @@ def _cannot_read(error: OSError) -> None:
 
 
 def read_error(error: OSError, path: Path | None = None) -> errors.FileReadError:
-    """Returns what a failed read means. `path`: which file, where the refusal of a read does not
-    say."""
+    """Returns the exception for a failed read. `path` names the file if `error` does not."""
     name = error.filename if path is None else str(path)
     return errors.FileReadError(
         f"{str(name)!r} cannot be read: {error.strerror}; check its permissions and the disk."
@@ -120,7 +120,7 @@ def read_error(error: OSError, path: Path | None = None) -> errors.FileReadError
 
 
 def _refuse_other_weights(path: Path) -> None:
-    """Raises FileFormatError for a file that may hold weights and cannot be sealed."""
+    """Raises FileFormatError for a file that may hold weights but cannot be sealed."""
     kind = None
     if path.suffix.lower() in _OTHER_WEIGHTS:
         kind = f"*{path.suffix.lower()}"
@@ -142,12 +142,12 @@ def _refuse_other_weights(path: Path) -> None:
 
 
 def siblings(path: Path, others: Sequence[Path]) -> list[Path]:
-    """Returns those of the others that lie in the same directory."""
+    """Returns those of `others` that lie in the same directory."""
     return [other for other in others if other.parent == path.parent]
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Returns a config.json. Raises FileReadError, FileFormatError."""
+    """Returns the contents of a config.json. Raises FileReadError, FileFormatError."""
     found = read_json(path)
     if not isinstance(found, dict):
         raise errors.FileFormatError(f"{str(path)!r} is not a configuration; it must be an object.")
@@ -155,7 +155,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> Any:
-    """Returns a JSON file. Raises FileReadError, FileFormatError."""
+    """Returns the contents of a JSON file. Raises FileReadError, FileFormatError."""
     try:
         return json.loads(path.read_text("utf-8"))
     except OSError as error:
