@@ -179,7 +179,7 @@ class ProcessMemory(Closing):
             raise self._refused(error) from None
 
     def _lines(self, path: str) -> list[str]:
-        # Not splitlines(): a file's name may have any character but NUL and "\n", which is escaped here.
+        # Not splitlines(), whose other ends of lines may be in a file's name; "\n" is escaped here.
         return [line for line in self._text(path).split("\n") if line]
 
     # ---- its mappings and pages
