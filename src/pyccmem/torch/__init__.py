@@ -4,7 +4,7 @@
     import pyccmem.torch
     model = pyccmem.torch.encrypt_module(model, key=key)
 
-The weights then lie in memory as ciphertext, and the model is used as before. Needs the extra
+The weights then lie in memory as ciphertext, and you use the model as before. Needs the extra
 pyccmem[torch].
 """
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The BLAS of torch, and what else of torch keeps plaintext: what product.blas has to know to
+"""Describes torch's BLAS, and what else in torch keeps plaintext, so that product.blas can
 overwrite it.
 
-Intel's MKL, which torch's x86 builds contain, has a function that frees its buffers. It also packs
-matrices on the stacks of its threads. oneDNN frees its own memory. Where torch has another BLAS, it
-is cleared by products of zeros.
+Intel's MKL, which is in torch's x86 builds, has a function that frees its buffers. It also packs
+matrices on the stacks of its threads. oneDNN frees its own memory. Another BLAS is cleared by
+products of zeros.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["BLAS"]
 
 
 def _find_free_buffers() -> Callable[[], Any] | None:
-    """MKL's function that frees its buffers, where it is."""
+    """MKL's function that frees its buffers, or None without MKL."""
     library = os.path.join(os.path.dirname(torch.__file__), "lib", "libtorch_cpu.so")
     for place in (library, None):
         for name in ("mkl_serv_free_buffers", "mkl_free_buffers", "MKL_Free_Buffers"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sealed files for torch: pyccmem.safetensors with torch's tensors."""
+"""Loads and saves sealed files with torch's tensors, by pyccmem.safetensors."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ __all__ = ["load_file", "save_file"]
 def load_file(
     path: str | os.PathLike[str], *, key: Any, **options: Any
 ) -> dict[str, EncryptedTensor]:
-    """Returns every tensor of a safetensors file by name: of a sealed one without decryption, of a
-    plain one encrypted on the way. `key`, `options` and what is raised are those of
+    """Returns every tensor of a safetensors file by name. The tensors of a sealed file are not
+    decrypted; those of a plain file are encrypted on the way. Arguments and errors are those of
     pyccmem.safetensors.load_file()."""
     kept = key if isinstance(key, Key) else None
     loaded: Mapping[str, Core] = _load_file(path, key=key, **options)
@@ -35,8 +35,8 @@ def load_file(
 def save_file(
     tensors: Mapping[str, Tensor], path: str | os.PathLike[str], *, key: Any, **options: Any
 ) -> None:
-    """Writes tensors, encrypted ones or plain ones, into a sealed file. `key`, `options` and what
-    is raised are those of pyccmem.safetensors.save_file()."""
+    """Writes encrypted or plain tensors into a sealed file. Arguments and errors are those of
+    pyccmem.safetensors.save_file()."""
     if not isinstance(tensors, Mapping):
         raise errors.ArgumentTypeError(
             f"tensors must be a dict of tensors by name, not {type(tensors).__name__}."

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Products of plain torch tensors with an encrypted matrix.
 
-Those with the matrix's rows are pyccmem's native product's. Those of float64, and with its columns,
-are torch's own, a tile of the matrix at a time. Products and sums of float16 and bfloat16 are
-float32 and rounded once, at the end.
+Products with the matrix's rows are pyccmem's native ones. Products of float64, and with the
+matrix's columns, are torch's own, a tile of the matrix at a time. For float16 and bfloat16,
+products and sums are float32 and rounded once, at the end.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _PLAIN = frozenset((Tensor, torch.nn.Parameter))
 _SINGLE = torch.float32
 
 
-#: Types of x, W, bias and result, all the same, that the native product takes as they are.
+#: Types that the native product takes as they are, when x, W, bias and result all have the same.
 _TYPED = {torch.float32: lib.CCMEM_F32, torch.bfloat16: lib.CCMEM_BF16}
 _typed = lib.ccmem_store_linear_typed
 _new = ffi.new
@@ -44,8 +44,8 @@ _NO_BIAS = {kind: _new(_BIAS, (_NULL, _NULL, 0, code)) for kind, code in _TYPED.
 
 
 def rows_of_one_type(x: Tensor, stored: Stored, bias: Tensor | Stored | None) -> Tensor | None:
-    """x · matrixᵀ + bias in one native call, for the case that most models consist of: a plain
-    contiguous x, all of one type. None for any other, and nothing was done then.
+    """Returns x · matrixᵀ + bias by one native call, for the most common case in models: a plain
+    contiguous x, and all of one type. None, with nothing done, for any other case.
 
     Raises IntegrityError, ClosedError, ForkError, OutOfMemoryError.
     """
@@ -68,7 +68,7 @@ def rows_of_one_type(x: Tensor, stored: Stored, bias: Tensor | Stored | None) ->
         if bias.dtype is not kind or other.shape != (height,):
             return None
         its_store, its_offset = place_of(other)
-        opened = handle(its_store)  # which `added` does not keep alive
+        opened = handle(its_store)  # kept here, because `added` does not keep it alive
         added = _new(_BIAS, (_NULL, pointer_to(opened), its_offset, code))
     elif bias is not None:
         if not (
@@ -96,7 +96,7 @@ def rows_of_one_type(x: Tensor, stored: Stored, bias: Tensor | Stored | None) ->
         code,
     )
     if status != OK:
-        if other is not None:  # the failure may be the bias's: it says so itself
+        if other is not None:  # the bias may have failed; opening it raises its error
             assert isinstance(bias, Stored), "whose core it is"
             bias.opened_run(other, 0, height)
         fail(store, status, offset, matrix.nbytes)
@@ -109,11 +109,11 @@ def _sum_type(x: torch.dtype, matrix: torch.dtype) -> torch.dtype:
 
 
 def rows(x: Tensor, matrix: Matrix, bias: Tensor | None, result: torch.dtype) -> Tensor:
-    """x · matrixᵀ + bias for a plain real floating x of shape (..., width): (..., height), of type
-    `result`.
+    """Returns x · matrixᵀ + bias, of shape (..., height) and type `result`, for a plain real
+    floating x of shape (..., width).
 
-    Raises IntegrityError, ClosedError, ForkError, OutOfMemoryError; nothing of the result is
-    handed out then.
+    Raises IntegrityError, ClosedError, ForkError, OutOfMemoryError, and then returns no part of the
+    result.
     """
     height, width = matrix.rows, matrix.cols
     shape = x.shape[:-1]
@@ -150,8 +150,8 @@ def rows(x: Tensor, matrix: Matrix, bias: Tensor | None, result: torch.dtype) ->
 
 
 def columns(x: Tensor, matrix: Matrix, bias: Tensor | None, result: torch.dtype) -> Tensor:
-    """x · matrix + bias for a plain real floating x of shape (..., height): (..., width), of type
-    `result`. Raises as rows() does."""
+    """Returns x · matrix + bias, of shape (..., width) and type `result`, for a plain real floating
+    x of shape (..., height). Raises as rows() does."""
     height, width = matrix.rows, matrix.cols
     shape = x.shape[:-1]
     count = math.prod(shape)
@@ -197,7 +197,7 @@ class _Rows(Product):
         n, x, out = len(tile), self._x, self._out[:, at : at + len(tile)]
         target = out
         if out.dtype is not x.dtype:
-            if self._part is None:  # the first tile is the highest
+            if self._part is None:  # the first tile has the most rows
                 self._part = torch.empty((len(x), n), dtype=x.dtype)
             target = self._part[:, :n]
         if self._bias is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole models: every parameter and buffer that is chosen becomes ciphertext, and back."""
+"""Encrypts and decrypts whole models: the chosen parameters and buffers become ciphertext."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Choice = Iterable[str] | str | Callable[[str, Tensor], object] | None
 
 
 class _Place(NamedTuple):
-    """A parameter or buffer of a model."""
+    """A place in a model that holds a parameter or buffer."""
 
     module: nn.Module
     name: str
@@ -36,7 +36,7 @@ class _Place(NamedTuple):
 
 
 def _places(model: nn.Module) -> Iterator[_Place]:
-    """Yields every place that holds a tensor, shared ones as often as they occur."""
+    """Yields every place that holds a tensor; a shared tensor as often as it occurs."""
     for prefix, module in model.named_modules(remove_duplicate=True):
         start = f"{prefix}." if prefix else ""
         for named, is_parameter in ((module._parameters, True), (module._buffers, False)):
@@ -59,7 +59,8 @@ def _predicate(name: str, choice: Choice) -> Callable[[str, Tensor], object]:
 
 
 def _identity(tensor: Tensor) -> Any:
-    """Equal for tensors that are one, or lie in the same memory and read it in the same way."""
+    """Returns a value that is equal for tensors that are the same, or that read the same memory in
+    the same way."""
     if isinstance(tensor, EncryptedTensor) or tensor.device.type != "cpu" or not tensor.numel():
         return id(tensor)
     return (
@@ -73,7 +74,8 @@ def _identity(tensor: Tensor) -> Any:
 
 
 class _Group:
-    """A plain tensor of a model, everywhere it occurs, and then the encrypted one in its place."""
+    """A plain tensor of a model with all places where it occurs, and later the encrypted one for
+    them."""
 
     def __init__(self, place: _Place) -> None:
         self.tensor: Tensor | None = place.tensor
@@ -87,7 +89,7 @@ class _Group:
         self.places.append((place.module, place.name, place.is_parameter))
 
     def encrypt(self, key: Key, arena: Arena) -> None:
-        """Makes the encrypted tensor; the model still has the plain one."""
+        """Makes the encrypted tensor. The model still has the plain one."""
         assert self.tensor is not None
         new = EncryptedTensor.from_tensor(self.tensor, key=key, name=self.name, arena=arena)
         if any(is_parameter for _, _, is_parameter in self.places):
@@ -95,7 +97,7 @@ class _Group:
         self.encrypted = new
 
     def put(self) -> None:
-        """The encrypted tensor wherever the plain one is. May be repeated."""
+        """Puts the encrypted tensor into all places of the plain one. May be repeated."""
         for module, name, is_parameter in self.places:
             new = self.parameter if is_parameter else self.encrypted
             assert new is not None
@@ -103,8 +105,8 @@ class _Group:
 
 
 class _Piece:
-    """Plain tensors that lie in one another's memory, most often a single one: they are encrypted
-    together, and overwritten when all are, unless one that stays plain lies there, too."""
+    """Plain tensors whose memory overlaps, most often a single one. They are encrypted together,
+    and overwritten when all of them are, unless a tensor that stays plain lies there too."""
 
     def __init__(self) -> None:
         self.groups: list[_Group] = []
@@ -115,8 +117,8 @@ class _Piece:
         return sum(group.nbytes for group in self.groups)
 
     def encrypt(self, key: Key, arena: Arena, mappings: Mappings | None) -> None:
-        """Replaces the plain tensors by encrypted ones and overwrites them; all of them, or none
-        when this raises what EncryptedTensor.from_tensor() does."""
+        """Replaces the plain tensors by encrypted ones and overwrites them. Replaces none if it
+        raises what EncryptedTensor.from_tensor() raises."""
         for group in self.groups:
             group.encrypt(key, arena)
         _to_the_end(lambda: self._settle(mappings))
@@ -132,7 +134,7 @@ class _Piece:
 
 
 def _pieces(chosen: list[_Place], others: list[Tensor]) -> list[_Piece]:
-    """Returns the tensors to encrypt, each once, by the memory they lie in."""
+    """Returns the tensors to encrypt, each once, grouped by the memory in which they lie."""
     groups: dict[Any, _Group] = {}
     for place in chosen:
         groups.setdefault(_identity(place.tensor), _Group(place)).add(place)
@@ -148,8 +150,8 @@ def _pieces(chosen: list[_Place], others: list[Tensor]) -> list[_Piece]:
 
 
 def _to_the_end(step: Callable[[], None], tries: int = 3) -> None:
-    """Runs a step that may be begun again wherever it stopped; where an exception of a signal
-    handler came between, that is raised when the step is done."""
+    """Runs a step that can be started again after it stopped anywhere. If a signal handler raises
+    meanwhile, raises its exception once the step is done."""
     try:
         step()
     except BaseException:
@@ -169,35 +171,35 @@ def encrypt_module(
     wipe: bool = True,
     strict: bool = False,
 ) -> nn.Module:
-    """Encrypts a model in place and returns it: every parameter and buffer becomes an
-    EncryptedTensor of the same name, tied ones the same one. They are encrypted together, in one
+    """Encrypts a model in place and returns it. Every parameter and buffer becomes an
+    EncryptedTensor of the same name; tied ones stay tied. They are encrypted together, in one
     pyccmem.Arena.
 
     `include` and `exclude` are patterns of qualified names as fnmatch has them
     ("encoder.*.weight"), or a function of name and tensor; without `include` all are chosen.
-    `progress`: None for a bar on standard error when that is a terminal, rich is installed and the
-    model is large; True and False for always and never; or a function, called with the bytes done
-    and the bytes there are. An encrypted parameter takes no gradient.
+    `progress`: None for a bar on standard error if that is a terminal, rich is installed and the
+    model is large; True and False for always and never; or a function that is called with the bytes
+    done and the total. An encrypted parameter takes no gradient.
 
-    One tensor after the other: each plain one is overwritten with zeros and its memory given back
-    to the system before the next is encrypted, so the most that is needed at once is the plain
-    model and its largest tensor. Who holds another reference to one finds zeros. Not overwritten
-    are: all, with `wipe=False`, and then the memory is free only when the last reference is gone (a
-    caller's, an optimizer's) and the allocator gives it back; what a tensor that is not chosen, or
-    that a module keeps in an attribute, lies in as well; files behind mapped memory. Tensors that
-    overlap are encrypted together. Memory that is not torch's own (an array's) is overwritten, but
-    stays its owner's.
+    Tensors are encrypted one after the other. Each plain tensor is overwritten with zeros, and its
+    memory given back to the system, before the next is encrypted: so the plain model and its
+    largest tensor are the most that is needed at once. Another reference to a plain tensor then
+    shows zeros. With `wipe=False` nothing is overwritten, and memory becomes free only when the
+    last reference is gone (a caller's, an optimizer's) and the allocator gives it back. Never
+    overwritten are memory that a tensor which is not chosen, or which a module keeps in an
+    attribute, also uses, and files behind mapped memory. Tensors that overlap are encrypted
+    together. Memory that is not torch's own (an array's) is overwritten, but stays with its owner.
 
     A failure half-way (no memory, an interrupt, an exception of `progress`) leaves every tensor
-    whole, the first ones encrypted and the others plain, and the model in working order; called
-    again, this goes on with the rest.
+    whole, the first ones encrypted and the others plain, and the model works. Another call goes on
+    with the rest.
 
     Copies of weights that modules keep beside their parameters, or compute from them, stay plain
-    (see plain_tensors()): a PlainTensorsWarning names them. With `strict` they are an ArgumentError
-    before anything is changed, and so is every tensor that is not chosen.
+    (see plain_tensors()); a PlainTensorsWarning names them. With `strict`, such copies and tensors
+    that are not chosen raise ArgumentError before anything is changed.
 
-    Raises ArgumentTypeError for what is no module, key, or dense CPU tensor, the model unchanged;
-    and what pyccmem.EncryptedTensor raises.
+    Raises ArgumentTypeError, with the model unchanged, for a `model` or `key` of another type and
+    for tensors that are not dense CPU tensors; and what pyccmem.EncryptedTensor raises.
     """
     if not isinstance(model, nn.Module):
         raise errors.ArgumentTypeError(
@@ -207,7 +209,7 @@ def encrypt_module(
     included = (lambda _name, _tensor: True) if include is None else _predicate("include", include)
     chosen, others = _chosen(model, included, _predicate("exclude", exclude))
     _tell_of_plain(model, others if strict else [], strict)
-    # What attributes still show must not become zeros under the model's feet.
+    # Tensors that attributes still show must not become zeros while the model uses them.
     others += [tensor for module in model.modules() for _, tensor in beside(module)]
     work = _pieces(chosen, others)
     del chosen, others
@@ -224,8 +226,8 @@ def encrypt_module(
 
 
 def _tell_of_plain(model: nn.Module, others: list[Tensor], strict: bool) -> None:
-    """Warns of what would stay plain beside the tensors that are encrypted. Raises ArgumentError
-    when `strict`, for these and `others`."""
+    """Warns of tensors that would stay plain. With `strict`, raises ArgumentError for these and for
+    `others`."""
     left = {id(tensor) for tensor in others}
     names = [place.full_name for place in _places(model) if id(place.tensor) in left]
     for prefix, module in model.named_modules():
@@ -251,8 +253,8 @@ def _chosen(
     included: Callable[[str, Tensor], object],
     excluded: Callable[[str, Tensor], object],
 ) -> tuple[list[_Place], list[Tensor]]:
-    """Returns the places to encrypt, and the plain tensors that are left alone. Raises
-    ArgumentTypeError for one that cannot be encrypted, MissingPackageError."""
+    """Returns the places to encrypt, and the plain tensors that are not chosen. Raises
+    ArgumentTypeError for a tensor that cannot be encrypted, MissingPackageError."""
     chosen: list[_Place] = []
     others: list[Tensor] = []
     for place in _places(model):
@@ -272,10 +274,10 @@ def _chosen(
 
 
 def decrypt_module(model: nn.Module) -> nn.Module:
-    """Returns the inverse, in place: every EncryptedTensor of the model becomes a plain tensor in
-    ordinary memory, tied ones the same one; parameters take no gradient until requires_grad_() says
-    so. Raises IntegrityError, ClosedError, ForkError, OutOfMemoryError; the model is unchanged
-    then."""
+    """Returns the model, decrypted in place: every EncryptedTensor becomes a plain tensor in
+    ordinary memory; tied ones stay tied. Parameters take no gradient until requires_grad_() is
+    called. Raises IntegrityError, ClosedError, ForkError, OutOfMemoryError, and then leaves the
+    model unchanged."""
     if not isinstance(model, nn.Module):
         raise errors.ArgumentTypeError(
             f"model must be a torch.nn.Module, not {type(model).__name__}."
@@ -294,5 +296,5 @@ def decrypt_module(model: nn.Module) -> nn.Module:
 
 
 def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
-    # Not by the dict of parameters alone: nn.RNN keeps a list of its own.
+    # Not only in the dict of parameters: nn.RNN keeps a list of its own.
     setattr(module, name, tensor)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From ciphertext to plain values and back: all of a stored tensor, or what a path names of it."""
+"""Opens ciphertext to plain values and encrypts them again: all of a stored tensor, or the part
+that a path names."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ def values(stored: Stored, path: Path) -> Tensor:
 
 
 def traced_values(ciphertext: Tensor, form: Form, path: Path) -> Tensor:
-    """Returns what will be the values when the program runs that is being traced."""
+    """Returns a stand-in for the values, which exist when the traced program runs."""
     plain: Any = torch.ops.pyccmem.decrypt(ciphertext, form.offset, list(form.shape), form.dtype)
     for step in path:
         plain = step(plain)
@@ -39,7 +40,8 @@ def traced_values(ciphertext: Tensor, form: Form, path: Path) -> Tensor:
 
 
 def _resolved(plain: Tensor) -> Tensor:
-    """Conjugated and negated for good, in wiped memory: below the dispatcher nobody asks for it."""
+    """Returns `plain` with its conjugation and negation carried out, in wiped memory: below the
+    dispatcher these flags are not looked at."""
     if not (plain.is_conj() or plain.is_neg()):
         return plain
     return converted(plain, plain.dtype)
@@ -47,8 +49,8 @@ def _resolved(plain: Tensor) -> Tensor:
 
 @contextmanager
 def changed(stored: Stored, path: Path) -> Iterator[Tensor]:
-    """The values in wiped memory, for a block that changes them in place; they are encrypted when
-    it ends without an exception. One block at a time for what shares the data."""
+    """Gives the values in wiped memory to a block that changes them in place, and encrypts them if
+    it ends without an exception. Tensors that share data run one block at a time."""
     stored.check()
     with stored.lock:
         core = stored.writable()

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The memory of plain tensors that have been encrypted: which of them lie in one another's, how it
-is overwritten, and how it is given back to the system though somebody may still refer to it."""
+"""The memory of plain tensors that were encrypted: finds which of them overlap, overwrites them,
+and gives the memory back to the system even if references to it remain."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ __all__ = ["Extent", "Mappings", "apart", "extent"]
 
 _PAGE = mmap.PAGESIZE
 
-#: Bytes that one system call overwrites: an interrupt waits no longer than that takes.
+#: Bytes that one system call overwrites, so few that an interrupt does not wait long.
 _ZEROS_AT_ONCE = 1 << 28
 
-#: Names of mapped files that nobody opens by name to find data there; torch's and Python's shared
-#: memory among them. Other files in /dev/shm may be a user's, copied there to be loaded quickly.
+#: Names of mapped files that no program opens by name to find data in them, such as shared memory
+#: of torch and Python. Other files in /dev/shm may be a user's, copied there to load quickly.
 _MEMORY_ONLY = (
     "/dev/shm/torch_",
     "/dev/shm/psm_",
@@ -36,7 +36,7 @@ _MEMORY_ONLY = (
     "/anon_hugepage",
 )
 
-#: Linux 5.14; mmap has no name for it.
+#: Since Linux 5.14; Python's mmap module has no name for it.
 _MADV_POPULATE_WRITE = 23
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -44,14 +44,14 @@ _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 class Extent(NamedTuple):
-    """From a tensor's first byte to the one after its last; gaps belong to it."""
+    """From a tensor's first byte to the byte after its last, including gaps."""
 
     start: int
     stop: int
 
 
 def extent(tensor: Tensor) -> Extent | None:
-    """Returns where a plain tensor lies; None where it has no memory of this process."""
+    """Returns where a plain tensor lies; None if it has no memory of this process."""
     try:
         if tensor.device.type != "cpu" or not tensor.numel():
             return None
@@ -65,7 +65,8 @@ def extent(tensor: Tensor) -> Extent | None:
 
 
 def apart(extents: Iterable[Extent | None]) -> list[int]:
-    """Returns a number for each extent, the same for those that overlap, if only through others."""
+    """Returns a number for each extent, the same for extents that overlap, directly or through
+    others."""
     found = list(extents)
     numbers = list(range(len(found)))
     order = sorted((e.start, e.stop, at) for at, e in enumerate(found) if e is not None)
@@ -86,7 +87,7 @@ class _Mapping(NamedTuple):
 
 
 class Mappings:
-    """What kinds of memory this process had when this was made."""
+    """The mappings of this process, as they were when this object was made."""
 
     def __init__(self) -> None:
         self._starts: list[int] = []
@@ -102,15 +103,15 @@ class Mappings:
                     self._starts.append(start)
                     self._found.append(_Mapping(stop, b"w" in allowed, b"s" in allowed, name))
         except OSError:
-            pass  # without /proc all memory counts as anonymous, and stays where it is
+            pass  # without /proc all memory counts as anonymous, and is not given back
 
     def overwrite(self, tensor: Tensor) -> None:
-        """Zeros over a plain tensor's elements, and back to the system with the whole pages of it
-        that torch's own allocator gave: they read as zeros, and take memory again only when they
-        are written.
+        """Overwrites a plain tensor's elements with zeros, and gives its whole pages back to the
+        system if torch's own allocator made them. They then read as zeros, and take memory again
+        only when they are written.
 
-        Memory that cannot be written is left as it is, and so is the file behind a mapped one: what
-        this process changed in its copy of it is overwritten and given back.
+        Leaves memory that cannot be written as it is, and also the file behind a mapping: only what
+        this process changed in its copy of the file is overwritten and given back.
         """
         place = extent(tensor)
         if place is None:
@@ -131,7 +132,7 @@ class Mappings:
                 _forget_changes(start, stop)
 
     def _parts(self, place: Extent) -> Iterator[tuple[int, int, _Mapping]]:
-        """Yields a stretch of memory by the mappings that it lies in."""
+        """Yields the pieces of a stretch of memory with the mapping in which each lies."""
         start = place.start
         for at in range(max(bisect_right(self._starts, start) - 1, 0), len(self._found)):
             found = self._found[at]
@@ -141,7 +142,7 @@ class Mappings:
                 stop = min(found.stop, place.stop)
                 yield start, stop, found
                 start = stop
-        if start < place.stop:  # mapped since
+        if start < place.stop:  # mapped after this object was made
             yield start, place.stop, _Mapping(place.stop, True, False, "")
 
 
@@ -153,8 +154,8 @@ def _is_file(kind: _Mapping) -> bool:
 
 
 def _is_torchs(tensor: Tensor) -> bool:
-    """Returns True for memory of torch's allocator that no device was told about: pages that a
-    device has by their number must not be replaced by others."""
+    """Returns True for memory of torch's allocator that is not registered with a device: pages that
+    a device has registered must not be replaced."""
     try:
         return tensor.untyped_storage().resizable() and not tensor.is_pinned()
     except RuntimeError:
@@ -162,7 +163,7 @@ def _is_torchs(tensor: Tensor) -> bool:
 
 
 def _dense(tensor: Tensor) -> bool:
-    """Returns True when the elements fill a run of memory without a gap, in whatever order."""
+    """Returns True when the elements fill a run of memory without gaps, in any order."""
     expected = 1
     for stride, n in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if n != 1:
@@ -173,11 +174,11 @@ def _dense(tensor: Tensor) -> bool:
 
 
 def _zero(start: int, stop: int) -> bool:
-    """Zeros over a stretch of memory. The kernel writes them, which fails where the memory is
-    read-only (False is returned then) and this process would be killed."""
+    """Overwrites a stretch of memory with zeros. Lets the kernel write them: for read-only memory
+    that fails, and this returns False, where a write by this process would end it."""
     try:
         source = Descriptor.open("/dev/zero", os.O_RDONLY)
-    except OSError:  # a sandbox has no such file, or there is no descriptor left
+    except OSError:  # a sandbox without this file, or no descriptor left
         return _zero_here(start, stop)
     try:
         with (
@@ -194,8 +195,8 @@ def _zero(start: int, stop: int) -> bool:
 
 
 def _zero_here(start: int, stop: int) -> bool:
-    """Returns the same without the kernel's writing, where it says that the memory can be written;
-    older ones do not."""
+    """Returns _zero()'s result without writes by the kernel, if the kernel says that the memory can
+    be written; older kernels do not."""
     first, end = start // _PAGE * _PAGE, -(-stop // _PAGE) * _PAGE
     if _libc.madvise(first, end - first, _MADV_POPULATE_WRITE):
         return False
@@ -204,17 +205,17 @@ def _zero_here(start: int, stop: int) -> bool:
 
 
 def _give_back(start: int, stop: int) -> None:
-    """The whole pages inside a stretch of anonymous memory back to the system. A refusal (locked
-    memory) costs memory only."""
+    """Gives the whole pages inside a stretch of anonymous memory back to the system. A refusal
+    (locked memory) only costs memory."""
     first, end = -(-start // _PAGE) * _PAGE, stop // _PAGE * _PAGE
     if first < end:
         _libc.madvise(first, end - first, mmap.MADV_DONTNEED)
 
 
 def _forget_changes(start: int, stop: int) -> None:
-    """Overwrites the pages of a file's private mapping that differ from the file and lets go of
-    all whole ones, which then show the file again. Zeros over every page would take memory for a
-    copy of each."""
+    """Overwrites the pages of a file's private mapping that differ from the file, and drops all
+    whole pages, which then show the file again. Zeros over every page would take memory for a copy
+    of each."""
     first, end = start // _PAGE, -(-stop // _PAGE)
     try:
         with open("/proc/self/pagemap", "rb", buffering=0) as table:
@@ -224,7 +225,7 @@ def _forget_changes(start: int, stop: int) -> None:
     if len(entries) < end - first:
         _zero(start, stop)
         return
-    # Bit 63: in memory; 62: swapped out; 61: the file's own page, or of shared memory.
+    # Bit 63: in memory; 62: swapped out; 61: a page of the file or of shared memory.
     changed = (entries >> np.uint64(62) != 0) & (entries >> np.uint64(61) & np.uint64(1) == 0)
     edges = np.flatnonzero(np.diff(np.concatenate(([False], changed, [False])).astype(np.int8)))
     for begin, after in edges.reshape(-1, 2).tolist():

@@ -20,11 +20,11 @@ __all__ = ["PlainTensor", "beside", "hidden", "plain_tensors"]
 class PlainTensor(NamedTuple):
     """A plain tensor of a model.
 
-    `kind` is "parameter" or "buffer"; "attribute" for one that a module keeps in an attribute of
-    its own, old-style weight_norm, spectral_norm and pruning among them; "computed" for one that a
-    parametrization computes from encrypted ones whenever it is asked for; "packed" for the weights
-    of a quantized module, which lie in an object that is no tensor (`nbytes` is 0 where its size
-    is not known)."""
+    `kind` is "parameter" or "buffer"; "attribute" for a tensor that a module keeps in an attribute
+    of its own, as old-style weight_norm, spectral_norm and pruning do; "computed" for a tensor that
+    a parametrization computes from encrypted ones at each use; "packed" for the weights of a
+    quantized module, which lie in an object that is not a tensor (`nbytes` is 0 if its size is not
+    known)."""
 
     name: str
     kind: str
@@ -33,11 +33,11 @@ class PlainTensor(NamedTuple):
 
 def plain_tensors(model: nn.Module) -> list[PlainTensor]:
     """Returns every tensor that a model keeps or makes and that is not encrypted, by name:
-    parameters, buffers, tensors in attributes of modules (in lists, tuples and dicts as well), what
-    parametrizations compute, packed weights of quantized modules.
+    parameters, buffers, tensors in attributes of modules (also in lists, tuples and dicts), results
+    of parametrizations, packed weights of quantized modules.
 
-    What it cannot see: tensors that only functions, hooks, optimizers or objects that are no module
-    refer to. Raises ArgumentTypeError for what is no module.
+    It cannot see tensors to which only functions, hooks, optimizers or objects that are not modules
+    refer. Raises ArgumentTypeError unless `model` is a module.
     """
     if not isinstance(model, nn.Module):
         raise errors.ArgumentTypeError(
@@ -55,7 +55,7 @@ def plain_tensors(model: nn.Module) -> list[PlainTensor]:
 
 
 def hidden(module: nn.Module, start: str = "") -> Iterator[PlainTensor]:
-    """Yields the plain copies that one module keeps or makes beside its parameters and buffers."""
+    """Yields the plain copies that one module keeps or makes besides its parameters and buffers."""
     known = {id(t) for t in (*module._parameters.values(), *module._buffers.values())}
     for name, tensor in beside(module):
         if id(tensor) not in known:
@@ -71,12 +71,12 @@ def hidden(module: nn.Module, start: str = "") -> Iterator[PlainTensor]:
 
 def beside(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yields the plain tensors in attributes of one module, by the attribute's name: copies, but
-    also views of parameters and buffers, and these themselves where an attribute has them, too."""
+    also views of parameters and buffers, and these themselves if an attribute has them too."""
     for name, value in vars(module).items():
         if name in ("_parameters", "_buffers", "_modules") or name.endswith("_hooks"):
             continue
         if name == "_flat_weights" and isinstance(module, nn.RNNBase):
-            continue  # it follows its parameters
+            continue  # made again from its parameters
         for tensor in _tensors(value):
             if not isinstance(tensor, EncryptedTensor):
                 yield name, tensor
@@ -97,4 +97,4 @@ def _nbytes(tensor: Tensor) -> int:
     try:
         return tensor.numel() * tensor.element_size()
     except (RuntimeError, ValueError):
-        return 0  # without a shape yet
+        return 0  # it has no shape yet

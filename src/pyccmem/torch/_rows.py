@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of an encrypted table by their numbers: one native call that opens these and no others."""
+"""Takes rows of an encrypted table by their numbers, with one native call that opens only these."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def gathered(
     *,
     wrap: bool = False,
 ) -> Tensor:
-    """Returns the rows of a table of `shape` that lies from byte `offset` of a store: a plain
+    """Returns rows of a table of `shape`, which lies from byte `offset` of a store on, as a plain
     tensor of shape (*numbers.shape, *shape[1:]). `wrap`: negative numbers count from the end.
 
-    Raises IndexingError (an IndexError, as torch's) for a number that is none of a row;
-    IntegrityError, ClosedError, ForkError, and nothing is handed out then.
+    Raises IndexingError (an IndexError, as torch does) for a number that is not a row's;
+    IntegrityError, ClosedError, ForkError, and then returns nothing.
     """
     out = wiped_like((*numbers.shape, *shape[1:]), dtype)
     numbers = numbers.reshape(-1).to(torch.int64)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""torch.save() and torch.load() of encrypted tensors, and pickle: what is written is sealed.
+"""torch.save(), torch.load() and pickle of encrypted tensors. What they write is sealed.
 
 A tensor is written as one tensor of uint8, a payload:
 
@@ -12,13 +12,13 @@ A tensor is written as one tensor of uint8, a payload:
     padding           zeros, to a multiple of 4096 bytes from the start
     pages
 
-Each payload has a random data key and a random store id of its own. The pages are sealed under
-subkeys of the data key as those of a store, all at version 1, and the data key is wrapped by the
-root key. What is loaded is a read-only store over these pages, so that no nonce is used again;
-a write to it makes a store of its own first.
+Each payload has a random data key and a random store id of its own. The pages are sealed like those
+of a store, under subkeys of the data key and all at version 1; the root key wraps the data key.
+Loading gives a read-only store over these pages, so that no nonce is used again; a write to it
+first makes a store of its own.
 
-A payload is authentic by itself; which name it has in a file is not. Sealed files of
-pyccmem.safetensors authenticate that as well.
+A payload is authenticated, but its name in a file is not. Sealed files of pyccmem.safetensors
+authenticate names too.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ _key: ContextVar[Key | None] = ContextVar("pyccmem.torch key", default=None)
 
 @contextmanager
 def using_key(key: Key) -> Iterator[None]:
-    """A block in which torch.load() opens encrypted tensors with `key`, and torch.save() seals them
-    under it (else under the key that each was made with)."""
+    """Sets the key of a block, with which torch.load() opens encrypted tensors and torch.save()
+    seals them. Without it each is saved under the key that it was made with."""
     if not isinstance(key, Key):
         raise errors.ArgumentTypeError(f"key must be a pyccmem.Key, not {type(key).__name__}.")
     before = _key.get()
@@ -79,8 +79,8 @@ def using_key(key: Key) -> Iterator[None]:
 
 @reduces
 def reduced(tensor: EncryptedTensor) -> tuple[Any, ...]:
-    """Returns what pickle writes for an encrypted tensor. Raises ArgumentError where no key is at
-    hand; IntegrityError, ClosedError, ForkError."""
+    """Returns what pickle writes for an encrypted tensor. Raises ArgumentError if no key is known;
+    IntegrityError, ClosedError, ForkError."""
     stored = real(tensor)
     key = _key.get() or stored.key
     if key is None or not usable(key):
@@ -160,11 +160,11 @@ def _seal_pages(core: Core, sealer: Sealer, out: memoryview, tags: bytearray) ->
 
 
 def rebuild_encrypted_tensor(payload: torch.Tensor, is_parameter: bool) -> EncryptedTensor:
-    """Returns the tensor that reduced() wrote; read-only, see above. Called by torch.load() and
+    """Returns the tensor that reduced() wrote, read-only (see above). Called by torch.load() and
     pickle.
 
-    Raises ArgumentError without a using_key() block, IntegrityError for another key or a changed
-    payload, FileFormatError for what is no payload, ClosedError, ForkError.
+    Raises ArgumentError outside a using_key() block, IntegrityError for another key or a changed
+    payload, FileFormatError for something that is not a payload, ClosedError, ForkError.
     """
     key = _key.get()
     if key is None:
@@ -175,7 +175,7 @@ def rebuild_encrypted_tensor(payload: torch.Tensor, is_parameter: bool) -> Encry
     stored = getattr(payload, "_pyccmem_stored", None)
     if stored is None or stored.key is not key:
         stored = _unsealed(payload, key)
-        # The same payload again is a tensor that shares its data.
+        # A payload that comes again gives a tensor that shares its data.
         holder: Any = payload
         holder._pyccmem_stored = stored
     new = wrapped(stored)
@@ -231,7 +231,7 @@ def _unsealed(payload: torch.Tensor, key: Key) -> Stored:
 
 
 class _Header:
-    """The header of a payload, checked for form alone."""
+    """The header of a payload. Only its form is checked."""
 
     def __init__(self, text: bytes) -> None:
         try:
@@ -266,7 +266,7 @@ class _Header:
 
 
 def _read_only(header: _Header, tags: bytes, pages: memoryview, data_key: Key, key: Key) -> Core:
-    """Returns a core tensor over a copy of the pages in memory that has no name."""
+    """Returns a core tensor over a copy of the pages in anonymous memory."""
     kind = numpy_dtype(header.dtype)
     if not header.nbytes:
         return Core.zeros(header.shape, kind, key=key, name=header.name)

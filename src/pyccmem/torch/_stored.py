@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one encrypted torch tensor and all its aliases share: the ciphertext, its type, its key."""
+"""Stored: what an encrypted torch tensor and all its aliases share, that is ciphertext, type and
+key."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ __all__ = [
     "wiped_like",
 ]
 
-#: Plaintext bytes held at once where a whole tensor is converted or copied.
+#: Plaintext bytes held at once when a whole tensor is converted or copied.
 _BLOCK = 1 << 20
 
 _cast = ffi.cast
@@ -41,7 +42,8 @@ _BYTES = ffi.typeof("uint8_t *")
 
 
 def pointer(tensor: torch.Tensor) -> Any:
-    """Returns the first byte of a plain tensor, which the caller keeps alive, for a native call."""
+    """Returns a native pointer to a plain tensor's first byte. The caller keeps the tensor
+    alive."""
     return _cast(_BYTES, tensor.data_ptr())
 
 
@@ -52,8 +54,8 @@ _spare_lock = threading.Lock()
 
 
 def spare_key() -> Key:
-    """Returns a random key of this process, for copies of tensors whose own key is not at hand:
-    what lies in memory alone needs no key that anyone knows. Raises what Key.generate() raises."""
+    """Returns a random key of this process, for copies of tensors whose own key is not known: what
+    lies only in memory can have a key that is never stored. Raises what Key.generate() raises."""
     global _spare
     with _spare_lock:
         if _spare is None or _spare[0] != os.getpid():
@@ -62,7 +64,7 @@ def spare_key() -> Key:
 
 
 def _reset_lock() -> None:
-    """A fork may find the lock held by a thread that the child does not have."""
+    """Replaces the lock: a thread that the child does not have may have held it at the fork."""
     global _spare_lock, _views_lock
     _spare_lock = threading.Lock()
     _views_lock = threading.RLock()
@@ -75,25 +77,27 @@ os.register_at_fork(after_in_child=_reset_lock)
 
 
 class _Ciphertext(np.ndarray[Any, Any]):
-    """A view of a store's pages that keeps the store, too: what holds this memory can open it."""
+    """A view of a store's pages that also keeps the store, so that the memory can be opened as long
+    as it exists."""
 
     core: Core
-    place: int  # its address
+    place: int  # the address of its memory
 
 
-#: The ciphertext views by the torch storage that holds each, and some that are gone: without
-#: callbacks, since an interrupt could come in one. A view lives as long as its storage, and no
+#: The ciphertext views, by the torch storage that holds each; some are gone. The references have no
+#: callbacks, because an interrupt could come in one. A view lives as long as its storage, and no
 #: other storage has that identity meanwhile. An address would not do: an arena gives the pages of a
-#: tensor that was closed to another, while views of both live.
+#: closed tensor to another one while views of both live.
 _views: dict[int, weakref.ref[_Ciphertext]] = {}
-_views_lock = threading.RLock()  # of those who change it
+_views_lock = threading.RLock()  # held while the dict is changed
 
-#: Those that are gone are removed when there are this many.
+#: Once there are this many, views that are gone are removed.
 _sweep_at = 1024
 
 
 def _identity(sealed: torch.Tensor) -> int:
-    """Returns what tells its storage from all others that live; aliases share it."""
+    """Returns a number that tells a tensor's storage from all others that live; aliases share
+    it."""
     identity: int = sealed.untyped_storage()._cdata
     return identity
 
@@ -110,13 +114,13 @@ def _note_view(sealed: torch.Tensor, view: _Ciphertext) -> None:
 
 
 def _ciphertext_tensor(core: Core) -> torch.Tensor:
-    """Returns the pages of a core tensor as a tensor of uint8, which nothing must write to. Raises
+    """Returns the pages of a core tensor as a tensor of uint8, which must never be written. Raises
     ClosedError, ForkError."""
     view = np.frombuffer(core.buffer.ciphertext, np.uint8)
     if not view.size:
         return torch.empty(0, dtype=torch.uint8)
     place = view.ctypes.data
-    # As writable, since torch warns of others; the mapping stays as it is.
+    # Declared writable, because torch warns of read-only arrays; the mapping itself stays as it is.
     memory = ffi.buffer(ffi.cast("uint8_t *", place), view.size)
     array = np.frombuffer(memory, np.uint8).view(_Ciphertext)
     array.core, array.place = core, place
@@ -145,8 +149,8 @@ def core_of_ciphertext(sealed: torch.Tensor) -> Core:
 class Stored:
     """The store behind an EncryptedTensor of torch and behind all aliases and views of it.
 
-    A product takes `core` once and works with that; a write that needs another store puts a new
-    core in its place, so that readers in other threads see the one or the other.
+    A product reads `core` once and works with that. A write that needs another store puts a new
+    core in its place, so that readers in other threads see either the old or the new one.
     """
 
     __slots__ = (
@@ -168,14 +172,14 @@ class Stored:
         self._set(core)
         self._lock = Lock()
         self.sealed: torch.Tensor | None = None
-        #: What torch.save() writes for it, for as long as somebody, such as a running torch.save(),
-        #: has that: what shares data is written once. A reference to it, and what it was made of.
+        #: A weak reference to what torch.save() writes for it, and the core it was made from. While
+        #: a torch.save() runs it keeps this alive, so that shared data is written once.
         self.payload: tuple[Any, Core, int, str] | None = None
 
     def _set(self, core: Core) -> None:
-        """Makes `core` what is read and written."""
+        """Makes `core` the tensor that is read and written."""
         self.core = core
-        #: As products take it, which need no more than this; None unless it has two dimensions.
+        #: The Matrix for products; None unless the tensor has two dimensions.
         self.matrix: Matrix | None = None
         if core.ndim == 2:
             (store, offset), (height, width) = place_of(core), core.shape
@@ -183,7 +187,7 @@ class Stored:
 
     @property
     def lock(self) -> AbstractContextManager[Any]:
-        """Held by who changes it."""
+        """The lock that a change holds."""
         return self._lock.here()
 
     # ---- making ----
@@ -198,7 +202,7 @@ class Stored:
         like: Core | None = None,
         **options: Any,
     ) -> Stored:
-        """Zeros; the cipher, page size and name are those of `like` unless given."""
+        """Makes zeros, with the cipher, page size and name of `like` unless given."""
         if like is not None:
             options = {
                 "cipher": like.cipher,
@@ -211,7 +215,7 @@ class Stored:
         return cls(core, dtype, key)
 
     def copied(self, dtype: torch.dtype) -> Stored:
-        """Returns the same values in a store of its own, as another type if asked; 1 MiB of
+        """Returns the same values in a store of their own, as type `dtype`. Opens 1 MiB of
         plaintext at a time."""
         source = self.core
         new = Stored.empty(source.shape, dtype, key=self.key, like=source)
@@ -246,8 +250,8 @@ class Stored:
         return torch.frombuffer(memory, dtype=self.dtype)
 
     def write_run(self, core: Core, first: int, values: torch.Tensor) -> None:
-        """Encrypts a contiguous tensor of this type to element `first` on. Raises IntegrityError,
-        ClosedError, ForkError, VersionExhaustedError, ReadOnlyError."""
+        """Encrypts a contiguous tensor of this type to the elements from `first` on. Raises
+        IntegrityError, ClosedError, ForkError, VersionExhaustedError, ReadOnlyError."""
         nbytes = values.numel() * self.itemsize
         if not nbytes:
             return
@@ -258,8 +262,8 @@ class Stored:
             fail(store, status, offset, nbytes)
 
     def write_any(self, core: Core, first: int, values: torch.Tensor) -> None:
-        """The same for a tensor of this type that need not be contiguous: what has to be put in
-        order is, 1 MiB at a time, in memory that is wiped."""
+        """Does write_run() for a tensor of this type that need not be contiguous. Puts elements in
+        order 1 MiB at a time, in memory that is wiped."""
         plain = not (values.is_conj() or values.is_neg())
         if plain and values.is_contiguous():
             self.write_run(core, first, values)
@@ -275,13 +279,13 @@ class Stored:
             self.write_any(core, first + at * row, part)
 
     def check(self) -> None:
-        """Raises ClosedError; ForkError, before a lock that a thread of the parent may have held is
-        waited for."""
+        """Raises ClosedError or ForkError, before this waits for a lock that a thread of the parent
+        may have held."""
         check_open(place_of(self.core)[0], "tensor")
 
     def writable(self) -> Core:
-        """Returns the core to write to, with the lock held: where the store is read-only (of a
-        file), a copy takes its place."""
+        """Returns the core to write to, for a caller that holds the lock. If the store is read-only
+        (of a file), first puts a copy in its place."""
         core = self.core
         if core.writable:
             return core
@@ -290,7 +294,8 @@ class Stored:
         return self.core
 
     def replace(self, values: torch.Tensor) -> None:
-        """Encrypts new values for all of it, contiguous and of this type and number."""
+        """Encrypts new values for the whole tensor, which are contiguous and of the same type and
+        number."""
         self.check()
         with self.lock:
             core = self.core
@@ -303,7 +308,7 @@ class Stored:
                 self.write_run(core, 0, values)
 
     def ciphertext(self) -> torch.Tensor:
-        """Returns the pages as a tensor of uint8, the same each time. Raises ClosedError,
+        """Returns the pages as a tensor of uint8, the same tensor each time. Raises ClosedError,
         ForkError."""
         sealed = self.sealed
         if sealed is None:
@@ -316,7 +321,8 @@ class Stored:
 
 
 def usable(key: Key) -> bool:
-    """Returns True for a key that is open and of this process, or read again from its file."""
+    """Returns True for a key that is open and belongs to this process, or was read again from its
+    file."""
     try:
         keys.check_open(key)
     except (errors.ClosedError, errors.ForkError):

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """EncryptedTensor of torch: a wrapper subclass whose data is ciphertext.
 
-A wrapper has torch's metadata (shape, strides, dtype) and no memory of torch's. It refers to a
+A wrapper has torch's metadata (shape, strides, dtype) but no memory from torch. It refers to a
 Stored, which aliases and views share, and to the path of view operations that lead from the stored
-tensor to it. While torch.compile traces, a wrapper stands for a tensor that is not there yet: it
-has the ciphertext as a fake tensor and the form of what lies in it.
+tensor to it. While torch.compile traces, a wrapper stands for a tensor that does not exist yet: it
+has the ciphertext as a fake tensor, and the form of what lies in it.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ def training_refused() -> NoReturn:
 
 
 def check_encryptable(tensor: Tensor, name: str) -> None:
-    """Raises ArgumentTypeError for what is no dense CPU tensor of a type that numpy or ml_dtypes
-    has, MissingPackageError where ml_dtypes is needed."""
+    """Raises ArgumentTypeError unless the tensor is a dense CPU tensor of a type that numpy or
+    ml_dtypes has, MissingPackageError if ml_dtypes is needed."""
     if tensor.layout is not torch.strided or tensor.is_quantized:
         raise errors.ArgumentTypeError(
             f"{name} is not dense ({tensor.layout}, {tensor.dtype}); convert it with to_dense() or "
@@ -96,11 +96,11 @@ class EncryptedTensor(Tensor):
     """A torch tensor that lies in memory as ciphertext.
 
     Made by from_tensor() or from_core(), or for whole models by encrypt_module(). F.linear and
-    products open a few pages or a tile at a time, F.embedding the rows asked for; any other
+    products open a few pages or a tile at a time, F.embedding only the rows it needs. Any other
     operation opens the tensor into a temporary that is wiped when its last user goes. Results are
     plain tensors, but copies and conversions (clone(), to(), deepcopy) are encrypted, views
-    (select, slice, view, t, ...) stay views of the ciphertext, and what is written to a tensor or
-    to a view of it is encrypted.
+    (select, slice, view, t, ...) stay views of the ciphertext, and writes to a tensor or a view of
+    it are encrypted.
 
     It takes no gradient (inputs may), has no address of data, and stays on the CPU and in its
     process.
@@ -134,16 +134,15 @@ class EncryptedTensor(Tensor):
         page_size: int | None = None,
         arena: Arena | None = None,
     ) -> EncryptedTensor:
-        """Returns the contents, shape and dtype of a dense CPU tensor, which stays as it is:
-        overwrite it yourself. With `arena` it is encrypted together with others, by the arena's
-        cipher and in its pages.
+        """Returns an encrypted copy of a dense CPU tensor, with the same shape and dtype. The
+        tensor itself stays unchanged: overwrite it yourself. With `arena` the copy is encrypted
+        together with others, by the arena's cipher and in its pages.
 
-        `key` is kept for copies and for saving; where it has been closed, copies in memory get a
+        `key` is kept for copies and for saving. If it has been closed, copies in memory get a
         random key of this process.
 
-        Raises ArgumentTypeError for a type that numpy and ml_dtypes lack and for what is no dense
-        CPU tensor, MissingPackageError where ml_dtypes is needed, and what pyccmem.EncryptedTensor
-        raises.
+        Raises ArgumentTypeError unless it is a dense CPU tensor of a type that numpy or ml_dtypes
+        has, MissingPackageError if ml_dtypes is needed, and what pyccmem.EncryptedTensor raises.
         """
         if not isinstance(tensor, Tensor):
             raise errors.ArgumentTypeError(
@@ -171,11 +170,11 @@ class EncryptedTensor(Tensor):
     def from_core(
         cls, core: Core, dtype: torch.dtype | None = None, *, key: Key | None = None
     ) -> EncryptedTensor:
-        """Returns a tensor over a pyccmem.EncryptedTensor, which both then share; nothing is
+        """Returns a tensor over a pyccmem.EncryptedTensor. Both share the data, and nothing is
         decrypted.
 
-        `dtype` reads its elements as another type of the same size (bfloat16 kept as uint16, for
-        one). `key` is for copies and for saving, as in from_tensor().
+        `dtype` reads its elements as another type of the same size, such as bfloat16 kept as
+        uint16. `key` is for copies and for saving, as in from_tensor().
 
         Raises ArgumentTypeError, ArgumentError where the sizes differ.
         """
@@ -198,7 +197,7 @@ class EncryptedTensor(Tensor):
         return ["_ciphertext"], (self._layout(), self._path)
 
     def _stable_hash_for_caching(self) -> str:
-        """Returns what compiled code depends on: the form, not the data."""
+        """Returns what compiled code depends on, which is the form and not the data."""
         return repr((self._layout(), self._path))
 
     @staticmethod
@@ -237,17 +236,17 @@ class EncryptedTensor(Tensor):
 
     @property
     def core(self) -> Core:
-        """The pyccmem.EncryptedTensor with the data: of a view, that of the tensor it views."""
+        """The pyccmem.EncryptedTensor with the data; for a view, that of the whole tensor."""
         return self._real().core
 
     def __pyccmem_core__(self) -> Core | None:
-        """Returns the core where all of it is this tensor; None for a view."""
+        """Returns the core if this tensor is all of it; None for a view."""
         core = self._real().core
         return core if not self._path and tuple(self.shape) == core.shape else None
 
     def decrypt(self) -> Tensor:
         """Returns the values as a plain tensor, in memory that is wiped when the last tensor, view
-        or array of it goes. Raises IntegrityError, ClosedError, ForkError, OutOfMemoryError."""
+        or array over it goes. Raises IntegrityError, ClosedError, ForkError, OutOfMemoryError."""
         return opened(self)
 
     @property
@@ -281,15 +280,15 @@ class EncryptedTensor(Tensor):
         return f"EncryptedTensor({what}, name={core.name!a}, cipher={core.cipher!r}{view}{state})"
 
     def __format__(self, spec: str) -> str:
-        """Returns the number of a tensor of no dimensions, where a number's format is given for
-        it."""
+        """Returns the formatted number of a tensor of no dimensions, if `spec` is a number's
+        format."""
         return format(self.item() if formats_number(spec) and not self.dim() else repr(self), spec)
 
     # ---- copies ----
 
     def __deepcopy__(self, memo: dict[int, Any]) -> EncryptedTensor:
-        """Returns an encrypted copy; what was one tensor, or shared one's data, does so in the
-        copy."""
+        """Returns an encrypted copy. Tensors that were the same, or shared data, do so in the copy
+        too."""
         found = memo.get(id(self))
         if found is not None:
             return found  # type: ignore[no-any-return]
@@ -325,8 +324,8 @@ def wrapped(
     fake: Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> EncryptedTensor:
-    """Returns a wrapper of `stored` under a path; of a traced one (`form`, `fake`) with `size` and
-    `stride` known."""
+    """Returns a wrapper of `stored` under a path; while tracing, of `form` and `fake`, with `size`
+    and `stride` given."""
     if dtype is None:
         dtype = form.dtype if stored is None else stored.dtype  # type: ignore[union-attr]
     if size is None:
@@ -338,7 +337,7 @@ def wrapped(
             dtype = seen.dtype
         else:
             size = shape
-    # Never an inference tensor, as a view of a tensor that is none must not be one.
+    # Never an inference tensor: a view of an ordinary tensor must not be one.
     with torch.inference_mode(False):
         self: Any = Tensor._make_wrapper_subclass(
             EncryptedTensor,
@@ -374,22 +373,22 @@ def alias(tensor: EncryptedTensor) -> EncryptedTensor:
 
 
 def whole(tensor: EncryptedTensor) -> Stored | None:
-    """Returns what it refers to; None for a view, and while tracing."""
+    """Returns the Stored of a tensor; None for a view, and while tracing."""
     return None if tensor._path else tensor._stored
 
 
 def stored_of(tensor: EncryptedTensor) -> Stored | None:
-    """Returns what it, or the tensor that it is a view of, refers to; None while tracing."""
+    """Returns the Stored of a tensor, or of the tensor that it is a view of; None while tracing."""
     return tensor._stored
 
 
 def real(tensor: EncryptedTensor) -> Stored:
-    """Returns the same. Raises ArgumentError while tracing."""
+    """Returns stored_of() a tensor. Raises ArgumentError while tracing."""
     return tensor._real()
 
 
 def path_of(tensor: EncryptedTensor) -> Path:
-    """Returns the steps from there to the view."""
+    """Returns the steps from the stored tensor to this view of it."""
     return tensor._path
 
 
@@ -399,12 +398,12 @@ def layout(tensor: EncryptedTensor) -> Form:
 
 
 def ciphertext(tensor: EncryptedTensor) -> Tensor:
-    """Returns the pages as a tensor of uint8; while tracing, what stands for it."""
+    """Returns the pages as a tensor of uint8; while tracing, the fake tensor for them."""
     return tensor._ciphertext
 
 
 def viewed(base: EncryptedTensor, step: Step, seen: Tensor) -> EncryptedTensor:
-    """Returns what a step leads to from a tensor, of the form of `seen`."""
+    """Returns the view to which a step leads from `base`, with the form of `seen`."""
     return wrapped(
         base._stored,
         (*base._path, step),
@@ -418,14 +417,14 @@ def viewed(base: EncryptedTensor, step: Step, seen: Tensor) -> EncryptedTensor:
 
 
 def share(tensor: EncryptedTensor, other: EncryptedTensor) -> None:
-    """Makes a tensor refer to what another does; torch has given it the form."""
+    """Makes a tensor refer to the data of another. torch has given it the form already."""
     tensor._stored, tensor._path = other._stored, other._path
     tensor._form, tensor._fake = other._form, other._fake
 
 
 def opened(tensor: EncryptedTensor) -> Tensor:
-    """Returns the values in memory that is wiped when its last user goes; while tracing, what will
-    be that."""
+    """Returns the values in memory that is wiped when its last user goes; while tracing, a stand-in
+    for them."""
     stored = tensor._stored
     if stored is None:
         return traced_values(tensor._ciphertext, tensor._layout(), tensor._path)
@@ -433,5 +432,6 @@ def opened(tensor: EncryptedTensor) -> Tensor:
 
 
 def rewritten(tensor: EncryptedTensor) -> AbstractContextManager[Tensor]:
-    """Returns the values in wiped memory, for a block that changes them; see changed()."""
+    """Returns a context manager that gives the values in wiped memory to a block that changes them;
+    see changed()."""
     return changed(tensor._real(), tensor._path)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pyccmem's bulk calls in torch's own threads.
+"""Runs pyccmem's bulk calls in torch's own threads.
 
-torch's OpenMP threads wait for the next piece of work by spinning. Threads beside them get no
-processor for as long, and a product right after one of torch's ran in one thread instead of two.
+torch's OpenMP threads spin while they wait for work. Other threads get no processor meanwhile: a
+product right after one of torch's ran in one thread instead of two.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ __all__ = ["own_threads", "share_threads", "wipe_stacks"]
 
 _team: int | None = None
 
-#: Who asks for pyccmem's own threads at the moment; changed under the lock.
+#: How many blocks of own_threads() run now; changed under the lock.
 _own: set[object] = set()
 _lock = threading.Lock()
 
 
 def _reset_lock() -> None:
-    """A fork may find the lock held by a thread that the child does not have. The native side tells
-    a child by itself that torch's threads did not come with it."""
+    """Replaces the lock: a thread that the child does not have may have held it at the fork. The
+    native side notices by itself that torch's threads are not in the child."""
     global _lock, _team
     _lock, _team = threading.Lock(), None
     _own.clear()
@@ -38,7 +38,8 @@ os.register_at_fork(after_in_child=_reset_lock)
 
 
 def share_threads() -> bool:
-    """Has pyccmem use the OpenMP library that torch has loaded; False where there is none."""
+    """Makes pyccmem use the OpenMP library that torch has loaded. Returns False if there is
+    none."""
     library = os.path.join(os.path.dirname(torch.__file__), "lib", "libtorch_cpu.so")
     try:
         function = ctypes.CDLL(library).GOMP_parallel
@@ -56,8 +57,9 @@ def _choose() -> None:
 
 @contextmanager
 def own_threads() -> Iterator[None]:
-    """For a series of bulk calls with other work in between and none of torch's: OpenMP threads
-    would spin through that work (three times the processor time, when a model is encrypted)."""
+    """Makes a block use pyccmem's own threads: for a series of bulk calls with other work in
+    between that is not torch's. OpenMP threads would spin through that work (three times the
+    processor time when a model is encrypted)."""
     mine = object()
     try:
         with _lock:
@@ -71,6 +73,6 @@ def own_threads() -> Iterator[None]:
 
 
 def wipe_stacks() -> None:
-    """Overwrites the stacks of torch's threads and of this one, below what is in use."""
+    """Overwrites the unused parts of the stacks of torch's threads and of this thread."""
     team = ffi.cast("void *", _team) if _team else ffi.NULL
     lib.ccmem_wipe_stacks(team, torch.get_num_threads())

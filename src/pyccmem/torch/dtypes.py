@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""torch's element types by numpy's and back, from the one table of element types."""
+"""Converts between torch's element types and numpy's, by the table of element types."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..core import dtypes
 
 __all__ = ["FLOATING", "NATIVE", "numpy_dtype", "torch_dtype"]
 
-#: The types by their names, of which numpy, ml_dtypes and torch have the same.
+#: The types by their names, which are the same in numpy, ml_dtypes and torch.
 _TORCH_BY_NAME: dict[str, torch.dtype] = {
     name: getattr(torch, name) for name in dtypes.DTYPES if hasattr(torch, name)
 }
@@ -22,7 +22,7 @@ _NAMES = {kind: name for name, kind in _TORCH_BY_NAME.items()}
 #: Types that torch multiplies.
 FLOATING = frozenset((torch.float32, torch.float64, torch.float16, torch.bfloat16))
 
-#: ... and the numbers of those that the native kernels of products take.
+#: The numbers of the types that the native kernels of products take.
 NATIVE: dict[torch.dtype, int] = {
     _TORCH_BY_NAME[name]: number
     for name, number in dtypes.NATIVE.items()
@@ -31,8 +31,8 @@ NATIVE: dict[torch.dtype, int] = {
 
 
 def numpy_dtype(kind: torch.dtype) -> np.dtype[Any]:
-    """numpy's dtype for one of torch. Raises ArgumentTypeError for one that has none,
-    MissingPackageError for one that needs ml_dtypes."""
+    """Returns numpy's dtype for a dtype of torch. Raises ArgumentTypeError if there is none,
+    MissingPackageError if it needs ml_dtypes."""
     name = _NAMES.get(kind)
     if name is None:
         raise errors.ArgumentTypeError(
@@ -56,7 +56,7 @@ def numpy_dtype(kind: torch.dtype) -> np.dtype[Any]:
 
 
 def torch_dtype(kind: np.dtype[Any]) -> torch.dtype:
-    """torch's dtype for one of numpy. Raises ArgumentTypeError."""
+    """Returns torch's dtype for a dtype of numpy. Raises ArgumentTypeError."""
     found = _TORCH_BY_NAME.get(kind.name)
     if found is None or not kind.isnative:
         raise errors.ArgumentTypeError(

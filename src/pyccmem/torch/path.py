@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The path from a stored tensor to a view of it: the steps, the form of what they lead to, and the
+"""The path from a stored tensor to a view of it: the steps, the form to which they lead, and the
 contiguous run of the stored tensor that they need."""
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ aten = torch.ops.aten
 
 
 class Step(NamedTuple):
-    """One view operation: `function(tensor, *args, **kwargs)`, and of several results which."""
+    """One view operation: `function(tensor, *args, **kwargs)`, and which of its results if there
+    are several."""
 
     function: Any
     args: tuple[Any, ...]
@@ -33,7 +34,8 @@ Path = tuple[Step, ...]
 
 
 class Form(NamedTuple):
-    """Where a stored tensor lies in its buffer, and what it is: what compiled code has to know."""
+    """Where a stored tensor lies in its buffer, its shape and its type: what compiled code must
+    know."""
 
     offset: int
     shape: tuple[int, ...]
@@ -41,7 +43,7 @@ class Form(NamedTuple):
 
 
 def traced(shape: Any, dtype: torch.dtype, path: Path) -> Tensor:
-    """Returns a tensor without data of the form that a path leads to."""
+    """Returns a tensor without data, of the form to which a path leads."""
     with torch._C._DisableTorchDispatch():
         seen = torch.empty(shape, dtype=dtype, device="meta")
         for step in path:
@@ -60,13 +62,13 @@ def is_transpose(step: Step) -> bool:
 
 # ---- windows -------------------------------------------------------------------------------------
 
-#: Views that may need more of the storage than the run that the steps before them named.
+#: Views that may need more of the storage than the run that earlier steps named.
 _WIDE = frozenset((aten.as_strided.default,))
 
 
 class Window:
-    """A contiguous run of a stored tensor: its first element, its shape, and the steps that lead
-    on from there."""
+    """A contiguous run of a stored tensor: its first element, its shape, and the steps that
+    follow."""
 
     __slots__ = ("first", "path", "shape")
 
@@ -75,7 +77,7 @@ class Window:
 
 
 def window(form_shape: tuple[int, ...], path: Path) -> Window:
-    """Returns the smallest contiguous run that the leading steps of a path name; as long as they
+    """Returns the smallest contiguous run that the first steps of a path name, as far as they
     select or slice along the first axis, or only give another shape."""
     first, shape = 0, tuple(form_shape)
     if not path or any(step.function in _WIDE for step in path):
@@ -91,7 +93,7 @@ def window(form_shape: tuple[int, ...], path: Path) -> Window:
 
 def _narrowed(shape: tuple[int, ...], step: Step) -> tuple[int, tuple[int, ...]] | None:
     """Returns where the result of one step begins in a contiguous tensor of `shape`, and its shape;
-    None where that is no contiguous run, or too much to work out."""
+    None if it is not a contiguous run, or too complicated."""
     if step.kwargs or not shape:
         return None
     function, args = step.function, step.args

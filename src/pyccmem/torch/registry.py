@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is done where torch meets an EncryptedTensor: the functions that ops/ and _serialize put
-here, by what torch asks for. Imports nothing of this package, so that the tensor's class can look
-here, and those who register can know the class.
+"""The handlers for EncryptedTensor by what torch asks for, which ops/ and _serialize register here.
+Imports nothing of this package, so that the tensor's class can look up handlers here, and the
+handlers can import the class.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ __all__ = [
     "reduces",
 ]
 
-#: Called as handler(function, args, kwargs).
+#: A handler, called as handler(function, args, kwargs).
 Handler = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 _Any = TypeVar("_Any", bound=Callable[..., Any])
 
-#: What is done for an operation of torch's dispatcher.
+#: The handlers of operations of torch's dispatcher.
 DISPATCH: dict[Any, Handler] = {}
 
-#: Functions of torch's Python interface that are not left to its dispatcher.
+#: The handlers of functions of torch's Python interface that are not left to its dispatcher.
 FUNCTIONS: dict[Any, Handler] = {}
 
 _planners: list[Callable[[Any], Handler]] = []
@@ -62,7 +62,7 @@ def plans(planner: Callable[[Any], Handler]) -> Callable[[Any], Handler]:
 
 
 def handler_of(operation: Any) -> Handler:
-    """Returns what is done for an operation of the dispatcher."""
+    """Returns the handler of an operation of the dispatcher."""
     handler = DISPATCH.get(operation)
     if handler is None:
         handler = DISPATCH[operation] = _planners[0](operation)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the operations share: opening what they do not handle otherwise."""
+"""What the operations share: they open tensors for which they have no other way."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def plain(value: Any) -> Any:
 
 
 def open_all(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """On temporaries, which are wiped when nothing refers to them."""
+    """Runs the function on opened temporaries, which are wiped when nothing refers to them."""
     args, kwargs = tree_map(plain, (args, kwargs))
     if torch.compiler.is_compiling():
         return function(*args, **kwargs)
@@ -31,8 +31,8 @@ _dual_level = torch.autograd.forward_ad
 
 
 def transformed() -> bool:
-    """Returns True while something records or transforms the operations, which native calls would
-    pass by: jit.trace, forward-mode gradients, torch.func, a mode of the dispatcher."""
+    """Returns True while something records or transforms operations and would miss native calls:
+    jit.trace, forward-mode gradients, torch.func, a mode of the dispatcher."""
     return (
         torch._C._get_tracing_state() is not None
         or _dual_level._current_level >= 0

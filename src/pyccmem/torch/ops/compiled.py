@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pyccmem's operators: what torch.compile puts into a program where an EncryptedTensor is used.
+"""pyccmem's operators, which torch.compile puts into a program that uses an EncryptedTensor.
 
-Each takes the ciphertext, a tensor of uint8, and the form of what lies in it; the store is found by
-the ciphertext's address. They are tagged nondeterministic_seeded, which keeps inductor from
-computing them once and for all when it folds constants (freezing): a decrypted weight would become
-part of the compiled program.
+Each takes the ciphertext, a tensor of uint8, and the form of what lies in it, and finds the store
+by the ciphertext. They are tagged nondeterministic_seeded, so that inductor does not compute them
+when it folds constants (freezing), which would make a decrypted weight part of the compiled
+program.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def _fake_decrypt(ciphertext: Tensor, offset: int, size: Any, dtype: torch.dtype
 
 
 def _define_product(name: str, multiply: Any, axis: int) -> None:
-    """The operator that `multiply`, rows() or columns(), is with W's axis `axis` as x's last."""
+    """Defines the operator for `multiply`, which is rows() or columns(). W's axis `axis` matches
+    x's last."""
 
     def work(
         x: Tensor,

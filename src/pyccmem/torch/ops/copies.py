@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Copies and conversions, which are encrypted as what they are made of is."""
+"""Copies and conversions, which are encrypted like their source."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ aten = torch.ops.aten
 
 
 def _copied(tensor: EncryptedTensor, dtype: torch.dtype) -> Any:
-    """Returns the values as another type, or the same: encrypted, but plain while tracing."""
+    """Returns the values as type `dtype`: encrypted, but plain while tracing."""
     stored = stored_of(tensor)
     if stored is None:
         return opened(tensor).to(dtype, copy=True)
@@ -28,7 +28,7 @@ def _copied(tensor: EncryptedTensor, dtype: torch.dtype) -> Any:
 
 
 def encrypted(values: Tensor, like: Stored) -> EncryptedTensor:
-    """Values with the key, cipher and name of another tensor."""
+    """Encrypts values with the key, cipher and name of another tensor."""
     values = values.resolve_conj().resolve_neg().contiguous()
     new = Stored.empty(tuple(values.shape), values.dtype, key=like.key, like=like.core)
     new.write_run(new.core, 0, values)

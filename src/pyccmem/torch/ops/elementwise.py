@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Functions of elements that a forward pass calls most, opened without the dispatcher's detour."""
+"""The functions of elements that a forward pass calls most: opens without a detour by the
+dispatcher."""
 
 from __future__ import annotations
 
@@ -31,8 +32,8 @@ __all__: list[str] = []
     *(place.rms_norm for place in (F, torch) if hasattr(place, "rms_norm")),
 )
 def _opening(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """On temporaries straight away; but where a gradient is wanted the dispatcher sees the
-    encrypted tensors, so that autograd keeps these and no plaintext."""
+    """Runs the function on opened temporaries directly. If a gradient is wanted, the dispatcher
+    sees the encrypted tensors instead, so that autograd keeps these and no plaintext."""
     if "out" in kwargs or transformed():
         return default(function, args, kwargs)
     if torch.is_grad_enabled():

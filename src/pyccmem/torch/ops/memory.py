@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What depends on where the data lies: devices, gradients, addresses, arrays over the memory."""
+"""Functions that depend on where the data lies: devices, gradients, addresses, arrays over the
+memory."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ def _to(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     try:
         device = torch._C._nn._parse_to(*args[1:], **kwargs)[0]
     except (TypeError, RuntimeError):
-        device = None  # to(other), or what torch refuses
+        device = None  # to(other), or arguments that torch refuses
     if device is not None and device.type not in ("cpu", "meta"):
         device_refused(device)
     return default(function, args, kwargs)
@@ -52,7 +53,7 @@ def _requires_grad(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
 
 @overrides(Tensor.numpy)
 def _numpy(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Returns a read-only array: what was written to it would be lost."""
+    """Returns a read-only array, because writes to it would be lost."""
     array = opened(args[0]).numpy()
     array.flags.writeable = False
     return array
@@ -80,7 +81,7 @@ def _set_data(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> A
             "plain tensor by an encrypted one; use copy_(), which encrypts."
         )
     with torch._C.DisableTorchFunctionSubclass():
-        function(target, value)  # shape, strides and type
+        function(target, value)  # sets shape, strides and type
     share(target, value)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The way for an operation that has none of its own."""
+"""Chooses a handler for an operation without one of its own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .writes import HIDDEN_WRITES, write
 
 __all__ = ["planned"]
 
-#: Operations that give a tensor another memory or another shape.
+#: Operations that give a tensor other memory or another shape.
 _REFUSED = ("aten::set_", "aten::resize_", "aten::resize_as_", "aten::_resize_output_")
 
 #: Operations whose results are plain weights in another form, which a model then keeps.
@@ -25,7 +25,7 @@ _PACKING = re.compile(r"quantize_per_|quantize_weight|prepack|pack_gemm|_pack\b|
 
 @plans
 def planned(function: Any) -> Handler:
-    """Returns the way for an operation that has none of its own."""
+    """Returns the handler for an operation without one of its own."""
     schema = function._schema
     if _PACKING.search(schema.name):
         return _packing_refused

@@ -36,8 +36,8 @@ _is_autocast_enabled = torch.is_autocast_enabled
 
 
 def _matrix_of(tensor: Any) -> tuple[Matrix, bool] | None:
-    """Returns the encrypted matrix that a tensor is or, then with True, is the transpose of; None
-    for any other tensor."""
+    """Returns the encrypted matrix that a tensor is, with False, or of which it is the transpose,
+    with True; None for any other tensor."""
     if not isinstance(tensor, EncryptedTensor):
         return None
     stored = stored_of(tensor)
@@ -59,7 +59,7 @@ def _matrix_of(tensor: Any) -> tuple[Matrix, bool] | None:
 
 @implements(aten.mm.default)
 def _mm(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """mm(x, W): by tiles where the right one is encrypted."""
+    """Computes mm(x, W): by tiles if the right operand is encrypted."""
     return _product(function, args, kwargs, args[0], args[1], None)
 
 
@@ -72,7 +72,7 @@ def _addmm(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 @implements(aten.mv.default)
 def _mv(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """mv(W, x) is mm(x, W^T)."""
+    """Computes mv(W, x) as mm(x, W^T)."""
     weight, x = args
     found = _matrix_of(weight)
     if found is None or isinstance(x, EncryptedTensor) or x.dtype != weight.dtype:
@@ -151,7 +151,7 @@ def _linear(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any
 
 
 def _linear_of(input: Any, weight: Any, bias: Any = None) -> Any:
-    """F.linear, with torch's names of the arguments."""
+    """Computes F.linear, with torch's names of the arguments."""
     x = input
     if type(x) is Tensor and isinstance(weight, EncryptedTensor):
         needs_grad = _is_grad_enabled() and (
@@ -196,8 +196,8 @@ def _linear_of(input: Any, weight: Any, bias: Any = None) -> Any:
 
 
 def _checked_linear(x: Any, weight: Any, bias: Any) -> Any:
-    """Returns the way for all else. torch says what is wrong with arguments before anything is
-    opened."""
+    """Returns F.linear for all other arguments. First lets torch say what is wrong with them,
+    before anything is opened."""
     with torch._C.DisableTorchFunctionSubclass():
         if all(isinstance(t, Tensor) for t in (x, weight)) and not _is_autocast_enabled("cpu"):
             with torch.no_grad():

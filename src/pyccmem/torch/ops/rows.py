@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of an encrypted table by their numbers: those asked for are opened, and no others."""
+"""Takes rows of an encrypted table by their numbers, and opens only these."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _take_rows(
     *,
     wrap: bool = False,
 ) -> Any:
-    """Opens the rows asked for alone."""
+    """Opens only the rows that are asked for."""
     numbers = plain(numbers)
     if not isinstance(table, EncryptedTensor) or numbers.dtype not in (torch.int64, torch.int32):
         return open_all(function, args, kwargs)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Views: a step more on the path, and nothing is opened."""
+"""Views: add a step to the path, and open nothing."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ aten = torch.ops.aten
 
 
 def _fixed(value: Any) -> Any:
-    """Returns an argument as part of a path: lists become tuples, so that paths compare and
-    hash."""
+    """Returns an argument for a path: lists become tuples, so that paths can be compared and
+    hashed."""
     return tuple(_fixed(part) for part in value) if isinstance(value, (list, tuple)) else value
 
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operations that write to their arguments: opened, done, encrypted again."""
+"""Operations that write to their arguments: the tensors are opened, changed, and encrypted
+again."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ __all__ = ["HIDDEN_WRITES", "write"]
 
 aten = torch.ops.aten
 
-#: Arguments that an operation writes to though its schema does not say so, when the argument of
-#: this number is true.
+#: Arguments that an operation writes to although its schema does not say so, if the argument of the
+#: number given is true.
 HIDDEN_WRITES = {aten.native_batch_norm.default: ((3, 4), 5)}
 
 
@@ -76,7 +77,7 @@ def _written(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> se
 
 
 def write(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Opens all, works on that, encrypts what was written to."""
+    """Opens all arguments, runs the operation on them, and encrypts those that were written to."""
     targets = _written(function, args, kwargs)
     if not targets:
         return open_all(function, args, kwargs)
@@ -113,8 +114,8 @@ def _write_next(
     targets: list[int],
     plain: dict[int, Tensor],
 ) -> Any:
-    """Opens the next target, in the order of their stores so that no two writers wait for each
-    other; runs the operation when all are."""
+    """Opens the next target, in the order of their stores, so that no two writers wait for each
+    other. Runs the operation when all are open."""
     if targets:
         at, *others = targets
         with rewritten(found[at]) as values:
@@ -126,7 +127,7 @@ def _write_next(
         with BLAS.unkept():
             result = function(*args, **kwargs)
     finally:
-        # torch gives `out` its new shape before it finds that the memory cannot grow.
+        # torch gives `out` its new shape before it notices that the memory cannot grow.
         for at, values in plain.items():
             if values.shape != shapes[at]:
                 _out_refused(function, shapes[at], values.shape)
