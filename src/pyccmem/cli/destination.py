@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the commands that make a file or directory do about one that is there."""
+"""Checks the destination of commands that make a file or directory."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def add_force(parser: argparse.ArgumentParser) -> None:
 
 
 def check_destination(src: str, dst: str, *, force: bool) -> None:
-    """Before a passphrase is asked for: raises ArgumentError for a DST that is there and is not to
-    be replaced."""
+    """Raises ArgumentError for a DST that exists and must not be replaced. Called before a
+    passphrase is asked for."""
     if os.path.isdir(src):
         if force:
             raise errors.ArgumentError(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The functions for a model's directory, which an installation may be without."""
+"""Finds the functions for a model's directory, which an installation may lack."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["directory_function"]
 
 
 def directory_function(name: str) -> Callable[..., Any]:
-    """encrypt_directory() or decrypt_directory(). Raises MissingPackageError."""
+    """Returns encrypt_directory() or decrypt_directory(). Raises MissingPackageError."""
     try:
         module = importlib.import_module("pyccmem.directories")
     except ImportError:

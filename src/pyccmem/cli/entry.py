@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parser of the command line, and the way to the command that it names."""
+"""Parses the command line and runs the command that it names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..console.command import EXIT_ERROR, EXIT_FAILED, carry_out, complain
 
 __all__ = ["main"]
 
-#: Each command's module, imported only when asked for, and what help says of it.
+#: Each command's module, which is imported only when it is used, and its line in the help.
 _MODULES = {
     "info": ("cli.commands.info", "processor, tiers, secret memory, host encryption"),
     "selftest": ("cli.commands.selftest", "known-answer tests of every usable tier"),
@@ -33,7 +33,7 @@ _MODULES = {
 
 class _Parser(argparse.ArgumentParser):
     def _print_message(self, message: str, file: Any = None) -> None:
-        # argparse's own drops the error of an output that takes nothing, and the status is 0 then.
+        # argparse ignores an output that cannot be written, and would end with status 0.
         if message:
             print(message, end="", file=sys.stderr if file is None else file)
 

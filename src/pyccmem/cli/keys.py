@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options that name a key, and the key they name."""
+"""The options that name a key, and the way from them to the key."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def add_key_options(
     sealing: bool = False,
     required: bool = True,
 ) -> None:
-    """Adds --key-file and its like, each with `prefix` before its name; with `sealing` also the
-    choice of how a passphrase becomes a key."""
+    """Adds --key-file and the other options for a key, each with `prefix` before its name.
+    `sealing` also adds the choice of how a passphrase becomes a key."""
     group = parser.add_argument_group(title)
     one = group.add_mutually_exclusive_group(required=required)
     one.add_argument(
@@ -56,7 +56,7 @@ def add_key_options(
 
 @contextmanager
 def key_of(arguments: argparse.Namespace, prefix: str = "") -> Iterator[AnyKey | None]:
-    """The key that the options name, for as long as it is needed; None without any of them. Raises
+    """Gives the key that the options name to a block, or None if they name none. Raises
     KeyFileError, InvalidKeyError, FileReadError, ArgumentError."""
 
     def option(name: str) -> str | None:
@@ -97,19 +97,19 @@ def _ask(prefix: str, *, twice: bool) -> str:
             raise errors.ArgumentError("The two passphrases differ; type the same one twice.")
     except EOFError:
         raise errors.ArgumentError(
-            "There is nobody to ask for a passphrase; use --passphrase-file."
+            "No passphrase can be asked for: standard input has ended; use --passphrase-file."
         ) from None
     return text
 
 
 def _asked(what: str) -> str:
-    """Returns what is typed at a terminal, or else the next line of standard input. Raises
+    """Returns what the user types at the terminal, or else the next line of standard input. Raises
     EOFError."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", getpass.GetPassWarning)
         try:
             return getpass.getpass(f"{what}: ")
-        except getpass.GetPassWarning:  # no terminal, so nothing that would show what is typed
+        except getpass.GetPassWarning:  # no terminal, so nothing shows the input
             pass
     line = sys.stdin.readline() if sys.stdin is not None else ""
     if not line:
@@ -136,5 +136,5 @@ def _first_line(path: str) -> str:
         return line.decode("utf-8")
     except UnicodeDecodeError as error:
         at = error.start
-    # Raised out here, since that exception carries the passphrase.
+    # Raised outside the except block, because the UnicodeError holds the passphrase.
     raise errors.InvalidKeyError(f"Byte {at} of the passphrase in {path!r} is not UTF-8.")

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the commands print: names and values, tables, JSON; nothing that a terminal would obey."""
+"""Prints the output of commands: names and values, tables, JSON; no character that controls a
+terminal."""
 
 from __future__ import annotations
 
@@ -13,14 +14,14 @@ __all__ = ["safe", "show_json", "show_named", "show_rows", "show_table", "size"]
 
 
 def safe(text: str) -> str:
-    """Returns a text from a file in characters that do nothing to a terminal."""
+    """Returns a text from a file without characters that control a terminal."""
     return "".join(
         c if c.isprintable() and c.isascii() else c.encode("unicode_escape").decode() for c in text
     )
 
 
 def size(nbytes: int) -> str:
-    """Returns a number of bytes for people."""
+    """Returns a number of bytes in a readable form."""
     if nbytes < 1024:
         return f"{nbytes} bytes"
     power = min((nbytes.bit_length() - 1) // 10, 4)
@@ -33,7 +34,7 @@ def show_json(value: Any) -> None:
 
 
 def show_rows(title: str, rows: Sequence[tuple[str, str]]) -> None:
-    """A title, and a line for each name and value."""
+    """Prints a title, and a line for each name and value."""
     print(title)
     width = max((len(name) for name, _ in rows), default=0)
     for name, value in rows:
@@ -41,7 +42,7 @@ def show_rows(title: str, rows: Sequence[tuple[str, str]]) -> None:
 
 
 def show_named(title: str, rows: Sequence[tuple[str, str]]) -> None:
-    """show_rows(), but as a table by rich on a terminal, if it is installed."""
+    """Does show_rows(), but as a table by rich on a terminal, if it is installed."""
     console = table_console()
     if console is not None:
         from rich.table import Table
@@ -56,7 +57,7 @@ def show_named(title: str, rows: Sequence[tuple[str, str]]) -> None:
 
 
 def show_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table: by rich on a terminal, if it is installed, else plain text."""
+    """Prints a table: by rich on a terminal, if it is installed, else as plain text."""
     console = table_console()
     if console is not None:
         from rich.table import Table

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files that a command is to look at: those named, and those in the directories named."""
+"""Finds the files for a command: those named, and those in the directories named."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ _SUFFIX = ".safetensors"
 
 
 class Found:
-    """The files, and whether a directory was among what was named: errors of single files are then
-    lines of a table, and do not keep the others from being looked at."""
+    """The files, and whether a directory was named. If so, errors of single files become lines of a
+    table, and the command goes on with the other files."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        """Raises ArgumentError for a directory without safetensors files or with links to others,
-        FileReadError for one that cannot be read."""
+        """Finds the files. Raises ArgumentError for a directory without safetensors files or with
+        links to other directories, FileReadError for one that cannot be read."""
         self.paths: list[str] = []
         for name in names:
             self.paths += _safetensors(name) if os.path.isdir(name) else [name]
         self.several = len(self.paths) > 1 or any(map(os.path.isdir, names))
 
     def refuse(self, option: str) -> None:
-        """Raises ArgumentError for an option that is about one file."""
+        """Raises ArgumentError if a directory was named, for an option that is about one file."""
         if self.several:
             raise errors.ArgumentError(f"{option} is for one file; name it, not its directory.")
 

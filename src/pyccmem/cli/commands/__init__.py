@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands but for those of the tools: a module each, with add_arguments() and run()."""
+"""The commands other than bench, demo and audit: a module each, with add_arguments() and run()."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pyccmem decrypt`: a sealed file, or a directory with sealed files, in the clear again."""
+"""`pyccmem decrypt`: writes a sealed file, or a directory with sealed files, in the clear."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pyccmem encrypt`: a safetensors file, or the directory of a model, sealed."""
+"""`pyccmem encrypt`: seals a safetensors file, or the directory of a model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Seals a safetensors file, or every safetensors file in a model's directory, whose other "
         "files are copied. Prints the pin of each sealed file: what --expect of the other commands "
-        "takes. Each has the mode of its original, so that who could read that can read the "
+        "takes. Each has the mode of its original, so the same users can read the "
         "ciphertext. SRC stays as it is: delete it, and mind that this does not overwrite it on "
         "the disk."
     )
@@ -88,8 +88,8 @@ def _show_directory(dst: str, pins: dict[str, str], as_json: bool) -> None:
 
 
 def _warn_of_owner(src: str, dst: str) -> None:
-    """Says so when whose model it is can no longer read it: root has sealed a user's files that are
-    for their owner alone."""
+    """Warns if the owner of the model cannot read the copy: when root has sealed files that only
+    their owner may read."""
     source, target = os.stat(src), os.stat(dst)
     if source.st_uid != target.st_uid and not target.st_mode & stat.S_IROTH:
         name = shlex.quote(safe(dst))

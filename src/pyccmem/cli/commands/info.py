@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pyccmem info`: what this machine offers."""
+"""`pyccmem info`: shows what this machine offers."""
 
 from __future__ import annotations
 

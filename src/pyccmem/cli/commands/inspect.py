@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pyccmem inspect`: what a sealed file, or each of a directory, says of itself."""
+"""`pyccmem inspect`: shows what a sealed file, or each file of a directory, says of itself."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prints. Raises what inspect_file() raises, and of a directory nothing that is about one
-    file."""
+    """Prints. Raises what inspect_file() raises; for a directory, errors of single files are
+    printed instead."""
     found = Found([arguments.file])
     if arguments.expect:
         found.refuse("--expect")
@@ -129,5 +129,5 @@ def _rows(info: FileInfo) -> Iterator[tuple[str, str]]:
         "authenticated",
         "yes: the header matches its tag"
         if info.authenticated
-        else "no: without the key, anybody can have written this",
+        else "no: without the key, this may be forged",
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pyccmem keygen`: a new key in a file that its owner alone can read."""
+"""`pyccmem keygen`: writes a new key to a file that only its owner can read."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Makes a random key of 32 bytes and writes it to FILE, with mode 0600, as 64 hexadecimal "
         "digits. Prints the key's id, which is no secret."
     )
-    parser.epilog = "Whoever has the file can open all that is sealed for it; nobody can without."
+    parser.epilog = "The file opens everything that is sealed for it, and nothing else does."
     parser.add_argument("file", metavar="FILE", help="the file to make")
     parser.add_argument("--raw", action="store_true", help="write 32 bytes instead of digits")
     parser.add_argument(
@@ -50,10 +50,11 @@ def run(arguments: argparse.Namespace) -> int:
 def write_key_file(
     path: str | os.PathLike[str], key: Key, *, raw: bool = False, force: bool = False
 ) -> None:
-    """Writes a key to a new file of mode 0600, on the disk when this returns. The bytes pass
-    through memory that is wiped.
+    """Writes a key to a new file of mode 0600, which is on the disk when this returns. The bytes
+    pass through memory that is wiped.
 
-    Raises FileWriteError, also for a file that is there already: `force` replaces it, as a whole.
+    Raises FileWriteError, also for a file that exists, unless `force` is given, which replaces the
+    whole file.
     """
     words = [wiped.empty((_KEY_BYTES,), np.uint8), wiped.empty((2 * _KEY_BYTES,), np.uint8)]
     try:
@@ -72,8 +73,8 @@ def write_key_file(
 
 
 def _hexadecimal(data: npt.NDArray[np.uint8], digits: npt.NDArray[np.uint8]) -> None:
-    """The digits of `data`, by arithmetic: no table that the key would be the address in, and no
-    temporary array that nobody wipes."""
+    """Writes the digits of `data` by arithmetic, so that no address in a table depends on the key
+    and no temporary array is left unwiped."""
     high, low = digits[0::2], digits[1::2]
     np.right_shift(data, 4, out=high)
     np.bitwise_and(data, 15, out=low)

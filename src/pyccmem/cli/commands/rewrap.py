@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pyccmem rewrap`: sealed files for another key."""
+"""`pyccmem rewrap`: makes sealed files open with another key."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["add_arguments", "run"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `pyccmem rewrap`."""
     parser.description = (
-        "Has sealed files opened by another key, in place. Nothing is decrypted: the file's own "
-        "data key is wrapped anew. Whoever had the old key and a copy of the old file can still "
-        "read that; to shut them out of new contents, decrypt and encrypt anew. Of a directory, "
+        "Makes sealed files open with another key, in place. Nothing is decrypted: the file's own "
+        "data key is wrapped anew. With the old key, a copy of the old file can still be "
+        "read; to keep new contents from that key, decrypt and encrypt anew. Of a directory, "
         "every safetensors file is rewrapped, one after the other; the first failure ends the run, "
         "and what was printed before it is done."
     )

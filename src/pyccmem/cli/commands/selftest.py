@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pyccmem selftest`: known-answer tests of every usable tier, and of buffers of every cipher."""
+"""`pyccmem selftest`: runs known-answer tests of every usable tier, and tests buffers of every
+cipher."""
 
 from __future__ import annotations
 

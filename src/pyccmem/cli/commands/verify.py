@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pyccmem verify`: is all of a sealed file, or of every file of a directory, as it was sealed?"""
+"""`pyccmem verify`: checks that sealed files, or all files of a directory, are as they were
+sealed."""
 
 from __future__ import annotations
 
@@ -41,8 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Checks and prints. Raises what verify_file() raises, but for IntegrityError; and of several
-    files nothing that is about one of them."""
+    """Checks and prints. Raises what verify_file() raises except IntegrityError; for several files,
+    errors of single files are printed instead."""
     found = Found(arguments.files)
     if arguments.expect:
         found.refuse("--expect")
