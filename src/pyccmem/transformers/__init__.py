@@ -7,21 +7,21 @@
     with pyccmem.transformers.using_key(key):
         model = AutoModel.from_pretrained("MiniLM-sealed")   # made by `pyccmem encrypt`
 
-Each parameter is a pyccmem.torch.EncryptedTensor over the pages of the file as they are: nothing is
-decrypted, not even read, before the model works with it. save_pretrained() writes sealed files.
+Each parameter is a pyccmem.torch.EncryptedTensor over the pages of the file. Nothing is decrypted,
+or even read, before the model works with it. save_pretrained() writes sealed files.
 SentenceTransformer("MiniLM-sealed") does the same. A plain directory is encrypted while it is
 loaded, if from_pretrained() is given `quantization_config=PyccmemConfig(key=key)`.
 
-The key is the one of PyccmemConfig, else that of using_key(), else that of the file which the
-environment's PYCCMEM_KEY_FILE names; it never gets into a config.json.
+The key is that of PyccmemConfig, else that of using_key(), else that of the file which the
+environment variable PYCCMEM_KEY_FILE names. It is never written to a config.json.
 
-To transformers this is a method of quantization, "pyccmem", registered by its own decorators:
+transformers sees a method of quantization, "pyccmem", which its own decorators register:
 
-config      PyccmemConfig, what from_pretrained() takes and config.json says of it
+config      PyccmemConfig, which from_pretrained() takes, and its part of config.json
 keys        where the key comes from
-quantizer   what transformers asks at each step of loading and saving
+quantizer   answers transformers at each step of loading and saving
 files       a sealed file in place of the one that transformers would open or write
-hooks       the functions of transformers that are led there
+hooks       replaces functions of transformers by these
 sentences   modules of sentence-transformers that read and write weights themselves
 save        save_pretrained() for a model that was encrypted in memory
 """

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What from_pretrained() is told, and what config.json keeps of it: never the key."""
+"""PyccmemConfig: the options of from_pretrained(), and what config.json keeps of them: never the
+key."""
 
 from __future__ import annotations
 
@@ -14,16 +15,14 @@ __all__ = ["PyccmemConfig"]
 
 
 class PyccmemConfig(QuantizationConfigMixin):  # type: ignore[misc]
-    """`quantization_config` of from_pretrained(): with a sealed directory the key to open it, with
-    a plain one the wish to have the model encrypted while it is loaded.
+    """`quantization_config` of from_pretrained(): for a sealed directory it gives the key to open
+    it; for a plain one it has the model encrypted while it is loaded.
 
-    `key`: a pyccmem.Key, or whatever else pyccmem.safetensors.load_file() takes. It is referred to,
-    not copied, and must stay open as long as the model is to be saved. A copy of the object has
-    the same key, a pickled or serialised one has none.
-    `weights`: the name of the file that holds the weights, or of their index, in a directory where
-    it is not the one that transformers expects.
-    `mmap`: False reads the pages of sealed files into memory of this process, as load_file() does;
-    config.json does not keep it.
+    `key`: a pyccmem.Key, or what else pyccmem.safetensors.load_file() takes. It is not copied, and
+    must stay open as long as the model is to be saved. A copy of the object has the same key; a
+    pickled or serialised one has none. `weights`: the name of the file that holds the weights, or
+    of their index, if it is not the one that transformers expects. `mmap`: False reads the pages of
+    sealed files into memory of this process, as load_file() does; config.json does not keep it.
     """
 
     def __init__(self, key: Any = None, *, weights: str | None = None, mmap: bool = True) -> None:
@@ -35,10 +34,11 @@ class PyccmemConfig(QuantizationConfigMixin):  # type: ignore[misc]
     def from_dict(
         cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
     ) -> Any:
-        """From what config.json says. Raises FileFormatError for a name of weights that is none.
+        """Makes the object from config.json. Raises FileFormatError for a name of weights that is
+        not one.
 
-        What a later version may have put there besides is no reason to refuse the model: the sealed
-        files say themselves what is needed to open them.
+        Further entries, which a later version may have written, are ignored: the sealed files
+        themselves say what is needed to open them.
         """
         weights = config_dict.get("weights")
         if not (weights is None or isinstance(weights, str)):
@@ -49,7 +49,8 @@ class PyccmemConfig(QuantizationConfigMixin):  # type: ignore[misc]
         return (config, kwargs) if return_unused_kwargs else config
 
     def get(self, name: str, default: Any = None) -> Any:
-        """As of the dict in config.json: transformers asks either in the same way."""
+        """Returns an option as the dict of config.json does: transformers asks both in the same
+        way."""
         return self.to_dict().get(name, default)
 
     @property
@@ -63,11 +64,11 @@ class PyccmemConfig(QuantizationConfigMixin):  # type: ignore[misc]
         return self._mmap
 
     def with_key(self, key: Any) -> PyccmemConfig:
-        """The same with another key."""
+        """Returns the same with another key."""
         return PyccmemConfig(key, weights=self.weights, mmap=self._mmap)
 
     def to_dict(self) -> dict[str, Any]:
-        """What goes into config.json."""
+        """Returns the entries for config.json."""
         found: dict[str, Any] = {"quant_method": METHOD}
         if self.weights is not None:
             found["weights"] = self.weights

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A sealed file in place of the one that transformers would open or write."""
+"""Opens and writes sealed files in place of those that transformers would open or write."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ _NAMES = {
 
 
 def parameter(tensor: EncryptedTensor) -> torch.nn.Parameter:
-    """The tensor as a module's parameter. transformers would otherwise make it one that requires a
-    gradient, and of an encrypted tensor there is none."""
+    """Returns the tensor as a module's parameter. transformers would make it one that requires a
+    gradient, which an encrypted tensor cannot have."""
     return torch.nn.Parameter(tensor, requires_grad=False)
 
 
 class Slice:
-    """What transformers takes for a tensor that still lies in its file."""
+    """The object that transformers takes for a tensor that still lies in its file."""
 
     def __init__(self, shape: list[int], dtype: str) -> None:
         self._shape, self._dtype = shape, dtype
-        #: The type to convert to, if another one than it has is asked for.
+        #: The type to convert to, if it is not the tensor's own.
         self.wanted: torch.dtype | None = None
 
     def get_shape(self) -> list[int]:
@@ -72,7 +72,7 @@ class _SealedSlice(Slice):
 
 
 class _PlainSlice(Slice):
-    """A tensor of a plain file, encrypted when it is asked for."""
+    """A tensor of a plain file, which is encrypted when it is loaded."""
 
     def __init__(self, name: str, source: Any, key: Key) -> None:
         super().__init__(source.get_shape(), source.get_dtype())
@@ -116,10 +116,10 @@ class _File:
 
 
 class SealedFile(_File):
-    """All tensors of a sealed file, mapped or read; none is opened."""
+    """All tensors of a sealed file, mapped or read. None is opened."""
 
     def __init__(self, path: str, key: Any, *, mmap: bool = True) -> None:
-        """Raises what pyccmem.safetensors.load_file() raises, with the file's name."""
+        """Loads them. Raises what pyccmem.safetensors.load_file() raises, with the file's name."""
         with _naming(path):
             cores = sealed.load_file(path, key=key, sealed=True, mmap=mmap, progress=False)
             own = key if isinstance(key, Key) else None
@@ -152,7 +152,7 @@ class EncryptingFile(_File):
 
 
 class _naming:
-    """Puts a file's name before the message of our own errors, which do not know it."""
+    """Puts a file's name before the text of our own errors, which lack it."""
 
     def __init__(self, path: str) -> None:
         self._path = path

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Registers the quantizer, and leads the functions by which transformers opens and writes files to
-ours, where a file is sealed or to be sealed. Everything else goes where it went before."""
+"""Registers the quantizer, and replaces the functions by which transformers opens and writes files.
+For files that are sealed or must be sealed they call ours, for all others the original
+functions."""
 
 from __future__ import annotations
 
@@ -30,8 +31,8 @@ _merge_configs = auto.AutoHfQuantizer.merge_quantization_configs
 
 
 def install() -> None:
-    """Once for a process. Raises MissingPackageError for a version of transformers without what
-    this needs."""
+    """Installs the hooks, once in a process. Raises MissingPackageError for a version of
+    transformers that lacks what they need."""
     if METHOD in auto.AUTO_QUANTIZER_MAPPING:
         return
     if not hasattr(PyccmemQuantizer.__base__, "update_attn_implementation"):
@@ -49,14 +50,14 @@ def install() -> None:
 
 
 def _begin(*args: Any, **options: Any) -> Any:
-    """The first thing that each load does, of a plain model too."""
+    """Runs at the beginning of each load, also of a plain model."""
     forget()
     return _begin_plain(*args, **options)
 
 
 def _merge(in_directory: Any, given: Any) -> Any:
-    """What config.json says, with the key and the way to read that from_pretrained() was given:
-    transformers would drop these, with a warning."""
+    """Returns the config of config.json with the key and `mmap` that from_pretrained() was given,
+    which transformers would drop with a warning."""
     if isinstance(given, PyccmemConfig):
         method = (
             in_directory.get("quant_method")
@@ -70,7 +71,7 @@ def _merge(in_directory: Any, given: Any) -> Any:
 
 
 def _open(path: Any, framework: str = "pt", device: Any = "cpu", **options: Any) -> Any:
-    """In place of safetensors.safe_open."""
+    """Replaces safetensors.safe_open."""
     name = os.fspath(path)
     quantizer = loading()
     if os.path.isfile(name) and sealed.is_sealed(name):
@@ -89,7 +90,7 @@ def _open(path: Any, framework: str = "pt", device: Any = "cpu", **options: Any)
 
 
 def _parse(data: bytes) -> Any:
-    """In place of safetensors.torch.load, which is used with disable_mmap=True."""
+    """Replaces safetensors.torch.load, which is used with disable_mmap=True."""
     if loading() is not None:
         raise errors.ArgumentError(
             "disable_mmap=True would read the sealed file as if it were a plain one; use "
@@ -99,7 +100,7 @@ def _parse(data: bytes) -> Any:
 
 
 def _write(tensors: dict[str, Any], filename: Any, metadata: Any = None) -> None:
-    """In place of safetensors.torch.save_file."""
+    """Replaces safetensors.torch.save_file."""
     name = os.fspath(filename)
     if isinstance(metadata, Sealing):
         _write_sealed(tensors, name, metadata.quantizer)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the key to a directory comes from: an argument, a `with` block, the environment."""
+"""Finds the key of a directory: from an argument, a `with` block, or the environment."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..keys import Key
 
 __all__ = ["KEY_FILE_VARIABLE", "find_key", "using_key"]
 
-#: Environment variable with the name of a key file, see pyccmem.Key.from_file().
+#: The environment variable with the name of a key file; see pyccmem.Key.from_file().
 KEY_FILE_VARIABLE = "PYCCMEM_KEY_FILE"
 
 _current: ContextVar[Any] = ContextVar("pyccmem_key", default=None)
@@ -23,7 +23,7 @@ _current: ContextVar[Any] = ContextVar("pyccmem_key", default=None)
 @contextmanager
 def using_key(key: Any) -> Iterator[None]:
     """Lets transformers and sentence-transformers load and save with `key` in a `with` block, in
-    this thread (or asyncio task). `key` is a pyccmem.Key, or whatever else
+    this thread (or asyncio task). `key` is a pyccmem.Key, or what else
     pyccmem.safetensors.load_file() takes; it is not closed. Blocks may be nested.
 
     Raises ArgumentTypeError for None.
@@ -39,10 +39,10 @@ def using_key(key: Any) -> Iterator[None]:
 
 
 def find_key(given: Any = None, *, what: str) -> Any:
-    """The key to use: `given`, else that of using_key(), else one from the file that
-    PYCCMEM_KEY_FILE names. `what` is what it is for, in the error's words.
+    """Returns the key to use: `given`, else that of using_key(), else the one in the file that
+    PYCCMEM_KEY_FILE names. `what` names its purpose in an error.
 
-    Raises InvalidKeyError when there is none, and what Key.from_file() raises.
+    Raises InvalidKeyError if there is none, and what Key.from_file() raises.
     """
     if given is not None:
         return given

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What transformers asks at each step of loading and saving."""
+"""PyccmemQuantizer: answers transformers at each step of loading and saving."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from .keys import find_key
 
 __all__ = ["ATTRIBUTE", "PyccmemQuantizer", "Sealing", "forget", "loading"]
 
-#: Of a stand-in in a state dict: the encrypted tensor that it stands for.
+#: The attribute of a stand-in in a state dict that has the encrypted tensor for which it stands.
 ATTRIBUTE = "_pyccmem_tensor"
 
-#: Placements by which transformers would choose a device itself.
+#: Values of device_map with which transformers would choose a device itself.
 _CHOICES = ("auto", "balanced", "balanced_low_0", "sequential")
 
 _session = threading.local()
 
 
 class Sealing(dict[str, Any]):
-    """A file's metadata, as transformers hands it from the quantizer to the function that writes.
+    """A file's metadata, which transformers passes from the quantizer to the function that writes.
 
-    It has an entry that is no string, so that safetensors itself refuses to write it: if the way
-    to our function is ever lost, nothing is written at all.
+    It has an entry that is not a string, which safetensors itself refuses to write: if our function
+    were ever not called, nothing would be written at all.
     """
 
     def __init__(self, quantizer: PyccmemQuantizer) -> None:
@@ -44,19 +44,19 @@ class Sealing(dict[str, Any]):
 
 
 def loading() -> PyccmemQuantizer | None:
-    """The quantizer of the model that this thread is loading."""
+    """Returns the quantizer of the model that this thread is loading."""
     reference = getattr(_session, "quantizer", None)
     return None if reference is None else reference()
 
 
 def forget() -> None:
-    """Nothing is being loaded in this thread: what was has ended, or failed."""
+    """Notes that this thread loads nothing any more: the load has ended, or failed."""
     _session.quantizer = None
 
 
 class PyccmemQuantizer(HfQuantizer):  # type: ignore[misc]
-    """Registered as "pyccmem". With a sealed directory (`pre_quantized`) it has the files mapped,
-    with a plain one encrypted as they are read."""
+    """Registered as "pyccmem". For a sealed directory (`pre_quantized`) it maps the files; for a
+    plain one it encrypts them as they are read."""
 
     requires_calibration = False
 
@@ -65,11 +65,11 @@ class PyccmemQuantizer(HfQuantizer):  # type: ignore[misc]
         self._buffers: set[str] = set()
 
     def key(self, what: str) -> Any:
-        """The key of the config, else the one in use. Raises InvalidKeyError."""
+        """Returns the key of the config, else the one in use. Raises InvalidKeyError."""
         return find_key(self.quantization_config.key, what=what)
 
     def memory_key(self) -> Key:
-        """A key for what is encrypted anew in memory, and never stored."""
+        """Returns a key for tensors that are encrypted anew in memory, and never stored."""
         return Key.generate()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PyccmemQuantizer:
@@ -84,18 +84,19 @@ class PyccmemQuantizer(HfQuantizer):  # type: ignore[misc]
     # ---- before the weights are loaded ----
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
-        """Raises ArgumentError for a device that is not the CPU; ties the files opened from now on
-        in this thread to this quantizer."""
+        """Raises ArgumentError for a device that is not the CPU. Ties the files that this thread
+        opens from now on to this quantizer."""
         _refuse_devices(kwargs.get("device_map"))
         sentences.install(self.quantization_config)
         _session.quantizer = weakref.ref(self)
 
     def update_device_map(self, device_map: Any) -> Any:
-        """None, the CPU: a choice by transformers must not end on another device."""
+        """Returns None, the CPU, because transformers must not choose another device."""
         return None
 
     def update_attn_implementation(self, config: Any) -> Any:
-        """Puts back the name of the file to load, which keeps others from loading it."""
+        """Puts back the name of the file to load, whose absence keeps others from loading the
+        model."""
         if getattr(config, "transformers_weights", None) == WEIGHTS_ELSEWHERE:
             config.transformers_weights = self.quantization_config.weights
         return config
@@ -107,7 +108,7 @@ class PyccmemQuantizer(HfQuantizer):  # type: ignore[misc]
     # ---- while they are loaded ----
 
     def get_new_dtype(self, converter: Any, param: Any, dtype: Any) -> Any:
-        """Has a tensor of another type converted when it is taken from the file."""
+        """Notes that a tensor must be converted to another type when it is taken from the file."""
         if not isinstance(param, Slice):
             return super().get_new_dtype(converter, param, dtype)
         if param.get_dtype().startswith(("F", "BF")):
@@ -117,7 +118,7 @@ class PyccmemQuantizer(HfQuantizer):  # type: ignore[misc]
         return None
 
     def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
-        """False: the files hand out encrypted tensors already."""
+        """Returns False, because the files give encrypted tensors already."""
         return False
 
     def get_quantize_ops(self) -> Any:
@@ -129,10 +130,11 @@ class PyccmemQuantizer(HfQuantizer):  # type: ignore[misc]
         forget()
         for name in self._buffers:
             _make_buffer(model, name)
-        # What is saved has the usual name again, unless it is the one for hidden names.
+        # Saved files have the usual name again, unless the names of tensors are hidden.
         if not hides_names(self.quantization_config.weights):
             self.quantization_config.weights = None
-        # transformers forbids quantized models half() and float(), which convert these as well.
+        # transformers forbids half() and float() for quantized models, but encrypted ones can be
+        # converted.
         model.is_quantized = False
         return model
 
@@ -143,9 +145,9 @@ class PyccmemQuantizer(HfQuantizer):  # type: ignore[misc]
         return model
 
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Stand-ins for the encrypted tensors, so that nothing on the way to the file looks at
-        their contents: tensors on the device "meta", of the same shape and type. transformers
-        tells by the parameters themselves which of those are tied."""
+        """Returns stand-ins for the encrypted tensors, so that nothing on the way to the file looks
+        at their contents: tensors on the device "meta", of the same shape and type. transformers
+        tells by the parameters themselves which of them are tied."""
         return {
             name: _stand_in(tensor) if isinstance(tensor, EncryptedTensor) else tensor
             for name, tensor in model.state_dict().items()

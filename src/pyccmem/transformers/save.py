@@ -16,9 +16,9 @@ __all__ = ["save_pretrained"]
 def save_pretrained(
     model: Any, directory: str | os.PathLike[str], *, key: Any = None, **options: Any
 ) -> None:
-    """`model.save_pretrained(directory, **options)`, sealed: of a transformers model that
-    pyccmem.torch.encrypt_module() encrypted, or of a plain one. `key` is the key to seal with;
-    without it the one that from_pretrained() would find.
+    """Does `model.save_pretrained(directory, **options)`, but seals the files, for a transformers
+    model that pyccmem.torch.encrypt_module() encrypted, or for a plain one. `key` is the key to
+    seal with, by default the one that from_pretrained() would find.
 
     Raises InvalidKeyError without a key, and what pyccmem.safetensors.save_file() raises.
     """
@@ -38,5 +38,5 @@ def save_pretrained(
 
 
 def _places(model: Any) -> tuple[tuple[Any, str], ...]:
-    """Where transformers keeps the quantizer and its config."""
+    """Returns the places where transformers keeps the quantizer and its config."""
     return (model, "hf_quantizer"), (model.config, "quantization_config")

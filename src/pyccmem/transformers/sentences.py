@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Modules of sentence-transformers that read and write weights without transformers, such as Dense:
-their functions are led to ours where a file is sealed or a module encrypted."""
+"""Hooks for modules of sentence-transformers that read and write weights without transformers, such
+as Dense: they call our functions if a file is sealed or a module encrypted."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _last = threading.local()
 
 
 def install(config: Any) -> None:
-    """Once for a process that has imported sentence-transformers; else nothing. A sentence model
-    begins with one of transformers, whose loading calls this; its `config`, a PyccmemConfig, has
-    the key for the modules that follow."""
+    """Installs the hooks, once in a process, if it has imported sentence-transformers. A sentence
+    model begins with a model of transformers, whose loading calls this. Its `config`, a
+    PyccmemConfig, has the key for the modules that follow."""
     _last.config = weakref.ref(config)
     module: Any = sys.modules.get(_MODULE)
     if module is None or hasattr(module, "_pyccmem_plain"):
         return
     missing = [name for name in _FUNCTIONS if not hasattr(module, name)]
     if missing:
-        return  # another version: its own code meets bytes where it looks for weights, and refuses
+        return  # another version, whose own code finds bytes instead of weights, and refuses
     plain = {name: getattr(module, name) for name in _FUNCTIONS}
     module._pyccmem_plain = plain
 
@@ -45,7 +45,7 @@ def install(config: Any) -> None:
     def load_model(model: Any, path: Any, *args: Any, **options: Any) -> Any:
         if not _is_sealed(path):
             return plain[_FUNCTIONS[0]](model, path, *args, **options)
-        # What is assigned takes over from a parameter whether it requires a gradient.
+        # An assigned tensor requires a gradient if the parameter it replaces does.
         model.requires_grad_(False)
         missing, unexpected = model.load_state_dict(_tensors(path), strict=False, assign=True)
         return missing, unexpected
@@ -76,11 +76,13 @@ def _tensors(path: Any) -> dict[str, torch.Tensor]:
 
 
 def _config() -> Any:
-    """The config that the transformers part of the model was loaded with, while that lives."""
+    """Returns the config with which the transformers part of the model was loaded, as long as it
+    lives."""
     return _last.config() if hasattr(_last, "config") else None
 
 
 def _key(what: str) -> Any:
-    """The key that the transformers part of the model was loaded with, else the one in use."""
+    """Returns the key with which the transformers part of the model was loaded, else the one in
+    use."""
     config = _config()
     return find_key(None if config is None else config.key, what=what)
