@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `pyccmem bench` measures, and how: every claim as a ratio to what the machine can do.
+"""`pyccmem bench`: measures every claim as a ratio to what the machine can do.
 
 rounds     medians of paired ratios: the method, and what one measured figure is
 common     sizes by cipher, a number of threads, the check of a result
@@ -12,6 +12,7 @@ build      claim 5: the memory that building a buffer takes
 rows       claim 6: rows of 1536 bytes at random places, against numpy's take
 linear     claim 7: products with an encrypted matrix, against numpy's with the plain one
 torch_models  claim 8: models in PyTorch, against the same models in plain torch
+mapping    claim 9: mappings, against read_into, a bare userfaultfd handler and plain arrays
 report     the table and the JSON document; plot: the picture
 command    the options of `pyccmem bench` and the run itself
 """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Claim 5: a buffer costs its ciphertext and next to nothing else, also while it is built.
+"""Claim 5: a buffer takes its ciphertext and next to nothing else, also while it is built.
 
-Measured in a process of its own (build_child.py), whose memory nothing else has touched.
+Measured in a new process (build_child.py), whose memory nothing else has touched.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .rounds import CheckError, Figure, Plan, Summary, Target
 
 GROUP = "building"
 
-TARGET_PEAK = 16.0  # MiB beside source and ciphertext
+TARGET_PEAK = 16.0  # MiB besides source and ciphertext
 TARGET_METADATA = 1.0  # percent of the pages
 
 

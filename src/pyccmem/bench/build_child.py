@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds one buffer and reports the memory it took, as JSON: run by build.py in a new process.
+"""Builds one buffer and prints the memory it took as JSON. build.py runs it in a new process.
 
 Usage: python -m pyccmem.bench.build_child NBYTES CIPHER
 """
@@ -19,7 +19,7 @@ from .rounds import random_bytes
 
 
 def _kib(field: str) -> int | None:
-    """Returns a field of /proc/self/status in bytes; None where there is no such file."""
+    """Returns a field of /proc/self/status in bytes; None if there is no such file."""
     try:
         with open("/proc/self/status", encoding="ascii") as status:
             for line in status:
@@ -42,7 +42,7 @@ def _forget_peak() -> bool:
 
 def main(nbytes: int, cipher: str) -> dict[str, float]:
     key = Key.generate()
-    # Everything that a first use sets up belongs to the interpreter's and the library's own size.
+    # Whatever a first use sets up must count as the interpreter's and the library's own size.
     EncryptedBuffer.from_data(bytes(PAGE), key=key, cipher=cipher).close()
     source = random_bytes(nbytes)
     resettable = _forget_peak()
@@ -66,7 +66,7 @@ def main(nbytes: int, cipher: str) -> dict[str, float]:
         "overhead": float(buffer.stats()["overhead_bytes"]),
     }
     if resettable and before is not None and peak is not None:
-        # What was resident before, the source apart, is the interpreter.
+        # What was resident before, except the source, is the interpreter.
         result["peak"] = float(peak - (before - nbytes))
     return result
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Claim 2: a large array read and written at close to the speed of copying it plain.
+"""Claim 2: reading and writing a large array is nearly as fast as copying it plain.
 
 One thread, DRAM to DRAM, in that thread's own time. The reference is one memcpy of the same bytes
 into memory that has been touched, in the same round.
 
-The same bytes opened a piece at a time into one scratch that stays in the cache, as a kernel that
-multiplies by them would, are set against a plain read of as many.
+The same bytes are also opened a piece at a time into one scratch that stays in the cache, as a
+kernel that multiplies by them does. The reference for that is a plain read of as many bytes.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ TARGETS_SCRATCH = {"aegis-128x2": 0.85}
 #: Bytes of the scratch: a page, and what fits an L2 beside other things.
 SCRATCHES = (common.PAGE, 64 << 10, 256 << 10)
 
-#: What is enough of the slow way to tell its speed.
+#: Bytes that are enough to measure the slow ways.
 SAMPLE = 4 << 20
 
-#: A read into memory that does not begin on a cache line, which is what numpy allocates.
+#: A read into memory that does not begin on a cache line, like the memory that numpy allocates.
 OFF_LINE = "numpy's alignment"
 
 _HUGE = 2 << 20
 
 
 def size(plan: Plan) -> int:
-    """Returns the bytes read and written: less where a pass would take seconds."""
+    """Returns the bytes to read and write: fewer if a pass would take seconds."""
     short = plan.quick or cpu_info()["tier"] == "portable"
     return (64 if short else 256) << 20
 
@@ -70,7 +70,7 @@ class Bulk:
         memory = aligned(nbytes + 64, _HUGE)
         memory[:] = 0
         self.out = memory[:nbytes]
-        # Where numpy's own large arrays begin: malloc's header after the start of a page.
+        # numpy's own large arrays begin here: after malloc's header at the start of a page.
         self.out_off_line = memory[16 : 16 + nbytes]
         self.scratches = {size: aligned(size) for size in SCRATCHES}
         with Key.generate() as key:
@@ -83,7 +83,7 @@ class Bulk:
         self.buffer.read_into(self.out)
 
     def read_off_line(self) -> None:
-        """read_into an array that begins where numpy lets one begin."""
+        """Reads into an array that begins where numpy's own arrays do."""
         self.buffer.read_into(self.out_off_line)
 
     def memcpy(self) -> None:
@@ -97,7 +97,8 @@ class Bulk:
         measure.plain_read(self.source)
 
     def check(self) -> None:
-        """What was written comes back, through scratch too, and is not what lies in memory."""
+        """Checks that what was written is read back, through scratch too, and that memory holds
+        something else."""
         self.write()
         self.out[:] = 0
         self.read_into()
@@ -213,7 +214,7 @@ def _figures(plan: Plan, cipher: str, bulk: Bulk) -> Iterator[Figure]:
 
 
 def _copy(source: Any) -> Any:
-    """Returns the same bytes elsewhere, in memory like theirs."""
+    """Returns a copy of the bytes, in memory of the same kind."""
     out = aligned(source.nbytes, _HUGE)
     out[:] = source
     return out
@@ -224,8 +225,9 @@ def _times_faster(ours: Any, theirs: Any) -> str:
 
 
 def _per_byte(call: Callable[[], object], nbytes: int) -> Callable[[], float]:
-    """Returns the calling thread's own time for one byte. A pass is longer than the scheduler's
-    time slice, so on a busy machine the clock on the wall would count other programs' time too."""
+    """Returns a function that gives the calling thread's own time for one byte. A pass is longer
+    than the scheduler's time slice, so on a busy machine wall-clock time would include other
+    programs."""
 
     def seconds() -> float:
         start = thread_time()

@@ -30,7 +30,7 @@ from .rounds import CheckError, Figure, Plan
 
 EXIT_WRONG_RESULT = 1
 
-#: The claims by the name that --only takes, in the order of the table.
+#: The claims by their names for --only, in the order of the table.
 CLAIMS: dict[str, Callable[[Plan], Iterator[Figure]]] = {
     "pages": pages.figures,
     "bulk": bulk.figures,
@@ -137,7 +137,7 @@ def _complain(sentence: str, status: int) -> int:
 
 
 def _cannot_finish(arguments: argparse.Namespace) -> str | None:
-    """Returns what would make the run fail at its end, found before its minutes are spent."""
+    """Returns what would make the run fail at its end, so that it can be told at once."""
     if arguments.plot is not None and importlib.util.find_spec("matplotlib") is None:
         return "--plot needs matplotlib; install it with: pip install 'pyccmem[bench]'"
     for path in (arguments.save, arguments.plot):

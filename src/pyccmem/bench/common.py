@@ -53,7 +53,7 @@ def pages_seconds(tier: str, cipher: str, seal: bool, source: Any, out: Any, rep
 
 @contextmanager
 def threads(number: int) -> Iterator[None]:
-    """Has bulk operations of the block use `number` threads, and as many as before afterwards."""
+    """Makes bulk operations of the block use `number` threads, and as many as before afterwards."""
     before = get_num_threads()
     set_num_threads(number)
     try:
@@ -63,7 +63,7 @@ def threads(number: int) -> Iterator[None]:
 
 
 def representatives(plan: Plan) -> tuple[str, ...]:
-    """Returns the first cipher asked for of either kind, with tags and without: what costs the same
+    """Returns the first of the run's ciphers with tags and the first without: what costs the same
     for both key sizes of XTS need not be measured twice."""
     kinds = {cipher in TAGGED: cipher for cipher in reversed(plan.ciphers)}
     return tuple(cipher for cipher in plan.ciphers if cipher in kinds.values())

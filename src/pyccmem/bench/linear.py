@@ -3,10 +3,10 @@
 
 The matrices are larger than a last-level cache, and the reference is always the plain matrix in
 float32, whatever type the encrypted one has. Numpy's BLAS reads its number of threads when it is
-loaded, so each number of threads has a process of its own (linear_child.py).
+loaded, so each number of threads is measured in a new process (linear_child.py).
 
-All numbers are whole and small, or powers of two, so that every product and every sum is exact in
-each of the types, in whatever order it is made: results must be equal, not merely close.
+All numbers are small integers or powers of two, so that every product and every sum is exact in
+each of the types, in any order: results must be equal, not only close.
 """
 
 from __future__ import annotations
@@ -47,13 +47,14 @@ from .threads import cores
 SQUARE = (4096, 4096)
 WIDE = (4096, 11008)
 
-#: Rows of x with the square matrix; those without a target show where the ways of working change.
+#: Rows of x with the square matrix. Those without a target show where the method changes.
 ROWS = (1, 2, 4, 8, 16, 64, 512)
 
-#: Types of the encrypted matrix beside float32.
+#: Types of the encrypted matrix other than float32.
 NARROW = ("bfloat16", "float16", "int8")
 
-#: Least speed, in times numpy's with the plain float32 matrix, by cipher, type and rows of x.
+#: Least speed as a multiple of numpy's with the plain float32 matrix, by cipher, type and rows of
+#: x.
 TARGETS = {
     ("aegis-128x2", "float32", 1): 0.90,
     ("aegis-128x2", "float32", 8): 0.85,
@@ -65,7 +66,7 @@ TARGETS = {
     ("aes-128-xts", "float32", 1): 0.75,
 }
 
-#: What tells a BLAS, or torch, and pyccmem how many threads to use.
+#: Environment variables that set the threads of a BLAS, torch and pyccmem.
 THREAD_VARIABLES = (
     "OPENBLAS_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -75,9 +76,9 @@ THREAD_VARIABLES = (
     "PYCCMEM_NUM_THREADS",
 )
 
-#: OpenBLAS's threads wait for the next product in a busy loop, 2**26 cycles by default, which is
-#: longer than most products here: they would hold the processor of whoever is timed next. 2**20
-#: cycles span the time between two tiles of one product, and little more.
+#: OpenBLAS's threads wait for the next product in a busy loop, by default for 2**26 cycles. That is
+#: longer than most products here, so they would take the processor from the subject that is timed
+#: next. 2**20 cycles span the time between two tiles of one product, and little more.
 BLAS_TIMEOUT = ("OPENBLAS_THREAD_TIMEOUT", "20")
 
 #: Largest whole number in x and in the matrix. In the wide one a sum stays below 8 * 127 * 11008,
@@ -85,8 +86,8 @@ BLAS_TIMEOUT = ("OPENBLAS_THREAD_TIMEOUT", "20")
 LARGEST_X = 8
 LARGEST_W = 127
 
-#: Rounds that take longer than this on average are fewer: hundreds of rows of x take a hundred
-#: times as long as one, and on a busy machine longer still.
+#: If rounds take longer than this on average, there are fewer of them: hundreds of rows of x take a
+#: hundred times as long as one, and longer still on a busy machine.
 ROUND_SECONDS = 0.07
 FEWEST = 4
 
@@ -127,17 +128,18 @@ class Products:
                 self.weights[cipher, kind] = self._open.enter_context(weight)
 
     def product(self, variant: Variant, rows: int) -> Array:
-        """By pyccmem, with a scale for each row where the elements are int8."""
+        """Multiplies by pyccmem, with a scale for each row if the elements are int8."""
         scale = self.scale if variant[1] == "int8" else None
         return linear(self.x[:rows], self.weights[variant], scale=scale)
 
     def reference(self, rows: int) -> Array:
-        """By numpy, with the plain matrix."""
+        """Multiplies by numpy, with the plain matrix."""
         result: Array = self.x[:rows] @ self.plain.T
         return result
 
     def check(self, rows: int, variants: Sequence[Variant]) -> None:
-        """numpy's product equals one of whole numbers, in a sample; ours equals numpy's, in all."""
+        """Checks a sample of numpy's product against integers, and all of our product against
+        numpy's."""
         expected = self.reference(rows)
         few = slice(None, None, 257)
         exact = self.x[:rows][:8].astype(np.int64) @ self.plain[few].astype(np.int64).T
@@ -165,7 +167,7 @@ def dtype(kind: str) -> np.dtype[Any]:
 
 
 def missing() -> tuple[str, ...]:
-    """Returns what there is nothing to measure with."""
+    """Returns what cannot be measured because a package is missing."""
     reasons = []
     if not _found("torch"):
         reasons.append("torch's own bfloat16 and int8 linear: the package is not installed.")
@@ -223,7 +225,7 @@ def _measure(
     while done < min(rounds, FEWEST) or (
         done < rounds and perf_counter() - start < rounds * ROUND_SECONDS
     ):
-        # The check has warmed up, and two rounds are one in either order.
+        # The check has warmed up, and two rounds have one in either order.
         some = min(2, rounds - done)
         for name, part in interleave(timed, some, tries=2 if rows == 1 else 1, warmup=0).items():
             parts[name].append(part)
@@ -242,8 +244,8 @@ def _seconds(call: Callable[[], object]) -> float:
 
 
 def _torch(products: Products, rows: int) -> dict[Variant, Callable[[], object]]:
-    """torch's own products with a plain matrix of bfloat16 and of int8 (quantized once, x at each
-    call); none where torch is not installed or has not these."""
+    """Returns torch's own products with a plain matrix of bfloat16 and of int8 (quantized once, x
+    at each call); none if torch is not installed or lacks them."""
     try:
         torch: Any = importlib.import_module("torch")
     except ImportError:
@@ -280,7 +282,7 @@ def _torch(products: Products, rows: int) -> dict[Variant, Callable[[], object]]
 
 
 def measure(threads: int, ciphers: Sequence[str], rounds: int) -> list[Measured]:
-    """measure_here() in a new process with this number of threads, numpy's too."""
+    """Runs measure_here() in a new process with this number of threads, also for numpy."""
     environment = {BLAS_TIMEOUT[0]: BLAS_TIMEOUT[1], **os.environ}
     environment |= dict.fromkeys(THREAD_VARIABLES, str(threads))
     child = subprocess.run(
@@ -333,9 +335,9 @@ def _figure(plan: Plan, threads: int, group: str, one: Measured) -> Figure:
 
 
 def curves(figures: Sequence[Figure]) -> dict[int, list[tuple[int, float, float]]]:
-    """For the plot, by number of threads: rows of x, and the milliseconds of a product with the
-    square float32 matrix encrypted and plain. The many rows, which would hide the rest, are not
-    in it."""
+    """Returns the curves for the plot, by number of threads: rows of x, and the milliseconds of a
+    product with the square float32 matrix, encrypted and plain. Leaves out large numbers of rows,
+    which would hide the rest."""
     found: dict[int, list[tuple[int, float, float]]] = {}
     ciphers: dict[str, str] = {}
     for figure in figures:

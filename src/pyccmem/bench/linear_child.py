@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures the products of linear.py and prints them as JSON: run by it in a new process, whose
-environment says how many threads numpy's BLAS and pyccmem use.
+"""Measures the products of linear.py and prints them as JSON. linear.py runs it in a new process,
+whose environment sets the threads of numpy's BLAS and pyccmem.
 
 Usage: python -m pyccmem.bench.linear_child ROUNDS CIPHER...
 """

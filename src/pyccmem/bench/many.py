@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a tensor costs where there are very many: python -m pyccmem.bench.many [NUMBER] [--apart]
+"""Measures what each of very many tensors costs: python -m pyccmem.bench.many [NUMBER] [--apart]
 [--file].
 
-Prints the memory beside the ciphertext, mappings, locked memory and time of each of NUMBER tensors
+Prints the memory besides the ciphertext, mappings, locked memory and time of each of NUMBER tensors
 of 64 B to 4 KiB in one arena; with --apart, in buffers of their own; with --file, taken one by one
 from one sealed file, which is made in the working directory and removed.
 """
@@ -64,7 +64,7 @@ def main(number: int, apart: bool = False, file: bool = False) -> None:
     plain = [np.arange(n // 8, dtype=np.float64) + 1 for n in _SIZES]
     make = _in_a_file(key, plain, number) if file else _in_memory(key, plain, apart)
     first, kinds = make(0), len(plain)
-    # What the preparations have left free would hide what the tensors take.
+    # Memory that the preparations have freed would hide what the tensors take.
     filling = [bytes(16 * (i % 30)) for i in range(20 * number)] if file else []
     gc.collect()
     before = _kilobytes("RssAnon")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Claim 9: mappings, plain pointers over encrypted memory within a window.
+"""Claim 9: mappings, which give plain pointers over encrypted memory within a window.
 
 A first pass over a mapping, in order, against read_into() of the same bytes by one thread into
 memory that has been touched; touches in no order against a bare userfaultfd handler that copies a
@@ -31,21 +31,23 @@ from .rounds import CheckError, Figure, Plan, Summary, Target, interleave, rando
 MIB = 1 << 20
 SOURCE = Path(__file__).with_name("faults.c")
 
-#: What a pass reads, and the window.
+#: The bytes that a pass reads, and the window.
 SIZE, QUICK_SIZE = 1024 * MIB, 256 * MIB
 WINDOW = 64 * MIB
 
-#: Mechanisms by what the table calls them; the first is what a process gets that may have it.
+#: The mechanisms with their names in the table. The first is the one that a process with the
+#: permission gets.
 MECHANISMS = {
     "uffd": "system calls work",
     "uffd-signal": "system_calls=False",
     "sigsegv": "without userfaultfd",
 }
 
-#: Of read_into() by one thread: with a thread that answers, and with both cores opening.
+#: Least speed as a share of read_into() by one thread: with a thread that answers, and with both
+#: cores opening.
 PASS_TARGET, AHEAD_TARGET = 0.80, 1.2
 
-#: Blocks touched in no order, by size, and how many of them: as many as are touched are there.
+#: Sizes of blocks that are touched in no order, and how many are touched, which is all there are.
 BLOCKS = {4096: 4096, 65536: 1024, 2 * MIB: 128}
 FRAMES = 16
 
@@ -64,7 +66,7 @@ def cores() -> int:
 
 
 def usable(mechanism: str) -> bool:
-    """Returns whether the system offers it."""
+    """Returns True if the system offers the mechanism."""
     with Key.generate() as key, EncryptedBuffer(1 << 16, key=key) as buffer:
         try:
             measure.mapped(buffer, 1 << 16, mechanism).close()
@@ -74,7 +76,7 @@ def usable(mechanism: str) -> bool:
 
 
 def filled(plain: Any, nbytes: int, cipher: str) -> EncryptedBuffer:
-    """Returns a buffer of the bytes of `plain`, over and over."""
+    """Returns a buffer filled with the bytes of `plain`, repeated."""
     with Key.generate() as key:
         buffer = EncryptedBuffer(nbytes, key=key, cipher=cipher)
     for at in range(0, nbytes, len(plain)):
@@ -142,8 +144,8 @@ def passes(plan: Plan, mechanisms: list[str]) -> Iterator[Figure]:
 
 @contextmanager
 def bare_handler() -> Iterator[Callable[[int, int], float] | None]:
-    """Builds faults.c: seconds for a fault, by size of the block and number of faults. None where
-    it cannot be built."""
+    """Builds faults.c, and gives a function from the size of a block and a number of faults to the
+    seconds for a fault; None if it cannot be built."""
     with tempfile.TemporaryDirectory(prefix="pyccmem-bench-") as scratch:
         program = Path(scratch, "faults")
         compiler = shlex.split(os.environ.get("CC") or "cc")
@@ -171,7 +173,7 @@ def bare_handler() -> Iterator[Callable[[int, int], float] | None]:
 
 
 def touches(buffer: EncryptedBuffer, mechanism: str, block: int, count: int) -> float:
-    """Returns the seconds for a touch of a block that is not there."""
+    """Returns the seconds for a touch of an absent block."""
     with measure.mapped(buffer, FRAMES * block, mechanism, block=block) as array:
         order = np.arange(count, dtype=np.int64) * 2654435761 % count * block
         places = order.tolist()
@@ -180,7 +182,7 @@ def touches(buffer: EncryptedBuffer, mechanism: str, block: int, count: int) -> 
             array[place]
         absent = perf_counter() - start
         start = perf_counter()
-        for _ in places:  # what Python itself takes
+        for _ in places:  # the time that Python itself takes
             array[places[-1]]
         return (absent - (perf_counter() - start)) / count
 
@@ -224,7 +226,7 @@ def timed(call: Callable[[], object]) -> float:
 def resident(plan: Plan, mechanisms: list[str]) -> Iterator[Figure]:
     cipher = plan.ciphers[0]
     plain = random_bytes(RESIDENT)
-    numbers = (plain.view(np.uint32) >> 9).view(np.float32)  # no NaN, no slow numbers to speak of
+    numbers = (plain.view(np.uint32) >> 9).view(np.float32)  # no NaN, and hardly any slow numbers
     with filled(plain, RESIDENT, cipher) as buffer:
         buffer.write(numbers)
         with measure.mapped(buffer, WINDOW, mechanisms[0]) as array:

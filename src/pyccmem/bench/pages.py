@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Claim 1: pages in L2, many a call, at the AES unit's own speed.
+"""Claim 1: pages in L2, many in a call, are nearly as fast as the AES unit allows.
 
 The reference is a loop of nothing but the tier's AES instruction on registers, in the same round.
 """
@@ -32,27 +32,27 @@ from .rounds import (
 
 GROUP = "pages in L2"
 
-#: 64 pages in place, or 32 from one place to another: half of the smallest L2 of the processors
-#: aimed at (512 KiB on Zen 3).
+#: 64 pages in place, or 32 from one place to another: half of the smallest L2 of the target
+#: processors (512 KiB on Zen 3).
 WORKING_SET = 256 * 1024
 
-#: Least share of the ceiling. AEGIS has none: each of its updates waits for the one before, so that
-#: the AES unit is never full.
+#: Least share of the ceiling. There is no target for AEGIS: each of its updates waits for the one
+#: before, so that the AES unit is never full.
 TARGETS = {"aes-128-xts": 0.80, "aes-256-xts": 0.88}
 
 #: Least speed of the tier in use as a multiple of libaegis's.
 TARGET_LIBAEGIS = 1.25
 
-#: Nothing runs faster than the AES unit; beyond the noise, such a ratio would mean that the loop
-#: which measures the ceiling is not what it should be.
+#: Nothing runs faster than the AES unit. A larger ratio than noise explains means that the loop for
+#: the ceiling is wrong.
 CREDIBLE = 1.05
 
 OPERATIONS = {"seal": True, "open": False}
 
 
 def memory_for(cipher: str) -> tuple[Any, Any]:
-    """Source and destination of the working set: the same where the cipher can be timed in place.
-    What an authenticated cipher has opened in place it cannot open again."""
+    """Returns source and destination of the working set: the same memory if the cipher can be timed
+    in place. With an authenticated cipher, pages opened in place cannot be opened again."""
     if cipher not in common.TAGGED:
         memory = random_bytes(WORKING_SET)
         return memory, memory
@@ -62,7 +62,7 @@ def memory_for(cipher: str) -> tuple[Any, Any]:
 
 
 class Pages:
-    """One tier's page kernel on a working set in L2, in place where the cipher allows."""
+    """One tier's page kernel on a working set in L2, in place if the cipher allows."""
 
     def __init__(self, tier: str, cipher: str, operation: str) -> None:
         self.tier, self.cipher, self.operation = tier, cipher, operation
@@ -75,8 +75,9 @@ class Pages:
         return common.pages_seconds(self.tier, self.cipher, seal, self.memory, self.out, repeats)
 
     def check(self) -> None:
-        """The kernel agrees with an independent implementation where there is one (else with the
-        portable tier), opens what it sealed, and the timed loop reaches every block of every page.
+        """Checks that the kernel agrees with an independent implementation (without one, with the
+        portable tier), that it opens what it sealed, and that the timed loop reaches every block of
+        every page.
         """
         key, page = os.urandom(common.KEY_BYTES[self.cipher]), os.urandom(common.PAGE)
         if self.cipher in common.TAGGED:
@@ -87,7 +88,7 @@ class Pages:
         common.must_equal(sealed, _independent(key, tweak, page), f"{self.tier}, {self.cipher}")
         opened = hazmat.xts_decrypt(key, tweak, sealed, tier=self.tier)
         common.must_equal(opened, page, f"{self.tier}, {self.cipher}, opened again")
-        # Equal blocks come out all different under XTS, in either direction and under any key.
+        # XTS makes equal blocks all different, in either direction and under any key.
         self.memory[:] = 0
         self.seconds(1)
         blocks = self.memory.view("V16")
@@ -131,7 +132,7 @@ def figures(plan: Plan) -> Iterator[Figure]:
 def _figures(plan: Plan, cipher: str) -> Iterator[Figure]:
     tiers: list[str] = cpu_info()["tiers"]
     plan.progress(f"{GROUP}, {cipher}: checking")
-    # Seconds for a byte, one function for each thing that is timed.
+    # Functions that give seconds for a byte, one for each thing that is timed.
     series: dict[tuple[str, str], Callable[[], float]] = {}
     for tier in tiers:
         if measure.ceiling(tier, cipher, 1) > 0:
@@ -167,7 +168,7 @@ def _figures(plan: Plan, cipher: str) -> Iterator[Figure]:
     for operation in OPERATIONS:
         for name, does in (*((tier, cipher) for tier in tiers), *_names(others, cipher)):
             ours = name in tiers
-            # A tier is held to its own ceiling, those who do the same to the machine's best.
+            # A tier is compared with its own ceiling, a peer for the same cipher with the best one.
             same = does == cipher and name != "portable"
             against = name if name in ceilings else best if same else None
             rate = rates[operation, name]
@@ -203,7 +204,7 @@ def _over_libaegis(
     rates: Mapping[tuple[str, str], Samples],
     others: Sequence[peers.Peer],
 ) -> Iterator[Figure]:
-    """Yields the tier in use against each build of libaegis."""
+    """Yields figures of the tier in use against each build of libaegis."""
     tier = cpu_info()["tier"]
     for name, does in _names(others, cipher):
         if cipher not in common.TAGGED or does != cipher:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same work done by others: OpenSSL, libgcrypt and libaegis from C, and OpenSSL through
-`cryptography`.
+"""Other implementations of the same work: OpenSSL, libgcrypt and libaegis from C, and OpenSSL
+through `cryptography`.
 
-The C peers are reached through a small shared object, built from peers.c when the benchmarks run;
-it opens the libraries that the machine has. libaegis is the one inside the package pyaegis, whose
-C functions are called without Python in between; PYCCMEM_BENCH_LIBAEGIS=/path/libaegis.so adds
-another build of it. Each peer gets the key once and then a page with its tweak or nonce, which is
-the best its interface offers. Where a peer has no AEGIS, AES-128-GCM stands for it.
+The C peers are called through a small shared object, which is built from peers.c when the
+benchmarks run and opens the libraries of this machine. libaegis comes from the package pyaegis,
+whose C functions are called without Python in between; PYCCMEM_BENCH_LIBAEGIS=/path/libaegis.so
+adds another build. Each peer gets the key once, and then a page with its tweak or nonce at a time,
+which is the best its interface offers. For a peer without AEGIS, AES-128-GCM stands in.
 """
 
 from __future__ import annotations
@@ -37,30 +37,31 @@ SOURCE = Path(__file__).with_name("peers.c")
 XTS = ("aes-128-xts", "aes-256-xts")
 GCM = "aes-128-gcm"
 
-#: Numbers of the C driver.
+#: Numbers that the C driver uses.
 _OPENSSL, _LIBGCRYPT = 0, 1
 _MODE_XTS, _MODE_GCM = 0, 1
 
 
 class Refused(CheckError):
-    """A peer reported an error: for an authenticated cipher, a page that does not match its tag."""
+    """A peer reported an error, such as a page that does not match its tag."""
 
 
 class Work(Protocol):
-    """One cipher of a peer under one key, in one direction."""
+    """A peer's cipher under one key, in one direction."""
 
     def prepare(self, memory: Any) -> None:
-        """Makes ready for the pages of `memory`. Authenticated ciphers that open seal them in
-        place now, so that there is something to open; opening then may not be done in place."""
+        """Prepares for the pages of `memory`. To open with an authenticated cipher, seals them in
+        place now; opening must then go to other memory."""
 
     def __call__(self, source: Any, out: Any, repeats: int) -> float:
-        """Runs all pages of `source` into `out` (or in place) `repeats` times; seconds taken."""
+        """Runs all pages of `source` into `out` (or in place) `repeats` times. Returns the
+        seconds."""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """One other implementation. `does` gives, for each of our ciphers that it can be compared
-    with, the name of what it does; `cipher(name, encrypt, key)` makes the work."""
+    """Another implementation. `does` has the name of its own cipher for each of our ciphers with
+    which it can be compared. `cipher(name, encrypt, key)` makes the Work."""
 
     name: str
     version: str
@@ -77,13 +78,13 @@ class Peers:
     missing: tuple[str, ...]
 
     def natives(self, cipher: str) -> list[Peer]:
-        """Returns those reached from C that have something to set beside `cipher`."""
+        """Returns the peers in C that can be compared with `cipher`."""
         return [peer for peer in self.native if cipher in peer.does]
 
 
 @cache
 def find() -> Peers:
-    """Builds and loads what is there. Every peer's ciphertext was compared with ours."""
+    """Builds and loads the peers of this machine, and compares the ciphertext of each with ours."""
     missing: list[str] = []
     native: list[Peer] = []
     library = _build(missing)
@@ -167,7 +168,7 @@ class _NativeCipher:
         return float(seconds)
 
     def tags(self) -> bytes:
-        """Returns one after the other, of the pages sealed last."""
+        """Returns the tags of the pages sealed last, one after the other."""
         return ctypes.string_at(
             self._library.peer_cipher_tags(self._handle), self._npages * TAG_BYTES
         )
@@ -192,7 +193,7 @@ def _native_peer(library: ctypes.CDLL, number: int, name: str, version: str) -> 
 
 
 def _aegis_peers(library: ctypes.CDLL, missing: list[str]) -> list[Peer]:
-    """libaegis out of pyaegis, and the build that PYCCMEM_BENCH_LIBAEGIS names."""
+    """Returns libaegis from pyaegis, and the build that PYCCMEM_BENCH_LIBAEGIS names."""
     found: list[Peer] = []
 
     def add(name: str, version: str, seal: int | None, opening: int | None) -> None:
@@ -203,7 +204,7 @@ def _aegis_peers(library: ctypes.CDLL, missing: list[str]) -> list[Peer]:
 
     names = "aegis128x2_encrypt_detached", "aegis128x2_decrypt_detached"
     try:
-        # The binding of libaegis in pyaegis: a cffi module, which gives its functions' addresses.
+        # pyaegis binds libaegis by a cffi module, from which the addresses of functions can be had.
         module = importlib.import_module("pyaegis._aegis_ffi")
         module.lib.aegis_init()
         seal, opening = (
@@ -232,7 +233,8 @@ def _aegis_peers(library: ctypes.CDLL, missing: list[str]) -> list[Peer]:
 
 
 def _number(page: int) -> bytes:
-    """Page number and version 1, tweak or nonce, as the C driver makes it; GCM takes 12 bytes."""
+    """Returns the tweak or nonce of page number and version 1, as in the C driver; GCM takes 12
+    bytes."""
     return page.to_bytes(8, "little") + (1).to_bytes(8, "little")
 
 
@@ -251,7 +253,7 @@ def _python_peer(missing: list[str]) -> Peer | None:
 
 
 class _PythonXts:
-    """A new cipher object a page, since the tweak cannot be changed."""
+    """Makes a new cipher object for each page, because the tweak cannot be changed."""
 
     def __init__(self, encrypt: bool, key: bytes) -> None:
         from cryptography.hazmat.primitives.ciphers import algorithms
@@ -277,8 +279,8 @@ class _PythonXts:
 
 
 class _PythonGcm:
-    """One AESGCM object, one call a page. It puts each tag behind its ciphertext, so the sealed
-    pages lie in memory of its own; sealing leaves `out` alone, opening leaves `source` alone."""
+    """One AESGCM object, one call a page. Each tag follows its ciphertext, so the sealed pages lie
+    in memory of this object: sealing does not use `out`, opening does not use `source`."""
 
     def __init__(self, encrypt: bool, key: bytes) -> None:
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -337,7 +339,8 @@ class _PythonGcm:
 
 
 def _compare(peer: Peer, cipher: str) -> None:
-    """The peer's ciphertext of a few pages must be ours, and open again; in place and not."""
+    """Checks that the peer's ciphertext of a few pages is ours and opens again, in place and
+    elsewhere."""
     key = bytes(range(KEY_BYTES[cipher]))
     plain = _three_pages()
     expected = b"".join(
@@ -351,8 +354,8 @@ def _compare(peer: Peer, cipher: str) -> None:
 
 
 def _compare_tagged(peer: Peer, cipher: str) -> None:
-    """AEGIS: the peer's ciphertext and tags of a few pages must be ours. GCM: they must be those
-    of `cryptography`, where there is one. Either must open again, and be refused when changed."""
+    """Checks ciphertext and tags of a few pages: for AEGIS they must be ours, for GCM those of
+    `cryptography`, if it is installed. They must open again, and be refused when changed."""
     key, name = bytes(range(KEY_BYTES[cipher])), f"{peer.name}, {peer.does[cipher]}"
     plain = _three_pages()
     expected = _expected(peer.does[cipher], key, plain)
@@ -382,7 +385,8 @@ def _compare_tagged(peer: Peer, cipher: str) -> None:
 
 
 def _expected(does: str, key: bytes, plain: Any) -> tuple[bytes, bytes] | None:
-    """Ciphertext and tags of the pages, from elsewhere; None where there is nothing to ask."""
+    """Returns ciphertext and tags of the pages from another implementation; None if there is
+    none."""
     seal: Callable[[bytes, bytes], tuple[bytes, bytes]]
     if does == GCM:
         try:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The picture of a run: shares of what the machine can do, shares of what was allowed, and the time
-of a product against its rows."""
+"""Draws the picture of a run: shares of what the machine can do, shares of limits, and the time of
+a product by rows of x."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def draw(doc: dict[str, Any], figures: Sequence[Figure], path: Path) -> None:
 
 
 def _is_share(figure: Figure, tier: str) -> bool:
-    """Ratios to a reference that says what is possible, of the tier in use and of the peers."""
+    """Returns True for ratios to a reference that bounds what is possible, of the tier in use and
+    of peers."""
     if figure.ratio is None or (figure.target is not None and figure.target.of == "value"):
         return False
     if figure.kind == "ours" and figure.id.startswith("pages/"):
@@ -95,7 +96,7 @@ def _panel(axes: Any, rows: Sequence[Figure | str], title: str) -> None:
 
 
 def _lines(axes: Any, lines: Mapping[int, Sequence[tuple[int, float, float]]]) -> None:
-    """Time of a product against rows of x: one line plain and one encrypted for each number of
+    """Draws the time of a product by rows of x: one line plain and one encrypted for each number of
     threads."""
     title = "linear: ms for a product with 4096 x 4096 float32, by rows of x (lower is better)"
     axes.set_title(title, fontsize=9, loc="left")
@@ -120,7 +121,7 @@ def _lines(axes: Any, lines: Mapping[int, Sequence[tuple[int, float, float]]]) -
 
 
 def _bar(figure: Figure) -> tuple[float, float, float, float | None, str]:
-    """Length, quartiles, target and text of a figure's bar."""
+    """Returns length, quartiles, target and text of a figure's bar."""
     value = f"{number(figure.value.median)} {figure.unit}"
     target = figure.target
     if target is not None and target.of == "value":

@@ -5,8 +5,8 @@ In cache the time is the cipher's; from DRAM it is what the cipher adds to the w
 it is given over the same walk that copies 64 plain bytes. A dependent walk takes each place from
 the bytes just read and shows the latency; an independent one shows the throughput.
 
-An authenticated cipher has to open the whole page to hand out any of its bytes. There is no target
-for that; it is measured for two page sizes, to show what it costs.
+An authenticated cipher must open the whole page for any of its bytes. That has no target; it is
+measured for two page sizes to show its cost.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .rounds import (
 
 GROUP = "64 random bytes"
 
-#: Ciphertext that fits the L2 of any processor aimed at, with its tweaks.
+#: Ciphertext that fits the L2 of any target processor, together with its tweaks.
 CACHED = 256 * 1024
 
 TARGET_CACHED = 30.0  # ns
@@ -93,7 +93,7 @@ class Random64:
         return perf_counter() - start
 
     def check(self) -> None:
-        """Reads at every place of the Python walk give the source's bytes."""
+        """Checks that reads at every place of the Python walk give the source's bytes."""
         for offset in self.offsets:
             self.buffer.read_into(self.out, offset)
             common.must_equal(self.out, self.plain[offset : offset + 64], "64 bytes at random")
@@ -106,7 +106,7 @@ def figures(plan: Plan) -> Iterator[Figure]:
     with common.threads(1):
         for cipher in plan.ciphers:
             yield from (_whole_pages if cipher in common.TAGGED else _cached)(plan, cipher)
-        # One cipher of either kind tells what the memory does; the others add the same few
+        # One cipher of either kind shows the effect of memory. The others add the same few
         # nanoseconds as in cache, and filling the store takes a while.
         for cipher in common.representatives(plan):
             if cipher not in common.TAGGED:
@@ -153,7 +153,7 @@ def _cached(plan: Plan, cipher: str) -> Iterator[Figure]:
             reference=_median(off) * 1e9,
             reference_label="tweak cache off",
             ratio=Summary.of(off / on),
-            # Where reads overlap, the tweak's latency is hidden and only its work is saved.
+            # If reads overlap, the tweak's latency is hidden and the cache only saves its work.
             target=Target(TARGET_TWEAKS) if WALKS[walk] else None,
         )
     yield Figure(
@@ -196,7 +196,8 @@ def _dram(plan: Plan, cipher: str) -> Iterator[Figure]:
 
 
 def _whole_pages(plan: Plan, cipher: str) -> Iterator[Figure]:
-    """Reads that open a page each, from cache and from DRAM, for each page size."""
+    """Yields figures of reads that open a page each, from cache and from DRAM, for each page
+    size."""
     for place, nbytes in (("L2", CACHED), ("DRAM", dram_size(plan) // 4)):
         title = f"{GROUP} from {place}, {cipher}"
         plan.progress(f"{title}: filling {nbytes >> 10} KiB")
@@ -239,7 +240,8 @@ def _whole_pages(plan: Plan, cipher: str) -> Iterator[Figure]:
 
 
 def _each(plan: Plan, seconds: Callable[[int], float]) -> Callable[[], float]:
-    """Returns the seconds for one of the things that `seconds(count)` times many of."""
+    """Returns a function that gives the seconds for one operation, of which `seconds(count)` times
+    `count`."""
     seconds(4096)
     count = repeats_for(seconds, plan.slice_seconds)
     return lambda: seconds(count) / count

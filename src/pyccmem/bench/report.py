@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table that people read and the document that programs read."""
+"""Writes the table for people and the JSON document for programs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..console.terminal import can_redraw, table_console
 from ..cpu import cpu_info
 from .rounds import Figure, Plan, Summary
 
-#: Changes when a field of the JSON document changes its meaning.
+#: Increased when a field of the JSON document changes its meaning.
 SCHEMA = 1
 
 Row = tuple[str, ...]
@@ -30,7 +30,7 @@ VERDICT = 6
 
 
 def machine() -> dict[str, Any]:
-    """Returns what the figures depend on."""
+    """Returns the properties of this machine on which the figures depend."""
     info = cpu_info()
     return {
         "processor": info["processor"],
@@ -60,7 +60,7 @@ def _huge_pages() -> str:
 def document(
     plan: Plan, figures: Sequence[Figure], missing: Sequence[str], began: datetime
 ) -> dict[str, Any]:
-    """Returns everything of one run, ready for JSON."""
+    """Returns the results of a run, ready for JSON."""
     return {
         "schema": SCHEMA,
         "date": began.astimezone(timezone.utc).isoformat(timespec="seconds"),
@@ -101,7 +101,8 @@ def _summary(summary: Summary) -> dict[str, float]:
 
 
 def number(value: float) -> str:
-    """Three significant digits, or the whole part of larger numbers; three decimals below one."""
+    """Returns a number with three significant digits, larger ones without decimals, smaller ones
+    than 1 with three decimals."""
     size = abs(value)
     if size < 0.9995:
         return f"{value:.3f}"
@@ -139,7 +140,7 @@ def _row(figure: Figure) -> Row:
 
 
 def heading(doc: dict[str, Any]) -> list[str]:
-    """Returns where and when: the lines above the table."""
+    """Returns the lines above the table: the machine and the time."""
     about = doc["machine"]
     return [
         f"pyccmem {about['pyccmem']} on {about['processor']} ({about['cores']} cores)",
@@ -150,7 +151,7 @@ def heading(doc: dict[str, Any]) -> list[str]:
 
 
 def footing(figures: Sequence[Figure], missing: Sequence[str]) -> list[str]:
-    """Returns how it went in all, and what there was nothing to measure with."""
+    """Returns the lines below the table: targets reached, and what could not be measured."""
     judged = [figure for figure in figures if figure.target is not None]
     lines = [f"not measured: {reason}" for reason in missing]
     if judged:
@@ -160,7 +161,8 @@ def footing(figures: Sequence[Figure], missing: Sequence[str]) -> list[str]:
 
 
 def show(doc: dict[str, Any], figures: Sequence[Figure], out: TextIO | None = None) -> None:
-    """The table: plain text, or through rich on a terminal wide enough where it is installed."""
+    """Prints the table: by rich on a terminal that is wide enough, if it is installed, else as
+    plain text."""
     stream = sys.stdout if out is None else out
     rows = {figure.id: _row(figure) for figure in figures}
     widths = [max(map(len, column)) for column in zip(HEADINGS, *rows.values(), strict=True)]
@@ -211,7 +213,7 @@ def _show_rich(
 
 
 class Progress:
-    """One line on a terminal that says what is being measured; nothing elsewhere."""
+    """A line on a terminal that says what is being measured. Prints nothing elsewhere."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = sys.stderr if stream is None else stream

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The method: paired samples in rounds, medians of the ratios, and the figure they make.
 
-A shared or virtual machine changes speed from one second to the next (frequency, neighbours), so
-a subject and its reference are timed side by side in every round, and what is judged is the median
-over the rounds of their ratio. The order turns round from one round to the next, so that neither
-always follows the other. A short loop's sample is the fastest of a few tries, because an
-interruption can only make one slower. The spread given with a median is the first and the third
-quartile.
+A shared or virtual machine changes speed from one second to the next (frequency, neighbours), so a
+subject and its reference are timed side by side in every round, and the median over the rounds of
+their ratio is judged. Every other round reverses the order, so that neither always follows the
+other. A short loop's sample is the fastest of a few tries, because an interruption only makes a try
+slower. The spread given with a median is the first and the third quartile.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ class Summary:
 class Target:
     """A limit on a figure: at least or at most `limit`, of its `ratio` or of its `value`.
 
-    Above `credible` the reference, not the subject, is wrong, and nothing is reached.
+    Above `credible` the reference must be wrong, so the target does not count as reached.
     """
 
     limit: float
@@ -84,24 +83,24 @@ class Figure:
 
     @property
     def judged(self) -> Summary:
-        """The quantity that the target, and the spread in the table, are about."""
+        """The quantity that the target judges and whose spread the table shows."""
         if self.ratio is None or (self.target is not None and self.target.of == "value"):
             return self.value
         return self.ratio
 
     @property
     def reached(self) -> bool | None:
-        """Whether the target is reached; None without a target."""
+        """True if the target is reached; None without a target."""
         return None if self.target is None else self.target.reached(self.judged.median)
 
 
 def _no_progress(text: str) -> None:
-    """Progress for a run that nobody watches."""
+    """Reports no progress."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What one run of the benchmarks is asked for."""
+    """The options of one run of the benchmarks."""
 
     rounds: int = 15
     quick: bool = False
@@ -110,8 +109,8 @@ class Plan:
 
     @property
     def slice_seconds(self) -> float:
-        """How long one try of a loop should take: long beside a timer read, short beside the
-        scheduler's time slice, so that most tries run undisturbed."""
+        """How long one try of a loop should take: long compared with reading the clock, short
+        compared with the scheduler's time slice, so that most tries run undisturbed."""
         return 0.001 if self.quick else 0.002
 
 
@@ -127,8 +126,8 @@ def interleave(
     """Calls every function in every round and returns the samples, one array for each series.
 
     A function returns seconds (for one byte, one read, ...), and the least of `tries` calls is the
-    round's sample. The order is reversed in every other round; `warmup` rounds are thrown away.
-    The garbage collector rests meanwhile.
+    round's sample. Every other round reverses the order; `warmup` rounds are thrown away. The
+    garbage collector is off meanwhile.
     """
     names = list(series)
     taken: dict[Series, list[float]] = {name: [] for name in names}
@@ -147,7 +146,7 @@ def repeats_for(seconds_of: Callable[[int], float], wanted: float) -> int:
     one."""
     repeats = 1
     while True:
-        # One try could be an interruption, and the answer far too small.
+        # A single try could be interrupted, which would make the answer far too small.
         seconds = min(seconds_of(repeats) for _ in range(3))
         if seconds >= wanted / 4:
             return max(1, round(repeats * wanted / seconds))
@@ -174,7 +173,8 @@ def aligned(nbytes: int, alignment: int = 4096) -> npt.NDArray[np.uint8]:
 
 
 def random_bytes(nbytes: int) -> npt.NDArray[np.uint8]:
-    """Incompressible bytes in aligned memory that has been touched; the same ones every time."""
+    """Returns incompressible bytes in aligned memory that has been touched; the same ones every
+    time."""
     out = aligned(nbytes, 1 << 21 if nbytes >= 1 << 22 else 4096)
     generator = np.random.default_rng(20240229)
     step = 1 << 24

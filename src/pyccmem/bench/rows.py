@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Claim 6: 256 rows of 1536 bytes at random places, the lookup of a batch in an embedding table.
+"""Claim 6: 256 rows of 1536 bytes at random places, as a batch is looked up in an embedding table.
 
-The table is larger than an L2 and is read from wherever the processor keeps it. The reference is
-numpy's take of the same rows from the plain table. An authenticated cipher opens every page that a
-row touches, so its page size matters. There is no target: these rows say what a choice costs.
+The table is larger than an L2, so rows come from the last-level cache or from memory. The reference
+is numpy's take of the same rows from the plain table. An authenticated cipher opens every page that
+a row touches, so its page size matters. There is no target: the figures show what a choice costs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ROW = 1536
 LENGTH = 32768
 BATCH = 256
 
-#: Batches that take turns, so that one does not find its rows in the cache from the last time.
+#: Batches are used in turn, so that a batch does not find its rows in the cache from the last time.
 BATCHES = 64
 
 
@@ -65,7 +65,7 @@ class Rows:
         """Returns the seconds for `count` batches copied by numpy."""
         start = perf_counter()
         for batch in self._next(count):
-            # Any other mode makes numpy copy by way of a buffer.
+            # With any other mode numpy copies through a buffer.
             self.plain.take(self.batches[batch], axis=0, out=self.out, mode="clip")
         return perf_counter() - start
 
@@ -75,7 +75,7 @@ class Rows:
             yield self._turn
 
     def check(self) -> None:
-        """Gathered rows are the table's, and so are numpy's."""
+        """Checks that gathered rows are the table's, and numpy's too."""
         for size in self.buffers:
             self.gather(size, 1)
             expected = self.plain[self.batches[self._turn]]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Claim 3: two threads on two cores do the work of one in close to half the time.
+"""Claim 3: two threads on two cores take little more than half the time of one.
 
-In cache, where the cores share nothing but the buffer. What the two cores can do at all (they may
-be two halves of one) is measured beside it: the AES unit's ceiling in two threads at once.
+Measured in cache, where the cores share nothing but the buffer. The AES unit's ceiling in two
+threads at once shows what the two cores can do at all: they may be two halves of one.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ SIZE = 3 << 20
 
 TARGET = 1.8
 
-#: A try of two threads needs both processors free at once: many short tries find such moments on a
-#: machine that does other work too.
+#: A try of two threads needs both processors free at once. Many short tries find such moments even
+#: on a machine that does other work.
 TRIES = 30
 SLICE_SECONDS = 0.001
 
 
 def cores() -> int:
-    """Processors that this process may use."""
+    """Returns how many processors this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -125,8 +125,8 @@ def _time(seconds: Callable[[int], float], repeats: int) -> float:
 
 
 def _ceilings(tier: str, cipher: str, repeats: int, number: int) -> float:
-    """Returns the seconds for a byte of `number` threads together, all in the ceiling loop at
-    once."""
+    """Returns the seconds for a byte of `number` threads together, which are all in the ceiling
+    loop at once."""
     rates: list[float] = []
     start = threading.Barrier(number)
 

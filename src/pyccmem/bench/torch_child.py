@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures models in torch and prints JSON: run by torch_models.py with a number of threads.
+"""Measures models in torch and prints JSON. torch_models.py runs it with a number of threads.
 
 Usage: python -m pyccmem.bench.torch_child TASK SCRATCH ...
 """
@@ -32,7 +32,7 @@ from .torch_models import AT_LOAD, HOOKS, IN_PLACE, PLAIN, SEALED
 
 Call = Callable[[], float]
 
-#: 719 MB of float32, and, for a quick look, 134 MB.
+#: 719 MB of float32, and 134 MB for a quick run.
 SHAPE = {
     "hidden_size": 1280,
     "intermediate_size": 3456,
@@ -52,18 +52,18 @@ VOCABULARY = 8192
 PROMPT = 256
 CONTEXT = 16  # tokens before those that are timed one by one
 TOKENS = 4  # in one sample
-PROMPTS = 4  # rounds, since one takes as long as some twenty tokens
+PROMPTS = 4  # rounds, as one takes as long as some twenty tokens
 BATCHES = 5  # likewise
-SLOW_PROMPT = 2.0  # seconds, from which on one round must do
+SLOW_PROMPT = 2.0  # seconds; if one takes longer, it is timed once
 
 SENTENCE = "How do I compress a file without losing anything?"
 PASSAGES = 32
 
-#: A way that takes longer than this many times the plain one is timed in fewer rounds.
+#: A way that takes more than this many times as long as the plain one is timed in fewer rounds.
 SLOW = 6.0
 SLOW_ROUNDS = 3
 
-#: Samples looked for in a process that has loaded a model.
+#: How many samples are looked for in a process that has loaded a model.
 SEARCHED = 4096
 
 
@@ -102,19 +102,19 @@ def loaded(path: Path) -> Any:
 
 
 def in_memory(model: Any) -> Any:
-    """Returns the plain model with its weights in memory of its own: from_pretrained() leaves them
-    in the mapped file."""
+    """Returns the plain model with its weights copied to memory, because from_pretrained() leaves
+    them in the mapped file."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
         parameter.data = parameter.data.clone()
     return model
 
 
-# ---- what others do ------------------------------------------------------------------------------
+# ---- weights sealed by another package -----------------------------------------------------------
 
 
 class Cryptography:
-    """Weights as AES-GCM messages of the package cryptography, each tensor one."""
+    """Weights as AES-GCM messages of the package cryptography, one for each tensor."""
 
     def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -133,11 +133,12 @@ class Cryptography:
         return torch.frombuffer(data, dtype=dtype).reshape(shape)
 
     def load_into(self, model: Any) -> None:
-        """Every weight, in the clear from now on."""
+        """Loads every weight, which stays in the clear from then on."""
         model.load_state_dict({name: self[name] for name in self._forms}, assign=True)
 
     def hook(self, model: Any) -> None:
-        """Has each module that holds weights decrypt them before it works and drop them after."""
+        """Makes each module that holds weights decrypt them before it works and drop them
+        afterwards."""
 
         def before(module: Any, names: dict[str, str]) -> None:
             for name, full in names.items():
@@ -193,7 +194,7 @@ def prefill(model: Any) -> Call:
 
 
 def same(models: dict[str, Any], tolerance: float) -> None:
-    """All models must give the plain one's logits."""
+    """Checks that all models give the plain model's logits."""
     ids = torch.arange(12)[None] * 17
     expected = models[PLAIN](ids, use_cache=False).logits.float()
     for way, model in models.items():
@@ -203,7 +204,7 @@ def same(models: dict[str, Any], tolerance: float) -> None:
 
 
 def timed(calls: dict[str, Call], rounds: int) -> dict[str, list[float]]:
-    """Returns samples of all, taking turns; the slow ones only in the first rounds."""
+    """Returns samples of all, taken in turn; slow ones only in the first rounds."""
     first = {way: call() for way, call in calls.items()}
     quick = {way: call for way, call in calls.items() if first[way] <= SLOW * first[PLAIN]}
     few = rounds if len(quick) == len(calls) else min(rounds, SLOW_ROUNDS)
@@ -249,7 +250,7 @@ def hooked(scratch: Path, dtype: torch.dtype) -> Any:
 
 
 def sentences(rounds: int) -> dict[str, Any]:
-    """MiniLM by sentence-transformers, plain and encrypted."""
+    """Measures MiniLM by sentence-transformers, plain and encrypted."""
     from sentence_transformers import SentenceTransformer
 
     spec = importlib.util.find_spec(PACKAGE)
@@ -282,12 +283,12 @@ def sentences(rounds: int) -> dict[str, Any]:
 
 
 def load(scratch: Path, way: str) -> dict[str, float]:
-    """Loads the float32 model, works with it, and tells how long loading took, the peak of memory
-    over what the process had before, and how much of the weights lies in it in the clear."""
+    """Loads the float32 model and works with it. Returns how long loading took, the peak of memory
+    over what the process had before, and how much of the weights lies in memory in the clear."""
     plain = directory(scratch, torch.float32, PLAIN)
     stored = None
     if way == AT_LOAD:
-        # Sealed elsewhere and earlier: what is timed is the loading.
+        # The directory was sealed before, so only loading is timed.
         model = loaded(plain)
         stored = Cryptography(dict(model.state_dict()))
         del model

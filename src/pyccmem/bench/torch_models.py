@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Claim 8: whole models in torch, encrypted, against the same models plain and what is done today
-to keep weights encrypted on a disk.
+"""Claim 8: whole models in torch, encrypted, against the same models plain, and against today's
+ways to keep weights encrypted on a disk.
 
     sentences   MiniLM by sentence-transformers: one short sentence, a batch of 32
     Llama       a causal model of transformers with random weights, float32 and bfloat16:
@@ -9,9 +9,8 @@ to keep weights encrypted on a disk.
                 then on; and each layer's decrypted by a hook before every use, and dropped
     file        a sealed file: until its first tensor can be used, and one pass over all
 
-Every model that is timed against another lies in the same process and takes turns with it. Peaks
-of memory and loading are measured in processes of their own (torch_child.py). All have the same
-number of threads.
+Models that are timed against each other lie in the same process and take turns. Peaks of memory and
+loading are each measured in a new process (torch_child.py). All use the same number of threads.
 """
 
 from __future__ import annotations
@@ -39,10 +38,10 @@ from .threads import cores
 
 GROUP = "models in torch"
 
-#: What a run needs; without any of it nothing is measured.
+#: The packages that a run needs; if one is missing nothing is measured.
 PACKAGES = ("torch", "transformers", "sentence_transformers", "cryptography", "ml_dtypes")
 
-#: The ways to hold a model, as the labels and ids have them.
+#: The ways to hold a model, with their names in labels.
 PLAIN, IN_PLACE, SEALED, AT_LOAD, HOOKS = "plain", "in place", "sealed", "at load", "hooks"
 
 NAMES = {
@@ -52,7 +51,7 @@ NAMES = {
     HOOKS: "decrypted by a hook",
 }
 
-#: Least speed of an encrypted model, in times the plain one's.
+#: Least speed of an encrypted model as a multiple of the plain one's.
 TARGETS = {
     "sentence": 1 / 1.20,
     "batch": 1 / 1.05,
@@ -76,7 +75,7 @@ LABELS = {
 
 
 def missing() -> tuple[str, ...]:
-    """Returns what there is nothing to measure with."""
+    """Returns what cannot be measured because a package is missing."""
     absent = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if absent:
         return (f"{GROUP}: {', '.join(absent).replace('_', '-')} is not installed.",)
@@ -133,7 +132,7 @@ def _speeds(
                 continue
             ours: Samples = np.asarray(seconds)
             peer = way == HOOKS
-            # A way that takes long is timed in the first rounds only.
+            # A slow way is timed in the first rounds only.
             paired = plain[: len(ours)]
             yield Figure(
                 id=f"torch/{threads}/{task}/{way.replace(' ', '-')}",
@@ -151,7 +150,7 @@ def _speeds(
 
 
 def _memory(plan: Plan, scratch: str, threads: int, made: Mapping[str, float]) -> Iterator[Figure]:
-    """Loading and peak memory, each way in a process of its own."""
+    """Yields figures of loading and peak memory, each way in a new process."""
     group = f"{GROUP}: loading, and the peak of memory"
     found: dict[str, Mapping[str, float]] = {}
     for way in (PLAIN, SEALED, AT_LOAD):
@@ -189,7 +188,7 @@ def _memory(plan: Plan, scratch: str, threads: int, made: Mapping[str, float]) -
 
 
 def _file(plan: Plan) -> Iterator[Figure]:
-    """Yields a sealed file of many tensors: opened, and read through once."""
+    """Yields figures of a sealed file of many tensors: opened, and read once."""
     from ..safetensors import load_file, save_file
 
     group = "a sealed file"
@@ -222,8 +221,8 @@ def _file(plan: Plan) -> Iterator[Figure]:
             target=Target(TARGET_OPEN, of="value", at_least=False),
         )
 
-        # The same pages in memory of the process, opened by the same cipher: what the pass is to be
-        # limited by.
+        # The same pages in memory of the process, opened by the same cipher, which should be what
+        # limits the pass.
         with common.threads(1):
             memory = load_file(path, key=key, mmap=False)
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pyccmem demo`: a real model answers with its weights encrypted in RAM, and shows what it costs.
+"""`pyccmem demo`: runs a real model with its weights encrypted in RAM, and shows what that costs.
 
-The model is all-MiniLM-L6-v2, which turns a passage into a vector of 384 numbers; passages that
-mean much the same lie close together. It runs in child processes, one for each kind of weights:
-plain ones, and for each cipher shown every weight an EncryptedTensor; all in the same code.
+The model is all-MiniLM-L6-v2, which turns a passage into a vector of 384 numbers; passages of
+similar meaning lie close together. It runs in child processes, one for each kind of weights: plain
+ones, and EncryptedTensors for each cipher shown. All run the same code.
 
 layers     what the model computes with, among it `linear`, which multiplies by a weight
 model      the BERT encoder over a mapping of weights, plain or encrypted

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m pyccmem.demo.child DESCRIPTOR`: holds the model, by the words of demo/serving.py."""
+"""`python -m pyccmem.demo.child DESCRIPTOR`: holds the model, by the protocol of
+demo/serving.py."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from .worker import Job
 
 
 def load_plain(path: str) -> dict[str, Any]:
-    """Returns the weights as ordinary arrays, as any program without encryption holds them."""
+    """Returns the weights as ordinary arrays, as a program without encryption holds them."""
     weights: dict[str, Any] = {}
     with open_file(path) as file:
         for entry in read_header(file):
@@ -27,7 +28,7 @@ def load_plain(path: str) -> dict[str, Any]:
 
 
 def load(job: Job) -> tuple[Any, float]:
-    """Returns what embeds passages, and the seconds that it took to load the weights."""
+    """Returns the function that embeds passages, and the seconds that loading the weights took."""
     begin = time.perf_counter()
     if job.cipher is None:
         encoder = Encoder(job.config, load_plain(job.weights))

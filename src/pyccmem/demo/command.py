@@ -25,10 +25,10 @@ QUERIES = (
     "parse the options of a command line",
 )
 
-#: The ciphers shown unless others are asked for: one with tags and one without.
+#: The ciphers shown by default: one with tags and one without.
 CIPHERS = ("aegis-128x2", "aes-128-xts")
 
-#: Tokens of a passage that the model sees; the rest is cut off.
+#: The most tokens of a passage; the rest is cut off.
 MOST_TOKENS = 128
 _BATCH = 32
 
@@ -98,7 +98,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs the demo and prints what it shows; the exit status."""
+    """Runs the demo and prints what it shows. Returns the exit status."""
     if not sys.platform.startswith("linux"):
         raise errors.DemoError("The demo looks into /proc, which only Linux has.")
     model = files.find_model(arguments.model)
@@ -144,7 +144,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def read_texts(arguments: argparse.Namespace) -> list[tuple[str, str]]:
-    """(place, text) of the passages that the options ask for. Raises FileReadError,
+    """Returns (place, text) of the passages that the options ask for. Raises FileReadError,
     FileFormatError."""
     if arguments.text is None:
         return passages.from_standard_library(arguments.passages)
@@ -152,7 +152,7 @@ def read_texts(arguments: argparse.Namespace) -> list[tuple[str, str]]:
 
 
 def spread(items: Sequence[Item], count: int) -> list[Item]:
-    """At most `count` of the passages, from evenly spread places."""
+    """Returns at most `count` of the items, from evenly spread places."""
     count = min(count, len(items))
     return [items[i * len(items) // count] for i in range(count)]
 

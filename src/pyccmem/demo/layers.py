@@ -26,18 +26,20 @@ __all__ = [
 Array: TypeAlias = npt.NDArray[np.float32]
 Weight: TypeAlias = "Array | EncryptedTensor"
 
-#: The most plaintext bytes of the rows of an encrypted table at once.
+#: The most plaintext bytes of rows of an encrypted table at once.
 _TABLE_BYTES = 1 << 20
 
-#: Elements that an elementwise function works on at a time: a few such arrays stay in L2.
+#: Elements that an elementwise function works on at a time, so few that a few such arrays stay in
+#: L2.
 _TILE = 1 << 15
 
 
 def linear(x: Array, weight: Weight, bias: Weight) -> Array:
-    """x · weightᵀ + bias for x of shape (..., inputs), weight (outputs, inputs), bias (outputs,).
+    """Returns x · weightᵀ + bias for x of shape (..., inputs), weight (outputs, inputs), bias
+    (outputs,).
 
-    The one place where an activation meets a weight matrix; an encrypted one is multiplied by
-    pyccmem.linear().
+    The only place where an activation is multiplied by a weight matrix: pyccmem.linear() multiplies
+    by an encrypted one.
     """
     if isinstance(weight, EncryptedTensor):
         return encrypted_linear(x, weight, bias)
@@ -49,8 +51,8 @@ def linear(x: Array, weight: Weight, bias: Weight) -> Array:
 
 
 def vector(weight: Weight) -> Array:
-    """Returns the whole of a small weight, such as a bias: the array itself, or a decrypted one
-    that is wiped when the caller drops it."""
+    """Returns a small weight as a whole, such as a bias: the array itself, or a decrypted one that
+    is wiped when the caller drops it."""
     values: Array = weight[...]
     return values
 
@@ -63,11 +65,11 @@ def add_rows(x: Array, table: Weight, ids: npt.NDArray[np.int64]) -> None:
 
 
 def rowwise(operation: np.ufunc, x: Array, values: Array) -> None:
-    """x = operation(x, values) in place, for values of shape (width,) and x (..., width),
+    """Applies x = operation(x, values) in place, for values of shape (width,) and x (..., width),
     C-contiguous.
 
-    Not by broadcasting: NumPy may then repeat the values, which can be decrypted ones, in a buffer
-    of its own on the heap, which nobody wipes. Here they are repeated in a tile that is.
+    Does not broadcast, because NumPy may then repeat the values, which can be decrypted ones, in a
+    buffer of its own on the heap, which is not wiped. Repeats them in a tile, and wipes that.
     """
     width = x.shape[-1]
     lines = x.reshape(-1, width)
@@ -82,7 +84,8 @@ def rowwise(operation: np.ufunc, x: Array, values: Array) -> None:
 
 
 def layer_norm(x: Array, scale: Weight, shift: Weight, epsilon: float) -> Array:
-    """(x - mean) / sqrt(variance + epsilon) * scale + shift over the last axis, in place."""
+    """Computes (x - mean) / sqrt(variance + epsilon) * scale + shift over the last axis, in
+    place."""
     x -= x.mean(axis=-1, keepdims=True)
     variance = np.einsum("...i,...i->...", x, x)[..., None] / np.float32(x.shape[-1])
     x /= np.sqrt(variance + np.float32(epsilon))
@@ -92,7 +95,7 @@ def layer_norm(x: Array, scale: Weight, shift: Weight, epsilon: float) -> Array:
 
 
 def softmax(x: Array) -> Array:
-    """exp(x) / sum(exp(x)) over the last axis, in place."""
+    """Computes exp(x) / sum(exp(x)) over the last axis, in place."""
     x -= x.max(axis=-1, keepdims=True)
     np.exp(x, out=x)
     x /= x.sum(axis=-1, keepdims=True)
@@ -106,8 +109,8 @@ _A = [np.float32(a) for a in (1.061405429, -1.453152027, 1.421413741, -0.2844967
 
 
 def gelu(x: Array) -> Array:
-    """x · Φ(x), Φ the standard normal distribution function: x (1 + erf(x / sqrt 2)) / 2, in place,
-    for a C-contiguous x."""
+    """Computes x · Φ(x), which is x (1 + erf(x / sqrt 2)) / 2, in place, for a C-contiguous x. Φ is
+    the standard normal distribution function."""
     flat = x.reshape(-1)
     for start in range(0, flat.size, _TILE):
         part = flat[start : start + _TILE]

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times the plain and the encrypted models in turn, so that all see the machine in one state."""
+"""Times the plain and the encrypted models in turn, so that all are timed on a machine in the same
+state."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ class Agreement:
 
     @property
     def close(self) -> bool:
-        """True when they agree to the accuracy of float32: not a difference in the model."""
+        """True when they agree to the accuracy of float32, so that the models are the same."""
         return self.max_difference <= 1e-5 and self.min_cosine >= 0.99999
 
 
@@ -37,7 +38,7 @@ def agreement(plain: Array, encrypted: Array) -> Agreement:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one cipher makes of the model's time. The ratio is that of the times of one round."""
+    """What a cipher does to the model's time. A ratio is between times of the same round."""
 
     seconds: float  # median, for the whole batch
     ratio: float  # to plain weights: median
@@ -63,8 +64,9 @@ def timing(
     rounds: int,
     tokens: int | None = None,
 ) -> Timing:
-    """Embeds the same batch in all, one after the other, each first in its turn; the first round is
-    not counted. `tokens` in all, where the passages are text."""
+    """Embeds the same batch in all models, one after the other, starting with another one in each
+    round. The first round is not counted. `tokens` is their number in the batch, if the passages
+    are text."""
     workers = {"": plain, **encrypted}
     names = list(workers)
     seconds: dict[str, list[float]] = {name: [] for name in names}

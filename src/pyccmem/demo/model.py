@@ -23,7 +23,7 @@ __all__ = ["Config", "Encoder"]
 
 @dataclass(frozen=True)
 class Config:
-    """What the model's config.json says of its size."""
+    """The model's size, from its config.json."""
 
     layers: int
     heads: int
@@ -49,7 +49,7 @@ class Encoder:
     def embed(self, passages: Sequence[Sequence[int]], batch: int = 32) -> Array:
         """Returns one unit vector a passage of token ids: shape (len(passages), H).
 
-        Passages of like length share a batch, so that little of it is padding.
+        Passages of similar length share a batch, so that little of it is padding.
         """
         order = sorted(range(len(passages)), key=lambda i: len(passages[i]))
         parts = []
@@ -62,7 +62,8 @@ class Encoder:
         return out
 
     def embed_batch(self, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.bool_]) -> Array:
-        """Unit vectors (B, H) of ids (B, T); mask (B, T) is False where a passage is padded."""
+        """Returns unit vectors (B, H) of ids (B, T); mask (B, T) is False where a passage is
+        padded."""
         x = self._embeddings(ids)
         for layer in range(self.config.layers):
             x = self._layer(x, mask, f"encoder.layer.{layer}.")
@@ -72,26 +73,26 @@ class Encoder:
         return pooled
 
     def _embeddings(self, ids: npt.NDArray[np.int64]) -> Array:
-        """(B, T) -> (B, T, H): word + position + segment, normalised."""
+        """Computes (B, T) -> (B, T, H): word + position + segment, normalised."""
         w, name = self.weights, "embeddings."
         x = np.zeros((ids.size, self.width), np.float32)
         places = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
         layers.add_rows(x, w[name + "position_embeddings.weight"], places.ravel())
         layers.add_rows(x, w[name + "word_embeddings.weight"], ids.ravel())
         segments = layers.vector(w[name + "token_type_embeddings.weight"])
-        layers.rowwise(np.add, x, segments[0])  # a passage is of one segment
+        layers.rowwise(np.add, x, segments[0])  # a passage has one segment
         x = x.reshape(*ids.shape, self.width)
         return self._norm(x, name + "LayerNorm")
 
     def _layer(self, x: Array, mask: npt.NDArray[np.bool_], name: str) -> Array:
-        """Returns one encoder layer: (B, T, H) -> (B, T, H)."""
+        """Computes one encoder layer: (B, T, H) -> (B, T, H)."""
         attended = self._linear(self._attention(x, mask, name), name + "attention.output.dense")
         x = self._norm(x + attended, name + "attention.output.LayerNorm")
         inner = layers.gelu(self._linear(x, name + "intermediate.dense"))
         return self._norm(x + self._linear(inner, name + "output.dense"), name + "output.LayerNorm")
 
     def _attention(self, x: Array, mask: npt.NDArray[np.bool_], name: str) -> Array:
-        """Self-attention: (B, T, H) -> (B, T, H)."""
+        """Computes self-attention: (B, T, H) -> (B, T, H)."""
         count, length, width = x.shape
         heads = self.config.heads
 
@@ -119,7 +120,8 @@ class Encoder:
 def _padded(
     passages: Sequence[Sequence[int]],
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Token ids in one array (B, T), zeros after the shorter ones, and where the ids are."""
+    """Returns token ids in one array (B, T), with zeros after shorter passages, and a mask of where
+    the ids are."""
     lengths = np.array([len(passage) for passage in passages])
     mask = np.arange(lengths.max()) < lengths[:, None]
     ids = np.zeros(mask.shape, np.int64)

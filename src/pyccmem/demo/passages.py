@@ -12,12 +12,12 @@ from .. import errors
 
 __all__ = ["from_file", "from_standard_library"]
 
-#: Shorter docstrings say too little to be found by what they mean.
+#: Shorter docstrings say too little to be found by their meaning.
 _SHORTEST = 80
 
 
 def from_file(path: str) -> list[tuple[str, str]]:
-    """(place, text) of every line of a UTF-8 file that is not blank.
+    """Returns (place, text) of every line of a UTF-8 file that is not blank.
 
     Raises FileReadError, FileFormatError.
     """
@@ -35,7 +35,8 @@ def from_file(path: str) -> list[tuple[str, str]]:
 
 
 def from_standard_library(count: int) -> list[tuple[str, str]]:
-    """(name, text) of `count` docstrings, the same ones every time for one version of Python.
+    """Returns (name, text) of `count` docstrings, the same ones every time for one version of
+    Python.
 
     The files are parsed and never run. All the modules' own docstrings come first, then functions
     and classes from evenly spread places.
@@ -55,7 +56,7 @@ def from_standard_library(count: int) -> list[tuple[str, str]]:
 
 
 def _docstrings(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
-    """(name, text) of the docstrings of a module or class and of what is public in it."""
+    """Yields (name, text) of the docstrings of a module or class and of the public names in it."""
     if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
         text = " ".join((ast.get_docstring(node) or "").split())
         if len(text) >= _SHORTEST:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Looks for the weights in the memory of the children, from the parent.
 
-Two kinds of samples: 16 bytes as they lie in the file, and four numbers of one column of a matrix
-from four neighbouring rows, which is what a BLAS makes of a matrix when it packs it for its kernel.
-The second kind finds copies that a search for the file's own bytes would miss.
+There are two kinds of samples: 16 bytes as they lie in the file, and four numbers of one column of
+a matrix from four neighbouring rows, as a BLAS packs a matrix for its kernel. The second kind finds
+copies that a search for the file's own bytes misses.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from .worker import Passage, Worker
 
 __all__ = ["Finding", "Samples", "look", "samples", "watch"]
 
-#: Rows that a BLAS interleaves, or a divisor of their number: OpenBLAS packs groups of 4, 8 or 16.
+#: The number of rows that a BLAS interleaves, or a divisor of it: OpenBLAS packs groups of 4, 8 or
+#: 16.
 _PACKED_ROWS = 4
-#: Weights that the encoder of pyccmem.demo works with at once: two tables whose rows are added.
+#: How many weights the encoder of pyccmem.demo uses at once: two tables whose rows are added.
 IN_USE = 2
 
 _STORED_SAMPLES = 16384
@@ -44,7 +45,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Finding:
-    """What one look at one process found."""
+    """What one search of one process found."""
 
     moment: str
     stored: int  # samples found, of stored_samples
@@ -56,23 +57,22 @@ class Finding:
     bytes_scanned: int
     unreadable_bytes: int
     unreadable: tuple[str, ...]  # names of the mappings not read
-    most_tensors: int = IN_USE  # that may be in use at once
+    most_tensors: int = IN_USE  # how many tensors may be in use at once
 
     @property
     def found_out(self) -> bool:
-        """True when the weights lie there in the clear: what the control must show."""
+        """True when the weights lie there in the clear, as they must in the control."""
         return self.stored >= 0.9 * self.stored_samples
 
     @property
     def clean(self) -> bool:
-        """True when nothing of them was found."""
+        """True when nothing of the weights was found."""
         return self.stored == 0 and self.packed == 0
 
     @property
     def only_in_use(self) -> bool:
-        """True when what was found can be what is being worked with: one weight, or the rows of
-        the tables that are being added, and tiles of the last few matrices in buffers of the
-        BLAS."""
+        """True when no more was found than may be in use: one weight, or rows of the tables that
+        are added, and tiles of the last few matrices in buffers of the BLAS."""
         return (
             len(self.stored_tensors) <= self.most_tensors
             and len(self.packed_tensors) <= 4
@@ -83,7 +83,7 @@ class Finding:
 
 @contextmanager
 def samples(weights: Path) -> Iterator[Samples]:
-    """Samples of the model's weights."""
+    """Gives samples of the model's weights."""
     stored = audit.samples_from_safetensors(weights, _STORED_SAMPLES)
     with open("pyccmem-demo-samples", "wb", opener=_in_memory) as file:
         _write_packed(weights, file)
@@ -93,7 +93,7 @@ def samples(weights: Path) -> Iterator[Samples]:
 
 
 def _in_memory(name: str, _: int) -> int:
-    """Opens a file that lies in memory alone, for open()."""
+    """Opens a file that lies only in memory, for open()."""
     return os.memfd_create(name, os.MFD_CLOEXEC)
 
 
@@ -129,8 +129,7 @@ def _write_packed(weights: Path, out: BinaryIO) -> None:
 
 
 def _is_multiplied(entry: Entry) -> bool:
-    """Returns True for the matrices that go through a BLAS: not the tables, of which rows are
-    taken."""
+    """Returns True for matrices that go through a BLAS; not for tables, of which rows are taken."""
     return (
         entry.dtype == "F32"
         and len(entry.shape) == 2
@@ -140,12 +139,12 @@ def _is_multiplied(entry: Entry) -> bool:
 
 
 def look(worker: Worker, wanted: Samples, moment: str, most_tensors: int = IN_USE) -> Finding:
-    """Stops the child where it is, reads all its memory, and lets it go on. `most_tensors` of the
-    weights can be in use at once."""
+    """Stops the child, searches all its memory, and lets it go on. `most_tensors` of the weights
+    can be in use at once."""
     with worker.halted():
         stored = audit.scan(worker.pid, wanted.stored)
         packed = audit.scan(worker.pid, wanted.packed)
-    # A process that maps the weights' file holds them in the clear like any other.
+    # A process that maps the file of weights holds them in the clear too.
     return Finding(
         moment=moment,
         stored=min(stored.found + stored.found_in_file, stored.samples),  # some are in both
@@ -169,7 +168,7 @@ def watch(
     name: str,
     most_tensors: int = IN_USE,
 ) -> list[Finding]:
-    """Looks at the child, called `name`, at moments spread over its work on `passages`."""
+    """Searches the child, called `name`, at moments spread over its work on `passages`."""
     _, seconds = worker.embed(passages)
     findings = []
     for number in range(moments):

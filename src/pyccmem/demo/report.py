@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the demo prints: tables for people, a document for programs."""
+"""Prints the demo's results: tables for people, a JSON document for programs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .proof import Finding
 
 __all__ = ["Answer", "Encrypted", "Outcome", "Plain", "narrator", "show"]
 
-#: Changes when a field of the JSON document changes its meaning.
+#: Increased when a field of the JSON document changes its meaning.
 SCHEMA = 2
 
 Row = tuple[str, ...]
@@ -52,7 +52,7 @@ class Encrypted:
     findings: list[Finding]  # the first and the last at rest
 
     def failures(self) -> list[str]:
-        """Returns what the run was to show and did not."""
+        """Returns what the run should have shown and did not."""
         failures = []
         if not self.agreement.close:
             failures.append(
@@ -76,7 +76,7 @@ class Encrypted:
 
 @dataclass(frozen=True)
 class Outcome:
-    """All that the demo found."""
+    """All results of the demo."""
 
     passages: int
     tokens: int
@@ -88,7 +88,7 @@ class Outcome:
     encrypted: list[Encrypted]
 
     def failures(self) -> list[str]:
-        """Returns what the demo was to show and did not."""
+        """Returns what the demo should have shown and did not."""
         control = self.plain.control
         failures = []
         if not control.found_out:
@@ -101,13 +101,13 @@ class Outcome:
         return failures
 
     def document(self) -> dict[str, Any]:
-        """For JSON: seconds and bytes."""
+        """Returns the results for JSON, in seconds and bytes."""
         return {"schema": SCHEMA, "passed": not self.failures(), **asdict(self)}
 
 
 def narrator(quiet: bool) -> Callable[[str], None]:
-    """Says on standard error what is going on and since when, in a file or a pipe as well: a minute
-    without a word looks like a hang."""
+    """Returns a function that says on standard error what is going on and since when, also in a
+    file or a pipe: a minute of silence looks like a hang."""
     start = time.monotonic()
 
     def say(text: str) -> None:
@@ -119,8 +119,8 @@ def narrator(quiet: bool) -> Callable[[str], None]:
 
 
 def show(outcome: Outcome, how: str | None = None) -> None:
-    """Prints the outcome, as coloured tables on a terminal that rich is installed for. `how` says
-    in the first line how the weights are held, which is else told from the ciphers."""
+    """Prints the outcome, as coloured tables on a terminal if rich is installed. `how` says in the
+    first line how the weights are held; by default the ciphers are named."""
     ciphers = [run.cipher for run in outcome.encrypted]
     how = how or f"weights plain and under {' and '.join(ciphers)}"
     print(
@@ -222,7 +222,7 @@ def _short(text: str, most: int = 60) -> str:
 
 
 def _table(title: str, headings: Row, rows: list[Row]) -> None:
-    """A table: by rich on a terminal, if it is installed, else plain text."""
+    """Prints a table: by rich on a terminal, if it is installed, else as plain text."""
     console = table_console()
     if console is not None:
         from rich.table import Table

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The child's side of a demo: loads what the first message says, and answers each later one, a list
-of passages, with their vectors, the seconds that took, and the most plaintext bytes that pyccmem
-has handed out at once so far."""
+"""The child's side of a demo. It loads what the first message says, and answers each later message,
+a list of passages, with their vectors, the seconds that took, and the most plaintext bytes that
+pyccmem has returned at once so far."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from ..process import stats
 
 __all__ = ["serve"]
 
-#: Passages into vectors.
+#: Turns passages into vectors.
 Encode = Callable[[Any], Any]
 
 
 def serve(load: Callable[[Any], tuple[Encode, float]]) -> int:
     """Serves the connection whose descriptor is the program's argument until its other end is
-    closed. `load(job)` gives the model and the seconds that took. Returns the exit status."""
+    closed. `load(job)` returns the function that embeds and the seconds that loading took. Returns
+    the exit status."""
     # Ctrl-C reaches the whole group of processes; the parent ends this one when it is done.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     channel: Connection = Connection(int(sys.argv[1]))

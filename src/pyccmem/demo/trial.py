@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plain and encrypted workers side by side: what they answer, how long they take, and what is
-found of the weights in their memories."""
+"""Runs plain and encrypted workers side by side: what they answer, how long they take, and what is
+found of the weights in their memory."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ EXIT_FAILED = 1
 
 
 class Trial:
-    """One plain worker and an encrypted one for each way of encrypting, by its name. Each encrypted
-    one is searched as soon as the trial begins: it has loaded the weights, and not worked yet.
-    `in_use` is how many of the weights may be in the clear at once."""
+    """One plain worker, and an encrypted one for each way of encrypting, by its name. Searches each
+    encrypted worker at once, when it has loaded the weights but not worked yet. `in_use` is how
+    many of the weights may be in the clear at a time."""
 
     def __init__(
         self,
@@ -44,8 +44,8 @@ class Trial:
         self._timings: list[measure.Timing] = []
 
     def embed(self, passages: Sequence[Passage]) -> dict[str, Array]:
-        """Returns the vectors of every encrypted worker, each to be compared with the plain
-        one's."""
+        """Returns the vectors of every encrypted worker, and keeps the plain worker's to compare
+        them with."""
         self._say(f"embedding {len(passages)} passages, plain")
         self._plain_vectors, self._plain_seconds = self._plain.embed(passages)
         self._embedded: dict[str, tuple[Array, float]] = {}
@@ -55,13 +55,13 @@ class Trial:
         return {way: vectors for way, (vectors, _) in self._embedded.items()}
 
     def time(self, passages: Sequence[Passage], rounds: int, tokens: int | None = None) -> None:
-        """Times a batch; `tokens` in it where the passages are not lists of these."""
+        """Times a batch. `tokens` is their number in it, if the passages are text."""
         batch = "one passage" if len(passages) == 1 else f"a batch of {len(passages)} passages"
         self._say(f"timing {batch}, {rounds} rounds in turn")
         self._timings.append(measure.timing(self._plain, self._encrypted, passages, rounds, tokens))
 
     def watch(self, passages: Sequence[Passage], looks: int) -> None:
-        """Searches the plain worker, and every encrypted one at work and after it."""
+        """Searches the plain worker, and every encrypted one during and after its work."""
         self._say("searching the plain process's memory")
         self._control = proof.look(self._plain, self._samples, "plain, at rest")
         for way, worker in self._encrypted.items():
@@ -75,7 +75,8 @@ class Trial:
     def outcome(
         self, passages: int, tokens: int, threads: int, nbytes: int, answers: list[report.Answer]
     ) -> report.Outcome:
-        """Returns what came out, once all was embedded, timed and watched; `nbytes` of weights."""
+        """Returns the outcome, after everything was embedded, timed and watched. `nbytes` is the
+        size of the weights."""
         assert self._control is not None, "it was watched"
         plain = self._plain
         return report.Outcome(
@@ -104,7 +105,7 @@ class Trial:
 
 
 def conclude(outcome: report.Outcome, arguments: argparse.Namespace, how: str | None = None) -> int:
-    """Prints the outcome, and what was to be shown and was not; the exit status."""
+    """Prints the outcome, and what should have been shown and was not. Returns the exit status."""
     if arguments.json:
         print(json.dumps(outcome.document(), indent=2))
     else:

@@ -37,7 +37,7 @@ _THREADS = (
 
 
 class AnyJob(Protocol):
-    """What the parent itself has to know of a job."""
+    """What the parent itself must know of a job."""
 
     @property
     def threads(self) -> int: ...
@@ -45,7 +45,7 @@ class AnyJob(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """What a child is to load."""
+    """What a child must load."""
 
     weights: str
     config: Config
@@ -61,8 +61,8 @@ class Worker:
     module: ClassVar[str] = "pyccmem.demo.child"
 
     def __init__(self, job: AnyJob, environment: Mapping[str, str] | None = None) -> None:
-        """Starts the child, with further environment variables, and has it load the weights.
-        Raises what the child reports."""
+        """Starts the child, with further environment variables, and lets it load the weights.
+        Raises DemoError with what the child reports."""
         here, there = socket.socketpair()
         with there:
             self._process = subprocess.Popen(
@@ -100,11 +100,11 @@ class Worker:
         return self._process.pid
 
     def ask(self, passages: Sequence[Passage]) -> None:
-        """Has the child start to embed passages; answer() must follow."""
+        """Lets the child start to embed passages. answer() must follow."""
         self._channel.send(passages)
 
     def answered(self, timeout: float) -> bool:
-        """Waits up to `timeout` seconds; True when answer() would not wait any longer."""
+        """Waits up to `timeout` seconds. Returns True when answer() would not wait."""
         return self._channel.poll(timeout)
 
     def answer(self) -> tuple[Array, float]:
@@ -113,12 +113,12 @@ class Worker:
         return vectors, float(seconds)
 
     def embed(self, passages: Sequence[Passage]) -> tuple[Array, float]:
-        """ask() and answer()."""
+        """Does ask() and answer()."""
         self.ask(passages)
         return self.answer()
 
     def peak_memory(self) -> int:
-        """Returns the most bytes of RAM that the child ever had at once (VmHWM of proc(5))."""
+        """Returns the most bytes of RAM that the child had at once (VmHWM of proc(5))."""
         with open(f"/proc/{self.pid}/status", encoding="ascii") as lines:
             for line in lines:
                 if line.startswith("VmHWM:"):
@@ -127,7 +127,7 @@ class Worker:
 
     @contextmanager
     def halted(self) -> Iterator[None]:
-        """Stops the child where it is for the length of a `with` block."""
+        """Stops the child for the length of a `with` block."""
         os.kill(self.pid, signal.SIGSTOP)
         try:
             while self._state() not in "TtZX":

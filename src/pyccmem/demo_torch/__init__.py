@@ -2,8 +2,8 @@
 """`pyccmem demo-torch`: the model of `pyccmem demo` through sentence-transformers, in three ways.
 
 Each way runs in a process of its own: plain; encrypted in place by pyccmem.torch.encrypt_module();
-and from a sealed directory by pyccmem.transformers. The rest, what is measured and how the memory
-of each is searched, is that of pyccmem.demo.
+and from a sealed directory by pyccmem.transformers. Measuring, and searching the memory of each,
+are as in pyccmem.demo.
 
 job        what a child is to load
 child      the process that holds the model

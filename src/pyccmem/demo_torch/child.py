@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m pyccmem.demo_torch.child DESCRIPTOR`: holds the model, by the words of
+"""`python -m pyccmem.demo_torch.child DESCRIPTOR`: holds the model, by the protocol of
 demo/serving.py."""
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from .job import BATCH, IN_PLACE, Job
 
 
 def load(job: Job) -> tuple[Any, float]:
-    """Returns what embeds passages, and the seconds that took, without the import of torch and the
-    rest."""
+    """Returns the function that embeds passages, and the seconds that loading took, without
+    importing torch and the like."""
     import torch
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging
@@ -28,7 +28,7 @@ def load(job: Job) -> tuple[Any, float]:
     logging.set_verbosity_error()
     torch.set_num_threads(job.threads)
     begin = time.perf_counter()
-    # Plain or sealed, it is the same call; the key comes from PYCCMEM_KEY_FILE.
+    # The same call loads a plain or a sealed model; PYCCMEM_KEY_FILE names the key.
     model = SentenceTransformer(job.directory, device="cpu", local_files_only=True)
     model.max_seq_length = job.most_tokens
     if job.way == IN_PLACE:

@@ -21,10 +21,11 @@ from ..demo.worker import Worker
 from ..keys import Key
 from .job import BATCH, IN_PLACE, PLAIN, SEALED, Job
 
-#: What the children need beside the model.
+#: The packages that the children need besides the model.
 PACKAGES = ("torch", "transformers", "sentence_transformers")
 
-#: Weights in use at once: the rows of the three tables that BERT adds, or a matrix and its bias.
+#: How many weights are in use at once: rows of the three tables that BERT adds, or a matrix and its
+#: bias.
 _IN_USE = 3
 
 #: Keeps the libraries from asking a network for anything, and from starting threads of their own.
@@ -37,7 +38,7 @@ _ENVIRONMENT = {
 
 
 class TorchWorker(Worker):
-    """A child that holds the model by sentence-transformers."""
+    """A child that holds the model in sentence-transformers."""
 
     module = "pyccmem.demo_torch.child"
 
@@ -58,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Runs the demo and prints what it shows; the exit status."""
+    """Runs the demo and prints what it shows. Returns the exit status."""
     if not sys.platform.startswith("linux"):
         raise errors.DemoError("The demo looks into /proc, which only Linux has.")
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
@@ -117,8 +118,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 @contextmanager
 def sealed_copy(model: Path) -> Iterator[tuple[Path, Path]]:
-    """A sealed copy of the model's directory, and the file of its key, which last as long as the
-    `with` block."""
+    """Makes a sealed copy of the model's directory, and a file with its key, which exist as long as
+    the `with` block."""
     with tempfile.TemporaryDirectory(prefix="pyccmem-demo-") as scratch:
         key_file = Path(scratch, "key")
         secret = bytearray(os.urandom(32))

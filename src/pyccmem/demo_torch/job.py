@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the parent has a child do."""
+"""Job: what the parent tells a child to load."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class Job:
-    """What a child is to load."""
+    """What a child must load."""
 
     directory: str  # a sealed one for the way SEALED
     way: str
