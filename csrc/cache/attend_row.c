@@ -4,6 +4,7 @@
 #include "cache/attend.h"
 
 #include <math.h>
+#include <string.h>
 
 #include "memory/secret.h"
 #include "platform/dtype.h"
@@ -122,7 +123,10 @@ CLEAR_REGISTERS float attend_share(const attend *a, uint64_t query_head, float m
         float sink = a->w->sinks[query_head];
         factor = attend_softmax(a, &sink, 1, &most, &total);
     }
-    const float none = (float)(total == 0); /* that a row sees nothing is no secret */
+    /* 1 when the total is 0, without a comparison that could become a branch. */
+    uint32_t bits;
+    memcpy(&bits, &total, sizeof bits);
+    const float none = (float)(1 - ((bits | (0 - bits)) >> 31));
     return factor * (1 - none) / (total + none);
 }
 

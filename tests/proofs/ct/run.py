@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The proof of constant time: `make ct`, or `python tests/proofs/ct/run.py [--fast]`.
+"""The proof of constant time: `make ct`, or `python tests/proofs/ct/run.py [--fast | --only SUBJECT ...]`.
 
 Builds subjects.c and controls.c with the library's own sources and flags, runs each subject on each
 tier and each control under Valgrind's memcheck, prints what became of them, and ends with status 0
@@ -220,11 +220,11 @@ def judge_control(outcome: Outcome, kind: str, function: str) -> tuple[bool, str
     return False, f"NOT CAUGHT: {kind} in {function} expected, status {outcome.status}"
 
 
-def run_all(programs: dict[str, Path], fast: bool) -> bool:
+def run_all(programs: dict[str, Path], fast: bool, only: Sequence[str] = ()) -> bool:
     """Runs subjects and controls, prints a line for each; True when all are as they should be."""
     jobs: list[tuple[str, str, list[str | Path], tuple[str, str] | None]] = []
     for (name,) in listed(programs["subjects"]):
-        if not fast or name in FAST:
+        if name in only if only else not fast or name in FAST:
             # No kernel stands behind this one, only a header.
             tiers = TIERS[:1] if name == "gf128" else TIERS
             jobs += [(name, tier, [programs["subjects"], name, tier], None) for tier in tiers]
@@ -256,12 +256,13 @@ def main() -> int:
     """The command; returns its exit status."""
     parser = argparse.ArgumentParser(description="The proof of constant time.")
     parser.add_argument("--fast", action="store_true", help=f"only {', '.join(FAST)}, and controls")
+    parser.add_argument("--only", nargs="+", default=(), help="only these subjects, and controls")
     arguments = parser.parse_args()
     start = time.monotonic()
     try:
         require_tools()
         with tempfile.TemporaryDirectory() as folder:
-            good = run_all(build(Path(folder)), arguments.fast)
+            good = run_all(build(Path(folder)), arguments.fast, arguments.only)
     except MissingToolError as error:
         print(error, file=sys.stderr)
         return NOT_INSTALLED

@@ -468,6 +468,127 @@ static void store_aes_128_xts(void) { store(CCMEM_AES_128_XTS); }
 static void store_aes_256_xts(void) { store(CCMEM_AES_256_XTS); }
 static void store_aegis_128x2(void) { store(CCMEM_AEGIS_128X2); }
 
+/* ---- caches ---------------------------------------------------------------------------------- */
+
+enum { HEADS = 2, SHARE = 3, ROW = 40, TOKENS = 150, SEQUENCES = 2 };
+
+/* Ciphertext and tags of all sequences become public. */
+static void publish_cache(ccmem_cache *cache) {
+    static ccmem_cache_place place[4 * TOKENS];
+    for (uint32_t s = 0; s < ccmem_cache_sequences(cache, 0); s++) {
+        uint64_t n;
+        REQUIRE(!ccmem_cache_places(cache, 0, s, place, 4 * TOKENS, &n) && n <= 4 * TOKENS);
+        for (uint64_t i = 0; i < n; i++) {
+            make_public(place[i].data, place[i].bytes);
+            make_public(place[i].tag, 16);
+        }
+    }
+}
+
+/* Secret rows with numbers of a usual size: of random bits some would be no numbers. */
+static void secret_rows(void *rows, size_t n, ccmem_dtype dtype) {
+    for (size_t i = 0; i < n; i++) {
+        const float value = (float)(i * 37 % 101) / 50 - 1;
+        const uint16_t half = (uint16_t)(0x3c00 | (i * 37 & 0x83ff)),
+                       brain = (uint16_t)(half | 0x0300);
+        if (dtype == CCMEM_F32)
+            ((float *)rows)[i] = value;
+        else
+            ((uint16_t *)rows)[i] = dtype == CCMEM_F16 ? half : brain;
+    }
+    make_secret(rows, n * (dtype == CCMEM_F32 ? 4 : 2));
+}
+
+static void append_secret(ccmem_cache *cache, ccmem_dtype dtype, uint64_t tokens) {
+    const ccmem_dtype of = dtype == CCMEM_I8 ? CCMEM_F32 : dtype;
+    static float rows[SEQUENCES * HEADS * ROW * TOKENS];
+    const ccmem_cache_rows k = {rows, of, HEADS * ROW * TOKENS, ROW * TOKENS, ROW};
+    ccmem_cache_rows v = k;
+    secret_rows(rows, sizeof rows / sizeof *rows, of);
+    v.head = ROW; /* other strides */
+    v.token = HEADS * ROW;
+    REQUIRE(!ccmem_cache_append(cache, 0, 0, SEQUENCES, tokens, &k, &v));
+    publish_cache(cache);
+}
+
+static void attend_secret(ccmem_cache *cache, ccmem_dtype q_dtype, uint64_t rows, int all,
+                          ccmem_status expected) {
+    static float q[SEQUENCES * HEADS * SHARE * 30 * ROW], out[sizeof q / sizeof *q];
+    static float mask[30 * TOKENS], sinks[HEADS * SHARE];
+    ccmem_attention a = {.sequences = SEQUENCES,
+                         .query_heads = HEADS * SHARE,
+                         .rows = rows,
+                         .q = q,
+                         .q_dtype = q_dtype,
+                         .q_sequence = HEADS * SHARE * 30 * ROW,
+                         .q_head = 30 * ROW,
+                         .q_row = ROW,
+                         .out = out,
+                         .out_sequence = HEADS * SHARE * 30 * ROW,
+                         .out_head = 30 * ROW,
+                         .out_row = ROW,
+                         .scale = 0.15f,
+                         .causal = 1};
+    secret_rows(q, sizeof q / sizeof *q, q_dtype);
+    if (all) {
+        secret_rows(mask, sizeof mask / sizeof *mask, CCMEM_F32);
+        secret_rows(sinks, HEADS * SHARE, CCMEM_F32);
+        a.mask = mask;
+        a.mask_row = TOKENS;
+        a.mask_tokens = TOKENS;
+        a.sinks = sinks;
+        a.softcap = 2;
+        a.window = 60;
+    }
+    REQUIRE(ccmem_cache_attend(cache, &a) == expected);
+    const size_t n = ROW * (q_dtype == CCMEM_F32 ? sizeof(float) : sizeof(uint16_t));
+    REQUIRE(expected ? is_zero((uint8_t *)out, n) : is_secret(out, n));
+}
+
+static void use_cache(ccmem_dtype dtype) {
+    const ccmem_cache_layer layer = {dtype, HEADS, ROW, ROW};
+    static const uint32_t beams[SEQUENCES] = {1, 1};
+    static float got[HEADS * ROW * TOKENS];
+    ccmem_cache_rows out = {got, dtype == CCMEM_I8 ? CCMEM_F32 : dtype, 0, ROW * TOKENS, ROW};
+    ccmem_cache_place place;
+    ccmem_cache *cache, *fork;
+    uint32_t number;
+    uint64_t n;
+
+    REQUIRE(!ccmem_cache_new(SEQUENCES, CCMEM_SECRET_MLOCK, &cache));
+    REQUIRE(!ccmem_cache_add_layer(cache, &layer, &number));
+    append_secret(cache, dtype, 139);
+    append_secret(cache, dtype, 1);
+    for (int all = 0; all < 2; all++) {
+        attend_secret(cache, CCMEM_F32, 1, all, CCMEM_OK);
+        attend_secret(cache, CCMEM_F16, 2, all, CCMEM_OK);
+        attend_secret(cache, CCMEM_BF16, 30, all, CCMEM_OK);
+    }
+    REQUIRE(!ccmem_cache_crop(cache, 0, 0, 37));
+    publish_cache(cache);
+    REQUIRE(!ccmem_cache_reorder(cache, 0, beams, SEQUENCES));
+    REQUIRE(!ccmem_cache_fork(cache, &fork));
+    append_secret(fork, dtype, 1);
+    attend_secret(fork, CCMEM_F32, 1, 0, CCMEM_OK);
+    ccmem_cache_free(fork);
+    for (int which = 0; which < 2; which++) {
+        REQUIRE(!ccmem_cache_read(cache, 0, 1, which, 3, 100, &out));
+        REQUIRE(is_secret(got, ROW));
+    }
+    REQUIRE(!ccmem_cache_places(cache, 0, 1, &place, 1, &n));
+    place.tag[3] ^= 1;
+    attend_secret(cache, CCMEM_F32, 1, 0, CCMEM_ERR_INTEGRITY);
+    attend_secret(cache, CCMEM_F32, 30, 0, CCMEM_ERR_INTEGRITY);
+    ccmem_cache_free(cache);
+}
+
+static void caches(void) {
+    use_cache(CCMEM_F32);
+    use_cache(CCMEM_F16);
+    use_cache(CCMEM_BF16);
+    use_cache(CCMEM_I8);
+}
+
 /* ---- main ------------------------------------------------------------------------------------ */
 
 static const struct {
@@ -487,6 +608,7 @@ static const struct {
     {"store-aes-128-xts", store_aes_128_xts},
     {"store-aes-256-xts", store_aes_256_xts},
     {"store-aegis-128x2", store_aegis_128x2},
+    {"caches", caches},
 };
 
 enum { SUBJECTS = sizeof subjects / sizeof *subjects };
