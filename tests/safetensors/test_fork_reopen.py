@@ -26,7 +26,8 @@ from support import in_forked_child
 
 import pyccmem
 from pyccmem import EncryptedBuffer, Key, errors
-from pyccmem.core import forks
+from pyccmem.core import fork_warning, forks
+from pyccmem.core.store import registered
 from pyccmem.safetensors import KeyProvider, Passphrase, WrappedKey, load_file, safe_open, save_file
 
 pytestmark = [
@@ -65,6 +66,17 @@ class Service:
     def asked(self) -> int:
         """How often this process has asked."""
         return self.log.read_text(encoding="ascii").split().count(str(os.getpid()))
+
+
+@pytest.fixture(autouse=True)
+def only_own_stores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Warnings name the stores of this test alone: what others have left open in the same process,
+    such as in fixtures of a session, is not looked at."""
+    gc.collect()
+    left = {id(store): store for store in registered()}  # which they keep, so ids stay their own
+    monkeypatch.setattr(
+        fork_warning, "registered", lambda: (s for s in registered() if id(s) not in left)
+    )
 
 
 @pytest.fixture
