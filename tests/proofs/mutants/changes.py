@@ -82,6 +82,8 @@ MAPPING = (
     tests("mapping", "mapping_threads", "budget"),
 )
 
+CACHE = (tests("kv_tampering", "kv_tables"), tests("kv_model", "kv_cache", "kv_attention"))
+
 MODULES: dict[str, tuple[Tests, ...]] = {
     "store/bulk.h": STORE,
     "store/ciphertext.c": STORE,
@@ -96,6 +98,14 @@ MODULES: dict[str, tuple[Tests, ...]] = {
     "store/version.h": STORE,
     "store/write.c": STORE,
     "store/arena.c": (tests("arena"),),
+    "cache/append.c": CACHE,
+    "cache/attend.c": CACHE,
+    "cache/attend_row.c": CACHE,
+    "cache/crop.c": CACHE,
+    "cache/life.c": CACHE,
+    "cache/pool.c": CACHE,
+    "cache/read.c": CACHE,
+    "cache/slots.c": CACHE,
     "store/gather.c": (
         tests("integrity::test_gather_releases_nothing", "mapping_scatter", "tensor"),
     ),
@@ -1564,5 +1574,104 @@ CHANGES: list[Change] = [
         "        secret_free(core->key);\n",
         "        ;\n",
         (tests("leaks::test_buffers"),),
+    ),
+    # ---- caches ----
+    Change(
+        "cache-opens-what-does-not-match",
+        "cache/pool.c",
+        "    store_set_failure((ccmem_failure){.page = number, .version = version});\n    return 0;",
+        "    store_set_failure((ccmem_failure){.page = number, .version = version});\n    return 1;",
+    ),
+    Change(
+        "cache-numbers-come-twice",
+        "cache/pool.c",
+        "&seen, seen + n, 1, __ATOMIC_RELAXED,",
+        "&seen, seen + (n > 1), 1, __ATOMIC_RELAXED,",
+    ),
+    Change(
+        "cache-v-has-the-numbers-of-k",
+        "cache/append.c",
+        "group + v, e->number + l->heads,",
+        "group + v, e->number,",
+    ),
+    Change(
+        "cache-key-not-random",
+        "cache/pool.c",
+        "    status = random_bytes(pool->key, KEY_SIZE);",
+        "    status = CCMEM_OK;",
+    ),
+    Change(
+        "cache-erase-keeps-the-key",
+        "cache/pool.c",
+        "    secret_free(pool->key);\n    pool->key = NULL;\n    (void)pthread_rwlock_unlock",
+        "    pool->key = NULL;\n    (void)pthread_rwlock_unlock",
+    ),
+    Change(
+        "cache-erase-does-nothing",
+        "cache/pool.c",
+        "    if (pool->key)\n        return CCMEM_OK;",
+        "    if (1)\n        return CCMEM_OK;",
+    ),
+    Change(
+        "cache-key-stays-after-the-last-fork",
+        "cache/pool.c",
+        "    if (!alien) {\n        secret_free(pool->key);",
+        "    if (!alien) {\n        ;",
+    ),
+    Change(
+        "cache-usable-in-a-child",
+        "cache/life.c",
+        "ccmem_status cache_enter(ccmem_cache *cache, uint32_t layer, int write, cache_layer **out) {\n"
+        "    if (fork_alien(cache->pool->generation))",
+        "ccmem_status cache_enter(ccmem_cache *cache, uint32_t layer, int write, cache_layer **out) {\n"
+        "    if (0)",
+    ),
+    Change(
+        "cache-failed-attention-hands-out-sums",
+        "cache/attend.c",
+        "            zero_out(&a);",
+        "            ;",
+    ),
+    Change(
+        "cache-failed-read-hands-out-rows",
+        "cache/read.c",
+        "                ccmem_wipe(out_row(r, h, r->first + t), l->size[r->which] * r->element);",
+        "                ;",
+    ),
+    Change(
+        "cache-damaged-records-are-used",
+        "cache/attend.c",
+        "                outcome_stop(&a->end, CCMEM_ERR_INTEGRITY);\n                return;",
+        "                return;",
+    ),
+    Change(
+        "cache-damaged-blocks-are-used",
+        "cache/attend_row.c",
+        "    outcome_stop(&a->end, CCMEM_ERR_INTEGRITY);\n        return 0;",
+        "    return 1;",
+    ),
+    Change(
+        "cache-crop-takes-damaged-blocks",
+        "cache/crop.c",
+        "                status = CCMEM_ERR_INTEGRITY;",
+        "                ;",
+    ),
+    Change(
+        "cache-append-takes-damaged-records",
+        "cache/append.c",
+        "            outcome_stop(&a->end, CCMEM_ERR_INTEGRITY);\n            break;",
+        "            ;",
+    ),
+    Change(
+        "cache-shared-slots-not-counted",
+        "cache/slots.c",
+        "    (void)__atomic_fetch_add(&slot->refs, 1, __ATOMIC_RELAXED);",
+        "    ;",
+    ),
+    Change(
+        "cache-failed-append-keeps-slots",
+        "cache/append.c",
+        "    else\n        give_back(a);",
+        "    else\n        ;",
     ),
 ]
