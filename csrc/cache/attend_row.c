@@ -29,6 +29,8 @@ void attend_range(const attend *a, uint64_t i, uint64_t r, uint64_t *from, uint6
         high = w->to[i];
     if (w->mask && w->mask_tokens < high)
         high = w->mask_tokens;
+    /* Tokens that were evicted are nowhere, not even as an empty range. */
+    high = high < first ? first : high;
     *from = low < high ? low : high;
     *to = high;
 }
