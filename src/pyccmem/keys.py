@@ -170,7 +170,7 @@ class Key(Resource):
 
     @classmethod
     def _read(cls, name: str | bytes, require: str | None) -> tuple[Key, int]:
-        """The key in a file, and the file's mode."""
+        """Returns the key in a file, and the file's mode."""
         level = native_level(require)
         out = KEY.cell()
         mode = 0
@@ -384,7 +384,8 @@ class Key(Resource):
         return native is not None and lib.ccmem_key_check(native) == lib.CCMEM_OK
 
     def _read_again(self, source: KeyFile) -> Any:
-        """In a forked child: the native key, from its file. Raises ClosedError, ForkError."""
+        """Returns the native key in a forked child, read from its file. Raises ClosedError,
+        ForkError."""
         with opening():
             if not self._usable() and self._key is not None:
                 try:

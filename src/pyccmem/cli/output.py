@@ -29,7 +29,7 @@ def size(nbytes: int) -> str:
 
 
 def show_json(value: Any) -> None:
-    """JSON in ASCII."""
+    """Prints JSON in ASCII."""
     print(json.dumps(value, indent=2))
 
 

@@ -18,12 +18,12 @@ _REQUIRE = {
     "mlock, and no other": lib.CCMEM_SECRET_MLOCK_ONLY,
 }
 
-#: What PYCCMEM_SECRET and `level` ask for, in the words of `require`.
+#: The values of PYCCMEM_SECRET and `level`, as values of `require`.
 _EXACTLY = {"mlock": "mlock, and no other", "secretmem": "secretmem"}
 
 
 def native_level(require: str | None) -> int:
-    """The native number of a secret-memory level's name. Raises ArgumentError,
+    """Returns the native number of a secret-memory level's name. Raises ArgumentError,
     ArgumentTypeError."""
     if require is not None and not isinstance(require, str):
         raise errors.ArgumentTypeError(
@@ -37,15 +37,15 @@ def native_level(require: str | None) -> int:
 
 
 def wanted_level(require: Any, level: Any) -> str | None:
-    """`require` and `level` as one, and where neither is given, what PYCCMEM_SECRET says. Raises
-    ArgumentError, ArgumentTypeError, ConfigError."""
+    """Returns the level that `require` and `level` ask for, or PYCCMEM_SECRET if neither is given.
+    Raises ArgumentError, ArgumentTypeError, ConfigError."""
     native_level(require)
     if level is None:
         chosen = os.environ.get("PYCCMEM_SECRET", "")
         if chosen not in ("", "auto", *_EXACTLY):
             raise errors.ConfigError(
                 f"PYCCMEM_SECRET={chosen!r} is not a level of secret memory; set mlock or "
-                f"secretmem, or leave it unset for the best that can be had."
+                f"secretmem, or leave it unset for the best available."
             )
         wanted: str | None = require if require is not None else _EXACTLY.get(chosen)
         return wanted

@@ -187,8 +187,8 @@ def rewrap_file(
     the same file id, and the next generation.
 
     The data key and the pages stay the same: nothing is decrypted, and the file is copied to a new
-    one that replaces it whole or not at all. A holder of `old` who kept the old file, or the data
-    key, can still read these contents. To prevent that, decrypt and encrypt anew.
+    one that replaces it whole or not at all. With `old` and the old file, or with the data key,
+    these contents can still be read. To prevent that, decrypt and encrypt anew.
 
     Raises what load_file() raises for a sealed file, FileWriteError, and what a key provider
     raises.

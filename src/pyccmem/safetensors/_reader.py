@@ -459,7 +459,7 @@ def open_sealed(
         raise
 
 
-# ---- what the package uses of an open file beside ------------------------------------------------
+# ---- for the other modules of the package --------------------------------------------------------
 
 
 def opened_over(
