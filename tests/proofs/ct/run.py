@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The proof of constant time: `make ct`, or `python tests/proofs/ct/run.py [--fast | --only SUBJECT ...]`.
+"""The proof of constant time: `make ct`, or
+`python tests/proofs/ct/run.py [--fast | --only SUBJECT ...]`.
 
 Builds subjects.c and controls.c with the library's own sources and flags, runs each subject on each
 tier and each control under Valgrind's memcheck, prints what became of them, and ends with status 0
