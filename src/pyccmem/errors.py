@@ -46,6 +46,7 @@ its text is a sentence that says what was wrong and what to do::
     ├── ForkWarning                           a fork while stores are open that a child cannot use
     ├── UnsharedFileWarning                   a sealed file that processes cannot share in memory
     ├── PlainTensorsWarning                   tensors of a model that stay plain
+    ├── OpenedCacheWarning                    an encrypted cache that has to be opened
     └── InsecureKeyFileWarning                other users of the system can read the key file
 """
 
@@ -80,6 +81,7 @@ __all__ = [
     "NonContiguousError",
     "NotAuthenticatedError",
     "NotPicklableError",
+    "OpenedCacheWarning",
     "OutOfMemoryError",
     "PageSizeError",
     "PlainTensorsWarning",
@@ -323,6 +325,11 @@ class UnsharedFileWarning(PyccmemWarning):
 
 class PlainTensorsWarning(PyccmemWarning):
     """Copies of weights that stay plain in a model whose parameters and buffers are encrypted."""
+
+
+class OpenedCacheWarning(PyccmemWarning):
+    """An encrypted key-value cache that is opened, since something else than pyccmem's attention
+    reads it."""
 
 
 class InsecureKeyFileWarning(PyccmemWarning):

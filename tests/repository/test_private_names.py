@@ -11,21 +11,24 @@ import pyccmem
 
 PACKAGE = Path(pyccmem.__file__).parent
 
-#: Private names of Python's library and of torch that have no public twin, and where.
-FOREIGN = {
+#: Private names of Python's library, torch and transformers that have no public twin, and where.
+FOREIGN: dict[str, str | tuple[str, ...]] = {
     "_getframe": "core/fork_warning.py",
     "_replace": "",
     "_C": "torch/",
-    "_schema": "torch/",
+    "_schema": ("torch/", "transformers/"),
     "_values": "torch/",
     "_cdata": "torch/",
     "_is_param": "torch/",
     "_current_level": "torch/",
     "_make_wrapper_subclass": "torch/",
     "_safe_load_bytes": "transformers/",
+    "_attn_implementation": "transformers/",
+    "_supports_default_dynamic_cache": "transformers/",
     # Ours, on objects of torch.
     "_pyccmem_stored": "torch/",
     "_pyccmem_plain": "transformers/",
+    "_pyccmem_protection": "transformers/",
     "_parameters": "",
     "_buffers": "",
     "_modules": "",

@@ -24,6 +24,18 @@ files       a sealed file in place of the one that transformers would open or wr
 hooks       replaces functions of transformers by these
 sentences   modules of sentence-transformers that read and write weights themselves
 save        save_pretrained() for a model that was encrypted in memory
+
+What a user says is encrypted as well, while generate() works with it:
+
+    pyccmem.transformers.protect_inputs(model)
+
+cache            EncryptedCache, for generate(cache=...); protect_inputs() makes one for each call
+layers           its layers, with and without a sliding window; tables, what is native of them
+handles          what update() returns: keys and values by name, which stay encrypted
+attention        the implementation "pyccmem" that takes these; plain_attention, over plain ones
+masks            as few numbers as say the same; deferred, tensors that are made when looked at
+ids              the text that a cache is of, encrypted
+protect          protect_inputs()
 """
 
 from __future__ import annotations
@@ -39,20 +51,28 @@ except ImportError as error:
         f"pip install 'pyccmem[transformers]'."
     ) from None
 
-from . import hooks
+from . import attention, hooks
+from .cache import EncryptedCache, EncryptedEncoderDecoderCache
 from .config import PyccmemConfig
 from .keys import KEY_FILE_VARIABLE, using_key
+from .protect import protect_inputs, protected_inputs, unprotect_inputs
 from .quantizer import PyccmemQuantizer
 from .save import save_pretrained
 
 __all__ = [
     "KEY_FILE_VARIABLE",
+    "EncryptedCache",
+    "EncryptedEncoderDecoderCache",
     "PyccmemConfig",
     "PyccmemQuantizer",
+    "protect_inputs",
+    "protected_inputs",
     "save_pretrained",
+    "unprotect_inputs",
     "using_key",
 ]
 
 hooks.install()
+attention.register()
 
 del _torch, _transformers
