@@ -14,6 +14,7 @@ from .binding import CIPHERS, LEVELS, TIERS, Call, active_tier, check, ffi, lib,
 from .binding.arguments import byte_count, integer
 from .binding.status import TierCall
 from .buffer import EncryptedBuffer, open_buffers
+from .core.kv_tables import open_caches
 from .core.store import handle, shared_by
 from .keys import Key
 
@@ -30,10 +31,11 @@ __all__ = [
 def stats() -> dict[str, Any]:
     """Returns what this process protects now: `buffers` (open ones, and tensors in arenas), `bytes`
     of plaintext they hold, `ciphertext_bytes` in whole pages, `overhead_bytes` besides them,
-    `integrity_failures` (times one of their pages did not match its tag); `tier`, `threads`, and
-    `level`, the best secret-memory level available ("secretmem", "mlock" or "none"). For the memory
-    of plaintext arrays: `plain_blocks` (in use), `plain_in_use` (their bytes), `plain_peak` (the
-    most at once) and `plain_kept` (wiped bytes kept for reuse).
+    `integrity_failures` (times one of their pages did not match its tag); `caches`, open key-value
+    caches, forks among them; `tier`, `threads`, and `level`, the best secret-memory level available
+    ("secretmem", "mlock" or "none"). For the memory of plaintext arrays: `plain_blocks` (in use),
+    `plain_in_use` (their bytes), `plain_peak` (the most at once) and `plain_kept` (wiped bytes kept
+    for reuse).
 
     For all plaintext, which is that memory and the windows of mappings: `plaintext_budget` (None:
     no limit), `plaintext_reserved` (what the budget is checked against: arrays, and windows whether
@@ -63,6 +65,7 @@ def stats() -> dict[str, Any]:
         "ciphertext_bytes": arenas["ciphertext_bytes"]
         + sum(-(-buffer.nbytes // buffer.page_size) * buffer.page_size for buffer in buffers),
         **sums,
+        "caches": sum(1 for _ in open_caches()),
         "tier": active_tier(),
         "threads": get_num_threads(),
         "level": LEVELS[lib.ccmem_secret_probe()],

@@ -33,7 +33,7 @@ import numpy as np
 from fault_injection import RELEASING, Injector
 
 import pyccmem
-from pyccmem import Arena, EncryptedBuffer, EncryptedTensor, Key, audit, errors, hazmat
+from pyccmem import Arena, EncryptedBuffer, EncryptedTensor, Key, KVCache, audit, errors, hazmat
 from pyccmem.binding import wiped
 from pyccmem.safetensors import (
     Passphrase,
@@ -56,6 +56,9 @@ SMALL = random.Random(1).randbytes(20_000)
 LARGE = random.Random(2).randbytes(3 << 20)  # more than one thread's share
 MATRIX = np.arange(192 * 256, dtype=np.float32).reshape(192, 256) % 13 - 6
 ROWS = np.arange(40 * 256, dtype=np.float32).reshape(40, 256) % 7 - 3
+#: Two sequences of two heads: two blocks and some records of each.
+TOKENS = np.arange(2 * 2 * 37 * 64, dtype=np.float32).reshape(2, 2, 37, 64) % 11 - 5
+QUERY = np.arange(2 * 4 * 64, dtype=np.float32).reshape(2, 4, 1, 64) % 5 - 2
 
 
 class World:
@@ -75,6 +78,9 @@ class World:
         self.double = EncryptedTensor.from_numpy(MATRIX.astype(np.float64), key=self.key)
         self.bytes = EncryptedTensor.from_numpy(MATRIX.astype(np.int8), key=self.key)
         self.bias = EncryptedTensor.from_numpy(MATRIX[:, 0].copy(), key=self.key)
+        self.cache = KVCache(2, 2, 64, dtype="float32", sequences=2, key=self.key)
+        for layer in range(2):
+            self.cache.append(layer, TOKENS, -TOKENS)
         self.sealed = folder / "sealed.safetensors"
         noise = np.frombuffer(SMALL, np.uint8)
         save_file({"a": MATRIX, "b": ROWS, "c": noise}, self.sealed, key=self.key)
@@ -92,6 +98,10 @@ class World:
         assert np.array_equal(self.matrix[...], MATRIX)
         assert np.array_equal(self.bytes[5], MATRIX[5].astype(np.int8))
         assert np.array_equal(self.loaded["b"][...], ROWS)
+        for layer in range(2):  # which no failing call has changed
+            assert self.cache.length(layer) == TOKENS.shape[2] and self.cache.sequences == 2
+            assert np.array_equal(self.cache.read(layer, "k"), TOKENS)
+            assert np.array_equal(self.cache.read(layer, "v"), -TOKENS)
         assert Key.from_file(self.key_file).id == self.identity
         with safe_open(self.sealed, key=self.key) as file:
             assert file.keys() == ["a", "b", "c"]
@@ -362,6 +372,120 @@ def file_of_a_passphrase(world: World) -> Any:
         path.unlink(missing_ok=True)
 
 
+# ---- key-value caches ----------------------------------------------------------------------------
+
+
+@operation
+def cache_life(world: World) -> Any:
+    with KVCache(2, 2, 64, dtype="int8", sequences=2) as cache:
+        cache.append(1, TOKENS, TOKENS)
+        cache.append(1, TOKENS[:, :, :1], TOKENS[:, :, :1])
+        return cache.attend(1, QUERY).shape, cache.length(1)
+
+
+@operation
+def cache_append(world: World) -> Any:
+    """All of it or nothing, in a fork: the world's cache stays as it is."""
+    with world.cache.fork() as cache:
+        try:
+            cache.append(0, TOKENS, TOKENS)
+        except errors.PyccmemError:
+            assert cache.length(0) == cache.length(0, 1) == 37
+            raise
+        return cache.read(0, "k", start=30).tobytes()
+
+
+@operation
+def cache_append_tokens(world: World) -> Any:
+    with world.cache.fork() as cache:
+        for token in range(12):
+            cache.append(0, TOKENS[:, :, token : token + 1], TOKENS[:, :, token : token + 1])
+        return cache.read(0, "v", start=33).tobytes()
+
+
+@operation
+def cache_attend(world: World) -> Any:
+    return world.cache.attend(0, QUERY).tobytes()
+
+
+@operation
+def cache_attend_blocks(world: World) -> Any:
+    return world.cache.attend(1, np.repeat(QUERY, 30, axis=2), causal=False).tobytes()
+
+
+@operation
+def cache_attend_out(world: World) -> Any:
+    """On failure all of `out` is zeros."""
+    out = np.ones_like(QUERY)
+    try:
+        world.cache.attend(0, QUERY, out=out)
+    except errors.PyccmemError:
+        assert not out.any() or (out == 1).all(), "neither zeros nor untouched"
+        raise
+    return out.tobytes()
+
+
+@operation
+def cache_crop(world: World) -> Any:
+    """Of all layers, or of none."""
+    with world.cache.fork() as cache:
+        try:
+            cache.crop(21)
+        except errors.PyccmemError:
+            assert [cache.length(n, s) for n in (0, 1) for s in (0, 1)] == [37] * 4
+            raise
+        return cache.read(1, "v").tobytes()
+
+
+@operation
+def cache_reorder(world: World) -> Any:
+    with world.cache.fork() as cache:
+        try:
+            cache.reorder([1, 1, 0])
+        except errors.PyccmemError:
+            assert cache.sequences == 2 and len({cache.length(n) for n in (0, 1)}) == 1
+            assert np.array_equal(cache.read(0, "k"), TOKENS)
+            raise
+        return cache.read(1, "k").tobytes()
+
+
+@operation
+def cache_evict_and_grow(world: World) -> Any:
+    with world.cache.fork() as cache:
+        cache.evict(16)
+        for _ in range(4):
+            cache.append(0, TOKENS, TOKENS)
+        return cache.first(), cache.length(), cache.read(0, "k", stop=37).tobytes()
+
+
+@operation
+def cache_erase(world: World) -> Any:
+    with KVCache(1, 2, 64, dtype="float32", sequences=2) as cache:
+        cache.append(0, TOKENS, TOKENS)
+        cache.erase()
+        return cache.erased
+
+
+@operation
+def cache_export_and_load(world: World) -> Any:
+    path = _fresh(world)
+    try:
+        world.cache.export(path)
+        with KVCache.load(path, world.key) as cache:
+            return cache.read(1, "k").tobytes()
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@operation
+def tenants(world: World) -> Any:
+    shape = {"layers": 1, "heads": 2, "key_size": 64, "dtype": "float32", "sequences": 2}
+    with pyccmem.TenantKeys(1) as keys, keys.cache("a", **shape) as cache:
+        cache.append(0, TOKENS, TOKENS)
+        keys.key("b")
+        return cache.erased, keys.names()
+
+
 # ---- the rest ------------------------------------------------------------------------------------
 
 
@@ -459,6 +583,20 @@ def gives_a_wrong_result(world: World) -> Any:
             return len(buffer)
     except errors.PyccmemError:
         return 0
+
+
+@control
+def crops_some_layers(world: World) -> Any:
+    with world.cache.fork() as cache:
+        try:
+            for layer in range(2):
+                cache.crop(21, layer=layer)
+        except errors.PyccmemError:
+            assert cache.length(0) == cache.length(1) == 37, (
+                "one layer was cropped, and one was not"
+            )
+            raise
+        return cache.length()
 
 
 @control

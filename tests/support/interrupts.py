@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 import pyccmem
-from pyccmem import EncryptedBuffer, EncryptedTensor, Key, hazmat
+from pyccmem import EncryptedBuffer, EncryptedTensor, Key, KVCache, hazmat
 from pyccmem import safetensors as sealed
 from pyccmem.binding import ffi, lib
 
@@ -53,6 +53,7 @@ def resources() -> dict[str, int]:
         time.sleep(0.01)  # a thread that was joined may still show
     return {
         "buffers": stats["buffers"],
+        "caches": stats["caches"],
         "ciphertext": stats["ciphertext_bytes"],
         "blocks": stats["plain_blocks"],
         "block bytes": stats["plain_in_use"],
@@ -231,6 +232,36 @@ def core_operations(scratch: Path) -> dict[str, Operation]:
             mapping.flush()
             mapped[5] = 3
 
+    tokens = np.ones((2, 2, 21, 64), np.float32)
+    cache = KVCache(2, 2, 64, dtype="float32", sequences=2, key=key)
+    for layer in range(2):
+        cache.append(layer, tokens, tokens)
+    query = np.ones((2, 4, 1, 64), np.float32)
+    tenants = pyccmem.TenantKeys(2)
+
+    def cached() -> None:
+        with KVCache(2, 2, 64, dtype="int8", sequences=2) as new:
+            new.append(0, tokens, tokens)
+            new.attend(0, query)
+            new.erase()
+
+    def forked(work: Callable[[KVCache], Any]) -> Operation:
+        def operation() -> None:
+            with cache.fork() as fork:
+                work(fork)
+            assert cache.length(0) == cache.length(1, 1) == 21 and cache.sequences == 2
+
+        return operation
+
+    def convert() -> None:
+        with cache.fork() as fork:
+            fork.append(1, tokens.astype(np.float64), tokens.astype(np.float64))
+
+    def tenant() -> None:
+        with tenants.cache("a", 1, 2, 64, dtype="float32", sequences=2) as new:
+            new.append(0, tokens, tokens)
+        tenants.forget("a")
+
     arena = pyccmem.Arena(key=key)
     together = EncryptedTensor.from_numpy(array, arena=arena)
 
@@ -281,6 +312,15 @@ def core_operations(scratch: Path) -> dict[str, Operation]:
         "linear float64": lambda: pyccmem.linear(x.astype(np.float64), tensor),
         "matmul": lambda: x.astype(np.float64) @ tensor.reshape(200, 300),
         "hazmat": lambda: hazmat.aegis128x2_encrypt(bytes(16), bytes(16), memoryview(out)),
+        "KVCache": cached,
+        "cache append": forked(lambda fork: fork.append(0, tokens, tokens)),
+        "cache append float64": convert,
+        "cache attend": lambda: cache.attend(0, query, mask=np.ones(21, bool), sinks=[0.0] * 4),
+        "cache read": lambda: cache.read(1, "v", stop=17),
+        "cache crop": forked(lambda fork: fork.crop(10)),
+        "cache beams": forked(lambda fork: fork.repeat(2)),
+        "cache evict": forked(lambda fork: fork.evict(16)),
+        "tenants": tenant,
         "stats": pyccmem.stats,
     }
 
@@ -313,6 +353,11 @@ def file_operations(scratch: Path) -> dict[str, Operation]:
         sealed.save_file({"b": arrays["b"]}, again, key=key)
         sealed.rewrap_file(again, key, other)
 
+    cache = pyccmem.KVCache(1, 2, 64, dtype="float32", key=key)
+    cache.append(0, np.ones((2, 21, 64)), np.ones((2, 21, 64)))
+    chat = str(scratch / "chat")
+    cache.export(chat)
+
     def samples() -> None:
         found = audit.samples_from_safetensors(plain, 100)
         len(found)
@@ -332,6 +377,8 @@ def file_operations(scratch: Path) -> dict[str, Operation]:
         "encrypt_file": lambda: sealed.encrypt_file(plain, again, key=key, overwrite=True),
         "decrypt_file": lambda: sealed.decrypt_file(there, again, key=key, overwrite=True),
         "rewrap_file": rewrap,
+        "cache export": lambda: cache.export(chat),
+        "cache load": lambda: pyccmem.KVCache.load(chat, key).close(),
         "samples": samples,
         "ProcessMemory": process,
     }

@@ -29,7 +29,7 @@ from .indexing import address
 from .resource import Resource
 from .secret_level import native_level, wanted_level
 
-__all__ = ["ROW_MAX", "SEQUENCES_MAX", "Attention", "KVTables", "Place", "Rows"]
+__all__ = ["ROW_MAX", "SEQUENCES_MAX", "Attention", "KVTables", "Place", "Rows", "open_caches"]
 
 #: Elements of a row of K or V, and sequences of a cache, at most.
 ROW_MAX = int(lib.CCMEM_CACHE_ROW_MAX)
@@ -533,8 +533,8 @@ def _register(tables: KVTables) -> None:
         _sweep_at = max(256, 2 * len(_registry))
 
 
-def _usable() -> Iterator[KVTables]:
-    """The caches of this process that can be used."""
+def open_caches() -> Iterator[KVTables]:
+    """The caches of this process that can be used, forks among them."""
     for reference in list(_registry):
         tables = reference()
         cache = None if tables is None else tables._cache
@@ -544,12 +544,12 @@ def _usable() -> Iterator[KVTables]:
 
 def _lost_at_fork() -> list[str]:
     """This process's caches, as a warning names them."""
-    return sorted({f"{tables.name!a} (a key-value cache)" for tables in _usable()})
+    return sorted({f"{tables.name!a} (a key-value cache)" for tables in open_caches()})
 
 
 def _erase_all() -> None:
     """At the interpreter's end, when destructors of what modules refer to may not run."""
-    for tables in _usable():
+    for tables in open_caches():
         lib.ccmem_cache_erase(tables._cache)
 
 
