@@ -36,6 +36,13 @@ Array = npt.NDArray[Any]
 #: The types of rows that are not stored as they are, and of queries.
 FLOATS = ("float32", "float16", "bfloat16")
 
+#: Names of types, which `dtype.name` takes its time to find; uint16 holds bits.
+_NAMES = {
+    np.dtype(np.float32): "float32",
+    np.dtype(np.float16): "float16",
+    np.dtype(np.uint16): "bfloat16",
+}
+
 
 class Operand:
     """An array that a call takes, its type's name, and whether it is a copy."""
@@ -72,7 +79,7 @@ def taken(name: str, value: Any, types: tuple[str, ...]) -> Operand:
         raise errors.ArgumentTypeError(
             f"{name} is not an array of numbers: {str(error).rstrip('.')}."
         ) from None
-    kind = "bfloat16" if array.dtype == np.uint16 else array.dtype.name
+    kind = _NAMES.get(array.dtype) or array.dtype.name
     if kind in types and array.dtype.isnative:
         if _is_dense(array):
             return Operand(array, kind, False)
