@@ -140,6 +140,7 @@ class KVCache(Resource):
         level: str | None = None,
         require: str | None = None,
         name: str | None = None,
+        _encrypted: bool = True,  # False: measure.plain_cache()
     ) -> None:
         """An empty cache.
 
@@ -150,7 +151,7 @@ class KVCache(Resource):
         shapes = checked_layers(layers, heads, key_size, value_size)
         dtype = checked_dtype(dtype)
         _check_key(key)
-        tables = KVTables(sequences, level=level, require=require, name=name)
+        tables = KVTables(sequences, level=level, require=require, name=name, encrypted=_encrypted)
         add_layers(tables, dtype, shapes)
         self._finish(tables, shapes, dtype, _Root(key), (level, require))
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from collections import abc
+from collections.abc import Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -26,6 +27,7 @@ from .binding.arguments import checked_page_size, input_buffer, integer, output_
 from .binding.suites import Suite
 from .buffer import EncryptedBuffer
 from .core.store import fail, handle
+from .kv_cache import KVCache
 from .mapping import Mapping
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "memcpy",
     "open_to_scratch",
     "pages",
+    "plain_cache",
     "plain_read",
     "random_copies",
     "random_reads",
@@ -286,4 +289,36 @@ def mapped(buffer: EncryptedBuffer, window: int, mechanism: str, *, block: int =
         window,
         _block=block,
         _fault=fault,
+    )
+
+
+# ---- a cache that encrypts nothing ---------------------------------------------------------------
+
+
+def plain_cache(
+    layers: int,
+    heads: int | Sequence[int],
+    key_size: int | Sequence[int],
+    value_size: int | Sequence[int] | None = None,
+    *,
+    dtype: str = "bfloat16",
+    sequences: int = 1,
+    name: str | None = None,
+) -> KVCache:
+    """Returns a KVCache that works as KVCache(...) with the same arguments does, by the same code,
+    but holds keys and values **in the clear**: nothing is encrypted, and no change is noticed. A
+    call of it takes what the same call of an encrypted cache takes without the cipher. For nothing
+    else; `name` is "plain-cache-..." unless given.
+
+    Not timed: a caller takes the time of its calls. Raises what KVCache() does.
+    """
+    return KVCache(
+        layers,
+        heads,
+        key_size,
+        value_size,
+        dtype=dtype,
+        sequences=sequences,
+        name=name,
+        _encrypted=False,
     )

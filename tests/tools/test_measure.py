@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import support
 
-from pyccmem import EncryptedBuffer, Key, cpu_info, errors, measure
+from pyccmem import EncryptedBuffer, Key, KVCache, cpu_info, errors, measure
 
 PAGE = 4096
 
@@ -117,6 +118,31 @@ def test_ceilings() -> None:
 def test_a_mapping_in_blocks_as_asked(buffer: EncryptedBuffer) -> None:
     with measure.mapped(buffer, 1 << 20, "auto", block=8192) as array:
         assert array.tobytes() == buffer.read()
+
+
+def test_a_cache_that_encrypts_nothing() -> None:
+    """It gives what an encrypted one gives; its memory has what was appended, and the other's,
+    which is the control, does not."""
+    generator = np.random.default_rng(5)
+    k, v = generator.standard_normal((2, 2, 100, 32), dtype=np.float32)
+    q = generator.standard_normal((4, 3, 32), dtype=np.float32)
+    found = {}
+    for name, make in (("plain", measure.plain_cache), ("encrypted", KVCache)):
+        with make(1, 2, 32, dtype="float32") as cache:
+            assert cache.name.startswith("plain-cache-") == (name == "plain")
+            cache.append(0, k, v)
+            places = cache._opened().places(0, 0)
+            memory = b"".join(ctypes.string_at(place.data, place.nbytes) for place in places)
+            found[name] = cache.attend(0, q), [row.tobytes() in memory for row in k[1]]
+    assert np.array_equal(found["plain"][0], found["encrypted"][0])
+    assert all(found["plain"][1]) and not any(found["encrypted"][1])
+
+
+def test_a_plain_cache_refuses_what_a_cache_does() -> None:
+    with pytest.raises(errors.ArgumentError, match="heads is 0"):
+        measure.plain_cache(1, 0, 32)
+    with measure.plain_cache(1, 2, 32) as cache, pytest.raises(errors.ArgumentError, match="layer"):
+        cache.append(1, np.zeros((2, 32), np.uint16), np.zeros((2, 32), np.uint16))
 
 
 # ---- what is refused -----------------------------------------------------------------------------

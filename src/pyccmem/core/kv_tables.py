@@ -134,8 +134,10 @@ class KVTables(Resource):
         level: str | None = None,
         require: str | None = None,
         name: str | None = None,
+        encrypted: bool = True,
     ) -> None:
-        """An empty cache; `level` and `require` as Key.generate() has them.
+        """An empty cache; `level` and `require` as Key.generate() has them. `encrypted=False`: one
+        that holds all in the clear, by which pyccmem.measure finds what encryption costs.
 
         Raises ArgumentError, ArgumentTypeError, SecretMemoryError, LockedMemoryError,
         OutOfMemoryError, EntropyError.
@@ -151,9 +153,13 @@ class KVTables(Resource):
             raise errors.ArgumentError(
                 f"sequences is {count}; it must be from 1 to {SEQUENCES_MAX}."
             )
-        self._name = f"cache-{next(_numbers)}" if name is None else name
+        kind = "cache" if encrypted else "plain-cache"
+        self._name = f"{kind}-{next(_numbers)}" if name is None else name
         out = CACHE.cell()
-        status = lib.ccmem_cache_new(count, native_level(wanted), out)
+        if encrypted:
+            status = lib.ccmem_cache_new(count, native_level(wanted), out)
+        else:
+            status = lib.ccmem_measure_cache_new(count, out)
         check(status, CacheCall("a key-value cache", self._name, require=wanted))
         self._adopt(out)
 
