@@ -16,10 +16,6 @@ loading are each measured in a new process (torch_child.py). All use the same nu
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -31,8 +27,7 @@ import numpy as np
 from ..demo import files as demo_files
 from ..keys import Key
 from ..tensor import EncryptedTensor
-from . import common
-from .linear import THREAD_VARIABLES
+from . import children, common
 from .rounds import CheckError, Figure, Plan, Samples, Summary, Target, interleave, random_bytes
 from .threads import cores
 
@@ -86,22 +81,7 @@ def missing() -> tuple[str, ...]:
 
 def child(threads: int, *words: object) -> Any:
     """Returns what torch_child.py prints for a task, run with this number of threads."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pyccmem.bench.torch_child", *map(str, words)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={
-            **os.environ,
-            **dict.fromkeys(THREAD_VARIABLES, str(threads)),
-            "HF_HUB_OFFLINE": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-        },
-    )
-    if done.returncode:
-        last = (done.stderr.strip() or "no message").splitlines()[-1]
-        raise CheckError(f"Measuring {GROUP} ({words[0]}) failed: {last}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return children.child("torch_child", GROUP, threads, *words)
 
 
 def figures(plan: Plan) -> Iterator[Figure]:
