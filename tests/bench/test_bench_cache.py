@@ -6,13 +6,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from pyccmem import KVCache, get_num_threads, measure
-from pyccmem.bench import cache, cache_memory, cache_plain, cache_shapes
+from pyccmem.bench import cache, cache_memory, cache_plain, cache_shapes, plot, report
 from pyccmem.bench.cache_shapes import Heads, Layers, Measured
 from pyccmem.bench.rounds import CheckError, Plan
 
@@ -133,6 +135,47 @@ def test_the_fastest_form_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found[0].note == "packed"
 
 
+# ---- tokens --------------------------------------------------------------------------------------
+
+LLAMA = {
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 64,
+}
+
+
+def test_tokens_after_a_context() -> None:
+    cache_tokens = pytest.importorskip("pyccmem.bench.cache_tokens")
+    found = list(cache_tokens.measure_here(4, True, (1, 2), LLAMA, (20, 50)))
+    assert [(one.tokens, one.threads) for one in found] == [(20, 1), (20, 2), (50, 1), (50, 2)]
+    assert all(min(one.seconds + one.reference) > 0 for one in found)
+
+
+def test_another_context_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of the two caches has other keys, or is not used at all."""
+    cache_tokens = pytest.importorskip("pyccmem.bench.cache_tokens")
+    fill, step = cache_tokens._fill, cache_tokens._step
+
+    def differently(caches: Any, config: Any, tokens: int) -> None:
+        fill(caches[:1], config, tokens)
+        for layer in range(config.num_hidden_layers):
+            k = caches[0].layers[layer].keys
+            caches[1].update(-3 * k, k, layer)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cache_tokens, "_fill", differently)
+        with pytest.raises(CheckError, match="wrong"):
+            list(cache_tokens.measure_here(4, True, (1,), LLAMA, (50,)))
+    monkeypatch.setattr(
+        cache_tokens, "_step", lambda model, cache: step(model, type(cache)(config=model.config))
+    )
+    with pytest.raises(CheckError, match="not used"):
+        list(cache_tokens.measure_here(4, True, (1,), LLAMA, (50,)))
+
+
 # ---- the table -----------------------------------------------------------------------------------
 
 
@@ -140,6 +183,8 @@ MEASURED = [
     Measured("torch", 1, "Llama-3-8B", "bfloat16", 1024, 1, [0.5] * 5, [2.0] * 5, "packed"),
     Measured("int8", 1, "Llama-3-8B", "bfloat16", 1024, 1, [0.4] * 5, [0.5] * 5),
     Measured("append", 1, "Llama-3-8B", "bfloat16", 8192, 1, [0.1] * 5, [1.0] * 5, "4 layers"),
+    Measured("tokens", 1, "Llama", "bfloat16", 128, 1, [0.1] * 5, [0.2] * 5, "300 million"),
+    Measured("tokens", 1, "Llama", "bfloat16", 1024, 1, [0.125] * 5, [0.25] * 5, "300 million"),
     Measured("plain-pages", 1, "Llama-3-8B", "float32", 8192, 1, [1.0] * 5, [0.5] * 5),
     Measured("plain-pages", 1, "Llama-3-8B", "bfloat16", 256, 256, [1.0] * 5, [1.0] * 5),
 ]
@@ -149,7 +194,8 @@ def _figures(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     answers: dict[str, Any] = {
         "torch": [dataclasses.asdict(one) for one in MEASURED[:2]],
         "append": [dataclasses.asdict(MEASURED[2])],
-        "plain-pages": [dataclasses.asdict(one) for one in MEASURED[3:]],
+        "tokens": [dataclasses.asdict(one) for one in MEASURED[3:5]],
+        "plain-pages": [dataclasses.asdict(one) for one in MEASURED[5:]],
         "memory": {"bfloat16/stats": 1.01, "int8/resident": 0.6},
         "erase": [0.0001, 0.0002, 0.0003],
     }
@@ -168,6 +214,8 @@ def test_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
         "append: a token to 4 layers, Llama-3-8B, bfloat16, 8,192 tokens": (10.0, False),
         "attention: Llama-3-8B, float32, 8,192 tokens, time over plain pages": (2.0, False),
         "attention: Llama-3-8B, bfloat16, prompt of 256, time over plain pages": (1.0, True),
+        "Llama, bfloat16, 300 million: tokens after 128": (2.0, True),
+        "Llama, bfloat16, 300 million: tokens after 1,024": (2.0, None),
         "bfloat16, 256 MiB of plain bfloat16: memory by its own account": (1.01, True),
         "int8, 256 MiB of plain bfloat16: memory by the process's memory": (0.6, False),
         "erase() of 256 MiB": (0.2, True),
@@ -175,6 +223,19 @@ def test_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {label: (one.judged.median, one.reached) for label, one in found.items()} == {
         label: (pytest.approx(value), reached) for label, (value, reached) in expected.items()
     }
+
+
+def test_the_plot(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = list(_figures(monkeypatch).values())
+    expected = [(128, pytest.approx(10), pytest.approx(5)), (1024, pytest.approx(8), 4)]
+    assert cache.curves(found) == {1: expected}
+    pytest.importorskip("matplotlib")
+    plan = Plan(rounds=5, quick=True)
+    document = report.document(plan, found, (), datetime.now(timezone.utc))
+    for name, figures in (("all", found), ("none", [])):
+        plot.draw(document, figures, tmp_path / f"{name}.svg")
+    assert "tokens a second" in (tmp_path / "all.svg").read_text("utf-8")
+    assert "tokens a second" not in (tmp_path / "none.svg").read_text("utf-8")
 
 
 def test_every_case_has_a_target() -> None:

@@ -6,6 +6,7 @@
                  bfloat16, both encrypted
     plain pages  the same, and prompts, over a cache that encrypts nothing: what the cipher costs
     append       one token to all layers, against transformers' DynamicCache
+    tokens       a Llama whose weights and cache are encrypted, against the plain one
     erase        a cache destroyed, whatever its size
     memory       what a cache takes, by its own account and by the process's
 
@@ -44,6 +45,9 @@ TARGETS_PLAIN = {
 }
 
 TARGET_APPEND = 20.0  # times as fast as DynamicCache
+#: Least tokens a second as a multiple of the plain model's, by tokens before.
+TARGETS_TOKENS = {128: 1.2, 2048: 1.5, 16384: 3.0}
+
 TARGET_ERASE = 1.0  # ms
 TARGETS_MEMORY = {"bfloat16": 1.02, "int8": 0.55}  # times plain bfloat16
 
@@ -61,7 +65,7 @@ def missing() -> tuple[str, ...]:
 def figures(plan: Plan) -> Iterator[Figure]:
     counts = (1, 2)[: cores()]
     found: list[Measured] = []
-    for task in ("torch", "append", "plain-pages"):
+    for task in ("torch", "append", "tokens", "plain-pages"):
         if task != "plain-pages" and missing():
             continue
         plan.progress(f"{GROUP}: {task}")
@@ -79,6 +83,8 @@ def _child(plan: Plan, task: str, counts: Sequence[int]) -> Any:
 
 
 def _figure(plan: Plan, group: str, one: Measured) -> Figure:
+    if one.task == "tokens":
+        return _tokens(plan, group, one)
     ours: Samples = np.asarray(one.seconds)
     reference: Samples = np.asarray(one.reference)
     tokens = f"{one.tokens:,} tokens"
@@ -101,12 +107,8 @@ def _figure(plan: Plan, group: str, one: Measured) -> Figure:
         ratio = Summary.of(ours / reference)
         limit = TARGETS_PLAIN[one.heads, one.dtype, prompt]
         target = Target(limit, at_least=False)
-    notes = [one.note] if one.task == "torch" else []
-    if len(ours) != plan.rounds:
-        notes.append(f"{len(ours)} rounds")
-    heads = one.heads.replace(" ", "-")
     return Figure(
-        id=f"cache/{one.threads}/{one.task}/{heads}/{one.dtype}/{one.tokens}/{one.rows}",
+        id=_id(one),
         group=group,
         label=label,
         value=Summary.of(ours * 1e3),
@@ -115,8 +117,48 @@ def _figure(plan: Plan, group: str, one: Measured) -> Figure:
         reference_label=against,
         ratio=ratio,
         target=target,
-        note="; ".join(notes),
+        note="; ".join([*([one.note] if one.task == "torch" else []), *_fewer(plan, one)]),
     )
+
+
+def _id(one: Measured) -> str:
+    heads = one.heads.replace(" ", "-")
+    return f"cache/{one.threads}/{one.task}/{heads}/{one.dtype}/{one.tokens}/{one.rows}"
+
+
+def _fewer(plan: Plan, one: Measured) -> list[str]:
+    """Returns how many rounds there were, if not all."""
+    return [] if len(one.seconds) == plan.rounds else [f"{len(one.seconds)} rounds"]
+
+
+def _tokens(plan: Plan, group: str, one: Measured) -> Figure:
+    ours: Samples = np.asarray(one.seconds)
+    reference: Samples = np.asarray(one.reference)
+    limit = TARGETS_TOKENS.get(one.tokens)
+    return Figure(
+        id=_id(one),
+        group=group,
+        label=f"{one.heads}, {one.dtype}, {one.note}: tokens after {one.tokens:,}",
+        value=Summary.of(1 / ours),
+        unit="tokens/s",
+        reference=float(1 / np.median(reference)),
+        reference_label="plain",
+        ratio=Summary.of(reference / ours),
+        target=None if limit is None else Target(limit),
+        note="; ".join(_fewer(plan, one)),
+    )
+
+
+def curves(figures: Sequence[Figure]) -> dict[int, list[tuple[int, float, float]]]:
+    """Returns the curves for the plot, by number of threads: tokens before, and tokens a second,
+    encrypted and plain."""
+    found: dict[int, list[tuple[int, float, float]]] = {}
+    for figure in figures:
+        group, *parts = figure.id.split("/")
+        if group == "cache" and len(parts) > 2 and parts[1] == "tokens" and figure.reference:
+            point = (int(parts[4]), figure.value.median, figure.reference)
+            found.setdefault(int(parts[0]), []).append(point)
+    return found
 
 
 def _memory(plan: Plan, counts: Sequence[int]) -> Iterator[Figure]:

@@ -27,6 +27,10 @@ def main(task: str, rounds: int, quick: bool, counts: Sequence[int]) -> Any:
     from . import cache_torch
 
     torch.set_grad_enabled(False)
+    if task == "tokens":
+        from . import cache_tokens
+
+        return as_json([*cache_tokens.measure_here(rounds, quick, counts)])
     if task == "append":
         return as_json([*cache_torch.append(rounds, quick, counts)])
     return as_json([*cache_torch.attention(rounds, quick, counts)])

@@ -155,7 +155,7 @@ def in_turn(
     subjects: Mapping[str, Sequence[Call]], rounds: int, quick: bool
 ) -> dict[str, list[float]]:
     """Returns the samples of subjects that take turns, in seconds for a call; a subject's calls
-    follow each other in a circle. There are fewer rounds where they take long."""
+    follow each other in a circle."""
     seconds: dict[str, Callable[[], float]] = {}
     slowest = 0.0
     for name, calls in subjects.items():
@@ -164,15 +164,21 @@ def in_turn(
         took = sum(map(once, calls)) / len(calls)
         slowest = max(slowest, took)
         seconds[name] = _sample(calls, max(1, round(SAMPLE_SECONDS / max(took, 1e-9))))
+    return samples_in_turn(seconds, rounds, quick, tries=1 if slowest > SLOW else 2)
+
+
+def samples_in_turn(
+    seconds: Mapping[str, Callable[[], float]], rounds: int, quick: bool, *, tries: int
+) -> dict[str, list[float]]:
+    """Returns what functions return that take turns, once in a round; the best of `tries`. There
+    are fewer rounds where they take long."""
     found: dict[str, list[float]] = {name: [] for name in seconds}
     done, start = 0, perf_counter()
     while done < min(rounds, FEWEST) or (
         done < rounds and perf_counter() - start < CASE_SECONDS[quick]
     ):
         some = min(2, rounds - done)
-        for name, samples in interleave(
-            seconds, some, tries=1 if slowest > SLOW else 2, warmup=0
-        ).items():
+        for name, samples in interleave(seconds, some, tries=tries, warmup=0).items():
             found[name] += samples.tolist()
         done += some
     return found

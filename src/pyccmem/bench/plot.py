@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws the picture of a run: shares of what the machine can do, shares of limits, and the time of
-a product by rows of x."""
+"""Draws the picture of a run: shares of what the machine can do, shares of limits, the time of a
+product by rows of x, and tokens a second by the length of a context."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from .linear import curves
+from . import cache, linear
 from .report import heading, number
 from .rounds import Figure
 
@@ -24,21 +24,32 @@ def draw(doc: dict[str, Any], figures: Sequence[Figure], path: Path) -> None:
     ratios = [figure for figure in figures if _is_share(figure, doc["machine"]["tier"])]
     limits = [figure for figure in figures if figure.target and figure.target.of == "value"]
     rows = _rows(ratios), _rows(limits)
-    lines = curves(figures)
-    # The panel of lines is as high as this many bars; a hidden one keeps a little room.
-    below = 14 if lines else 1
-    height = 0.24 * (len(rows[0]) + len(rows[1]) + below) + 2.6
+    lines = linear.curves(figures), cache.curves(figures)
+    # A panel of lines is as high as this many bars; a hidden one keeps a little room.
+    below = [14 if each else 1 for each in lines]
+    height = 0.24 * (len(rows[0]) + len(rows[1]) + sum(below)) + 2.6
     canvas = Canvas(figsize=(11, height), layout="constrained")
     FigureCanvasAgg(canvas)
     canvas.suptitle("\n".join(heading(doc)), fontsize=9, x=0.01, ha="left")
     panels = canvas.subplots(
-        3, 1, height_ratios=[max(3, len(rows[0])), max(3, len(rows[1])), below], squeeze=True
+        4, 1, height_ratios=[max(3, len(rows[0])), max(3, len(rows[1])), *below], squeeze=True
     )
     _panel(panels[0], rows[0], "share of the reference (longer is better; the mark is the target)")
     _panel(
         panels[1], rows[1], "share of what is allowed (shorter is better; the mark is the limit)"
     )
-    _lines(panels[2], lines)
+    _lines(
+        panels[2],
+        lines[0],
+        "linear: ms for a product with 4096 x 4096 float32, by rows of x (lower is better)",
+        "numpy, plain",
+    )
+    _lines(
+        panels[3],
+        lines[1],
+        "Llama: tokens a second, by tokens before, weights and cache encrypted (higher is better)",
+        "plain",
+    )
     canvas.savefig(path, dpi=130)
 
 
@@ -95,10 +106,11 @@ def _panel(axes: Any, rows: Sequence[Figure | str], title: str) -> None:
         axes.spines[side].set_visible(False)
 
 
-def _lines(axes: Any, lines: Mapping[int, Sequence[tuple[int, float, float]]]) -> None:
-    """Draws the time of a product by rows of x: one line plain and one encrypted for each number of
+def _lines(
+    axes: Any, lines: Mapping[int, Sequence[tuple[int, float, float]]], title: str, plainly: str
+) -> None:
+    """Draws points (place, encrypted, plain): one line plain and one encrypted for each number of
     threads."""
-    title = "linear: ms for a product with 4096 x 4096 float32, by rows of x (lower is better)"
     axes.set_title(title, fontsize=9, loc="left")
     if not lines:
         axes.set_visible(False)
@@ -107,7 +119,7 @@ def _lines(axes: Any, lines: Mapping[int, Sequence[tuple[int, float, float]]]) -
         rows, encrypted, plain = zip(*points, strict=True)
         style = "-" if threads == 1 else "--"
         name = "1 thread" if threads == 1 else f"{threads} threads"
-        axes.plot(rows, plain, style, color=PEER, marker="o", label=f"numpy, plain, {name}")
+        axes.plot(rows, plain, style, color=PEER, marker="o", label=f"{plainly}, {name}")
         axes.plot(rows, encrypted, style, color=OURS, marker="o", label=f"encrypted, {name}")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
