@@ -22,7 +22,7 @@ from .rounds import CheckError
 TASK = "tokens"
 NAME = "Llama"
 
-#: 324 million parameters; four query heads for each of K and V, as Llama-3 has.
+#: 322 million parameters; four query heads for each of K and V, as Llama-3 has.
 SHAPE = {
     "hidden_size": 1536,
     "intermediate_size": 4096,
