@@ -149,13 +149,13 @@ static void seal_groups(void *arg, uint64_t begin, uint64_t end) {
 
 static ccmem_status seal_records(const append *a) {
     const cache_layout *l = &a->layer->layout;
-    uint8_t *group, *record;
-    float *floats;
+    uint8_t *record;
     if (!a->records)
         return CCMEM_OK;
-    ccmem_status status = scratch(l, &group, &record, &floats);
+    ccmem_status status = ccmem_plain_alloc(l->record + stage_floats(l), &record);
     if (status != CCMEM_OK)
         return status;
+    float *floats = (float *)(record + l->record);
     const float_env env = float_env_default();
     const cache_entry *e = a->entry + a->groups;
     memset(record, 0, l->record);
@@ -165,7 +165,7 @@ static ccmem_status seal_records(const append *a) {
             pool_seal(a->pool, e->slot->data, record, e->number, record_tag(e, l), 1, l->record);
         }
     float_env_restore(env);
-    ccmem_plain_free(group);
+    ccmem_plain_free(record);
     return CCMEM_OK;
 }
 

@@ -15,19 +15,33 @@ size_t stage_floats(const cache_layout *l) {
     return (2 * most + 3 * SLACK) * sizeof(float);
 }
 
+/* n bytes by words in general registers: rows are too short for `rep movsb`, which takes some
+ * hundred cycles to begin with on processors before Zen 3 and Ice Lake, and vectors would stay in
+ * their registers. */
+static void copy_row(uint8_t *to, const uint8_t *from, size_t n) {
+    uint64_t word;
+    for (; n >= sizeof word; n -= sizeof word, to += sizeof word, from += sizeof word) {
+        memcpy(&word, from, sizeof word);
+        __asm__ volatile("" : "+r"(word)); /* keeps the compiler from making vectors of it */
+        memcpy(to, &word, sizeof word);
+    }
+    if (n)
+        copy_secret(to, from, n);
+}
+
 /* One row, padded, and its scale. `floats` has room for two rows: the caller's, which is not read
  * behind its end, and its numbers. */
 static void put_row(const cache_layout *l, int which, uint8_t *row, uint8_t *scale,
                     const uint8_t *from, ccmem_dtype dtype, float *floats) {
     const size_t n = l->size[which];
     if (l->dtype != CCMEM_I8) {
-        copy_secret(row, from, n * l->element);
+        copy_row(row, from, n * l->element);
         memset(row + n * l->element, 0, l->row[which] - n * l->element);
         return;
     }
     const tier_kernels kernels = tier_active_kernels();
     float *numbers = floats + l->padded[which] + SLACK, one;
-    copy_secret(floats, from, n * dtype_size(dtype));
+    copy_row((uint8_t *)floats, from, n * dtype_size(dtype));
     kernels.gemm->convert[dtype](numbers, (const uint8_t *)floats, n);
     kernels.attention->quantise((int8_t *)row, &one, numbers, n);
     memset(row + n, 0, l->row[which] - n);
@@ -70,8 +84,8 @@ void stage_token(const cache_layout *l, uint8_t *group, size_t t, const ccmem_ca
 void stage_token_of_record(const cache_layout *l, uint8_t *group, size_t t, const uint8_t *record) {
     for (int which = 0; which < 2; which++)
         for (size_t h = 0; h < l->heads; h++) {
-            copy_secret(block_row(l, group, which, h, t), record + layout_record_row(l, which, h),
-                        l->row[which]);
+            copy_row(block_row(l, group, which, h, t), record + layout_record_row(l, which, h),
+                     l->row[which]);
             if (l->dtype == CCMEM_I8)
                 copy_secret(block_scale(l, group, which, h, t),
                             record + layout_record_scale(l, which, h), sizeof(float));
@@ -82,8 +96,8 @@ void stage_record_of_group(const cache_layout *l, uint8_t *record, const uint8_t
     uint8_t *from = (uint8_t *)group; /* the places are the same; nothing is written there */
     for (int which = 0; which < 2; which++)
         for (size_t h = 0; h < l->heads; h++) {
-            copy_secret(record + layout_record_row(l, which, h), block_row(l, from, which, h, t),
-                        l->row[which]);
+            copy_row(record + layout_record_row(l, which, h), block_row(l, from, which, h, t),
+                     l->row[which]);
             if (l->dtype == CCMEM_I8)
                 copy_secret(record + layout_record_scale(l, which, h),
                             block_scale(l, from, which, h, t), sizeof(float));
@@ -94,7 +108,7 @@ void stage_out(const cache_layout *l, int which, void *to, const uint8_t *row, c
                float *floats) {
     const size_t n = l->size[which];
     if (l->dtype != CCMEM_I8) {
-        copy_secret(to, row, n * l->element);
+        copy_row(to, row, n * l->element);
         return;
     }
     const tier_kernels kernels = tier_active_kernels();
@@ -102,6 +116,6 @@ void stage_out(const cache_layout *l, int which, void *to, const uint8_t *row, c
     copy_secret(&one, scale, sizeof one);
     kernels.gemm->convert[CCMEM_I8](floats, row, n);
     kernels.attention->scale(floats, n, one);
-    copy_secret(to, floats, n * sizeof(float));
+    copy_row(to, (const uint8_t *)floats, n * sizeof(float));
     ccmem_wipe(&one, sizeof one);
 }
