@@ -147,8 +147,15 @@ static void seal_groups(void *arg, uint64_t begin, uint64_t end) {
     ccmem_plain_free(group);
 }
 
-static void seal_into(const append *a, uint8_t *record, float *floats) {
+static ccmem_status seal_records(const append *a) {
     const cache_layout *l = &a->layer->layout;
+    uint8_t *record;
+    if (!a->records)
+        return CCMEM_OK;
+    ccmem_status status = ccmem_plain_alloc(l->record + stage_floats(l), &record);
+    if (status != CCMEM_OK)
+        return status;
+    float *floats = (float *)(record + l->record);
     const float_env env = float_env_default();
     const cache_entry *e = a->entry + a->groups;
     memset(record, 0, l->record);
@@ -158,29 +165,7 @@ static void seal_into(const append *a, uint8_t *record, float *floats) {
             pool_seal(a->pool, e->slot->data, record, e->number, record_tag(e, l), 1, l->record);
         }
     float_env_restore(env);
-}
-
-/* Usual records are made on the stack. Kernels prefetch some KiB behind what they seal, and in a
- * slot of the pool that is memory which nobody has touched yet: each prefetch looked its page up in
- * vain, 9 us for a record of 4 KiB that takes 0.7 (Zen, under a hypervisor). */
-static ccmem_status seal_records(const append *a) {
-    enum { USUAL = 8192 };
-    const cache_layout *l = &a->layer->layout;
-    const size_t need = l->record + stage_floats(l);
-    _Alignas(64) uint8_t usual[USUAL];
-    uint8_t *record = usual;
-    if (!a->records)
-        return CCMEM_OK;
-    if (need > sizeof usual) {
-        ccmem_status status = ccmem_plain_alloc(need, &record);
-        if (status != CCMEM_OK)
-            return status;
-    }
-    seal_into(a, record, (float *)(record + l->record));
-    if (record == usual)
-        ccmem_wipe(usual, need);
-    else
-        ccmem_plain_free(record);
+    ccmem_plain_free(record);
     return CCMEM_OK;
 }
 

@@ -124,7 +124,7 @@ void pool_seal(const cache_pool *pool, uint8_t *to, const uint8_t *from, uint64_
         version[i] = ONCE;
     while (n) {
         const size_t some = n < PAGE_BATCH ? n : PAGE_BATCH;
-        page.ops->seal(&page, to, from, number, version, tags, some, 0);
+        page.ops->seal(&page, to, from, number, version, tags, some, PAGE_LAST);
         to += some * size;
         from += some * size;
         number += some;
@@ -134,14 +134,14 @@ void pool_seal(const cache_pool *pool, uint8_t *to, const uint8_t *from, uint64_
 }
 
 int pool_open(cache_pool *pool, uint8_t *to, const uint8_t *from, uint64_t number,
-              const uint8_t *tag, size_t size) {
+              const uint8_t *tag, size_t size, unsigned flags) {
     const uint64_t version = ONCE;
     const page_context page = context(pool, size);
     if (pool->plain) {
         copy_secret(to, from, size);
         return 1;
     }
-    if (!page.ops->open(&page, to, from, number, &version, (const page_tag *)tag, 1, 0))
+    if (!page.ops->open(&page, to, from, number, &version, (const page_tag *)tag, 1, flags))
         return 1;
     (void)__atomic_fetch_add(&pool->failures, 1, __ATOMIC_RELAXED);
     store_set_failure((ccmem_failure){.page = number, .version = version});

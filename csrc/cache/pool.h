@@ -46,9 +46,9 @@ ccmem_status pool_numbers(cache_pool *pool, uint64_t n, uint64_t *first);
 void pool_seal(const cache_pool *pool, uint8_t *to, const uint8_t *from, uint64_t number,
                uint8_t (*tags)[PAGE_TAG], size_t n, size_t size);
 
-/* Opens one. 0 when it was changed: `to` is zeros then, and this thread's last failure is the
- * number. */
+/* Opens one; `flags` of pages/page.h. 0 when it was changed: `to` is zeros then, and this thread's
+ * last failure is the number. */
 int pool_open(cache_pool *pool, uint8_t *to, const uint8_t *from, uint64_t number,
-              const uint8_t *tag, size_t size);
+              const uint8_t *tag, size_t size, unsigned flags);
 
 #endif

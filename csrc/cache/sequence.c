@@ -57,14 +57,16 @@ void record_drop(cache_pool *pool, const cache_layout *l, cache_entry *e) {
 
 int group_open(cache_pool *pool, const cache_layout *l, const cache_entry *group, int which,
                size_t head, uint8_t *to) {
-    const size_t block = (which ? l->heads : 0) + head;
-    return pool_open(pool, to, group->slot->data + layout_block(l, which, head),
-                     group->number + block, group_tags(group, l)[block], l->block[which]);
+    const size_t block = (which ? l->heads : 0) + head, at = layout_block(l, which, head);
+    /* The next group is somewhere else. */
+    const unsigned flags = l->group - at - l->block[which] < PAGE_AHEAD ? PAGE_LAST : 0;
+    return pool_open(pool, to, group->slot->data + at, group->number + block,
+                     group_tags(group, l)[block], l->block[which], flags);
 }
 
 int record_open(cache_pool *pool, const cache_layout *l, const cache_entry *record, uint8_t *to) {
     return pool_open(pool, to, record->slot->data, record->number, *record_tag(record, l),
-                     l->record);
+                     l->record, PAGE_LAST);
 }
 
 /* ---- lists ----------------------------------------------------------------------------------- */

@@ -14,8 +14,9 @@ enum {
     PAGE_TAG = 16
 };
 
-/* Flags: PAGE_STREAM for a destination far larger than the caches, or 0. */
-enum { PAGE_STREAM = 1u };
+/* Flags: PAGE_STREAM for a destination far larger than the caches; PAGE_LAST when no memory that
+ * will be wanted follows the source within PAGE_AHEAD bytes; or 0. */
+enum { PAGE_STREAM = 1u, PAGE_LAST = 2u, PAGE_AHEAD = 12 << 10 };
 
 /* What became of a page that was opened in part. */
 typedef enum page_result {
@@ -43,7 +44,7 @@ typedef struct page_ops {
      * whole page is verified (n may be 0); on PAGE_BAD the n bytes are zero. */
     page_result (*open_part)(const page_context *ctx, uint8_t *dst, const uint8_t *src,
                              uint64_t page, uint64_t version, const uint8_t *tag, uint32_t offset,
-                             uint32_t n);
+                             uint32_t n, unsigned flags);
     /* Replaces `count` runs, at least 1, of n bytes each in the page whose ciphertext lies at ct,
      * moving it once, from version `from` (0: all zeros, ct is not read) to version `to`. Run i
      * comes from data + i * n and goes to offset offsets[i] modulo the page's size; all lie inside

@@ -12,7 +12,9 @@ _Static_assert((int)PAGE_TAG == (int)AEGIS_TAG_SIZE, "tags have the cipher's siz
 
 static inline const aegis_ops *kernels(const page_context *ctx) { return ctx->kernels; }
 
-static inline unsigned stream(unsigned flags) { return flags & PAGE_STREAM ? AEGIS_STREAM : 0; }
+static inline unsigned kernel_flags(unsigned flags) {
+    return (flags & PAGE_STREAM ? AEGIS_STREAM : 0) | (flags & PAGE_LAST ? AEGIS_LAST : 0);
+}
 
 /* After a kernel: sixteen registers do not hold all that AEGIS works with. */
 static inline void clean_up(const page_context *ctx) {
@@ -43,7 +45,7 @@ static void seal(const page_context *ctx, uint8_t *dst, const uint8_t *src, uint
     uint8_t nonce[PAGE_BATCH][16];
     make_nonces(nonce, page, version, n);
     kernels(ctx)->seal_pages(ctx->key, dst, src, n, ctx->size, (const uint8_t (*)[16])nonce, tag,
-                             stream(flags));
+                             kernel_flags(flags));
     clean_up(ctx);
 }
 
@@ -52,17 +54,18 @@ static uint64_t open(const page_context *ctx, uint8_t *dst, const uint8_t *src, 
     uint8_t nonce[PAGE_BATCH][16];
     make_nonces(nonce, page, version, n);
     uint64_t bad = kernels(ctx)->open_pages(ctx->key, dst, src, n, ctx->size,
-                                            (const uint8_t (*)[16])nonce, tag, stream(flags));
+                                            (const uint8_t (*)[16])nonce, tag, kernel_flags(flags));
     clean_up(ctx);
     return bad;
 }
 
 static page_result open_part(const page_context *ctx, uint8_t *dst, const uint8_t *src,
                              uint64_t page, uint64_t version, const uint8_t *tag, uint32_t offset,
-                             uint32_t n) {
+                             uint32_t n, unsigned flags) {
     uint8_t nonce[16];
     make_nonce(nonce, page, version);
-    int good = kernels(ctx)->open_part(ctx->key, dst, src, ctx->size, nonce, tag, offset, n);
+    int good = kernels(ctx)->open_part(ctx->key, dst, src, ctx->size, nonce, tag, offset, n,
+                                       kernel_flags(flags));
     clean_up(ctx);
     return good ? PAGE_GOOD : PAGE_BAD;
 }
@@ -80,7 +83,7 @@ static page_result modify_in(uint8_t *scratch, const page_context *ctx, uint8_t 
         result = PAGE_BAD;
     if (result == PAGE_GOOD) {
         page_place(scratch, 0, ctx->size, data, offsets, count, ctx->size - 1, n);
-        seal(ctx, ct, scratch, page, &to, (page_tag *)tag, 1, 0);
+        seal(ctx, ct, scratch, page, &to, (page_tag *)tag, 1, PAGE_LAST);
     }
     ccmem_wipe(scratch, ctx->size);
     return result;

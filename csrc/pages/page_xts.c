@@ -113,9 +113,10 @@ NOINLINE static page_result open_slowly(const page_context *ctx, uint8_t *dst, c
  * small reads are bounded by how many stores the processor can have under way. */
 static page_result open_part(const page_context *ctx, uint8_t *dst, const uint8_t *src,
                              uint64_t page, uint64_t version, const uint8_t *tag, uint32_t offset,
-                             uint32_t n) {
+                             uint32_t n, unsigned flags) {
     xts_tweak t0;
     (void)tag;
+    (void)flags;
     if (__builtin_expect((offset | n) % AES_BLOCK != 0, 0) ||
         __builtin_expect(!tweak_cache_get(&ctx->cache, page, version, &t0), 0))
         return open_slowly(ctx, dst, src, page, version, offset, n);

@@ -229,11 +229,11 @@ static int check_parts(const aegis_ops *ops, pages *p) {
         size_t offset = parts[i][0], n = parts[i][1];
         uint8_t *got = p->got + 1 + i % 5, *changed;
         memset(p->got, 0x5a, n + SLACK);
-        good &= ops->open_part(p->key, got, sealed, LARGE_PAGE, nonce, tag, offset, n) == 1;
+        good &= ops->open_part(p->key, got, sealed, LARGE_PAGE, nonce, tag, offset, n, 0) == 1;
         good &= same(got, p->plain + LARGE_AT + offset, n) && got[n] == 0x5a && got[-1] == 0x5a;
         changed = sealed + (i % 3 == 0 ? 0 : i % 3 == 1 ? LARGE_PAGE - 1 : offset % LARGE_PAGE);
         *changed ^= 0x10;
-        good &= ops->open_part(p->key, got, sealed, LARGE_PAGE, nonce, tag, offset, n) == 0;
+        good &= ops->open_part(p->key, got, sealed, LARGE_PAGE, nonce, tag, offset, n, 0) == 0;
         good &= zero(got, n) && got[n] == 0x5a && got[-1] == 0x5a;
         *changed ^= 0x10;
     }
@@ -263,11 +263,11 @@ static int check_changes(const aegis_ops *ops, pages *p, unsigned flags) {
 
 /* Every byte of the tag counts, also when nothing is handed out. */
 static int check_tags(const aegis_ops *ops, pages *p) {
-    int good = ops->open_part(p->key, p->got, p->sealed, SMALL_PAGE, *p->nonce, *p->tag, 7, 0);
+    int good = ops->open_part(p->key, p->got, p->sealed, SMALL_PAGE, *p->nonce, *p->tag, 7, 0, 0);
 
     for (size_t i = 0; i < AEGIS_TAG_SIZE; i++) {
         p->tag[0][i] ^= (uint8_t)(1u << i % 8);
-        good &= !ops->open_part(p->key, p->got, p->sealed, SMALL_PAGE, *p->nonce, *p->tag, 7, 0);
+        good &= !ops->open_part(p->key, p->got, p->sealed, SMALL_PAGE, *p->nonce, *p->tag, 7, 0, 0);
         good &=
             ops->open_pages(p->key, p->got, p->sealed, 1, SMALL_PAGE, NONCES(p), TAGS(p), 0) == 1;
         p->tag[0][i] ^= (uint8_t)(1u << i % 8);

@@ -13,6 +13,11 @@ static inline void clear(uint8_t *out, uint32_t n) {
         memset(out, 0, n);
 }
 
+/* PAGE_LAST, where the pages before page `end` are near the last of the store, or 0. */
+static inline unsigned last(const ccmem_store *s, uint64_t end) {
+    return (store_pages(s) - end) << s->core->page_shift < PAGE_AHEAD ? PAGE_LAST : 0;
+}
+
 /* Returns the context for one attempt at pages with a subkey that is derived when it is used. What
  * was done with it means nothing until lent_back() is true. */
 static page_context lend(ccmem_store *s, uint64_t *ticket) {
@@ -33,7 +38,7 @@ static __attribute__((noinline)) page_result open_part_late(ccmem_store *s, uint
     do {
         page_context own = lend(s, &ticket);
         result = own.ops->open_part(&own, out, s->ct + (page << c->page_shift), s->first + page,
-                                    version, tag_of(s, page), offset, n);
+                                    version, tag_of(s, page), offset, n, last(s, page + 1));
     } while (!lent_back(c, ticket));
     return result;
 }
@@ -50,8 +55,9 @@ static inline __attribute__((always_inline)) int open_part(ccmem_store *s, shard
     }
     page_result result;
     if (__builtin_expect(!c->late, 1))
-        result = c->page.ops->open_part(&c->page, out, s->ct + (page << c->page_shift),
-                                        s->first + page, version, tag_of(s, page), offset, n);
+        result =
+            c->page.ops->open_part(&c->page, out, s->ct + (page << c->page_shift), s->first + page,
+                                   version, tag_of(s, page), offset, n, last(s, page + 1));
     else
         result = open_part_late(s, page, version, offset, out, n);
     if (__builtin_expect(result == PAGE_HIT, 1))
@@ -92,6 +98,7 @@ static uint64_t open_run(ccmem_store *s, shard *sh, uint64_t first, const uint64
                          uint64_t n, unsigned flags) {
     const store_core *c = s->core;
     uint64_t bad = 0;
+    flags |= last(s, first + n);
     if (v[0] && c->late) {
         uint64_t ticket;
         do {

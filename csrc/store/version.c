@@ -13,7 +13,7 @@ static int vouched(const ccmem_store *s, uint64_t page, uint64_t version) {
         return ccmem_equal(s->tag[page], none, sizeof none);
     const store_core *c = s->core;
     return c->page.ops->open_part(&c->page, NULL, s->ct + (page << c->page_shift), s->first + page,
-                                  version, s->tag[page], 0, 0) != PAGE_BAD;
+                                  version, s->tag[page], 0, 0, 0) != PAGE_BAD;
 }
 
 __attribute__((noinline)) uint64_t vouched_version(const ccmem_store *s, uint64_t page,

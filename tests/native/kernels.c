@@ -70,8 +70,9 @@ static uint64_t aegis_opened(const uint8_t key[16], uint8_t *dst, const uint8_t 
 
 /* Hands out a part of a page that does not match its tag. */
 static int aegis_part(const uint8_t key[16], uint8_t *dst, const uint8_t *src, size_t page_size,
-                      const uint8_t nonce[16], const uint8_t tag[16], size_t offset, size_t n) {
-    (void)aegis_portable.open_part(key, dst, src, page_size, nonce, tag, offset, n);
+                      const uint8_t nonce[16], const uint8_t tag[16], size_t offset, size_t n,
+                      unsigned flags) {
+    (void)aegis_portable.open_part(key, dst, src, page_size, nonce, tag, offset, n, flags);
     return 1;
 }
 

@@ -17,6 +17,10 @@ enum {
  * and dst % 32 == 0 to seal, else it is ignored. */
 enum { AEGIS_STREAM = 1u };
 
+/* Set when no memory that will be wanted follows the last page of src, or perhaps no memory at all:
+ * what kernels prefetch from there costs more than the page then. */
+enum { AEGIS_LAST = 2u };
+
 /* The eight 16-byte blocks S0 to S7 of RFC 10032, sections 3 and 5.4, for one lane (AEGIS-128L) or
  * two (AEGIS-128X2): block i of lane j is s[i][j]. Secret: its maker wipes it. */
 typedef struct aegis_state {
@@ -47,7 +51,8 @@ typedef struct aegis_ops {
     /* Verifies one page and hands out n bytes from `offset` of it (n may be 0: verify only). 1, or
      * 0 when it does not match its tag: the n bytes hold zeros. */
     int (*open_part)(const uint8_t key[16], uint8_t *dst, const uint8_t *src, size_t page_size,
-                     const uint8_t nonce[16], const uint8_t tag[16], size_t offset, size_t n);
+                     const uint8_t nonce[16], const uint8_t tag[16], size_t offset, size_t n,
+                     unsigned flags);
 
     /* The steps of RFC 10032 for messages of any length, whole blocks at a time. */
     void (*start)(aegis_state *state, unsigned lanes, const uint8_t key[16],

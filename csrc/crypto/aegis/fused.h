@@ -55,7 +55,7 @@ FUSED_INLINE size_t open_fused(ccmem_dtype dtype, size_t element, const uint8_t 
         VEC s[8];
         start(s, v128_load(key), v128_load(nonce[page]), vcontext(0, 2));
         if (!page)
-            verify_run(s, src, i, at);
+            verify_run(s, src, i, at, usual_ahead);
         load_sums(sum, rest);
         while (i < d->to && i < end) {
             size_t stop = d->to < end ? d->to : end, n = stop - i;
@@ -73,7 +73,7 @@ FUSED_INLINE size_t open_fused(ccmem_dtype dtype, size_t element, const uint8_t 
         }
         save_sums(rest, sum); /* here, not on the stack while the registers are needed */
         if (i < end)
-            verify_run(s, src + i, end - i, at);
+            verify_run(s, src + i, end - i, at, usual_ahead);
         finish(s, 0, size);
         good += (size_t)same_tag(short_tag(s), tag[page]);
     }

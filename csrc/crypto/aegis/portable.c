@@ -255,7 +255,9 @@ CLEAR_REGISTERS static uint64_t open_pages(const uint8_t key[16], uint8_t *dst, 
 /* A chunk of the page at a time in both lanes; only the part asked for leaves the scratch. */
 CLEAR_REGISTERS static int open_part(const uint8_t key[16], uint8_t *dst, const uint8_t *src,
                                      size_t page_size, const uint8_t nonce[16],
-                                     const uint8_t tag[16], size_t offset, size_t n) {
+                                     const uint8_t tag[16], size_t offset, size_t n,
+                                     unsigned flags) {
+    (void)flags; /* what a processor without a kernel of its own prefetches is its own affair */
     const size_t end = offset + n;
     scratch s;
     int good;

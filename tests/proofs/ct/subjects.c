@@ -331,7 +331,7 @@ static void aegis_bad_page(const uint8_t *key, const uint8_t *text, size_t page_
                             0) == 2);
     REQUIRE(is_zero(opened + page_size, page_size));
     REQUIRE(is_secret(opened, page_size) && is_secret(opened + 2 * page_size, page_size));
-    REQUIRE(!ops->open_part(key, opened, in, page_size, nonce[1], tag[1], 100, 500));
+    REQUIRE(!ops->open_part(key, opened, in, page_size, nonce[1], tag[1], 100, 500, 0));
     REQUIRE(is_zero(opened, 500));
 }
 
@@ -354,7 +354,8 @@ static void aegis_page_kernels(size_t page_size, size_t misalign, unsigned flags
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
         size_t offset = parts[i][0], size = parts[i][1];
         make_public(plain, n);
-        REQUIRE(ops->open_part(key, opened, text, page_size, nonce[0], tag[0], offset, size));
+        REQUIRE(ops->open_part(key, opened, text, page_size, nonce[0], tag[0], offset, size,
+                               AEGIS_LAST));
         REQUIRE(is_secret(opened, size));
         make_public(opened, size);
         REQUIRE(!memcmp(opened, plain + offset, size));
