@@ -55,8 +55,8 @@ class _Root:
         self._made: Key | None = None
         self._lock, self._users, self._erased = Lock(), 1, False
 
-    def key(self, level: Callable[[], Key]) -> Any:
-        """The key; `level` makes one. Raises ClosedError after erase()."""
+    def key(self, make: Callable[[], Key]) -> Any:
+        """Returns the key; `make` makes one. Raises ClosedError after erase()."""
         if self._given is not None:
             return self._given
         with self._lock.here():
@@ -66,17 +66,17 @@ class _Root:
                     "it; make a new cache, with key=... for exports that are to stay."
                 )
             if self._made is None:
-                self._made = level()
+                self._made = make()
             return self._made
 
     def shared(self) -> _Root:
-        """The same, for one cache more."""
+        """Returns itself, for one cache more."""
         with self._lock.here():
             self._users += 1
         return self
 
     def left(self) -> None:
-        """A cache is closed."""
+        """Counts a cache that is closed. With the last one a key that was made is destroyed."""
         with self._lock.here():
             self._users -= 1
             last = self._users <= 0
@@ -114,7 +114,7 @@ class KVCache(Resource):
 
     All methods may be called from several threads at once; of two that change the same sequence,
     one comes first. A cache does not follow a fork of the process: in the child its use raises
-    ForkError. Only what erase() was not called for can be used: else ClosedError.
+    ForkError. After erase() or close() it raises ClosedError.
     """
 
     __slots__ = ("_dtype", "_level", "_root", "_shapes", "_tables")
@@ -227,7 +227,7 @@ class KVCache(Resource):
         starts: int | Sequence[int] | None = None,
         out: Array | None = None,
     ) -> Array:
-        """softmax(scale * q K^T) V, over what a layer holds.
+        """Returns softmax(scale * q K^T) V, over what a layer holds.
 
         `q` has shape [sequences, query_heads, rows, key_size], with the axes that append() may do
         without; it is of float32, float16 or bfloat16 (others become float32). Query head h uses
@@ -316,10 +316,10 @@ class KVCache(Resource):
         start: int | None = None,
         stop: int | None = None,
     ) -> Array:
-        """K (`which` is "k") or V ("v") of tokens [start, stop) in the clear: an array of shape
-        [sequences, heads, tokens, size], or [heads, tokens, size] of one `sequence`, in memory that
-        is wiped when the last reference goes. None: from the first token that was not evicted, to
-        the last. Of the cache's type; float32 where that is int8.
+        """Returns K (`which` is "k") or V ("v") of tokens [start, stop) in the clear: an array of
+        shape [sequences, heads, tokens, size], or [heads, tokens, size] of one `sequence`, in
+        memory that is wiped when the last reference goes. None: from the first token that was not
+        evicted, to the last. Of the cache's type; float32 where that is int8.
 
         Raises RangeError for tokens that were evicted or are not there, ArgumentError for sequences
         of different lengths; MissingPackageError for bfloat16 without ml_dtypes; IntegrityError,
@@ -377,8 +377,8 @@ class KVCache(Resource):
                 tables.evict(one, sequence, start)
 
     def reorder(self, indices: Sequence[int]) -> None:
-        """Sequence i becomes what sequence indices[i] was: beams that were chosen. There may be
-        more or fewer of them than before. Nothing is copied. Failures as of crop(); raises
+        """Makes sequence i what sequence indices[i] was: beams that were chosen. There may be more
+        or fewer of them than before. Nothing is copied. Failures as of crop(); raises
         ArgumentError, OutOfMemoryError, LockedMemoryError."""
         chosen = [integer("an index", one) for one in np.atleast_1d(indices)]
         count = self.sequences
@@ -396,8 +396,8 @@ class KVCache(Resource):
                 tables.reorder(layer, chosen)
 
     def repeat(self, n: int) -> None:
-        """Each sequence becomes `n` that follow each other, and share what they hold. Failures as
-        of crop()."""
+        """Makes `n` sequences of each one, which follow each other and share what they hold.
+        Failures as of crop()."""
         times, count = _at_least("n", n, 1), self.sequences
         if times * count > SEQUENCES_MAX:
             raise errors.ArgumentError(
@@ -407,8 +407,8 @@ class KVCache(Resource):
 
     @contextmanager
     def _changing(self, layer: int | None, calls: int) -> Iterator[tuple[KVTables, Sequence[int]]]:
-        """The tables and the layers to change. If one of several calls fails, the cache goes on
-        with a fork of what it was before the first."""
+        """Yields the tables and the layers to change. If one of several calls fails, the cache goes
+        on with a fork of what it was before the first."""
         tables = self._opened()
         chosen = range(len(self._shapes)) if layer is None else [self._layer(layer)[0]]
         if len(chosen) * calls == 1:
@@ -425,9 +425,9 @@ class KVCache(Resource):
             before.close()
 
     def fork(self) -> KVCache:
-        """Another cache with the same contents, which the two share, under the same key: later
-        calls change one of them. For beginnings that conversations of one user have in common:
-        erase() of either erases both. Raises OutOfMemoryError, LockedMemoryError."""
+        """Returns another cache with the same contents, which the two share, under the same key.
+        Later calls change one of them; erase() of either erases both. For a beginning that several
+        conversations of one user have. Raises OutOfMemoryError, LockedMemoryError."""
         other = KVCache.__new__(KVCache)
         other._tables = None
         tables = self._opened().fork()
@@ -479,10 +479,10 @@ class KVCache(Resource):
         expect: Any = None,
         progress: bool | Progress | None = None,
     ) -> KVCache:
-        """A cache with what export() wrote, under a new random key: nothing that is appended to it
-        is sealed as it would have been in the first one, though a file is loaded twice. `key` is
-        what the file was sealed for, and what the new cache's exports are. `expect` as for
-        load_file(): without it, an older file in the place of a newer one is not noticed.
+        """Returns a cache with what export() wrote, under a new random key: nothing is sealed again
+        as it was before, even if a file is loaded twice. `key` is what the file was sealed for, and
+        what the new cache's exports are. `expect` as for load_file(): without it, an older file
+        in the place of a newer one is not noticed.
 
         Raises FileReadError, FileFormatError, IntegrityError, InvalidKeyError, and what KVCache()
         raises.
@@ -521,19 +521,19 @@ class KVCache(Resource):
         return int(self._opened().sequences(0))
 
     def length(self, layer: int = 0, sequence: int = 0) -> int:
-        """How many tokens a sequence has had in a layer, evicted ones among them."""
+        """Returns how many tokens a sequence has had in a layer, evicted ones included."""
         return self._extent(layer, sequence)[0]
 
     def first(self, layer: int = 0, sequence: int = 0) -> int:
-        """The first token of a sequence that was not evicted from a layer."""
+        """Returns the first token of a sequence that was not evicted from a layer."""
         return self._extent(layer, sequence)[1]
 
     def __len__(self) -> int:
-        """The tokens of the longest sequence in the first layer."""
+        """Returns the number of tokens of the longest sequence in the first layer."""
         return max(self.length(0, sequence) for sequence in range(self.sequences))
 
     def __bool__(self) -> bool:
-        """True: an empty cache is one all the same."""
+        """Returns True, also for an empty cache."""
         return True
 
     @property
@@ -542,9 +542,9 @@ class KVCache(Resource):
         return self.stats()["memory_bytes"]
 
     def stats(self) -> dict[str, int]:
-        """What the cache and its forks have in common: `blocks` of a head, and `records` of tokens
-        that are not in blocks yet; `ciphertext_bytes` of these, `memory_bytes` of all; how many
-        were `sealed` and `opened` up to now; `integrity_failures`."""
+        """Returns counts for the cache and its forks together: `blocks` of a head, `records` of
+        tokens that are not in blocks yet, `ciphertext_bytes` of these, `memory_bytes` of all; how
+        many were `sealed` and `opened` up to now; `integrity_failures`."""
         found: dict[str, int] = self._opened().stats()
         return found
 
@@ -578,7 +578,7 @@ class KVCache(Resource):
             self._root.left()
 
     def _opened(self) -> Any:
-        """The tables. Raises ClosedError."""
+        """Returns the tables. Raises ClosedError."""
         tables = self._tables
         if tables is None:
             raise errors.ClosedError("This cache is closed, and what it held is gone.")
@@ -600,7 +600,7 @@ class KVCache(Resource):
         return number, self._shapes[number]
 
     def _sequences(self, tables: KVTables, layer: int, sequence: Any) -> tuple[int, int]:
-        """The first sequence of a call, and how many it is for."""
+        """Returns the first sequence of a call, and how many it is for."""
         count = tables.sequences(layer)
         if sequence is None:
             return 0, count
@@ -612,7 +612,7 @@ class KVCache(Resource):
         return number, 1
 
     def _counts(self, name: str, value: Any) -> list[int]:
-        """A number of tokens for each sequence."""
+        """Returns a number of tokens for each sequence."""
         found = bounds(name, value, self.sequences)
         if found is None:
             raise errors.ArgumentTypeError(f"{name} must be an integer, or one for each sequence.")
@@ -651,7 +651,8 @@ def _at_least(name: str, value: Any, least: int) -> int:
 
 
 def _number(name: str, value: Any, default: float) -> float:
-    """A finite float that float32 can hold; `softcap` is at least 0."""
+    """Returns a finite float that float32 can hold; `softcap` is at least 0. Raises ArgumentError,
+    ArgumentTypeError."""
     if value is None:
         return default
     try:

@@ -36,7 +36,8 @@ class _Tenant:
             self.sweep_at = max(64, 2 * len(self.caches))
 
     def usable(self) -> bool:
-        """False after close() of the key, and in a forked child that cannot read it again."""
+        """Returns False after close() of the key, and in a forked child that cannot read it
+        again."""
         try:
             check_open(self.key)
         except (errors.ClosedError, errors.ForkError):
@@ -100,16 +101,16 @@ class TenantKeys(Resource):
     # ---- keys and caches ----
 
     def key(self, name: str) -> Key:
-        """The tenant's key, made if there is none. Raises ArgumentTypeError, ArgumentError, and
-        what making a key raises."""
+        """Returns the tenant's key, and makes it if there is none. Raises ArgumentTypeError,
+        ArgumentError, and what making a key raises."""
         return self._tenant(name).key
 
     def cache(self, name: str, /, *arguments: Any, **options: Any) -> KVCache:
-        """A KVCache under the tenant's key, with the arguments of KVCache() but `key`."""
+        """Makes a KVCache under the tenant's key, with the arguments of KVCache() but `key`."""
         return self._noted(name, lambda key: KVCache(*arguments, **options, key=key))
 
     def load(self, name: str, path: Any, /, **options: Any) -> KVCache:
-        """KVCache.load() of a file of the tenant's, with the options that it has."""
+        """Loads a file of the tenant's, as KVCache.load() does with these options."""
         return self._noted(name, lambda key: KVCache.load(path, key, **options))
 
     def _noted(self, name: str, make: Callable[[Key], KVCache]) -> KVCache:
@@ -167,7 +168,8 @@ class TenantKeys(Resource):
             return found
 
     def forget(self, name: str) -> bool:
-        """Erases the tenant's caches and closes its key. False when there is no such tenant."""
+        """Erases the tenant's caches and closes its key. Returns False when there is no such
+        tenant."""
         _check_name(name)
         with self._lock.here():
             tenant = self._opened().pop(name, None)
@@ -176,7 +178,7 @@ class TenantKeys(Resource):
         return tenant is not None
 
     def names(self) -> list[str]:
-        """The tenants that have a key, the one that was not used for longest first."""
+        """Returns the tenants that have a key, the one that was not used for longest first."""
         with self._lock.here():
             return list(self._opened())
 
@@ -189,7 +191,7 @@ class TenantKeys(Resource):
             return len(self._opened())
 
     def __bool__(self) -> bool:
-        """True, though there is no tenant yet."""
+        """Returns True, also while there is no tenant."""
         return True
 
     # ---- lifetime ----

@@ -188,11 +188,11 @@ class KVTables(Resource):
         return int(number[0])
 
     def block_tokens(self, layer: int) -> int:
-        """How many tokens a block of the layer has."""
+        """Returns how many tokens a block of the layer has."""
         return self._of_layer(lib.ccmem_cache_block_tokens, layer)
 
     def sequences(self, layer: int) -> int:
-        """How many sequences the layer has."""
+        """Returns how many sequences the layer has."""
         return self._of_layer(lib.ccmem_cache_sequences, layer)
 
     def _of_layer(self, function: Any, layer: int) -> int:
@@ -205,8 +205,8 @@ class KVTables(Resource):
         return found
 
     def length(self, layer: int, sequence: int) -> tuple[int, int]:
-        """How many tokens the sequence has had, evicted ones among them, and the first one that was
-        not evicted."""
+        """Returns how many tokens the sequence has had, evicted ones included, and the first one
+        that was not evicted."""
         cache = self._opened()
         found = _new("uint64_t[2]")
         try:
@@ -271,8 +271,8 @@ class KVTables(Resource):
             self._fail(status, f"evict() before token {before}", layer, sequence)
 
     def reorder(self, layer: int, source: Sequence[int]) -> None:
-        """Sequence i of the layer becomes what sequence source[i] was, and there are as many as in
-        `source`. All layers must get the same number before the next append(). Raises
+        """Makes sequence i of the layer what sequence source[i] was, for as many as `source` has.
+        All layers must get the same number before the next append(). Raises
         OutOfMemoryError, LockedMemoryError; nothing has changed then."""
         cache = self._opened()
         try:
@@ -286,9 +286,9 @@ class KVTables(Resource):
     # ---- what opens it ----
 
     def attend(self, what: Attention) -> None:
-        """softmax(scale * q K^T) V, as `what` says. On any failure all of `out` is zero. Raises
-        IntegrityError, OutOfMemoryError, PlaintextBudgetError; ArgumentTypeError, ArgumentError for
-        `from_` and `to`."""
+        """Computes softmax(scale * q K^T) V, as `what` says. On any failure all of `out` is zero.
+        Raises IntegrityError, OutOfMemoryError, PlaintextBudgetError; ArgumentTypeError,
+        ArgumentError for `from_` and `to`."""
         cache = self._opened()
         first, last = what.from_, what.to
         if first is not None:
@@ -354,8 +354,8 @@ class KVTables(Resource):
     # ---- lifetime ----
 
     def fork(self) -> KVTables:
-        """Another cache under the same key with the same contents, which the two share: later calls
-        change one of them. erase() of either erases both. Raises OutOfMemoryError,
+        """Returns another cache under the same key with the same contents, which the two share.
+        Later calls change one of them; erase() of either erases both. Raises OutOfMemoryError,
         LockedMemoryError."""
         cache = self._opened()
         other = KVTables.__new__(KVTables)
@@ -369,7 +369,7 @@ class KVTables(Resource):
         return other
 
     def erase(self) -> None:
-        """Destroys the key: from now on nothing opens what this cache and its forks hold, nor any
+        """Destroys the key. From now on nothing opens what this cache and its forks hold, nor any
         copy of it. Waits for calls that run; takes as long for a large cache as for a small one.
         May be repeated."""
         status = lib.ccmem_cache_erase(self._opened())
@@ -406,9 +406,9 @@ class KVTables(Resource):
     # ---- what it holds ----
 
     def stats(self) -> dict[str, int]:
-        """What the cache and its forks have in common: `blocks` and `records`, the ciphertext of so
-        many blocks of a head and of so many tokens that are not in blocks yet; `ciphertext_bytes`
-        of these, `memory_bytes` of all; `sealed` and `opened`, up to now; `integrity_failures`."""
+        """Returns counts for the cache and its forks together: `blocks` of a head, `records` of
+        tokens that are not in blocks yet, `ciphertext_bytes` of these, `memory_bytes` of all; how
+        many were `sealed` and `opened` up to now; `integrity_failures`."""
         found = _new("ccmem_cache_stats *")
         status = lib.ccmem_cache_get_stats(self._opened(), found)
         if status != OK:
@@ -416,7 +416,8 @@ class KVTables(Resource):
         return {name: int(getattr(found, name)) for name in dir(found)}
 
     def places(self, layer: int, sequence: int) -> list[Place]:
-        """Where the sequence's blocks and records lie, in order: for tests that damage them."""
+        """Returns where the sequence's blocks and records lie, in order. For tests that damage
+        them."""
         cache = self._opened()
         count, room = _new("uint64_t *"), 0
         while True:
@@ -469,7 +470,7 @@ class KVTables(Resource):
         self._fail(status, action, limits=limits)
 
     def _limits(self, layer: Any, sequence: Any) -> str:
-        """What a layer and a sequence could have been, and how many tokens there are."""
+        """Says what a layer and a sequence could have been, and how many tokens there are."""
         cache = self._cache
         if cache is None or layer is None:
             return "it is outside its documented domain"
@@ -554,7 +555,8 @@ def _lost_at_fork() -> list[str]:
 
 
 def _erase_all() -> None:
-    """At the interpreter's end, when destructors of what modules refer to may not run."""
+    """Erases every cache when the interpreter ends. Destructors of what modules refer to may not
+    run then."""
     for tables in open_caches():
         lib.ccmem_cache_erase(tables._cache)
 

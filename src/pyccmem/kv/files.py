@@ -107,7 +107,7 @@ def export(
     key: AnyKey,
     progress: bool | Progress | None,
 ) -> str:
-    """Writes the file, of what the cache holds when the call begins. Returns what `expect` pins it
+    """Writes a file of what the cache holds when the call begins. Returns what `expect` pins it
     by."""
     check_progress(progress)
     check_key(key)
@@ -146,8 +146,8 @@ def export(
 
 
 def opened(path: str | os.PathLike[str], key: AnyKey, expect: Any) -> tuple[SealedFile, Contents]:
-    """The file, open, and what it says that it holds. Raises FileFormatError for another kind of
-    sealed file, and what safe_open() raises."""
+    """Opens a file, and returns it with what it says that it holds. Raises FileFormatError for
+    another kind of sealed file, and what safe_open() raises."""
     file = safe_open(path, key=key, expect=expect)
     try:
         return file, _contents(file, os.fspath(path))
@@ -237,7 +237,7 @@ def _fill(
     dtype: str,
     extent: tuple[int, int],
 ) -> None:
-    """One sequence of one layer."""
+    """Appends one sequence of one layer."""
     tokens, first = extent
     kind = opened_dtype(dtype)
     size = DTYPES[kind].bits // 8

@@ -59,7 +59,8 @@ class Operand:
 
 
 def array_type(dtype: str) -> np.dtype[Any]:
-    """NumPy's type of this name. Raises MissingPackageError for bfloat16 without ml_dtypes."""
+    """Returns NumPy's type of this name. Raises MissingPackageError for bfloat16 without
+    ml_dtypes."""
     if dtype == "bfloat16":
         from ..safetensors._dtypes import numpy_dtype
 
@@ -68,8 +69,8 @@ def array_type(dtype: str) -> np.dtype[Any]:
 
 
 def taken(name: str, value: Any, types: tuple[str, ...]) -> Operand:
-    """`value` as an array of one of `types`, the last axis dense; numbers of another type become
-    the first of `types`. An array of uint16 holds the bits of bfloat16.
+    """Returns `value` as an array of one of `types`, the last axis dense. Numbers of another type
+    become the first of `types`. An array of uint16 holds the bits of bfloat16.
 
     Raises ArgumentTypeError, MissingPackageError, OutOfMemoryError.
     """
@@ -101,7 +102,7 @@ def taken(name: str, value: Any, types: tuple[str, ...]) -> Operand:
 
 
 def _is_dense(array: Array) -> bool:
-    """True when rows can be taken where they are."""
+    """Returns True when rows can be taken where they are."""
     size = array.itemsize
     if not array.flags.aligned or any(stride % size for stride in array.strides):
         return False
@@ -109,8 +110,8 @@ def _is_dense(array: Array) -> bool:
 
 
 def four_axes(name: str, array: Array, sequences: int, wanted: str) -> Array:
-    """A view of shape [sequences, heads, tokens, size]; where there is one sequence, its axis may
-    be left out, and that of tokens as well. Raises ArgumentError."""
+    """Returns a view of shape [sequences, heads, tokens, size]. Where there is one sequence, its
+    axis may be left out, and that of tokens as well. Raises ArgumentError."""
     if sequences == 1 and array.ndim == 3:
         array = array[None]
     elif sequences == 1 and array.ndim == 2:
@@ -124,19 +125,19 @@ def four_axes(name: str, array: Array, sequences: int, wanted: str) -> Array:
 
 
 def strides_of(array: Array) -> tuple[int, ...]:
-    """The strides of all axes but the last, in elements."""
+    """Returns the strides of all axes but the last, in elements."""
     size = array.itemsize
     return tuple(stride // size for stride in array.strides[:-1])
 
 
 def rows_of(array: Array, dtype: str) -> Rows:
-    """An array of four axes, which the caller keeps alive."""
+    """Returns an array of four axes as rows. The caller keeps it alive."""
     return Rows(address(array), dtype, *strides_of(array))
 
 
 def output(out: Any, shape: tuple[int, ...], like: Operand) -> Array:
-    """Where an attention goes: `out`, checked, or new memory that is wiped. Raises ArgumentError,
-    ArgumentTypeError, OutOfMemoryError, PlaintextBudgetError."""
+    """Returns where an attention's result goes: `out`, checked, or new memory that is wiped. Raises
+    ArgumentError, ArgumentTypeError, OutOfMemoryError, PlaintextBudgetError."""
     kind = like.array.dtype
     if out is None:
         return wiped.empty(shape, kind)
@@ -157,7 +158,7 @@ def output(out: Any, shape: tuple[int, ...], like: Operand) -> Array:
 
 
 def bounds(name: str, value: Any, sequences: int) -> npt.NDArray[np.uint64] | None:
-    """A number of tokens for each sequence: `value` is one for all, or one for each. Raises
+    """Returns a number of tokens for each sequence: `value` is one for all, or one for each. Raises
     ArgumentError, ArgumentTypeError."""
     if value is None:
         return None
@@ -173,8 +174,8 @@ def bounds(name: str, value: Any, sequences: int) -> npt.NDArray[np.uint64] | No
 
 
 def mask_of(value: Any, shape: tuple[int, int, int, int]) -> Array | None:
-    """A mask as float32 of this shape, its last axis dense: False becomes -infinity, True 0. Raises
-    ArgumentError, ArgumentTypeError."""
+    """Returns a mask as float32 of this shape, its last axis dense: False becomes -infinity, True
+    0. Raises ArgumentError, ArgumentTypeError."""
     if value is None:
         return None
     given = np.asarray(value)
@@ -208,7 +209,7 @@ def _no_mask(given: Array, shape: tuple[int, ...]) -> errors.ArgumentError:
 
 
 def sinks_of(value: Any, heads: int) -> npt.NDArray[np.float32] | None:
-    """A float32 for each query head. Raises ArgumentError, ArgumentTypeError."""
+    """Returns a float32 for each query head. Raises ArgumentError, ArgumentTypeError."""
     if value is None:
         return None
     given = np.asarray(value)

@@ -27,7 +27,8 @@ class LayerShape(NamedTuple):
 
 
 def checked_dtype(dtype: Any) -> str:
-    """The name of an element type that caches have. Raises ArgumentError, ArgumentTypeError."""
+    """Returns the name of an element type that caches have. Raises ArgumentError,
+    ArgumentTypeError."""
     if not isinstance(dtype, str):
         raise errors.ArgumentTypeError(
             f"dtype must be the name of one, such as 'bfloat16', not {type(dtype).__name__}."
@@ -38,15 +39,15 @@ def checked_dtype(dtype: Any) -> str:
 
 
 def opened_dtype(dtype: str) -> str:
-    """The type that rows of a cache of `dtype` are opened to."""
+    """Returns the type that rows of a cache of `dtype` are opened to."""
     return "float32" if dtype == "int8" else dtype
 
 
 def checked_layers(
     layers: Any, heads: Any, key_size: Any, value_size: Any
 ) -> tuple[LayerShape, ...]:
-    """One shape for each of `layers` layers; what is not a number has one for each. Raises
-    ArgumentError, ArgumentTypeError."""
+    """Returns a shape for each of `layers` layers. What is not one number has one for each layer.
+    Raises ArgumentError, ArgumentTypeError."""
     count = integer("layers", layers)
     if not 1 <= count <= _LAYERS_MAX:
         raise errors.ArgumentError(f"layers is {count}; it must be from 1 to {_LAYERS_MAX}.")
