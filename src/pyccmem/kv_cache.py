@@ -456,7 +456,7 @@ class KVCache(Resource):
         long as that key does: erase() destroys the cache's own, and no other.
 
         Plaintext passes through a few MiB that are wiped. An int8 cache is written as float32, and
-        quantised again when it is loaded: a row may differ then in the last bits of its scale.
+        quantised again when it is loaded, which gives the same bytes and scales.
         `progress` as for load_file().
 
         Raises FileWriteError, IntegrityError, OutOfMemoryError, and what a key provider raises.
