@@ -234,7 +234,10 @@ def test_the_plot(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     document = report.document(plan, found, (), datetime.now(timezone.utc))
     for name, figures in (("all", found), ("none", [])):
         plot.draw(document, figures, tmp_path / f"{name}.svg")
-    assert "tokens a second" in (tmp_path / "all.svg").read_text("utf-8")
+    drawn = (tmp_path / "all.svg").read_text("utf-8")
+    assert "tokens a second" in drawn
+    assert "10.0   100 ms   (target 20)" in drawn  # a bar that is cut
+    assert "2.00 of 1.3   1000 ms" in drawn  # longer than it may be
     assert "tokens a second" not in (tmp_path / "none.svg").read_text("utf-8")
 
 

@@ -50,7 +50,7 @@ SAMPLE_SECONDS = 0.01
 SLOW = 0.1
 
 #: Rounds end after so many seconds, but not before there were FEWEST, two in either order.
-CASE_SECONDS = {True: 2.5, False: 12.0}  # quick, and not
+CASE_SECONDS = {True: 2.5, False: 8.0}  # quick, and not
 FEWEST = 4
 
 #: How far a result may be from another one of its type, as a share of the largest number.

@@ -13,6 +13,9 @@ from . import cache, linear
 from .report import heading, number
 from .rounds import Figure
 
+#: Bars end here, so that one reference which is many times slower does not flatten all others.
+LONGEST = 8.0
+
 OURS, PEER, MACHINE, MARK = "#2f6f9f", "#b9bec4", "#8fb58f", "#c0392b"
 
 
@@ -22,7 +25,7 @@ def draw(doc: dict[str, Any], figures: Sequence[Figure], path: Path) -> None:
     from matplotlib.figure import Figure as Canvas
 
     ratios = [figure for figure in figures if _is_share(figure, doc["machine"]["tier"])]
-    limits = [figure for figure in figures if figure.target and figure.target.of == "value"]
+    limits = [figure for figure in figures if _is_limited(figure)]
     rows = _rows(ratios), _rows(limits)
     lines = linear.curves(figures), cache.curves(figures)
     # A panel of lines is as high as this many bars; a hidden one keeps a little room.
@@ -43,12 +46,14 @@ def draw(doc: dict[str, Any], figures: Sequence[Figure], path: Path) -> None:
         lines[0],
         "linear: ms for a product with 4096 x 4096 float32, by rows of x (lower is better)",
         "numpy, plain",
+        "log",
     )
     _lines(
         panels[3],
         lines[1],
         "Llama: tokens a second, by tokens before, weights and cache encrypted (higher is better)",
         "plain",
+        "linear",
     )
     canvas.savefig(path, dpi=130)
 
@@ -56,11 +61,17 @@ def draw(doc: dict[str, Any], figures: Sequence[Figure], path: Path) -> None:
 def _is_share(figure: Figure, tier: str) -> bool:
     """Returns True for ratios to a reference that bounds what is possible, of the tier in use and
     of peers."""
-    if figure.ratio is None or (figure.target is not None and figure.target.of == "value"):
+    if figure.ratio is None or _is_limited(figure):
         return False
     if figure.kind == "ours" and figure.id.startswith("pages/"):
         return figure.id.endswith("/" + tier)
     return figure.kind != "ours" or figure.target is not None
+
+
+def _is_limited(figure: Figure) -> bool:
+    """Returns True for what is to be small: values, and ratios that may be so large at most."""
+    target = figure.target
+    return target is not None and (target.of == "value" or not target.at_least)
 
 
 def _rows(figures: Sequence[Figure]) -> list[Figure | str]:
@@ -79,7 +90,10 @@ def _panel(axes: Any, rows: Sequence[Figure | str], title: str) -> None:
     for place, row in enumerate(rows):
         if isinstance(row, str):
             continue
-        share, low, high, target, text = _bar(row)
+        *bar, target, text = _bar(row)
+        share, low, high = (min(each, LONGEST) for each in bar)
+        if target is not None and target > LONGEST:
+            text, target = f"{text}   (target {target:g})", None
         colour = {"ours": OURS, "peer": PEER, "machine": MACHINE}[row.kind]
         axes.barh(place, share, height=0.72, color=colour)
         if low != high:
@@ -107,7 +121,11 @@ def _panel(axes: Any, rows: Sequence[Figure | str], title: str) -> None:
 
 
 def _lines(
-    axes: Any, lines: Mapping[int, Sequence[tuple[int, float, float]]], title: str, plainly: str
+    axes: Any,
+    lines: Mapping[int, Sequence[tuple[int, float, float]]],
+    title: str,
+    plainly: str,
+    scale: str,
 ) -> None:
     """Draws points (place, encrypted, plain): one line plain and one encrypted for each number of
     threads."""
@@ -122,7 +140,9 @@ def _lines(
         axes.plot(rows, plain, style, color=PEER, marker="o", label=f"{plainly}, {name}")
         axes.plot(rows, encrypted, style, color=OURS, marker="o", label=f"encrypted, {name}")
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
+    axes.set_yscale(scale)
+    if scale == "linear":
+        axes.set_ylim(bottom=0)
     ticks = sorted({row for points in lines.values() for row, _, _ in points})
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.tick_params(labelsize=8)
@@ -136,9 +156,12 @@ def _bar(figure: Figure) -> tuple[float, float, float, float | None, str]:
     """Returns length, quartiles, target and text of a figure's bar."""
     value = f"{number(figure.value.median)} {figure.unit}"
     target = figure.target
-    if target is not None and target.of == "value":
-        value = f"{value} of {target.limit:g}"
-        scaled = figure.value
+    if target is not None and _is_limited(figure):
+        scaled = figure.judged
+        if target.of == "ratio":
+            value = f"{number(scaled.median)} of {target.limit:g}   {value}"
+        else:
+            value = f"{value} of {target.limit:g}"
         return (
             scaled.median / target.limit,
             scaled.low / target.limit,
