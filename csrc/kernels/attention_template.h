@@ -35,16 +35,16 @@ INLINE fvec convert(ccmem_dtype dtype, int half, const uint8_t *p, int i) {
     if (half) {
         const VEC v = vload_part(p, PAD / 16);
         switch (dtype) {
-        case CCMEM_F16: return fhalves(v, i);
+        case CCMEM_F16: return i ? fzero() : fload_half(p);
         case CCMEM_BF16: return fbfloats(v, i);
-        case CCMEM_I8: return fbytes(v, i);
+        case CCMEM_I8: return i < 2 ? fload_byte(p + i * F_LANES) : fzero();
         default: return ffloats(v);
         }
     }
     switch (dtype) {
     case CCMEM_F16: return fload_half(p + i * F_LANES * 2);
     case CCMEM_BF16: return fbfloats(vload(p), i);
-    case CCMEM_I8: return fbytes(vload(p), i);
+    case CCMEM_I8: return fload_byte(p + i * F_LANES);
     default: return fload(p);
     }
 }
@@ -83,63 +83,60 @@ INLINE void unpack(size_t stride, float *out, const float *sums, size_t d, float
     }
 ORDER(1)
 ORDER(2)
-ORDER(4)
 #undef ORDER
 
 /* ---- scores ---------------------------------------------------------------------------------- */
 
-/* The sums of eight vectors' lanes. */
-INLINE f8 totals(const fvec v[CHAINS]) {
+/* The sums of four vectors' lanes. */
+INLINE f4 totals(const fvec v[4]) {
     f8 a = ffold8(v[0]), b = ffold8(v[1]), c = ffold8(v[2]), d = ffold8(v[3]);
     a = f8_add(f8_unpack_low(a, b), f8_unpack_high(a, b));
     c = f8_add(f8_unpack_low(c, d), f8_unpack_high(c, d));
-    const f8 first = f8_add(f8_pairs_low(a, c), f8_pairs_high(a, c));
-    a = ffold8(v[4]), b = ffold8(v[5]), c = ffold8(v[6]), d = ffold8(v[7]);
-    a = f8_add(f8_unpack_low(a, b), f8_unpack_high(a, b));
-    c = f8_add(f8_unpack_low(c, d), f8_unpack_high(c, d));
-    const f8 second = f8_add(f8_pairs_low(a, c), f8_pairs_high(a, c));
-    return f8_add(f8_halves_low(first, second), f8_halves_high(first, second));
+    a = f8_add(f8_pairs_low(a, c), f8_pairs_high(a, c));
+    return f4_add(f8_low(a), f8_high(a));
 }
 
-/* Scales of up to `tokens` tokens, of which `left` are there, for each row. */
-INLINE f8 scales_of(int tokens, const float *scales, size_t left) {
-    const f8 s =
-        f8_load_some(scales, f8_lanes_below(left < (size_t)tokens ? left : (size_t)tokens));
-    if (tokens == 8)
-        return s;
-    const f8 four = tokens == 4 ? s : f8_pairs_low(s, s);
-    return f8_halves_low(four, four);
+/* Vector number i of the group `at` bytes from the start of K's rows for q's rows, whose floats are
+ * `vectors` times as far from theirs: a factor that an address can have. */
+INLINE void load_q(int rows, int vectors, fvec x[4], const uint8_t *const q[4], size_t at, int i) {
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++) {
+        x[r] = fload(q[r] + at * (size_t)vectors + (size_t)i * sizeof(fvec));
+        fpin(x[r]);
+    }
 }
 
-/* Adds the products of a group of K's rows with q. What is converted once is used for all rows, and
- * q's vectors for all tokens; of the two loops the inner one is that whose vectors all fit into the
- * registers beside the sums. */
+/* Adds the products of a vector of K with those of q to the sums of one token. */
+INLINE void multiply(int rows, fvec *sum, fvec u, const fvec x[4]) {
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++)
+        sum[r * (CHAINS / rows)] = ffma(u, x[r], sum[r * (CHAINS / rows)]);
+}
+
+/* Adds the products of the group `at` bytes from the start of K's rows with q's rows. What is
+ * converted once is used for all rows, and q's vectors for all tokens; of the two loops the inner
+ * one is that whose vectors all fit into the registers beside the sums. */
 INLINE void multiply_group(ccmem_dtype dtype, size_t element, int half, int rows, fvec sum[CHAINS],
-                           const uint8_t *const k[CHAINS], size_t at, const float *q, size_t ldq) {
+                           const uint8_t *const k[CHAINS], const uint8_t *const q[4], size_t at) {
     const int tokens = CHAINS / rows, vectors = vectors_of(element);
-    const float *from = q + at / element;
+    fvec x[4][4];
     if (rows * vectors <= 4) {
+#pragma GCC unroll 4
+        for (int i = 0; i < vectors; i++)
+            load_q(rows, vectors, x[i], q, at, i);
 #pragma GCC unroll 8
         for (int t = 0; t < tokens; t++)
 #pragma GCC unroll 4
-            for (int i = 0; i < vectors; i++) {
-                const fvec u = convert(dtype, half, k[t] + at, i);
-#pragma GCC unroll 4
-                for (int r = 0; r < rows; r++)
-                    sum[r * tokens + t] =
-                        ffma(u, fload(from + (size_t)r * ldq + i * F_LANES), sum[r * tokens + t]);
-            }
+            for (int i = 0; i < vectors; i++)
+                multiply(rows, sum + t, convert(dtype, half, k[t] + at, i), x[i]);
     } else {
 #pragma GCC unroll 4
-        for (int i = 0; i < vectors; i++)
+        for (int i = 0; i < vectors; i++) {
+            load_q(rows, vectors, x[0], q, at, i);
 #pragma GCC unroll 8
-            for (int t = 0; t < tokens; t++) {
-                const fvec u = convert(dtype, half, k[t] + at, i);
-#pragma GCC unroll 4
-                for (int r = 0; r < rows; r++)
-                    sum[r * tokens + t] =
-                        ffma(u, fload(from + (size_t)r * ldq + i * F_LANES), sum[r * tokens + t]);
-            }
+            for (int t = 0; t < tokens; t++)
+                multiply(rows, sum + t, convert(dtype, half, k[t] + at, i), x[0]);
+        }
     }
 }
 
@@ -150,8 +147,11 @@ INLINE void score_block(ccmem_dtype dtype, size_t element, int rows, float *scor
                         size_t n, const float *q, size_t ldq) {
     const int tokens = CHAINS / rows;
     const size_t bytes = n * element, whole = bytes / GROUP * GROUP;
-    const uint8_t *k[CHAINS];
+    const uint8_t *k[CHAINS], *from[4];
     fvec sum[CHAINS];
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++)
+        from[r] = (const uint8_t *)(q + (size_t)r * ldq);
 #pragma GCC unroll 8
     for (int t = 0; t < tokens; t++)
         k[t] = first + ((size_t)t < left ? (size_t)t : left - 1) * stride;
@@ -159,22 +159,25 @@ INLINE void score_block(ccmem_dtype dtype, size_t element, int rows, float *scor
     for (int i = 0; i < CHAINS; i++)
         sum[i] = fzero();
     for (size_t at = 0; at < whole; at += GROUP)
-        multiply_group(dtype, element, 0, rows, sum, k, at, q, ldq);
+        multiply_group(dtype, element, 0, rows, sum, k, from, at);
     if (GROUP > PAD && whole < bytes)
-        multiply_group(dtype, element, 1, rows, sum, k, whole, q, ldq);
-    f8 all = totals(sum);
-    if (dtype == CCMEM_I8)
-        all = f8_mul(all, scales_of(tokens, scales, left));
-    if (rows == 1) {
-        f8_store(scores, all);
-    } else if (rows == 2) {
-        f4_store(scores, f8_low(all));
-        f4_store(scores + lds, f8_high(all));
+        multiply_group(dtype, element, 1, rows, sum, k, from, whole);
+    f4 low = totals(sum), high = totals(sum + 4);
+    if (dtype == CCMEM_I8) {
+        const size_t count = (size_t)tokens < left ? (size_t)tokens : left;
+        const f8 s = f8_load_some(scales, f8_lanes_below(count));
+        const f4 two = f8_low(f8_pairs_low(s, s));
+        low = f4_mul(low, rows == 4 ? two : f8_low(s));
+        high = f4_mul(high, rows == 4 ? two : rows == 2 ? f8_low(s) : f8_high(s));
+    }
+    if (rows < 4) {
+        f4_store(scores, low);
+        f4_store(rows == 1 ? scores + 4 : scores + lds, high);
     } else {
-        f4_store_low(scores, f8_low(all));
-        f4_store_high(scores + lds, f8_low(all));
-        f4_store_low(scores + 2 * lds, f8_high(all));
-        f4_store_high(scores + 3 * lds, f8_high(all));
+        f4_store_low(scores, low);
+        f4_store_high(scores + lds, low);
+        f4_store_low(scores + 2 * lds, high);
+        f4_store_high(scores + 3 * lds, high);
     }
 }
 
@@ -476,7 +479,7 @@ static TARGET CLEAR_REGISTERS void quantise(int8_t *to, float *scale, const floa
 const attention_ops ATTENTION_OPS = {.pack = {[CCMEM_F32] = pack_1,
                                               [CCMEM_F16] = pack_1,
                                               [CCMEM_BF16] = pack_2,
-                                              [CCMEM_I8] = pack_4},
+                                              [CCMEM_I8] = pack_1},
                                      .scores = {[CCMEM_F32] = scores_f32,
                                                 [CCMEM_F16] = scores_f16,
                                                 [CCMEM_BF16] = scores_bf16,
@@ -488,7 +491,7 @@ const attention_ops ATTENTION_OPS = {.pack = {[CCMEM_F32] = pack_1,
                                      .unpack = {[CCMEM_F32] = unpack_1,
                                                 [CCMEM_F16] = unpack_1,
                                                 [CCMEM_BF16] = unpack_2,
-                                                [CCMEM_I8] = unpack_4},
+                                                [CCMEM_I8] = unpack_1},
                                      .highest = highest,
                                      .exponentials = exponentials,
                                      .soften = soften,

@@ -50,8 +50,6 @@ typedef __m256i f8_mask;
 #define f8_store_bfloats(p, v) _mm_storeu_si128((__m128i *)(void *)(p), f8_bfloats(v))
 #define f4_store_bfloats(p, v) _mm_storel_epi64((__m128i *)(void *)(p), f8_bfloats(f8_of4(v)))
 
-#define f8_halves_low(a, b) _mm256_permute2f128_ps(a, b, 0x20)
-#define f8_halves_high(a, b) _mm256_permute2f128_ps(a, b, 0x31)
 #define f4_store_low(p, v) _mm_storel_pi((__m64 *)(void *)(p), v)
 #define f4_store_high(p, v) _mm_storeh_pi((__m64 *)(void *)(p), v)
 

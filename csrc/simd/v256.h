@@ -62,6 +62,7 @@ static inline TARGET void vstore_part(uint8_t *p, VEC v, size_t n) {
 #define F_LANES 8
 typedef __m256 fvec;
 
+#define fpin(v) __asm__("" : "+x"(v))
 #define fzero() _mm256_setzero_ps()
 #define fload(p) _mm256_loadu_ps((const float *)(p))
 #define fstore(p, v) _mm256_storeu_ps(p, v)

@@ -32,6 +32,7 @@ typedef __m512i VEC;
 #define F_LANES 16
 typedef __m512 fvec;
 
+#define fpin(v) __asm__("" : "+v"(v))
 #define fzero() _mm512_setzero_ps()
 #define fload(p) _mm512_loadu_ps(p)
 #define fstore(p, v) _mm512_storeu_ps(p, v)
