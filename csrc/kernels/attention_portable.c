@@ -132,7 +132,7 @@ static CLEAR_REGISTERS void soften(float *scores, size_t n, float cap) {
         const float y = pick(less(twice, EXP_LOWEST), EXP_LOWEST, twice);
         float power;
         const float rest = exp_rest(y, &power), m = power * rest + (power - 1.0f);
-        scores[i] = float_of_bits(bits_of(cap * (-m / (2.0f + m))) | sign);
+        scores[i] = float_of_bits(bits_of(cap * ((0.0f - m) / (2.0f + m))) | sign);
     }
 }
 

@@ -416,7 +416,7 @@ static TARGET CLEAR_REGISTERS void soften(float *scores, size_t n, float cap) {
         fvec power;                                                                                \
         const fvec rest = exp_rest(y, &power);                                                     \
         const fvec m = ffma(power, rest, fsub(power, fall(1.0f)));                                 \
-        const fvec size = fdiv(fmul(fall(-cap), m), fadd(fall(2.0f), m));                          \
+        const fvec size = fdiv(fmul(fall(cap), fsub(fzero(), m)), fadd(fall(2.0f), m));            \
         store_up_to(scores + (at), count, fsigned(size, score));                                   \
     } while (0)
     EACH_VECTOR(n, SOFTEN);
