@@ -58,16 +58,25 @@ INLINE size_t place(size_t i, size_t stride) {
     return i - at + at % stride * F_LANES + at / stride;
 }
 
+/* Whole groups in loops whose lengths a compiler knows, so that it can use vectors. */
 INLINE void pack(size_t stride, float *packed, const float *q, size_t d, float scale) {
+    const size_t group = stride * F_LANES, whole = d / group * group;
     const size_t end = (d + ATTENTION_FLOATS - 1) / ATTENTION_FLOATS * ATTENTION_FLOATS;
-    for (size_t i = 0; i < d; i++)
-        packed[place(i, stride)] = q[i] * scale;
-    for (size_t i = d; i < end; i++)
-        packed[place(i, stride)] = 0;
+    for (size_t at = 0; at < whole; at += group)
+        for (size_t k = 0; k < stride; k++)
+            for (size_t i = 0; i < F_LANES; i++)
+                packed[at + k * F_LANES + i] = q[at + i * stride + k] * scale;
+    for (size_t i = whole; i < end; i++)
+        packed[place(i, stride)] = i < d ? q[i] * scale : 0;
 }
 
 INLINE void unpack(size_t stride, float *out, const float *sums, size_t d, float factor) {
-    for (size_t i = 0; i < d; i++)
+    const size_t group = stride * F_LANES, whole = d / group * group;
+    for (size_t at = 0; at < whole; at += group)
+        for (size_t i = 0; i < F_LANES; i++)
+            for (size_t k = 0; k < stride; k++)
+                out[at + i * stride + k] = sums[at + k * F_LANES + i] * factor;
+    for (size_t i = whole; i < d; i++)
         out[i] = sums[place(i, stride)] * factor;
 }
 
