@@ -19,7 +19,8 @@ enum {
 
 typedef struct attention_ops {
     /* q's row of d floats as the scores of this type want it: times `scale`, in the order that K's
-     * elements are converted in, zeros up to a multiple of ATTENTION_FLOATS. */
+     * elements are converted in, zeros up to a multiple of ATTENTION_FLOATS. For CCMEM_I8 a tier
+     * may round q to 2^-15 of its row's largest number, and so it may p below. */
     void (*pack[DTYPES])(float *packed, const float *q, size_t d, float scale);
 
     /* scores[r * lds + t] = the sum of K's row t times packed row r of q, ldq floats apart, times

@@ -37,16 +37,70 @@ INLINE fvec convert(ccmem_dtype dtype, int half, const uint8_t *p, int i) {
         switch (dtype) {
         case CCMEM_F16: return i ? fzero() : fload_half(p);
         case CCMEM_BF16: return fbfloats(v, i);
-        case CCMEM_I8: return i < 2 ? fload_byte(p + i * F_LANES) : fzero();
         default: return ffloats(v);
         }
     }
     switch (dtype) {
     case CCMEM_F16: return fload_half(p + i * F_LANES * 2);
     case CCMEM_BF16: return fbfloats(vload(p), i);
-    case CCMEM_I8: return fload_byte(p + i * F_LANES);
     default: return fload(p);
     }
+}
+
+/* ---- rows of any length ---------------------------------------------------------------------- */
+
+/* Calls BODY(at, n) for all vectors of `count` floats; n < F_LANES for the last one, if at all. */
+#define EACH_VECTOR(count, BODY)                                                                   \
+    do {                                                                                           \
+        size_t at = 0;                                                                             \
+        for (; (count) - at >= F_LANES; at += F_LANES)                                             \
+            BODY(at, F_LANES);                                                                     \
+        if (at < (count))                                                                          \
+            BODY(at, (count) - at);                                                                \
+    } while (0)
+
+INLINE fvec load_up_to(const float *p, size_t n) {
+    return n == F_LANES ? fload(p) : fload_some(p, n);
+}
+
+INLINE void store_up_to(float *p, size_t n, fvec v) {
+    if (n == F_LANES)
+        fstore(p, v);
+    else
+        fstore_some(p, n, v);
+}
+
+/* ---- 16-bit numbers -------------------------------------------------------------------------- */
+
+/* Bytes are multiplied by 16-bit numbers, twice as many at a time as floats: q and p become such
+ * ones, with a float for each row that says what they count in. */
+
+/* Makes shorts of n products of a[i] with b[i], or with factor when b is NULL, up to a whole
+ * vector, and returns what they count in: not a number when one of the products is none, or is
+ * infinite. */
+INLINE float shorts(int16_t *to, const float *a, const float *b, float factor, size_t n) {
+    fvec most = fzero(), bad = fzero();
+#define PRODUCT(at, count)                                                                         \
+    fmul(load_up_to(a + (at), count), b ? load_up_to(b + (at), count) : fall(factor))
+#define LOOK(at, count)                                                                            \
+    do {                                                                                           \
+        const fvec v = PRODUCT(at, count);                                                         \
+        most = fmost(fsize(v), most);                                                              \
+        bad = ffma(v, fzero(), bad);                                                               \
+    } while (0)
+    EACH_VECTOR(n, LOOK);
+    const short_scale s = short_scale_of(f8_highest(ffold8_most(most)));
+#define STORE(at, count) fstore_short(to + (at), fmul(PRODUCT(at, count), fall(s.enlarge)))
+    EACH_VECTOR(n, STORE);
+#undef STORE
+#undef LOOK
+#undef PRODUCT
+    return s.size + f8_total(ffold8(bad));
+}
+
+/* Where a packed row of q for bytes has that float: behind its shorts. */
+INLINE size_t size_place(size_t n) {
+    return (n + ATTENTION_FLOATS - 1) / ATTENTION_FLOATS * (ATTENTION_FLOATS / 2);
 }
 
 /* ---- q, and sums on their way out ------------------------------------------------------------ */
@@ -93,6 +147,15 @@ INLINE void unpack(size_t stride, float *out, const float *sums, size_t d, float
 ORDER(1)
 ORDER(2)
 #undef ORDER
+
+static TARGET CLEAR_REGISTERS void pack_shorts(float *packed, const float *q, size_t d,
+                                               float scale) {
+    const size_t place = size_place(d);
+    for (size_t i = 0; i < 2 * place; i += F_LANES)
+        fstore(packed + i, fzero());
+    const float size = shorts((int16_t *)(void *)packed, q, NULL, scale, d);
+    packed[place] = size;
+}
 
 /* ---- scores ---------------------------------------------------------------------------------- */
 
@@ -149,11 +212,24 @@ INLINE void multiply_group(ccmem_dtype dtype, size_t element, int half, int rows
     }
 }
 
+/* Eight scores: of one row, of two, of four. */
+INLINE void put_scores(int rows, float *scores, size_t lds, f4 low, f4 high) {
+    if (rows < 4) {
+        f4_store(scores, low);
+        f4_store(rows == 1 ? scores + 4 : scores + lds, high);
+    } else {
+        f4_store_low(scores, low);
+        f4_store_high(scores + lds, low);
+        f4_store_low(scores + 2 * lds, high);
+        f4_store_high(scores + 3 * lds, high);
+    }
+}
+
 /* Scores of `rows` rows of q and CHAINS / rows tokens, or those of them that are left: the last one
  * stands in for the others. */
 INLINE void score_block(ccmem_dtype dtype, size_t element, int rows, float *scores, size_t lds,
-                        const uint8_t *first, size_t stride, const float *scales, size_t left,
-                        size_t n, const float *q, size_t ldq) {
+                        const uint8_t *first, size_t stride, size_t left, size_t n, const float *q,
+                        size_t ldq) {
     const int tokens = CHAINS / rows;
     const size_t bytes = n * element, whole = bytes / GROUP * GROUP;
     const uint8_t *k[CHAINS], *from[4];
@@ -171,23 +247,60 @@ INLINE void score_block(ccmem_dtype dtype, size_t element, int rows, float *scor
         multiply_group(dtype, element, 0, rows, sum, k, from, at);
     if (GROUP > PAD && whole < bytes)
         multiply_group(dtype, element, 1, rows, sum, k, from, whole);
-    f4 low = totals(sum), high = totals(sum + 4);
-    if (dtype == CCMEM_I8) {
-        const size_t count = (size_t)tokens < left ? (size_t)tokens : left;
-        const f8 s = f8_load_some(scales, f8_lanes_below(count));
+    put_scores(rows, scores, lds, totals(sum), totals(sum + 4));
+}
+
+/* The same for bytes. */
+INLINE void score_block_bytes(int rows, float *scores, size_t lds, const uint8_t *first,
+                              size_t stride, const float *scales, size_t left, size_t n,
+                              const float *q, size_t ldq) {
+    const int tokens = CHAINS / rows;
+    const uint8_t *k[CHAINS], *from[4];
+    float size[4];
+    VEC sum[CHAINS];
+    fvec whole[CHAINS];
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++) {
+        from[r] = (const uint8_t *)(q + (size_t)r * ldq);
+        size[r] = q[(size_t)r * ldq + size_place(n)];
+    }
+#pragma GCC unroll 8
+    for (int t = 0; t < tokens; t++)
+        k[t] = first + ((size_t)t < left ? (size_t)t : left - 1) * stride;
+#pragma GCC unroll 8
+    for (int i = 0; i < CHAINS; i++)
+        sum[i] = vall32(0);
+    for (size_t at = 0; at < n; at += 2 * F_LANES) {
+        VEC x[4];
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++) {
+            x[r] = vload(from[r] + at * sizeof(int16_t));
+            vpin(x[r]);
+        }
+#pragma GCC unroll 8
+        for (int t = 0; t < tokens; t++) {
+            const VEC u = vwiden8(k[t] + at);
+#pragma GCC unroll 4
+            for (int r = 0; r < rows; r++)
+                sum[r * tokens + t] = vadd32(sum[r * tokens + t], vmadd16(u, x[r]));
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < CHAINS; i++)
+        whole[i] = fints(sum[i]);
+    const size_t count = (size_t)tokens < left ? (size_t)tokens : left;
+    const f8 s = f8_load_some(scales, f8_lanes_below(count));
+    f4 low = totals(whole), high = totals(whole + 4);
+    if (rows == 4) {
         const f4 two = f8_low(f8_pairs_low(s, s));
-        low = f4_mul(low, rows == 4 ? two : f8_low(s));
-        high = f4_mul(high, rows == 4 ? two : rows == 2 ? f8_low(s) : f8_high(s));
-    }
-    if (rows < 4) {
-        f4_store(scores, low);
-        f4_store(rows == 1 ? scores + 4 : scores + lds, high);
+        low = f4_mul(f4_mul(low, two), f4_two(size[0], size[1]));
+        high = f4_mul(f4_mul(high, two), f4_two(size[2], size[3]));
     } else {
-        f4_store_low(scores, low);
-        f4_store_high(scores + lds, low);
-        f4_store_low(scores + 2 * lds, high);
-        f4_store_high(scores + 3 * lds, high);
+        low = f4_mul(f4_mul(low, f8_low(s)), f4_two(size[0], size[0]));
+        high = f4_mul(f4_mul(high, rows == 2 ? f8_low(s) : f8_high(s)),
+                      f4_two(size[rows - 1], size[rows - 1]));
     }
+    put_scores(rows, scores, lds, low, high);
 }
 
 /* ---- sums ------------------------------------------------------------------------------------ */
@@ -263,19 +376,64 @@ INLINE void sum_rows(ccmem_dtype dtype, size_t element, int rows, float *sums, s
                   tokens);
 }
 
-/* The same for bytes: p is multiplied by the scales first, in memory of its own. */
-INLINE void sum_scaled(int rows, float *sums, size_t ldo, const float *p, size_t ldp,
-                       const uint8_t *v, size_t stride, const float *scales, size_t tokens,
-                       size_t n, float *scaled) {
-    for (size_t t = 0; t < tokens; t += SCALED) {
+/* p times the scales of up to SCALED tokens and four rows. */
+typedef struct weights {
+    int16_t weight[4][SCALED];
+    float size[4];
+} weights;
+
+/* Adds to `vectors` vectors of sums of `rows` rows, for bytes: two tokens at a time, of which the
+ * last one may have a weight of 0. */
+INLINE void sum_block_bytes(int rows, int vectors, float *sums, size_t ldo, const weights *w,
+                            const uint8_t *v, size_t stride, size_t tokens) {
+    VEC sum[CHAINS];
+#pragma GCC unroll 8
+    for (int i = 0; i < rows * vectors; i++)
+        sum[i] = vall32(0);
+    for (size_t t = 0; t < tokens; t += 2, v += 2 * stride) {
+        const uint8_t *next = v + (t + 1 < tokens ? stride : 0);
+        VEC pair[4];
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++) {
+            int32_t both;
+            memcpy(&both, &w->weight[r][t], sizeof both);
+            pair[r] = vall32(both);
+        }
+#pragma GCC unroll 8
+        for (int j = 0; j < vectors; j++) {
+            const VEC u = vwiden8_pairs(v + j * F_LANES, next + j * F_LANES);
+#pragma GCC unroll 4
+            for (int r = 0; r < rows; r++)
+                sum[r * vectors + j] = vadd32(sum[r * vectors + j], vmadd16(u, pair[r]));
+        }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+        for (int j = 0; j < vectors; j++) {
+            float *to = sums + (size_t)r * ldo + j * F_LANES;
+            fstore_aligned(to, ffma(fints(sum[r * vectors + j]), fspread(&w->size[r]),
+                                    fload_aligned(to)));
+        }
+}
+
+INLINE void sum_rows_bytes(int rows, float *sums, size_t ldo, const float *p, size_t ldp,
+                           const uint8_t *v, size_t stride, const float *scales, size_t tokens,
+                           size_t n, weights *w) {
+    const int most = CHAINS / rows;
+    for (size_t t = 0; t < tokens; t += SCALED, v += SCALED * stride) {
         const size_t left = tokens - t < SCALED ? tokens - t : SCALED;
+        size_t at = 0;
         for (int r = 0; r < rows; r++)
-            for (size_t i = 0; i < left; i += F_LANES) {
-                const size_t some = left - i < F_LANES ? left - i : F_LANES;
-                fstore(scaled + r * SCALED + i, fmul(fload_some(p + (size_t)r * ldp + t + i, some),
-                                                     fload_some(scales + t + i, some)));
-            }
-        sum_rows(CCMEM_I8, 1, rows, sums, ldo, scaled, SCALED, v + t * stride, stride, left, n);
+            w->size[r] = shorts(w->weight[r], p + (size_t)r * ldp + t, scales + t, 1.0f, left);
+#define BLOCKS(count)                                                                              \
+    if ((count) <= most)                                                                           \
+        for (; n - at >= (size_t)(count) * F_LANES; at += (size_t)(count) * F_LANES)               \
+    sum_block_bytes(rows, count, sums + at, ldo, w, v + at, stride, left)
+        BLOCKS(8);
+        BLOCKS(4);
+        BLOCKS(2);
+#undef BLOCKS
     }
 }
 
@@ -286,17 +444,12 @@ INLINE void score_rows(ccmem_dtype dtype, size_t element, int rows, float *score
                        size_t n, const float *q, size_t ldq) {
     const size_t step = CHAINS / (size_t)rows;
     for (size_t t = 0; t < tokens; t += step)
-        score_block(dtype, element, rows, scores + t, lds, k + t * stride, stride,
-                    dtype == CCMEM_I8 ? scales + t : NULL, tokens - t, n, q, ldq);
-}
-
-INLINE void sum_rows_scaled(ccmem_dtype dtype, size_t element, int rows, float *sums, size_t ldo,
-                            const float *p, size_t ldp, const uint8_t *v, size_t stride,
-                            const float *scales, size_t tokens, size_t n, float *scaled) {
-    if (dtype == CCMEM_I8)
-        sum_scaled(rows, sums, ldo, p, ldp, v, stride, scales, tokens, n, scaled);
-    else
-        sum_rows(dtype, element, rows, sums, ldo, p, ldp, v, stride, tokens, n);
+        if (dtype == CCMEM_I8)
+            score_block_bytes(rows, scores + t, lds, k + t * stride, stride, scales + t, tokens - t,
+                              n, q, ldq);
+        else
+            score_block(dtype, element, rows, scores + t, lds, k + t * stride, stride, tokens - t,
+                        n, q, ldq);
 }
 
 INLINE void all_scores(ccmem_dtype dtype, size_t element, float *scores, size_t lds,
@@ -313,64 +466,60 @@ INLINE void all_scores(ccmem_dtype dtype, size_t element, float *scores, size_t 
 }
 
 INLINE void all_sums(ccmem_dtype dtype, size_t element, float *sums, size_t ldo, const float *p,
-                     size_t ldp, const uint8_t *v, size_t stride, const float *scales,
-                     size_t tokens, size_t n, size_t rows) {
-    float scaled[4 * SCALED];
-    const size_t used = (rows < 4 ? rows : 4) * SCALED * sizeof *scaled;
+                     size_t ldp, const uint8_t *v, size_t stride, size_t tokens, size_t n,
+                     size_t rows) {
     for (; rows >= 4; rows -= 4, sums += 4 * ldo, p += 4 * ldp)
-        sum_rows_scaled(dtype, element, 4, sums, ldo, p, ldp, v, stride, scales, tokens, n, scaled);
+        sum_rows(dtype, element, 4, sums, ldo, p, ldp, v, stride, tokens, n);
     if (rows >= 2) {
-        sum_rows_scaled(dtype, element, 2, sums, ldo, p, ldp, v, stride, scales, tokens, n, scaled);
+        sum_rows(dtype, element, 2, sums, ldo, p, ldp, v, stride, tokens, n);
         rows -= 2, sums += 2 * ldo, p += 2 * ldp;
     }
     if (rows)
-        sum_rows_scaled(dtype, element, 1, sums, ldo, p, ldp, v, stride, scales, tokens, n, scaled);
-    if (dtype == CCMEM_I8)
-        ccmem_wipe(scaled, used);
+        sum_rows(dtype, element, 1, sums, ldo, p, ldp, v, stride, tokens, n);
 }
 
-#define PRODUCTS(type, dtype, element)                                                             \
+#define SCORES(type, dtype, element)                                                               \
     static TARGET CLEAR_REGISTERS void scores_##type(float *scores, size_t lds, const uint8_t *k,  \
                                                      size_t stride, const float *scales,           \
                                                      size_t tokens, size_t n, const float *q,      \
                                                      size_t ldq, size_t rows) {                    \
         all_scores(dtype, element, scores, lds, k, stride, scales, tokens, n, q, ldq, rows);       \
-    }                                                                                              \
-                                                                                                   \
+    }
+SCORES(f32, CCMEM_F32, 4)
+SCORES(f16, CCMEM_F16, 2)
+SCORES(bf16, CCMEM_BF16, 2)
+SCORES(i8, CCMEM_I8, 1)
+#undef SCORES
+
+#define SUMS(type, dtype, element)                                                                 \
     static TARGET CLEAR_REGISTERS void sums_##type(float *sums, size_t ldo, const float *p,        \
                                                    size_t ldp, const uint8_t *v, size_t stride,    \
                                                    const float *scales, size_t tokens, size_t n,   \
                                                    size_t rows) {                                  \
-        all_sums(dtype, element, sums, ldo, p, ldp, v, stride, scales, tokens, n, rows);           \
+        (void)scales;                                                                              \
+        all_sums(dtype, element, sums, ldo, p, ldp, v, stride, tokens, n, rows);                   \
     }
-PRODUCTS(f32, CCMEM_F32, 4)
-PRODUCTS(f16, CCMEM_F16, 2)
-PRODUCTS(bf16, CCMEM_BF16, 2)
-PRODUCTS(i8, CCMEM_I8, 1)
-#undef PRODUCTS
+SUMS(f32, CCMEM_F32, 4)
+SUMS(f16, CCMEM_F16, 2)
+SUMS(bf16, CCMEM_BF16, 2)
+#undef SUMS
+
+static TARGET CLEAR_REGISTERS void sums_i8(float *sums, size_t ldo, const float *p, size_t ldp,
+                                           const uint8_t *v, size_t stride, const float *scales,
+                                           size_t tokens, size_t n, size_t rows) {
+    weights w;
+    for (; rows >= 4; rows -= 4, sums += 4 * ldo, p += 4 * ldp)
+        sum_rows_bytes(4, sums, ldo, p, ldp, v, stride, scales, tokens, n, &w);
+    if (rows >= 2) {
+        sum_rows_bytes(2, sums, ldo, p, ldp, v, stride, scales, tokens, n, &w);
+        rows -= 2, sums += 2 * ldo, p += 2 * ldp;
+    }
+    if (rows)
+        sum_rows_bytes(1, sums, ldo, p, ldp, v, stride, scales, tokens, n, &w);
+    ccmem_wipe(&w, sizeof w);
+}
 
 /* ---- softmax --------------------------------------------------------------------------------- */
-
-/* Calls BODY(at, n) for all vectors of `count` floats; n < F_LANES for the last one, if at all. */
-#define EACH_VECTOR(count, BODY)                                                                   \
-    do {                                                                                           \
-        size_t at = 0;                                                                             \
-        for (; (count) - at >= F_LANES; at += F_LANES)                                             \
-            BODY(at, F_LANES);                                                                     \
-        if (at < (count))                                                                          \
-            BODY(at, (count) - at);                                                                \
-    } while (0)
-
-INLINE fvec load_up_to(const float *p, size_t n) {
-    return n == F_LANES ? fload(p) : fload_some(p, n);
-}
-
-INLINE void store_up_to(float *p, size_t n, fvec v) {
-    if (n == F_LANES)
-        fstore(p, v);
-    else
-        fstore_some(p, n, v);
-}
 
 static TARGET CLEAR_REGISTERS float highest(const float *scores, size_t n) {
     const fvec none = fall(float_of_bits(0xff800000));
@@ -488,7 +637,7 @@ static TARGET CLEAR_REGISTERS void quantise(int8_t *to, float *scale, const floa
 const attention_ops ATTENTION_OPS = {.pack = {[CCMEM_F32] = pack_1,
                                               [CCMEM_F16] = pack_1,
                                               [CCMEM_BF16] = pack_2,
-                                              [CCMEM_I8] = pack_1},
+                                              [CCMEM_I8] = pack_shorts},
                                      .scores = {[CCMEM_F32] = scores_f32,
                                                 [CCMEM_F16] = scores_f16,
                                                 [CCMEM_BF16] = scores_bf16,

@@ -96,4 +96,20 @@ static inline byte_scale byte_scale_of(float most) {
     return (byte_scale){.scale = most / 127.0f, .enlarge = enlarge, .per_step = per_step};
 }
 
+/* How a row whose largest size is `most` becomes 16-bit numbers: times `enlarge`, a power of two,
+ * so that small whole numbers stay exact; each then counts `size`. Rows of numbers below 2^-100 are
+ * not enlarged further. */
+typedef struct short_scale {
+    float enlarge, size;
+} short_scale;
+
+static inline short_scale short_scale_of(float most) {
+    enum { LEAST = 27 << 23, BITS = 14 }; /* 2^-100; most * enlarge is 2^14 to 2^15 */
+    uint32_t exponent = bits_of(most) & 0x7f800000;
+    const uint32_t small = below(exponent, LEAST);
+    exponent = (exponent & ~small) | (LEAST & small);
+    return (short_scale){.enlarge = float_of_bits(((127u + 127 + BITS) << 23) - exponent),
+                         .size = float_of_bits(exponent - (BITS << 23))};
+}
+
 #endif

@@ -12,10 +12,10 @@
  *   f8_unpack_low f8_unpack_high     in each half: a0 b0 a1 b1; a2 b2 a3 b3
  *   f8_pairs_low f8_pairs_high       in each half: a0 a1 b0 b1; a2 a3 b2 b3
  *   f8_store_bfloats f4_store_bfloats(p, v)  the nearest bfloat16, of two the even one
- *   f8_bytes(v)                      the nearest whole numbers as signed bytes: the first eight of
- * a vector f8_halves_low f8_halves_high     the lower halves of both; the upper ones f4_store_low
- * f4_store_high       two of four f8_total(v) f8_highest(v)        the sum, the highest: halves on
- * halves */
+ *   f8_shorts f8_bytes(v)            the nearest whole numbers as 16 bits; as bytes, first of all
+ *   f4_store_low f4_store_high       two of four
+ *   f4_two(x, y)                     x x y y
+ *   f8_total(v) f8_highest(v)        the sum, the highest: halves on halves */
 #ifndef CCMEM_SIMD_F8_H
 #define CCMEM_SIMD_F8_H
 
@@ -50,6 +50,7 @@ typedef __m256i f8_mask;
 #define f8_store_bfloats(p, v) _mm_storeu_si128((__m128i *)(void *)(p), f8_bfloats(v))
 #define f4_store_bfloats(p, v) _mm_storel_epi64((__m128i *)(void *)(p), f8_bfloats(f8_of4(v)))
 
+#define f4_two(x, y) _mm_setr_ps(x, x, y, y)
 #define f4_store_low(p, v) _mm_storel_pi((__m64 *)(void *)(p), v)
 #define f4_store_high(p, v) _mm_storeh_pi((__m64 *)(void *)(p), v)
 
@@ -65,11 +66,14 @@ INLINE __m128i f8_bfloats(f8 v) {
     return _mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_packus_epi32(half, half), 0x08));
 }
 
-INLINE __m128i f8_bytes(f8 v) {
+INLINE __m128i f8_shorts(f8 v) {
     const __m256i whole = _mm256_cvtps_epi32(v);
-    const __m128i words =
-        _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
-    return _mm_packs_epi16(words, words);
+    return _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+}
+
+INLINE __m128i f8_bytes(f8 v) {
+    const __m128i shorts = f8_shorts(v);
+    return _mm_packs_epi16(shorts, shorts);
 }
 
 INLINE float f8_total(f8 v) {

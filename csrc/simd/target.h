@@ -51,6 +51,15 @@
  *   fstore_half fstore_bfloat fstore_byte (p, v)  the nearest numbers of these types, in order, of
  *                                 two the even one
  *
+ * A vector VEC of 16-bit or 32-bit numbers, for F_LANES floats at a time (v256.h, v512.h):
+ *   vall32 vadd32                 one in each 32-bit lane; sums
+ *   vmadd16(a, b)                 products of 16-bit lanes, those of each pair added: 32 bits
+ *   vwiden8(p)                    2 * F_LANES signed bytes at p as 16-bit lanes
+ *   vwiden8_pairs(p, q)           F_LANES signed bytes at p and at q as pairs of 16-bit lanes
+ *   fints(v)                      32-bit lanes as floats
+ *   fstore_short(p, v)            the nearest whole numbers as 16-bit ones
+ *   vpin(v) fpin(v)               makes the compiler hold a variable in a register
+ *
  * Eight floats, f8, and four, f4 (f8.h), for sums that leave the registers: see there. */
 #ifndef CCMEM_SIMD_TARGET_H
 #define CCMEM_SIMD_TARGET_H

@@ -62,6 +62,18 @@ static inline TARGET void vstore_part(uint8_t *p, VEC v, size_t n) {
 #define F_LANES 8
 typedef __m256 fvec;
 
+/* 16-bit and 32-bit numbers. */
+#define vpin(v) __asm__("" : "+x"(v))
+#define vall32(n) _mm256_set1_epi32(n)
+#define vadd32(a, b) _mm256_add_epi32(a, b)
+#define vmadd16(a, b) _mm256_madd_epi16(a, b)
+#define vwiden8(p) _mm256_cvtepi8_epi16(v128_load(p))
+#define vwiden8_pairs(p, q)                                                                        \
+    _mm256_cvtepi8_epi16(_mm_unpacklo_epi8(_mm_loadl_epi64((const __m128i *)(p)),                  \
+                                           _mm_loadl_epi64((const __m128i *)(q))))
+#define fints(v) _mm256_cvtepi32_ps(v)
+#define fstore_short(p, v) v128_store(p, f8_shorts(v))
+
 #define fpin(v) __asm__("" : "+x"(v))
 #define fzero() _mm256_setzero_ps()
 #define fload(p) _mm256_loadu_ps((const float *)(p))

@@ -32,6 +32,19 @@ typedef __m512i VEC;
 #define F_LANES 16
 typedef __m512 fvec;
 
+/* 16-bit and 32-bit numbers. */
+#define vpin(v) __asm__("" : "+v"(v))
+#define vall32(n) _mm512_set1_epi32(n)
+#define vadd32(a, b) _mm512_add_epi32(a, b)
+#define vmadd16(a, b) _mm512_madd_epi16(a, b)
+#define vwiden8(p) _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(p)))
+#define vwiden8_pairs(p, q)                                                                        \
+    _mm512_cvtepi8_epi16(_mm256_set_m128i(_mm_unpackhi_epi8(v128_load(p), v128_load(q)),           \
+                                          _mm_unpacklo_epi8(v128_load(p), v128_load(q))))
+#define fints(v) _mm512_cvtepi32_ps(v)
+#define fstore_short(p, v)                                                                         \
+    _mm256_storeu_si256((__m256i *)(p), _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(v)))
+
 #define fpin(v) __asm__("" : "+v"(v))
 #define fzero() _mm512_setzero_ps()
 #define fload(p) _mm512_loadu_ps(p)

@@ -201,6 +201,9 @@ def good_scores(ops: Ops, rng: np.random.Generator, dtype: int, kind: str) -> bo
     with np.errstate(invalid="ignore"):
         expected, sizes = exact @ block.exact.T, np.abs(exact) @ np.abs(block.exact).T
     untouched = all((gap.view(np.uint8) == 0x5A).all() for gap in between)
+    if dtype == I8:  # q may be rounded to half of 2^-14 of its largest number
+        largest = np.abs(exact).max(axis=1, keepdims=True)
+        sizes = sizes + largest * np.abs(block.exact).sum(axis=1) * 2.0**-15 / (12 * ULP)
     return untouched and close_to(got, expected, sizes, 12 + block.d / 8)
 
 
@@ -229,6 +232,11 @@ def good_sums(ops: Ops, rng: np.random.Generator, dtype: int, kind: str) -> bool
     with np.errstate(invalid="ignore"):
         expected, sizes = exact @ block.exact, exact @ np.abs(block.exact)
     untouched = all((gap.view(np.uint8) == 0x5A).all() for gap in between)
+    if dtype == I8:  # and so may p times the scales
+        weights = exact * block.scales.astype(np.float64)
+        largest = weights.max(axis=1, keepdims=True)
+        integers = np.abs(block.values.astype(np.float64)).sum(axis=0)
+        sizes = sizes + largest * integers * 2.0**-15 / (12 * ULP)
     return untouched and close_to(got, expected, sizes, 12 + 2 * block.tokens)
 
 
@@ -240,6 +248,39 @@ def test_scores_and_sums(ops: Ops, dtype: int, kind: str) -> None:
     for i in range(60):
         assert good_scores(ops, rng, dtype, kind), i
         assert good_sums(ops, rng, dtype, kind), i
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", NAMES, ids=NAMES.values())
+def test_what_is_no_number_in_q_or_p_is_not_hidden(ops: Ops, dtype: int, bad: float) -> None:
+    """All of its row's scores, or sums, are not finite; and those of other rows are."""
+    d, tokens, rows, at_bad = 64, 5, 7, 3
+    block = ops.copy("block", np.ones((tokens, d), DTYPES[dtype]).view(np.uint8))
+    scales = ops.copy("scales", np.ones(tokens, np.float32)) if dtype == I8 else None
+    for where in (0, 37, 63):
+        packed = ops.array("packed", rows * d)
+        for r in range(rows):
+            q = ops.copy("q", np.full(d, 0.5, np.float32))
+            q[where] = bad if r == at_bad else 1
+            ops.pack[dtype](at(packed) + 4 * r * d, at(q), d, 1.0)
+        scores = ops.array("scores", rows * ALIGN)
+        stride = d * DTYPES[dtype].itemsize
+        ops.scores[dtype](
+            *(at(scores), ALIGN, at(block), stride, at(scales)),
+            *(tokens, d, at(packed), d, rows),
+        )
+        finite = np.isfinite(scores.reshape(rows, ALIGN)[:, :tokens])
+        assert not finite[at_bad].any() and finite[np.arange(rows) != at_bad].all()
+    for token in range(tokens):
+        p = ops.copy("p", np.ones((rows, tokens), np.float32))
+        p[at_bad * tokens + token] = bad
+        sums = ops.array("sums", rows * d)
+        sums[:] = 0
+        ops.sums[dtype](
+            *(at(sums), d, at(p), tokens, at(block), stride, at(scales)), *(tokens, d, rows)
+        )
+        finite = np.isfinite(sums.reshape(rows, d))
+        assert not finite[at_bad].any() and finite[np.arange(rows) != at_bad].all()
 
 
 @pytest.mark.parametrize("dtype", [F16, BF16, I8], ids=lambda dtype: NAMES[dtype])
@@ -391,7 +432,8 @@ TEMPLATE, PORTABLE = "attention_template.h", "attention_portable.c"
 BROKEN: dict[str, tuple[str, str, str, str, str]] = {
     "half a group": (TEMPLATE, "if (GROUP > PAD && whole < bytes)", "if (0)", "twice", "scores"),
     "the last token": (TEMPLATE, "tokens; tokens--,", "tokens > 1; tokens--,", "avx2", "sums"),
-    "a scale": (TEMPLATE, "fload_some(scales + t + i, some)", "fall(1.0f)", "avx2", "sums"),
+    "a scale": (TEMPLATE, "b ? load_up_to(b + (at), count)", "b ? fall(1.0f)", "avx2", "sums"),
+    "what q counts in": (TEMPLATE, "packed[place] = size", "packed[place] = 1", "avx2", "scores"),
     "a row of q": (TEMPLATE, "q += 4 * ldq)", "q += 4 * ldq + 1)", "avx2", "scores"),
     "the order": (TEMPLATE, "at % stride * F_LANES", "0", "avx2", "scores"),
     "what is hidden": (TEMPLATE, "fall(EXP_LOWEST))", "fall(-2e38f))", "avx2", "functions"),

@@ -143,11 +143,37 @@ INLINE fvec fload_half(const uint8_t *p) {
                   _mm256_cvtph_ps(_mm_loadu_si128((const void *)(p + 16)))};
 }
 
-INLINE fvec fload_byte(const uint8_t *p) {
-    const __m128i v = _mm_loadu_si128((const void *)p);
-    return (fvec){_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(v)),
-                  _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(v, 8)))};
+/* ---- 16-bit and 32-bit numbers --------------------------------------------------------------- */
+
+INLINE VEC vall32(int32_t n) { return (VEC){_mm256_set1_epi32(n), _mm256_set1_epi32(n)}; }
+
+INLINE VEC vadd32(VEC a, VEC b) {
+    return (VEC){_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)};
 }
+
+INLINE VEC vmadd16(VEC a, VEC b) {
+    return (VEC){_mm256_madd_epi16(a.low, b.low), _mm256_madd_epi16(a.high, b.high)};
+}
+
+INLINE VEC vwiden8(const uint8_t *p) {
+    return (VEC){_mm256_cvtepi8_epi16(_mm_loadu_si128((const void *)p)),
+                 _mm256_cvtepi8_epi16(_mm_loadu_si128((const void *)(p + 16)))};
+}
+
+INLINE VEC vwiden8_pairs(const uint8_t *p, const uint8_t *q) {
+    const __m128i a = _mm_loadu_si128((const void *)p), b = _mm_loadu_si128((const void *)q);
+    return (VEC){_mm256_cvtepi8_epi16(_mm_unpacklo_epi8(a, b)),
+                 _mm256_cvtepi8_epi16(_mm_unpackhi_epi8(a, b))};
+}
+
+INLINE fvec fints(VEC v) { return (fvec){_mm256_cvtepi32_ps(v.low), _mm256_cvtepi32_ps(v.high)}; }
+
+#define vpin(v) (void)(v)
+#define fstore_short(p, v)                                                                         \
+    (_mm_storeu_si128((void *)(p), f8_shorts((v).low)),                                            \
+     _mm_storeu_si128((void *)((p) + 8), f8_shorts((v).high)))
+
+/* ---- conversions on the way out -------------------------------------------------------------- */
 
 #define fstore_half(p, v)                                                                          \
     (_mm_storeu_si128((void *)(p), _mm256_cvtps_ph((v).low, _MM_FROUND_TO_NEAREST_INT)),           \
