@@ -590,6 +590,50 @@ static void caches(void) {
     use_cache(CCMEM_I8);
 }
 
+/* ---- kernels of attention -------------------------------------------------------------------- */
+
+enum { HEAD = 100, WIDE = 128, FEW_TOKENS = 9, FEW_ROWS = 7, FEW_SCORES = 16 };
+
+/* Any bits: subnormal, infinite and missing numbers as well. */
+static void attention_of(ccmem_dtype dtype) {
+    static _Alignas(64) float q[WIDE], packed[FEW_ROWS * WIDE], sums[FEW_ROWS * WIDE];
+    static _Alignas(64) uint8_t block[FEW_TOKENS * WIDE * sizeof(float)];
+    float scales[FEW_TOKENS], scores[FEW_ROWS * FEW_SCORES], out[WIDE];
+    const attention_ops *ops = tier_kernels_of(tier).attention;
+    const size_t stride = WIDE * dtype_size(dtype);
+
+    fill_secret(q, sizeof q, SEED_KEY);
+    fill_secret(block, sizeof block, SEED_PLAIN);
+    fill_secret(scales, sizeof scales, SEED_MORE);
+    for (size_t r = 0; r < FEW_ROWS; r++)
+        ops->pack[dtype](packed + r * WIDE, q, HEAD, 0.5f);
+    ops->scores[dtype](scores, FEW_SCORES, block, stride, scales, FEW_TOKENS, WIDE, packed, WIDE,
+                       FEW_ROWS);
+    REQUIRE(is_secret(scores, FEW_TOKENS * sizeof *scores));
+    for (size_t r = 0; r < FEW_ROWS; r++) {
+        float *row = scores + r * FEW_SCORES;
+        ops->soften(row, FEW_TOKENS, 30);
+        float most = ops->highest(row, FEW_TOKENS), sum = ops->exponentials(row, FEW_TOKENS, most);
+        REQUIRE(is_secret(&sum, sizeof sum));
+        ops->scale(row, FEW_TOKENS, sum);
+    }
+    memset(sums, 0, sizeof sums);
+    ops->sums[dtype](sums, WIDE, scores, FEW_SCORES, block, stride, scales, FEW_TOKENS, WIDE,
+                     FEW_ROWS);
+    ops->unpack[dtype](out, sums, HEAD, 0.5f);
+    REQUIRE(is_secret(out, HEAD * sizeof *out));
+    if (dtype == CCMEM_I8)
+        ops->quantise((int8_t *)block, scales, q, HEAD);
+    else
+        ops->store[dtype](block, q, HEAD);
+    REQUIRE(is_secret(block, HEAD));
+}
+
+static void attention_kernels(void) {
+    for (int dtype = 0; dtype < DTYPES; dtype++)
+        attention_of((ccmem_dtype)dtype);
+}
+
 /* ---- main ------------------------------------------------------------------------------------ */
 
 static const struct {
@@ -606,6 +650,7 @@ static const struct {
     {"aegis-messages", aegis_messages},
     {"aegis-kernels", aegis_pages},
     {"root-keys", keys},
+    {"attention-kernels", attention_kernels},
     {"store-aes-128-xts", store_aes_128_xts},
     {"store-aes-256-xts", store_aes_256_xts},
     {"store-aegis-128x2", store_aegis_128x2},
