@@ -681,8 +681,8 @@ CHANGES: list[Change] = [
     Change(
         "no-fence-after-sealing",
         "crypto/aegis/template.h",
-        "        seal_page(key, dst + i * size, src + i * size, size, nonce[i], tag[i], how);\n    if (how != CACHED)\n        simd_fence();",
-        "        seal_page(key, dst + i * size, src + i * size, size, nonce[i], tag[i], how);",
+        "(npages - 1 - i) * size));\n    if (how != CACHED)\n        simd_fence();",
+        "(npages - 1 - i) * size));",
         (FENCES,),
     ),
     Change(
@@ -709,8 +709,8 @@ CHANGES: list[Change] = [
     Change(
         "rest-of-a-part-not-verified",
         "crypto/aegis/template.h",
-        "        verify_run(s, src + i, size - i, at);\n        finish",
-        "        verify_run(s, src + i, size - i - block, at);\n        finish",
+        "        verify_run(s, src + i, size - i, at, a);\n        finish",
+        "        verify_run(s, src + i, size - i - block, at, a);\n        finish",
     ),
     Change(
         "message-tag-of-half",
