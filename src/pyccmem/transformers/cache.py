@@ -76,6 +76,10 @@ class EncryptedCache(_Erasable, Cache):  # type: ignore[misc]
     as that pyccmem.Key, which must be open; nothing is derived from it. `dtype="int8"` stores
     integers with a scale for each token and head: half the memory of bfloat16, a little less exact.
     `plain_states=True` accepts hybrid models although their recurrent states stay plain.
+    `overwrite=True`: update() makes zeros of the keys and values that it is given, in place, once
+    they are sealed. No model of transformers uses them afterwards, and torch would leave them in
+    memory that it frees. A protected model, see protect_inputs(), sets it for each cache that it
+    works with.
 
     Beams, crop(), fork() and copy.deepcopy() share what is sealed. erase() destroys the key at
     once; reset(), close(), the end of a `with` block and of the last reference do so unless forks
@@ -92,12 +96,14 @@ class EncryptedCache(_Erasable, Cache):  # type: ignore[misc]
         key: Key | None = None,
         dtype: str | None = None,
         plain_states: bool = False,
+        overwrite: bool = False,
     ) -> None:
         if dtype not in (None, "int8"):
             raise errors.ArgumentError(
                 f"dtype is {dtype!r}; it is None (the type of the model) or 'int8'."
             )
         self._tables = Tables(dtype, _checked(key))
+        self._tables.overwrite = overwrite
         self._ids: RememberedIds | None = None
         if config is None:
             super().__init__(layer_class_to_replicate=partial(EncryptedLayer, self._tables))
@@ -197,6 +203,15 @@ class EncryptedCache(_Erasable, Cache):  # type: ignore[misc]
         """True after close() and erase()."""
         return self._tables.erased
 
+    @property
+    def overwrite(self) -> bool:
+        """Whether update() makes zeros of what it is given; may be set."""
+        return self._tables.overwrite
+
+    @overwrite.setter
+    def overwrite(self, value: bool) -> None:
+        self._tables.overwrite = value
+
     def fork(self) -> EncryptedCache:
         """Another cache with the same contents, which it shares: what is added to one is not in
         the other. Both are under one key, which ends with erase() of either, or with the last.
@@ -279,9 +294,17 @@ class EncryptedEncoderDecoderCache(_Erasable, EncoderDecoderCache):  # type: ign
     """The cache of an encoder-decoder: an EncryptedCache for the decoder's own tokens, and one for
     the encoder's output, which has no sliding windows. Arguments as for EncryptedCache."""
 
-    def __init__(self, config: Any, *, key: Key | None = None, dtype: str | None = None) -> None:
-        own = EncryptedCache(config, key=key, dtype=dtype)
+    def __init__(
+        self,
+        config: Any,
+        *,
+        key: Key | None = None,
+        dtype: str | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        own = EncryptedCache(config, key=key, dtype=dtype, overwrite=overwrite)
         tables = Tables(dtype, _checked(key))
+        tables.overwrite = overwrite
         cross = [EncryptedLayer(tables, cross=True) for _ in own.layers]
         super().__init__(own, EncryptedCache._of(tables, cross))
 

@@ -11,7 +11,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from .. import errors
 from .handles import Handle, handle
-from .tables import NATIVE_NAMES, Tables, rows_of
+from .tables import NATIVE_NAMES, Tables, overwrite, rows_of
 
 __all__ = ["EncryptedLayer", "EncryptedSlidingLayer"]
 
@@ -73,10 +73,16 @@ class EncryptedLayer(CacheLayerMixin):  # type: ignore[misc]
         native = self.tables.open()
         self._before_append()
         if tokens:
-            keys, keep_keys = rows_of(key_states)
-            values, keep_values = rows_of(value_states)
-            native.append(self.number, keys, values, tokens)
-            del keep_keys, keep_values
+            keys, key_copy = rows_of(key_states)
+            values, value_copy = rows_of(value_states)
+            try:
+                native.append(self.number, keys, values, tokens)
+            finally:
+                for states, copy in ((key_states, key_copy), (value_states, value_copy)):
+                    if copy is not states:
+                        overwrite(copy)
+                    if self.tables.overwrite:
+                        overwrite(states)
         self._tokens += tokens
         self.stamp += 1
         return self._handles(self._first_seen(tokens))

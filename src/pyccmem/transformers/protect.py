@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import torch
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.generation import GenerationMixin
 
 from .. import errors
@@ -58,8 +58,11 @@ _call: ContextVar[_Call | None] = ContextVar("pyccmem_generate", default=None)
 class _Protection:
     """What protect_inputs() was told, and what unprotect_inputs() puts back."""
 
-    def __init__(self, model: Any, key: Key | None, dtype: str | None, plain: bool) -> None:
+    def __init__(
+        self, model: Any, key: Key | None, dtype: str | None, plain: bool, overwrite: bool
+    ) -> None:
         self.key, self.dtype, self.plain_states = key, dtype, plain
+        self.overwrite = overwrite
         self.base = type(model)
         self.attention = model.config._attn_implementation
         self.hook: Any = None
@@ -95,7 +98,12 @@ class _Protected:
         assistant = kwargs.get("assistant_model")
         if isinstance(assistant, PreTrainedModel) and not hasattr(assistant, _ATTRIBUTE):
             protection = self._pyccmem_protection  # type: ignore[attr-defined]
-            with protected_inputs(assistant, key=protection.key, dtype=protection.dtype):
+            with protected_inputs(
+                assistant,
+                key=protection.key,
+                dtype=protection.dtype,
+                overwrite=protection.overwrite,
+            ):
                 return self.generate(*args, **kwargs)
         given = GivenCache(args, kwargs)
         given.reuse()
@@ -168,7 +176,12 @@ class _Protected:
 
 
 def protect_inputs(
-    model: Any, *, key: Key | None = None, dtype: str | None = None, plain_states: bool = False
+    model: Any,
+    *,
+    key: Key | None = None,
+    dtype: str | None = None,
+    plain_states: bool = False,
+    overwrite: bool = True,
 ) -> Any:
     """Makes every generate(), pipeline and call of a transformers model keep keys and values in an
     EncryptedCache, and returns the model.
@@ -177,7 +190,8 @@ def protect_inputs(
     memory that is wiped, with an OpenedCacheWarning. generate() without a cache gets a new one,
     which is erased at the end unless the output has it. One that is given must be encrypted: it is
     expanded for beams and num_return_sequences, and what it has of an earlier text is used as far
-    as that is the beginning of the new one. Arguments as for EncryptedCache.
+    as that is the beginning of the new one. Arguments as for EncryptedCache; `overwrite` holds for
+    given caches too, from then on.
 
     Raises ArgumentTypeError for what is no such model, ArgumentError for one whose cache cannot be
     encrypted, or that is protected already.
@@ -191,7 +205,7 @@ def protect_inputs(
             "This model is protected already; call unprotect_inputs(model) to change how."
         )
     made: Any = model
-    protection = _Protection(made, key, dtype, plain_states)
+    protection = _Protection(made, key, dtype, plain_states, overwrite)
     if isinstance(model, GenerationMixin) and not made._supports_default_dynamic_cache():
         raise errors.ArgumentError(
             f"{type(model).__name__} keeps its state in a form of its own, which pyccmem cannot "
@@ -225,10 +239,15 @@ def unprotect_inputs(model: Any) -> Any:
 
 @contextmanager
 def protected_inputs(
-    model: Any, *, key: Key | None = None, dtype: str | None = None, plain_states: bool = False
+    model: Any,
+    *,
+    key: Key | None = None,
+    dtype: str | None = None,
+    plain_states: bool = False,
+    overwrite: bool = True,
 ) -> Iterator[Any]:
     """protect_inputs() for a `with` block."""
-    protect_inputs(model, key=key, dtype=dtype, plain_states=plain_states)
+    protect_inputs(model, key=key, dtype=dtype, plain_states=plain_states, overwrite=overwrite)
     try:
         yield model
     finally:
@@ -244,6 +263,7 @@ def _before_forward(model: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     caches = [a for a in (*args, *kwargs.values()) if isinstance(a, Cache)]
     for cache in caches:
         refuse_plain(cache)
+        _set_overwrite(cache, protection.overwrite)
     if caches or not protection.takes_cache:
         return None
     wanted = kwargs.get("use_cache")
@@ -251,4 +271,15 @@ def _before_forward(model: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return None
     if wanted is None and torch.is_grad_enabled():
         return args, {**kwargs, "use_cache": False}
-    return args, {**kwargs, "cache": protection.new_cache(model)}
+    cache = protection.new_cache(model)
+    _set_overwrite(cache, protection.overwrite)
+    return args, {**kwargs, "cache": cache}
+
+
+def _set_overwrite(cache: Any, overwrite: bool) -> None:
+    """Of an EncryptedCache, or of both that an encoder-decoder has."""
+    parts = [cache]
+    if isinstance(cache, EncoderDecoderCache):
+        parts = [cache.self_attention_cache, cache.cross_attention_cache]
+    for part in parts:
+        part.overwrite = overwrite

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from ..binding import wiped
 from ..core.kv_tables import KVTables, Rows
 from ..keys import Key
 
-__all__ = ["NATIVE_NAMES", "Tables", "plain_like", "rows_of"]
+__all__ = ["NATIVE_NAMES", "Tables", "overwrite", "plain_like", "rows_of"]
 
 #: The types of K and V that the tables take, by torch's.
 NATIVE_NAMES = {
@@ -27,7 +28,7 @@ NATIVE_NAMES = {
 class Tables:
     """A cache's KVTables, and what its layers agree on."""
 
-    __slots__ = ("_said", "_tables", "dtype", "erased", "key")
+    __slots__ = ("_said", "_tables", "dtype", "erased", "key", "overwrite")
 
     def __init__(self, dtype: str | None, key: Key | None) -> None:
         self._tables: KVTables | None = None
@@ -35,6 +36,8 @@ class Tables:
         self.dtype = dtype
         self.key = key
         self.erased = False
+        #: Keys and values are overwritten where they come from, once they are sealed.
+        self.overwrite = False
 
     def made(self, sequences: int) -> KVTables:
         """The tables, for so many sequences where there are none yet. Raises ClosedError and what
@@ -79,6 +82,7 @@ class Tables:
         raises."""
         self._refuse_erased()
         new = Tables(self.dtype, self.key)
+        new.overwrite = self.overwrite
         if self._tables is not None:
             new._tables = self._tables.fork()
         return new
@@ -118,3 +122,15 @@ def plain_like(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype)
     _, memory = wiped.block(count * dtype.itemsize)
     return torch.frombuffer(memory, dtype=dtype).view(shape)
+
+
+def overwrite(states: Tensor) -> None:
+    """Makes a tensor's own elements zeros, whatever else lies in the same memory. What torch does
+    not write to, elements that overlap other than by expand(), stays as it is."""
+    with torch.inference_mode():
+        once = states.detach()
+        for axis, (size, step) in enumerate(zip(once.shape, once.stride(), strict=True)):
+            if step == 0 and size > 1:
+                once = once.narrow(axis, 0, 1)
+        with suppress(RuntimeError):
+            once.zero_()
