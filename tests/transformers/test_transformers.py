@@ -501,6 +501,26 @@ def test_pages_read_into_memory(tmp_path: Path, key: Key, mmap: bool) -> None:
     assert "mmap" not in loaded.config.to_json_string()
 
 
+@pytest.mark.parametrize("from_plain", [False, True])
+def test_wiped_activations(tmp_path: Path, key: Key, from_plain: bool) -> None:
+    """The choice reaches every encrypted tensor and copies of the config, and no config.json."""
+    model = bert()
+    out = seal(model, tmp_path, key)
+    config = PyccmemConfig(key=key, activations="wiped")
+    loaded = AutoModel.from_pretrained(
+        tmp_path / "plain" if from_plain else out, quantization_config=config
+    )
+    assert {tensor.activations for tensor in encrypted(loaded).values()} == {"wiped"}
+    torch.testing.assert_close(output(loaded), output(model))
+    for twin in (copy.deepcopy(config), pickle.loads(pickle.dumps(config)), config.with_key(None)):
+        assert twin.activations == "wiped"
+    assert "activations" not in loaded.config.to_json_string()
+    by_default = AutoModel.from_pretrained(out, quantization_config=PyccmemConfig(key=key))
+    assert {tensor.activations for tensor in encrypted(by_default).values()} == {"plain"}
+    with pytest.raises(errors.ArgumentError, match="activations is 'wipe'"):
+        PyccmemConfig(key=key, activations="wipe")
+
+
 def test_reading_without_a_mapping_by_another_name_is_refused(tmp_path: Path, key: Key) -> None:
     out = seal(bert(), tmp_path, key)
     with using_key(key), pytest.raises(errors.ArgumentError, match="mmap=False"):
@@ -642,9 +662,10 @@ def test_modules_beside_the_transformer(tmp_path: Path, key: Key) -> None:
     plain.save(str(tmp_path / "plain"))
     expected = plain.encode(TEXTS)
     encrypt_directory(tmp_path / "plain", tmp_path / "sealed", key=key)
-    option = {"quantization_config": PyccmemConfig(key=key)}
+    option = {"quantization_config": PyccmemConfig(key=key, activations="wiped")}
     loaded = SentenceTransformer(str(tmp_path / "sealed"), device="cpu", model_kwargs=option)
     assert pages_opened(loaded) == 0
+    assert {tensor.activations for tensor in encrypted(loaded).values()} == {"wiped"}
     np.testing.assert_allclose(loaded.encode(TEXTS), expected, atol=1e-6)
     loaded.save(str(tmp_path / "again"))
     written = list((tmp_path / "again").rglob("*.safetensors"))

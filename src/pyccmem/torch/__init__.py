@@ -21,7 +21,7 @@ except ImportError as error:
 
 from . import ops as _ops
 from ._files import load_file, save_file
-from ._module import decrypt_module, encrypt_module
+from ._module import decrypt_module, encrypt_module, set_activations
 from ._report import PlainTensor, plain_tensors
 from ._serialize import using_key
 from ._tensor import EncryptedTensor
@@ -37,6 +37,7 @@ __all__ = [
     "load_file",
     "plain_tensors",
     "save_file",
+    "set_activations",
     "using_key",
 ]
 

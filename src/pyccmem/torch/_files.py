@@ -14,6 +14,7 @@ from ..keys import Key
 from ..safetensors import load_file as _load_file
 from ..safetensors import save_file as _save_file
 from ..tensor import EncryptedTensor as Core
+from ._results import wipes
 from ._stored import spare_key
 from ._tensor import EncryptedTensor, opened, path_of, real
 from .ops.copies import encrypted
@@ -22,14 +23,19 @@ __all__ = ["load_file", "save_file"]
 
 
 def load_file(
-    path: str | os.PathLike[str], *, key: Any, **options: Any
+    path: str | os.PathLike[str], *, key: Any, activations: str = "plain", **options: Any
 ) -> dict[str, EncryptedTensor]:
     """Returns every tensor of a safetensors file by name. The tensors of a sealed file are not
-    decrypted; those of a plain file are encrypted on the way. Arguments and errors are those of
-    pyccmem.safetensors.load_file()."""
+    decrypted; those of a plain file are encrypted on the way. `activations` is "plain" or "wiped",
+    see set_activations(), and anything else an ArgumentError. Other arguments and errors are those
+    of pyccmem.safetensors.load_file()."""
+    wipes(activations)
     kept = key if isinstance(key, Key) else None
     loaded: Mapping[str, Core] = _load_file(path, key=key, **options)
-    return {name: EncryptedTensor.from_core(core, key=kept) for name, core in loaded.items()}
+    return {
+        name: EncryptedTensor.from_core(core, key=kept, activations=activations)
+        for name, core in loaded.items()
+    }
 
 
 def save_file(

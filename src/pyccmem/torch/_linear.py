@@ -22,7 +22,8 @@ from ..core.store import fail, handle
 from ..product import native
 from ..product.tiles import Framework, Product, multiply
 from ._blas import BLAS
-from ._stored import Stored, converted
+from ._results import as_type, converted, in_order, new_result
+from ._stored import Stored
 from .dtypes import NATIVE
 
 __all__ = ["columns", "rows", "rows_of_one_type"]
@@ -63,10 +64,12 @@ def rows_of_one_type(x: Tensor, stored: Stored, bias: Tensor | Stored | None) ->
         return None
     added = _NO_BIAS[kind]
     other = None
+    wipe = stored.wipe_results
     if isinstance(bias, Stored):
         other = bias.core
         if bias.dtype is not kind or other.shape != (height,):
             return None
+        wipe = wipe or bias.wipe_results
         its_store, its_offset = place_of(other)
         opened = handle(its_store)  # kept here, because `added` does not keep it alive
         added = _new(_BIAS, (_NULL, pointer_to(opened), its_offset, code))
@@ -81,7 +84,7 @@ def rows_of_one_type(x: Tensor, stored: Stored, bias: Tensor | Stored | None) ->
         ):
             return None
         added = _new(_BIAS, (_cast(_POINTER, bias.data_ptr()), _NULL, 0, code))
-    out = torch.empty((*shape[:-1], height), dtype=kind)
+    out = new_result((*shape[:-1], height), kind, wipe)
     status = _typed(
         handle(store),
         offset,
@@ -108,25 +111,30 @@ def _sum_type(x: torch.dtype, matrix: torch.dtype) -> torch.dtype:
     return torch.float64 if torch.float64 in (x, matrix) else _SINGLE
 
 
-def rows(x: Tensor, matrix: Matrix, bias: Tensor | None, result: torch.dtype) -> Tensor:
+def rows(
+    x: Tensor,
+    matrix: Matrix,
+    bias: Tensor | None,
+    result: torch.dtype,
+    *,
+    wipe: bool = False,
+) -> Tensor:
     """Returns x · matrixᵀ + bias, of shape (..., height) and type `result`, for a plain real
-    floating x of shape (..., width).
+    floating x of shape (..., width). `wipe` puts the result, and x if it has to be converted, into
+    memory that is wiped when it is freed.
 
-    Raises IntegrityError, ClosedError, ForkError, OutOfMemoryError, and then returns no part of the
-    result.
+    Raises IntegrityError, ClosedError, ForkError, OutOfMemoryError, PlaintextBudgetError, and then
+    returns no part of the result.
     """
     height, width = matrix.rows, matrix.cols
     shape = x.shape[:-1]
     count = math.prod(shape)
     kind = _sum_type(x.dtype, matrix.dtype)
-    if x.dtype is not kind:
-        x = x.to(kind)
-    if not x.is_contiguous():
-        x = x.contiguous()
+    x = in_order(as_type(x, kind, wipe), wipe)
     if bias is not None and (bias.dtype is not kind or not bias.is_contiguous()):
         bias = converted(bias, kind)  # it may have been encrypted
     if kind is _SINGLE:
-        out = torch.empty((*shape, height), dtype=_SINGLE)
+        out = new_result((*shape, height), _SINGLE, wipe)
         native.rows(
             matrix,
             NATIVE[matrix.dtype],
@@ -135,8 +143,8 @@ def rows(x: Tensor, matrix: Matrix, bias: Tensor | None, result: torch.dtype) ->
             _cast(_FLOATS, out.data_ptr()),
             bias=_NULL if bias is None else _cast(_FLOATS, bias.data_ptr()),
         )
-        return out if result is _SINGLE else out.to(result)
-    out = torch.empty((count, height), dtype=result)
+        return as_type(out, result, wipe)
+    out = new_result((*shape, height), result, wipe)
     if not count or not height:
         handle(matrix.store)
     elif not width:
@@ -144,29 +152,37 @@ def rows(x: Tensor, matrix: Matrix, bias: Tensor | None, result: torch.dtype) ->
         if bias is not None:
             out.add_(bias)
     else:
-        product = _Rows(x.view(count, width), bias, out)
+        product = _Rows(x.view(count, width), bias, out.view(count, height), wipe)
         multiply(_TORCH, matrix, kind, count, product, transposed=True)
-    return out.view(*shape, height)
+    return out
 
 
-def columns(x: Tensor, matrix: Matrix, bias: Tensor | None, result: torch.dtype) -> Tensor:
+def columns(
+    x: Tensor,
+    matrix: Matrix,
+    bias: Tensor | None,
+    result: torch.dtype,
+    *,
+    wipe: bool = False,
+) -> Tensor:
     """Returns x · matrix + bias, of shape (..., width) and type `result`, for a plain real floating
-    x of shape (..., height). Raises as rows() does."""
+    x of shape (..., height). Has `wipe`, and raises, as rows() does."""
     height, width = matrix.rows, matrix.cols
     shape = x.shape[:-1]
     count = math.prod(shape)
     kind = _sum_type(x.dtype, matrix.dtype)
-    x = x.to(kind).reshape(count, height)
-    out = torch.empty((count, width), dtype=kind)
+    x = in_order(as_type(x, kind, wipe), wipe)
+    out = new_result((*shape, width), kind, wipe)
     if bias is None:
         out.zero_()
     else:
         out.copy_(bias)
     if count and height and width:
-        multiply(_TORCH, matrix, kind, count, _Columns(x, out), transposed=False)
+        product = _Columns(x.view(count, height), out.view(count, width))
+        multiply(_TORCH, matrix, kind, count, product, transposed=False)
     else:
         handle(matrix.store)
-    return out.to(result).view(*shape, width)
+    return as_type(out, result, wipe)
 
 
 # ---- tiles ---------------------------------------------------------------------------------------
@@ -189,8 +205,8 @@ _TORCH = _Torch()
 class _Rows(Product):
     """out = x · matrixᵀ + bias for an x of float64, rounded to out's type."""
 
-    def __init__(self, x: Tensor, bias: Tensor | None, out: Tensor) -> None:
-        self._x, self._bias, self._out = x, bias, out
+    def __init__(self, x: Tensor, bias: Tensor | None, out: Tensor, wipe: bool) -> None:
+        self._x, self._bias, self._out, self._wipe = x, bias, out, wipe
         self._part: Tensor | None = None
 
     def take(self, at: int, tile: Tensor) -> None:
@@ -198,7 +214,7 @@ class _Rows(Product):
         target = out
         if out.dtype is not x.dtype:
             if self._part is None:  # the first tile has the most rows
-                self._part = torch.empty((len(x), n), dtype=x.dtype)
+                self._part = new_result((len(x), n), x.dtype, self._wipe)
             target = self._part[:, :n]
         if self._bias is None:
             torch.mm(x, tile.t(), out=target)

@@ -17,10 +17,11 @@ from ..keys import Key
 from ..safetensors._progress import Progress, check_progress, reporting
 from ._plain_memory import Mappings, apart, extent
 from ._report import beside, hidden
-from ._tensor import EncryptedTensor, check_encryptable, opened
+from ._results import wipes
+from ._tensor import EncryptedTensor, check_encryptable, opened, real
 from ._threads import own_threads
 
-__all__ = ["decrypt_module", "encrypt_module"]
+__all__ = ["decrypt_module", "encrypt_module", "set_activations"]
 
 Choice = Iterable[str] | str | Callable[[str, Tensor], object] | None
 
@@ -88,10 +89,12 @@ class _Group:
     def add(self, place: _Place) -> None:
         self.places.append((place.module, place.name, place.is_parameter))
 
-    def encrypt(self, key: Key, arena: Arena) -> None:
+    def encrypt(self, key: Key, arena: Arena, activations: str) -> None:
         """Makes the encrypted tensor. The model still has the plain one."""
         assert self.tensor is not None
-        new = EncryptedTensor.from_tensor(self.tensor, key=key, name=self.name, arena=arena)
+        new = EncryptedTensor.from_tensor(
+            self.tensor, key=key, name=self.name, arena=arena, activations=activations
+        )
         if any(is_parameter for _, _, is_parameter in self.places):
             self.parameter = nn.Parameter(new, requires_grad=False)
         self.encrypted = new
@@ -116,11 +119,11 @@ class _Piece:
     def nbytes(self) -> int:
         return sum(group.nbytes for group in self.groups)
 
-    def encrypt(self, key: Key, arena: Arena, mappings: Mappings | None) -> None:
+    def encrypt(self, key: Key, arena: Arena, activations: str, mappings: Mappings | None) -> None:
         """Replaces the plain tensors by encrypted ones and overwrites them. Replaces none if it
         raises what EncryptedTensor.from_tensor() raises."""
         for group in self.groups:
-            group.encrypt(key, arena)
+            group.encrypt(key, arena, activations)
         _to_the_end(lambda: self._settle(mappings))
 
     def _settle(self, mappings: Mappings | None) -> None:
@@ -170,6 +173,7 @@ def encrypt_module(
     progress: bool | Progress | None = None,
     wipe: bool = True,
     strict: bool = False,
+    activations: str = "plain",
 ) -> nn.Module:
     """Encrypts a model in place and returns it. Every parameter and buffer becomes an
     EncryptedTensor of the same name; tied ones stay tied. They are encrypted together, in one
@@ -198,9 +202,14 @@ def encrypt_module(
     (see plain_tensors()); a PlainTensorsWarning names them. With `strict`, such copies and tensors
     that are not chosen raise ArgumentError before anything is changed.
 
-    Raises ArgumentTypeError, with the model unchanged, for a `model` or `key` of another type and
-    for tensors that are not dense CPU tensors; and what pyccmem.EncryptedTensor raises.
+    `activations` is "plain", or "wiped" to put results of the encrypted tensors into memory that is
+    wiped when it is freed; set_activations() says more.
+
+    Raises, with the model unchanged, ArgumentTypeError for a `model` or `key` of another type and
+    for tensors that are not dense CPU tensors, and ArgumentError for other activations; and what
+    pyccmem.EncryptedTensor raises.
     """
+    wipes(activations)
     if not isinstance(model, nn.Module):
         raise errors.ArgumentTypeError(
             f"model must be a torch.nn.Module, not {type(model).__name__}."
@@ -219,10 +228,43 @@ def encrypt_module(
     arena = Arena(key=key, cipher=cipher)
     with reporting(progress, type(model).__name__, total) as report, own_threads():
         for piece in work:
-            piece.encrypt(key, arena, mappings)
+            piece.encrypt(key, arena, activations, mappings)
             done += piece.nbytes
             report(done, total)
     return model
+
+
+def set_activations(target: nn.Module | Tensor, activations: str) -> None:
+    """Chooses where results of an EncryptedTensor, or of those of a model, lie from now on: the
+    plain tensors that products, embeddings and other operations with it return.
+
+    "plain", the default: in torch's memory, which keeps what was in it after it is freed, until it
+    is used again. "wiped": in pyccmem's memory for plaintext, which is wiped when the last tensor,
+    view or array over it goes, is left out of core dumps, and reads as zeros in a forked child. It
+    counts against pyccmem.set_plaintext_budget(). Values are the same either way. A result in wiped
+    memory cannot be resized to more elements, as `out=` may ask for.
+
+    Tensors that share the data follow, and so do compiled programs in the results of pyccmem's own
+    operators. Copies made later take the choice over; files do not keep it. Tensors that torch
+    computes from plain ones alone, and its temporaries within an operation, stay in its memory.
+
+    Raises ArgumentTypeError for another target, ArgumentError for other activations, ClosedError,
+    ForkError; nothing is changed then.
+    """
+    wipe = wipes(activations)
+    if isinstance(target, EncryptedTensor):
+        found = [target]
+    elif isinstance(target, nn.Module):
+        found = [p.tensor for p in _places(target) if isinstance(p.tensor, EncryptedTensor)]
+    else:
+        raise errors.ArgumentTypeError(
+            f"target must be an EncryptedTensor or a torch.nn.Module, not {type(target).__name__}."
+        )
+    stores = [real(tensor) for tensor in found]
+    for stored in stores:
+        stored.check()
+    for stored in stores:
+        stored.set_wipe_results(wipe)
 
 
 def _tell_of_plain(model: nn.Module, others: list[Tensor], strict: bool) -> None:

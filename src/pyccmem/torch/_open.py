@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._stored import Stored, converted
+from ._results import converted
+from ._stored import Stored
 from .path import Form, Path, window
 
 __all__ = ["changed", "traced_values", "values"]

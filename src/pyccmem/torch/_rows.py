@@ -11,7 +11,8 @@ from torch import Tensor
 from .. import errors
 from ..binding import OK, ffi, lib
 from ..core.store import Store, check_open, fail, handle
-from ._stored import pointer, wiped_like
+from ._results import converted, wiped_like
+from ._stored import pointer
 
 __all__ = ["gathered"]
 
@@ -34,7 +35,6 @@ def gathered(
     IntegrityError, ClosedError, ForkError, and then returns nothing.
     """
     out = wiped_like((*numbers.shape, *shape[1:]), dtype)
-    numbers = numbers.reshape(-1).to(torch.int64)
     count = numbers.numel()
     if not count:
         check_open(store, "tensor")
@@ -45,13 +45,14 @@ def gathered(
             f"index out of range: rows {lowest} to {highest} were asked for, and the table has "
             f"{shape[0]} rows."
         )
-    if lowest < 0:
-        numbers = torch.where(numbers < 0, numbers + shape[0], numbers)
     row = math.prod(shape[1:]) * dtype.itemsize
     if not row:
         return out
-    offsets = numbers * row
-    offsets += offset
+    # Which rows they are is a prompt's contents: in memory that is wiped.
+    offsets = converted(numbers, torch.int64)
+    if lowest < 0:
+        offsets.add_(offsets < 0, alpha=shape[0])
+    offsets.mul_(row).add_(offset)
     status = lib.ccmem_store_gather(
         handle(store), ffi.cast(_OFFSETS, offsets.data_ptr()), count, row, pointer(out)
     )

@@ -45,6 +45,7 @@ from ..keys import Key, mac, unwrap, wrap
 from ..safetensors._sealer import Sealer
 from ..tensor import EncryptedTensor as Core
 from ..tensor import adopted
+from ._results import converted
 from ._stored import Stored, usable
 from ._tensor import EncryptedTensor, opened, path_of, real, wrapped
 from .dtypes import numpy_dtype
@@ -89,7 +90,9 @@ def reduced(tensor: EncryptedTensor) -> tuple[Any, ...]:
             "was not given; save it within `with pyccmem.torch.using_key(key):`."
         )
     if path_of(tensor):
-        values = opened(tensor).resolve_conj().resolve_neg().contiguous()
+        values = opened(tensor)
+        if not values.is_contiguous():
+            values = converted(values, values.dtype)
         like = stored.core
         stored = Stored.empty(tuple(values.shape), values.dtype, key=key, like=like)
         stored.write_run(stored.core, 0, values)

@@ -4,7 +4,6 @@ key."""
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 import weakref
@@ -22,16 +21,16 @@ from ..core.operand import place_of
 from ..core.store import check_open, fail, handle
 from ..keys import Key
 from ..tensor import EncryptedTensor as Core
+from ._results import converted
 from .dtypes import numpy_dtype
 
 __all__ = [
     "Stored",
-    "converted",
     "core_of_ciphertext",
     "pointer",
     "spare_key",
     "usable",
-    "wiped_like",
+    "wipes_by_ciphertext",
 ]
 
 #: Plaintext bytes held at once when a whole tensor is converted or copied.
@@ -82,6 +81,7 @@ class _Ciphertext(np.ndarray[Any, Any]):
 
     core: Core
     place: int  # the address of its memory
+    wipe_results: bool  # that of its Stored
 
 
 #: The ciphertext views, by the torch storage that holds each; some are gone. The references have no
@@ -113,7 +113,7 @@ def _note_view(sealed: torch.Tensor, view: _Ciphertext) -> None:
             _sweep_at = max(1024, 2 * len(_views))
 
 
-def _ciphertext_tensor(core: Core) -> torch.Tensor:
+def _ciphertext_tensor(core: Core, wipe_results: bool) -> torch.Tensor:
     """Returns the pages of a core tensor as a tensor of uint8, which must never be written. Raises
     ClosedError, ForkError."""
     view = np.frombuffer(core.buffer.ciphertext, np.uint8)
@@ -123,19 +123,32 @@ def _ciphertext_tensor(core: Core) -> torch.Tensor:
     # Declared writable, because torch warns of read-only arrays; the mapping itself stays as it is.
     memory = ffi.buffer(ffi.cast("uint8_t *", place), view.size)
     array = np.frombuffer(memory, np.uint8).view(_Ciphertext)
-    array.core, array.place = core, place
+    array.core, array.place, array.wipe_results = core, place, wipe_results
     array.owner = view  # type: ignore[attr-defined]
     sealed = torch.from_numpy(array)
     _note_view(sealed, array)
     return sealed
 
 
+def _view_of(sealed: torch.Tensor) -> _Ciphertext | None:
+    """Returns the view of a store whose memory a tensor has; None for any other tensor."""
+    reference = _views.get(_identity(sealed))
+    view = None if reference is None else reference()
+    return None if view is None or view.place != sealed.data_ptr() else view
+
+
+def wipes_by_ciphertext(sealed: torch.Tensor) -> bool:
+    """Returns True if results of the tensor whose pages `sealed` is lie in memory that is
+    wiped."""
+    view = _view_of(sealed)
+    return view is not None and view.wipe_results
+
+
 def core_of_ciphertext(sealed: torch.Tensor) -> Core:
     """Returns the core tensor whose pages `sealed` is. Raises ArgumentError for any other
     tensor."""
-    reference = _views.get(_identity(sealed))
-    view = None if reference is None else reference()
-    if view is None or view.place != sealed.data_ptr():
+    view = _view_of(sealed)
+    if view is None:
         raise errors.ArgumentError(
             "This tensor is not the ciphertext of an EncryptedTensor of this process; pyccmem's "
             "operators take no other."
@@ -163,9 +176,12 @@ class Stored:
         "matrix",
         "payload",
         "sealed",
+        "wipe_results",
     )
 
-    def __init__(self, core: Core, dtype: torch.dtype, key: Key | None) -> None:
+    def __init__(
+        self, core: Core, dtype: torch.dtype, key: Key | None, *, wipe_results: bool = False
+    ) -> None:
         self.dtype = dtype
         self.itemsize = dtype.itemsize
         self.key = key
@@ -175,6 +191,8 @@ class Stored:
         #: A weak reference to what torch.save() writes for it, and the core it was made from. While
         #: a torch.save() runs it keeps this alive, so that shared data is written once.
         self.payload: tuple[Any, Core, int, str] | None = None
+        #: Puts plain results of operations with it into memory that is wiped when it is freed.
+        self.wipe_results = wipe_results
 
     def _set(self, core: Core) -> None:
         """Makes `core` the tensor that is read and written."""
@@ -200,6 +218,7 @@ class Stored:
         *,
         key: Key | None,
         like: Core | None = None,
+        wipe_results: bool = False,
         **options: Any,
     ) -> Stored:
         """Makes zeros, with the cipher, page size and name of `like` unless given."""
@@ -212,13 +231,15 @@ class Stored:
             }
         good = key if key is not None and usable(key) else spare_key()
         core = Core.zeros(shape, numpy_dtype(dtype), key=good, **options)
-        return cls(core, dtype, key)
+        return cls(core, dtype, key, wipe_results=wipe_results)
 
     def copied(self, dtype: torch.dtype) -> Stored:
         """Returns the same values in a store of their own, as type `dtype`. Opens 1 MiB of
         plaintext at a time."""
         source = self.core
-        new = Stored.empty(source.shape, dtype, key=self.key, like=source)
+        new = Stored.empty(
+            source.shape, dtype, key=self.key, like=source, wipe_results=self.wipe_results
+        )
         count = source.size
         step = _BLOCK // max(self.itemsize, dtype.itemsize)
         try:
@@ -316,8 +337,18 @@ class Stored:
             with self.lock:
                 sealed = self.sealed
                 if sealed is None:
-                    sealed = self.sealed = _ciphertext_tensor(self.core)
+                    sealed = self.sealed = _ciphertext_tensor(self.core, self.wipe_results)
         return sealed
+
+    def set_wipe_results(self, wanted: bool) -> None:
+        """Changes where results lie, in compiled programs as well. Raises ClosedError,
+        ForkError."""
+        self.check()
+        with self.lock:
+            self.wipe_results = wanted
+            view = None if self.sealed is None else _view_of(self.sealed)
+            if view is not None:
+                view.wipe_results = wanted
 
 
 def usable(key: Key) -> bool:
@@ -328,19 +359,3 @@ def usable(key: Key) -> bool:
     except (errors.ClosedError, errors.ForkError):
         return False
     return True
-
-
-def wiped_like(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Returns a contiguous tensor of zeros in memory that is wiped when its last user goes."""
-    count = math.prod(shape)
-    if not count:
-        return torch.empty(shape, dtype=dtype)
-    _, memory = wiped.block(count * dtype.itemsize)
-    return torch.frombuffer(memory, dtype=dtype).view(shape)
-
-
-def converted(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Returns `values` as another type, in memory that is wiped."""
-    new = wiped_like(tuple(values.shape), dtype)
-    new.copy_(values)
-    return new

@@ -23,7 +23,8 @@ from ..core.operand import formats_number, place_of
 from ..keys import Key
 from ..tensor import EncryptedTensor as Core
 from ._open import changed, traced_values, values
-from ._stored import Stored, core_of_ciphertext
+from ._results import activations_of, wipes
+from ._stored import Stored, core_of_ciphertext, wipes_by_ciphertext
 from .dtypes import numpy_dtype, torch_dtype
 from .path import Form, Path, Step, traced
 from .registry import FUNCTIONS, handler_of, reduced
@@ -31,6 +32,7 @@ from .registry import FUNCTIONS, handler_of, reduced
 __all__ = [
     "EncryptedTensor",
     "alias",
+    "asks_wiping",
     "check_encryptable",
     "ciphertext",
     "device_refused",
@@ -133,17 +135,21 @@ class EncryptedTensor(Tensor):
         name: str | None = None,
         page_size: int | None = None,
         arena: Arena | None = None,
+        activations: str = "plain",
     ) -> EncryptedTensor:
         """Returns an encrypted copy of a dense CPU tensor, with the same shape and dtype. The
         tensor itself stays unchanged: overwrite it yourself. With `arena` the copy is encrypted
-        together with others, by the arena's cipher and in its pages.
+        together with others, by the arena's cipher and in its pages. `activations` is "plain" or
+        "wiped", see set_activations().
 
         `key` is kept for copies and for saving. If it has been closed, copies in memory get a
         random key of this process.
 
         Raises ArgumentTypeError unless it is a dense CPU tensor of a type that numpy or ml_dtypes
-        has, MissingPackageError if ml_dtypes is needed, and what pyccmem.EncryptedTensor raises.
+        has, MissingPackageError if ml_dtypes is needed, ArgumentError for other activations, and
+        what pyccmem.EncryptedTensor raises.
         """
+        wipe = wipes(activations)
         if not isinstance(tensor, Tensor):
             raise errors.ArgumentTypeError(
                 f"tensor must be a torch.Tensor, not {type(tensor).__name__}."
@@ -158,7 +164,7 @@ class EncryptedTensor(Tensor):
             options = {"arena": arena}
         shape = tuple(tensor.shape)
         core = Core.zeros(shape, numpy_dtype(tensor.dtype), name=name, **options)
-        stored = Stored(core, tensor.dtype, key)
+        stored = Stored(core, tensor.dtype, key, wipe_results=wipe)
         try:
             stored.write_any(core, 0, tensor.detach())
         except BaseException:
@@ -168,16 +174,23 @@ class EncryptedTensor(Tensor):
 
     @classmethod
     def from_core(
-        cls, core: Core, dtype: torch.dtype | None = None, *, key: Key | None = None
+        cls,
+        core: Core,
+        dtype: torch.dtype | None = None,
+        *,
+        key: Key | None = None,
+        activations: str = "plain",
     ) -> EncryptedTensor:
         """Returns a tensor over a pyccmem.EncryptedTensor. Both share the data, and nothing is
         decrypted.
 
         `dtype` reads its elements as another type of the same size, such as bfloat16 kept as
-        uint16. `key` is for copies and for saving, as in from_tensor().
+        uint16. `key` is for copies and for saving, and `activations` for results, both as in
+        from_tensor().
 
-        Raises ArgumentTypeError, ArgumentError where the sizes differ.
+        Raises ArgumentTypeError, ArgumentError where the sizes differ and for other activations.
         """
+        wipe = wipes(activations)
         if not isinstance(core, Core):
             raise errors.ArgumentTypeError(
                 f"core must be a pyccmem.EncryptedTensor, not {type(core).__name__}."
@@ -189,7 +202,8 @@ class EncryptedTensor(Tensor):
                 f"core has elements of {core.itemsize} bytes and {kind} of {wanted.itemsize}; they "
                 f"must be of one size."
             )
-        return wrapped(Stored(core if core.dtype == wanted else core.view(wanted), kind, key))
+        core = core if core.dtype == wanted else core.view(wanted)
+        return wrapped(Stored(core, kind, key, wipe_results=wipe))
 
     # ---- the protocols of torch ----
 
@@ -208,7 +222,8 @@ class EncryptedTensor(Tensor):
         form, path = context
         if type(sealed) is Tensor and sealed.device.type == "cpu" and sealed.numel():
             core = core_of_ciphertext(sealed)
-            stored = Stored(core, form.dtype, None)
+            wipe = wipes_by_ciphertext(sealed)
+            stored = Stored(core, form.dtype, None, wipe_results=wipe)
             stored.sealed = sealed
             return wrapped(stored, path, size, stride)
         return wrapped(None, path, size, stride, form=form, fake=sealed)
@@ -238,6 +253,12 @@ class EncryptedTensor(Tensor):
     def core(self) -> Core:
         """The pyccmem.EncryptedTensor with the data; for a view, that of the whole tensor."""
         return self._real().core
+
+    @property
+    def activations(self) -> str:
+        """Where its results lie, "plain" or "wiped"; set_activations() says more, and changes
+        it."""
+        return activations_of(self._real().wipe_results)
 
     def __pyccmem_core__(self) -> Core | None:
         """Returns the core if this tensor is all of it; None for a view."""
@@ -380,6 +401,12 @@ def whole(tensor: EncryptedTensor) -> Stored | None:
 def stored_of(tensor: EncryptedTensor) -> Stored | None:
     """Returns the Stored of a tensor, or of the tensor that it is a view of; None while tracing."""
     return tensor._stored
+
+
+def asks_wiping(tensor: EncryptedTensor) -> bool:
+    """Returns True if its results are to lie in memory that is wiped; False while tracing."""
+    stored = tensor._stored
+    return stored is not None and stored.wipe_results
 
 
 def real(tensor: EncryptedTensor) -> Stored:

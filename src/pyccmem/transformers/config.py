@@ -10,6 +10,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .. import errors
 from ..directories.marks import METHOD
+from ..torch._results import wipes
 
 __all__ = ["PyccmemConfig"]
 
@@ -22,13 +23,24 @@ class PyccmemConfig(QuantizationConfigMixin):  # type: ignore[misc]
     must stay open as long as the model is to be saved. A copy of the object has the same key; a
     pickled or serialised one has none. `weights`: the name of the file that holds the weights, or
     of their index, if it is not the one that transformers expects. `mmap`: False reads the pages of
-    sealed files into memory of this process, as load_file() does; config.json does not keep it.
+    sealed files into memory of this process, as load_file() does. `activations`: "plain", or
+    "wiped" to put results of the encrypted tensors into memory that is wiped when it is freed, as
+    pyccmem.torch.set_activations() says; anything else is an ArgumentError. config.json keeps
+    neither of the last two.
     """
 
-    def __init__(self, key: Any = None, *, weights: str | None = None, mmap: bool = True) -> None:
+    def __init__(
+        self,
+        key: Any = None,
+        *,
+        weights: str | None = None,
+        mmap: bool = True,
+        activations: str = "plain",
+    ) -> None:
+        wipes(activations)
         self.quant_method = METHOD
         self.weights = weights
-        self._key, self._mmap = key, bool(mmap)
+        self._key, self._mmap, self._activations = key, bool(mmap), activations
 
     @classmethod
     def from_dict(
@@ -63,9 +75,16 @@ class PyccmemConfig(QuantizationConfigMixin):  # type: ignore[misc]
         """Whether sealed files are mapped."""
         return self._mmap
 
+    @property
+    def activations(self) -> str:
+        """Where results lie, "plain" or "wiped"."""
+        return self._activations
+
     def with_key(self, key: Any) -> PyccmemConfig:
         """Returns the same with another key."""
-        return PyccmemConfig(key, weights=self.weights, mmap=self._mmap)
+        return PyccmemConfig(
+            key, weights=self.weights, mmap=self._mmap, activations=self._activations
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the entries for config.json."""
@@ -85,8 +104,8 @@ class PyccmemConfig(QuantizationConfigMixin):  # type: ignore[misc]
         return self.with_key(self._key)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _without_key, (self.weights, self._mmap)
+        return _without_key, (self.weights, self._mmap, self._activations)
 
 
-def _without_key(weights: str | None, mmap: bool) -> PyccmemConfig:
-    return PyccmemConfig(weights=weights, mmap=mmap)
+def _without_key(weights: str | None, mmap: bool, activations: str = "plain") -> PyccmemConfig:
+    return PyccmemConfig(weights=weights, mmap=mmap, activations=activations)

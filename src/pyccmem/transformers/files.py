@@ -118,13 +118,16 @@ class _File:
 class SealedFile(_File):
     """All tensors of a sealed file, mapped or read. None is opened."""
 
-    def __init__(self, path: str, key: Any, *, mmap: bool = True) -> None:
+    def __init__(
+        self, path: str, key: Any, *, mmap: bool = True, activations: str = "plain"
+    ) -> None:
         """Loads them. Raises what pyccmem.safetensors.load_file() raises, with the file's name."""
         with _naming(path):
             cores = sealed.load_file(path, key=key, sealed=True, mmap=mmap, progress=False)
             own = key if isinstance(key, Key) else None
             self._tensors = {
-                name: EncryptedTensor.from_core(core, key=own) for name, core in cores.items()
+                name: EncryptedTensor.from_core(core, key=own, activations=activations)
+                for name, core in cores.items()
             }
 
     def keys(self) -> list[str]:

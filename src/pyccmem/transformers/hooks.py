@@ -66,7 +66,12 @@ def _merge(in_directory: Any, given: Any) -> Any:
         )
         if method == METHOD:
             kept = PyccmemConfig.from_dict(dict(in_directory))
-            return PyccmemConfig(given.key, weights=kept.weights, mmap=given.mmap)
+            return PyccmemConfig(
+                given.key,
+                weights=kept.weights,
+                mmap=given.mmap,
+                activations=given.activations,
+            )
     return _merge_configs(in_directory, given)
 
 

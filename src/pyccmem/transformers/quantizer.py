@@ -14,7 +14,7 @@ from transformers.quantizers.base import HfQuantizer
 from .. import errors
 from ..directories.marks import WEIGHTS_ELSEWHERE, hides_names
 from ..keys import Key
-from ..torch import EncryptedTensor, decrypt_module
+from ..torch import EncryptedTensor, decrypt_module, set_activations
 from . import sentences
 from .config import PyccmemConfig
 from .files import Slice, parameter
@@ -130,6 +130,7 @@ class PyccmemQuantizer(HfQuantizer):  # type: ignore[misc]
         forget()
         for name in self._buffers:
             _make_buffer(model, name)
+        set_activations(model, self.quantization_config.activations)
         # Saved files have the usual name again, unless the names of tensors are hidden.
         if not hides_names(self.quantization_config.weights):
             self.quantization_config.weights = None

@@ -71,7 +71,12 @@ def _tensors(path: Any) -> dict[str, torch.Tensor]:
     name = os.fspath(path)
     config = _config()
     key = _key(f"the sealed file {name!r}")
-    file = SealedFile(name, key, mmap=config is None or config.mmap)
+    file = SealedFile(
+        name,
+        key,
+        mmap=config is None or config.mmap,
+        activations="plain" if config is None else config.activations,
+    )
     return {key: file.get_tensor(key) for key in file}
 
 

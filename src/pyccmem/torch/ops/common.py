@@ -9,7 +9,8 @@ import torch
 from torch.utils._pytree import tree_map
 
 from .._blas import BLAS
-from .._tensor import EncryptedTensor, opened
+from .._results import pooled
+from .._tensor import EncryptedTensor, asks_wiping, opened
 
 __all__ = ["default", "open_all", "plain", "transformed"]
 
@@ -20,11 +21,21 @@ def plain(value: Any) -> Any:
 
 def open_all(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Runs the function on opened temporaries, which are wiped when nothing refers to them."""
-    args, kwargs = tree_map(plain, (args, kwargs))
+    wipe = False
+
+    def open_one(value: Any) -> Any:
+        nonlocal wipe
+        if not isinstance(value, EncryptedTensor):
+            return value
+        wipe = wipe or asks_wiping(value)
+        return opened(value)
+
+    args, kwargs = tree_map(open_one, (args, kwargs))
     if torch.compiler.is_compiling():
         return function(*args, **kwargs)
     with BLAS.unkept():
-        return function(*args, **kwargs)
+        result = function(*args, **kwargs)
+        return pooled(result, (args, kwargs)) if wipe else result
 
 
 _dual_level = torch.autograd.forward_ad

@@ -18,7 +18,7 @@ from ...core.matrix import Matrix
 from ...core.operand import place_of
 from .._linear import columns, rows
 from .._rows import gathered
-from .._stored import Stored, core_of_ciphertext
+from .._stored import Stored, core_of_ciphertext, wipes_by_ciphertext
 
 __all__: list[str] = []
 
@@ -60,7 +60,8 @@ def _define_product(name: str, multiply: Any, axis: int) -> None:
     ) -> Tensor:
         store, _ = place_of(core_of_ciphertext(ciphertext))
         matrix = Matrix(store, offset, size[0], size[1], dtype)
-        product: Tensor = multiply(x, matrix, bias, x.dtype)
+        wipe = wipes_by_ciphertext(ciphertext)
+        product: Tensor = multiply(x, matrix, bias, x.dtype, wipe=wipe)
         return product
 
     def fake(

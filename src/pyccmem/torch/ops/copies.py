@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._stored import Stored, converted
+from .._results import converted
+from .._stored import Stored
 from .._tensor import EncryptedTensor, device_refused, opened, stored_of, whole, wrapped
 from ..registry import implements
 
@@ -29,8 +30,15 @@ def _copied(tensor: EncryptedTensor, dtype: torch.dtype) -> Any:
 
 def encrypted(values: Tensor, like: Stored) -> EncryptedTensor:
     """Encrypts values with the key, cipher and name of another tensor."""
-    values = values.resolve_conj().resolve_neg().contiguous()
-    new = Stored.empty(tuple(values.shape), values.dtype, key=like.key, like=like.core)
+    if values.is_conj() or values.is_neg() or not values.is_contiguous():
+        values = converted(values, values.dtype)
+    new = Stored.empty(
+        tuple(values.shape),
+        values.dtype,
+        key=like.key,
+        like=like.core,
+        wipe_results=like.wipe_results,
+    )
     new.write_run(new.core, 0, values)
     return wrapped(new)
 
@@ -61,4 +69,12 @@ def _empty_like(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         return torch.empty(tensor.shape, dtype=dtype, device=kind)
     if kind != "cpu":
         device_refused(device)
-    return wrapped(Stored.empty(tuple(tensor.shape), dtype, key=stored.key, like=stored.core))
+    return wrapped(
+        Stored.empty(
+            tuple(tensor.shape),
+            dtype,
+            key=stored.key,
+            like=stored.core,
+            wipe_results=stored.wipe_results,
+        )
+    )

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .._tensor import EncryptedTensor, opened
+from .._results import pooled
+from .._tensor import EncryptedTensor, asks_wiping, opened
 from ..registry import overrides
 from .common import default, transformed
 
@@ -44,7 +45,12 @@ def _opening(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
                 and value.requires_grad
             ):
                 return default(function, args, kwargs)
+    wipe = False
+    for value in (*args, *kwargs.values()):
+        if type(value) is EncryptedTensor and asks_wiping(value):
+            wipe = True
     args = tuple([opened(a) if type(a) is EncryptedTensor else a for a in args])
     if kwargs:
         kwargs = {k: opened(a) if type(a) is EncryptedTensor else a for k, a in kwargs.items()}
-    return function(*args, **kwargs)
+    result = function(*args, **kwargs)
+    return pooled(result, (args, kwargs)) if wipe else result

@@ -12,8 +12,10 @@ from torch.nn import functional as F
 from ...core.matrix import Matrix
 from ...core.operand import place_of
 from .._linear import columns, rows, rows_of_one_type
+from .._results import as_type
 from .._tensor import (
     EncryptedTensor,
+    asks_wiping,
     ciphertext,
     layout,
     opened,
@@ -80,7 +82,8 @@ def _mv(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if x.dim() != 1 or x.shape[0] != weight.shape[1]:
         return open_all(function, args, kwargs)
     matrix, turned = found
-    return (columns if turned else rows)(x, matrix, None, x.dtype)
+    wipe = asks_wiping(weight)
+    return (columns if turned else rows)(x, matrix, None, x.dtype, wipe=wipe)
 
 
 def _product(
@@ -98,6 +101,7 @@ def _product(
     found = _matrix_of(weight)
     if found is None:
         return open_all(function, args, kwargs)
+    wipe = any(isinstance(t, EncryptedTensor) and asks_wiping(t) for t in (x, weight, bias))
     x, bias = plain(x), plain(bias)
     matrix, turned = found
     inputs, outputs = (matrix.cols, matrix.rows) if turned else (matrix.rows, matrix.cols)
@@ -108,7 +112,7 @@ def _product(
         or (bias is not None and (bias.shape != (outputs,) or bias.dtype != x.dtype))
     ):
         return open_all(function, args, kwargs)
-    return (rows if turned else columns)(x, matrix, bias, x.dtype)
+    return (rows if turned else columns)(x, matrix, bias, x.dtype, wipe=wipe)
 
 
 def _is_traced(tensor: Any) -> bool:
@@ -169,6 +173,7 @@ def _linear_of(input: Any, weight: Any, bias: Any = None) -> Any:
         found = None if needs_grad else _matrix_of(weight)
         if found is not None and not found[1]:
             matrix = found[0]
+            wipe = asks_wiping(weight)
             kind = x.dtype
             cast = _is_autocast_enabled("cpu") and kind in FLOATING and kind is not torch.float64
             if cast:
@@ -182,8 +187,9 @@ def _linear_of(input: Any, weight: Any, bias: Any = None) -> Any:
                 and not x.is_neg()
             ):
                 if bias is None:
-                    return rows(x, matrix, None, kind)
+                    return rows(x, matrix, None, kind, wipe=wipe)
                 if isinstance(bias, EncryptedTensor):
+                    wipe = wipe or asks_wiping(bias)
                     bias = opened(bias)
                 if (
                     bias.dim() == 1
@@ -191,7 +197,7 @@ def _linear_of(input: Any, weight: Any, bias: Any = None) -> Any:
                     and (cast or bias.dtype is kind)
                     and bias.device.type == "cpu"
                 ):
-                    return rows(x if x.dtype is kind else x.to(kind), matrix, bias, kind)
+                    return rows(as_type(x, kind, wipe), matrix, bias, kind, wipe=wipe)
     return _checked_linear(x, weight, bias)
 
 

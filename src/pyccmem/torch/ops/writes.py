@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_map_only
 
 from ... import errors
 from .._blas import BLAS
-from .._stored import wiped_like
-from .._tensor import EncryptedTensor, opened, real, rewritten, stored_of, whole
+from .._results import pooled, wiped_like
+from .._tensor import EncryptedTensor, asks_wiping, opened, real, rewritten, stored_of, whole
 from ..registry import implements
 from .common import open_all, plain
 
@@ -93,6 +93,7 @@ def write(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             f"{function._schema.name} writes to an EncryptedTensor, which compiled code cannot; do "
             f"that outside of torch.compile."
         )
+    wipe = any(asks_wiping(value) for value in found.values())
     stores = [real(found[at]) for at in targets]
     if len({id(stored) for stored in stores}) != len(stores):
         raise errors.ArgumentError(
@@ -103,7 +104,7 @@ def write(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         at: opened(value) for at, value in found.items() if at not in targets
     }
     ordered = sorted(targets, key=lambda at: id(stored_of(found[at])))
-    return _write_next(function, args, kwargs, found, ordered, plain)
+    return _write_next(function, args, kwargs, found, ordered, plain, wipe)
 
 
 def _write_next(
@@ -113,6 +114,7 @@ def _write_next(
     found: dict[int, EncryptedTensor],
     targets: list[int],
     plain: dict[int, Tensor],
+    wipe: bool,
 ) -> Any:
     """Opens the next target, in the order of their stores, so that no two writers wait for each
     other. Runs the operation when all are open."""
@@ -120,12 +122,14 @@ def _write_next(
         at, *others = targets
         with rewritten(found[at]) as values:
             plain[at] = values
-            return _write_next(function, args, kwargs, found, others, plain)
+            return _write_next(function, args, kwargs, found, others, plain, wipe)
     args, kwargs = tree_map_only(EncryptedTensor, lambda value: plain[id(value)], (args, kwargs))
     shapes = {at: values.shape for at, values in plain.items()}
     try:
         with BLAS.unkept():
             result = function(*args, **kwargs)
+            if wipe:
+                result = pooled(result, (args, kwargs))
     finally:
         # torch gives `out` its new shape before it notices that the memory cannot grow.
         for at, values in plain.items():
