@@ -107,6 +107,8 @@ static int fill_group(const append *a, uint64_t i, uint64_t g, uint8_t *group, u
             return 0;
         stage_token_of_record(l, group, t, record);
     }
+    if (!g)
+        pool_opened(a->pool, s->records);
     return 1;
 }
 

@@ -18,6 +18,7 @@ static void open_tails(void *arg, uint64_t begin, uint64_t end) {
                 outcome_stop(&a->end, CCMEM_ERR_INTEGRITY);
                 return;
             }
+        pool_opened(a->pool, s->records);
     }
 }
 

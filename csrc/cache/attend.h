@@ -51,6 +51,10 @@ uint64_t attend_piece_at(const attend *a, uint64_t i, uint64_t token);
 int attend_open(attend *a, const attend_piece *piece, int which, size_t head, uint8_t *block,
                 float *scale, const uint8_t **rows, size_t *stride, const float **scales);
 
+/* Counts what was opened of so many heads of pieces [begin, end). The records are counted when they
+ * are opened, once for all heads. */
+void attend_opened(const attend *a, uint64_t i, uint64_t begin, uint64_t end, size_t heads);
+
 /* Row r of q of a query head of sequence i as floats. */
 void attend_query(const attend *a, uint64_t i, uint64_t query_head, uint64_t r, float *to);
 

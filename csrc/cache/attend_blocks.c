@@ -120,6 +120,7 @@ static int pack(const blocks_call *c, const rows_block *b, work *w, int which, u
         (which ? pack_v : pack_k)(c, w, rows, stride, scales, *n, piece.tokens);
         *n += piece.tokens;
     }
+    attend_opened(a, b->i, begin, end, 1);
     return 1;
 }
 

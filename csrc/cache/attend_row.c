@@ -76,6 +76,12 @@ int attend_open(attend *a, const attend_piece *piece, int which, size_t head, ui
     return 1;
 }
 
+void attend_opened(const attend *a, uint64_t i, uint64_t begin, uint64_t end, size_t heads) {
+    const uint64_t groups = a->sequence[i].groups, last = end < groups ? end : groups;
+    if (begin < last)
+        pool_opened(a->pool, (last - begin) * heads);
+}
+
 /* ---- rows of q, of scores, of the result ----------------------------------------------------- */
 
 void attend_query(const attend *a, uint64_t i, uint64_t query_head, uint64_t r, float *to) {

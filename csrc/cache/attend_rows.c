@@ -116,6 +116,7 @@ static int add_scores(const rows_call *c, const part *p, work *w, uint64_t begin
         }
         *n += piece.tokens;
     }
+    attend_opened(a, p->i, begin, end, p->heads);
     return 1;
 }
 
@@ -140,6 +141,7 @@ static int add_sums(const rows_call *c, const part *p, work *w, uint64_t begin, 
         }
         scores += piece.tokens;
     }
+    attend_opened(a, p->i, begin, end, p->heads);
     return 1;
 }
 

@@ -18,6 +18,8 @@ static ccmem_status seal_records_of(cache_pool *pool, const cache_layout *l,
         for (size_t h = 0; h < l->heads && status == CCMEM_OK; h++)
             if (!group_open(pool, l, group, which, h, plain + layout_block(l, which, h)))
                 status = CCMEM_ERR_INTEGRITY;
+    if (status == CCMEM_OK)
+        pool_opened(pool, 2 * l->heads);
     for (size_t t = 0; t < n && status == CCMEM_OK; t++) {
         stage_record_of_group(l, record, plain, t);
         pool_seal(pool, e[t].slot->data, record, e[t].number, record_tag(&e[t], l), 1, l->record);

@@ -147,3 +147,7 @@ int pool_open(cache_pool *pool, uint8_t *to, const uint8_t *from, uint64_t numbe
     store_set_failure((ccmem_failure){.page = number, .version = version});
     return 0;
 }
+
+void pool_opened(cache_pool *pool, uint64_t n) {
+    (void)__atomic_fetch_add(&pool->opened, n, __ATOMIC_RELAXED);
+}

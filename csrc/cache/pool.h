@@ -51,4 +51,8 @@ void pool_seal(const cache_pool *pool, uint8_t *to, const uint8_t *from, uint64_
 int pool_open(cache_pool *pool, uint8_t *to, const uint8_t *from, uint64_t number,
               const uint8_t *tag, size_t size, unsigned flags);
 
+/* Counts blocks and records that were opened. Not for each of them: threads would wait for each
+ * other. */
+void pool_opened(cache_pool *pool, uint64_t n);
+
 #endif

@@ -38,6 +38,7 @@ static int read_group(const reading *r, uint64_t g, uint8_t *plain, float *float
             stage_out(l, r->which, out_row(r, h, t), plain + (t - at) * l->row[r->which],
                       plain + layout_block_scales(l, r->which) + (t - at) * sizeof(float), floats);
     }
+    pool_opened(r->pool, l->heads);
     return 1;
 }
 
@@ -48,6 +49,7 @@ static int read_record(const reading *r, uint64_t i, uint8_t *plain, float *floa
         return 1;
     if (!record_open(r->pool, l, &sequence_records(r->s)[i], plain))
         return 0;
+    pool_opened(r->pool, 1);
     for (size_t h = 0; h < l->heads; h++)
         stage_out(l, r->which, out_row(r, h, at), plain + layout_record_row(l, r->which, h),
                   plain + layout_record_scale(l, r->which, h), floats);

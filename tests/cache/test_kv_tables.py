@@ -144,6 +144,33 @@ def test_stats_and_places() -> None:
     assert stats["memory_bytes"] >= stats["ciphertext_bytes"]
 
 
+def test_what_is_opened_is_counted() -> None:
+    tables = made(1, 0)
+    block = tables.block_tokens(0)
+    append(tables, 3 * block + 3)
+    seen = [tables.stats()["opened"]]
+
+    def opened() -> int:
+        seen.append(tables.stats()["opened"])
+        return seen[-1] - seen[-2]
+
+    assert seen == [0]
+    read(tables, "k", 0, 3 * block + 3)
+    assert opened() == 3 * HEADS + 3
+    read(tables, "v", block + 1, 1)
+    assert opened() == HEADS
+    for count in (1, 40):
+        q, out = np.ones((1, 4, count, KEY), "f4"), np.zeros((1, 4, count, VALUE), "f4")
+        tables.attend(attention(q, out, causal=False))
+        assert opened() == 2 * 3 * HEADS + 3
+        tables.attend(attention(q, out, causal=False, to=np.array([block], np.uint64)))
+        assert opened() == 2 * HEADS + 3
+    append(tables, block)
+    assert opened() == 3
+    tables.crop(0, 0, block + 1)
+    assert opened() == 2 * HEADS
+
+
 def test_forks_share_until_they_differ() -> None:
     tables = made(1, 40)
     other = tables.fork()
