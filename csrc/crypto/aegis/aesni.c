@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * AEGIS with AES-NI on 128-bit registers: Intel from Westmere to Skylake-X, AMD from Bulldozer to
- * Zen 2; and AEGIS-128L on every processor with AES instructions. */
+ * AEGIS with AES-NI on 128-bit registers: Intel from Westmere, AMD from Bulldozer, where there is
+ * no AVX2; and AEGIS-128L on every processor with AES instructions. */
 #include "platform/cpu.h"
 
 #if CCMEM_X86

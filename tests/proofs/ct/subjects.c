@@ -16,6 +16,7 @@
 #include "crypto/aes/bitslice.h"
 #include "crypto/aes/keywrap.h"
 #include "crypto/gf128/portable.h"
+#include "platform/cpu.h"
 #include "tiers/tiers.h"
 
 static ccmem_tier tier;
@@ -321,9 +322,8 @@ static void aegis_messages(void) {
 }
 
 /* One bit of the second page's tag is wrong: its plaintext must be gone, the others' must not. */
-static void aegis_bad_page(const uint8_t *key, const uint8_t *text, size_t page_size,
-                           const uint8_t (*nonce)[16], uint8_t (*tag)[16]) {
-    const aegis_ops *ops = tier_kernels_of(tier).aegis;
+static void aegis_bad_page(const aegis_ops *ops, const uint8_t *key, const uint8_t *text,
+                           size_t page_size, const uint8_t (*nonce)[16], uint8_t (*tag)[16]) {
     const uint8_t *in = text + page_size;
 
     tag[1][15] ^= 1;
@@ -335,10 +335,10 @@ static void aegis_bad_page(const uint8_t *key, const uint8_t *text, size_t page_
     REQUIRE(is_zero(opened, 500));
 }
 
-static void aegis_page_kernels(size_t page_size, size_t misalign, unsigned flags) {
+static void aegis_page_kernels(const aegis_ops *ops, size_t page_size, size_t misalign,
+                               unsigned flags) {
     static const size_t parts[][2] = {{0, 1},   {0, 64},     {64, 128}, {5, 20},
                                       {30, 70}, {1000, 999}, {4095, 1}, {0, 0}};
-    const aegis_ops *ops = tier_kernels_of(tier).aegis;
     const size_t npages = 3, n = npages * page_size;
     uint8_t key[16], nonce[3][16], tag[3][16], *text = sealed + misalign;
 
@@ -360,13 +360,22 @@ static void aegis_page_kernels(size_t page_size, size_t misalign, unsigned flags
         make_public(opened, size);
         REQUIRE(!memcmp(opened, plain + offset, size));
     }
-    aegis_bad_page(key, text, page_size, (const uint8_t (*)[16])nonce, tag);
+    aegis_bad_page(ops, key, text, page_size, (const uint8_t (*)[16])nonce, tag);
 }
 
 static void aegis_pages(void) {
-    aegis_page_kernels(4096, 0, 0);
-    aegis_page_kernels(4096, 32, AEGIS_STREAM);
-    aegis_page_kernels(8192, 1, 0);
+    const aegis_ops *tables[] = {
+        tier_kernels_of(tier).aegis,
+#if CCMEM_X86
+        tier == CCMEM_TIER_AESNI ? &aegis_aesni : NULL, /* for processors without AVX2 */
+#endif
+    };
+    for (size_t i = 0; i < sizeof tables / sizeof *tables; i++)
+        if (tables[i]) {
+            aegis_page_kernels(tables[i], 4096, 0, 0);
+            aegis_page_kernels(tables[i], 4096, 32, AEGIS_STREAM);
+            aegis_page_kernels(tables[i], 8192, 1, 0);
+        }
 }
 
 /* ---- the real objects ------------------------------------------------------------------------ */
