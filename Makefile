@@ -33,7 +33,7 @@ ASAN_BIN  := $(CURDIR)/$(ASAN_DIR)/venv/bin
 SANITIZE  := address,undefined
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format test test-full demo demo-torch check-tiers asan tsan mutants faults ct bench docs-outputs wheel sdist clean
+.PHONY: help install lint format test test-full demo demo-torch demo-chat check-tiers asan tsan mutants faults ct bench docs-outputs wheel sdist clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -92,6 +92,9 @@ demo: $(STAMP) ## a real model answers with its weights encrypted in RAM, about 
 
 demo-torch: $(STAMP) ## the same through PyTorch: plain, encrypted in place, from a sealed directory
 	$(BIN)/python -m pyccmem demo-torch $(DEMO_ARGS)
+
+demo-chat: $(STAMP) ## a chat, plain and encrypted, whose memory is searched while it runs
+	$(BIN)/python -m pyccmem demo-chat $(DEMO_ARGS)
 
 check-tiers: $(STAMP) ## run the tests that depend on the tier once for each tier of this machine
 	@set -e; for tier in $$($(BIN)/python -c 'from pyccmem.binding import TIERS; print(*TIERS)'); do \

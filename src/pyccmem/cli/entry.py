@@ -27,6 +27,7 @@ _MODULES = {
     "bench": ("bench", "how fast, as ratios to what this machine could do"),
     "demo": ("demo", "a real model answers with its weights encrypted in RAM"),
     "demo-torch": ("demo_torch", "the same model in PyTorch, in place and from a sealed directory"),
+    "demo-chat": ("demo_chat", "a chat whose memory another process searches while it runs"),
     "audit": ("audit", "look for a file's weights in the memory of a process"),
 }
 

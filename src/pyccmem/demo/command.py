@@ -33,7 +33,9 @@ MOST_TOKENS = 128
 _BATCH = 32
 
 
-def _count(least: int, most: int) -> Callable[[str], int]:
+def count(least: int, most: int) -> Callable[[str], int]:
+    """The type of an option that is a whole number from `least` to `most`."""
+
     def parse(text: str) -> int:
         if not (text.isascii() and text.isdigit() and least <= int(text) <= most):
             raise argparse.ArgumentTypeError(
@@ -77,20 +79,20 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--passages",
         metavar="N",
-        type=_count(4, 100_000),
+        type=count(4, 100_000),
         default=320,
         help="embed at most so many (320)",
     )
     parser.add_argument(
-        "--rounds", metavar="N", type=_count(1, 1000), default=7, help="timed rounds (7)"
+        "--rounds", metavar="N", type=count(1, 1000), default=7, help="timed rounds (7)"
     )
     parser.add_argument(
-        "--looks", metavar="N", type=_count(1, 1000), default=6, help="looks at work (6)"
+        "--looks", metavar="N", type=count(1, 1000), default=6, help="looks at work (6)"
     )
     parser.add_argument(
         "--threads",
         metavar="N",
-        type=_count(1, 64),
+        type=count(1, 64),
         default=1,
         help="threads of each process (1: a BLAS that waits for cores others use measures those)",
     )

@@ -13,7 +13,7 @@ from ..console.terminal import table_console
 from .measure import Agreement, Timing
 from .proof import Finding
 
-__all__ = ["Answer", "Encrypted", "Outcome", "Plain", "narrator", "show"]
+__all__ = ["Answer", "Encrypted", "Outcome", "Plain", "Row", "narrator", "show", "table"]
 
 #: Increased when a field of the JSON document changes its meaning.
 SCHEMA = 2
@@ -129,15 +129,15 @@ def show(outcome: Outcome, how: str | None = None) -> None:
         f"{outcome.threads} thread{'s' if outcome.threads > 1 else ''} each"
     )
     for answer in outcome.answers:
-        _table(
+        table(
             f'"{answer.query}"',
             ("cosine", "passage", ""),
             [(f"{score:.3f}", name, _short(text)) for score, name, text in answer.hits],
         )
     headings = [heading for cipher in ciphers for heading in (cipher, "ratio")]
-    _table("What encryption costs", ("", "plain", *headings), _costs(outcome))
+    table("What encryption costs", ("", "plain", *headings), _costs(outcome))
     findings = [finding for run in outcome.encrypted for finding in run.findings]
-    _table(
+    table(
         "Samples of the weights that another process found in memory",
         ("process", "as in the file", "as packed by the BLAS", "of the tensors"),
         [_seen(finding) for finding in (outcome.plain.control, *findings)],
@@ -221,19 +221,19 @@ def _short(text: str, most: int = 60) -> str:
     return text if len(text) <= most else text[: most - 3].rstrip() + "..."
 
 
-def _table(title: str, headings: Row, rows: list[Row]) -> None:
+def table(title: str, headings: Row, rows: list[Row]) -> None:
     """Prints a table: by rich on a terminal, if it is installed, else as plain text."""
     console = table_console()
     if console is not None:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=Text(title), title_justify="left")
+        drawn = Table(title=Text(title), title_justify="left")
         for heading in headings:
-            table.add_column(heading)
+            drawn.add_column(heading)
         for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
-        console.print(table)
+            drawn.add_row(*(Text(cell) for cell in row))
+        console.print(drawn)
         return
     widths = [max(len(row[i]) for row in (headings, *rows)) for i in range(len(headings))]
     print(f"\n{title}")

@@ -60,9 +60,11 @@ class Worker:
     #: The module that the child runs.
     module: ClassVar[str] = "pyccmem.demo.child"
 
-    def __init__(self, job: AnyJob, environment: Mapping[str, str] | None = None) -> None:
-        """Starts the child, with further environment variables, and lets it load the weights.
-        Raises DemoError with what the child reports."""
+    def __init__(
+        self, job: AnyJob, environment: Mapping[str, str] | None = None, *, wait: bool = True
+    ) -> None:
+        """Starts the child, with further environment variables, and lets it load the weights. If
+        not `wait`, wait_loaded() must follow. Raises DemoError with what the child reports."""
         here, there = socket.socketpair()
         with there:
             self._process = subprocess.Popen(
@@ -76,18 +78,17 @@ class Worker:
                 },
             )
         self._channel: Connection = Connection(here.detach())
+        #: Seconds that loading the weights took.
+        self.load_seconds = 0.0
+        #: The most plaintext bytes that pyccmem ever handed out at once in the child.
+        self.peak_plaintext = 0
         try:
             self._channel.send(job)
-            answer = self._receive()
-            if isinstance(answer, str):
-                raise errors.DemoError(f"The demo's process could not load the model: {answer}")
+            if wait:
+                self.wait_loaded()
         except BaseException:
             self.close()
             raise
-        #: Seconds that loading the weights took.
-        self.load_seconds = float(answer)
-        #: The most plaintext bytes that pyccmem ever handed out at once in the child.
-        self.peak_plaintext = 0
 
     def __enter__(self: _Self) -> _Self:
         return self
@@ -98,6 +99,13 @@ class Worker:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    def wait_loaded(self) -> None:
+        """Waits until the weights are loaded. Raises DemoError with what the child reports."""
+        answer = self._receive()
+        if isinstance(answer, str):
+            raise errors.DemoError(f"The demo's process could not load the model: {answer}")
+        self.load_seconds = float(answer)
 
     def ask(self, passages: Sequence[Passage]) -> None:
         """Lets the child start to embed passages. answer() must follow."""
