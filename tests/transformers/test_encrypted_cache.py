@@ -498,6 +498,9 @@ def test_recurrent_states_are_overwritten_by_erase() -> None:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model(tiny_models.prompt(1, 6), cache=cache, use_cache=True)
+    with pytest.raises(errors.ArgumentError, match="recurrent states, which cannot be rolled back"):
+        cache.crop(-1)
+    assert cache.get_seq_length() == 6 and not cache.erased
     state = cache.layers[0].conv_states[0]
     assert bool(state.any())
     cache.erase()

@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -25,6 +28,7 @@ import pyccmem.transformers.protect as protect_module
 from pyccmem import Key, errors
 from pyccmem.binding import lib
 from pyccmem.core.kv_tables import KVTables
+from pyccmem.torch import encrypt_module
 from pyccmem.transformers import (
     EncryptedCache,
     EncryptedEncoderDecoderCache,
@@ -209,6 +213,18 @@ def test_the_old_name_of_the_argument() -> None:
         assert cache.get_seq_length() == 10 and cache.remembers
 
 
+def test_other_caches_of_a_call_are_encrypted_or_refused(made: list[Any]) -> None:
+    """Guidance runs the model a second time without the prompt, with another cache."""
+    model = tiny_models.decoder("llama")
+    ids = prompt(1, 6)
+    wanted = generate(model, ids, guidance_scale=1.5)
+    with protected_inputs(model):
+        assert torch.equal(generate(model, ids, guidance_scale=1.5), wanted)
+        assert len(made) == 3 and wanted.shape[1] == 11
+        with pytest.raises(errors.ArgumentError, match="use_mtp"):
+            generate(model, ids, use_mtp=True)
+
+
 def test_continuous_batching_is_refused() -> None:
     """Its masks that keep requests apart are made for names that it knows."""
     model = tiny_models.decoder("llama")
@@ -324,6 +340,36 @@ def count_appended(monkeypatch: pytest.MonkeyPatch) -> None:
         return update(self, key, value, layer_idx, *args, **kwargs)
 
     monkeypatch.setattr(EncryptedCache, "update", counted)
+
+
+def test_a_chat_with_drafts() -> None:
+    """Drafts that were not accepted are neither in the cache nor in the text that it knows."""
+    model = tiny_models.decoder("llama")
+    text = prompt(1, 5).repeat(1, 3)
+    with protected_inputs(model):
+        cache = EncryptedCache(model.config)
+        for _ in range(3):
+            after = generate(model, text, cache=cache, prompt_lookup_num_tokens=4)
+            assert torch.equal(after, generate(model, text))
+            assert cache.remembers and cache.get_seq_length() == after.shape[1] - 1
+            text = torch.cat((after, prompt(1, 2, 8)), 1)
+        mask = torch.ones(1, cache.get_seq_length() + 2, dtype=torch.long)
+        with pytest.raises(errors.ArgumentError, match="computes all of the text"):
+            generate(model, prompt(1, 2, 8), mask, cache=cache, prompt_lookup_num_tokens=4)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager", "pyccmem"])
+def test_a_cache_without_protection(implementation: str) -> None:
+    """For a model loaded with this implementation."""
+    model = tiny_models.decoder("gemma3")
+    ids = prompt(2, 7)
+    wanted = generate(model, ids, num_beams=2)
+    model.set_attn_implementation(implementation)
+    with EncryptedCache(model.config) as cache, warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", errors.OpenedCacheWarning)
+        assert torch.equal(generate(model, ids, cache=cache, num_beams=2), wanted)
+    kinds = [one for one in told if issubclass(one.category, errors.OpenedCacheWarning)]
+    assert len(kinds) == (implementation != "pyccmem")
 
 
 @pytest.mark.parametrize("name", ["gemma3", "deepseek-v3"])
@@ -523,3 +569,87 @@ def check_compiled(*, one_layer: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     assert any("linear" in target for target in targets)
     assert not any("softmax" in target or "attention" in target for target in targets)
     torch._dynamo.reset()
+
+
+# ---- together with other things ------------------------------------------------------------------
+
+
+def test_prefill_in_chunks_and_streaming() -> None:
+    class Streamer(transformers.generation.BaseStreamer):
+        def __init__(self) -> None:
+            self.ids: list[int] = []
+
+        def put(self, value: Any) -> None:
+            self.ids += value.reshape(-1).tolist()
+
+        def end(self) -> None:
+            self.ids.append(-1)
+
+    model = tiny_models.decoder("gemma3")
+    ids = prompt(1, 17)
+    wanted = generate(model, ids)
+    with protected_inputs(model):
+        streamer = Streamer()
+        found = generate(model, ids, prefill_chunk_size=4, streamer=streamer)
+    assert torch.equal(found, wanted)
+    assert streamer.ids == [*wanted[0].tolist(), -1]
+
+
+def test_encrypted_weights_and_inputs(key: Key) -> None:
+    model = tiny_models.decoder("llama")
+    wanted = generate(model, prompt(2, 6), num_beams=2)
+    model = encrypt_module(model, key=key)
+    with protected_inputs(model):
+        assert torch.equal(generate(model, prompt(2, 6), num_beams=2), wanted)
+
+
+def test_inference_mode() -> None:
+    model = tiny_models.decoder("falcon")
+    ids = prompt(1, 6)
+    wanted = generate(model, ids)
+    with protected_inputs(model), torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", errors.OpenedCacheWarning)
+        assert torch.equal(generate(model, ids), wanted)
+        model(ids)
+
+
+def test_conversations_in_threads() -> None:
+    """One model, and a cache for each of eight."""
+    model = tiny_models.decoder("gemma3")
+    texts = [prompt(1, 6 + number, number) for number in range(8)]
+    wanted = [generate(model, text) for text in texts]
+    with protected_inputs(model), ThreadPoolExecutor(8) as pool:
+        for _ in range(2):
+            assert all(map(torch.equal, pool.map(partial(generate, model), texts), wanted))
+        caches = [EncryptedCache(model.config) for _ in texts]
+
+        def turn(number: int) -> bool:
+            found = generate(model, texts[number], cache=caches[number])
+            return torch.equal(found, wanted[number])
+
+        for _ in range(2):
+            assert all(pool.map(turn, range(8)))
+
+
+def test_a_fork_of_the_process_has_no_key() -> None:
+    model = tiny_models.decoder("llama")
+    with protected_inputs(model):
+        result = generate(model, prompt(1, 6), return_dict_in_generate=True)
+        child = os.fork()
+        if not child:
+            status = 1
+            try:
+                with torch.no_grad():
+                    model(prompt(1, 1), cache=result.cache)
+            except errors.ForkError:
+                status = 0
+            finally:
+                os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_an_earlier_transformers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gives a cache to its models under another name."""
+    monkeypatch.setattr(transformers.generation.utils, "ALL_CACHE_NAMES", ["past_key_values"])
+    with pytest.raises(errors.MissingPackageError, match=r"5\.24"):
+        protect_inputs(tiny_models.decoder("llama"))

@@ -138,6 +138,13 @@ class EncryptedCache(_Erasable, Cache):  # type: ignore[misc]
         for layer in self.layers:
             if isinstance(layer, EncryptedLayer):
                 layer.check_crop(tokens_to_remove)
+            elif isinstance(layer, LinearAttentionLayer) and not (
+                layer.record_past and layer.is_croppable
+            ):
+                raise errors.ArgumentError(
+                    "This cache has recurrent states, which cannot be rolled back, or of which the "
+                    "past was not recorded; begin anew with cache.reset()."
+                )
         with self._together():
             super().crop(tokens_to_remove)
         if self._ids is not None and self.get_seq_length() < self._ids.tokens:

@@ -17,6 +17,8 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.generation import GenerationMixin
+from transformers.generation import utils as generation
+from transformers.generation.configuration_utils import GenerationMode
 
 from .. import errors
 from ..keys import Key
@@ -129,12 +131,19 @@ class _Protected:
         **kwargs: Any,
     ) -> Any:
         call = _call.get() or _Call(GivenCache((), model_kwargs))
+        if generation_config.use_mtp:
+            raise errors.ArgumentError(
+                "use_mtp=True makes drafts through a cache of its own, in the clear; leave it out, "
+                "or call pyccmem.transformers.unprotect_inputs(model)."
+            )
         model: Any = self
         copies = max(generation_config.num_beams, generation_config.num_return_sequences)
         call.beams = generation_config.num_beams > 1
         given = model_kwargs.get("cache")
         if given is not None:
             refuse_plain(given)
+            if generation_mode == GenerationMode.ASSISTED_GENERATION:
+                call.given.begin_anew()
             call.given.fit(batch_size, copies)
         elif generation_config.use_cache is not False:
             kind = generation_config.cache_implementation
@@ -194,7 +203,7 @@ def protect_inputs(
     given caches too, from then on.
 
     Raises ArgumentTypeError for what is no such model, ArgumentError for one whose cache cannot be
-    encrypted, or that is protected already.
+    encrypted, or that is protected already, MissingPackageError before transformers 5.24.
     """
     if not isinstance(model, PreTrainedModel):
         raise errors.ArgumentTypeError(
@@ -203,6 +212,10 @@ def protect_inputs(
     if hasattr(model, _ATTRIBUTE):
         raise errors.ArgumentError(
             "This model is protected already; call unprotect_inputs(model) to change how."
+        )
+    if generation.ALL_CACHE_NAMES[0] != "cache":
+        raise errors.MissingPackageError(
+            "protect_inputs() needs transformers 5.24 or newer; pip install --upgrade transformers."
         )
     made: Any = model
     protection = _Protection(made, key, dtype, plain_states, overwrite)

@@ -66,6 +66,19 @@ class GivenCache:
                 f"the cached tokens as well, or tell the cache by cache.remember(ids)."
             )
 
+    def begin_anew(self) -> None:
+        """For assisted generation, which computes the whole text whatever a cache has of it. Raises
+        ArgumentError where the ids are not those of the whole text."""
+        cache = self.cache
+        if not isinstance(cache, EncryptedCache) or not cache.get_seq_length():
+            return
+        if not self.whole:
+            raise errors.ArgumentError(
+                "Assisted generation computes all of the text: with a cache that has a part of it, "
+                "pass the ids of the whole text, without padding."
+            )
+        cache.reset()
+
     def fit(self, sequences: int, copies: int) -> None:
         """Expands a cache of `sequences` sequences for so many beams or results of each. Raises
         ArgumentError for a cache of another number."""
