@@ -34,6 +34,7 @@ from transformers.masking_utils import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from pyccmem import errors
+from pyccmem.binding import wiped
 from pyccmem.transformers import EncryptedCache, protected_inputs
 from pyccmem.transformers.attention import NAME, attention
 from pyccmem.transformers.masks import Mask, mask_for
@@ -203,6 +204,20 @@ def test_scores_do_not_overflow(dtype: torch.dtype) -> None:
     found, wanted = case.ours(), case.wanted(case.causal())
     assert found.dtype == dtype and bool(found.isfinite().all())
     assert_same(found, wanted, 2e-2)
+
+
+def test_wiped_results() -> None:
+    before = wiped.stats()["plain_blocks"]
+    case = Case(3, 20, cache=EncryptedCache(activations="wiped"))
+    found = case.ours()
+    assert wiped.stats()["plain_blocks"] == before + 1
+    assert_same(found, case.wanted(case.causal()))
+    assert torch.equal(found, Case(3, 20).ours())
+    del found
+    assert wiped.stats()["plain_blocks"] == before
+    assert case.cache.fork()._tables.wipe
+    with pytest.raises(errors.ArgumentError, match="'wiped'"):
+        EncryptedCache(activations="burnt")
 
 
 def test_queries_in_any_order() -> None:

@@ -604,6 +604,22 @@ def test_encrypted_weights_and_inputs(key: Key) -> None:
         assert torch.equal(generate(model, prompt(2, 6), num_beams=2), wanted)
 
 
+@pytest.mark.parametrize("name", ["gemma3", "t5"])
+def test_wiped_activations(name: str) -> None:
+    model = (tiny_models.encoder_decoder if name == "t5" else tiny_models.decoder)(name)
+    wanted = generate(model, prompt(2, 6), num_beams=2)
+    with protected_inputs(model, activations="wiped"):
+        assert torch.equal(generate(model, prompt(2, 6), num_beams=2), wanted)
+        with torch.no_grad():
+            cache = (
+                model(prompt(1, 4), decoder_input_ids=prompt(1, 4)).cache
+                if name == "t5"
+                else (model(prompt(1, 4)).cache)
+            )
+    parts = [cache] if name != "t5" else [cache.self_attention_cache, cache.cross_attention_cache]
+    assert all(part._tables.wipe for part in parts)
+
+
 def test_inference_mode() -> None:
     model = tiny_models.decoder("falcon")
     ids = prompt(1, 6)

@@ -20,7 +20,7 @@ from ..core.kv_tables import Attention
 from .handles import Handle
 from .masks import Mask, mask_for
 from .plain_attention import attend_plain
-from .tables import NATIVE_NAMES
+from .tables import NATIVE_NAMES, plain_like
 
 __all__ = ["NAME", "attention", "register"]
 
@@ -151,7 +151,8 @@ def _attend(
     sequences, query_heads, rows, _ = query.shape
     if query.stride(3) != 1:
         query = query.contiguous()
-    out = torch.empty((sequences, rows, query_heads, layer.sizes[1]), dtype=query.dtype)
+    shape = (sequences, rows, query_heads, layer.sizes[1])
+    out = plain_like(shape, query.dtype) if layer.tables.wipe else query.new_empty(shape)
     kept: list[Tensor] = [query]
     if isinstance(mask, Mask) and mask.shape[3] == key.shape[2]:
         what: dict[str, Any] = {"causal": mask.causal, "window": mask.window}

@@ -21,6 +21,7 @@ from transformers.cache_utils import (
 
 from .. import errors, keys
 from ..keys import Key
+from ..torch._results import wipes
 from .ids import RememberedIds
 from .layers import EncryptedLayer, EncryptedSlidingLayer
 from .tables import Tables
@@ -81,6 +82,9 @@ class EncryptedCache(_Erasable, Cache):  # type: ignore[misc]
     memory that it frees. A protected model, see protect_inputs(), sets it for each cache that it
     works with.
 
+    `activations="wiped"`: what the attention "pyccmem" returns lies in memory that is wiped when it
+    is freed, as pyccmem.torch.encrypt_module(activations="wiped") has it.
+
     Beams, crop(), fork() and copy.deepcopy() share what is sealed. erase() destroys the key at
     once; reset(), close(), the end of a `with` block and of the last reference do so unless forks
     share it.
@@ -97,6 +101,7 @@ class EncryptedCache(_Erasable, Cache):  # type: ignore[misc]
         dtype: str | None = None,
         plain_states: bool = False,
         overwrite: bool = False,
+        activations: str = "plain",
     ) -> None:
         if dtype not in (None, "int8"):
             raise errors.ArgumentError(
@@ -104,6 +109,7 @@ class EncryptedCache(_Erasable, Cache):  # type: ignore[misc]
             )
         self._tables = Tables(dtype, _checked(key))
         self._tables.overwrite = overwrite
+        self._tables.wipe = wipes(activations)
         self._ids: RememberedIds | None = None
         if config is None:
             super().__init__(layer_class_to_replicate=partial(EncryptedLayer, self._tables))
@@ -308,10 +314,13 @@ class EncryptedEncoderDecoderCache(_Erasable, EncoderDecoderCache):  # type: ign
         key: Key | None = None,
         dtype: str | None = None,
         overwrite: bool = False,
+        activations: str = "plain",
     ) -> None:
-        own = EncryptedCache(config, key=key, dtype=dtype, overwrite=overwrite)
+        own = EncryptedCache(
+            config, key=key, dtype=dtype, overwrite=overwrite, activations=activations
+        )
         tables = Tables(dtype, _checked(key))
-        tables.overwrite = overwrite
+        tables.overwrite, tables.wipe = overwrite, wipes(activations)
         cross = [EncryptedLayer(tables, cross=True) for _ in own.layers]
         super().__init__(own, EncryptedCache._of(tables, cross))
 

@@ -61,10 +61,16 @@ class _Protection:
     """What protect_inputs() was told, and what unprotect_inputs() puts back."""
 
     def __init__(
-        self, model: Any, key: Key | None, dtype: str | None, plain: bool, overwrite: bool
+        self,
+        model: Any,
+        key: Key | None,
+        dtype: str | None,
+        plain: bool,
+        overwrite: bool,
+        activations: str,
     ) -> None:
         self.key, self.dtype, self.plain_states = key, dtype, plain
-        self.overwrite = overwrite
+        self.overwrite, self.activations = overwrite, activations
         self.base = type(model)
         self.attention = model.config._attn_implementation
         self.hook: Any = None
@@ -85,9 +91,15 @@ class _Protection:
         """An empty cache for the model."""
         config = model.config.get_text_config(decoder=True)
         if model.config.is_encoder_decoder:
-            return EncryptedEncoderDecoderCache(config, key=self.key, dtype=self.dtype)
+            return EncryptedEncoderDecoderCache(
+                config, key=self.key, dtype=self.dtype, activations=self.activations
+            )
         return EncryptedCache(
-            config, key=self.key, dtype=self.dtype, plain_states=self.plain_states
+            config,
+            key=self.key,
+            dtype=self.dtype,
+            plain_states=self.plain_states,
+            activations=self.activations,
         )
 
 
@@ -105,6 +117,7 @@ class _Protected:
                 key=protection.key,
                 dtype=protection.dtype,
                 overwrite=protection.overwrite,
+                activations=protection.activations,
             ):
                 return self.generate(*args, **kwargs)
         given = GivenCache(args, kwargs)
@@ -191,6 +204,7 @@ def protect_inputs(
     dtype: str | None = None,
     plain_states: bool = False,
     overwrite: bool = True,
+    activations: str = "plain",
 ) -> Any:
     """Makes every generate(), pipeline and call of a transformers model keep keys and values in an
     EncryptedCache, and returns the model.
@@ -218,7 +232,7 @@ def protect_inputs(
             "protect_inputs() needs transformers 5.24 or newer; pip install --upgrade transformers."
         )
     made: Any = model
-    protection = _Protection(made, key, dtype, plain_states, overwrite)
+    protection = _Protection(made, key, dtype, plain_states, overwrite, activations)
     if isinstance(model, GenerationMixin) and not made._supports_default_dynamic_cache():
         raise errors.ArgumentError(
             f"{type(model).__name__} keeps its state in a form of its own, which pyccmem cannot "
@@ -258,9 +272,17 @@ def protected_inputs(
     dtype: str | None = None,
     plain_states: bool = False,
     overwrite: bool = True,
+    activations: str = "plain",
 ) -> Iterator[Any]:
     """protect_inputs() for a `with` block."""
-    protect_inputs(model, key=key, dtype=dtype, plain_states=plain_states, overwrite=overwrite)
+    protect_inputs(
+        model,
+        key=key,
+        dtype=dtype,
+        plain_states=plain_states,
+        overwrite=overwrite,
+        activations=activations,
+    )
     try:
         yield model
     finally:

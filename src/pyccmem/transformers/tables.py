@@ -28,7 +28,7 @@ NATIVE_NAMES = {
 class Tables:
     """A cache's KVTables, and what its layers agree on."""
 
-    __slots__ = ("_said", "_tables", "dtype", "erased", "key", "overwrite")
+    __slots__ = ("_said", "_tables", "dtype", "erased", "key", "overwrite", "wipe")
 
     def __init__(self, dtype: str | None, key: Key | None) -> None:
         self._tables: KVTables | None = None
@@ -38,6 +38,8 @@ class Tables:
         self.erased = False
         #: Keys and values are overwritten where they come from, once they are sealed.
         self.overwrite = False
+        #: What the attention returns lies in memory that is wiped.
+        self.wipe = False
 
     def made(self, sequences: int) -> KVTables:
         """The tables, for so many sequences where there are none yet. Raises ClosedError and what
@@ -82,6 +84,7 @@ class Tables:
         raises."""
         self._refuse_erased()
         new = Tables(self.dtype, self.key)
+        new.overwrite, new.wipe = self.overwrite, self.wipe
         new.overwrite = self.overwrite
         if self._tables is not None:
             new._tables = self._tables.fork()
