@@ -10,7 +10,7 @@ static const tier_kernels rows[] = {
      .gemv = &gemv_avx2,
      .gemm = &gemm_avx2,
      .attention = &attention_avx2},
-    {.needs = CPU_AVX2, .aegis = &aegis_avx},
+    {.needs = CPU_AVX2, .aegis = &aegis_avx2},
     {.aes = &aes_aesni, .xts = &xts_aesni, .aegis = &aegis_aesni, .probe = &probe_aesni},
     TIER_LAST,
 };

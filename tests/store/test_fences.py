@@ -158,7 +158,7 @@ def test_no_other_file_stores_around_the_caches(native_objects: dict[Path, Path]
 SFENCES = [
     (
         "crypto/aegis/template.h",
-        "nonce[i], tag[i], how);\n    if (how != CACHED)\n",
+        "(npages - 1 - i) * size));\n    if (how != CACHED)\n",
         "crypto/aegis/vaes256.c",
     ),
     (

@@ -70,7 +70,7 @@ typedef struct aegis_ops {
     int spills; /* the functions for pages leave parts of states on the stack: see burn_stack() */
 } aegis_ops;
 
-extern const aegis_ops aegis_portable, aegis_aesni, aegis_avx, aegis_vaes256, aegis_vaes512;
+extern const aegis_ops aegis_portable, aegis_aesni, aegis_avx2, aegis_vaes256, aegis_vaes512;
 
 /* One message with these kernels, see ccmem_aegis_encrypt and ccmem_aegis_decrypt; the arguments
  * have been checked. */

@@ -14,6 +14,6 @@
 #define vcontext(lane, lanes) v128_low32((int)((lane) | ((lanes) - 1) << 8))
 
 #define AEGIS_SPILLS 1
-#define AEGIS_OPS aegis_avx
+#define AEGIS_OPS aegis_avx2
 #include "crypto/aegis/template.h"
 #endif
