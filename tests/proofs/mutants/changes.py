@@ -1619,14 +1619,6 @@ CHANGES: list[Change] = [
         "    if (!alien) {\n        ;",
     ),
     Change(
-        "cache-usable-in-a-child",
-        "cache/life.c",
-        "ccmem_status cache_enter(ccmem_cache *cache, uint32_t layer, int write, cache_layer **out) {\n"
-        "    if (fork_alien(cache->pool->generation))",
-        "ccmem_status cache_enter(ccmem_cache *cache, uint32_t layer, int write, cache_layer **out) {\n"
-        "    if (0)",
-    ),
-    Change(
         "cache-failed-attention-hands-out-sums",
         "cache/attend.c",
         "            zero_out(&a);",
