@@ -4,6 +4,7 @@
 #define CCMEM_CACHE_ATTEND_H
 
 #include "cache/cache.h"
+#include "platform/round.h"
 #include "store/store.h"
 #include "tiers/tiers.h"
 
@@ -77,8 +78,6 @@ float attend_softmax(const attend *a, float *scores, size_t n, float *most, floa
 float attend_share(const attend *a, uint64_t query_head, float most, float total);
 
 /* The rows' own length of floats, filled up for the kernels. */
-static inline size_t attend_floats(size_t n) {
-    return (n + ATTENTION_FLOATS - 1) / ATTENTION_FLOATS * ATTENTION_FLOATS;
-}
+static inline size_t attend_floats(size_t n) { return round_up(n, ATTENTION_FLOATS); }
 
 #endif

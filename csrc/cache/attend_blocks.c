@@ -12,6 +12,7 @@
 #include "cache/attend.h"
 #include "memory/secret.h"
 #include "platform/float_env.h"
+#include "platform/round.h"
 #include "platform/threads.h"
 
 enum { LINE = 64, AT_ONCE = 8 /* rows that gemm's transpose() takes */ };
@@ -47,8 +48,6 @@ typedef struct rows_block {
     uint64_t first; /* number */
     size_t n;
 } rows_block;
-
-static size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
 /* n floats, whole vectors, by a kernel that leaves none of them in a register. */
 static void copy(const attend *a, float *to, const float *from, size_t n) {

@@ -9,6 +9,7 @@
 #include "cache/attend.h"
 #include "memory/secret.h"
 #include "platform/float_env.h"
+#include "platform/round.h"
 #include "platform/threads.h"
 
 enum {
@@ -47,7 +48,7 @@ typedef struct work {
     uint8_t *block;
 } work;
 
-static size_t lines(size_t n) { return (n + LINE - 1) / LINE * LINE; }
+static size_t lines(size_t n) { return round_up(n, LINE); }
 
 static size_t result_floats(const rows_call *c) { return c->n * c->wide + lines(2 * c->n); }
 

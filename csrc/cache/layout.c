@@ -4,6 +4,7 @@
 
 #include "kernels/attention.h"
 #include "platform/dtype.h"
+#include "platform/round.h"
 
 enum {
     BLOCK_BYTES = 4096, /* so a block, its scores and what they are made of stay in an L1 */
@@ -12,8 +13,6 @@ enum {
     HEADS_MAX = 65536,
     LINE = 64 /* bytes of a block of AEGIS-128X2 */
 };
-
-static size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
 int cache_layout_of(cache_layout *l, const ccmem_cache_layer *layer) {
     const size_t element = dtype_size(layer->dtype);

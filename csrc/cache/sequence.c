@@ -3,15 +3,16 @@
 #include <string.h>
 
 #include "cache/cache.h"
+#include "platform/round.h"
 
 /* ---- entries --------------------------------------------------------------------------------- */
 
-static size_t group_bytes(const cache_layout *l) { return l->group + 2 * l->heads * PAGE_TAG; }
+/* Bytes of slots, which begin at a multiple of 64. */
+static size_t group_bytes(const cache_layout *l) {
+    return round_up(l->group + 2 * l->heads * PAGE_TAG, 64);
+}
 
-static size_t record_bytes(const cache_layout *l) { return l->record + PAGE_TAG; }
-
-/* Slots begin at a multiple of 64. */
-static size_t whole_lines(size_t n) { return (n + 63) / 64 * 64; }
+static size_t record_bytes(const cache_layout *l) { return round_up(l->record + PAGE_TAG, 64); }
 
 static void count(uint64_t *counter, uint64_t n) {
     (void)__atomic_fetch_add(counter, n, __ATOMIC_RELAXED);
@@ -22,7 +23,7 @@ static void uncount(uint64_t *counter, uint64_t n) {
 }
 
 cache_entry group_new(cache_pool *pool, const cache_layout *l) {
-    cache_entry e = {0, slots_take(&pool->slots, SLOT_CIPHERTEXT, whole_lines(group_bytes(l)))};
+    cache_entry e = {0, slots_take(&pool->slots, SLOT_CIPHERTEXT, group_bytes(l))};
     if (e.slot) {
         count(&pool->blocks, 2 * l->heads);
         count(&pool->ciphertext_bytes, l->group);
@@ -31,7 +32,7 @@ cache_entry group_new(cache_pool *pool, const cache_layout *l) {
 }
 
 cache_entry record_new(cache_pool *pool, const cache_layout *l) {
-    cache_entry e = {0, slots_take(&pool->slots, SLOT_CIPHERTEXT, whole_lines(record_bytes(l)))};
+    cache_entry e = {0, slots_take(&pool->slots, SLOT_CIPHERTEXT, record_bytes(l))};
     if (e.slot) {
         count(&pool->records, 1);
         count(&pool->ciphertext_bytes, l->record);

@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "platform/float_env.h"
+#include "platform/round.h"
 #include "platform/threads.h"
 #include "product/fetch.h"
 #include "store/store.h"
@@ -45,8 +46,6 @@ typedef struct gemm_call {
 static size_t result_bytes(const linear_product *p) {
     return p->halves ? sizeof(uint16_t) : sizeof(float);
 }
-
-static size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
 static size_t words(const gemm_call *l, uint64_t elements) {
     return ((size_t)elements * l->unit + WORD - 1) / WORD;
