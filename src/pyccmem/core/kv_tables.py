@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import atexit
 import itertools
-import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
@@ -26,6 +25,7 @@ from ..binding.status import CacheCall
 from .dtypes import NATIVE
 from .fork_warning import name_also
 from .indexing import address
+from .registry import Registry
 from .resource import Resource
 from .secret_level import native_level, wanted_level
 
@@ -169,7 +169,7 @@ class KVTables(Resource):
         # the cache is erased and freed when the last one goes.
         self._cache = CACHE.own(out)
         self._anchor = anchor(self._cache)
-        _register(self)
+        _registry.add(self)
 
     # ---- layers ----
 
@@ -380,7 +380,7 @@ class KVTables(Resource):
         """Gives back what no fork shares, at once or when the last call that uses it returns; the
         last of the forks erases. May be repeated."""
         self._cache = self._anchor = None
-        _registry.discard(weakref.ref(self))
+        _registry.discard(self)
 
     @property
     def closed(self) -> bool:
@@ -527,25 +527,15 @@ def _place(found: Any) -> Place:
 
 # ---- all caches of the process -------------------------------------------------------------------
 
-#: Every open cache, and some that are gone; without callbacks, as in .store.
-_registry: set[weakref.ref[KVTables]] = set()
-_sweep_at = 256
-
-
-def _register(tables: KVTables) -> None:
-    global _sweep_at
-    _registry.add(weakref.ref(tables))
-    if len(_registry) >= _sweep_at:
-        _registry.difference_update([gone for gone in list(_registry) if gone() is None])
-        _sweep_at = max(256, 2 * len(_registry))
+#: Every open cache.
+_registry: Registry[KVTables] = Registry(256)
 
 
 def open_caches() -> Iterator[KVTables]:
     """The caches of this process that can be used, forks among them."""
-    for reference in list(_registry):
-        tables = reference()
-        cache = None if tables is None else tables._cache
-        if tables is not None and cache is not None and lib.ccmem_cache_check(cache) == OK:
+    for tables in _registry:
+        cache = tables._cache
+        if cache is not None and lib.ccmem_cache_check(cache) == OK:
             yield tables
 
 

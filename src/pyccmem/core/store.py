@@ -7,7 +7,6 @@ gives the native object for a call, and fail(), which raises for a call that fai
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -15,6 +14,7 @@ from .. import errors
 from ..binding import OK, Call, check, lib
 from ..binding.status import BufferCall
 from .forks import Origin
+from .registry import Registry
 from .resource import Resource
 
 __all__ = [
@@ -200,36 +200,24 @@ def is_usable(store: Store) -> bool:
 
 # ---- all stores of the process -------------------------------------------------------------------
 
-#: Every open store of the process, and some that are gone. The references have no callbacks,
-#: because an interrupt could come in a callback. Operations of a set of references are atomic, so
-#: that neither a thread nor a fork can find a lock held.
-_registry: set[weakref.ref[Store]] = set()
-
-#: Once the set has this many references, those to stores that are gone are removed.
-_sweep_at = 1024
+#: Every open store of the process, those inherited from a parent among them.
+_registry: Registry[Store] = Registry(1024)
 
 
 def register(store: Store) -> None:
     """Adds an open store to those that registered() yields."""
-    global _sweep_at
-    _registry.add(weakref.ref(store))
-    if len(_registry) >= _sweep_at:
-        _registry.difference_update([gone for gone in list(_registry) if gone() is None])
-        _sweep_at = max(1024, 2 * len(_registry))
+    _registry.add(store)
 
 
 def forget(store: Store) -> None:
     """Removes a store that register() added."""
-    _registry.discard(weakref.ref(store))
+    _registry.discard(store)
 
 
 def registered() -> Iterator[Any]:
     """Yields the stores that are neither closed nor gone, including those inherited from a
     parent."""
-    for reference in list(_registry):
-        store = reference()
-        if store is not None:
-            yield store
+    yield from _registry
 
 
 def origin_of(store: Store) -> Origin | None:
