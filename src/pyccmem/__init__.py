@@ -24,6 +24,7 @@ try:
     from .arena import Arena
     from .buffer import EncryptedBuffer
     from .cpu import cpu_info
+    from .hardening import guard
     from .keys import Key
     from .kv_cache import KVCache
     from .mapping import Mapping
@@ -59,6 +60,7 @@ __all__ = [
     "errors",
     "get_num_threads",
     "get_plaintext_budget",
+    "guard",
     "hazmat",
     "linear",
     "selftest",

@@ -33,6 +33,7 @@ its text is a sentence that says what was wrong and what to do::
     ├── PlaintextBudgetError (MemoryError)    the plaintext budget or a window leaves no room
     ├── FaultMechanismError (RuntimeError)    the system offers no way to fill memory on a touch
     ├── MappingConflictError (RuntimeError)   bytes of another mapping, one of the two writable
+    ├── GuardError (RuntimeError)             a part of guard() that was required and does not hold
     ├── SecretMemoryError (RuntimeError)      the required secret-memory level is not available
     ├── EntropyError (RuntimeError)           the system's random generator failed
     ├── VersionExhaustedError (RuntimeError)  a page has no unused version left under its key
@@ -68,6 +69,7 @@ __all__ = [
     "FileWriteError",
     "ForkError",
     "ForkWarning",
+    "GuardError",
     "IndexingError",
     "InsecureKeyFileWarning",
     "IntegrityError",
@@ -242,6 +244,10 @@ class FaultMechanismError(PyccmemError, RuntimeError):
 
 class MappingConflictError(PyccmemError, RuntimeError):
     """A mapping of bytes that another mapping covers, one of the two being writable."""
+
+
+class GuardError(PyccmemError, RuntimeError):
+    """Raised by guard(strict=True) when a part that was asked for does not hold."""
 
 
 class SecretMemoryError(PyccmemError, RuntimeError):

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Looks whether freed memory is overwritten: fills a block with a mark, frees it, and reads what
+lies there then."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import sysconfig
+from collections.abc import Callable
+from typing import Any
+
+from . import allocator, libc
+from .part import Part
+
+__all__ = ["freed_memory", "numpy_memory", "python_objects", "small_blocks", "torch_memory"]
+
+#: Blocks that glibc keeps in no cache of a thread (more than 1,032 bytes), up to what comes from
+#: the heap and not from a mapping of its own.
+_LARGE = (1_104, 4_096, 20_000, 100_000)
+
+#: Blocks of a thread's cache in glibc.
+_SMALL = (24, 40, 120, 500, 1_000)
+
+#: Bytes of Python's own allocator, which serves up to 512.
+_OBJECTS = (100, 200, 400)
+
+#: NumPy keeps blocks below 1,024 bytes for itself.
+_ARRAYS = (96, 1_000, 5_000, 100_000)
+
+_RUN = "start the program by `pyccmem run -- COMMAND`"
+_MARK = 8  # bytes that are compared at a time
+
+
+class _Look:
+    """Reads a freed block into memory that was taken before: whatever is taken after the block was
+    freed may be that block, and overwrite it."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.mark = os.urandom(_MARK)
+        self.filled = self.mark * (nbytes // _MARK)
+        self.into = ctypes.create_string_buffer(len(self.filled))
+
+    def left(self, address: int) -> int:
+        """Returns how many bytes at `address`, which were freed, are still those of `filled`."""
+        libc.peek(address, self.into)
+        return self.into.raw.count(self.mark) * _MARK
+
+
+def _kept(sizes: tuple[int, ...], tried: Callable[[_Look], int]) -> list[int]:
+    """Returns those sizes of which a freed block kept more than the 8 bytes that glibc leaves."""
+    return [size for size in sizes if tried(_Look(size)) > _MARK]
+
+
+def _block(look: _Look) -> int:
+    address = libc.allocate(len(look.filled))
+    if address is None:
+        return len(look.filled)
+    ctypes.memmove(address, look.filled, len(look.filled))
+    libc.release(address)
+    return look.left(address)
+
+
+def _object(look: _Look) -> int:
+    text = bytes(bytearray(look.filled))
+    address = id(text) + sys.getsizeof(b"") - 1
+    del text
+    return look.left(address)
+
+
+def _sizes(sizes: list[int]) -> str:
+    return ", ".join(f"{size:,}" for size in sizes)
+
+
+def freed_memory() -> Part:
+    """Looks at blocks of malloc() that no thread keeps for itself."""
+    owner = allocator.owner()
+    kept = _kept(_LARGE, _block)
+    if not kept:
+        how = allocator.wiper() or f"{owner} overwrites it"
+        return Part("freed-memory", True, f"freed blocks are overwritten ({how})", "")
+    remedy = _RUN if not owner.perturbs else f"call pyccmem.guard(), or {_RUN}"
+    detail = f"{owner}: freed blocks of {_sizes(kept)} bytes keep what lay in them"
+    return Part("freed-memory", False, detail, remedy)
+
+
+def small_blocks() -> Part:
+    """Looks at blocks that glibc keeps in a thread's cache."""
+    kept = _kept(_SMALL, _block)
+    if not kept:
+        return Part("small-blocks", True, "small freed blocks are overwritten too", "")
+    return Part(
+        "small-blocks",
+        False,
+        f"freed blocks of {_sizes(kept)} bytes keep what lay in them, as long as a thread keeps "
+        f"them for its next use",
+        _RUN,
+    )
+
+
+def python_objects() -> Part:
+    """Looks at bytes objects."""
+    kept = _kept(_OBJECTS, _object)
+    if not kept:
+        return Part("python-objects", True, "dropped str and bytes are overwritten", "")
+    remedy = _RUN
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        remedy = "use an interpreter with a GIL: a free-threaded one has an allocator of its own"
+    return Part(
+        "python-objects", False, f"dropped bytes of {_sizes(kept)} keep what lay in them", remedy
+    )
+
+
+def numpy_memory() -> Part:
+    """Looks at arrays."""
+    numpy: Any = sys.modules.get("numpy")
+    if numpy is None:
+        return Part("numpy-memory", False, "numpy is not imported", "look again when it is")
+
+    def array(look: _Look) -> int:
+        made = numpy.frombuffer(look.filled, numpy.uint8).copy()
+        address = made.__array_interface__["data"][0]
+        del made
+        return look.left(address)
+
+    kept = _kept(_ARRAYS, array)
+    if not kept:
+        return Part("numpy-memory", True, "the memory of dropped arrays is overwritten", "")
+    detail = f"dropped arrays of {_sizes(kept)} bytes keep what lay in them"
+    return Part("numpy-memory", False, detail, f"call pyccmem.guard(), or {_RUN}")
+
+
+def torch_memory() -> Part:
+    """Looks at tensors on the processor."""
+    torch: Any = sys.modules.get("torch")
+    if torch is None or not hasattr(torch, "frombuffer"):
+        return Part("torch-memory", False, "torch is not imported", "look again when it is")
+
+    def tensor(look: _Look) -> int:
+        made = torch.frombuffer(bytearray(look.filled), dtype=torch.uint8).clone()
+        address = made.data_ptr()
+        del made
+        return look.left(address)
+
+    kept = _kept(_ARRAYS, tensor)
+    if not kept:
+        return Part("torch-memory", True, "the memory of dropped tensors is overwritten", "")
+    detail = f"dropped tensors of {_sizes(kept)} bytes keep what lay in them"
+    return Part("torch-memory", False, detail, _RUN)
