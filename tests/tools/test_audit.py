@@ -25,6 +25,7 @@ import support
 
 from pyccmem import audit, errors
 from pyccmem.audit import processes, scanner
+from pyccmem.audit import search as searching
 from pyccmem.binding import ffi, lib
 from pyccmem.files.safetensors_header import open_file, read_header
 
@@ -259,7 +260,7 @@ def test_samples_across_the_borders_of_chunks(
     weights: Path, samples: audit.Samples, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A sample lies across every page border, so one lies across every border between reads."""
-    monkeypatch.setattr(scanner, "_CHUNK", chunk)
+    monkeypatch.setattr(searching, "CHUNK", chunk)
     report, planted = scan_child(weights, samples, EVERY_PAGE)
     assert len(planted) > 300
     assert sorted(hit.address for hit in report.hits) == sorted(planted)

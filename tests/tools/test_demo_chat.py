@@ -170,7 +170,8 @@ def test_where_a_sample_lies() -> None:
             env=support.child_environment(),
             bufsize=0,
         )
-        with child, proof.samples(known, prompt=10) as wanted:
+        wanted = proof.samples(known, prompt=10)
+        with child:
             assert child.stdin is not None and child.stdout is not None
             child.stdin.write(b"".join(rows(20, 0).values()))
             assert child.stdout.readline() == b"ready\n"

@@ -7,7 +7,8 @@
 
 takes thousands of 16-byte samples from the data of a safetensors file and looks for them in all
 memory of the process, at every byte offset. `pyccmem audit PID --weights FILE` does the same on the
-command line. The process may be this one, or its parent: the scanner keeps the samples under a
+command line. samples_from_parts() makes samples of anything else, scan_file() searches core dumps
+and swap files. The process may be this one, or its parent: the scanner keeps the samples under a
 random mask and wipes what it reads, so it does not find itself.
 
 Linux only. A user can read the memory of their own processes, unless the process has forbidden it
@@ -17,8 +18,15 @@ Linux only. A user can read the memory of their own processes, unless the proces
 from __future__ import annotations
 
 from .command import add_arguments, run
+from .dumps import scan_file
 from .report import Hit, Report, Unreadable
-from .samples import DEFAULT_SAMPLES, MAX_SAMPLES, Samples, samples_from_safetensors
+from .samples import (
+    DEFAULT_SAMPLES,
+    MAX_SAMPLES,
+    Samples,
+    samples_from_parts,
+    samples_from_safetensors,
+)
 from .scanner import scan
 
 __all__ = [
@@ -30,6 +38,8 @@ __all__ = [
     "Unreadable",
     "add_arguments",
     "run",
+    "samples_from_parts",
     "samples_from_safetensors",
     "scan",
+    "scan_file",
 ]

@@ -8,6 +8,7 @@ proc_pid_maps(5), proc_pid_mem(5), proc_pid_pagemap(5), proc_pid_map_files(5).
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 from collections.abc import Iterator
@@ -20,7 +21,10 @@ from ..binding.closing import Closing
 from ..binding.owned import Descriptor
 from .scratch import Scratch
 
-__all__ = ["Mapping", "ProcessMemory", "Range", "subtract"]
+__all__ = ["WAYS", "Mapping", "ProcessMemory", "Range", "subtract"]
+
+#: How memory is read: through /proc/PID/mem, or by process_vm_readv(2).
+WAYS = ("mem", "readv")
 
 #: Addresses from the first to the second; the second is excluded.
 Range = tuple[int, int]
@@ -29,6 +33,8 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 
 #: Bits of an entry of pagemap: 63 present, 62 swapped. Both are 0 for a page that does not exist.
 _THERE = np.uint64(3 << 62)
+#: Bit 61: the page is one of a file, or of shared memory.
+_OF_FILE = np.uint64(1 << 61)
 _PAGEMAP_PAGES = 1 << 16  # entries read at once
 
 #: The kernel's names for memory that has a file of its own without a file system.
@@ -85,12 +91,12 @@ class ProcessMemory(Closing):
     number later is never taken for this one.
     """
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, way: str = "mem") -> None:
         self.pid = pid
         self._open: list[Descriptor] = []
         try:
             self._directory = self._descriptor(f"/proc/{pid}", os.O_DIRECTORY)
-            self._memory = self._descriptor("mem")
+            self._memory = self._descriptor("mem") if way == "mem" else None
             self._pagemap = self._optional("pagemap")
             self.mappings()
         except BaseException:
@@ -246,9 +252,9 @@ class ProcessMemory(Closing):
             return (status.st_dev, status.st_ino) == file_id
         return False
 
-    def resident(self, mapping: Mapping) -> list[Range] | None:
+    def resident(self, mapping: Mapping, *, written: bool = False) -> list[Range] | None:
         """Returns the ranges in which the mapping has pages of its own, in memory or swapped out;
-        None if that is not known."""
+        None if that is not known. `written`: without those that a file has as well."""
         if self._pagemap is None:
             return None
         runs: list[Range] = []
@@ -262,7 +268,10 @@ class ProcessMemory(Closing):
             entries = np.frombuffer(raw[: len(raw) // 8 * 8], dtype=np.uint64)
             if not len(entries):
                 raise self._ended()
-            there = np.concatenate(([False], (entries & _THERE) != 0, [False]))
+            exist = (entries & _THERE) != 0
+            if written:
+                exist &= (entries & _OF_FILE) == 0
+            there = np.concatenate(([False], exist, [False]))
             edges = first + np.flatnonzero(there[1:] != there[:-1])
             for begin, end in edges.reshape(-1, 2).tolist():
                 if runs and runs[-1][1] == begin * PAGE:
@@ -288,7 +297,10 @@ class ProcessMemory(Closing):
         """Reads up to `count` bytes to offset `at` of the scratch memory. Returns how many there
         were before the first page that cannot be read."""
         try:
-            got = scratch.read(self._memory, address, at, count)
+            if self._memory is None:
+                got = _read_by_call(self.pid, scratch.address + at, address, count)
+            else:
+                got = scratch.read(self._memory, address, at, count)
         except OverflowError:  # [vsyscall] lies beyond the largest file offset
             return 0
         except OSError as error:
@@ -300,6 +312,28 @@ class ProcessMemory(Closing):
         if got == 0:
             raise self._ended()
         return got
+
+
+class _Vector(ctypes.Structure):
+    """struct iovec of uio(3)."""
+
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+def _read_by_call(pid: int, to: int, address: int, count: int) -> int:
+    """Reads by process_vm_readv(2) as many of `count` bytes as there are before a page that cannot
+    be read. Raises OSError."""
+    call = getattr(ctypes.CDLL(None, use_errno=True), "process_vm_readv", None)
+    if call is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    call.restype = ctypes.c_ssize_t
+    here, there = _Vector(to, count), _Vector(address, count)
+    one, none = ctypes.c_ulong(1), ctypes.c_ulong(0)
+    got = call(ctypes.c_int(pid), ctypes.byref(here), one, ctypes.byref(there), one, none)
+    if got < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return int(got)
 
 
 def _data(descriptor: int, mapping: Mapping) -> Iterator[Range]:

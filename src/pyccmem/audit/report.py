@@ -53,8 +53,8 @@ class Report:
     """The result of one scan. `found` counts samples outside of mappings of the weights file.
     Memory in `unreadable` was not looked at."""
 
-    pid: int
-    command: str  #: the short name of the process's program
+    pid: int  #: 0 for a file
+    command: str  #: the short name of the process's program; the path of a file
     weights: str  #: path of the file
     samples: int  #: how many were looked for
     found: int = 0  #: how many of them lie in memory
@@ -68,6 +68,7 @@ class Report:
     unreadable: list[Unreadable] = field(default_factory=list)
     bytes_scanned: int = 0
     bytes_untouched: int = 0  #: mapped and never used, so there is nothing to read
+    bytes_of_files: int = 0  #: in mappings of files of which only what was written was read
     bytes_vanished: int = 0  #: unmapped by the process before they could be read
     bytes_excluded: int = 0  #: the scanner's own buffer, when it scans its own process
     seconds: float = 0.0
@@ -124,6 +125,7 @@ class Report:
             ],
             "bytes_scanned": self.bytes_scanned,
             "bytes_untouched": self.bytes_untouched,
+            "bytes_of_files": self.bytes_of_files,
             "bytes_vanished": self.bytes_vanished,
             "bytes_excluded": self.bytes_excluded,
             "seconds": self.seconds,

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NoReturn
 
@@ -25,6 +26,7 @@ __all__ = [
     "MAX_SAMPLES",
     "SAMPLE_BYTES",
     "Samples",
+    "samples_from_parts",
     "samples_from_safetensors",
 ]
 
@@ -249,3 +251,42 @@ def samples_from_safetensors(
             f"constant or periodic; name a file with trained weights."
         )
     return samples
+
+
+def samples_from_parts(parts: Mapping[str, bytes], name: str = "parts") -> Samples:
+    """Takes one sample of each part, by its name: text, rows of keys and values, numbers of tokens.
+    A part of more than 16 bytes gives one of its places. Parts whose bytes would not be known again
+    give none (Samples.without_samples()); samples_from_safetensors() says which those are.
+
+    The parts are the caller's: this process holds what it looks for as long as they do.
+
+    Raises FileFormatError (no part is distinctive), ArgumentError (there are none),
+    ArgumentTypeError.
+    """
+    if not parts:
+        raise errors.ArgumentError("There are no parts; give at least one, of 16 bytes or more.")
+    header, at = {}, 0
+    for part, content in parts.items():
+        if not isinstance(part, str) or not isinstance(content, bytes):
+            raise errors.ArgumentTypeError(
+                f"parts must be bytes by name, not {type(content).__name__} by "
+                f"{type(part).__name__}."
+            )
+        header[part] = {
+            "dtype": "U8",
+            "shape": [len(content)],
+            "data_offsets": [at, at + len(content)],
+        }
+        at += len(content)
+    text = json.dumps(header).encode()
+    with open(f"pyccmem-{name}", "wb", opener=_in_memory) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.writelines(parts.values())
+        file.flush()
+        count = min(len(parts), MAX_SAMPLES)
+        return samples_from_safetensors(f"/proc/self/fd/{file.fileno()}", count)
+
+
+def _in_memory(name: str, _: int) -> int:
+    """Opens a file that lies only in memory, for open()."""
+    return os.memfd_create(name, os.MFD_CLOEXEC)

@@ -10,24 +10,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from .. import errors
-from ..binding import Call, check, ffi, lib
 from ..binding.arguments import integer
-from .processes import PAGE, Mapping, ProcessMemory, Range, subtract
-from .report import Hit, Place, Report, Unreadable
-from .samples import SAMPLE_BYTES, Samples
-from .scratch import Scratch
+from .processes import PAGE, WAYS, Mapping, ProcessMemory, Range, subtract
+from .report import Place, Report, Unreadable
+from .samples import Samples
+from .search import Found, Search
+from .tally import Tally, check_samples
 
 __all__ = ["Progress", "scan"]
 
 #: A function that is called now and then with the bytes read so far and the total.
 Progress = Callable[[int, int], None]
-
-_CHUNK = 4 << 20  # bytes read at once
-_MARGIN = 64  # bytes before a chunk, for the end of the chunk before it
-_CARRY = SAMPLE_BYTES - 1
-_SCAN = Call("the scan")
-
-_HITS = 1 << 12  # hits taken from the native scan at once
 
 #: After this many unreadable pages in a row the rest of a mapping counts as unreadable too: devices
 #: map more than can be tried page by page.
@@ -42,9 +35,6 @@ _UNSEEN = (
     "another one has"
 )
 
-_HIT_TYPE = np.dtype([("offset", np.uint64), ("sample", np.uint32), ("", np.uint32)])
-assert _HIT_TYPE.itemsize == ffi.sizeof("ccmem_scan_hit")
-
 
 @dataclass(frozen=True)
 class _Part:
@@ -56,7 +46,14 @@ class _Part:
 
 
 def scan(
-    pid: int, samples: Samples, progress: Progress | None = None, *, max_hits: int = 1000
+    pid: int,
+    samples: Samples,
+    progress: Progress | None = None,
+    *,
+    max_hits: int = 1000,
+    way: str = "mem",
+    wide: bool = False,
+    files: bool = True,
 ) -> Report:
     """Looks for the samples in all memory of process `pid`, at every offset.
 
@@ -66,7 +63,11 @@ def scan(
     kernel allocate it; mapped files are read in full.
 
     `progress(done, total)` is called with bytes; both may grow. At most `max_hits` places are
-    described in Report.hits; all are counted.
+    described in Report.hits; all are counted. `way` is how memory is read: "mem", through
+    /proc/PID/mem, or "readv", by process_vm_readv(2). `wide` finds samples also where they are
+    written as wider numbers: int32 as int64, text as UTF-16 or in 32 bits a character, bfloat16 as
+    float32. Without `files`, pages of private mappings of files that hold what the file holds are
+    left out.
 
     Raises NoProcessError (also when the process ends meanwhile), NoPermissionError,
     ProcessAccessError, OutOfMemoryError, ArgumentError, ArgumentTypeError.
@@ -74,46 +75,38 @@ def scan(
     pid, max_hits = integer("pid", pid), integer("max_hits", max_hits)
     if not 0 < pid < 2**31:
         raise errors.ArgumentError(f"pid is {pid}; the number of a process is from 1 to 2^31 - 1.")
-    if not isinstance(samples, Samples):
-        raise errors.ArgumentTypeError(
-            f"samples must come from samples_from_safetensors(), not be {type(samples).__name__}."
-        )
+    if way not in WAYS:
+        raise errors.ArgumentError(f"way is {way!r}; it must be one of {', '.join(WAYS)}.")
+    check_samples(samples)
     if max_hits < 0:
         raise errors.ArgumentError(f"max_hits is {max_hits}; it must be at least 0.")
-    with ProcessMemory(pid) as memory, Scratch(_MARGIN + _CHUNK) as scratch:
-        return _Scan(memory, scratch, samples, progress, max_hits).run()
+    with ProcessMemory(pid, way) as memory, Search(samples, wide=wide) as search:
+        return _Scan(memory, search, samples, progress, max_hits, files).run()
 
 
 class _Scan:
     def __init__(
         self,
         memory: ProcessMemory,
-        scratch: Scratch,
+        search: Search,
         samples: Samples,
         progress: Progress | None,
         max_hits: int,
+        files: bool,
     ) -> None:
-        self.memory, self.scratch, self.samples = memory, scratch, samples
-        self.progress, self.max_hits = progress, max_hits
-        usable = samples.usable()
-        self.found = np.zeros(len(usable), dtype=np.bool_)
-        self.found_in_file = self.found.copy()
+        self.memory, self.search, self.samples = memory, search, samples
+        self.progress, self.files = progress, files
         self.report = Report(
             pid=memory.pid,
             command=memory.command(),
             weights=samples.path,
-            samples=int(np.count_nonzero(usable)),
+            samples=len(samples),
             without_samples=samples.without_samples(),
         )
+        self.tally = Tally(self.report, samples, max_hits)
         self.seen: list[Range] = []  # ranges that were read, or found to be unreadable
         self.unseen: dict[Range, Unreadable] = {}
-        self.places: dict[tuple[int, str], Place] = {}
-        self.carried = 0  # bytes of the scratch memory before _MARGIN that precede self.address
-        self.address = 0
         self.done = self.total = 0
-        self.hits = ffi.new("ccmem_scan_hit[]", _HITS)
-        self.count = ffi.new("uint32_t *")
-        self.next = ffi.new("uint64_t *")
 
     def run(self) -> Report:
         began = time.perf_counter()
@@ -121,8 +114,9 @@ class _Scan:
         own: list[Range] = []
         if self.memory.is_this_process():
             # The scratch memory has what was read last, so each hit would be found in it once more.
-            begin = self.scratch.address // PAGE * PAGE
-            until = -(-(self.scratch.address + self.scratch.nbytes) // PAGE) * PAGE
+            scratch = self.search.scratch
+            begin = scratch.address // PAGE * PAGE
+            until = -(-(scratch.address + scratch.nbytes) // PAGE) * PAGE
             own = [(begin, until)]
             report.bytes_excluded = until - begin
         self.seen += own
@@ -136,12 +130,9 @@ class _Scan:
         # This also notices a process that ended just after it had been read to its end.
         self.drop_vanished(self.memory.mappings())
         self.tell()
-        report.found = int(np.count_nonzero(self.found))
-        report.found_in_file = int(np.count_nonzero(self.found_in_file))
-        report.tensors = self.samples.per_tensor(self.found)
-        report.places = [self.places[at] for at in sorted(self.places)]
         report.unreadable += sorted(self.unseen.values(), key=lambda part: part.start)
         report.unreadable.sort(key=lambda part: part.start)
+        self.tally.conclude()
         report.seconds = time.perf_counter() - began
         return report
 
@@ -150,7 +141,7 @@ class _Scan:
     def plan(self, mappings: list[Mapping]) -> list[_Part]:
         """Returns what must still be read."""
         in_memory = self.memory.memory_devices(mappings)
-        self.report.bytes_untouched = 0
+        self.report.bytes_untouched = self.report.bytes_of_files = 0
         self.unseen = {}
         # [vsyscall] is the only mapping beyond 2^63, and is never read.
         self.starts = np.array([m.start for m in mappings if m.start < 2**63], dtype=np.int64)
@@ -163,7 +154,12 @@ class _Scan:
         for mapping in mappings:
             whole = [(mapping.start, mapping.end)]
             ranges = whole
-            if mapping.anonymous or mapping.device in in_memory:
+            if not self.files and mapping.inode and mapping.permissions.endswith("p"):
+                written = self.memory.resident(mapping, written=True)
+                if written is not None:
+                    self.report.bytes_of_files += mapping.end - mapping.start
+                    ranges = written
+            elif mapping.anonymous or mapping.device in in_memory:
                 resident = self.memory.resident(mapping)
                 if resident is not None:
                     ranges = resident
@@ -206,12 +202,12 @@ class _Scan:
     def read(self, part: _Part) -> None:
         at, failed = part.start, 0
         while at < part.end:
-            if at != self.address:
-                self.carried = 0
-            wanted = min(_CHUNK, part.end - at)
-            got = self.memory.read(self.scratch, _MARGIN, at, wanted)
+            wanted = min(self.search.room, part.end - at)
+            got = self.memory.read(self.search.scratch, self.search.at, at, wanted)
             if got:
-                self.search(part.mapping, at, got)
+                for found in self.search(at, got):
+                    self.note(found)
+                self.report.bytes_scanned += got
                 failed = 0
             else:
                 failed += 1
@@ -232,64 +228,14 @@ class _Scan:
         if self.progress is not None:
             self.progress(self.done, self.total)
 
-    def search(self, mapping: Mapping, address: int, got: int) -> None:
-        """Searches the bytes at _MARGIN, and the last bytes of the memory right before them."""
-        begin, length = _MARGIN - self.carried, self.carried + got
-        base = address - self.carried
-        at = 0
-        while at < length:
-            status = lib.ccmem_scan(
-                self.samples.native,
-                self.scratch.native + begin,
-                length,
-                at,
-                self.hits,
-                _HITS,
-                self.count,
-                self.next,
-            )
-            check(status, _SCAN)
-            if self.count[0]:
-                self.note(base, int(self.count[0]))
-            at = int(self.next[0])
-        self.report.bytes_scanned += got
-        self.address = address + got
-        self.carried = min(_CARRY, length)
-        self.scratch.move(_MARGIN - self.carried, begin + length - self.carried, self.carried)
-
-    def note(self, base: int, count: int) -> None:
-        raw = np.frombuffer(ffi.buffer(self.hits), dtype=_HIT_TYPE, count=count)
-        addresses = raw["offset"].astype(np.int64) + base
+    def note(self, found: Found) -> None:
         # The first bytes may belong to the mapping before this one. There are few mappings and many
         # hits.
-        order = np.searchsorted(self.starts, addresses, side="right") - 1
+        order = np.searchsorted(self.starts, found.addresses, side="right") - 1
         for index in np.unique(order):
-            chosen = order == index
-            self.note_in(self.mappings[int(index)], addresses[chosen], raw["sample"][chosen])
-
-    def note_in(
-        self,
-        mapping: Mapping,
-        addresses: np.ndarray[tuple[int], np.dtype[np.int64]],
-        numbers: np.ndarray[tuple[int], np.dtype[np.uint32]],
-    ) -> None:
-        report, in_file = self.report, self.in_file[mapping.start]
-        (self.found_in_file if in_file else self.found)[numbers] = True
-        if in_file:
-            report.occurrences_in_file += len(numbers)
-        else:
-            report.occurrences += len(numbers)
-        place = self.places.setdefault(
-            (mapping.start, label(mapping)),
-            Place(mapping.start, mapping.end, label(mapping), in_file, 0, int(addresses.min())),
-        )
-        place.end = mapping.end
-        place.occurrences += len(numbers)
-        place.first = min(place.first, int(addresses.min()))
-        room = self.max_hits - len(report.hits)
-        for address, number in zip(addresses[:room], numbers[:room], strict=True):
-            tensor, offset = self.samples.origin(int(number))
-            report.hits.append(Hit(int(address), place.mapping, tensor, offset, in_file))
+            chosen, mapping = order == index, self.mappings[int(index)]
+            place = Place(mapping.start, mapping.end, label(mapping), self.in_file[mapping.start])
+            self.tally.note(place, Found(found.addresses[chosen], found.samples[chosen]))
 
 
 def label(mapping: Mapping) -> str:

@@ -122,7 +122,7 @@ def run(arguments: argparse.Namespace) -> int:
         return Worker(Job(str(weights), config, cipher, progress, arguments.threads))
 
     with ExitStack() as stack:
-        samples = stack.enter_context(proof.samples(weights))
+        samples = proof.samples(weights)
         plain = stack.enter_context(start(None))
         encrypted = {cipher: stack.enter_context(start(cipher)) for cipher in ciphers}
         trial = Trial(plain, encrypted, samples, say=say)

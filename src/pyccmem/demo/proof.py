@@ -8,14 +8,10 @@ copies that a search for the file's own bytes misses.
 
 from __future__ import annotations
 
-import json
-import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -81,30 +77,16 @@ class Finding:
         )
 
 
-@contextmanager
-def samples(weights: Path) -> Iterator[Samples]:
-    """Gives samples of the model's weights."""
+def samples(weights: Path) -> Samples:
+    """Makes samples of the model's weights."""
     stored = audit.samples_from_safetensors(weights, _STORED_SAMPLES)
-    with open("pyccmem-demo-samples", "wb", opener=_in_memory) as file:
-        _write_packed(weights, file)
-        file.flush()
-        packed = audit.samples_from_safetensors(f"/proc/self/fd/{file.fileno()}", _PACKED_SAMPLES)
-        yield Samples(stored, packed)
+    return Samples(stored, audit.samples_from_parts(_packed(weights), "packed"))
 
 
-def _in_memory(name: str, _: int) -> int:
-    """Opens a file that lies only in memory, for open()."""
-    return os.memfd_create(name, os.MFD_CLOEXEC)
-
-
-def _write_packed(weights: Path, out: BinaryIO) -> None:
-    """Writes a safetensors file of groups of numbers as a BLAS packs them.
-
-    Each group is a tensor of 16 bytes, so that a sample is exactly one group.
-    """
-    width = _PACKED_ROWS * 4
-    header: dict[str, object] = {}
-    groups: list[bytes] = []
+def _packed(weights: Path) -> dict[str, bytes]:
+    """Returns groups of numbers as a BLAS packs them, of 16 bytes, so that a sample is exactly one
+    group."""
+    groups: dict[str, bytes] = {}
     with open_file(weights) as file:
         matrices = [entry for entry in read_header(file) if _is_multiplied(entry)]
         values = sum(entry.nbytes for entry in matrices)
@@ -117,15 +99,9 @@ def _write_packed(weights: Path, out: BinaryIO) -> None:
             for i in range(count):
                 place = i * (rows // _PACKED_ROWS * columns) // count
                 row, column = place // columns * _PACKED_ROWS, place % columns
-                at = len(groups) * width
-                header[f"{entry.name}[{row}:{row + _PACKED_ROWS}, {column}]"] = {
-                    "dtype": "F32",
-                    "shape": [_PACKED_ROWS],
-                    "data_offsets": [at, at + width],
-                }
-                groups.append(matrix[row : row + _PACKED_ROWS, column].tobytes())
-    text = json.dumps(header).encode()
-    out.write(len(text).to_bytes(8, "little") + text + b"".join(groups))
+                name = f"{entry.name}[{row}:{row + _PACKED_ROWS}, {column}]"
+                groups[name] = matrix[row : row + _PACKED_ROWS, column].tobytes()
+    return groups
 
 
 def _is_multiplied(entry: Entry) -> bool:

@@ -110,10 +110,8 @@ def _outcome(sizes: Sizes, arguments: argparse.Namespace) -> report.Outcome:
         findings = {}
         for way, worker in workers.items():
             rehearsal = found[way]
-            with proof.samples(rehearsal.rows, sizes.prompt) as wanted:
-                findings[way] = trial.watched(
-                    worker, way, wanted, rehearsal.talk, arguments.looks, say
-                )
+            wanted = proof.samples(rehearsal.rows, sizes.prompt)
+            findings[way] = trial.watched(worker, way, wanted, rehearsal.talk, arguments.looks, say)
         say(f"timing the conversation, {arguments.rounds} rounds in turn")
         speeds = trial.timed(workers, arguments.rounds)
     return report.Outcome(sizes, arguments.threads, trial.agreement(found, sizes), speeds, findings)

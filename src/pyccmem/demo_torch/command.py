@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     with ExitStack() as stack:
         say("sealing the model's directory")
         sealed, key_file = stack.enter_context(sealed_copy(model))
-        samples = stack.enter_context(proof.samples(weights))
+        samples = proof.samples(weights)
         say("loading the model three times")
 
         def start(way: str) -> Worker:
