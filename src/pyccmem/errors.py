@@ -78,6 +78,7 @@ __all__ = [
     "LockedMemoryError",
     "MappingConflictError",
     "MissingPackageError",
+    "NoAddressError",
     "NoPermissionError",
     "NoProcessError",
     "NonContiguousError",
@@ -138,6 +139,11 @@ class TierError(ArgumentError):
 
 class ArgumentTypeError(PyccmemError, TypeError):
     """An argument of the wrong type."""
+
+
+class NoAddressError(ArgumentError, NotImplementedError):
+    """The address of an encrypted tensor's plain data, which has none. As a NotImplementedError it
+    tells libraries that compare addresses that there is nothing to compare."""
 
 
 class BufferTypeError(ArgumentTypeError):

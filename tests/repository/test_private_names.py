@@ -23,6 +23,7 @@ FOREIGN: dict[str, str | tuple[str, ...]] = {
     "_current_level": "torch/",
     "_make_wrapper_subclass": "torch/",
     "_safe_load_bytes": "transformers/",
+    "_get_resized_lm_head": "transformers/",
     "_attn_implementation": "transformers/",
     "_supports_default_dynamic_cache": "transformers/",
     # Ours, on objects of torch.

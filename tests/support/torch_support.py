@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -60,3 +61,27 @@ class Model(nn.Module):
 
 #: What Model is called with.
 IDS = (torch.arange(21) * 17 % 50).view(3, 7)
+
+#: Layers by name, each with arguments to call it with.
+LAYERS: dict[str, Callable[[], tuple[Any, tuple[Any, ...]]]] = {
+    "lstm": lambda: (nn.LSTM(6, 5, 2, bidirectional=True), (torch.randn(4, 3, 6),)),
+    "gru": lambda: (nn.GRU(6, 5), (torch.randn(4, 3, 6),)),
+    "attention": lambda: (nn.MultiheadAttention(8, 2), tuple(torch.randn(3, 5, 2, 8))),
+    "encoder": lambda: (
+        nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), (torch.randn(2, 5, 8),),
+    ),
+    "conv": lambda: (nn.Conv2d(3, 4, 3), (torch.randn(2, 3, 9, 9),)),
+    "conv1d": lambda: (nn.Conv1d(3, 4, 3, groups=1), (torch.randn(2, 3, 9),)),
+    "turned conv": lambda: (nn.ConvTranspose2d(3, 4, 3), (torch.randn(2, 3, 9, 9),)),
+    "batch norm": lambda: (nn.BatchNorm1d(6), (torch.randn(4, 6),)),
+    "group norm": lambda: (nn.GroupNorm(2, 6), (torch.randn(4, 6, 3),)),
+    "bilinear": lambda: (nn.Bilinear(3, 4, 5), (torch.randn(2, 3), torch.randn(2, 4))),
+    "prelu": lambda: (nn.PReLU(6), (torch.randn(4, 6),)),
+    "weight norm": lambda: (
+        nn.utils.parametrizations.weight_norm(nn.Linear(4, 5)), (torch.randn(2, 4),),
+    ),
+    "channels last": lambda: (
+        nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last), (torch.randn(2, 3, 9, 9),),
+    ),
+    "bag": lambda: (nn.EmbeddingBag(9, 4), (torch.tensor([[1, 2], [3, 8]]),)),
+}  # fmt: skip

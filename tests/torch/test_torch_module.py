@@ -7,7 +7,6 @@ import copy
 import multiprocessing
 import threading
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ from pyccmem import errors
 torch = pytest.importorskip("torch", reason="needs the extra pyccmem[torch]")
 
 from torch import nn  # noqa: E402
-from torch_support import IDS, Model, assert_close  # noqa: E402
+from torch_support import IDS, LAYERS, Model, assert_close  # noqa: E402
 
 from pyccmem.torch import EncryptedTensor, decrypt_module, encrypt_module  # noqa: E402
 
@@ -140,7 +139,8 @@ def test_state_dicts(models: tuple[Any, Any]) -> None:
     assert_close(model(IDS), other(IDS).detach())
     assert torch.equal(state["first.weight"].decrypt(), other.first.weight), "it shares the data"
     back = Model().eval()
-    back.load_state_dict(state)
+    with pytest.warns(errors.PlainTensorsWarning, match="assign=True"):
+        back.load_state_dict(state)
     assert torch.equal(back.turned, other.turned) and type(back.turned) is nn.Parameter
     for change in ({"turned": torch.ones(32, 31)}, {"more": torch.ones(1)}):
         with pytest.raises(RuntimeError, match=next(iter(change))):
@@ -190,34 +190,11 @@ def test_refusals(models: tuple[Any, Any]) -> None:
     for work in (model.cuda, lambda: model.to("cuda")):
         with pytest.raises(errors.ArgumentError, match="decrypt_module"):
             work()
+    model.requires_grad_(True)
     with pytest.raises(errors.ArgumentError, match="decrypt_module"):
-        model.requires_grad_(True)
+        model(IDS).sum().backward()
     model.train().eval().zero_grad()
     model.requires_grad_(False)
-
-
-LAYERS: dict[str, Callable[[], tuple[Any, tuple[Any, ...]]]] = {
-    "lstm": lambda: (nn.LSTM(6, 5, 2, bidirectional=True), (torch.randn(4, 3, 6),)),
-    "gru": lambda: (nn.GRU(6, 5), (torch.randn(4, 3, 6),)),
-    "attention": lambda: (nn.MultiheadAttention(8, 2), tuple(torch.randn(3, 5, 2, 8))),
-    "encoder": lambda: (
-        nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), (torch.randn(2, 5, 8),),
-    ),
-    "conv": lambda: (nn.Conv2d(3, 4, 3), (torch.randn(2, 3, 9, 9),)),
-    "conv1d": lambda: (nn.Conv1d(3, 4, 3, groups=1), (torch.randn(2, 3, 9),)),
-    "turned conv": lambda: (nn.ConvTranspose2d(3, 4, 3), (torch.randn(2, 3, 9, 9),)),
-    "batch norm": lambda: (nn.BatchNorm1d(6), (torch.randn(4, 6),)),
-    "group norm": lambda: (nn.GroupNorm(2, 6), (torch.randn(4, 6, 3),)),
-    "bilinear": lambda: (nn.Bilinear(3, 4, 5), (torch.randn(2, 3), torch.randn(2, 4))),
-    "prelu": lambda: (nn.PReLU(6), (torch.randn(4, 6),)),
-    "weight norm": lambda: (
-        nn.utils.parametrizations.weight_norm(nn.Linear(4, 5)), (torch.randn(2, 4),),
-    ),
-    "channels last": lambda: (
-        nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last), (torch.randn(2, 3, 9, 9),),
-    ),
-    "bag": lambda: (nn.EmbeddingBag(9, 4), (torch.tensor([[1, 2], [3, 8]]),)),
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", LAYERS)

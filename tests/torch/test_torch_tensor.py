@@ -182,8 +182,6 @@ def test_data_takes_shape_strides_and_type_of_the_new(key: pyccmem.Key, name: st
     x = torch.randn(2, plain.shape[1], dtype=plain.dtype)
     linear = torch.nn.functional.linear
     torch.testing.assert_close(linear(x, found), linear(x, plain))
-    with pytest.raises(errors.ArgumentError, match="copy_"):
-        found.data = plain.data
 
 
 def test_writes_to_what_shares_no_memory(key: pyccmem.Key) -> None:
@@ -192,14 +190,6 @@ def test_writes_to_what_shares_no_memory(key: pyccmem.Key) -> None:
     with pytest.raises(ValueError):
         array[0] = 1
     assert np.array_equal(np.asarray(t), np.zeros(4))
-    for name, work in {
-        "set_": lambda: t.set_(torch.ones(4)),
-        "resize_": lambda: t.resize_(8),
-        "data": lambda: setattr(t, "data", torch.ones(4)),
-    }.items():
-        with pytest.raises((errors.ArgumentError, RuntimeError, TypeError)):
-            work()
-            pytest.fail(name)
     assert torch.equal(t.decrypt(), torch.zeros(4))
 
 
@@ -241,9 +231,7 @@ REFUSED: dict[str, Callable[[Any], Any]] = {
     "cuda": lambda t: t.cuda(),
     "to cuda": lambda t: t.to("cuda"),
     "to cuda, type": lambda t: t.to("cuda:0", torch.float16),
-    "requires_grad_": lambda t: t.requires_grad_(),
-    "requires_grad": lambda t: setattr(t, "requires_grad", True),
-    "parameter": lambda t: torch.nn.Parameter(t),
+    "gradient": lambda t: torch.nn.Parameter(t).sum().backward(),
     "data_ptr": lambda t: t.data_ptr(),
     "constructor": lambda t: EncryptedTensor(torch.ones(2)),
 }

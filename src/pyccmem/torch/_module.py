@@ -317,9 +317,9 @@ def _chosen(
 
 def decrypt_module(model: nn.Module) -> nn.Module:
     """Returns the model, decrypted in place: every EncryptedTensor becomes a plain tensor in
-    ordinary memory; tied ones stay tied. Parameters take no gradient until requires_grad_() is
-    called. Raises IntegrityError, ClosedError, ForkError, OutOfMemoryError, and then leaves the
-    model unchanged."""
+    ordinary memory; tied ones stay tied. Parameters ask for a gradient if the encrypted ones did,
+    which those of encrypt_module() do not until requires_grad_() is called. Raises IntegrityError,
+    ClosedError, ForkError, OutOfMemoryError, and then leaves the model unchanged."""
     if not isinstance(model, nn.Module):
         raise errors.ArgumentTypeError(
             f"model must be a torch.nn.Module, not {type(model).__name__}."
@@ -331,7 +331,8 @@ def decrypt_module(model: nn.Module) -> nn.Module:
         assert isinstance(tensor, EncryptedTensor)
         if id(tensor) not in made:
             plain = opened(tensor).clone()
-            made[id(tensor)] = nn.Parameter(plain, False) if place.is_parameter else plain
+            asks = tensor.requires_grad
+            made[id(tensor)] = nn.Parameter(plain, asks) if place.is_parameter else plain
     for place in places:
         _put(place.module, place.name, made[id(place.tensor)])
     return model

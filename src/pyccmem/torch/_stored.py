@@ -240,18 +240,40 @@ class Stored:
         new = Stored.empty(
             source.shape, dtype, key=self.key, like=source, wipe_results=self.wipe_results
         )
+        self._copy_to(new)
+        return new
+
+    def _copy_to(self, new: Stored) -> None:
+        """Writes all elements to the beginning of another. Closes that if it fails."""
+        source = self.core
         count = source.size
-        step = _BLOCK // max(self.itemsize, dtype.itemsize)
+        step = _BLOCK // max(self.itemsize, new.itemsize)
         try:
             for at in range(0, count, step):
                 part = self.opened_run(source, at, min(step, count - at))
-                if dtype != self.dtype:
-                    part = converted(part, dtype)
+                if new.dtype != self.dtype:
+                    part = converted(part, new.dtype)
                 new.write_run(new.core, at, part)
         except BaseException:
             new.core.close()
             raise
+
+    def resized(self, shape: tuple[int, ...]) -> Stored:
+        """Returns the same elements and zeros after them, in a store of their own."""
+        source = self.core
+        new = Stored.empty(
+            shape, self.dtype, key=self.key, like=source, wipe_results=self.wipe_results
+        )
+        self._copy_to(new)
         return new
+
+    def twin(self) -> Stored:
+        """Returns the same values, independent of these: the same pages as long as neither can be
+        written to, which those of a file cannot, else a copy."""
+        core = self.core
+        if core.writable:
+            return self.copied(self.dtype)
+        return Stored(core, self.dtype, self.key, wipe_results=self.wipe_results)
 
     # ---- reading and writing ----
 

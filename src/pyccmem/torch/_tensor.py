@@ -40,6 +40,7 @@ __all__ = [
     "opened",
     "path_of",
     "real",
+    "refuse_gradient",
     "rewritten",
     "share",
     "stored_of",
@@ -74,9 +75,21 @@ def trace_refused() -> NoReturn:
 def training_refused() -> NoReturn:
     """Raises ArgumentError."""
     raise errors.ArgumentError(
-        "An EncryptedTensor is for inference and takes no gradient; leave requires_grad False, or "
-        "train the model after pyccmem.torch.decrypt_module(model)."
+        "An EncryptedTensor is for inference and takes no gradient; set its requires_grad to "
+        "False, or decrypt what is to be trained with pyccmem.torch.decrypt_module(module) first."
     )
+
+
+def _refuse(gradient: Tensor) -> None:
+    training_refused()
+
+
+def refuse_gradient(tensor: EncryptedTensor) -> None:
+    """Makes a gradient that is computed for a tensor an error."""
+    if not tensor._refuses:
+        with torch._C.DisableTorchFunctionSubclass():
+            tensor.register_hook(_refuse)  # type: ignore[no-untyped-call]
+        tensor._refuses = True
 
 
 def check_encryptable(tensor: Tensor, name: str) -> None:
@@ -104,14 +117,16 @@ class EncryptedTensor(Tensor):
     (select, slice, view, t, ...) stay views of the ciphertext, and writes to a tensor or a view of
     it are encrypted.
 
-    It takes no gradient (inputs may), has no address of data, and stays on the CPU and in its
-    process.
+    It may ask for a gradient, but a backward pass that computes one is refused (inputs get theirs).
+    It has no address of data, and stays on the CPU and in its process.
     """
 
     _stored: Stored | None
     _path: Path
     _form: Form | None
     _fake: Tensor | None
+    #: True once a backward pass that reaches this tensor is an error.
+    _refuses: bool
 
     @staticmethod
     def __new__(cls: type[EncryptedTensor], *_: Any, **__: Any) -> EncryptedTensor:
@@ -316,19 +331,24 @@ class EncryptedTensor(Tensor):
         stored = self._real()
         twin = memo.get(id(stored))
         if twin is None:
-            twin = memo[id(stored)] = stored.copied(stored.dtype)
+            twin = memo[id(stored)] = stored.twin()
         new = wrapped(twin, self._path)
-        if getattr(self, "_is_param", False):
-            new._is_param = True
+        self._mark(new)
         memo[id(self)] = new
         return new
 
     def __copy__(self) -> EncryptedTensor:
         """Returns another tensor over the same data."""
         new = alias(self)
+        self._mark(new)
+        return new
+
+    def _mark(self, new: EncryptedTensor) -> None:
+        """Makes a copy a parameter, and ask for a gradient, if this does."""
+        if self.is_leaf and self.requires_grad:
+            new.requires_grad_(True)
         if getattr(self, "_is_param", False):
             new._is_param = True
-        return new
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return reduced(self)
@@ -370,6 +390,7 @@ def wrapped(
             requires_grad=False,
         )
     self._stored, self._path, self._form, self._fake = stored, path, form, fake
+    self._refuses = False
     return self  # type: ignore[no-any-return]
 
 

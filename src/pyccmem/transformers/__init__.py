@@ -22,6 +22,7 @@ keys        where the key comes from
 quantizer   answers transformers at each step of loading and saving
 files       a sealed file in place of the one that transformers would open or write
 hooks       replaces functions of transformers by these
+heads       encrypts the output embedding that transformers makes anew
 sentences   modules of sentence-transformers that read and write weights themselves
 save        save_pretrained() for a model that was encrypted in memory
 

@@ -18,6 +18,7 @@ from ..directories.marks import METHOD, mark_directory, sealed_name
 from ..torch import EncryptedTensor
 from .config import PyccmemConfig
 from .files import EncryptingFile, SealedFile, write
+from .heads import resized_head
 from .keys import find_key
 from .quantizer import ATTRIBUTE, PyccmemQuantizer, Sealing, forget, loading
 
@@ -27,6 +28,7 @@ _open_plain = modeling.safe_open
 _write_plain = modeling.safe_save_file
 _parse_plain = modeling._safe_load_bytes
 _begin_plain = modeling.get_hf_quantizer
+_resize_plain_head = modeling.PreTrainedModel._get_resized_lm_head
 _merge_configs = auto.AutoHfQuantizer.merge_quantization_configs
 
 
@@ -47,6 +49,7 @@ def install() -> None:
     modeling.safe_open = _open
     modeling.safe_save_file = _write
     modeling._safe_load_bytes = _parse
+    modeling.PreTrainedModel._get_resized_lm_head = resized_head(_resize_plain_head)
 
 
 def _begin(*args: Any, **options: Any) -> Any:

@@ -8,19 +8,35 @@ writes        opened, done, encrypted again
 products      by tiles, or in the native kernels
 rows          only the rows that are needed
 elementwise   functions of a forward pass, opened without the dispatcher
-memory        devices, gradients, addresses, arrays
+assign        other data for a tensor: `.data`, set_(), resize_()
+gradients     asked for, and refused when there is one
+memory        devices, addresses, arrays
 compiled      the operators that torch.compile puts into programs
 common        what they share; operations without a handler open into a temporary
 """
 
 from __future__ import annotations
 
-from . import compiled, copies, elementwise, memory, plan, products, rows, views, writes
+from . import (
+    assign,
+    compiled,
+    copies,
+    elementwise,
+    gradients,
+    memory,
+    plan,
+    products,
+    rows,
+    views,
+    writes,
+)
 
 __all__ = [
+    "assign",
     "compiled",
     "copies",
     "elementwise",
+    "gradients",
     "memory",
     "plan",
     "products",

@@ -12,6 +12,7 @@ from .._results import converted
 from .._stored import Stored
 from .._tensor import EncryptedTensor, device_refused, opened, stored_of, whole, wrapped
 from ..registry import implements
+from .common import open_all
 
 __all__ = ["encrypted"]
 
@@ -24,7 +25,7 @@ def _copied(tensor: EncryptedTensor, dtype: torch.dtype) -> Any:
     if stored is None:
         return opened(tensor).to(dtype, copy=True)
     if whole(tensor) is not None:
-        return wrapped(stored.copied(dtype))
+        return wrapped(stored.twin() if dtype is stored.dtype else stored.copied(dtype))
     return encrypted(converted(opened(tensor), dtype), stored)
 
 
@@ -46,6 +47,14 @@ def encrypted(values: Tensor, like: Stored) -> EncryptedTensor:
 @implements(aten.clone.default)
 def _clone(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return _copied(args[0], args[0].dtype)
+
+
+@implements(aten.constant_pad_nd.default)
+def _pad(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Without anything to add, as where transformers ties a bias, a copy like all others."""
+    if isinstance(args[0], EncryptedTensor) and not any(args[1]):
+        return _copied(args[0], args[0].dtype)
+    return open_all(function, args, kwargs)
 
 
 @implements(aten._to_copy.default)

@@ -14,6 +14,7 @@ from .._results import pooled
 from .._tensor import EncryptedTensor, asks_wiping, opened
 from ..registry import overrides
 from .common import default, transformed
+from .gradients import asks_gradient
 
 __all__: list[str] = []
 
@@ -29,7 +30,6 @@ __all__: list[str] = []
     Tensor.__rmul__,
     Tensor.__add__,
     Tensor.__radd__,
-    Tensor.tolist,
     *(place.rms_norm for place in (F, torch) if hasattr(place, "rms_norm")),
 )
 def _opening(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -39,11 +39,7 @@ def _opening(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
         return default(function, args, kwargs)
     if torch.is_grad_enabled():
         for value in (*args, *kwargs.values()):
-            if (
-                isinstance(value, Tensor)
-                and type(value) is not EncryptedTensor
-                and value.requires_grad
-            ):
+            if asks_gradient(value):
                 return default(function, args, kwargs)
     wipe = False
     for value in (*args, *kwargs.values()):
@@ -54,3 +50,8 @@ def _opening(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> An
         kwargs = {k: opened(a) if type(a) is EncryptedTensor else a for k, a in kwargs.items()}
     result = function(*args, **kwargs)
     return pooled(result, (args, kwargs)) if wipe else result
+
+
+@overrides(Tensor.tolist)
+def _list(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return opened(args[0]).tolist()

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Functions that depend on where the data lies: devices, gradients, addresses, arrays over the
-memory."""
+"""Functions that depend on where the data lies: devices, addresses, arrays over the memory."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from ... import errors
-from .._tensor import EncryptedTensor, device_refused, opened, share, training_refused
+from .._tensor import device_refused, opened
 from ..registry import overrides
 from .common import default
 
@@ -40,14 +39,6 @@ def _other_device(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     device_refused(function.__name__ if given is None else given)
 
 
-@overrides(Tensor.requires_grad_, Tensor.requires_grad.__set__)  # type: ignore[attr-defined]
-def _requires_grad(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    wanted = kwargs.get("requires_grad", args[1] if len(args) > 1 else True)
-    if wanted:
-        training_refused()
-    return args[0]
-
-
 # ---- memory --------------------------------------------------------------------------------------
 
 
@@ -59,30 +50,38 @@ def _numpy(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return array
 
 
+_NO_ADDRESS = (
+    "An EncryptedTensor has no plain data with an address or a storage, so that savers such as "
+    "safetensors.torch, huggingface_hub and accelerate cannot write it. For a sealed file use "
+    "pyccmem.torch.save_file(model.state_dict(), path, key=...), pyccmem.transformers."
+    "save_pretrained(model, directory, key=...) or torch.save(); for a plain one first decrypt: "
+    "pyccmem.torch.decrypt_module(model), or tensor.decrypt()."
+)
+
+
 @overrides(Tensor.data_ptr, Tensor.apply_, Tensor.map_, Tensor.map2_, Tensor.__dlpack__)
 def _no_address(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    raise errors.ArgumentError(
-        "An EncryptedTensor has no plain data with an address or a storage; use decrypt(), whose "
-        "result has, or core.buffer.ciphertext."
-    )
+    raise errors.NoAddressError(_NO_ADDRESS)
+
+
+def _no_storage() -> NoReturn:
+    # Not a NotImplementedError: after one of those, savers take 0 for the address of all storages,
+    # and say that the tensors are one.
+    raise errors.ArgumentError(_NO_ADDRESS)
+
+
+@overrides(Tensor.untyped_storage, Tensor.storage, torch.Tensor._typed_storage)
+def _storage(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Returns torch's storage, which has no memory, for those who look at its size or identity. Its
+    address is refused with a sentence."""
+    storage = default(function, args, kwargs)
+    getattr(storage, "_untyped_storage", storage).data_ptr = _no_storage
+    return storage
 
 
 @overrides(Tensor.data.__get__)  # type: ignore[attr-defined]
 def _data(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return args[0].detach()
-
-
-@overrides(Tensor.data.__set__)  # type: ignore[attr-defined]
-def _set_data(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    target, value = args
-    if not isinstance(value, EncryptedTensor) or not isinstance(target, EncryptedTensor):
-        raise errors.ArgumentError(
-            "The data of an EncryptedTensor cannot be replaced by a plain tensor, nor that of a "
-            "plain tensor by an encrypted one; use copy_(), which encrypts."
-        )
-    with torch._C.DisableTorchFunctionSubclass():
-        function(target, value)  # sets shape, strides and type
-    share(target, value)
 
 
 @overrides(Tensor.__array__)

@@ -28,6 +28,7 @@ from ..dtypes import FLOATING
 from ..path import is_transpose, window
 from ..registry import implements, overrides
 from .common import default, open_all, plain, transformed
+from .gradients import asks_gradient
 
 __all__: list[str] = []
 
@@ -159,8 +160,7 @@ def _linear_of(input: Any, weight: Any, bias: Any = None) -> Any:
     x = input
     if type(x) is Tensor and isinstance(weight, EncryptedTensor):
         needs_grad = _is_grad_enabled() and (
-            x.requires_grad
-            or (type(bias) is not EncryptedTensor and bias is not None and bias.requires_grad)
+            x.requires_grad or asks_gradient(weight) or asks_gradient(bias)
         )
         stored = whole(weight)
         if not (needs_grad or stored is None or _is_autocast_enabled("cpu")):

@@ -4,6 +4,7 @@ again."""
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NoReturn
 
 import torch
@@ -14,8 +15,8 @@ from ... import errors
 from .._blas import BLAS
 from .._results import pooled, wiped_like
 from .._tensor import EncryptedTensor, asks_wiping, opened, real, rewritten, stored_of, whole
-from ..registry import implements
-from .common import open_all, plain
+from ..registry import implements, overrides
+from .common import default, open_all, plain
 
 __all__ = ["HIDDEN_WRITES", "write"]
 
@@ -25,6 +26,12 @@ aten = torch.ops.aten
 #: number given is true.
 HIDDEN_WRITES = {aten.native_batch_norm.default: ((3, 4), 5)}
 
+_IN_THE_CLEAR = (
+    "Encrypted tensors were copied into plain parameters, where they now lie in the clear. To keep "
+    "them encrypted use load_state_dict(..., assign=True), or call encrypt_module(model, key=...) "
+    "before; if they are meant to be plain, fill this model from decrypt()."
+)
+
 
 def _out_refused(function: Any, shape: torch.Size, wanted: torch.Size) -> NoReturn:
     raise errors.ArgumentError(
@@ -32,6 +39,16 @@ def _out_refused(function: Any, shape: torch.Size, wanted: torch.Size) -> NoRetu
         f"EncryptedTensor of shape {tuple(shape)}, which cannot be resized; give one of that shape "
         f"or leave out= out."
     ) from None
+
+
+@overrides(Tensor.copy_)
+def _copy_into(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Warns of a plain parameter that is filled from an encrypted tensor, as load_state_dict() does
+    without assign=True."""
+    target = args[0]
+    if isinstance(target, torch.nn.Parameter) and not isinstance(target, EncryptedTensor):
+        warnings.warn(_IN_THE_CLEAR, errors.PlainTensorsWarning, stacklevel=4)
+    return default(function, args, kwargs)
 
 
 @implements(aten.copy_.default)
