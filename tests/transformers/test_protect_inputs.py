@@ -21,7 +21,7 @@ import tiny_models
 import torch
 import transformers
 from tiny_models import prompt
-from transformers import DynamicCache, GenerationConfig, StaticCache
+from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import EncoderDecoderCache
 
 import pyccmem.transformers.protect as protect_module
@@ -223,24 +223,6 @@ def test_other_caches_of_a_call_are_encrypted_or_refused(made: list[Any]) -> Non
         assert len(made) == 3 and wanted.shape[1] == 11
         with pytest.raises(errors.ArgumentError, match="use_mtp"):
             generate(model, ids, use_mtp=True)
-
-
-def test_continuous_batching_is_refused() -> None:
-    """Its masks that keep requests apart are made for names that it knows."""
-    model = tiny_models.decoder("llama")
-    options: dict[str, Any] = {"generation_config": GenerationConfig(max_new_tokens=2)}
-    with protected_inputs(model):
-        for call in (
-            lambda: model.generate_batch([[3, 4]], **options),
-            lambda: model.init_continuous_batching(**options),
-            lambda: model.continuous_batching_context_manager(**options),
-            lambda: generate(model, prompt(1, 3), cache_implementation="paged"),
-        ):
-            with pytest.raises(errors.ArgumentError, match="paged cache in the clear"):
-                call()
-    model.set_attn_implementation("pyccmem")
-    with pytest.raises(ValueError, match="not supported for continuous batching"):
-        model.generate_batch([[3, 4]], **options)
 
 
 # ---- calls of the model --------------------------------------------------------------------------

@@ -36,6 +36,7 @@ handles          what update() returns: keys and values by name, which stay encr
 attention        the implementation "pyccmem" that takes these; plain_attention, over plain ones
 masks            as few numbers as say the same; deferred, tensors that are made when looked at
 ids              the text that a cache is of, encrypted
+batching         continuous batching; batch_cache, its cache; batch_attention, over many requests
 protect          protect_inputs()
 """
 
@@ -52,7 +53,7 @@ except ImportError as error:
         f"pip install 'pyccmem[transformers]'."
     ) from None
 
-from . import attention, hooks
+from . import attention, batching, hooks
 from .cache import EncryptedCache, EncryptedEncoderDecoderCache
 from .config import PyccmemConfig
 from .keys import KEY_FILE_VARIABLE, using_key
@@ -75,5 +76,6 @@ __all__ = [
 
 hooks.install()
 attention.register()
+batching.register()
 
 del _torch, _transformers

@@ -17,6 +17,8 @@ from transformers.modeling_utils import AttentionInterface
 
 from .. import errors
 from ..core.kv_tables import Attention
+from .batch_attention import attend_batch
+from .batch_cache import BatchHandle
 from .handles import Handle
 from .masks import Mask, mask_for
 from .plain_attention import attend_plain
@@ -33,6 +35,12 @@ _WITHOUT_MEANING = frozenset(
     "position_ids use_cache output_hidden_states output_router_logits return_dict "
     "num_items_in_batch deterministic cache_position logits_to_keep token_type_ids "
     "is_first_iteration".split()
+)
+
+#: What continuous batching adds to them, and update() has heard already.
+_OF_A_BATCH = frozenset(
+    "cu_seq_lens_q cu_seq_lens_k max_length_q max_length_k read_index write_index block_table "
+    "logits_indices logits_processor_args".split()
 )
 
 
@@ -60,12 +68,14 @@ def attention(
     **others: Any,
 ) -> tuple[Tensor, None]:
     """What transformers' models call. `query` is (sequences, query heads, rows, size); `key` and
-    `value` are handles of an EncryptedCache, or plain. Returns (sequences, rows, query heads,
-    size) and no weights.
+    `value` are handles of an EncryptedCache or of a batch's EncryptedPagedCache, or plain. Returns
+    (sequences, rows, query heads, size) and no weights.
 
     Raises ArgumentError for a keyword that it does not know, for dropout over a cache and for
     output_attentions; IntegrityError, ClosedError, OutOfMemoryError.
     """
+    if isinstance(key, BatchHandle):
+        others = {name: one for name, one in others.items() if name not in _OF_A_BATCH}
     _refuse_unknown(others)
     if s_aux is not None and sinks is not None:
         raise errors.ArgumentError("An attention has s_aux or sinks, not both: they are the same.")
@@ -75,6 +85,13 @@ def attention(
     scale = query.shape[3] ** -0.5 if scaling is None else float(scaling)
     window = int(sliding_window or 0)
     mask = attention_mask
+    if isinstance(key, BatchHandle):
+        if mask is not None or position_bias is not None or dropout or not causal:
+            raise errors.ArgumentError(
+                "A batch of continuous batching has causal attention without masks, biases and "
+                "dropout; use generate() for this model."
+            )
+        return attend_batch(query, key, value, window, scale, float(softcap or 0.0), s_aux), None
     if position_bias is not None:
         mask = _biased(position_bias, mask, causal, query.shape[2], key.shape[2])
     handle = _of_one_layer(key, value)

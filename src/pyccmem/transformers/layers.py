@@ -13,7 +13,7 @@ from .. import errors
 from .handles import Handle, handle
 from .tables import NATIVE_NAMES, Tables, overwrite, rows_of
 
-__all__ = ["EncryptedLayer", "EncryptedSlidingLayer"]
+__all__ = ["EncryptedLayer", "EncryptedSlidingLayer", "check_kind", "refuse_training"]
 
 
 class EncryptedLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -44,7 +44,7 @@ class EncryptedLayer(CacheLayerMixin):  # type: ignore[misc]
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Adds the layer to the tables. Raises ArgumentError, ArgumentTypeError for what they do
         not take, and what KVTables() raises."""
-        _check_kind(key_states, value_states)
+        check_kind(key_states, value_states)
         sequences, heads, _, key_size = key_states.shape
         native = self.tables.made(sequences)
         name = self.tables.dtype or NATIVE_NAMES[key_states.dtype]
@@ -65,7 +65,7 @@ class EncryptedLayer(CacheLayerMixin):  # type: ignore[misc]
         Raises ArgumentError, ArgumentTypeError, ClosedError, IntegrityError, OutOfMemoryError,
         VersionExhaustedError.
         """
-        _refuse_training(key_states, value_states)
+        refuse_training(key_states, value_states)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self._check_same(key_states, value_states)
@@ -228,7 +228,7 @@ class EncryptedLayer(CacheLayerMixin):  # type: ignore[misc]
         self.stamp += 1
 
     def _check_same(self, key_states: Tensor, value_states: Tensor) -> None:
-        _check_kind(key_states, value_states)
+        check_kind(key_states, value_states)
         sequences, heads, _, size = key_states.shape
         if sequences != self._sequences:
             raise errors.ArgumentError(
@@ -309,7 +309,8 @@ class EncryptedSlidingLayer(EncryptedLayer):
         return max(self._tokens - new - self.window + 1, 0)
 
 
-def _check_kind(key_states: Tensor, value_states: Tensor) -> None:
+def check_kind(key_states: Tensor, value_states: Tensor) -> None:
+    """Raises ArgumentError, ArgumentTypeError for what the tables do not take."""
     for name, states in (("keys", key_states), ("values", value_states)):
         if states.device.type != "cpu":
             raise errors.ArgumentError(
@@ -333,7 +334,7 @@ def _check_kind(key_states: Tensor, value_states: Tensor) -> None:
         )
 
 
-def _refuse_training(key_states: Tensor, value_states: Tensor) -> None:
+def refuse_training(key_states: Tensor, value_states: Tensor) -> None:
     """What is sealed has no gradient, and gradient checkpointing would append it twice."""
     if torch.is_grad_enabled() and (key_states.requires_grad or value_states.requires_grad):
         raise errors.ArgumentError(

@@ -19,12 +19,17 @@ from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.generation import GenerationMixin
 from transformers.generation import utils as generation
 from transformers.generation.configuration_utils import GenerationMode
+from transformers.generation.continuous_batching.cache import PagedAttentionCache
 
 from .. import errors
 from ..keys import Key
+from ..torch._results import wipes
 from .attention import NAME
+from .batch_cache import EncryptedPagedCache
+from .batching import BatchingModel, EncryptedBatching
 from .cache import EncryptedCache, EncryptedEncoderDecoderCache
 from .reuse import GivenCache, refuse_plain
+from .tables import Tables
 
 __all__ = ["protect_inputs", "protected_inputs", "unprotect_inputs"]
 
@@ -59,6 +64,9 @@ _call: ContextVar[_Call | None] = ContextVar("pyccmem_generate", default=None)
 
 class _Protection:
     """What protect_inputs() was told, and what unprotect_inputs() puts back."""
+
+    #: The attention that the model uses meanwhile.
+    name = NAME
 
     def __init__(
         self,
@@ -102,8 +110,14 @@ class _Protection:
             activations=self.activations,
         )
 
+    def new_tables(self) -> Tables:
+        """Tables for one request of continuous batching."""
+        made = Tables(self.dtype, self.key)
+        made.overwrite, made.wipe = self.overwrite, wipes(self.activations)
+        return made
 
-class _Protected:
+
+class _Protected(BatchingModel):
     """In front of the model's own class."""
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
@@ -121,6 +135,11 @@ class _Protected:
             ):
                 return self.generate(*args, **kwargs)
         given = GivenCache(args, kwargs)
+        if given.cache is not None and kwargs.get("cache_implementation") == "paged":
+            raise errors.ArgumentError(
+                'cache_implementation="paged" is for continuous batching, which makes a cache of '
+                "its own; leave the cache out, or the implementation."
+            )
         given.reuse()
         call = _Call(given)
         token = _call.set(call)
@@ -185,17 +204,6 @@ class _Protected:
             prepared["cache"] = cache
         return prepared
 
-    def _refuse_batches(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise errors.ArgumentError(
-            "Continuous batching (generate_batch) keeps its paged cache in the clear, and pyccmem "
-            "has no encrypted one for it; use generate() with a batch, or call "
-            "pyccmem.transformers.unprotect_inputs(model)."
-        )
-
-    generate_batch = _refuse_batches
-    init_continuous_batching = _refuse_batches
-    continuous_batching_context_manager = _refuse_batches
-
 
 def protect_inputs(
     model: Any,
@@ -257,6 +265,8 @@ def unprotect_inputs(model: Any) -> Any:
     protection: _Protection | None = getattr(model, _ATTRIBUTE, None)
     if protection is None:
         raise errors.ArgumentError("This model is not protected; call protect_inputs(model) first.")
+    if isinstance(getattr(model, "_cached_continuous_batching_manager", None), EncryptedBatching):
+        model.destroy_cached_continuous_batching_manager()
     model.__class__ = protection.base
     delattr(model, _ATTRIBUTE)
     protection.hook.remove()
@@ -295,7 +305,10 @@ def _before_forward(model: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     protection: _Protection | None = getattr(model, _ATTRIBUTE, None)
     if protection is None:
         return None
-    caches = [a for a in (*args, *kwargs.values()) if isinstance(a, Cache)]
+    given = (*args, *kwargs.values())
+    if any(isinstance(one, EncryptedPagedCache) for one in given):
+        return None
+    caches = [a for a in given if isinstance(a, (Cache, PagedAttentionCache))]
     for cache in caches:
         refuse_plain(cache)
         _set_overwrite(cache, protection.overwrite)

@@ -85,7 +85,6 @@ class Tables:
         self._refuse_erased()
         new = Tables(self.dtype, self.key)
         new.overwrite, new.wipe = self.overwrite, self.wipe
-        new.overwrite = self.overwrite
         if self._tables is not None:
             new._tables = self._tables.fork()
         return new
