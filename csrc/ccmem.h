@@ -120,6 +120,10 @@ ccmem_status ccmem_selftest(ccmem_tier tier);
  * `present` is not NULL it receives 1 or 0. */
 const char *ccmem_cpu_feature(unsigned index, int *present);
 
+/* What x86's CPUID says of a leaf and subleaf, as eax, ebx, ecx, edx: zeros for a leaf that the
+ * processor or the hypervisor does not have, and on other architectures. */
+void ccmem_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t registers[4]);
+
 /* One English sentence for a status, without a final full stop; never NULL. */
 const char *ccmem_status_text(ccmem_status status);
 

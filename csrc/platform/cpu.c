@@ -3,9 +3,17 @@
 #include "platform/cpu.h"
 
 #include <stdatomic.h>
+#include <string.h>
 
 /* An architecture without a file of its own. */
 __attribute__((weak)) uint32_t cpu_detect(void) { return 0; }
+
+__attribute__((weak)) int cpu_leaf(uint32_t leaf, uint32_t subleaf, uint32_t registers[4]) {
+    (void)leaf;
+    (void)subleaf;
+    (void)registers;
+    return 0;
+}
 
 uint32_t cpu_features(void) {
     static _Atomic uint32_t known = CPU_UNSET;
@@ -30,4 +38,9 @@ const char *ccmem_cpu_feature(unsigned index, int *present) {
     if (present)
         *present = cpu_features() >> index & 1;
     return names[index];
+}
+
+void ccmem_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t registers[4]) {
+    memset(registers, 0, 4 * sizeof *registers);
+    (void)cpu_leaf(leaf, subleaf, registers);
 }

@@ -49,6 +49,9 @@ enum {
 /* Asks the processor and the system: of the architecture's own file. */
 uint32_t cpu_detect(void);
 
+/* CPUID, of the architecture's own file. Returns 0 for a leaf that there is not. */
+int cpu_leaf(uint32_t leaf, uint32_t subleaf, uint32_t registers[4]);
+
 /* The features of this processor that the operating system lets us use; detected once. */
 uint32_t cpu_features(void);
 

@@ -29,6 +29,21 @@ static uint32_t detect_amd(void) {
     return amd ? CPU_AMD : 0;
 }
 
+int cpu_leaf(uint32_t leaf, uint32_t subleaf, uint32_t registers[4]) {
+    /* The first leaf of each range (0, 0x40000000, 0x80000000) names the last one. Beyond it a
+     * processor answers for another leaf, instead of with zeros. */
+    uint32_t eax, ebx, ecx, edx, range = leaf & 0xc0000000;
+
+    /* Without a hypervisor its range is one that the processor does not have. */
+    if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || (range == 0x40000000 && !(ecx >> 31)))
+        return 0;
+    __cpuid(range, eax, ebx, ecx, edx);
+    if (leaf > eax)
+        return 0;
+    __cpuid_count(leaf, subleaf, registers[0], registers[1], registers[2], registers[3]);
+    return 1;
+}
+
 uint32_t cpu_detect(void) {
     const uint32_t avx512_parts = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* F, DQ, BW, VL */
     uint32_t eax, ebx, ecx, edx, found, floats;

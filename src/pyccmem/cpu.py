@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from . import host
-from .binding import TIERS, active_tier, features, lib, usable_tiers
+from .binding import TIERS, active_tier, cpuid, features, lib, usable_tiers
 
 __all__ = ["cpu_info"]
 
@@ -51,6 +51,6 @@ def cpu_info(*, measure: bool = False) -> dict[str, Any]:
         "tiers": usable_tiers(),
         "tier": tier,
         "threads": int(lib.ccmem_threads()),
-        "memory_encryption": host.memory_encryption(),
+        "memory_encryption": host.memory_encryption(cpuid=cpuid),
         "ceiling": ceiling,
     }

@@ -19,6 +19,7 @@ from .suites import (
     TENSOR_PAGE_SIZE,
     TIERS,
     active_tier,
+    cpuid,
     features,
     usable_tiers,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "active_tier",
     "anchor",
     "check",
+    "cpuid",
     "features",
     "ffi",
     "lib",

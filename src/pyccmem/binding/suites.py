@@ -102,3 +102,12 @@ def features() -> dict[str, bool]:
     while name := lib.ccmem_cpu_feature(len(found), present):
         found[ffi.string(name).decode()] = bool(present[0])
     return found
+
+
+def cpuid(leaf: int, subleaf: int = 0) -> tuple[int, int, int, int]:
+    """Returns what CPUID says of a leaf: eax, ebx, ecx, edx; zeros for one that there is not, and
+    where there is no CPUID."""
+    found = ffi.new("uint32_t[4]")
+    lib.ccmem_cpuid(leaf, subleaf, found)
+    eax, ebx, ecx, edx = map(int, found)
+    return eax, ebx, ecx, edx
