@@ -135,11 +135,14 @@ release = _libc.free
 def peek(address: int, into: ctypes.Array[ctypes.c_char]) -> int:
     """Copies what lies at an address of this process, mapped or not, to fill `into`. Returns the
     number of bytes. process_vm_readv(2) may always read its own process, also when that is not
-    dumpable and /proc/self/mem is therefore closed to it."""
+    dumpable and /proc/self/mem is therefore closed to it. Raises OSError when a filter of system
+    calls refuses that."""
     to = _Span(ctypes.addressof(into), len(into))
     source = _Span(address, len(into))
     one = ctypes.c_ulong(1)
     got = _libc.process_vm_readv(
         os.getpid(), ctypes.byref(to), one, ctypes.byref(source), one, ctypes.c_ulong(0)
     )
+    if got < 0 and ctypes.get_errno() != errno.EFAULT:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return max(int(got), 0)

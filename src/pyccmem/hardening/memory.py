@@ -5,6 +5,7 @@ lies there then."""
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import sys
 import sysconfig
@@ -69,10 +70,28 @@ def _object(look: _Look) -> int:
     return look.left(address)
 
 
+def _part(name: str) -> Callable[[Callable[[], Part]], Callable[[], Part]]:
+    """Makes a part of a look that the system refused: what cannot be seen does not hold."""
+
+    def around(look: Callable[[], Part]) -> Callable[[], Part]:
+        @functools.wraps(look)
+        def looked() -> Part:
+            try:
+                return look()
+            except OSError as error:
+                detail = f"freed memory cannot be looked at: process_vm_readv: {error.strerror}"
+                return Part(name, False, detail, "have the filter allow process_vm_readv(2)")
+
+        return looked
+
+    return around
+
+
 def _sizes(sizes: list[int]) -> str:
     return ", ".join(f"{size:,}" for size in sizes)
 
 
+@_part("freed-memory")
 def freed_memory() -> Part:
     """Looks at blocks of malloc() that no thread keeps for itself."""
     owner = allocator.owner()
@@ -85,6 +104,7 @@ def freed_memory() -> Part:
     return Part("freed-memory", False, detail, remedy)
 
 
+@_part("small-blocks")
 def small_blocks() -> Part:
     """Looks at blocks that glibc keeps in a thread's cache."""
     kept = _kept(_SMALL, _block)
@@ -99,6 +119,7 @@ def small_blocks() -> Part:
     )
 
 
+@_part("python-objects")
 def python_objects() -> Part:
     """Looks at bytes objects."""
     kept = _kept(_OBJECTS, _object)
@@ -112,6 +133,7 @@ def python_objects() -> Part:
     )
 
 
+@_part("numpy-memory")
 def numpy_memory() -> Part:
     """Looks at arrays."""
     numpy: Any = sys.modules.get("numpy")
@@ -131,6 +153,7 @@ def numpy_memory() -> Part:
     return Part("numpy-memory", False, detail, f"call pyccmem.guard(), or {_RUN}")
 
 
+@_part("torch-memory")
 def torch_memory() -> Part:
     """Looks at tensors on the processor."""
     torch: Any = sys.modules.get("torch")

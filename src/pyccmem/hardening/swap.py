@@ -14,7 +14,7 @@ from pathlib import Path
 from . import libc
 from .part import Part
 
-__all__ = ["Area", "areas", "can_lock", "lock", "swap"]
+__all__ = ["Area", "areas", "below", "can_lock", "lock", "swap"]
 
 _CAP_IPC_LOCK = 1 << 14
 
@@ -40,14 +40,19 @@ def _text(path: Path) -> str:
         return ""
 
 
-def _below(device: Path, depth: int = 0) -> tuple[str, str]:
+def below(device: Path, depth: int = 0) -> tuple[str, str]:
     """Returns kind and reason of a block device, by its folder in /sys: encrypted when it is, or
     everything that it consists of is."""
     name = device.name
     if _text(device / "dm/uuid").startswith("CRYPT-"):
         return "encrypted", f"dm-crypt ({_text(device / 'dm/name') or name})"
     if name.startswith("zram"):
-        disk = _text(device / "backing_dev")
+        try:
+            disk = (device / "backing_dev").read_text(encoding="utf-8", errors="replace").strip()
+        except FileNotFoundError:  # a kernel without writing back
+            disk = ""
+        except OSError as error:
+            return "unknown", f"zram, of which backing_dev cannot be read ({error.strerror})"
         if disk in ("", "none"):
             return "zram", "compressed in memory"
         return "plain", f"zram that writes to {disk}"
@@ -56,7 +61,7 @@ def _below(device: Path, depth: int = 0) -> tuple[str, str]:
     except OSError:
         parts = []
     if parts and depth < 8:
-        kinds = [_below(part.resolve(), depth + 1) for part in parts]
+        kinds = [below(part.resolve(), depth + 1) for part in parts]
         plain = next((kind for kind in kinds if kind[0] != "encrypted"), None)
         return plain or kinds[0]
     return "plain", f"the device {name} is not encrypted by dm-crypt"
@@ -84,7 +89,7 @@ def _areas(base: Path) -> Iterator[Area]:
         if not device.exists():
             yield Area(path, "unknown", "the device below it is not known")
             continue
-        yield Area(path, *_below(device.resolve()))
+        yield Area(path, *below(device.resolve()))
 
 
 def _group_limit(base: Path) -> str:
