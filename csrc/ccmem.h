@@ -695,6 +695,9 @@ void ccmem_cache_free(ccmem_cache *cache);
 /* CCMEM_OK; CCMEM_ERR_CLOSED after ccmem_cache_erase(), CCMEM_ERR_FORK in a forked child. */
 ccmem_status ccmem_cache_check(const ccmem_cache *cache);
 
+/* Where the cache's key lies; CCMEM_SECRET_NONE for a cache that encrypts nothing. */
+ccmem_secret_level ccmem_cache_level(const ccmem_cache *cache);
+
 /* Adds a layer without tokens; *number is its index, from 0. CCMEM_ERR_ARGUMENT, _NOMEM, _FORK. */
 ccmem_status ccmem_cache_add_layer(ccmem_cache *cache, const ccmem_cache_layer *layer,
                                    uint32_t *number);

@@ -68,6 +68,10 @@ ccmem_status ccmem_cache_get_stats(ccmem_cache *cache, ccmem_cache_stats *out) {
     return CCMEM_OK;
 }
 
+ccmem_secret_level ccmem_cache_level(const ccmem_cache *cache) {
+    return cache->pool->plain ? CCMEM_SECRET_NONE : cache->pool->level;
+}
+
 /* ---- places ---------------------------------------------------------------------------------- */
 
 typedef struct places {

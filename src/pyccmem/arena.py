@@ -40,7 +40,7 @@ from .core.runs import flat_bytes
 from .keys import Key
 from .tensor import Cache, EncryptedTensor, checked_form, copy_into
 
-__all__ = ["Arena", "totals"]
+__all__ = ["Arena", "open_arenas", "totals"]
 
 _add = lib.ccmem_arena_add
 _from_buffer = ffi.from_buffer
@@ -66,6 +66,11 @@ def _arenas() -> Iterator[tuple[Shared, Any]]:
         found = ffi.new("ccmem_arena_totals *")
         if lib.ccmem_arena_get_totals(shared.native[()], found) == OK and found.stores:
             yield shared, found
+
+
+def open_arenas() -> list[Shared]:
+    """Returns what tensors in use share: a name, a cipher and a level for each arena of theirs."""
+    return [shared for shared, _ in _arenas()]
 
 
 def totals() -> dict[str, int]:

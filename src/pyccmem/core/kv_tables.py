@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import errors
-from ..binding import OK, anchor, check, ffi, lib
+from ..binding import LEVELS, OK, anchor, check, ffi, lib
 from ..binding.arguments import integer
 from ..binding.owned import CACHE
 from ..binding.status import CacheCall
@@ -402,6 +402,12 @@ class KVTables(Resource):
     def name(self) -> str:
         """What errors call the cache and its forks."""
         return self._name
+
+    @property
+    def level(self) -> str:
+        """The secret-memory level of the key: "secretmem" or "mlock"; "none" for a cache that
+        encrypts nothing. Raises ClosedError."""
+        return LEVELS[lib.ccmem_cache_level(self._opened())]
 
     # ---- what it holds ----
 
