@@ -22,6 +22,7 @@ from ._version import __version__  # noqa: E402
 try:
     from . import hazmat
     from .arena import Arena
+    from .assessment import posture
     from .buffer import EncryptedBuffer
     from .cpu import cpu_info
     from .hardening import guard
@@ -63,6 +64,7 @@ __all__ = [
     "guard",
     "hazmat",
     "linear",
+    "posture",
     "selftest",
     "set_num_threads",
     "set_plaintext_budget",

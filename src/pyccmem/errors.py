@@ -34,6 +34,7 @@ its text is a sentence that says what was wrong and what to do::
     ├── FaultMechanismError (RuntimeError)    the system offers no way to fill memory on a touch
     ├── MappingConflictError (RuntimeError)   bytes of another mapping, one of the two writable
     ├── GuardError (RuntimeError)             a part of guard() that was required and does not hold
+    ├── PostureError (RuntimeError)           a process that is not protected as required
     ├── SecretMemoryError (RuntimeError)      the required secret-memory level is not available
     ├── EntropyError (RuntimeError)           the system's random generator failed
     ├── VersionExhaustedError (RuntimeError)  a page has no unused version left under its key
@@ -90,6 +91,7 @@ __all__ = [
     "PlainTensorsWarning",
     "PlaintextBudgetError",
     "PortableTierWarning",
+    "PostureError",
     "ProcessAccessError",
     "PyccmemError",
     "PyccmemWarning",
@@ -254,6 +256,19 @@ class MappingConflictError(PyccmemError, RuntimeError):
 
 class GuardError(PyccmemError, RuntimeError):
     """Raised by guard(strict=True) when a part that was asked for does not hold."""
+
+
+class PostureError(PyccmemError, RuntimeError):
+    """A process that is not protected as posture(require=...) asks. The sentence names each line
+    that is not, with what to do."""
+
+    #: These lines, and the Posture that has them all; empty and None in a copy made by its text.
+    lines: tuple[Any, ...]
+    posture: Any
+
+    def __init__(self, message: str, lines: tuple[Any, ...] = (), posture: Any = None) -> None:
+        super().__init__(message)
+        self.lines, self.posture = lines, posture
 
 
 class SecretMemoryError(PyccmemError, RuntimeError):

@@ -28,6 +28,7 @@ _MODULES = {
     "demo": ("demo", "a real model answers with its weights encrypted in RAM"),
     "demo-torch": ("demo_torch", "the same model in PyTorch, in place and from a sealed directory"),
     "demo-chat": ("demo_chat", "a chat whose memory another process searches while it runs"),
+    "posture": ("cli.commands.posture", "what protects this process, or another one, now"),
     "audit": ("audit", "look for a file's weights in the memory of a process"),
 }
 
