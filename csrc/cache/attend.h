@@ -47,7 +47,8 @@ attend_piece attend_piece_of(const attend *a, uint64_t i, uint64_t number);
 uint64_t attend_pieces(const attend *a, uint64_t i);
 uint64_t attend_piece_at(const attend *a, uint64_t i, uint64_t token);
 
-/* Opens what a head has of a piece: rows, their distance in bytes, and scales (NULL: none). `block`
+/* Opens what a head has of a piece: rows, their distance in bytes (0: they lie as in a block, see
+ * kernels/attention.h), and scales (NULL: none). `block`
  * has room for a block, `scale` for a float a token. 0: it was changed, and the call has failed. */
 int attend_open(attend *a, const attend_piece *piece, int which, size_t head, uint8_t *block,
                 float *scale, const uint8_t **rows, size_t *stride, const float **scales);

@@ -73,6 +73,17 @@ static void pack_k(const blocks_call *c, work *w, const uint8_t *rows, size_t st
                    const float *scales, size_t at, size_t tokens) {
     const attend *a = c->a;
     const size_t n = a->l->padded[CACHE_K], floats = attend_floats(n);
+    if (!stride) {
+        const size_t word = attention_pair_k(a->l->dtype) * a->l->element;
+        for (size_t t = 0, some; t < tokens; t += some) {
+            const size_t column = (at + t) % c->width;
+            some = c->width - column < tokens - t ? c->width - column : tokens - t;
+            a->ops->columns[a->l->dtype](w->k + (at + t) / c->width * n * c->width + column,
+                                         c->width, rows + t * word, scales ? scales + t : NULL,
+                                         tokens, some, n);
+        }
+        return;
+    }
     for (size_t t = 0; t < tokens; t += AT_ONCE) {
         for (size_t j = 0; j < AT_ONCE; j++) {
             float *row = w->row + j * floats;
@@ -95,13 +106,21 @@ static void pack_k(const blocks_call *c, work *w, const uint8_t *rows, size_t st
 static void pack_v(const blocks_call *c, work *w, const uint8_t *rows, size_t stride,
                    const float *scales, size_t at, size_t tokens) {
     const attend *a = c->a;
-    for (size_t e = 0; e < c->wide; e += c->width)
-        for (size_t t = 0; t < tokens; t++) {
-            float *to = w->v + e * c->chunk + (at + t) * c->width;
-            a->gemm->convert[a->l->dtype](to, rows + t * stride + e * a->l->element, c->width);
-            if (scales)
-                a->ops->scale(to, c->width, scales[t]);
+    const size_t n = a->l->padded[CACHE_V], pair = attention_pair_v(a->l->dtype);
+    for (size_t e = 0; e < c->wide; e += c->width) {
+        float *to = w->v + e * c->chunk + at * c->width;
+        if (!stride && pair > 1) {
+            a->ops->columns[a->l->dtype](to, c->width, rows + e * pair * a->l->element, NULL, n,
+                                         c->width < n - e ? c->width : n - e, tokens);
+        } else {
+            const size_t step = stride ? stride : a->l->row[CACHE_V];
+            for (size_t t = 0; t < tokens; t++)
+                a->gemm->convert[a->l->dtype](to + t * c->width,
+                                              rows + t * step + e * a->l->element, c->width);
         }
+        for (size_t t = 0; t < tokens && scales; t++)
+            a->ops->scale(to + t * c->width, c->width, scales[t]);
+    }
 }
 
 /* Opens pieces [begin, end) of K or V and packs them; *n tokens. 0: stopped. */

@@ -60,7 +60,7 @@ int attend_open(attend *a, const attend_piece *piece, int which, size_t head, ui
         /* A cache for measuring has nothing to open. */
         const int plain = a->pool->plain;
         *rows = plain ? piece->group->slot->data + layout_block(l, which, head) : block;
-        *stride = l->row[which];
+        *stride = 0;
         if (l->dtype == CCMEM_I8)
             *scales = (const float *)(*rows + layout_block_scales(l, which));
         if (plain || group_open(a->pool, l, piece->group, which, head, block))

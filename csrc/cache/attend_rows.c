@@ -111,9 +111,14 @@ static int add_scores(const rows_call *c, const part *p, work *w, uint64_t begin
             if (!attend_open(a, &piece, CACHE_K, p->head + h, w->block, w->scale, &rows, &stride,
                              &scales))
                 return 0;
-            a->ops->scores[l->dtype](w->scores + h * c->n * c->lds + *n, c->lds, rows, stride,
-                                     scales, piece.tokens, l->padded[CACHE_K],
-                                     w->packed + h * c->n * c->packed, c->packed, c->n);
+            float *to = w->scores + h * c->n * c->lds + *n;
+            const float *q = w->packed + h * c->n * c->packed;
+            if (stride)
+                a->ops->scores[l->dtype](to, c->lds, rows, stride, scales, piece.tokens,
+                                         l->padded[CACHE_K], q, c->packed, c->n);
+            else
+                a->ops->block_scores[l->dtype](to, c->lds, rows, scales, piece.tokens,
+                                               l->padded[CACHE_K], q, c->packed, c->n);
         }
         *n += piece.tokens;
     }
@@ -136,9 +141,14 @@ static int add_sums(const rows_call *c, const part *p, work *w, uint64_t begin, 
             if (!attend_open(a, &piece, CACHE_V, p->head + h, w->block, w->scale, &rows, &stride,
                              &scales))
                 return 0;
-            a->ops->sums[l->dtype](result_of(c, p->i, p->number, p->head + h).sums, c->wide,
-                                   scores + h * c->n * c->lds, c->lds, rows, stride, scales,
-                                   piece.tokens, l->padded[CACHE_V], c->n);
+            float *to = result_of(c, p->i, p->number, p->head + h).sums;
+            const float *weights = scores + h * c->n * c->lds;
+            if (stride)
+                a->ops->sums[l->dtype](to, c->wide, weights, c->lds, rows, stride, scales,
+                                       piece.tokens, l->padded[CACHE_V], c->n);
+            else
+                a->ops->block_sums[l->dtype](to, c->wide, weights, c->lds, rows, scales,
+                                             piece.tokens, l->padded[CACHE_V], c->n);
         }
         scores += piece.tokens;
     }

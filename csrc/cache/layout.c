@@ -8,8 +8,8 @@
 
 enum {
     BLOCK_BYTES = 4096, /* so a block, its scores and what they are made of stay in an L1 */
-    TOKENS_MIN = 8,     /* rows that are transposed at a time (kernels/gemm.h) */
-    TOKENS_MAX = 128,   /* more would leave many records at the end of a sequence */
+    TOKENS_MIN = ATTENTION_TOKENS,
+    TOKENS_MAX = 128, /* more would leave many records at the end of a sequence */
     HEADS_MAX = 65536,
     LINE = 64 /* bytes of a block of AEGIS-128X2 */
 };

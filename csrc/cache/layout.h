@@ -16,8 +16,9 @@ typedef struct cache_layout {
     size_t size[2];   /* elements of a row */
     size_t padded[2]; /* the same, with the padding */
     size_t row[2];    /* its bytes */
-    size_t tokens;    /* of a block, a multiple of 8 */
-    size_t block[2];  /* bytes: the rows, then for CCMEM_I8 a float32 scale a row; whole 64 bytes */
+    size_t tokens;    /* of a block, a multiple of ATTENTION_TOKENS */
+    size_t block[2];  /* bytes: the rows (kernels/attention.h), then for CCMEM_I8 a float32 scale a
+                         row; whole 64 bytes */
     size_t group;     /* bytes of the blocks of all heads: K's, then V's */
     size_t record;    /* bytes: rows of K, rows of V, scales of K, of V; whole 64 bytes */
 } cache_layout;

@@ -26,7 +26,7 @@ static void *out_row(const reading *r, size_t head, uint64_t token) {
 }
 
 /* What is asked for of group number g. 0: a block was changed. */
-static int read_group(const reading *r, uint64_t g, uint8_t *plain, float *floats) {
+static int read_group(const reading *r, uint64_t g, uint8_t *plain, uint8_t *row, float *floats) {
     const cache_layout *l = r->l;
     const uint64_t at = sequence_first(r->s, l) + g * l->tokens;
     const uint64_t from = at < r->first ? r->first : at, last = r->first + r->tokens;
@@ -34,9 +34,11 @@ static int read_group(const reading *r, uint64_t g, uint8_t *plain, float *float
     for (size_t h = 0; h < l->heads; h++) {
         if (!group_open(r->pool, l, &sequence_groups(r->s)[g], r->which, h, plain))
             return 0;
-        for (uint64_t t = from; t < to; t++)
-            stage_out(l, r->which, out_row(r, h, t), plain + (t - at) * l->row[r->which],
+        for (uint64_t t = from; t < to; t++) {
+            stage_row_of_block(l, r->which, row, plain, t - at);
+            stage_out(l, r->which, out_row(r, h, t), row,
                       plain + layout_block_scales(l, r->which) + (t - at) * sizeof(float), floats);
+        }
     }
     pool_opened(r->pool, l->heads);
     return 1;
@@ -63,18 +65,19 @@ static void read_items(void *arg, uint64_t begin, uint64_t end) {
     const size_t room = l->block[r->which] > l->record ? l->block[r->which] : l->record;
     const uint64_t skip = r->first - sequence_first(r->s, l);
     uint8_t *plain;
-    ccmem_status status = ccmem_plain_alloc(room + stage_floats(l), &plain);
+    ccmem_status status = ccmem_plain_alloc(room + l->row[r->which] + stage_floats(l), &plain);
     if (status != CCMEM_OK) {
         outcome_stop(&r->end, status);
         return;
     }
-    float *floats = (float *)(plain + room);
+    uint8_t *row = plain + room;
+    float *floats = (float *)(row + l->row[r->which]);
     const float_env env = float_env_default();
     for (uint64_t i = begin; i < end && !outcome_stopped(&r->end); i++) {
         const uint64_t g = skip / l->tokens + i;
         int good = 1;
         if (g < r->s->groups)
-            good = read_group(r, g, plain, floats);
+            good = read_group(r, g, plain, row, floats);
         else
             for (uint64_t record = 0; good && record < r->s->records; record++)
                 good = read_record(r, record, plain, floats);

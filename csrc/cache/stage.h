@@ -15,7 +15,7 @@ static inline const uint8_t *rows_at(const ccmem_cache_rows *rows, size_t elemen
                (int64_t)element;
 }
 
-/* Bytes that stage_*() need at `floats` when rows are turned into bytes or back. */
+/* Bytes that stage_*() need at `floats`: for rows as floats, and for a row of a block. */
 size_t stage_floats(const cache_layout *l);
 
 /* Makes the record of one token. `in` is of K, then of V. */
@@ -29,6 +29,10 @@ void stage_token_of_record(const cache_layout *l, uint8_t *group, size_t t, cons
 
 /* The reverse: a record of row `t` of the blocks of a group. */
 void stage_record_of_group(const cache_layout *l, uint8_t *record, const uint8_t *group, size_t t);
+
+/* Gathers row `t` of a block of K or V. `row` has room for a padded row. */
+void stage_row_of_block(const cache_layout *l, int which, uint8_t *row, const uint8_t *block,
+                        size_t t);
 
 /* Copies one row, with its scale where the layer has them, to the caller's memory: see
  * ccmem_cache_read(). */

@@ -1,26 +1,43 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The arithmetic of attention over opened blocks of K and V: that of each tier behind one table.
  * See ccmem_cache_attend() in ccmem.h. A row of K or V is `n` elements: the row's size filled up
- * with zeros to a multiple of ATTENTION_PAD bytes; rows lie `stride` bytes apart, each aligned to
- * ATTENTION_PAD. Nothing here branches on, or looks up by, what rows or scores hold. What is not a
- * number stays one, and makes a whole row of sums so; it raises no fault. */
+ * with zeros to a multiple of ATTENTION_PAD bytes. It lies either by itself, with the next row
+ * `stride` bytes behind it and each aligned to ATTENTION_PAD, or in a block, where what is computed
+ * together lies together:
+ *
+ *   K  for each element, or pair of elements, those of all tokens, so that the scores of a vector
+ *      of tokens are computed at once: lanes need not be added up
+ *   V  rows; of bytes, for each pair of tokens the pairs of their elements
+ *
+ * Pairs are what an instruction takes: two bytes are multiplied and added by one, and a vector with
+ * pairs of bfloat16 becomes two of floats by a shift and a mask. Nothing here branches on, or looks
+ * up by, what rows or scores hold. What is not a number stays one, and makes a whole row of sums
+ * so; it raises no fault. */
 #ifndef CCMEM_ATTENTION_H
 #define CCMEM_ATTENTION_H
 
 #include "platform/dtype.h"
 
 enum {
-    ATTENTION_PAD = 32,   /* bytes */
-    ATTENTION_ALIGN = 16, /* scores of a row are written up to a multiple of so many tokens */
+    ATTENTION_PAD = 32,    /* bytes */
+    ATTENTION_TOKENS = 16, /* of a block: a multiple */
+    ATTENTION_ALIGN = 16,  /* scores of a row are written up to a multiple of so many tokens */
     /* Floats after which a row of q, of sums, ... is filled up, in every tier: the widest vector of
      * bytes has so many. */
     ATTENTION_FLOATS = 64
 };
 
+/* How many elements of K's rows, or rows of V, are paired in a block. */
+static inline size_t attention_pair_k(ccmem_dtype dtype) {
+    return dtype == CCMEM_BF16 || dtype == CCMEM_I8 ? 2 : 1;
+}
+
+static inline size_t attention_pair_v(ccmem_dtype dtype) { return dtype == CCMEM_I8 ? 2 : 1; }
+
 typedef struct attention_ops {
-    /* q's row of d floats as the scores of this type want it: times `scale`, in the order that K's
-     * elements are converted in, zeros up to a multiple of ATTENTION_FLOATS. For CCMEM_I8 a tier
-     * may round q to 2^-15 of its row's largest number, and so it may p below. */
+    /* q's row of d floats as the scores of this type want it: times `scale`, zeros up to a multiple
+     * of ATTENTION_FLOATS. For CCMEM_I8 a tier may round q to 2^-15 of its row's largest number,
+     * and so it may p below. */
     void (*pack[DTYPES])(float *packed, const float *q, size_t d, float scale);
 
     /* scores[r * lds + t] = the sum of K's row t times packed row r of q, ldq floats apart, times
@@ -31,11 +48,27 @@ typedef struct attention_ops {
                            const float *scales, size_t tokens, size_t n, const float *q, size_t ldq,
                            size_t rows);
 
+    /* The same for a whole block: `tokens` is a multiple of ATTENTION_TOKENS. */
+    void (*block_scores[DTYPES])(float *scores, size_t lds, const uint8_t *k, const float *scales,
+                                 size_t tokens, size_t n, const float *q, size_t ldq, size_t rows);
+
     /* Adds to the sums of row r, at sums + r * ldo, p[r * ldp + t] times V's row t (times
      * scales[t]). The order of the sums is the type's own; see unpack. A row of sums has a multiple
      * of ATTENTION_FLOATS, which begin as zeros, is 64-byte aligned, and so is the next. */
     void (*sums[DTYPES])(float *sums, size_t ldo, const float *p, size_t ldp, const uint8_t *v,
                          size_t stride, const float *scales, size_t tokens, size_t n, size_t rows);
+
+    /* The same for a whole block. */
+    void (*block_sums[DTYPES])(float *sums, size_t ldo, const float *p, size_t ldp,
+                               const uint8_t *v, const float *scales, size_t tokens, size_t n,
+                               size_t rows);
+
+    /* Makes floats of `count` columns, a multiple of 8, of a matrix that lies as K's elements do in
+     * a block: `outer` rows of `inner` columns, pairs of rows by pairs. `from` is the first wanted
+     * column of row 0; row r goes to to + r * ld, each column times its scale (NULL: times 1). Of
+     * K, rows are elements and columns are tokens; of V's bytes it is the other way round. */
+    void (*columns[DTYPES])(float *to, size_t ld, const uint8_t *from, const float *scales,
+                            size_t inner, size_t count, size_t outer);
 
     /* d sums in order, each times `factor`. */
     void (*unpack[DTYPES])(float *out, const float *sums, size_t d, float factor);

@@ -49,8 +49,17 @@ static inline void convert(float *to, const uint8_t *from, size_t n, size_t elem
 
 static inline size_t least(size_t a, size_t b) { return a < b ? a : b; }
 
+/* Elements [at, at + n) of row t of a matrix that lies in a block: for each of `pair` rows, or
+ * elements, those of `across` others. */
+static inline void gather(float *to, const uint8_t *block, size_t across, size_t t, size_t at,
+                          size_t n, size_t pair, size_t element,
+                          float (*conversion)(const uint8_t *)) {
+    for (size_t i = at; i < at + n; i++)
+        to[i - at] = conversion(block + ((i / pair * across + t) * pair + i % pair) * element);
+}
+
 /* Each row of K or V is converted once for all rows of q, a chunk at a time. */
-#define PRODUCTS(type, element, conversion)                                                        \
+#define PRODUCTS(type, element, conversion, pair)                                                  \
     static CLEAR_REGISTERS void scores_##type(float *scores, size_t lds, const uint8_t *k,         \
                                               size_t stride, const float *scales, size_t tokens,   \
                                               size_t n, const float *q, size_t ldq, size_t rows) { \
@@ -85,11 +94,64 @@ static inline size_t least(size_t a, size_t b) { return a < b ? a : b; }
                 }                                                                                  \
             }                                                                                      \
         ccmem_wipe(u, sizeof u);                                                                   \
+    }                                                                                              \
+                                                                                                   \
+    static CLEAR_REGISTERS void block_scores_##type(float *scores, size_t lds, const uint8_t *k,   \
+                                                    const float *scales, size_t tokens, size_t n,  \
+                                                    const float *q, size_t ldq, size_t rows) {     \
+        scratch own;                                                                               \
+        for (size_t t = 0; t < tokens; t++) {                                                      \
+            for (size_t r = 0; r < rows; r++)                                                      \
+                scores[r * lds + t] = 0;                                                           \
+            for (size_t at = 0; at < n; at += CHUNK) {                                             \
+                const size_t part = least(n - at, CHUNK);                                          \
+                gather(own.row, k, tokens, t, at, part, pair, element, conversion);                \
+                for (size_t r = 0; r < rows; r++)                                                  \
+                    scores[r * lds + t] += dot(own.products, own.row, q + r * ldq + at, part);     \
+            }                                                                                      \
+            for (size_t r = 0; r < rows && scales; r++)                                            \
+                scores[r * lds + t] *= scales[t];                                                  \
+        }                                                                                          \
+        ccmem_wipe(&own, sizeof own);                                                              \
+    }                                                                                              \
+                                                                                                   \
+    static CLEAR_REGISTERS void columns_##type(float *to, size_t ld, const uint8_t *from,          \
+                                               const float *scales, size_t inner, size_t count,    \
+                                               size_t outer) {                                     \
+        for (size_t r = 0; r < outer; r++)                                                         \
+            for (size_t c = 0; c < count; c++)                                                     \
+                to[r * ld + c] =                                                                   \
+                    conversion(from + ((r / pair * inner + c) * pair + r % pair) * element) *      \
+                    (scales ? scales[c] : 1.0f);                                                   \
     }
-PRODUCTS(f32, 4, element_from_f32)
-PRODUCTS(f16, 2, element_from_f16)
-PRODUCTS(bf16, 2, element_from_bf16)
-PRODUCTS(i8, 1, element_from_i8)
+PRODUCTS(f32, 4, element_from_f32, 1)
+PRODUCTS(f16, 2, element_from_f16, 1)
+PRODUCTS(bf16, 2, element_from_bf16, 2)
+PRODUCTS(i8, 1, element_from_i8, 2)
+
+/* V of a block lies as rows do. */
+#define BLOCK_SUMS(type, element)                                                                  \
+    static CLEAR_REGISTERS void block_sums_##type(float *sums, size_t ldo, const float *p,         \
+                                                  size_t ldp, const uint8_t *v,                    \
+                                                  const float *scales, size_t tokens, size_t n,    \
+                                                  size_t rows) {                                   \
+        sums_##type(sums, ldo, p, ldp, v, n * (element), scales, tokens, n, rows);                 \
+    }
+BLOCK_SUMS(f32, 4)
+BLOCK_SUMS(f16, 2)
+BLOCK_SUMS(bf16, 2)
+
+/* But of bytes in pairs of rows. */
+static CLEAR_REGISTERS void block_sums_i8(float *sums, size_t ldo, const float *p, size_t ldp,
+                                          const uint8_t *v, const float *scales, size_t tokens,
+                                          size_t n, size_t rows) {
+    for (size_t t = 0; t < tokens; t++)
+        for (size_t r = 0; r < rows; r++) {
+            const float f = p[r * ldp + t] * scales[t];
+            for (size_t i = 0; i < n; i++)
+                sums[r * ldo + i] += f * element_from_i8(v + ((t / 2 * n + i) * 2 + t % 2));
+        }
+}
 
 /* ---- softmax --------------------------------------------------------------------------------- */
 
@@ -178,6 +240,18 @@ const attention_ops attention_portable = {.pack = {pack, pack, pack, pack},
                                                    [CCMEM_F16] = sums_f16,
                                                    [CCMEM_BF16] = sums_bf16,
                                                    [CCMEM_I8] = sums_i8},
+                                          .block_scores = {[CCMEM_F32] = block_scores_f32,
+                                                           [CCMEM_F16] = block_scores_f16,
+                                                           [CCMEM_BF16] = block_scores_bf16,
+                                                           [CCMEM_I8] = block_scores_i8},
+                                          .block_sums = {[CCMEM_F32] = block_sums_f32,
+                                                         [CCMEM_F16] = block_sums_f16,
+                                                         [CCMEM_BF16] = block_sums_bf16,
+                                                         [CCMEM_I8] = block_sums_i8},
+                                          .columns = {[CCMEM_F32] = columns_f32,
+                                                      [CCMEM_F16] = columns_f16,
+                                                      [CCMEM_BF16] = columns_bf16,
+                                                      [CCMEM_I8] = columns_i8},
                                           .unpack = {unpack, unpack, unpack, unpack},
                                           .highest = highest,
                                           .exponentials = exponentials,
