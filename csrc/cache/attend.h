@@ -47,11 +47,22 @@ attend_piece attend_piece_of(const attend *a, uint64_t i, uint64_t number);
 uint64_t attend_pieces(const attend *a, uint64_t i);
 uint64_t attend_piece_at(const attend *a, uint64_t i, uint64_t token);
 
+/* What is fetched from memory while a block is opened and used: the one that is opened next, and
+ * the one after it. NULL: none. */
+typedef struct attend_ahead {
+    const uint8_t *near, *far;
+} attend_ahead;
+
+/* Where the block of a head of piece `number` lies, if this is a group and before `end`. */
+const uint8_t *attend_block_at(const attend *a, uint64_t i, uint64_t number, uint64_t end,
+                               int which, size_t head);
+
 /* Opens what a head has of a piece: rows, their distance in bytes (0: they lie as in a block, see
  * kernels/attention.h), and scales (NULL: none). `block`
  * has room for a block, `scale` for a float a token. 0: it was changed, and the call has failed. */
-int attend_open(attend *a, const attend_piece *piece, int which, size_t head, uint8_t *block,
-                float *scale, const uint8_t **rows, size_t *stride, const float **scales);
+int attend_open(attend *a, const attend_piece *piece, int which, size_t head, attend_ahead next,
+                uint8_t *block, float *scale, const uint8_t **rows, size_t *stride,
+                const float **scales);
 
 /* Counts what was opened of so many heads of pieces [begin, end). The records are counted when they
  * are opened, once for all heads. */

@@ -133,7 +133,10 @@ static int pack(const blocks_call *c, const rows_block *b, work *w, int which, u
         const uint8_t *rows;
         const float *scales;
         size_t stride;
-        if (!attend_open(a, &piece, which, b->head, w->block, w->scale, &rows, &stride, &scales))
+        const attend_ahead next = {attend_block_at(a, b->i, at + 1, end, which, b->head),
+                                   attend_block_at(a, b->i, at + 2, end, which, b->head)};
+        if (!attend_open(a, &piece, which, b->head, next, w->block, w->scale, &rows, &stride,
+                         &scales))
             return 0;
         (which ? pack_v : pack_k)(c, w, rows, stride, scales, *n, piece.tokens);
         *n += piece.tokens;
@@ -281,6 +284,7 @@ CLEAR_REGISTERS static void run_blocks(void *arg, uint64_t begin, uint64_t end) 
     }
     float_env_restore(env);
     ccmem_plain_free(scratch);
+    burn_stack(); /* see pool_open_next() */
 }
 
 void attend_blocks(attend *a) {

@@ -52,18 +52,28 @@ attend_piece attend_piece_of(const attend *a, uint64_t i, uint64_t number) {
     return (attend_piece){first, (size_t)s->records, NULL, a->tails + i * a->tail};
 }
 
-int attend_open(attend *a, const attend_piece *piece, int which, size_t head, uint8_t *block,
-                float *scale, const uint8_t **rows, size_t *stride, const float **scales) {
+const uint8_t *attend_block_at(const attend *a, uint64_t i, uint64_t number, uint64_t end,
+                               int which, size_t head) {
+    const cache_sequence *s = &a->sequence[i];
+    if (number >= end || number >= s->groups)
+        return NULL;
+    return group_block(&sequence_groups(s)[number], a->l, which, head);
+}
+
+int attend_open(attend *a, const attend_piece *piece, int which, size_t head, attend_ahead next,
+                uint8_t *block, float *scale, const uint8_t **rows, size_t *stride,
+                const float **scales) {
     const cache_layout *l = a->l;
     *scales = l->dtype == CCMEM_I8 ? scale : NULL;
     if (piece->group) {
         /* A cache for measuring has nothing to open. */
         const int plain = a->pool->plain;
-        *rows = plain ? piece->group->slot->data + layout_block(l, which, head) : block;
+        *rows = plain ? group_block(piece->group, l, which, head) : block;
         *stride = 0;
         if (l->dtype == CCMEM_I8)
             *scales = (const float *)(*rows + layout_block_scales(l, which));
-        if (plain || group_open(a->pool, l, piece->group, which, head, block))
+        if (plain ||
+            group_open_next(a->pool, l, piece->group, which, head, block, next.near, next.far))
             return 1;
         outcome_stop(&a->end, CCMEM_ERR_INTEGRITY);
         return 0;

@@ -82,16 +82,23 @@ static uint64_t query_head(const rows_call *c, size_t head, size_t row) {
 
 /* ---- a chunk --------------------------------------------------------------------------------- */
 
-/* Has the first block of the next group on its way from memory: the ciphers prefetch what lies
- * behind a block, and there is something else. */
-static void prefetch(const rows_call *c, const part *p, int which, uint64_t number) {
-    const attend *a = c->a;
-    if (number >= p->end || number >= a->sequence[p->i].groups)
-        return;
-    const cache_entry *group = &sequence_groups(&a->sequence[p->i])[number];
-    const uint8_t *block = group->slot->data + layout_block(a->l, which, p->head);
-    for (size_t at = 0; at < a->l->block[which]; at += LINE)
-        __builtin_prefetch(block + at, 0, 3);
+/* The block that is opened `ahead` blocks after K or V of head h of piece `at`, where a chunk is
+ * pieces [begin, end). */
+static const uint8_t *block_ahead(const rows_call *c, const part *p, int which, uint64_t begin,
+                                  uint64_t end, uint64_t at, size_t h, size_t ahead) {
+    for (h += ahead; h >= p->heads; h -= p->heads)
+        at++;
+    if (at >= end) { /* V of this chunk, or K of the next one */
+        at -= which == CACHE_K ? end - begin : 0;
+        which = !which;
+    }
+    return attend_block_at(c->a, p->i, at, p->end, which, p->head + h);
+}
+
+static attend_ahead look_ahead(const rows_call *c, const part *p, int which, uint64_t begin,
+                               uint64_t end, uint64_t at, size_t h) {
+    return (attend_ahead){block_ahead(c, p, which, begin, end, at, h, 1),
+                          block_ahead(c, p, which, begin, end, at, h, 2)};
 }
 
 /* Scores of pieces [begin, end) to w->scores; *n tokens of them. 0: stopped. */
@@ -106,10 +113,9 @@ static int add_scores(const rows_call *c, const part *p, work *w, uint64_t begin
             const uint8_t *rows;
             const float *scales;
             size_t stride;
-            if (h + 1 == p->heads)
-                prefetch(c, p, at + 1 < end ? CACHE_K : CACHE_V, at + 1 < end ? at + 1 : begin);
-            if (!attend_open(a, &piece, CACHE_K, p->head + h, w->block, w->scale, &rows, &stride,
-                             &scales))
+            const attend_ahead next = look_ahead(c, p, CACHE_K, begin, end, at, h);
+            if (!attend_open(a, &piece, CACHE_K, p->head + h, next, w->block, w->scale, &rows,
+                             &stride, &scales))
                 return 0;
             float *to = w->scores + h * c->n * c->lds + *n;
             const float *q = w->packed + h * c->n * c->packed;
@@ -117,8 +123,9 @@ static int add_scores(const rows_call *c, const part *p, work *w, uint64_t begin
                 a->ops->scores[l->dtype](to, c->lds, rows, stride, scales, piece.tokens,
                                          l->padded[CACHE_K], q, c->packed, c->n);
             else
-                a->ops->block_scores[l->dtype](to, c->lds, rows, scales, piece.tokens,
-                                               l->padded[CACHE_K], q, c->packed, c->n);
+                a->ops->block_scores[l->dtype](to, c->lds, rows, next.far ? next.far : rows, scales,
+                                               piece.tokens, l->padded[CACHE_K], q, c->packed,
+                                               c->n);
         }
         *n += piece.tokens;
     }
@@ -136,10 +143,9 @@ static int add_sums(const rows_call *c, const part *p, work *w, uint64_t begin, 
             const uint8_t *rows;
             const float *scales;
             size_t stride;
-            if (h + 1 == p->heads)
-                prefetch(c, p, at + 1 < end ? CACHE_V : CACHE_K, at + 1);
-            if (!attend_open(a, &piece, CACHE_V, p->head + h, w->block, w->scale, &rows, &stride,
-                             &scales))
+            const attend_ahead next = look_ahead(c, p, CACHE_V, begin, end, at, h);
+            if (!attend_open(a, &piece, CACHE_V, p->head + h, next, w->block, w->scale, &rows,
+                             &stride, &scales))
                 return 0;
             float *to = result_of(c, p->i, p->number, p->head + h).sums;
             const float *weights = scores + h * c->n * c->lds;
@@ -147,8 +153,9 @@ static int add_sums(const rows_call *c, const part *p, work *w, uint64_t begin, 
                 a->ops->sums[l->dtype](to, c->wide, weights, c->lds, rows, stride, scales,
                                        piece.tokens, l->padded[CACHE_V], c->n);
             else
-                a->ops->block_sums[l->dtype](to, c->wide, weights, c->lds, rows, scales,
-                                             piece.tokens, l->padded[CACHE_V], c->n);
+                a->ops->block_sums[l->dtype](to, c->wide, weights, c->lds, rows,
+                                             next.far ? next.far : rows, scales, piece.tokens,
+                                             l->padded[CACHE_V], c->n);
         }
         scores += piece.tokens;
     }
@@ -227,6 +234,7 @@ CLEAR_REGISTERS static void run_parts(void *arg, uint64_t begin, uint64_t end) {
     }
     float_env_restore(env);
     ccmem_plain_free(scratch);
+    burn_stack(); /* see pool_open_next() */
 }
 
 /* Puts together what the parts have of a row, and hands it out. */

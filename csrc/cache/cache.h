@@ -60,9 +60,20 @@ static inline uint8_t (*group_tags(const cache_entry *e, const cache_layout *l))
 static inline uint8_t (*record_tag(const cache_entry *e, const cache_layout *l))
     [PAGE_TAG] { return (uint8_t (*)[PAGE_TAG])(e->slot->data + l->record); }
 
+/* Where the block of a head lies. */
+static inline const uint8_t *group_block(const cache_entry *e, const cache_layout *l, int which,
+                                         size_t head) {
+    return e->slot->data + layout_block(l, which, head);
+}
+
 /* Opens the block of a head into `to`, of l->block[which] bytes. 0: it was changed. */
 int group_open(cache_pool *pool, const cache_layout *l, const cache_entry *group, int which,
                size_t head, uint8_t *to);
+
+/* The same while the blocks at `near` and `far` are fetched from memory, which are opened next and
+ * some blocks later (NULL: none). For pool_open_next(). */
+int group_open_next(cache_pool *pool, const cache_layout *l, const cache_entry *group, int which,
+                    size_t head, uint8_t *to, const uint8_t *near, const uint8_t *far);
 
 /* Opens a record into `to`, of l->record bytes. 0: it was changed. */
 int record_open(cache_pool *pool, const cache_layout *l, const cache_entry *record, uint8_t *to);

@@ -133,6 +133,13 @@ void pool_seal(const cache_pool *pool, uint8_t *to, const uint8_t *from, uint64_
     }
 }
 
+/* 0, and what is told of it: a page was changed. */
+static int failed(cache_pool *pool, uint64_t number) {
+    (void)__atomic_fetch_add(&pool->failures, 1, __ATOMIC_RELAXED);
+    store_set_failure((ccmem_failure){.page = number, .version = ONCE});
+    return 0;
+}
+
 int pool_open(cache_pool *pool, uint8_t *to, const uint8_t *from, uint64_t number,
               const uint8_t *tag, size_t size, unsigned flags) {
     const uint64_t version = ONCE;
@@ -141,11 +148,15 @@ int pool_open(cache_pool *pool, uint8_t *to, const uint8_t *from, uint64_t numbe
         copy_secret(to, from, size);
         return 1;
     }
-    if (!page.ops->open(&page, to, from, number, &version, (const page_tag *)tag, 1, flags))
-        return 1;
-    (void)__atomic_fetch_add(&pool->failures, 1, __ATOMIC_RELAXED);
-    store_set_failure((ccmem_failure){.page = number, .version = version});
-    return 0;
+    return !page.ops->open(&page, to, from, number, &version, (const page_tag *)tag, 1, flags) ||
+           failed(pool, number);
+}
+
+int pool_open_next(cache_pool *pool, uint8_t *to, const uint8_t *from, uint64_t number,
+                   const uint8_t *tag, size_t size, const uint8_t *near, const uint8_t *far) {
+    const page_context page = context(pool, size);
+    return page.ops->open_next(&page, to, from, number, ONCE, (const page_tag *)tag, near, far) ||
+           failed(pool, number);
 }
 
 void pool_opened(cache_pool *pool, uint64_t n) {

@@ -51,6 +51,11 @@ void pool_seal(const cache_pool *pool, uint8_t *to, const uint8_t *from, uint64_
 int pool_open(cache_pool *pool, uint8_t *to, const uint8_t *from, uint64_t number,
               const uint8_t *tag, size_t size, unsigned flags);
 
+/* The same while as many bytes are fetched from `near`, which is opened next, and from `far`. Not
+ * of a pool without encryption. The caller overwrites the stack in the end: burn_stack(). */
+int pool_open_next(cache_pool *pool, uint8_t *to, const uint8_t *from, uint64_t number,
+                   const uint8_t *tag, size_t size, const uint8_t *near, const uint8_t *far);
+
 /* Counts blocks and records that were opened. Not for each of them: threads would wait for each
  * other. */
 void pool_opened(cache_pool *pool, uint64_t n);

@@ -65,6 +65,14 @@ int group_open(cache_pool *pool, const cache_layout *l, const cache_entry *group
                      group_tags(group, l)[block], l->block[which], flags);
 }
 
+int group_open_next(cache_pool *pool, const cache_layout *l, const cache_entry *group, int which,
+                    size_t head, uint8_t *to, const uint8_t *near, const uint8_t *far) {
+    const size_t block = (which ? l->heads : 0) + head;
+    const uint8_t *from = group_block(group, l, which, head);
+    return pool_open_next(pool, to, from, group->number + block, group_tags(group, l)[block],
+                          l->block[which], near ? near : from, far ? far : from);
+}
+
 int record_open(cache_pool *pool, const cache_layout *l, const cache_entry *record, uint8_t *to) {
     return pool_open(pool, to, record->slot->data, record->number, *record_tag(record, l),
                      l->record, PAGE_LAST);

@@ -48,9 +48,11 @@ typedef struct attention_ops {
                            const float *scales, size_t tokens, size_t n, const float *q, size_t ldq,
                            size_t rows);
 
-    /* The same for a whole block: `tokens` is a multiple of ATTENTION_TOKENS. */
-    void (*block_scores[DTYPES])(float *scores, size_t lds, const uint8_t *k, const float *scales,
-                                 size_t tokens, size_t n, const float *q, size_t ldq, size_t rows);
+    /* The same for a whole block: `tokens` is a multiple of ATTENTION_TOKENS. Meanwhile as many
+     * bytes as it has are fetched from `next` into a cache. */
+    void (*block_scores[DTYPES])(float *scores, size_t lds, const uint8_t *k, const uint8_t *next,
+                                 const float *scales, size_t tokens, size_t n, const float *q,
+                                 size_t ldq, size_t rows);
 
     /* Adds to the sums of row r, at sums + r * ldo, p[r * ldp + t] times V's row t (times
      * scales[t]). The order of the sums is the type's own; see unpack. A row of sums has a multiple
@@ -60,8 +62,8 @@ typedef struct attention_ops {
 
     /* The same for a whole block. */
     void (*block_sums[DTYPES])(float *sums, size_t ldo, const float *p, size_t ldp,
-                               const uint8_t *v, const float *scales, size_t tokens, size_t n,
-                               size_t rows);
+                               const uint8_t *v, const uint8_t *next, const float *scales,
+                               size_t tokens, size_t n, size_t rows);
 
     /* Makes floats of `count` columns, a multiple of 8, of a matrix that lies as K's elements do in
      * a block: `outer` rows of `inner` columns, pairs of rows by pairs. `from` is the first wanted

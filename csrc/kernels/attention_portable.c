@@ -97,8 +97,10 @@ static inline void gather(float *to, const uint8_t *block, size_t across, size_t
     }                                                                                              \
                                                                                                    \
     static CLEAR_REGISTERS void block_scores_##type(float *scores, size_t lds, const uint8_t *k,   \
-                                                    const float *scales, size_t tokens, size_t n,  \
-                                                    const float *q, size_t ldq, size_t rows) {     \
+                                                    const uint8_t *next, const float *scales,      \
+                                                    size_t tokens, size_t n, const float *q,       \
+                                                    size_t ldq, size_t rows) {                     \
+        (void)next;                                                                                \
         scratch own;                                                                               \
         for (size_t t = 0; t < tokens; t++) {                                                      \
             for (size_t r = 0; r < rows; r++)                                                      \
@@ -133,8 +135,9 @@ PRODUCTS(i8, 1, element_from_i8, 2)
 #define BLOCK_SUMS(type, element)                                                                  \
     static CLEAR_REGISTERS void block_sums_##type(float *sums, size_t ldo, const float *p,         \
                                                   size_t ldp, const uint8_t *v,                    \
-                                                  const float *scales, size_t tokens, size_t n,    \
-                                                  size_t rows) {                                   \
+                                                  const uint8_t *next, const float *scales,        \
+                                                  size_t tokens, size_t n, size_t rows) {          \
+        (void)next;                                                                                \
         sums_##type(sums, ldo, p, ldp, v, n * (element), scales, tokens, n, rows);                 \
     }
 BLOCK_SUMS(f32, 4)
@@ -143,8 +146,10 @@ BLOCK_SUMS(bf16, 2)
 
 /* But of bytes in pairs of rows. */
 static CLEAR_REGISTERS void block_sums_i8(float *sums, size_t ldo, const float *p, size_t ldp,
-                                          const uint8_t *v, const float *scales, size_t tokens,
-                                          size_t n, size_t rows) {
+                                          const uint8_t *v, const uint8_t *next,
+                                          const float *scales, size_t tokens, size_t n,
+                                          size_t rows) {
+    (void)next;
     for (size_t t = 0; t < tokens; t++)
         for (size_t r = 0; r < rows; r++) {
             const float f = p[r * ldp + t] * scales[t];

@@ -25,6 +25,7 @@ enum {
     CHAINS = 8,
     PAD = ATTENTION_PAD,
     GROUP = V_BLOCKS * 16, /* bytes */
+    FETCH = 2,             /* into an L2: an L1 is full of scores */
     SCALED = 64            /* tokens whose p is multiplied by scales at a time */
 };
 
@@ -308,6 +309,12 @@ INLINE void score_block_bytes(int rows, float *scores, size_t lds, const uint8_t
     put_scores(rows, scores, lds, low, high);
 }
 
+/* Fetches what will be opened next while a block is multiplied: memory is read at an even pace
+ * then, also where a cipher is faster than memory. `at` is what is read of the block now. */
+INLINE void fetch(const uint8_t *at, size_t next) {
+    __builtin_prefetch((const void *)((uintptr_t)at + next), 0, FETCH);
+}
+
 /* ---- scores of blocks ------------------------------------------------------------------------ */
 
 /* Vector number j of element i of the elements that lie together at `from`: `both` is what a pair
@@ -378,8 +385,8 @@ INLINE void multiply_column(ccmem_dtype dtype, int rows, int vectors, fvec *sum,
 /* Scores of `vectors` vectors of tokens, the first of them at k, of `all` of a block. `splits`
  * elements, or pairs, are summed up apart: these have as many chains as it takes. */
 INLINE void score_columns(ccmem_dtype dtype, size_t element, int rows, int vectors, float *scores,
-                          size_t lds, const uint8_t *k, size_t all, size_t n, const float *q,
-                          size_t ldq) {
+                          size_t lds, const uint8_t *k, size_t next, size_t all, size_t n,
+                          const float *q, size_t ldq) {
     const int splits = CHAINS / rows / vectors, each = rows * vectors;
     const size_t pair = dtype == CCMEM_BF16 ? 2 : 1, column = all * pair * element;
     const uint8_t *from[4];
@@ -393,9 +400,11 @@ INLINE void score_columns(ccmem_dtype dtype, size_t element, int rows, int vecto
 #pragma GCC unroll 2
     for (size_t at = 0; at < n * sizeof(float); at += (size_t)splits * pair * sizeof(float))
 #pragma GCC unroll 8
-        for (int s = 0; s < splits; s++, k += column)
+        for (int s = 0; s < splits; s++, k += column) {
+            fetch(k, next);
             multiply_column(dtype, rows, vectors, sum + s * each, k, from,
                             at + (size_t)s * pair * sizeof(float));
+        }
 #pragma GCC unroll 8
     for (int i = 0; i < each; i++) {
         fvec total = sum[i];
@@ -411,8 +420,8 @@ enum { PAIRS = 256 };
 
 /* The same for bytes. */
 INLINE void score_columns_bytes(int rows, int vectors, float *scores, size_t lds, const uint8_t *k,
-                                const float *scales, size_t all, size_t n, const float *q,
-                                size_t ldq) {
+                                size_t next, const float *scales, size_t all, size_t n,
+                                const float *q, size_t ldq) {
     const int splits = CHAINS / rows / vectors, each = rows * vectors;
     const size_t column = all * 2, pairs = n / 2, size = size_place(n);
     for (size_t begin = 0; begin < pairs; begin += PAIRS) {
@@ -429,6 +438,7 @@ INLINE void score_columns_bytes(int rows, int vectors, float *scores, size_t lds
 #pragma GCC unroll 8
             for (int s = 0; s < splits; s++, k += column) {
                 VEC u[CHAINS];
+                fetch(k, next);
 #pragma GCC unroll 8
                 for (int j = 0; j < vectors; j++)
                     u[j] = vwiden8(k + (size_t)j * F_LANES * 2);
@@ -459,19 +469,20 @@ INLINE void score_columns_bytes(int rows, int vectors, float *scores, size_t lds
 
 /* All tokens: as many vectors at a time as there are chains, then fewer. */
 INLINE void block_score_rows(ccmem_dtype dtype, size_t element, int rows, float *scores, size_t lds,
-                             const uint8_t *k, const float *scales, size_t tokens, size_t n,
-                             const float *q, size_t ldq) {
+                             const uint8_t *k, size_t next, const float *scales, size_t tokens,
+                             size_t n, const float *q, size_t ldq) {
     const int most = CHAINS / rows;
     size_t t = 0;
 #define BLOCKS(count)                                                                              \
     if ((count) <= most)                                                                           \
         for (; tokens - t >= (size_t)(count) * F_LANES; t += (size_t)(count) * F_LANES) {          \
             if (dtype == CCMEM_I8)                                                                 \
-                score_columns_bytes(rows, count, scores + t, lds, k + t * 2, scales + t, tokens,   \
-                                    n, q, ldq);                                                    \
+                score_columns_bytes(rows, count, scores + t, lds, k + t * 2, next, scales + t,     \
+                                    tokens, n, q, ldq);                                            \
             else                                                                                   \
                 score_columns(dtype, element, rows, count, scores + t, lds,                        \
-                              k + t * element * (dtype == CCMEM_BF16 ? 2 : 1), tokens, n, q, ldq); \
+                              k + t * element * (dtype == CCMEM_BF16 ? 2 : 1), next, tokens, n, q, \
+                              ldq);                                                                \
         }
     BLOCKS(8)
     BLOCKS(4)
@@ -531,7 +542,7 @@ INLINE void columns(ccmem_dtype dtype, size_t element, float *to, size_t ld, con
  * group. */
 INLINE void sum_block(ccmem_dtype dtype, size_t element, int half, int rows, int vectors, int first,
                       float *sums, size_t ldo, const float *p, size_t ldp, const uint8_t *v,
-                      size_t stride, size_t tokens) {
+                      size_t next, size_t stride, size_t tokens) {
     const int group = vectors_of(element);
     fvec sum[CHAINS];
 #pragma GCC unroll 4
@@ -543,6 +554,7 @@ INLINE void sum_block(ccmem_dtype dtype, size_t element, int half, int rows, int
     for (size_t t = 0; t < tokens; t++, v += stride) {
         fvec weight[4];
         VEC both = vall32(0);
+        fetch(v, next);
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++)
             weight[r] = fspread(p + (size_t)r * ldp + t);
@@ -575,19 +587,19 @@ INLINE void sum_block(ccmem_dtype dtype, size_t element, int half, int rows, int
 
 /* Those of one group, which may have more vectors than there are chains for each row. */
 INLINE void sum_group(ccmem_dtype dtype, size_t element, int half, int rows, float *sums,
-                      size_t ldo, const float *p, size_t ldp, const uint8_t *v, size_t stride,
-                      size_t tokens) {
+                      size_t ldo, const float *p, size_t ldp, const uint8_t *v, size_t next,
+                      size_t stride, size_t tokens) {
     const int group = vectors_of(element), most = CHAINS / rows, step = group < most ? group : most;
 #pragma GCC unroll 2
     for (int first = 0; first < group; first += step)
         sum_block(dtype, element, half, rows, step, first, sums + first * F_LANES, ldo, p, ldp, v,
-                  stride, tokens);
+                  next, stride, tokens);
 }
 
 /* All vectors of `rows` rows: as many at a time as there are chains, then fewer. */
 INLINE void sum_rows(ccmem_dtype dtype, size_t element, int rows, float *sums, size_t ldo,
-                     const float *p, size_t ldp, const uint8_t *v, size_t stride, size_t tokens,
-                     size_t n) {
+                     const float *p, size_t ldp, const uint8_t *v, size_t next, size_t stride,
+                     size_t tokens, size_t n) {
     const int group = vectors_of(element), most = CHAINS / rows;
     const size_t bytes = n * element, whole = bytes / GROUP * GROUP;
     size_t at = 0;
@@ -595,8 +607,8 @@ INLINE void sum_rows(ccmem_dtype dtype, size_t element, int rows, float *sums, s
     if ((count) <= most && (count) >= group)                                                       \
         for (; whole - at >= (size_t)(count) * F_LANES * element;                                  \
              at += (size_t)(count) * F_LANES * element)                                            \
-    sum_block(dtype, element, 0, rows, count, 0, sums + at / element, ldo, p, ldp, v + at, stride, \
-              tokens)
+    sum_block(dtype, element, 0, rows, count, 0, sums + at / element, ldo, p, ldp, v + at, next,   \
+              stride, tokens)
     BLOCKS(8);
     BLOCKS(4);
     BLOCKS(2);
@@ -604,10 +616,10 @@ INLINE void sum_rows(ccmem_dtype dtype, size_t element, int rows, float *sums, s
 #undef BLOCKS
     if (group > most)
         for (; at < whole; at += GROUP)
-            sum_group(dtype, element, 0, rows, sums + at / element, ldo, p, ldp, v + at, stride,
-                      tokens);
+            sum_group(dtype, element, 0, rows, sums + at / element, ldo, p, ldp, v + at, next,
+                      stride, tokens);
     if (GROUP > PAD && whole < bytes)
-        sum_group(dtype, element, 1, rows, sums + at / element, ldo, p, ldp, v + at, stride,
+        sum_group(dtype, element, 1, rows, sums + at / element, ldo, p, ldp, v + at, next, stride,
                   tokens);
 }
 
@@ -620,14 +632,16 @@ typedef struct weights {
 /* Adds to `vectors` vectors of sums of `rows` rows, for bytes: two tokens at a time, of which the
  * last one may have a weight of 0. `paired`: their elements lie in pairs, as in a block. */
 INLINE void sum_block_bytes(int rows, int vectors, int paired, float *sums, size_t ldo,
-                            const weights *w, const uint8_t *v, size_t stride, size_t tokens) {
+                            const weights *w, const uint8_t *v, size_t next, size_t stride,
+                            size_t tokens) {
     VEC sum[CHAINS];
 #pragma GCC unroll 8
     for (int i = 0; i < rows * vectors; i++)
         sum[i] = vall32(0);
     for (size_t t = 0; t < tokens; t += 2, v += 2 * stride) {
-        const uint8_t *next = v + (t + 1 < tokens ? stride : 0);
+        const uint8_t *second = v + (t + 1 < tokens ? stride : 0);
         VEC pair[4];
+        fetch(v, next);
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++) {
             int32_t both;
@@ -637,7 +651,7 @@ INLINE void sum_block_bytes(int rows, int vectors, int paired, float *sums, size
 #pragma GCC unroll 8
         for (int j = 0; j < vectors; j++) {
             const VEC u = paired ? vwiden8(v + j * F_LANES * 2)
-                                 : vwiden8_pairs(v + j * F_LANES, next + j * F_LANES);
+                                 : vwiden8_pairs(v + j * F_LANES, second + j * F_LANES);
 #pragma GCC unroll 4
             for (int r = 0; r < rows; r++)
                 sum[r * vectors + j] = vadd32(sum[r * vectors + j], vmadd16(u, pair[r]));
@@ -654,8 +668,8 @@ INLINE void sum_block_bytes(int rows, int vectors, int paired, float *sums, size
 }
 
 INLINE void sum_rows_bytes(int rows, int paired, float *sums, size_t ldo, const float *p,
-                           size_t ldp, const uint8_t *v, size_t stride, const float *scales,
-                           size_t tokens, size_t n, weights *w) {
+                           size_t ldp, const uint8_t *v, size_t next, size_t stride,
+                           const float *scales, size_t tokens, size_t n, weights *w) {
     const int most = CHAINS / rows;
     for (size_t t = 0; t < tokens; t += SCALED, v += SCALED * stride) {
         const size_t left = tokens - t < SCALED ? tokens - t : SCALED;
@@ -665,8 +679,8 @@ INLINE void sum_rows_bytes(int rows, int paired, float *sums, size_t ldo, const 
 #define BLOCKS(count)                                                                              \
     if ((count) <= most)                                                                           \
         for (; n - at >= (size_t)(count) * F_LANES; at += (size_t)(count) * F_LANES)               \
-    sum_block_bytes(rows, count, paired, sums + at, ldo, w, v + (paired ? 2 * at : at), stride,    \
-                    left)
+    sum_block_bytes(rows, count, paired, sums + at, ldo, w, v + (paired ? 2 * at : at), next,      \
+                    stride, left)
         BLOCKS(8);
         BLOCKS(4);
         BLOCKS(2);
@@ -703,29 +717,29 @@ INLINE void all_scores(ccmem_dtype dtype, size_t element, float *scores, size_t 
 }
 
 INLINE void all_block_scores(ccmem_dtype dtype, size_t element, float *scores, size_t lds,
-                             const uint8_t *k, const float *scales, size_t tokens, size_t n,
-                             const float *q, size_t ldq, size_t rows) {
+                             const uint8_t *k, size_t next, const float *scales, size_t tokens,
+                             size_t n, const float *q, size_t ldq, size_t rows) {
     for (; rows >= 4; rows -= 4, scores += 4 * lds, q += 4 * ldq)
-        block_score_rows(dtype, element, 4, scores, lds, k, scales, tokens, n, q, ldq);
+        block_score_rows(dtype, element, 4, scores, lds, k, next, scales, tokens, n, q, ldq);
     if (rows >= 2) {
-        block_score_rows(dtype, element, 2, scores, lds, k, scales, tokens, n, q, ldq);
+        block_score_rows(dtype, element, 2, scores, lds, k, next, scales, tokens, n, q, ldq);
         rows -= 2, scores += 2 * lds, q += 2 * ldq;
     }
     if (rows)
-        block_score_rows(dtype, element, 1, scores, lds, k, scales, tokens, n, q, ldq);
+        block_score_rows(dtype, element, 1, scores, lds, k, next, scales, tokens, n, q, ldq);
 }
 
 INLINE void all_sums(ccmem_dtype dtype, size_t element, float *sums, size_t ldo, const float *p,
-                     size_t ldp, const uint8_t *v, size_t stride, size_t tokens, size_t n,
-                     size_t rows) {
+                     size_t ldp, const uint8_t *v, size_t next, size_t stride, size_t tokens,
+                     size_t n, size_t rows) {
     for (; rows >= 4; rows -= 4, sums += 4 * ldo, p += 4 * ldp)
-        sum_rows(dtype, element, 4, sums, ldo, p, ldp, v, stride, tokens, n);
+        sum_rows(dtype, element, 4, sums, ldo, p, ldp, v, next, stride, tokens, n);
     if (rows >= 2) {
-        sum_rows(dtype, element, 2, sums, ldo, p, ldp, v, stride, tokens, n);
+        sum_rows(dtype, element, 2, sums, ldo, p, ldp, v, next, stride, tokens, n);
         rows -= 2, sums += 2 * ldo, p += 2 * ldp;
     }
     if (rows)
-        sum_rows(dtype, element, 1, sums, ldo, p, ldp, v, stride, tokens, n);
+        sum_rows(dtype, element, 1, sums, ldo, p, ldp, v, next, stride, tokens, n);
 }
 
 #define SCORES(type, dtype, element)                                                               \
@@ -737,11 +751,12 @@ INLINE void all_sums(ccmem_dtype dtype, size_t element, float *sums, size_t ldo,
     }                                                                                              \
                                                                                                    \
     static TARGET CLEAR_REGISTERS void block_scores_##type(float *scores, size_t lds,              \
-                                                           const uint8_t *k, const float *scales,  \
-                                                           size_t tokens, size_t n,                \
-                                                           const float *q, size_t ldq,             \
+                                                           const uint8_t *k, const uint8_t *next,  \
+                                                           const float *scales, size_t tokens,     \
+                                                           size_t n, const float *q, size_t ldq,   \
                                                            size_t rows) {                          \
-        all_block_scores(dtype, element, scores, lds, k, scales, tokens, n, q, ldq, rows);         \
+        all_block_scores(dtype, element, scores, lds, k, (uintptr_t)next - (uintptr_t)k, scales,   \
+                         tokens, n, q, ldq, rows);                                                 \
     }                                                                                              \
                                                                                                    \
     static TARGET CLEAR_REGISTERS void columns_##type(float *to, size_t ld, const uint8_t *from,   \
@@ -761,15 +776,16 @@ SCORES(i8, CCMEM_I8, 1)
                                                    const float *scales, size_t tokens, size_t n,   \
                                                    size_t rows) {                                  \
         (void)scales;                                                                              \
-        all_sums(dtype, element, sums, ldo, p, ldp, v, stride, tokens, n, rows);                   \
+        all_sums(dtype, element, sums, ldo, p, ldp, v, 0, stride, tokens, n, rows);                \
     }                                                                                              \
                                                                                                    \
     static TARGET CLEAR_REGISTERS void block_sums_##type(float *sums, size_t ldo, const float *p,  \
                                                          size_t ldp, const uint8_t *v,             \
-                                                         const float *scales, size_t tokens,       \
-                                                         size_t n, size_t rows) {                  \
+                                                         const uint8_t *next, const float *scales, \
+                                                         size_t tokens, size_t n, size_t rows) {   \
         (void)scales;                                                                              \
-        all_sums(dtype, element, sums, ldo, p, ldp, v, n * (element), tokens, n, rows);            \
+        all_sums(dtype, element, sums, ldo, p, ldp, v, (uintptr_t)next - (uintptr_t)v,             \
+                 n * (element), tokens, n, rows);                                                  \
     }
 SUMS(f32, CCMEM_F32, 4)
 SUMS(f16, CCMEM_F16, 2)
@@ -777,30 +793,32 @@ SUMS(bf16, CCMEM_BF16, 2)
 #undef SUMS
 
 INLINE void all_sums_bytes(int paired, float *sums, size_t ldo, const float *p, size_t ldp,
-                           const uint8_t *v, size_t stride, const float *scales, size_t tokens,
-                           size_t n, size_t rows) {
+                           const uint8_t *v, size_t next, size_t stride, const float *scales,
+                           size_t tokens, size_t n, size_t rows) {
     weights w;
     for (; rows >= 4; rows -= 4, sums += 4 * ldo, p += 4 * ldp)
-        sum_rows_bytes(4, paired, sums, ldo, p, ldp, v, stride, scales, tokens, n, &w);
+        sum_rows_bytes(4, paired, sums, ldo, p, ldp, v, next, stride, scales, tokens, n, &w);
     if (rows >= 2) {
-        sum_rows_bytes(2, paired, sums, ldo, p, ldp, v, stride, scales, tokens, n, &w);
+        sum_rows_bytes(2, paired, sums, ldo, p, ldp, v, next, stride, scales, tokens, n, &w);
         rows -= 2, sums += 2 * ldo, p += 2 * ldp;
     }
     if (rows)
-        sum_rows_bytes(1, paired, sums, ldo, p, ldp, v, stride, scales, tokens, n, &w);
+        sum_rows_bytes(1, paired, sums, ldo, p, ldp, v, next, stride, scales, tokens, n, &w);
     ccmem_wipe(&w, sizeof w);
 }
 
 static TARGET CLEAR_REGISTERS void sums_i8(float *sums, size_t ldo, const float *p, size_t ldp,
                                            const uint8_t *v, size_t stride, const float *scales,
                                            size_t tokens, size_t n, size_t rows) {
-    all_sums_bytes(0, sums, ldo, p, ldp, v, stride, scales, tokens, n, rows);
+    all_sums_bytes(0, sums, ldo, p, ldp, v, 0, stride, scales, tokens, n, rows);
 }
 
 static TARGET CLEAR_REGISTERS void block_sums_i8(float *sums, size_t ldo, const float *p,
-                                                 size_t ldp, const uint8_t *v, const float *scales,
-                                                 size_t tokens, size_t n, size_t rows) {
-    all_sums_bytes(1, sums, ldo, p, ldp, v, n, scales, tokens, n, rows);
+                                                 size_t ldp, const uint8_t *v, const uint8_t *next,
+                                                 const float *scales, size_t tokens, size_t n,
+                                                 size_t rows) {
+    all_sums_bytes(1, sums, ldo, p, ldp, v, (uintptr_t)next - (uintptr_t)v, n, scales, tokens, n,
+                   rows);
 }
 
 /* ---- softmax --------------------------------------------------------------------------------- */

@@ -40,6 +40,12 @@ typedef struct page_ops {
      * dst is zero then. */
     uint64_t (*open)(const page_context *ctx, uint8_t *dst, const uint8_t *src, uint64_t page,
                      const uint64_t *version, const page_tag *tag, size_t n, unsigned flags);
+    /* Decrypts one page of a row of pages that lie apart; see open_next() in crypto/aegis/aegis.h.
+     * The caller overwrites the stack after the last one: burn_stack(). NULL for ciphers without a
+     * tag. 1, or 0 when it does not match its tag; dst is zero then. */
+    int (*open_next)(const page_context *ctx, uint8_t *dst, const uint8_t *src, uint64_t page,
+                     uint64_t version, const page_tag *tag, const uint8_t *near,
+                     const uint8_t *far);
     /* Decrypts n bytes from `offset` of one page, whose ciphertext starts at src. With a tag, the
      * whole page is verified (n may be 0); on PAGE_BAD the n bytes are zero. */
     page_result (*open_part)(const page_context *ctx, uint8_t *dst, const uint8_t *src,

@@ -59,6 +59,14 @@ static uint64_t open(const page_context *ctx, uint8_t *dst, const uint8_t *src, 
     return bad;
 }
 
+static int open_next(const page_context *ctx, uint8_t *dst, const uint8_t *src, uint64_t page,
+                     uint64_t version, const page_tag *tag, const uint8_t *near,
+                     const uint8_t *far) {
+    uint8_t nonce[16];
+    make_nonce(nonce, page, version);
+    return kernels(ctx)->open_next(ctx->key, dst, src, ctx->size, nonce, *tag, near, far);
+}
+
 static page_result open_part(const page_context *ctx, uint8_t *dst, const uint8_t *src,
                              uint64_t page, uint64_t version, const uint8_t *tag, uint32_t offset,
                              uint32_t n, unsigned flags) {
@@ -127,6 +135,7 @@ static size_t open_fused(const page_context *ctx, const uint8_t *src, uint64_t p
 
 const page_ops page_aegis = {.seal = seal,
                              .open = open,
+                             .open_next = open_next,
                              .open_part = open_part,
                              .modify = modify,
                              .fused_step = fused_step,

@@ -53,6 +53,12 @@ typedef struct aegis_ops {
     int (*open_part)(const uint8_t key[16], uint8_t *dst, const uint8_t *src, size_t page_size,
                      const uint8_t nonce[16], const uint8_t tag[16], size_t offset, size_t n,
                      unsigned flags);
+    /* Opens one page of a row of pages that lie apart: as many bytes are fetched meanwhile from
+     * `near`, which is opened next, into L1, and from `far`, into L2. 1, or 0 when the page does
+     * not match its tag: dst holds zeros. */
+    int (*open_next)(const uint8_t key[16], uint8_t *dst, const uint8_t *src, size_t page_size,
+                     const uint8_t nonce[16], const uint8_t tag[16], const uint8_t *near,
+                     const uint8_t *far);
 
     /* The steps of RFC 10032 for messages of any length, whole blocks at a time. */
     void (*start)(aegis_state *state, unsigned lanes, const uint8_t key[16],

@@ -102,19 +102,19 @@
 
 /* n bytes, a positive multiple of 128. The state stays in registers, where the caller has it. */
 #define AEGIS_RUN(name, BLOCK, put)                                                               \
-    INLINE void name(__m256i s[8], uint8_t *dst, const uint8_t *src, size_t n) {                  \
+    INLINE void name(__m256i s[8], uint8_t *dst, const uint8_t *src, size_t n, ahead a) {         \
         register __m256i s0 __asm__("ymm0") = s[0], s1 __asm__("ymm1") = s[1];                    \
         register __m256i s2 __asm__("ymm2") = s[2], s3 __asm__("ymm3") = s[3];                    \
         register __m256i s4 __asm__("ymm4") = s[4], s5 __asm__("ymm5") = s[5];                    \
         register __m256i s6 __asm__("ymm6") = s[6], s7 __asm__("ymm7") = s[7];                    \
         __asm__ volatile(".p2align 6\n"                                                           \
                          "1:\n\t"                                                                 \
-                         "prefetcht1 %c[l2](%[src])\n\t"                                          \
-                         "prefetcht0 %c[l1](%[src])\n\t"                                          \
+                         "prefetcht1 (%[src],%[l2])\n\t"                                           \
+                         "prefetcht0 (%[src],%[l1])\n\t"                                           \
                          BLOCK(AEGIS_EVEN, AEGIS_ODD, "(%[src])", "32(%[src])", "0(%[dst])",      \
                                "32(%[dst])", put)                                                 \
-                         "prefetcht1 64+%c[l2](%[src])\n\t"                                       \
-                         "prefetcht0 64+%c[l1](%[src])\n\t"                                       \
+                         "prefetcht1 64(%[src],%[l2])\n\t"                                         \
+                         "prefetcht0 64(%[src],%[l1])\n\t"                                         \
                          BLOCK(AEGIS_ODD, AEGIS_EVEN, "64(%[src])", "96(%[src])", "64(%[dst])",   \
                                "96(%[dst])", put)                                                 \
                          "sub $-128,%[src]\n\t"                                                   \
@@ -123,7 +123,7 @@
                          "jnz 1b\n\t"                                                             \
                          : [src] "+r"(src), [dst] "+r"(dst), [n] "+r"(n), "+x"(s0), "+x"(s1),     \
                            "+x"(s2), "+x"(s3), "+x"(s4), "+x"(s5), "+x"(s6), "+x"(s7)             \
-                         : [l1] "i"(PREFETCH_L1), [l2] "i"(PREFETCH_L2)                           \
+                         : [l1] "r"(a.l1), [l2] "r"(a.l2)                                        \
                          : "memory", "cc", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13",    \
                            "xmm14", "xmm15");                                                     \
         s[0] = s0, s[1] = s1, s[2] = s2, s[3] = s3, s[4] = s4, s[5] = s5, s[6] = s6, s[7] = s7;   \

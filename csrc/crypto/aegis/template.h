@@ -66,8 +66,8 @@ INLINE ahead look_ahead(unsigned flags, size_t after) {
 }
 
 INLINE void prefetch(const uint8_t *p, ahead a) {
-    __builtin_prefetch(p + a.l2, 0, 2);
-    __builtin_prefetch(p + a.l1, 0, 3);
+    __builtin_prefetch((const void *)((uintptr_t)p + a.l2), 0, 2);
+    __builtin_prefetch((const void *)((uintptr_t)p + a.l1), 0, 3);
 }
 
 INLINE void update(VEC s[8], VEC m0, VEC m1) {
@@ -181,7 +181,7 @@ INLINE void open_block(VEC s[8], uint8_t *out, const uint8_t *in, shape at, stor
 #include "crypto/aegis/run_vaes256.h"
 #else
 #define AEGIS_STEP 0 /* n & ~(0 - 1) is 0 */
-#define seal_steps(s, dst, src, n) (void)0
+#define seal_steps(s, dst, src, n, a) (void)0
 #define seal_steps_around seal_steps
 #define open_steps seal_steps
 #define open_steps_around seal_steps
@@ -195,9 +195,9 @@ INLINE void seal_run(VEC s[8], uint8_t *dst, const uint8_t *src, size_t n, shape
     size_t whole = n & ~(size_t)(AEGIS_STEP - 1);
     if (whole) {
         if (how == AROUND)
-            seal_steps_around(s, dst, src, whole);
+            seal_steps_around(s, dst, src, whole, a);
         else
-            seal_steps(s, dst, src, whole);
+            seal_steps(s, dst, src, whole, a);
     }
     for (size_t i = whole; i < n; i += at.block) {
         prefetch(src + i, a);
@@ -210,11 +210,11 @@ INLINE void open_run(VEC s[8], uint8_t *dst, const uint8_t *src, size_t n, shape
     size_t whole = n & ~(size_t)(AEGIS_STEP - 1);
     if (whole) {
         if (how == AROUND)
-            open_steps_around(s, dst, src, whole);
+            open_steps_around(s, dst, src, whole, a);
         else if (how == AROUND_HALVES)
-            open_steps_around_halves(s, dst, src, whole);
+            open_steps_around_halves(s, dst, src, whole, a);
         else
-            open_steps(s, dst, src, whole);
+            open_steps(s, dst, src, whole, a);
     }
     for (size_t i = whole; i < n; i += at.block) {
         prefetch(src + i, a);
@@ -226,7 +226,7 @@ INLINE void open_run(VEC s[8], uint8_t *dst, const uint8_t *src, size_t n, shape
 INLINE void verify_run(VEC s[8], const uint8_t *src, size_t n, shape at, ahead a) {
     size_t whole = n & ~(size_t)(AEGIS_STEP - 1);
     if (whole)
-        open_steps_nowhere(s, NULL, src, whole);
+        open_steps_nowhere(s, NULL, src, whole, a);
     for (size_t i = whole; i < n; i += at.block) {
         prefetch(src + i, a);
         open_block(s, NULL, src + i, at, CACHED);
@@ -347,6 +347,17 @@ static uint64_t open_pages(const uint8_t key[16], uint8_t *dst, const uint8_t *s
         return open_around_halves(key, dst, src, npages, size, nonce, tag, flags);
 #endif
     return open_cached(key, dst, src, npages, size, nonce, tag, flags);
+}
+
+KERNEL int open_next(const uint8_t key[16], uint8_t *dst, const uint8_t *src, size_t size,
+                     const uint8_t nonce[16], const uint8_t tag[16], const uint8_t *near,
+                     const uint8_t *far) {
+    /* The difference of two places in memory, which need not be of one object. */
+    const ahead a = {(uintptr_t)near - (uintptr_t)src, (uintptr_t)far - (uintptr_t)src};
+    const int good = open_page(key, dst, src, size, nonce, tag, CACHED, a);
+    if (__builtin_expect(!good, 0))
+        ccmem_wipe(dst, size);
+    return good;
 }
 
 /* The page without its plaintext but for the part asked for, which falls into whole blocks that go
@@ -501,11 +512,12 @@ BY_LANES(void, finish,
           size_t tag_len),
          (state, lanes, ad_len, msg_len, tag, tag_len))
 #undef BY_LANES
-const aegis_ops AEGIS_OPS = {seal_pages, open_pages, open_part,  one_start,   one_absorb,
-                             one_seal,   one_open,   one_finish, AEGIS_FUSED, AEGIS_SPILLS};
+const aegis_ops AEGIS_OPS = {seal_pages, open_pages,  open_part,   open_next,
+                             one_start,  one_absorb,  one_seal,    one_open,
+                             one_finish, AEGIS_FUSED, AEGIS_SPILLS};
 #else
-const aegis_ops AEGIS_OPS = {seal_pages,     open_pages,   open_part,    message_start,
-                             message_absorb, message_seal, message_open, message_finish,
-                             AEGIS_FUSED,    AEGIS_SPILLS};
+const aegis_ops AEGIS_OPS = {seal_pages,     open_pages,     open_part,    open_next,
+                             message_start,  message_absorb, message_seal, message_open,
+                             message_finish, AEGIS_FUSED,    AEGIS_SPILLS};
 #endif
 #undef KERNEL
