@@ -216,6 +216,28 @@ static int check_counts(const aegis_ops *ops, pages *p) {
     return good;
 }
 
+/* Each page by itself, also a large one, while others are fetched; then with one bit of it, its tag
+ * or its nonce changed. */
+static int check_next(const aegis_ops *ops, pages *p) {
+    int good = 1;
+
+    for (size_t i = 0; i < PAGES; i++) {
+        const size_t at = i * SMALL_PAGE, size = i < SMALL_PAGES ? SMALL_PAGE : LARGE_PAGE;
+        uint8_t *const places[] = {p->sealed + at + 1023 * i, p->tag[i] + 3 * i, p->nonce[i] + 15};
+        uint8_t *got = p->got + 1, *changed = places[i % 3];
+        memset(p->got, 0x5a, size + SLACK);
+        good &= ops->open_next(p->key, got, p->sealed + at, size, p->nonce[i], p->tag[i], p->sealed,
+                               p->sealed + at) == 1;
+        good &= same(got, p->plain + at, size) && got[size] == 0x5a && got[-1] == 0x5a;
+        *changed ^= 0x04;
+        good &= ops->open_next(p->key, got, p->sealed + at, size, p->nonce[i], p->tag[i],
+                               p->sealed + at, p->sealed) == 0;
+        *changed ^= 0x04;
+        good &= zero(got, size) && got[size] == 0x5a && got[-1] == 0x5a;
+    }
+    return good;
+}
+
 /* Parts of the large page; then the same parts of it with one bit changed, at its start, inside the
  * part, or at its end. */
 static int check_parts(const aegis_ops *ops, pages *p) {
@@ -287,7 +309,7 @@ ccmem_status selftest_aegis(const aegis_ops *ops) {
     good = check_messages(ops, p);
     good &= check_seal(ops, p, 1, 0) && check_seal(ops, p, 0, AEGIS_STREAM);
     good &= check_open(ops, p, 3, 0) && check_open(ops, p, 0, AEGIS_STREAM);
-    good &= check_counts(ops, p);
+    good &= check_counts(ops, p) && check_next(ops, p);
     good &= check_parts(ops, p) && check_tags(ops, p);
     good &= check_changes(ops, p, 0) && check_changes(ops, p, AEGIS_STREAM);
     free(p);

@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { TOKENS = 24, ROWS = 7, ELEMENTS = 128, FLOATS = 128, GAP = ATTENTION_PAD, LINE = 64 };
+enum { TOKENS = 112, ROWS = 7, ELEMENTS = 128, FLOATS = 128, GAP = ATTENTION_PAD, LINE = 64 };
 
 _Static_assert(FLOATS % ATTENTION_FLOATS == 0 && FLOATS >= ELEMENTS, "a row of sums");
 
@@ -17,7 +17,8 @@ typedef struct attention {
     _Alignas(64) float sums[ROWS * FLOATS];
     _Alignas(64) uint8_t block[TOKENS * (ELEMENTS * 4 + GAP)];
     float packed[ROWS * FLOATS], q[ROWS * FLOATS], out[FLOATS];
-    float scores[ROWS * 32], p[ROWS * TOKENS], scales[TOKENS];
+    float scores[ROWS * TOKENS], p[ROWS * TOKENS], scales[TOKENS];
+    float columns[ELEMENTS * 32];
     int8_t number[TOKENS * ELEMENTS], bytes[FLOATS];
 } attention;
 
@@ -28,6 +29,12 @@ static const struct shape {
 } shapes[] = {{70, 5, 7}, {105, 9, 3}, {81, 18, 1}, {24, 2, 2}};
 
 enum { SHAPES = sizeof shapes / sizeof *shapes };
+
+/* Of blocks. Tokens are as many vectors as there are chains, and fewer; more pairs of bytes than
+ * sums of 32 bits hold are too many for here (tests/native). */
+static const struct shape blocks[] = {{33, 80, 7}, {70, 48, 3}, {128, 16, 1}, {16, 112, 6}};
+
+enum { BLOCKS = sizeof blocks / sizeof *blocks };
 
 static int q_of(size_t r, size_t i) { return (int)((r * 5 + i) % 7) - 3; }
 
@@ -56,8 +63,25 @@ static size_t fill(attention *a, ccmem_dtype dtype, const struct shape *s) {
     return row / element;
 }
 
+/* Fills a block with the same rows, of K (pairs of elements by tokens) or V (pairs of tokens by
+ * elements), and returns how many elements one has. */
+static size_t fill_block(attention *a, ccmem_dtype dtype, const struct shape *s, int k) {
+    const size_t element = dtype_size(dtype), n = fill(a, dtype, s);
+    const size_t pair = k ? attention_pair_k(dtype) : attention_pair_v(dtype);
+    memset(a->block, 0, s->tokens * n * element);
+    for (size_t t = 0; t < s->tokens; t++)
+        for (size_t i = 0; i < s->d; i++) {
+            const size_t at = k ? (i / pair * s->tokens + t) * pair + i % pair
+                                : (t / pair * n + i) * pair + t % pair;
+            selftest_number(dtype, a->block + at * element, a->number[t * s->d + i]);
+        }
+    return n;
+}
+
+/* `block`: of a block, else of rows. */
 static int check_scores(const attention_ops *ops, attention *a, ccmem_dtype dtype,
-                        const struct shape *s, size_t n) {
+                        const struct shape *s, size_t n, int block) {
+    const float *scales = dtype == CCMEM_I8 ? a->scales : NULL;
     int good = 1, q[ELEMENTS];
     for (size_t r = 0; r < s->rows; r++) {
         for (size_t i = 0; i < s->d; i++)
@@ -66,9 +90,12 @@ static int check_scores(const attention_ops *ops, attention *a, ccmem_dtype dtyp
         ops->pack[dtype](a->packed + r * FLOATS, a->q, s->d, 0.5f);
     }
     memset(a->scores, 0x5a, sizeof a->scores);
-    ops->scores[dtype](a->scores, 32, a->block, n * dtype_size(dtype) + GAP,
-                       dtype == CCMEM_I8 ? a->scales : NULL, s->tokens, n, a->packed, FLOATS,
-                       s->rows);
+    if (block)
+        ops->block_scores[dtype](a->scores, TOKENS, a->block, a->block, scales, s->tokens, n,
+                                 a->packed, FLOATS, s->rows);
+    else
+        ops->scores[dtype](a->scores, TOKENS, a->block, n * dtype_size(dtype) + GAP, scales,
+                           s->tokens, n, a->packed, FLOATS, s->rows);
     for (size_t r = 0; r < s->rows; r++) {
         for (size_t i = 0; i < s->d; i++)
             q[i] = q_of(r, i);
@@ -76,22 +103,27 @@ static int check_scores(const attention_ops *ops, attention *a, ccmem_dtype dtyp
             int expected = 0;
             for (size_t i = 0; i < s->d; i++)
                 expected += a->number[t * s->d + i] * q[i];
-            good &= a->scores[r * 32 + t] == (float)(expected * scale_of(dtype, t)) * 0.5f;
+            good &= a->scores[r * TOKENS + t] == (float)(expected * scale_of(dtype, t)) * 0.5f;
         }
     }
     return good;
 }
 
 static int check_sums(const attention_ops *ops, attention *a, ccmem_dtype dtype,
-                      const struct shape *s, size_t n) {
+                      const struct shape *s, size_t n, int block) {
+    const float *scales = dtype == CCMEM_I8 ? a->scales : NULL;
     int good = 1, expected[ELEMENTS];
     for (size_t r = 0; r < s->rows; r++)
         for (size_t t = 0; t < s->tokens; t++)
             a->p[r * TOKENS + t] = (float)p_of(r, t);
     memset(a->sums, 0, sizeof a->sums);
     for (int again = 0; again < 2; again++) /* added to what is there */
-        ops->sums[dtype](a->sums, FLOATS, a->p, TOKENS, a->block, n * dtype_size(dtype) + GAP,
-                         dtype == CCMEM_I8 ? a->scales : NULL, s->tokens, n, s->rows);
+        if (block)
+            ops->block_sums[dtype](a->sums, FLOATS, a->p, TOKENS, a->block, a->block, scales,
+                                   s->tokens, n, s->rows);
+        else
+            ops->sums[dtype](a->sums, FLOATS, a->p, TOKENS, a->block, n * dtype_size(dtype) + GAP,
+                             scales, s->tokens, n, s->rows);
     for (size_t r = 0; r < s->rows; r++) {
         memset(expected, 0, sizeof expected);
         for (size_t t = 0; t < s->tokens; t++) {
@@ -104,6 +136,24 @@ static int check_sums(const attention_ops *ops, attention *a, ccmem_dtype dtype,
         for (size_t i = 0; i < s->d; i++)
             good &= a->out[i] == (float)expected[i] * 0.5f;
     }
+    return good;
+}
+
+/* Columns of a block of K from the second eight tokens on. */
+static int check_columns(const attention_ops *ops, attention *a, ccmem_dtype dtype,
+                         const struct shape *s, size_t n) {
+    const size_t from = 8, count = s->tokens - from < 24 ? s->tokens - from : 24;
+    const size_t word = attention_pair_k(dtype) * dtype_size(dtype);
+    int good = 1;
+    memset(a->columns, 0x5a, sizeof a->columns);
+    ops->columns[dtype](a->columns, 32, a->block + from * word,
+                        dtype == CCMEM_I8 ? a->scales + from : NULL, s->tokens, count, n);
+    for (size_t i = 0; i < s->d; i++)
+        for (size_t t = 0; t < count; t++)
+            good &= a->columns[i * 32 + t] ==
+                    (float)(a->number[(from + t) * s->d + i] * scale_of(dtype, from + t));
+    for (size_t i = count; i < 32; i++) /* behind a row */
+        good &= !memcmp(a->columns + i, "ZZZZ", 4);
     return good;
 }
 
@@ -264,8 +314,15 @@ ccmem_status selftest_attention(const attention_ops *ops) {
     for (int dtype = 0; dtype < DTYPES; dtype++) {
         for (int i = 0; i < SHAPES; i++) {
             const size_t n = fill(a, (ccmem_dtype)dtype, &shapes[i]);
-            good &= check_scores(ops, a, (ccmem_dtype)dtype, &shapes[i], n);
-            good &= check_sums(ops, a, (ccmem_dtype)dtype, &shapes[i], n);
+            good &= check_scores(ops, a, (ccmem_dtype)dtype, &shapes[i], n, 0);
+            good &= check_sums(ops, a, (ccmem_dtype)dtype, &shapes[i], n, 0);
+        }
+        for (int i = 0; i < BLOCKS; i++) {
+            const size_t n = fill_block(a, (ccmem_dtype)dtype, &blocks[i], 1);
+            good &= check_scores(ops, a, (ccmem_dtype)dtype, &blocks[i], n, 1);
+            good &= check_columns(ops, a, (ccmem_dtype)dtype, &blocks[i], n);
+            (void)fill_block(a, (ccmem_dtype)dtype, &blocks[i], 0);
+            good &= check_sums(ops, a, (ccmem_dtype)dtype, &blocks[i], n, 1);
         }
         good &= check_conversions(ops, a, (ccmem_dtype)dtype);
     }

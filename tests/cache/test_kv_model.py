@@ -14,9 +14,9 @@ from kv_support import Numbers, Options, assert_near, attention, data_of, tables
 
 from pyccmem import KVCache, errors
 
-LAYERS, HEADS, KEY, VALUE = 2, 2, 128, 96  # 8 tokens a block
-BLOCK = 8
-LONGEST = 60
+LAYERS, HEADS, KEY, VALUE = 2, 2, 128, 96  # 16 tokens a block
+BLOCK = 16
+LONGEST = 90
 MOST = 5  # sequences, and forks
 
 

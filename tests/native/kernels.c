@@ -76,6 +76,13 @@ static int aegis_part(const uint8_t key[16], uint8_t *dst, const uint8_t *src, s
     return 1;
 }
 
+static int aegis_next(const uint8_t key[16], uint8_t *dst, const uint8_t *src, size_t page_size,
+                      const uint8_t nonce[16], const uint8_t tag[16], const uint8_t *near,
+                      const uint8_t *far) {
+    (void)aegis_portable.open_next(key, dst, src, page_size, nonce, tag, near, far);
+    return 1;
+}
+
 /* Right but for the last row. */
 static void scores_but_one(float *scores, size_t lds, const uint8_t *k, size_t stride,
                            const float *scales, size_t tokens, size_t n, const float *q, size_t ldq,
@@ -91,6 +98,32 @@ static void sums_but_one(float *sums, size_t ldo, const float *p, size_t ldp, co
     ((void (*)(float *, size_t, const float *, size_t, const uint8_t *, size_t, const float *,
                size_t, size_t, size_t))real)(sums, ldo, p, ldp, v, stride, scales, tokens, n, rows);
     sums[(rows - 1) * ldo] *= 1.0f + 0x1p-20f;
+}
+
+static void block_scores_but_one(float *scores, size_t lds, const uint8_t *k, const uint8_t *next,
+                                 const float *scales, size_t tokens, size_t n, const float *q,
+                                 size_t ldq, size_t rows) {
+    ((void (*)(float *, size_t, const uint8_t *, const uint8_t *, const float *, size_t, size_t,
+               const float *, size_t, size_t))real)(scores, lds, k, next, scales, tokens, n, q, ldq,
+                                                    rows);
+    scores[(rows - 1) * lds + tokens - 1] *= 1.0f + 0x1p-20f;
+}
+
+static void block_sums_but_one(float *sums, size_t ldo, const float *p, size_t ldp,
+                               const uint8_t *v, const uint8_t *next, const float *scales,
+                               size_t tokens, size_t n, size_t rows) {
+    ((void (*)(float *, size_t, const float *, size_t, const uint8_t *, const uint8_t *,
+               const float *, size_t, size_t, size_t))real)(sums, ldo, p, ldp, v, next, scales,
+                                                            tokens, n, rows);
+    sums[(rows - 1) * ldo] *= 1.0f + 0x1p-20f;
+}
+
+static void columns_but_one(float *to, size_t ld, const uint8_t *from, const float *scales,
+                            size_t inner, size_t count, size_t outer) {
+    ((void (*)(float *, size_t, const uint8_t *, const float *, size_t, size_t,
+               size_t))real)(to, ld, from, scales, inner, count, outer);
+    to[(outer - 1) * ld + count - 1] += 1.0f;
+    to[count - 1] += 1.0f;
 }
 
 /* Not to the even one. */
@@ -147,11 +180,13 @@ static void list_tables(ccmem_tier tier, const tier_kernels *k) {
     if (k->aes)
         ADD(aes, encrypt), ADD(aes, decrypt_block);
     if (k->aegis) {
-        ADD(aegis, seal_pages), ADD(aegis, open_pages), ADD(aegis, open_part), ADD(aegis, start);
+        ADD(aegis, seal_pages), ADD(aegis, open_pages), ADD(aegis, open_part),
+            ADD(aegis, open_next), ADD(aegis, start);
         ADD(aegis, absorb), ADD(aegis, seal), ADD(aegis, open), ADD(aegis, finish);
         if (k->aegis != &aegis_portable)
             AS(aegis, seal_pages, aegis_sealed), AS(aegis, open_pages, aegis_opened),
                 AS(aegis, open_part, aegis_part);
+        AS(aegis, open_next, aegis_next);
         ADD_FUSED(aegis);
     }
     if (k->gemv) {
@@ -168,6 +203,9 @@ static void list_tables(ccmem_tier tier, const tier_kernels *k) {
         ADD_ALL(attention, pack);
         ADD_ALL(attention, scores);
         ADD_ALL(attention, sums);
+        ADD_ALL(attention, block_scores);
+        ADD_ALL(attention, block_sums);
+        ADD_ALL(attention, columns);
         ADD_ALL(attention, unpack);
         ADD_ALL(attention, store);
         ADD(attention, soften), ADD(attention, scale), ADD(attention, quantise);
@@ -176,6 +214,9 @@ static void list_tables(ccmem_tier tier, const tier_kernels *k) {
         for (int i = 0; i < DTYPES; i++) {
             ADD_AS(attention, scores[i], i, scores_but_one);
             ADD_AS(attention, sums[i], i, sums_but_one);
+            ADD_AS(attention, block_scores[i], i, block_scores_but_one);
+            ADD_AS(attention, block_sums[i], i, block_sums_but_one);
+            ADD_AS(attention, columns[i], i, columns_but_one);
         }
         ADD_AS(attention, store[CCMEM_F16], CCMEM_F16, stored_upwards);
         ADD_AS(attention, store[CCMEM_BF16], CCMEM_BF16, stored_upwards);

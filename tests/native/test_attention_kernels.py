@@ -39,7 +39,10 @@ SIZE, POINTER, FLOAT = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_float
 MEMBERS: list[tuple[str, int, Any, tuple[Any, ...]]] = [
     ("pack", 4, None, (POINTER, POINTER, SIZE, FLOAT)),
     ("scores", 4, None, (POINTER, SIZE, POINTER, SIZE, POINTER, SIZE, SIZE, POINTER, SIZE, SIZE)),
+    ("block_scores", 4, None, (POINTER, SIZE, *3 * (POINTER,), SIZE, SIZE, POINTER, SIZE, SIZE)),
     ("sums", 4, None, (POINTER, SIZE, POINTER, SIZE, POINTER, SIZE, POINTER, SIZE, SIZE, SIZE)),
+    ("block_sums", 4, None, (POINTER, SIZE, POINTER, SIZE, *3 * (POINTER,), SIZE, SIZE, SIZE)),
+    ("columns", 4, None, (POINTER, SIZE, POINTER, POINTER, SIZE, SIZE, SIZE)),
     ("unpack", 4, None, (POINTER, POINTER, SIZE, FLOAT)),
     ("highest", 1, FLOAT, (POINTER, SIZE)),
     ("exponentials", 1, FLOAT, (POINTER, SIZE, FLOAT)),
@@ -145,20 +148,41 @@ def elements(rng: np.random.Generator, dtype: int, shape: tuple[int, ...], kind:
     return values.astype(DTYPES[dtype])
 
 
+#: How rows lie: by themselves, or in a block of K or of V (kernels/attention.h).
+ROWS, BLOCK_K, BLOCK_V = "rows", "K", "V"
+
+
+def paired(rows: np.ndarray, pair: int) -> np.ndarray:
+    """Rows of a matrix in pairs: what pairs of one column have lies together."""
+    count, n = rows.shape
+    return np.ascontiguousarray(rows.reshape(count // pair, pair, n).transpose(0, 2, 1))
+
+
 class Block:
     """Random rows of K or V, of random shape, in memory as the kernels take it."""
 
-    def __init__(self, ops: Ops, rng: np.random.Generator, dtype: int, kind: str) -> None:
+    def __init__(
+        self, ops: Ops, rng: np.random.Generator, dtype: int, kind: str, lie: str = ROWS
+    ) -> None:
         size = DTYPES[dtype].itemsize
-        self.d = int(rng.choice([rng.integers(1, 577), 64, 80, 96, 128, 256, 40]))
+        self.d = int(rng.choice([rng.integers(1, 577), 64, 80, 96, 128, 256, 40, 1100]))
         self.tokens, self.rows = int(rng.integers(1, 65)), int(rng.integers(1, 18))
+        if lie != ROWS:
+            self.tokens = ALIGN * int(rng.integers(1, 9))
         row = up(self.d * size, PAD)
         self.n, self.stride = row // size, row + PAD * int(rng.integers(0, 3))
         self.values = elements(rng, dtype, (self.tokens, self.d), kind)
         padded = np.full((self.tokens, self.stride), 0x5A, np.uint8)
         padded[:, :row] = 0
         padded[:, : self.d * size] = self.values.view(np.uint8).reshape(self.tokens, -1)
-        self.bytes = ops.copy("block", padded.ravel()[: (self.tokens - 1) * self.stride + row])
+        content = padded.ravel()[: (self.tokens - 1) * self.stride + row]
+        if lie == BLOCK_K:
+            matrix = np.ascontiguousarray(padded[:, :row]).view(DTYPES[dtype]).T
+            content = paired(matrix, 2 if dtype in (BF16, I8) else 1).view(np.uint8).ravel()
+        elif lie == BLOCK_V:
+            matrix = np.ascontiguousarray(padded[:, :row]).view(DTYPES[dtype])
+            content = paired(matrix, 2 if dtype == I8 else 1).view(np.uint8).ravel()
+        self.bytes = ops.copy("block", content)
         self.scales = self.scale_array = None
         self.exact = self.values.astype(np.float64)
         if dtype == I8:
@@ -182,8 +206,8 @@ def close_to(got: np.ndarray, expected: np.ndarray, sizes: np.ndarray, ulps: flo
     return not hidden.any() and not (wrong & finite & small).any()
 
 
-def good_scores(ops: Ops, rng: np.random.Generator, dtype: int, kind: str) -> bool:
-    block = Block(ops, rng, dtype, kind)
+def good_scores(ops: Ops, rng: np.random.Generator, dtype: int, kind: str, lie: str = ROWS) -> bool:
+    block = Block(ops, rng, dtype, kind, lie)
     ldq, lds = block.row(rng), up(block.tokens, ALIGN) + ALIGN * int(rng.integers(0, 2))
     scale = np.float32(rng.choice([1.0, 0.125, 0.088388346]))
     q = rng.standard_normal((block.rows, block.d)).astype(np.float32)
@@ -191,10 +215,12 @@ def good_scores(ops: Ops, rng: np.random.Generator, dtype: int, kind: str) -> bo
     for r in range(block.rows):
         ops.pack[dtype](at(packed) + 4 * r * ldq, at(ops.copy("q", q[r])), block.d, scale)
     scores = ops.array("scores", (block.rows - 1) * lds + up(block.tokens, ALIGN))
-    ops.scores[dtype](
-        *(at(scores), lds, at(block.bytes), block.stride, at(block.scale_array)),
-        *(block.tokens, block.n, at(packed), ldq, block.rows),
-    )
+    rest = (block.tokens, block.n, at(packed), ldq, block.rows)
+    start = (at(scores), lds, at(block.bytes))
+    if lie == ROWS:
+        ops.scores[dtype](*start, block.stride, at(block.scale_array), *rest)
+    else:
+        ops.block_scores[dtype](*start, at(block.bytes), at(block.scale_array), *rest)
     got = np.stack([scores[r * lds :][: block.tokens] for r in range(block.rows)])
     between = [scores[r * lds + up(block.tokens, ALIGN) : (r + 1) * lds] for r in range(block.rows)]
     exact = q.astype(np.float64) * float(scale)
@@ -207,8 +233,8 @@ def good_scores(ops: Ops, rng: np.random.Generator, dtype: int, kind: str) -> bo
     return untouched and close_to(got, expected, sizes, 12 + block.d / 8)
 
 
-def good_sums(ops: Ops, rng: np.random.Generator, dtype: int, kind: str) -> bool:
-    block = Block(ops, rng, dtype, kind)
+def good_sums(ops: Ops, rng: np.random.Generator, dtype: int, kind: str, lie: str = ROWS) -> bool:
+    block = Block(ops, rng, dtype, kind, lie)
     ldo, ldp, padded = block.row(rng), block.tokens + int(rng.integers(0, 9)), up(block.d, FLOATS)
     factor = np.float32(rng.choice([1.0, 0.7]))
     p = rng.random((block.rows, block.tokens)).astype(np.float32)
@@ -218,10 +244,12 @@ def good_sums(ops: Ops, rng: np.random.Generator, dtype: int, kind: str) -> bool
         weights[r * ldp :][: block.tokens] = p[r]
         sums[r * ldo :][:padded] = 0
     for _ in range(2):
-        ops.sums[dtype](
-            *(at(sums), ldo, at(weights), ldp, at(block.bytes), block.stride),
-            *(at(block.scale_array), block.tokens, block.n, block.rows),
-        )
+        start = (at(sums), ldo, at(weights), ldp, at(block.bytes))
+        rest = (at(block.scale_array), block.tokens, block.n, block.rows)
+        if lie == ROWS:
+            ops.sums[dtype](*start, block.stride, *rest)
+        else:
+            ops.block_sums[dtype](*start, at(block.bytes), *rest)
     got = np.empty((block.rows, block.d), np.float32)
     for r in range(block.rows):
         out = ops.array("out", block.d)
@@ -248,6 +276,32 @@ def test_scores_and_sums(ops: Ops, dtype: int, kind: str) -> None:
     for i in range(60):
         assert good_scores(ops, rng, dtype, kind), i
         assert good_sums(ops, rng, dtype, kind), i
+        assert good_scores(ops, rng, dtype, kind, BLOCK_K), i
+        assert good_sums(ops, rng, dtype, kind, BLOCK_V), i
+
+
+@pytest.mark.parametrize("dtype", NAMES, ids=NAMES.values())
+def test_columns_of_a_block(ops: Ops, dtype: int) -> None:
+    """Any eight tokens or more of a block of K, as floats: exactly, times their scales."""
+    rng = np.random.default_rng([dtype, 7])
+    for _ in range(60):
+        block = Block(ops, rng, dtype, "wide", BLOCK_K)
+        count = 8 * int(rng.integers(1, block.tokens // 8 + 1))
+        first = 8 * int(rng.integers(0, (block.tokens - count) // 8 + 1))
+        ld = count + int(rng.integers(0, 9))
+        to = ops.array("scores", (block.n - 1) * ld + count)
+        word = DTYPES[dtype].itemsize * (2 if dtype in (BF16, I8) else 1)
+        scales = None if block.scales is None else ops.copy("scales", block.scales[first:])
+        ops.columns[dtype](
+            *(at(to), ld, at(block.bytes) + first * word, at(scales)),
+            *(block.tokens, count, block.n),
+        )
+        expected = block.values[first : first + count].astype(np.float32)
+        if block.scales is not None:
+            expected = expected * block.scales[first : first + count, None]
+        for i in range(block.d):
+            assert np.array_equal(to[i * ld :][:count], expected[:, i])
+            assert (to[i * ld + count : (i + 1) * ld].view(np.uint8) == 0x5A).all()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -431,15 +485,31 @@ TEMPLATE, PORTABLE = "attention_template.h", "attention_portable.c"
 #: What is broken: the file, the change, the table that has it, and the check that must notice.
 BROKEN: dict[str, tuple[str, str, str, str, str]] = {
     "half a group": (TEMPLATE, "if (GROUP > PAD && whole < bytes)", "if (0)", "twice", "scores"),
-    "the last token": (TEMPLATE, "tokens; tokens--,", "tokens > 1; tokens--,", "avx2", "sums"),
+    "the last token": (
+        TEMPLATE,
+        "t < tokens; t++, v +=",
+        "t + 1 < tokens; t++, v +=",
+        "avx2",
+        "sums",
+    ),
     "a scale": (TEMPLATE, "b ? load_up_to(b + (at), count)", "b ? fall(1.0f)", "avx2", "sums"),
     "what q counts in": (TEMPLATE, "packed[place] = size", "packed[place] = 1", "avx2", "scores"),
     "a row of q": (TEMPLATE, "q += 4 * ldq)", "q += 4 * ldq + 1)", "avx2", "scores"),
-    "the order": (TEMPLATE, "at % stride * F_LANES", "0", "avx2", "scores"),
+    "the order": (TEMPLATE, "at % stride * F_LANES", "0", "avx2", "sums"),
     "what is hidden": (TEMPLATE, "fall(EXP_LOWEST))", "fall(-2e38f))", "avx2", "functions"),
     "a coefficient": (TEMPLATE, "fall(EXP_C4)", "fall(EXP_C4 + 1e-3f)", "avx2", "functions"),
     "a step of bytes": (TEMPLATE, "fall(s.per_step)", "fall(s.per_step * 1.1f)", "avx2", "bytes"),
     "a portable scale": (PORTABLE, "(scales ? scales[t] : 1.0f)", "1.0f", "portable", "sums"),
+    "sums apart": (TEMPLATE, "fadd(total, sum[s * each + i])", "total", "avx2", "block scores"),
+    "many pairs": (TEMPLATE, "PAIRS = 256", "PAIRS = 1024", "avx2", "block scores"),
+    "a pair of tokens": (TEMPLATE, "paired ? 2 * at : at", "at", "avx2", "block sums"),
+    "portable pairs": (
+        PORTABLE,
+        "(i / pair * across + t)",
+        "(i / pair * across)",
+        "portable",
+        "block scores",
+    ),
     "portable scores": (PORTABLE, "t[i] += t[i + half];", "t[i + half] = 0;", "portable", "scores"),
 }
 
@@ -452,8 +522,10 @@ def passes(ops: Ops, check: str) -> bool:
         elif check == "bytes":
             good = good_bytes(ops, rng, i + 1)
         else:
-            function = good_scores if check == "scores" else good_sums
-            good = function(ops, rng, i % 4, "usual")
+            function = good_scores if check.endswith("scores") else good_sums
+            blocks = BLOCK_K if check.endswith("scores") else BLOCK_V
+            lie = blocks if check.startswith("block") else ROWS
+            good = function(ops, rng, i % 4, "usual", lie)
         if not good:
             return False
     return True

@@ -138,6 +138,15 @@ INLINE fvec fbfloats(VEC v, int i) {
     return (fvec){bfloats_of_8(v.low, i), bfloats_of_8(v.high, i)};
 }
 
+INLINE __m256 load_bfloats_of_8(const uint8_t *p) {
+    const __m128i v = _mm_loadu_si128((const void *)p);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v), 16));
+}
+
+INLINE fvec fload_bfloat(const uint8_t *p) {
+    return (fvec){load_bfloats_of_8(p), load_bfloats_of_8(p + 16)};
+}
+
 INLINE fvec fload_half(const uint8_t *p) {
     return (fvec){_mm256_cvtph_ps(_mm_loadu_si128((const void *)p)),
                   _mm256_cvtph_ps(_mm_loadu_si128((const void *)(p + 16)))};

@@ -360,6 +360,11 @@ static void aegis_page_kernels(const aegis_ops *ops, size_t page_size, size_t mi
         make_public(opened, size);
         REQUIRE(!memcmp(opened, plain + offset, size));
     }
+    for (size_t i = 0; i < npages; i++) {
+        REQUIRE(ops->open_next(key, opened, text + i * page_size, page_size, nonce[i], tag[i], text,
+                               text));
+        REQUIRE(is_secret(opened, page_size));
+    }
     aegis_bad_page(ops, key, text, page_size, (const uint8_t (*)[16])nonce, tag);
 }
 
@@ -638,9 +643,35 @@ static void attention_of(ccmem_dtype dtype) {
     REQUIRE(is_secret(block, HEAD));
 }
 
+/* Of whole blocks, and their columns. */
+static void attention_of_blocks(ccmem_dtype dtype) {
+    enum { TOKENS = 32 };
+    static _Alignas(64) float q[WIDE], packed[FEW_ROWS * WIDE], sums[FEW_ROWS * WIDE];
+    static _Alignas(64) uint8_t block[TOKENS * WIDE * sizeof(float)];
+    static float scales[TOKENS], scores[FEW_ROWS * TOKENS], columns[WIDE * TOKENS];
+    const attention_ops *ops = tier_kernels_of(tier).attention;
+
+    fill_secret(q, sizeof q, SEED_KEY);
+    fill_secret(block, sizeof block, SEED_PLAIN);
+    fill_secret(scales, sizeof scales, SEED_MORE);
+    for (size_t r = 0; r < FEW_ROWS; r++)
+        ops->pack[dtype](packed + r * WIDE, q, WIDE, 0.5f);
+    ops->block_scores[dtype](scores, TOKENS, block, block, scales, TOKENS, WIDE, packed, WIDE,
+                             FEW_ROWS);
+    REQUIRE(is_secret(scores, sizeof scores));
+    memset(sums, 0, sizeof sums);
+    ops->block_sums[dtype](sums, WIDE, scores, TOKENS, block, block, scales, TOKENS, WIDE,
+                           FEW_ROWS);
+    REQUIRE(is_secret(sums, sizeof sums));
+    ops->columns[dtype](columns, TOKENS, block, scales, TOKENS, TOKENS, WIDE);
+    REQUIRE(is_secret(columns, sizeof columns));
+}
+
 static void attention_kernels(void) {
-    for (int dtype = 0; dtype < DTYPES; dtype++)
+    for (int dtype = 0; dtype < DTYPES; dtype++) {
         attention_of((ccmem_dtype)dtype);
+        attention_of_blocks((ccmem_dtype)dtype);
+    }
 }
 
 /* ---- main ------------------------------------------------------------------------------------ */
