@@ -280,6 +280,30 @@ def test_scores_and_sums(ops: Ops, dtype: int, kind: str) -> None:
         assert good_sums(ops, rng, dtype, kind, BLOCK_V), i
 
 
+def good_largest(ops: Ops, d: int) -> bool:
+    """Scores of a block whose bytes, and q, are all as large as can be: their sum must not wrap."""
+    tokens, n, rows = 16, up(d, PAD), 3
+    values = np.zeros((n, tokens), np.int8)
+    values[:d] = 127
+    block = ops.copy("block", paired(values, 2).view(np.uint8).ravel())
+    scales = ops.copy("scales", np.ones(tokens, np.float32))
+    packed = ops.array("packed", rows * up(d, FLOATS))
+    for r in range(rows):
+        q = ops.copy("q", np.full(d, 2.0, np.float32))
+        ops.pack[I8](at(packed) + 4 * r * up(d, FLOATS), at(q), d, 1.0)
+    scores = ops.array("scores", rows * tokens)
+    ops.block_scores[I8](
+        *(at(scores), tokens, at(block), at(block), at(scales)),
+        *(tokens, n, at(packed), up(d, FLOATS), rows),
+    )
+    return bool((np.abs(scores / (254.0 * d) - 1) < 1e-4).all())
+
+
+def test_long_rows_of_the_largest_bytes(ops: Ops) -> None:
+    for d in (500, 512, 513, 1100, 4096):
+        assert good_largest(ops, d), d
+
+
 @pytest.mark.parametrize("dtype", NAMES, ids=NAMES.values())
 def test_columns_of_a_block(ops: Ops, dtype: int) -> None:
     """Any eight tokens or more of a block of K, as floats: exactly, times their scales."""
@@ -501,7 +525,7 @@ BROKEN: dict[str, tuple[str, str, str, str, str]] = {
     "a step of bytes": (TEMPLATE, "fall(s.per_step)", "fall(s.per_step * 1.1f)", "avx2", "bytes"),
     "a portable scale": (PORTABLE, "(scales ? scales[t] : 1.0f)", "1.0f", "portable", "sums"),
     "sums apart": (TEMPLATE, "fadd(total, sum[s * each + i])", "total", "avx2", "block scores"),
-    "many pairs": (TEMPLATE, "PAIRS = 256", "PAIRS = 1024", "avx2", "block scores"),
+    "many pairs": (TEMPLATE, "PAIRS = 256", "PAIRS = 4096", "avx2", "largest"),
     "a pair of tokens": (TEMPLATE, "paired ? 2 * at : at", "at", "avx2", "block sums"),
     "portable pairs": (
         PORTABLE,
@@ -516,6 +540,8 @@ BROKEN: dict[str, tuple[str, str, str, str, str]] = {
 
 def passes(ops: Ops, check: str) -> bool:
     rng = np.random.default_rng(9)
+    if check == "largest":
+        return good_largest(ops, 4096)
     for i in range(40):
         if check == "functions":
             good = good_functions(ops, rng, i + 1)
