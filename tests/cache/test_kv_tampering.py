@@ -145,7 +145,7 @@ def swap(data: Any, tag: Any, other_data: Any, other_tag: Any) -> None:
 
 def test_blocks_and_records_in_each_others_place() -> None:
     """With their tags: of another head, of K for V, of other tokens, of another sequence."""
-    cache = filled(sequences=2)
+    cache = filled(tokens=37, sequences=2)
     first, second = places(cache, 0), places(cache, 1)
     pairs = [(one, other) for at, one in enumerate(first) for other in first[at + 1 :]]
     pairs += [(one, other) for one in first for other in second]
@@ -218,25 +218,25 @@ def test_another_caches_ciphertext_does_not_open() -> None:
 
 def test_what_is_not_needed_is_not_looked_at() -> None:
     """The control of the rest: damage to a block that no row sees is no failure."""
-    cache = filled(tokens=40)
+    cache = filled(tokens=40)  # 16 a block
     first = places(cache)[0]
     wanted = cache.attend(0, query(), window=8)
     data_of(first)[0] ^= 1
     assert np.array_equal(cache.attend(0, query(), window=8), wanted)
     with pytest.raises(errors.IntegrityError):
         cache.attend(0, query())
-    tail = cache.read(0, "v", start=8, stop=40)
+    tail = cache.read(0, "v", start=16, stop=40)
     assert tail.any()
     with pytest.raises(errors.IntegrityError):
-        cache.read(0, "k", start=7, stop=40)
+        cache.read(0, "k", start=15, stop=40)
     cache.crop(32)
     cache.append(0, np.ones((HEADS, 9, SIZE), "f4"), np.ones((HEADS, 9, SIZE), "f4"))
-    cache.evict(8)
+    cache.evict(16)
     assert cache.attend(0, query()).any()
 
 
 def test_a_changed_record_stops_the_append_that_needs_it() -> None:
-    cache = filled(tokens=23)  # one more token fills a block
+    cache = filled(tokens=31)  # one more token fills a block
     record = places(cache)[-1]
     one = np.ones((HEADS, SIZE), "f4")
     data_of(record)[7] ^= 1
@@ -246,7 +246,7 @@ def test_a_changed_record_stops_the_append_that_needs_it() -> None:
     assert before == (cache.length(), [place.number for place in places(cache)])
     data_of(record)[7] ^= 1
     cache.append(0, one, one)
-    assert cache.length() == 24 and {place.which for place in places(cache)} == {0, 1}
+    assert cache.length() == 32 and {place.which for place in places(cache)} == {0, 1}
 
 
 def test_nothing_of_the_plaintext_is_in_the_ciphertext() -> None:

@@ -185,8 +185,7 @@ static void list_tables(ccmem_tier tier, const tier_kernels *k) {
         ADD(aegis, absorb), ADD(aegis, seal), ADD(aegis, open), ADD(aegis, finish);
         if (k->aegis != &aegis_portable)
             AS(aegis, seal_pages, aegis_sealed), AS(aegis, open_pages, aegis_opened),
-                AS(aegis, open_part, aegis_part);
-        AS(aegis, open_next, aegis_next);
+                AS(aegis, open_part, aegis_part), AS(aegis, open_next, aegis_next);
         ADD_FUSED(aegis);
     }
     if (k->gemv) {
