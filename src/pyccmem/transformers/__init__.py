@@ -23,6 +23,7 @@ quantizer   answers transformers at each step of loading and saving
 files       a sealed file in place of the one that transformers would open or write
 hooks       replaces functions of transformers by these
 heads       encrypts the output embedding that transformers makes anew
+adapters    PEFT, which reads and writes its adapters itself
 sentences   modules of sentence-transformers that read and write weights themselves
 save        save_pretrained() for a model that was encrypted in memory
 
@@ -53,7 +54,7 @@ except ImportError as error:
         f"pip install 'pyccmem[transformers]'."
     ) from None
 
-from . import attention, batching, hooks
+from . import adapters, attention, batching, hooks
 from .cache import EncryptedCache, EncryptedEncoderDecoderCache
 from .config import PyccmemConfig
 from .keys import KEY_FILE_VARIABLE, using_key
@@ -75,6 +76,7 @@ __all__ = [
 ]
 
 hooks.install()
+adapters.install()
 attention.register()
 batching.register()
 

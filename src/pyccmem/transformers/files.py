@@ -16,8 +16,9 @@ from .. import safetensors as sealed
 from ..core.dtypes import DTYPES
 from ..keys import Key
 from ..torch import EncryptedTensor
+from .keys import recent_config
 
-__all__ = ["EncryptingFile", "SealedFile", "parameter", "write"]
+__all__ = ["EncryptingFile", "SealedFile", "load", "parameter", "write"]
 
 #: torch's types by the names that a safetensors header has for them.
 _NAMES = {
@@ -173,6 +174,15 @@ class _naming:
             message = str(value.args[0])
             if os.path.basename(self._path) not in message:
                 value.args = (f"{self._path!r}: {message}", *value.args[1:])
+
+
+def load(path: str, key: Any) -> dict[str, Any]:
+    """Returns the tensors of a sealed file that belongs to the model which was loaded last, mapped
+    or read, and with activations, as that was. Raises as SealedFile does."""
+    config = recent_config()
+    options = {} if config is None else {"mmap": config.mmap, "activations": config.activations}
+    file = SealedFile(path, key, **options)
+    return {name: file.get_tensor(name) for name in file}
 
 
 def write(tensors: dict[str, Any], path: str, key: Any, *, seal_names: bool = False) -> None:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -12,10 +14,19 @@ from typing import Any
 from .. import errors
 from ..keys import Key
 
-__all__ = ["KEY_FILE_VARIABLE", "find_key", "using_key"]
+__all__ = [
+    "KEY_FILE_VARIABLE",
+    "find_key",
+    "recent_config",
+    "recent_key",
+    "remember",
+    "using_key",
+]
 
 #: The environment variable with the name of a key file; see pyccmem.Key.from_file().
 KEY_FILE_VARIABLE = "PYCCMEM_KEY_FILE"
+
+_recent = threading.local()
 
 _current: ContextVar[Any] = ContextVar("pyccmem_key", default=None)
 
@@ -56,3 +67,26 @@ def find_key(given: Any = None, *, what: str) -> Any:
         f"There is no key for {what}; pass quantization_config=PyccmemConfig(key=...), use `with "
         f"pyccmem.transformers.using_key(key):`, or set {KEY_FILE_VARIABLE} to a key file."
     )
+
+
+# ---- the model that was loaded last --------------------------------------------------------------
+
+
+def remember(config: Any) -> None:
+    """Notes the PyccmemConfig with which this thread loads a model, for what is read beside it:
+    further modules of a sentence model, adapters."""
+    _recent.config = weakref.ref(config)
+
+
+def recent_config() -> Any:
+    """Returns that config as long as it lives, else None."""
+    return _recent.config() if hasattr(_recent, "config") else None
+
+
+def recent_key(what: str, *, block_first: bool = False) -> Any:
+    """Does find_key() with the key of that config, if it has one; with `block_first` the key of a
+    using_key() block goes before it."""
+    config = recent_config()
+    if config is None or (block_first and _current.get() is not None):
+        return find_key(what=what)
+    return find_key(config.key, what=what)

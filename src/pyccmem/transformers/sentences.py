@@ -6,30 +6,26 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
-import weakref
 from typing import Any
 
 import torch
 
 from .. import safetensors as sealed
 from ..torch import EncryptedTensor
-from .files import SealedFile, write
-from .keys import find_key
+from .files import load, write
+from .keys import recent_key, remember
 
 __all__ = ["install"]
 
 _MODULE = "sentence_transformers.base.modules.module"
 _FUNCTIONS = ("load_safetensors_model", "load_safetensors_file", "save_safetensors_model")
 
-_last = threading.local()
-
 
 def install(config: Any) -> None:
     """Installs the hooks, once in a process, if it has imported sentence-transformers. A sentence
     model begins with a model of transformers, whose loading calls this. Its `config`, a
     PyccmemConfig, has the key for the modules that follow."""
-    _last.config = weakref.ref(config)
+    remember(config)
     module: Any = sys.modules.get(_MODULE)
     if module is None or hasattr(module, "_pyccmem_plain"):
         return
@@ -56,7 +52,7 @@ def install(config: Any) -> None:
             plain[_FUNCTIONS[2]](model, path, *args, **options)
             return
         name = os.fspath(path)
-        write(state, name, _key(f"saving {name!r}"))
+        write(state, name, recent_key(f"saving {name!r}"))
 
     module.load_safetensors_model = load_model
     module.load_safetensors_file = load_file
@@ -69,25 +65,4 @@ def _is_sealed(path: Any) -> bool:
 
 def _tensors(path: Any) -> dict[str, torch.Tensor]:
     name = os.fspath(path)
-    config = _config()
-    key = _key(f"the sealed file {name!r}")
-    file = SealedFile(
-        name,
-        key,
-        mmap=config is None or config.mmap,
-        activations="plain" if config is None else config.activations,
-    )
-    return {key: file.get_tensor(key) for key in file}
-
-
-def _config() -> Any:
-    """Returns the config with which the transformers part of the model was loaded, as long as it
-    lives."""
-    return _last.config() if hasattr(_last, "config") else None
-
-
-def _key(what: str) -> Any:
-    """Returns the key with which the transformers part of the model was loaded, else the one in
-    use."""
-    config = _config()
-    return find_key(None if config is None else config.key, what=what)
+    return load(name, recent_key(f"the sealed file {name!r}"))
