@@ -554,6 +554,25 @@ def check_compiled(*, one_layer: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     torch._dynamo.reset()
 
 
+def test_the_whole_of_a_model_as_one_graph_is_refused() -> None:
+    """By torch, in our words. What has no cache in it can be one graph."""
+    torch._dynamo.reset()
+    model = tiny_models.decoder("llama", num_hidden_layers=1)
+    ids = prompt(1, 6)
+    wanted = generate(model, ids)
+    with protected_inputs(model):
+        for part in (model, model.model.layers[0].self_attn):
+            part.forward = torch.compile(part.forward, backend="eager", fullgraph=True)
+            with pytest.raises(torch._dynamo.exc.Unsupported, match="leave fullgraph=True out"):
+                generate(model, ids)
+            del part.forward
+        part = model.model.layers[0].mlp
+        part.forward = torch.compile(part.forward, backend="eager", fullgraph=True)
+        assert torch.equal(generate(model, ids), wanted)
+        del part.forward
+    torch._dynamo.reset()
+
+
 # ---- together with other things ------------------------------------------------------------------
 
 

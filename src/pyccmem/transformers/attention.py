@@ -19,6 +19,7 @@ from .. import errors
 from ..core.kv_tables import Attention
 from .batch_attention import attend_batch
 from .batch_cache import BatchHandle
+from .deferred import uncompiled
 from .handles import Handle
 from .masks import Mask, mask_for
 from .plain_attention import attend_plain
@@ -50,7 +51,7 @@ def register() -> None:
     AttentionMaskInterface.register(NAME, mask_for)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@uncompiled
 def attention(
     module: nn.Module,
     query: Tensor,

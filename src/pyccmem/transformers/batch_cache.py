@@ -19,7 +19,7 @@ from transformers.generation.continuous_batching.cache import PagedAttentionCach
 from transformers.generation.continuous_batching.cache_allocators import SLIDING_ATTENTION
 
 from .. import errors
-from .deferred import Deferred
+from .deferred import Deferred, uncompiled
 from .layers import check_kind, refuse_training
 from .tables import NATIVE_NAMES, Tables, overwrite, rows_of
 
@@ -278,7 +278,7 @@ class EncryptedPagedCache(PagedAttentionCache):  # type: ignore[misc]
             "Block tables are for kernels of GPUs; leave max_blocks_per_request out."
         )
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @uncompiled
     def update(
         self,
         key_states: Tensor,

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, NoReturn
 
-import torch
 from torch import Tensor
 from transformers.cache_utils import (
     Cache,
@@ -22,6 +21,7 @@ from transformers.cache_utils import (
 from .. import errors, keys
 from ..keys import Key
 from ..torch._results import wipes
+from .deferred import uncompiled
 from .ids import RememberedIds
 from .layers import EncryptedLayer, EncryptedSlidingLayer
 from .tables import Tables
@@ -125,7 +125,7 @@ class EncryptedCache(_Erasable, Cache):  # type: ignore[misc]
 
     # ---- keys and values ----
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @uncompiled
     def update(
         self,
         key_states: Tensor,

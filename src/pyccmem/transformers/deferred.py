@@ -7,7 +7,8 @@ other operation of torch gets its values, which the subclass makes at that momen
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,7 +16,21 @@ from torch.utils._pytree import tree_map_only
 
 from .. import errors
 
-__all__ = ["Deferred"]
+__all__ = ["Deferred", "uncompiled"]
+
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def uncompiled(function: _Function) -> _Function:
+    """Marks what torch.compile calls and does not look into: it changes a cache, which no graph
+    holds, or asks how long that is now."""
+    marked: _Function = torch.compiler.disable(  # type: ignore[no-untyped-call]
+        function,
+        reason="Encrypted caches are called by a compiled model, and not compiled; leave "
+        "fullgraph=True out.",
+    )
+    return marked
 
 
 class Deferred(Tensor):

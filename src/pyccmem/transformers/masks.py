@@ -21,7 +21,7 @@ from transformers.masking_utils import (
     sdpa_mask,
 )
 
-from .deferred import Deferred
+from .deferred import Deferred, uncompiled
 
 __all__ = ["Mask", "mask_for", "reach"]
 
@@ -48,7 +48,7 @@ class Mask(Deferred):
         return self._matrix()
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@uncompiled
 def mask_for(
     batch_size: int,
     q_length: int,

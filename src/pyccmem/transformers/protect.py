@@ -28,6 +28,7 @@ from .attention import NAME
 from .batch_cache import EncryptedPagedCache
 from .batching import BatchingModel, EncryptedBatching
 from .cache import EncryptedCache, EncryptedEncoderDecoderCache
+from .deferred import uncompiled
 from .reuse import GivenCache, refuse_plain
 from .tables import Tables
 
@@ -299,7 +300,7 @@ def protected_inputs(
         unprotect_inputs(model)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@uncompiled
 def _before_forward(model: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Before each call of the model: no plain cache comes in, and none is made inside."""
     protection: _Protection | None = getattr(model, _ATTRIBUTE, None)
