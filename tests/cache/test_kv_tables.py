@@ -4,11 +4,18 @@
 from __future__ import annotations
 
 import gc
+import mmap
+import struct
+import threading
+import time
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from kv_support import data_of
+from support import in_forked_child
 
 from pyccmem import errors
 from pyccmem.core.kv_tables import Attention, KVTables, Rows
@@ -334,3 +341,81 @@ def test_a_cycle_that_is_collected() -> None:
         Kept()
     gc.collect()
     assert found == [(20, 0)] * 3
+
+
+# ---- forks of the process ------------------------------------------------------------------------
+
+
+def _attend_for_long(tables: KVTables, times: int) -> Callable[[], None]:
+    """Holds the cache's lock for reading."""
+    q = np.zeros((1, HEADS, 4000 * times, KEY), "f4")
+    out = np.zeros((1, HEADS, 4000 * times, VALUE), "f4")
+    return lambda: tables.attend(attention(q, out, causal=False))
+
+
+def _append_for_long(tables: KVTables, times: int) -> Callable[[], None]:
+    """Holds it for writing. The tokens are one row of memory."""
+    k, v = (
+        np.broadcast_to(np.ones(size, "f4"), (1, HEADS, 40_000 * times, size))
+        for size in (KEY, VALUE)
+    )
+    return lambda: tables.append(0, rows(k), rows(v), k.shape[2])
+
+
+@pytest.mark.parametrize("held", [_attend_for_long, _append_for_long])
+def test_a_child_waits_for_no_lock_that_was_held_at_the_fork(held: Any) -> None:
+    """The thread that holds it is not in the child, so whoever asked for it there would wait for
+    ever: each use finds out that it is in a child first."""
+    tables = made(1, 2000)
+    q, out = np.ones((1, HEADS, 1, KEY), "f4"), np.zeros((1, HEADS, 1, VALUE), "f4")
+    k, v = numbers(1, 1)
+    uses: dict[str, Callable[[], Any]] = {
+        "append": lambda: tables.append(0, rows(k), rows(v), 1, sequences=1),
+        "attend": lambda: tables.attend(attention(q, out)),
+        "read": lambda: read(tables, "k", 0, 5),
+        "crop": lambda: tables.crop(0, 0, 5),
+        "evict": lambda: tables.evict(0, 0, 5),
+        "reorder": lambda: tables.reorder(0, [0]),
+        "fork": tables.fork,
+        "length": lambda: tables.length(0, 0),
+        "stats": tables.stats,
+        "places": lambda: tables.places(0, 0),
+        "add_layer": lambda: tables.add_layer("float32", 1, 8, 8),
+        "erased": lambda: tables.erased,
+        "erase": tables.erase,
+    }
+
+    forked = mmap.mmap(-1, 8)  # the child's clock, which is the parent's
+
+    def child() -> None:
+        forked[:] = struct.pack("d", time.monotonic())
+        for name, use in uses.items():
+            try:
+                use()
+            except errors.ForkError:
+                continue
+            raise AssertionError(f"{name} works in the child")
+        tables.close()
+        gc.collect()
+        assert not made(1, 20).erased
+
+    for times in (1, 4, 16, 64):
+        call, clock = held(tables, times), []
+
+        def work(call: Any = call, clock: list[float] = clock) -> None:
+            clock.append(time.monotonic())
+            call()
+            clock.append(time.monotonic())
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", errors.ForkWarning)
+                time.sleep(0.03)
+                in_forked_child(child, timeout=20)
+        finally:
+            thread.join()
+        if clock[0] + 0.01 < struct.unpack("d", forked)[0] < clock[1] - 0.01:
+            return
+    pytest.fail("no fork came while the lock was held")

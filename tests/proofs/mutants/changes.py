@@ -102,6 +102,7 @@ MODULES: dict[str, tuple[Tests, ...]] = {
     "cache/attend.c": CACHE,
     "cache/attend_row.c": CACHE,
     "cache/crop.c": CACHE,
+    "cache/info.c": CACHE,
     "cache/life.c": CACHE,
     "cache/pool.c": CACHE,
     "cache/read.c": CACHE,
@@ -1617,6 +1618,22 @@ CHANGES: list[Change] = [
         "cache/pool.c",
         "    if (!alien) {\n        secret_free(pool->key);",
         "    if (!alien) {\n        ;",
+    ),
+    Change(
+        "cache-asks-for-its-lock-in-a-child",
+        "cache/life.c",
+        "ccmem_status cache_enter(ccmem_cache *cache, uint32_t layer, int write, cache_layer **out) {\n"
+        "    if (fork_alien(cache->pool->generation))",
+        "ccmem_status cache_enter(ccmem_cache *cache, uint32_t layer, int write, cache_layer **out) {\n"
+        "    if (0)",
+        (tests("kv_tables::test_a_child_waits_for_no_lock_that_was_held_at_the_fork"),),
+    ),
+    Change(
+        "cache-length-asks-for-a-lock-in-a-child",
+        "cache/info.c",
+        "    *status = CCMEM_ERR_FORK;\n    if (fork_alien(cache->pool->generation))",
+        "    *status = CCMEM_ERR_FORK;\n    if (0)",
+        (tests("kv_tables::test_a_child_waits_for_no_lock_that_was_held_at_the_fork"),),
     ),
     Change(
         "cache-failed-attention-hands-out-sums",
