@@ -104,14 +104,18 @@ def taken(name: str, value: Any, types: tuple[str, ...]) -> Operand:
 def _is_dense(array: Array) -> bool:
     """Returns True when rows can be taken where they are."""
     size = array.itemsize
-    if not array.flags.aligned or any(stride % size for stride in array.strides):
+    if not array.flags.aligned:
+        return False
+    # Of types that are aligned to their size, NumPy has looked at the strides as well, but for those
+    # of axes of one element, which lead nowhere.
+    if array.dtype.alignment != size and any(stride % size for stride in array.strides):
         return False
     return not array.ndim or array.shape[-1] <= 1 or array.strides[-1] == size
 
 
 def four_axes(name: str, array: Array, sequences: int, wanted: str) -> Array:
     """Returns a view of shape [sequences, heads, tokens, size]. Where there is one sequence, its
-    axis may be left out, and that of tokens as well. Raises ArgumentError."""
+    axis may be left out, and that of tokens as well. Raises ArgumentError, which says `wanted`."""
     if sequences == 1 and array.ndim == 3:
         array = array[None]
     elif sequences == 1 and array.ndim == 2:
@@ -127,7 +131,7 @@ def four_axes(name: str, array: Array, sequences: int, wanted: str) -> Array:
 def strides_of(array: Array) -> tuple[int, ...]:
     """Returns the strides of all axes but the last, in elements."""
     size = array.itemsize
-    return tuple(stride // size for stride in array.strides[:-1])
+    return tuple([stride // size for stride in array.strides[:-1]])  # faster than a generator
 
 
 def rows_of(array: Array, dtype: str) -> Rows:
