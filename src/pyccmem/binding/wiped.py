@@ -17,7 +17,9 @@ from .. import errors
 from .native import OK, ffi, lib
 from .status import Call, check
 
-__all__ = ["block", "empty", "stats", "wipe", "wipe_bytes"]
+__all__ = ["block", "empty", "stats", "wipe", "wipe_at", "wipe_bytes"]
+
+_VOID = ffi.typeof("void *")
 
 # Looked up once, because these lookups are most of the cost of one small read.
 _buffer = ffi.buffer
@@ -71,6 +73,11 @@ def empty(shape: int | tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any
 def wipe(buffer: Any) -> None:
     """Overwrites a block with zeros now, even if other references keep it alive."""
     lib.ccmem_wipe(ffi.from_buffer(buffer), len(buffer))
+
+
+def wipe_at(address: int, nbytes: int) -> None:
+    """Overwrites memory that the caller keeps alive."""
+    lib.ccmem_wipe(ffi.cast(_VOID, address), nbytes)
 
 
 def wipe_bytes(data: bytes) -> None:

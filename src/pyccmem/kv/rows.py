@@ -106,8 +106,8 @@ def _is_dense(array: Array) -> bool:
     size = array.itemsize
     if not array.flags.aligned:
         return False
-    # Of types that are aligned to their size, NumPy has looked at the strides as well, but for those
-    # of axes of one element, which lead nowhere.
+    # Of types that are aligned to their size, NumPy has looked at the strides as well, but not at
+    # those of axes of one element, which lead nowhere.
     if array.dtype.alignment != size and any(stride % size for stride in array.strides):
         return False
     return not array.ndim or array.shape[-1] <= 1 or array.strides[-1] == size

@@ -33,6 +33,9 @@ def uncompiled(function: _Function) -> _Function:
     return marked
 
 
+_CPU = torch.device("cpu")
+
+
 class Deferred(Tensor):
     """Base of what update() and the mask function return. Subclasses say what the values are."""
 
@@ -41,9 +44,7 @@ class Deferred(Tensor):
     @classmethod
     def standing_for(cls, shape: tuple[int, ...], dtype: torch.dtype) -> Any:
         """One without contents; the subclass adds what it stands for."""
-        return torch.Tensor._make_wrapper_subclass(
-            cls, shape, dtype=dtype, device=torch.device("cpu")
-        )
+        return torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=_CPU)
 
     def plain(self) -> Tensor:
         """The plain tensor, of the same shape and dtype."""

