@@ -642,6 +642,30 @@ def test_eight_threads_on_one_cache() -> None:
     assert len({number for number, _ in numbers}) == len(numbers)
 
 
+def test_eight_forks_in_eight_threads() -> None:
+    """They have a key, its numbers and the memory of slots in common, and locks of their own."""
+    prefix = made(100)
+    forks = [prefix.fork() for _ in range(8)]
+    sealed: list[int] = []
+
+    def work(at: int) -> Callable[[], None]:
+        def append() -> None:
+            k, v = rows(60, at)
+            for t in range(0, 60, 3):
+                forks[at].append(0, k[:, t : t + 3], v[:, t : t + 3])
+                forks[at].attend(0, query())
+                sealed.extend(place.number for place in tables_of(forks[at]).places(0, 0)[-3:])
+            assert np.array_equal(forks[at].read(0, "v", start=100)[0], v)
+            forks[at].crop(100)
+
+        return append
+
+    run_threads([work(at) for at in range(8)])
+    own = {place.number for place in tables_of(prefix).places(0, 0)}
+    assert len(set(sealed) - own) == len(sealed)
+    assert np.array_equal(prefix.read(0, "k"), forks[3].read(0, "k"))
+
+
 def test_the_gil_is_free_meanwhile() -> None:
     cache = made()
     cache.append(0, *rows(20_000))

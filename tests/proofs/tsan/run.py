@@ -49,6 +49,7 @@ TESTS = (
     "tests/cache/test_kv_cache.py::test_closing_while_a_call_runs",
     "tests/cache/test_kv_cache.py::test_eight_conversations_in_eight_threads",
     "tests/cache/test_kv_cache.py::test_eight_threads_on_one_cache",
+    "tests/cache/test_kv_cache.py::test_eight_forks_in_eight_threads",
     "tests/cache/test_tenants.py",
     "-k",
     "not bit and not fork and not child and not put_together and not dumped"
@@ -59,7 +60,7 @@ TESTS = (
 )
 SEEDED_TESTS = (
     "tests/store/test_threads.py::test_no_reader_sees_a_torn_page[aes-256-xts-8192-1]",
-    "tests/cache/test_kv_cache.py::test_eight_threads_on_one_cache",
+    "tests/cache/test_kv_cache.py::test_eight_forks_in_eight_threads",
 )
 
 #: What the second control puts in place of lines of a file of csrc/, and the function that reports
