@@ -44,7 +44,7 @@ class Subject:
         """Returns the text of a file of the system, without white space at its ends. Raises
         Unseen."""
         try:
-            return self.path(name).read_text(encoding="ascii", errors="replace").strip()
+            return self.path(name).read_text(encoding="utf-8", errors="replace").strip()
         except OSError as error:
             raise Unseen(f"/{name} cannot be read ({error.strerror or error})") from None
 

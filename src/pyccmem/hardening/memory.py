@@ -8,7 +8,6 @@ import ctypes
 import functools
 import os
 import sys
-import sysconfig
 from collections.abc import Callable
 from typing import Any
 
@@ -126,7 +125,8 @@ def python_objects() -> Part:
     if not kept:
         return Part("python-objects", True, "dropped str and bytes are overwritten", "")
     remedy = _RUN
-    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+    # By the flag in its name: sysconfig would read files, which a user without rights may not.
+    if "t" in sys.abiflags:
         remedy = "use an interpreter with a GIL: a free-threaded one has an allocator of its own"
     return Part(
         "python-objects", False, f"dropped bytes of {_sizes(kept)} keep what lay in them", remedy

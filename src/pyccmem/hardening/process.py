@@ -30,7 +30,7 @@ _GUARD = "call pyccmem.guard() without debuggable=True"
 def _read(path: Path) -> str:
     """Returns the text of a file of the kernel; "" when it is not to be had."""
     try:
-        return path.read_text(encoding="ascii", errors="replace").strip()
+        return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return ""
 
@@ -44,7 +44,8 @@ def _status(name: str) -> str:
 
 
 def _piped() -> bool:
-    return _read(_PATTERN).startswith(("|", "@"))
+    """Returns True when dumps go to a program, and when they may: the pattern cannot be read."""
+    return _read(_PATTERN)[:1] in ("|", "@", "")
 
 
 def forbid() -> list[str]:
@@ -53,7 +54,7 @@ def forbid() -> list[str]:
     # Before the process ceases to be dumpable, which makes root the owner of its files in /proc.
     try:
         if _read(_FILTER) and int(_read(_FILTER), 16):
-            _FILTER.write_text("0", encoding="ascii")
+            _FILTER.write_text("0", encoding="utf-8")
     except OSError as error:
         failed.append(f"/proc/self/coredump_filter cannot be written: {error.strerror}")
     # To a program behind a pipe the kernel hands dumps over whatever the limit is, except when it
@@ -83,7 +84,9 @@ def core_dumps() -> Part:
     limit = "unlimited" if soft == resource.RLIM_INFINITY else str(soft)
     detail = f"RLIMIT_CORE is {limit}"
     if _piped():
-        detail += ", and dumps go to a program"
+        detail += (
+            ", and dumps go to a program" if _read(_PATTERN) else ", and a program may get dumps"
+        )
         if soft == 0:
             detail += ", which gets them whatever the limit is"
             limited = False
@@ -107,7 +110,9 @@ def dumpable() -> Part:
 def ptrace() -> Part:
     """Reads whether another process of this user may read this one's memory."""
     tracer = _status("TracerPid")
-    if tracer not in ("", "0"):
+    if not tracer:
+        return Part("ptrace", False, "/proc/self/status cannot be read", "mount /proc")
+    if tracer != "0":
         return Part("ptrace", False, f"process {tracer} traces this one", "end that process")
     scope = _read(_SCOPE)
     if libc.get_dumpable() == 0:

@@ -96,7 +96,7 @@ class _Host:
     def words(self, path: str) -> list[str]:
         """Returns the words of a file of the system; none where it cannot be read."""
         try:
-            text = (self.base / path).read_text(encoding="ascii", errors="replace")
+            text = (self.base / path).read_text(encoding="utf-8", errors="replace")
         except OSError:
             return []
         return text.split()
