@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What pyproject.toml cannot say: the cffi module, how it is linked, and its wheel's abi3 tag."""
+"""What pyproject.toml cannot say: the cffi module, the library that `pyccmem run` preloads, how they
+are linked, and the wheel's abi3 tag."""
 
 import os
 import sysconfig
 
-from setuptools import setup
+from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 # A free-threaded interpreter has no stable ABI, so there the wheel carries its own tag.
@@ -29,7 +30,18 @@ class BuildExtension(build_ext):
         super().build_extensions()
 
 
+# No module of Python, and so without a sanitizer: it comes before every other library of a process.
+wiper = Extension(
+    "pyccmem.hardening._wiper",
+    ["src/pyccmem/hardening/wiper.c"],
+    define_macros=[("_GNU_SOURCE", None)],
+    extra_compile_args=["-std=gnu11", "-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra"],
+    extra_link_args=["-ldl", "-Wl,-z,relro,-z,now", "-Wl,-z,noexecstack", "-Wl,-s"],
+    py_limited_api=stable_abi,
+)
+
 setup(
+    ext_modules=[wiper],
     cmdclass={"build_ext": BuildExtension},
     cffi_modules=["build_ffi.py:ffibuilder"],
     options={"bdist_wheel": {"py_limited_api": "cp310"}} if stable_abi else {},

@@ -29,6 +29,7 @@ _MODULES = {
     "demo-torch": ("demo_torch", "the same model in PyTorch, in place and from a sealed directory"),
     "demo-chat": ("demo_chat", "a chat whose memory another process searches while it runs"),
     "posture": ("cli.commands.posture", "what protects this process, or another one, now"),
+    "run": ("hardening.command", "start a program that overwrites what it frees"),
     "audit": ("audit", "look for a file's weights in the memory of a process"),
 }
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from . import libc
+from . import libc, library
 
 __all__ = ["Owner", "owner", "perturb", "wiper"]
 
@@ -45,7 +45,8 @@ def owner() -> Owner:
 
 def wiper() -> str:
     """Returns what overwrites freed blocks in place of the allocator; "" when nothing does."""
-    return ""
+    native = library.load()
+    return "pyccmem's free()" if native is not None and native.ccmem_wiper_is_first() else ""
 
 
 def perturb() -> bool:

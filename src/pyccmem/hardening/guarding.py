@@ -4,38 +4,61 @@ and swap."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from .. import errors
-from . import allocator, libc, process, swap
-from .parts import Part, parts
+from . import allocator, libc, numpy_memory, process
+from . import swap as swapping
+from .part import Part
+from .parts import parts
+from .settings import Settings
 
-__all__ = ["Guard", "guard"]
+__all__ = ["Guard", "guard", "table"]
 
-SWAP = ("check", "lock", "ignore")
-FORK = ("keep", "wipe")
+#: Parts that a program need not have: it may use neither package.
+_OF_PACKAGES = {"numpy-memory": "numpy", "torch-memory": "torch"}
+
+#: NumPy keeps blocks below 1,024 bytes for itself, and glibc's threads those up to 1,032.
+_NUMPY_KEEPS, _THREADS_KEEP = 1024, 2048
 
 
 class Guard:
     """What guard() brought about: `parts` looks anew each time, `str()` is a table of them."""
 
-    def __init__(self, options: dict[str, Any], failures: tuple[str, ...]) -> None:
-        self.options = options
-        self.failures = failures  #: a sentence for each call that the system refused
+    def __init__(self, settings: Settings, failures: tuple[str, ...]) -> None:
+        self.settings = settings
+        self.failures = failures  #: a sentence for each thing that was asked for and refused
 
     @property
     def parts(self) -> tuple[Part, ...]:
         """The parts as they are now."""
         return parts()
 
+    def lacking(self) -> tuple[Part, ...]:
+        """Returns the parts that were asked for and do not hold."""
+        left_out: set[str] = set()
+        if self.settings.debuggable:
+            left_out |= {"core-dumps", "dumpable", "ptrace", "dontdump"}
+        if self.settings.swap == "ignore":
+            left_out.add("swap")
+        if self.settings.fork == "keep":
+            left_out.add("fork")
+        return tuple(
+            part
+            for part in self.parts
+            if not part.active and part.name not in left_out and not _is_absent(part)
+        )
+
     def __repr__(self) -> str:
         found = self.parts
         lacking = [part.name for part in found if not part.active]
-        text = f"<pyccmem.Guard: {len(found) - len(lacking)} of {len(found)} parts active"
+        text = f"<pyccmem.hardening.Guard: {len(found) - len(lacking)} of {len(found)} parts active"
         return f"{text}; not {', '.join(lacking)}>" if lacking else f"{text}>"
 
     def __str__(self) -> str:
         return "\n".join(table(self.parts, self.failures))
+
+
+def _is_absent(part: Part) -> bool:
+    return part.detail == f"{_OF_PACKAGES.get(part.name)} is not imported"
 
 
 def table(found: tuple[Part, ...], failures: tuple[str, ...] = ()) -> list[str]:
@@ -48,15 +71,6 @@ def table(found: tuple[Part, ...], failures: tuple[str, ...] = ()) -> list[str]:
         if part.remedy:
             lines.append(f"{'':<{width}}  {'':<6}  > {part.remedy}")
     return lines + [f"refused: {failure}" for failure in failures]
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
-    if not isinstance(value, str):
-        raise errors.ArgumentTypeError(f"{name} must be text, not {type(value).__name__}.")
-    if value not in allowed:
-        names = ", ".join(map(repr, allowed))
-        raise errors.ArgumentError(f"{name} is {value!r}; use one of {names}.")
-    return value
 
 
 def guard(
@@ -76,41 +90,39 @@ def guard(
     addition; what was closed stays closed.
 
     Raises GuardError, ArgumentError, ArgumentTypeError."""
-    _one_of("swap", swap, SWAP)
-    _one_of("fork", fork, FORK)
-    failures = _take(debuggable=bool(debuggable), swap_option=swap)
-    made = Guard({"debuggable": bool(debuggable), "swap": swap, "fork": fork}, tuple(failures))
+    settings = Settings(bool(debuggable), swap, fork, bool(strict))
+    made = Guard(settings, tuple(_take(settings)))
     if strict:
         _insist(made)
     return made
 
 
-def _take(*, debuggable: bool, swap_option: str) -> list[str]:
+def _take(settings: Settings) -> list[str]:
+    """Takes the measures. Returns a sentence for each that was refused."""
     failures = []
-    if not allocator.wiper() and allocator.perturb():
-        libc.trim()
-    if swap_option == "lock":
-        refused = swap.lock()
+    below = numpy_memory.EVERY_SIZE
+    if allocator.wiper():
+        below = _NUMPY_KEEPS
+    elif allocator.perturb():
+        below = _THREADS_KEEP
+        libc.trim()  # what was freed before is overwritten no more, but whole pages of it can go
+    refused = numpy_memory.wipe_arrays(below)
+    if refused:
+        failures.append(f"NumPy's freed memory: {refused}")
+    if settings.swap == "lock":
+        refused = swapping.lock()
         if refused:
-            failures.append(refused)
-    if not debuggable:
+            failures.append(f"swap='lock': {refused}")
+    if not settings.debuggable:
         failures += process.forbid()
     return failures
 
 
 def _insist(made: Guard) -> None:
-    unasked = set()
-    if made.options["debuggable"]:
-        unasked |= {"core-dumps", "dumpable", "ptrace", "dontdump"}
-    if made.options["swap"] == "ignore":
-        unasked.add("swap")
-    if made.options["fork"] == "keep":
-        unasked.add("fork")
-    lacking = [part for part in made.parts if not part.active and part.name not in unasked]
+    lacking = made.lacking()
     if lacking or made.failures:
         said = [f"{part.name}: {part.detail}" for part in lacking]
         raise errors.GuardError(
-            "guard(strict=True) cannot have all that was asked for. "
-            + "; ".join([*said, *made.failures])
-            + "."
+            f"guard(strict=True) cannot have all that was asked for: "
+            f"{'; '.join([*said, *made.failures])}. print(pyccmem.guard()) says what helps."
         )
