@@ -50,7 +50,7 @@ def _handler(table: int) -> int | None:
 
 
 def _may_be_written(address: int) -> bool:
-    with open("/proc/self/maps", encoding="ascii", errors="replace") as lines:
+    with open("/proc/self/maps", encoding="utf-8", errors="replace") as lines:
         for line in lines:
             place, permissions, *_ = line.split()
             start, _, end = place.partition("-")
