@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What pyproject.toml cannot say: the cffi module, the library that `pyccmem run` preloads, how both
-are linked, and the wheel's abi3 tag."""
+"""What pyproject.toml cannot say: the cffi module, the library that `pyccmem run` preloads, how
+both are linked, and the wheel's abi3 tag."""
 
 import os
 import sysconfig

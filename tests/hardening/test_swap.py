@@ -125,9 +125,9 @@ def test_a_small_limit_is_not_used_up() -> None:
         LIMITED + "made = pyccmem.guard(swap='lock')\n"
         "threads = [threading.Thread(target=list) for _ in range(8)]\n"
         "[thread.start() for thread in threads]\n"
-        "print(len(made.failures), '64 KiB' in made.failures[0])\n"
+        "print(['64 KiB' in one for one in made.failures if 'swap' in one])\n"
     )
-    assert out.split() == ["1", "True"]
+    assert out == "[True]\n"
 
 
 def test_all_memory_is_locked_where_there_is_room() -> None:

@@ -56,7 +56,10 @@ def forbid() -> list[str]:
         if _read(_FILTER) and int(_read(_FILTER), 16):
             _FILTER.write_text("0", encoding="utf-8")
     except OSError as error:
-        failed.append(f"/proc/self/coredump_filter cannot be written: {error.strerror}")
+        why = error.strerror
+        if error.errno == errno.EACCES:
+            why = "the process has changed its user, or become closed, since; call guard() before"
+        failed.append(f"/proc/self/coredump_filter cannot be written: {why}")
     # To a program behind a pipe the kernel hands dumps over whatever the limit is, except when it
     # is 1 (coredump(), fs/coredump.c); for a file, 1 byte is as little as none.
     limit = 1 if _piped() else 0
