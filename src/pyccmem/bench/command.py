@@ -17,6 +17,7 @@ from . import (
     build,
     bulk,
     cache,
+    guard,
     linear,
     mapping,
     pages,
@@ -43,6 +44,7 @@ CLAIMS: dict[str, Callable[[Plan], Iterator[Figure]]] = {
     "build": build.figures,
     "torch": torch_models.figures,
     "cache": cache.figures,
+    "guard": guard.figures,
 }
 
 
