@@ -83,7 +83,9 @@ def guard(
     `debuggable`: leaves dumps and debuggers alone, for development. `swap`: "check" looks whether
     memory can get to a disk in the clear, "lock" locks all memory (which a small RLIMIT_MEMLOCK
     does not allow), "ignore" does neither. `fork`: "keep" leaves a forked child its copy of
-    everything. `strict`: raises GuardError if a part does not hold that was asked for.
+    everything; with "wipe" arrays of 128 KiB and more that are made from now on read as zeros in
+    it, under `pyccmem run` tensors too. `strict`: raises GuardError if a part does not hold that
+    was asked for.
 
     Call it first, before secrets come into memory; `pyccmem run -- COMMAND` does more, because some
     of it must be set before the program starts. Called again, it does what the new options ask in
@@ -109,6 +111,8 @@ def _take(settings: Settings) -> list[str]:
     refused = numpy_memory.wipe_arrays(below)
     if refused:
         failures.append(f"NumPy's freed memory: {refused}")
+    if settings.fork == "wipe" and not numpy_memory.wipe_on_fork():
+        failures.append("fork='wipe': pyccmem was built without its library wiper.c")
     if settings.swap == "lock":
         refused = swapping.lock()
         if refused:

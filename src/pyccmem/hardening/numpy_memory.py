@@ -15,7 +15,7 @@ from typing import Any
 
 from . import library
 
-__all__ = ["EVERY_SIZE", "wipe_arrays"]
+__all__ = ["EVERY_SIZE", "wipe_arrays", "wipe_on_fork"]
 
 #: Of PyArray_API, the table of NumPy's C functions: a pointer to the default handler's capsule.
 #: Numbers of the table never change (numpy/_core/code_generators/numpy_api.py).
@@ -77,3 +77,12 @@ def wipe_arrays(below: int) -> str:
         return f"this numpy's handler of memory is not to be had: {error}"
     status = native.ccmem_wipe_numpy(ctypes.c_void_p(handler), ctypes.c_size_t(below))
     return ("", "this numpy's handler of memory is of another kind", "blocks have no size")[status]
+
+
+def wipe_on_fork() -> bool:
+    """Lets large arrays that are made from now on read as zeros in a forked child; under `pyccmem
+    run` tensors too. Returns False if that cannot be had."""
+    native = library.load()
+    if native is not None:
+        native.ccmem_wipe_on_fork(ctypes.c_int(1))
+    return native is not None

@@ -7,7 +7,9 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import sys
 from pathlib import Path
+from typing import Any
 
 from . import libc
 from .part import Part
@@ -24,6 +26,8 @@ __all__ = [
 _FILTER = Path("/proc/self/coredump_filter")
 _PATTERN = Path("/proc/sys/kernel/core_pattern")
 _SCOPE = Path("/proc/sys/kernel/yama/ptrace_scope")
+#: Bytes of an array that is large enough to be kept from a forked child (wiper.c).
+_LARGE = 1 << 20
 _GUARD = "call pyccmem.guard() without debuggable=True"
 
 
@@ -130,9 +134,39 @@ def ptrace() -> Part:
 
 
 def fork() -> Part:
-    """Says what a forked child inherits."""
+    """Looks whether large arrays and tensors are kept from a forked child."""
+    numpy: Any = sys.modules.get("numpy")
+    torch: Any = sys.modules.get("torch")
+    wiped: list[str] = []
+    left: list[str] = []
+    if numpy is not None:
+        array = numpy.empty(_LARGE, numpy.uint8)
+        address = array.__array_interface__["data"][0]
+        (wiped if _wiped_on_fork(address) else left).append("arrays")
+    if torch is not None and hasattr(torch, "empty"):
+        tensor = torch.empty(_LARGE, dtype=torch.uint8)
+        (wiped if _wiped_on_fork(tensor.data_ptr()) else left).append("tensors")
+    if wiped and not left:
+        detail = f"large {' and '.join(wiped)} that are made now read as zeros in a forked child"
+        return Part("fork", True, f"{detail}; it has a copy of all else", "")
     detail = "a forked child has a copy of all memory but pyccmem's own keys and records"
-    return Part("fork", False, detail, "start children by 'spawn'")
+    if wiped:
+        detail += f", and but large {' and '.join(wiped)}"
+    remedy = "start children by 'spawn', or before secrets come; or `pyccmem run --fork wipe`"
+    return Part("fork", False, detail, remedy)
+
+
+def _wiped_on_fork(address: int) -> bool:
+    """Returns True if the mapping in which a large block's middle lies is wiped on a fork."""
+    middle, inside = address + _LARGE // 2, False
+    for line in _read(Path("/proc/self/smaps")).splitlines():
+        first = line.partition(" ")[0]
+        start, dash, end = first.partition("-")
+        if dash:
+            inside = int(start, 16) <= middle < int(end, 16)
+        elif inside and first == "VmFlags:":
+            return " wf" in line
+    return False
 
 
 def dontdump() -> Part:

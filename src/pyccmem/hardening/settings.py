@@ -12,7 +12,7 @@ __all__ = ["FORK", "SWAP", "VARIABLE", "Settings"]
 
 VARIABLE = "PYCCMEM_GUARD"
 SWAP = ("check", "lock", "ignore")
-FORK = ("keep",)
+FORK = ("keep", "wipe")
 
 
 def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:

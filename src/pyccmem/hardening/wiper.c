@@ -18,6 +18,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -36,12 +37,14 @@ typedef void *(*malloc_function)(size_t);
 typedef void (*free_function)(void *);
 typedef void *(*realloc_function)(void *, size_t);
 typedef size_t (*size_function)(void *);
+typedef int (*aligned_function)(void **, size_t, size_t);
 
 /* The allocator behind this library. `size` is NULL where it does not tell a block's size. */
 static struct {
     free_function free;
     malloc_function malloc;
     realloc_function realloc;
+    aligned_function aligned;
     size_function size;
     int glibc;
 } next;
@@ -133,7 +136,8 @@ static void resolve(void) {
     next.realloc = (realloc_function)dlsym(RTLD_NEXT, "realloc");
     next.size = (size_function)dlsym(RTLD_NEXT, "malloc_usable_size");
     next.free = (free_function)dlsym(RTLD_NEXT, "free");
-    if (!next.malloc || !next.realloc || !next.free)
+    next.aligned = (aligned_function)dlsym(RTLD_NEXT, "posix_memalign");
+    if (!next.malloc || !next.realloc || !next.aligned || !next.free)
         abort();
     if (next.size && !in_one_library((void *)next.size, (void *)next.free))
         next.size = NULL;
@@ -153,6 +157,41 @@ static inline int can_go_on(void) {
     return 1;
 }
 
+/* ---- forks --------------------------------------------------------------------------------- */
+
+/* Smaller blocks are left to a forked child: each advised block can cost two more mappings, of
+ * which a process may have 65,530. */
+enum { FORK_FROM = 128 << 10 };
+
+static int fork_wipes; /* blocks of data are to read as zeros in a forked child */
+
+/* Advises the whole pages of a block, in which no allocator keeps anything of its own. That it can
+ * fail, for lack of mappings, is seen by looking at what a block has got (process.py). */
+static void advise(void *p, size_t n, int advice) {
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    const uintptr_t start = ((uintptr_t)p + page - 1) & ~(page - 1);
+    const uintptr_t end = ((uintptr_t)p + n) & ~(page - 1);
+    const int before = errno;
+    if (start < end)
+        madvise((void *)start, end - start, advice);
+    errno = before;
+}
+
+static inline void *data_taken(void *p, size_t n) {
+    if (RARELY(n >= FORK_FROM) && fork_wipes && p)
+        advise(p, n, MADV_WIPEONFORK);
+    return p;
+}
+
+/* The pages will be anybody's: a child that goes on in Python needs its own objects. */
+static inline void data_given(void *p, size_t n) {
+    if (RARELY(n >= FORK_FROM) && fork_wipes)
+        advise(p, n, MADV_KEEPONFORK);
+}
+
+/* Lets blocks of data that are taken from now on be wiped in a forked child, or not. */
+EXPORT void ccmem_wipe_on_fork(int wanted) { fork_wipes |= wanted; }
+
 /* ---- what is interposed -------------------------------------------------------------------- */
 
 /* The address of this library's own: by the name alone another library's may be meant. */
@@ -161,9 +200,24 @@ static void own_free(void *p) __attribute__((alias("free")));
 EXPORT void free(void *p) {
     if (!p || RARELY(!can_go_on())) /* what dlsym() frees before free() is known is kept */
         return;
-    if (next.size && !mapped(p))
-        overwrite(p, size_of(p));
+    if (next.size && !mapped(p)) {
+        const size_t n = size_of(p);
+        overwrite(p, n);
+        data_given(p, n);
+    }
     next.free(p);
+}
+
+/* PyTorch's tensors come from here. Those of malloc() may be Python's own tables, without which a
+ * forked child dies. */
+EXPORT int posix_memalign(void **out, size_t alignment, size_t n) {
+    int status;
+    if (RARELY(!can_go_on()))
+        return ENOMEM;
+    status = next.aligned(out, alignment, n);
+    if (!status)
+        data_taken(*out, n);
+    return status;
 }
 
 /* C23's; a C library that has them would go past free(). */
@@ -189,6 +243,7 @@ EXPORT void *realloc(void *p, size_t n) {
     if (!p || !next.size || mapped(p))
         return next.realloc(p, n);
     old = size_of(p);
+    data_given(p, old);
     if (n == 0) {
         overwrite(p, old);
         return next.realloc(p, n);
@@ -239,9 +294,20 @@ static struct {
     size_t below; /* what is freed of this size or more, the allocator overwrites */
 } numpy;
 
+static void *numpy_malloc(void *context, size_t n) {
+    return data_taken(numpy.own.malloc(context, n), n);
+}
+
+static void *numpy_calloc(void *context, size_t count, size_t size) {
+    /* NumPy has made sure that the product is a size. */
+    return data_taken(numpy.own.calloc(context, count, size), count * size);
+}
+
 static void numpy_free(void *context, void *p, size_t size) {
     if (p && size < numpy.below)
         overwrite(p, size);
+    if (p)
+        data_given(p, size);
     numpy.own.free(context, p, size);
 }
 
@@ -251,11 +317,12 @@ static void *numpy_realloc(void *context, void *p, size_t n) {
     if (!p)
         return numpy.own.realloc(context, p, n);
     old = numpy.size(p);
-    moved = numpy.own.malloc(context, n);
+    moved = numpy_malloc(context, n);
     if (!moved)
         return NULL;
     memcpy(moved, p, n < old ? n : old);
     overwrite(p, old);
+    data_given(p, old);
     /* NumPy keeps small blocks in lists by their size, which is not known here. */
     numpy.own.free(context, p, (size_t)1 << 20);
     return moved;
@@ -275,6 +342,8 @@ EXPORT int ccmem_wipe_numpy(numpy_handler *handler, size_t below) {
     numpy.below = below;
     if (handler->allocator.free != numpy_free) {
         numpy.own = handler->allocator;
+        __atomic_store_n(&handler->allocator.malloc, numpy_malloc, __ATOMIC_RELEASE);
+        __atomic_store_n(&handler->allocator.calloc, numpy_calloc, __ATOMIC_RELEASE);
         __atomic_store_n(&handler->allocator.realloc, numpy_realloc, __ATOMIC_RELEASE);
         __atomic_store_n(&handler->allocator.free, numpy_free, __ATOMIC_RELEASE);
     }
@@ -324,7 +393,10 @@ static int no_dumps(void) {
  * this for itself, whatever language it is written in. */
 __attribute__((constructor)) static void close_process(void) {
     const char *options = getenv("PYCCMEM_GUARD");
-    if (!options || !ccmem_wiper_is_first() || strstr(options, "debuggable"))
+    if (!options || !ccmem_wiper_is_first())
+        return;
+    fork_wipes = strstr(options, "fork=wipe") != NULL;
+    if (strstr(options, "debuggable"))
         return;
     /* Before the process ceases to be dumpable, which makes root the owner of its files in /proc.
      */
