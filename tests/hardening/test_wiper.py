@@ -131,9 +131,9 @@ print(json.dumps({"used": used, "after": resident() - before}))
 """
 
 
-def answer(script: str, *, wiped: bool) -> dict[str, int]:
-    given = child_environment()
-    given.pop("LD_PRELOAD", None)
+def answer(script: str, *, wiped: bool, behind: Path | None = None) -> dict[str, int]:
+    """What a script prints, with the library or without, before the allocator `behind`."""
+    given = child_environment(LD_PRELOAD=None if behind is None else str(behind))
     made = environment(Settings(debuggable=True), given) if wiped else given
     done = subprocess.run(
         [sys.executable, "-c", BLOCKS + script],
@@ -169,6 +169,70 @@ def test_live_blocks_keep_what_lies_in_them() -> None:
 
 def test_memory_that_nobody_used_is_not_touched() -> None:
     assert answer(UNUSED, wiped=True)["used"] < 1 << 24
+
+
+#: An allocator that stands before glibc's, with a head of its own before each block.
+ALLOCATOR = """
+#include <errno.h>
+#include <stddef.h>
+#include <string.h>
+void *__libc_memalign(size_t, size_t);
+void __libc_free(void *);
+struct head { size_t size, before; };
+static struct head *of(void *p) { return (struct head *)p - 1; }
+int posix_memalign(void **out, size_t alignment, size_t n) {
+    size_t before = alignment < 16 ? 16 : alignment;
+    char *p = n > (size_t)1 << 50 ? NULL : __libc_memalign(before, n + before);
+    if (!p) return ENOMEM;
+    *out = p + before;
+    *of(*out) = (struct head){n, before};
+    return 0;
+}
+void *aligned_alloc(size_t alignment, size_t n) {
+    void *p;
+    return posix_memalign(&p, alignment, n) ? NULL : p;
+}
+void *malloc(size_t n) { return aligned_alloc(16, n); }
+void *calloc(size_t count, size_t n) {
+    void *p = malloc(count * n);
+    return p ? memset(p, 0, count * n) : p;
+}
+void free(void *p) { if (p) __libc_free((char *)p - of(p)->before); }
+void *realloc(void *p, size_t n) {
+    void *q = malloc(n);
+    if (q && p) { memcpy(q, p, n < of(p)->size ? n : of(p)->size); free(p); }
+    return q;
+}
+#ifdef SIZES
+size_t malloc_usable_size(void *p) { return p ? of(p)->size : 0; }
+#endif
+"""
+
+OWNER = """
+from pyccmem.hardening import parts
+from pyccmem.hardening.allocator import owner, wiper
+states = {part.name: part.active for part in parts()}
+print(json.dumps({"other": owner().name.startswith("other"), "wiper": bool(wiper()),
+                  "freed": states["freed-memory"], "small": states["small-blocks"]}))
+"""
+
+
+@pytest.mark.parametrize("sizes", [True, False])
+def test_another_allocator(sizes: bool, tmp_path: Path) -> None:
+    """It is asked for sizes, and left alone where it does not tell them."""
+    compiler = c_compiler("an allocator")
+    source, made = tmp_path / "other.c", tmp_path / "other.so"
+    source.write_text(ALLOCATOR)
+    define = ["-DSIZES"] if sizes else []
+    subprocess.run(
+        [*compiler, "-O1", "-fno-builtin", *define, "-fPIC", "-shared", "-o", made, source],
+        check=True,
+    )
+    found = answer(OWNER, wiped=True, behind=made)
+    assert found == {"other": 1, "wiper": sizes, "freed": sizes, "small": sizes}
+    assert answer(RANDOM, wiped=True, behind=made) == {"ends": 1}
+    if sizes:
+        assert not any(answer(MOVED, wiped=True, behind=made).values())
 
 
 PROGRAM = """

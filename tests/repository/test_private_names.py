@@ -14,6 +14,7 @@ PACKAGE = Path(pyccmem.__file__).parent
 #: Private names of Python's library, torch and transformers that have no public twin, and where.
 FOREIGN: dict[str, str | tuple[str, ...]] = {
     "_getframe": "core/fork_warning.py",
+    "_exit": "hardening/launch.py",
     "_replace": "",
     "_C": "torch/",
     "_schema": ("torch/", "transformers/"),
