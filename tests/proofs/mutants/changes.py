@@ -666,6 +666,20 @@ CHANGES: list[Change] = [
         (SELFTEST, tests("integrity::test_bulk_reads_release_nothing", "bulk_damage")),
     ),
     Change(
+        "bad-next-page-not-wiped",
+        "crypto/aegis/template.h",
+        "    if (__builtin_expect(!good, 0))\n        ccmem_wipe(dst, size);\n    return good;",
+        "    return good;",
+        (SELFTEST,),
+    ),
+    Change(
+        "next-page-taken-for-good",
+        "crypto/aegis/template.h",
+        "        ccmem_wipe(dst, size);\n    return good;",
+        "        ccmem_wipe(dst, size);\n    return 1;",
+        (SELFTEST,),
+    ),
+    Change(
         "bad-page-64",
         "crypto/aegis/template.h",
         "bad |= (uint64_t)1 << i;",
@@ -1580,8 +1594,8 @@ CHANGES: list[Change] = [
     Change(
         "cache-opens-what-does-not-match",
         "cache/pool.c",
-        "    store_set_failure((ccmem_failure){.page = number, .version = version});\n    return 0;",
-        "    store_set_failure((ccmem_failure){.page = number, .version = version});\n    return 1;",
+        "    store_set_failure((ccmem_failure){.page = number, .version = ONCE});\n    return 0;",
+        "    store_set_failure((ccmem_failure){.page = number, .version = ONCE});\n    return 1;",
     ),
     Change(
         "cache-numbers-come-twice",
