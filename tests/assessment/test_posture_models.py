@@ -23,10 +23,10 @@ from pyccmem.assessment.subject import Subject  # noqa: E402
 def nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves out what other tests have left in memory."""
     look = models._alive
-    there = {name: look(Subject(), name) for name in ("model", "cache")}  # ids stay taken
+    there = {name: look(Subject(), name) for name in models._bases()}  # ids stay taken
 
     def alive(subject: Subject, name: str) -> list[object]:
-        known = set(map(id, there[name]))
+        known = set(map(id, there.get(name, [])))
         return [one for one in look(subject, name) if id(one) not in known]
 
     monkeypatch.setattr(models, "_alive", alive)
@@ -190,6 +190,24 @@ def test_other_caches_of_transformers(kind: str) -> None:
     del cache
     gc.collect()
     assert caches() == "good"
+
+
+def test_pages_of_continuous_batching() -> None:
+    pytest.importorskip("transformers")
+    from transformers.generation.continuous_batching.cache import PagedAttentionCache
+
+    from pyccmem.transformers.batch_cache import EncryptedPagedCache
+
+    for kind, device, expected in (
+        (PagedAttentionCache, "cpu", "bad"),
+        (PagedAttentionCache, "meta", "good"),
+        (EncryptedPagedCache, "meta", "good"),
+    ):
+        cache = kind.__new__(kind)
+        cache.cache_tensor = torch.zeros(4096, dtype=torch.uint8, device=device)
+        assert caches() == expected, (kind, device)
+        del cache
+        gc.collect()
 
 
 def test_a_protected_llama() -> None:

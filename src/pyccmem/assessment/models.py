@@ -31,6 +31,7 @@ def _bases() -> dict[str, Any]:
     found = {
         "model": _base("torch", "nn", "Module"),
         "cache": _base("transformers.cache_utils", "Cache"),
+        "pages": _base("transformers.generation.continuous_batching.cache", "PagedAttentionCache"),
     }
     return {name: base for name, base in found.items() if base is not None}
 
@@ -132,8 +133,9 @@ def caches(subject: Subject) -> Finding:
     """Which key-value caches are encrypted, and which are plain."""
     ours = [cache.level for cache in open_caches()]
     plain = ours.count("none")
-    if "cache" in _bases():
+    if _bases().keys() & {"cache", "pages"}:
         plain += sum(map(_holds_states, _alive(subject, "cache")))
+        plain += sum(map(_holds_pages, _alive(subject, "pages")))
     seen = f"{len(ours) - ours.count('none')} encrypted, {plain} plain"
     if plain:
         return Finding(
@@ -152,8 +154,17 @@ def _holds_states(cache: Any) -> bool:
     )
 
 
+def _holds_pages(cache: Any) -> bool:
+    """Returns True for a cache of continuous batching, which takes its memory at once, that is not
+    ours."""
+    ours = type(cache).__module__.startswith("pyccmem.")
+    return not ours and any(map(_is_plain, vars(cache).values()))
+
+
 def _is_plain(value: Any, depth: int = 2) -> bool:
     if depth and isinstance(value, (list, tuple, dict)):
         inner = value.values() if isinstance(value, dict) else value
         return any(_is_plain(one, depth - 1) for one in list(inner))
-    return isinstance(value, sys.modules["torch"].Tensor) and value.numel() > 0
+    if not isinstance(value, sys.modules["torch"].Tensor):
+        return False
+    return bool(value.device.type != "meta" and value.numel())
