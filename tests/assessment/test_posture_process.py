@@ -18,6 +18,7 @@ from support import check_python, child_environment, damage, linux_only, not_san
 
 import pyccmem
 from pyccmem import errors
+from pyccmem.assessment import LEVELS
 
 pytestmark = [linux_only, not_sanitized]
 
@@ -71,6 +72,59 @@ def test_a_part_that_is_undone_is_noticed(name: str, guarded: dict[str, str]) ->
     script, environment = UNDONE[name]
     (found,) = told(f"pyccmem.guard()\n{script}\ntell()", **STARTED_WELL | environment)
     assert (guarded[name], found[name]) == ("good", "bad")
+
+
+#: The same under `pyccmem run`, which sees to all parts: what undoes one, as the words before the
+#: program and as Python in it. A command without its words has all.
+RUN = [sys.executable, "-m", "pyccmem", "run", "--fork", "wipe", "--"]
+NOT_PRELOADED = ["env", "-u", "LD_PRELOAD"]
+UNDONE_UNDER_RUN: dict[str, tuple[list[str], str]] = {
+    "small-blocks": (NOT_PRELOADED, ""),
+    "freed-memory": (NOT_PRELOADED, "ctypes.CDLL(None).mallopt(-6, 0)"),
+    "python-objects": (["env", "-u", "PYTHONMALLOC"], ""),
+    "numpy-memory": (["env", "PYTHONPATH={}"], ""),
+    "torch-memory": (NOT_PRELOADED, "import torch"),
+    "fork": (["env", "PYCCMEM_GUARD="], ""),
+    "dumpable": ([], "prctl(4, 1, 0, 0, 0)"),
+    "dontdump": ([], UNDONE["dontdump"][0]),
+    "swap": ([], UNDONE["swap"][0]),
+}
+
+
+def under_run(words: list[str], script: str) -> dict[str, str]:
+    environment = child_environment()
+    words = [word.format(environment["PYTHONPATH"]) for word in words]
+    done = subprocess.run(
+        [*RUN, *words, sys.executable, "-c", f"{TELL}{script}\ntell()"],
+        env=environment,
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    return dict(json.loads(done.stdout))
+
+
+@pytest.fixture(scope="module")
+def under_all() -> dict[str, str]:
+    return under_run([], "")
+
+
+@pytest.mark.parametrize("name", UNDONE_UNDER_RUN)
+def test_a_part_of_run_that_is_undone_is_noticed(name: str, under_all: dict[str, str]) -> None:
+    words, script = UNDONE_UNDER_RUN[name]
+    if "torch" in script:
+        pytest.importorskip("torch")
+        assert under_run([], script)[name] == "good"
+    assert (under_all[name], under_run(words, script)[name]) == ("good", "bad")
+
+
+def test_run_reaches_the_level_of_inputs(under_all: dict[str, str]) -> None:
+    """But for what is the system's."""
+    wanted = {one.removesuffix(":weak") for one in LEVELS["inputs"]} - {"swap", "hibernation"}
+    lacking = {name for name in wanted if under_all[name] != "good"}
+    assert lacking <= {"secret-memory"}
 
 
 def test_core_dumps() -> None:
