@@ -38,6 +38,11 @@ class KeyFile:
         with contextlib.suppress(OSError):  # the working directory is gone
             self._name = os.path.abspath(name)
 
+    @property
+    def name(self) -> str | bytes:
+        """The file's name, absolute."""
+        return os.path.abspath(self._name)
+
     def obstacle(self) -> str | None:
         """Returns why the file cannot be read, as the end of a sentence; None when it seems that it
         can."""

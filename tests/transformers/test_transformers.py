@@ -468,6 +468,18 @@ def test_a_plain_file_in_place_of_a_sealed_one(tmp_path: Path, key: Key) -> None
         AutoModel.from_pretrained(out)
 
 
+@pytest.mark.parametrize("gone", ["shard", "only"])
+def test_a_missing_file_is_named(tmp_path: Path, key: Key, gone: str) -> None:
+    path = seal(llama(), tmp_path, key, **({"max_shard_size": "60KB"} if gone == "shard" else {}))
+    files = sorted(path.glob("*.safetensors"))
+    assert (len(files) > 1) == (gone == "shard")
+    files[-1].unlink()
+    with using_key(key), pytest.raises(OSError) as caught:
+        AutoModelForCausalLM.from_pretrained(path)
+    assert files[-1].name in str(caught.value) or gone == "only"
+    assert "someone" not in str(caught.value)
+
+
 @pytest.mark.parametrize("place", ["cuda", "cuda:0", 0, {"": "cuda"}, {"": 1}, {"": "disk"}])
 def test_devices_are_refused(tmp_path: Path, key: Key, place: Any) -> None:
     pytest.importorskip("accelerate", reason="transformers itself refuses without accelerate")

@@ -19,6 +19,7 @@ except ImportError as error:
         "pyccmem.torch needs PyTorch, which is not installed; pip install 'pyccmem[torch]'."
     ) from error
 
+from . import _passing
 from . import ops as _ops
 from ._files import load_file, save_file
 from ._module import decrypt_module, encrypt_module, set_activations
@@ -41,4 +42,4 @@ __all__ = [
     "using_key",
 ]
 
-del _torch, _ops, _share_threads
+del _torch, _ops, _passing, _share_threads

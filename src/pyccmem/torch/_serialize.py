@@ -51,7 +51,7 @@ from ._tensor import EncryptedTensor, opened, path_of, real, wrapped
 from .dtypes import numpy_dtype
 from .registry import reduces
 
-__all__ = ["rebuild_encrypted_tensor", "reduced", "using_key"]
+__all__ = ["rebuild_encrypted_tensor", "reduced", "saving_key", "using_key"]
 
 _MAGIC = b"pyccmem.torch 1\n"
 _ALIGN = 4096
@@ -75,6 +75,17 @@ def using_key(key: Key) -> Iterator[None]:
         _key.set(before)
 
 
+def saving_key(tensor: EncryptedTensor) -> Key:
+    """Returns the key that a tensor is saved under. Raises ArgumentError if none is known."""
+    key = _key.get() or real(tensor).key
+    if key is None or not usable(key):
+        raise errors.ArgumentError(
+            "An EncryptedTensor is saved under a key, and the one it was made with is closed or "
+            "was not given; save it within `with pyccmem.torch.using_key(key):`."
+        )
+    return key
+
+
 # ---- writing -------------------------------------------------------------------------------------
 
 
@@ -82,13 +93,8 @@ def using_key(key: Key) -> Iterator[None]:
 def reduced(tensor: EncryptedTensor) -> tuple[Any, ...]:
     """Returns what pickle writes for an encrypted tensor. Raises ArgumentError if no key is known;
     IntegrityError, ClosedError, ForkError."""
+    key = saving_key(tensor)
     stored = real(tensor)
-    key = _key.get() or stored.key
-    if key is None or not usable(key):
-        raise errors.ArgumentError(
-            "An EncryptedTensor is saved under a key, and the one it was made with is closed or "
-            "was not given; save it within `with pyccmem.torch.using_key(key):`."
-        )
     if path_of(tensor):
         values = opened(tensor)
         if not values.is_contiguous():
@@ -195,6 +201,11 @@ def _not_a_payload(why: str) -> errors.FileFormatError:
 
 
 def _unsealed(payload: torch.Tensor, key: Key) -> Stored:
+    if payload.device.type == "meta":
+        raise errors.ArgumentError(
+            "map_location='meta' leaves out the bytes of an encrypted tensor, and with them its "
+            "shape and type; load it without map_location, which decrypts nothing."
+        )
     if (
         type(payload) is not torch.Tensor
         or payload.dtype != torch.uint8

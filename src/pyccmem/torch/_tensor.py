@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from .. import errors
 from ..arena import Arena
@@ -53,6 +54,7 @@ __all__ = [
 
 
 _tracing_state = torch._C._get_tracing_state
+_modes = torch._C._len_torch_dispatch_stack
 
 
 def device_refused(device: Any) -> NoReturn:
@@ -260,7 +262,12 @@ class EncryptedTensor(Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        return handler_of(function)(function, args, kwargs or {})
+        kwargs = kwargs or {}
+        if _modes():
+            traced = with_fakes(function, args, kwargs)
+            if traced is not None:
+                return traced[0]
+        return handler_of(function)(function, args, kwargs)
 
     # ---- what it is ----
 
@@ -409,6 +416,41 @@ def alias(tensor: EncryptedTensor) -> EncryptedTensor:
         fake=tensor._fake,
         dtype=dtype,
     )
+
+
+# ---- under modes of the dispatcher ---------------------------------------------------------------
+
+_mode = torch._C._get_dispatch_mode
+_KEYS = torch._C._TorchDispatchModeKey
+
+
+def with_fakes(function: Any, args: Any, kwargs: Any) -> tuple[Any] | None:
+    """Runs an operation where make_fx writes a program, which is refused, or where FakeTensorMode
+    asks for shapes alone, which needs no data. None in any other mode, and for tensors that stand
+    for others already, as in torch.compile. Raises ArgumentError."""
+    fake = _mode(_KEYS.FAKE)
+    proxy = _mode(_KEYS.PROXY)
+    if fake is None and proxy is None:
+        return None
+    found = False
+
+    def stand_in(tensor: EncryptedTensor) -> Tensor:
+        nonlocal found
+        if tensor._stored is None:
+            return tensor
+        found = True
+        if proxy is not None:
+            trace_refused()
+        with torch._C.DisableTorchFunctionSubclass(), fake:
+            return torch.empty_strided(
+                tensor.size(), tensor.stride(), dtype=tensor.dtype, device="cpu"
+            )
+
+    args, kwargs = tree_map_only(EncryptedTensor, stand_in, (args, kwargs))
+    if not found:
+        return None
+    with fake:
+        return (function(*args, **kwargs),)
 
 
 # ---- what the operations use of a tensor ---------------------------------------------------------

@@ -5,6 +5,7 @@ functions."""
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Any
 
@@ -88,6 +89,11 @@ def _open(path: Any, framework: str = "pt", device: Any = "cpu", **options: Any)
             return SealedFile(name, find_key(what=what))
         return SealedFile(name, quantizer.key(what), mmap=quantizer.quantization_config.mmap)
     if quantizer is not None:
+        if not os.path.isfile(name):
+            raise errors.FileReadError(
+                f"{name!r} is not there, and config.json or the index beside it says that it holds "
+                f"weights; complete the directory, or encrypt the model again."
+            ).of_system(errno.ENOENT, name)
         if quantizer.pre_quantized:
             raise errors.FileFormatError(
                 f"{name!r} is not sealed, but config.json beside it says that the model is; "

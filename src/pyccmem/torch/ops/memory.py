@@ -30,13 +30,22 @@ def _to(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 @overrides(
     *(
         getattr(Tensor, name)
-        for name in ("cuda", "xpu", "ipu", "hpu", "mtia", "pin_memory", "share_memory_")
+        for name in ("cuda", "xpu", "ipu", "hpu", "mtia", "pin_memory")
         if hasattr(Tensor, name)
     )
 )
 def _other_device(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     given = kwargs.get("device", args[1] if len(args) > 1 else None)
     device_refused(function.__name__ if given is None else given)
+
+
+@overrides(Tensor.share_memory_)
+def _share_memory(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    raise errors.ArgumentError(
+        "An EncryptedTensor is not moved to shared memory, where two processes would seal what "
+        "they write under one key. Processes that load one sealed file share its pages; a model "
+        "that is given to another process is copied there as ciphertext."
+    )
 
 
 # ---- memory --------------------------------------------------------------------------------------
