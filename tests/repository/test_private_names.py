@@ -29,7 +29,8 @@ FOREIGN: dict[str, str | tuple[str, ...]] = {
     "_supports_default_dynamic_cache": "transformers/",
     # Ours, on objects of torch.
     "_pyccmem_stored": "torch/",
-    "_pyccmem_plain": "transformers/",
+    "_pyccmem_plain": ("torch/", "transformers/"),
+    "_pyccmem_passed": "torch/",
     "_pyccmem_protection": "transformers/",
     "_parameters": "",
     "_buffers": "",

@@ -23,12 +23,14 @@ from . import _passing
 from . import ops as _ops
 from ._files import load_file, save_file
 from ._module import decrypt_module, encrypt_module, set_activations
+from ._offload import install as _refuse_offloading
 from ._report import PlainTensor, plain_tensors
 from ._serialize import using_key
 from ._tensor import EncryptedTensor
 from ._threads import share_threads as _share_threads
 
 _share_threads()
+_refuse_offloading()
 
 __all__ = [
     "EncryptedTensor",
@@ -42,4 +44,4 @@ __all__ = [
     "using_key",
 ]
 
-del _torch, _ops, _passing, _share_threads
+del _torch, _ops, _passing, _refuse_offloading, _share_threads

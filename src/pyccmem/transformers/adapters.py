@@ -5,63 +5,24 @@ encrypted tensors over their file, and an adapter with encrypted tensors is save
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
-from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
 from operator import attrgetter
-from types import ModuleType
 from typing import Any
 
 import torch
 
 from .. import safetensors as sealed
 from ..torch import EncryptedTensor
+from ..torch._imports import when_imported
 from .files import load, write
 from .keys import recent_key
 
 __all__ = ["install"]
 
-_MODULE = "peft.peft_model"
-
 
 def install() -> None:
     """Installs the hooks, once in a process: now, or when PEFT is imported."""
-    if _MODULE in sys.modules:
-        _hook(sys.modules[_MODULE])
-    elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
-
-
-class _Finder(MetaPathFinder):
-    """Notices the import of PEFT, once, and leaves it to the others."""
-
-    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        if fullname != _MODULE:
-            return None
-        sys.meta_path.remove(self)
-        spec = find_spec(fullname)
-        if spec is not None and spec.loader is not None:
-            spec.loader = _Hooking(spec.loader)
-        return spec
-
-
-class _Hooking(Loader):
-    """Loads a module by another loader, and installs the hooks then."""
-
-    def __init__(self, loader: Loader) -> None:
-        self._loader = loader
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        self._loader.exec_module(module)
-        _hook(module)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._loader, name)
+    when_imported("peft.peft_model", _hook)
 
 
 def _hook(peft_model: Any) -> None:
