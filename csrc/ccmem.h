@@ -1024,6 +1024,13 @@ ccmem_status ccmem_scan(const ccmem_samples *samples, const uint8_t *data, uint6
                         uint64_t from, ccmem_scan_hit *hits, uint32_t capacity, uint32_t *found,
                         uint64_t *next);
 
+/* Writes each of `count` numbers of `wide` bytes as one of `narrow` bytes, in the machine's byte
+ * order: 8 to 4, 4 to 2, 4 to 1 or 2 to 1. Those that do not fit become bytes 0xA5. `upper` (4 to 2
+ * alone): the upper half, where the lower one is zero. out does not overlap data.
+ * CCMEM_ERR_ARGUMENT. */
+ccmem_status ccmem_narrow(const uint8_t *data, uint64_t count, uint32_t wide, uint32_t narrow,
+                          int upper, uint8_t *out);
+
 /* NULL is allowed. */
 void ccmem_samples_free(ccmem_samples *samples);
 

@@ -278,3 +278,39 @@ ccmem_status ccmem_scan(const ccmem_samples *s, const uint8_t *data, uint64_t n,
     *next = n;
     return CCMEM_OK;
 }
+
+/* Each is a loop that compilers turn into vector code. */
+#define NARROW(name, wide_type, narrow_type, value, fits)                                          \
+    static void name(const uint8_t *data, uint64_t count, uint8_t *out) {                          \
+        for (uint64_t i = 0; i < count; i++) {                                                     \
+            wide_type w;                                                                           \
+            memcpy(&w, data + i * sizeof w, sizeof w);                                             \
+            narrow_type n = (fits) ? (narrow_type)(value) : (narrow_type)FILLING;                  \
+            memcpy(out + i * sizeof n, &n, sizeof n);                                              \
+        }                                                                                          \
+    }
+
+#define FILLING 0xA5A5A5A5u
+
+NARROW(narrow_8_4, uint64_t, uint32_t, w, w >> 32 == 0)
+NARROW(narrow_4_2, uint32_t, uint16_t, w, w >> 16 == 0)
+NARROW(narrow_4_1, uint32_t, uint8_t, w, w >> 8 == 0)
+NARROW(narrow_2_1, uint16_t, uint8_t, w, w >> 8 == 0)
+NARROW(narrow_4_upper, uint32_t, uint16_t, w >> 16, (w & 0xFFFF) == 0)
+
+CLEAR_REGISTERS ccmem_status ccmem_narrow(const uint8_t *data, uint64_t count, uint32_t wide,
+                                          uint32_t narrow, int upper, uint8_t *out) {
+    if (wide == 4 && narrow == 2 && upper)
+        narrow_4_upper(data, count, out);
+    else if (wide == 8 && narrow == 4 && !upper)
+        narrow_8_4(data, count, out);
+    else if (wide == 4 && narrow == 2 && !upper)
+        narrow_4_2(data, count, out);
+    else if (wide == 4 && narrow == 1 && !upper)
+        narrow_4_1(data, count, out);
+    else if (wide == 2 && narrow == 1 && !upper)
+        narrow_2_1(data, count, out);
+    else
+        return CCMEM_ERR_ARGUMENT;
+    return CCMEM_OK;
+}

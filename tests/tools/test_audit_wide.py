@@ -16,6 +16,7 @@ import pytest
 import support
 
 from pyccmem import audit, errors
+from pyccmem.binding import ffi, lib
 
 pytestmark = [support.linux_only, support.not_sanitized]
 
@@ -167,6 +168,38 @@ def test_a_core_dump_that_was_cut_off(samples: audit.Samples, tmp_path: Path) ->
     head = b"\x7fELF\x02\x01\x01" + bytes(9) + (4).to_bytes(2, "little") + bytes(14)
     path.write_bytes(head + (64).to_bytes(8, "little") + bytes(14) + b"\x38\x00\x02\x00" + bytes(4))
     assert audit.scan_file(path, samples).bytes_scanned == path.stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("wide", "narrow", "upper"), [(8, 4, 0), (4, 2, 0), (4, 1, 0), (2, 1, 0), (4, 2, 1)]
+)
+@pytest.mark.parametrize("count", [0, 1, 7, 1000])
+def test_native_narrowing(wide: int, narrow: int, upper: int, count: int) -> None:
+    """Against NumPy's, also where nothing is aligned; the bytes around are untouched."""
+    rng = np.random.default_rng(count)
+    numbers = rng.integers(0, 1 << 63, count, np.uint64) >> rng.integers(0, 64, count, np.uint64)
+    numbers = numbers.astype(f"<u{wide}")
+    if upper:
+        numbers <<= np.uint32(16) * rng.integers(0, 2, count, np.uint32)
+    source = bytearray(b"!" + numbers.tobytes())
+    out = bytearray(b"?" * (count * narrow + 2))
+    status = lib.ccmem_narrow(
+        ffi.from_buffer(source) + 1, count, wide, narrow, upper, ffi.from_buffer(out) + 1
+    )
+    assert status == lib.CCMEM_OK
+    bits = np.uint64(8 * narrow)
+    wider = numbers.astype(np.uint64)
+    kept = wider >> bits if upper else wider
+    fits = (wider & np.uint64(0xFFFF)) == 0 if upper else wider >> bits == 0
+    kept = np.where(fits, kept, np.uint64(0xA5A5A5A5)).astype(f"<u{narrow}")
+    assert bytes(out) == b"?" + kept.tobytes() + b"?"
+
+
+def test_native_narrowing_refuses() -> None:
+    data, out = ffi.new("uint8_t[64]"), ffi.new("uint8_t[64]")
+    for wide, narrow, upper in ((8, 2, 0), (8, 1, 0), (4, 4, 0), (2, 1, 1), (8, 4, 1), (0, 0, 0)):
+        status = lib.ccmem_narrow(data, 1, wide, narrow, upper, out)
+        assert status == lib.CCMEM_ERR_ARGUMENT
 
 
 def test_wrong_arguments(samples: audit.Samples, tmp_path: Path) -> None:

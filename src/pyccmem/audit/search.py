@@ -4,7 +4,8 @@
 Text and numbers of tokens lie in memory in several widths: UTF-8 or UTF-16, int32 or int64, and
 most of their wider forms are too full of zeros to be samples. So memory is narrowed instead: of
 64-bit numbers that fit 32 bits the lower halves are put side by side, and so on, and searched for
-the same samples. What does not fit becomes a filling byte, which no sample has four times in a row.
+the same samples. What does not fit is filled with a byte that no sample has so
+often in a row.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ CHUNK = 4 << 20  # bytes read at once
 _MARGIN = 64  # bytes before a chunk, for the end of the chunk before it
 _HITS = 1 << 12  # hits taken from the native scan at once
 _SCAN = Call("the scan")
-_FILLING = 0xA5
 
 _HIT_TYPE = np.dtype([("offset", np.uint64), ("sample", np.uint32), ("", np.uint32)])
 assert _HIT_TYPE.itemsize == ffi.sizeof("ccmem_scan_hit")
@@ -72,11 +72,8 @@ class Search(Closing):
         self._reach = max([SAMPLE_BYTES - 1, *(view.reach for view in self._views)])
         #: Wiped memory; a chunk of up to `room` bytes is read into it at offset `at`.
         self.room, self.at = CHUNK, _MARGIN
-        size = _MARGIN + CHUNK
-        # Where narrowed numbers go in it, and those that are narrowed once more.
-        self._narrowed, self._middle = size, size + size // 2
-        self.scratch = Scratch(2 * size if wide else size)
-        self._bytes = np.frombuffer(ffi.buffer(self.scratch.native), np.uint8)
+        size = self._narrowed = _MARGIN + CHUNK
+        self.scratch = Scratch(size + size // 2 if wide else size)
         self._next_address = -1
         self._carried = 0  # bytes before a chunk that precede it in memory
         self._hits = ffi.new("ccmem_scan_hit[]", _HITS)
@@ -85,7 +82,6 @@ class Search(Closing):
 
     def close(self) -> None:
         """Wipes the memory."""
-        del self._bytes
         self.scratch.close()
 
     def __call__(self, address: int, got: int) -> Iterator[Found]:
@@ -109,14 +105,12 @@ class Search(Closing):
         self.scratch.move(_MARGIN - self._carried, end - self._carried, self._carried)
 
     def _narrow(self, view: _View, begin: int, count: int) -> None:
-        raw = self._bytes[begin : begin + count * view.wide]
-        out = self._bytes[self._narrowed : self._narrowed + count * view.narrow]
-        if view.wide // view.narrow == 2:
-            _halve(raw, view.narrow, out, view.upper)
-        else:
-            middle = self._bytes[self._middle : self._middle + count * 2 * view.narrow]
-            _halve(raw, 2 * view.narrow, middle, view.upper)
-            _halve(middle, view.narrow, out, view.upper)
+        native = self.scratch.native
+        out = native + self._narrowed
+        status = lib.ccmem_narrow(
+            native + begin, count, view.wide, view.narrow, int(view.upper), out
+        )
+        check(status, _SCAN)
 
     def _scan(
         self, begin: int, length: int, base: int, wide: int, narrow: int = 1
@@ -140,16 +134,3 @@ class Search(Closing):
                 offsets = raw["offset"].astype(np.int64)
                 yield Found(base + offsets // narrow * wide, raw["sample"].copy())
             at = int(self._next[0])
-
-
-def _halve(
-    raw: npt.NDArray[np.uint8], narrow: int, out: npt.NDArray[np.uint8], upper: bool
-) -> None:
-    """Puts those halves of numbers of 2 * `narrow` bytes side by side of which the others are
-    zero."""
-    halves = raw.view(f"<u{narrow}").reshape(-1, 2)
-    kept, other = halves[:, int(upper)], halves[:, int(not upper)]
-    unfit = other != 0
-    result = out.view(f"<u{narrow}")
-    result[:] = kept
-    np.putmask(result, unfit, int.from_bytes(bytes([_FILLING]) * narrow, "little"))
