@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -12,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from .. import errors
+from ..console.command import EXIT_ERROR, carry_out, complain
 from ..measure import SUITES
 from . import files, passages, proof, report
 from .layers import Array
@@ -44,6 +46,39 @@ def count(least: int, most: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def require(packages: Sequence[str], extra: str) -> None:
+    """Raises DemoError where there is no /proc, MissingPackageError when one of the packages is not
+    installed that `extra` brings."""
+    if not sys.platform.startswith("linux"):
+        raise errors.DemoError("The demo looks into /proc, which only Linux has.")
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise errors.MissingPackageError(
+            f"The demo needs {', '.join(missing).replace('_', '-')}, which is not installed; "
+            f"pip install 'pyccmem[{extra}]'."
+        )
+
+
+def main(
+    name: str,
+    add: Callable[[argparse.ArgumentParser], None],
+    work: Callable[[argparse.Namespace], int],
+) -> int:
+    """Does the work of `python -m pyccmem.NAME`, as the command `pyccmem` does it. Returns the exit
+    status."""
+    parser = argparse.ArgumentParser(prog=f"pyccmem {name}")
+    add(parser)
+
+    def run() -> int:
+        try:
+            return work(parser.parse_args())
+        except errors.PyccmemError as error:
+            complain(str(error))
+            return EXIT_ERROR
+
+    return carry_out(run)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -101,8 +136,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the demo and prints what it shows. Returns the exit status."""
-    if not sys.platform.startswith("linux"):
-        raise errors.DemoError("The demo looks into /proc, which only Linux has.")
+    require((), "demo")
     model = files.find_model(arguments.model)
     config = files.read_config(model)
     tokenizer = files.Tokenizer(model, MOST_TOKENS)

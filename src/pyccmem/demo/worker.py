@@ -61,14 +61,23 @@ class Worker:
     module: ClassVar[str] = "pyccmem.demo.child"
 
     def __init__(
-        self, job: AnyJob, environment: Mapping[str, str] | None = None, *, wait: bool = True
+        self,
+        job: AnyJob,
+        environment: Mapping[str, str] | None = None,
+        *,
+        wait: bool = True,
+        launcher: Sequence[str] = (),
+        directory: str | None = None,
     ) -> None:
         """Starts the child, with further environment variables, and lets it load the weights. If
-        not `wait`, wait_loaded() must follow. Raises DemoError with what the child reports."""
+        not `wait`, wait_loaded() must follow. `launcher`: a command that starts the child's, which
+        comes behind it. `directory`: where the child works. Raises DemoError with what the child
+        reports."""
         here, there = socket.socketpair()
         with there:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", self.module, str(there.fileno())],
+                [*launcher, sys.executable, "-m", self.module, str(there.fileno())],
+                cwd=directory,
                 pass_fds=[there.fileno()],
                 stdin=subprocess.DEVNULL,
                 env={

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import sys
 from contextlib import ExitStack
@@ -65,14 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the demo and prints what it shows. Returns the exit status."""
-    if not sys.platform.startswith("linux"):
-        raise errors.DemoError("The demo looks into /proc, which only Linux has.")
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise errors.MissingPackageError(
-            f"The demo needs {', '.join(missing)}, which is not installed; "
-            f"pip install 'pyccmem[transformers]'."
-        )
+    demo.require(PACKAGES, "transformers")
     if arguments.head_size % 2:
         raise errors.ArgumentError(
             f"--head-size is {arguments.head_size}; half of it is rotated with the other half, so "

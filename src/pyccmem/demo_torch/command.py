@@ -4,16 +4,14 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
-from .. import directories, errors
+from .. import directories
 from ..demo import command as demo
 from ..demo import files, proof, report
 from ..demo.trial import Trial, conclude
@@ -60,14 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the demo and prints what it shows. Returns the exit status."""
-    if not sys.platform.startswith("linux"):
-        raise errors.DemoError("The demo looks into /proc, which only Linux has.")
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise errors.MissingPackageError(
-            f"The demo needs {', '.join(missing).replace('_', '-')}, which is not installed; "
-            f"pip install 'pyccmem[demo-torch]'."
-        )
+    demo.require(PACKAGES, "demo-torch")
     model = files.find_model(arguments.model)
     texts = demo.read_texts(arguments)
     queries = arguments.query or list(demo.QUERIES)
