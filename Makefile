@@ -8,6 +8,7 @@ PYTEST_ARGS ?=
 # Tests that run side by side (pytest-xdist); 0: one after the other, in this process.
 WORKERS ?= 2
 DEMO_ARGS ?=
+ATTACK_ARGS ?=
 MUTANTS_ARGS ?=
 
 # The demo's model, 91 MB. Its package names torch as a dependency, which only its own code needs.
@@ -33,7 +34,7 @@ ASAN_BIN  := $(CURDIR)/$(ASAN_DIR)/venv/bin
 SANITIZE  := address,undefined
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format test test-full demo demo-torch demo-chat check-tiers asan tsan mutants faults ct bench docs-outputs wheel sdist clean
+.PHONY: help install lint format test test-full demo demo-torch demo-chat attack check-tiers asan tsan mutants faults ct bench docs-outputs wheel sdist clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -95,6 +96,10 @@ demo-torch: $(STAMP) ## the same through PyTorch: plain, encrypted in place, fro
 
 demo-chat: $(STAMP) ## a chat, plain and encrypted, whose memory is searched while it runs
 	$(BIN)/python -m pyccmem demo-chat $(DEMO_ARGS)
+
+attack: $(STAMP) ## try every way to get at a server's memory, beside an unprotected twin, about 3 minutes
+	@$(SAY) "the attacks, about 3 minutes on two idle cores"
+	$(BIN)/python -m pyccmem attack $(ATTACK_ARGS)
 
 check-tiers: $(STAMP) ## run the tests that depend on the tier once for each tier of this machine
 	@set -e; for tier in $$($(BIN)/python -c 'from pyccmem.binding import TIERS; print(*TIERS)'); do \

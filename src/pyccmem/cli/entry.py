@@ -31,6 +31,7 @@ _MODULES = {
     "posture": ("cli.commands.posture", "what protects this process, or another one, now"),
     "run": ("hardening.command", "start a program that overwrites what it frees"),
     "audit": ("audit", "look for a file's weights in the memory of a process"),
+    "attack": ("attack", "try all ways to get at a server's memory, beside an unprotected twin"),
 }
 
 

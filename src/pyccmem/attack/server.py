@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m pyccmem.attack.server DESCRIPTOR`: a small HTTP server with a model, whose memory is
+to be attacked.
+
+The first message on the descriptor is a Job, answered by the seconds that making the model took, or
+by text that says why there is none; then comes the port. Each later message is a request of job.py
+as a tuple, answered once it is done; after ARM comes PAUSED when a request has come that far.
+HTTP: POST / with a text is answered by a text.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import http.server
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any, NoReturn
+
+from .. import errors
+from .job import (
+    ARM,
+    ERASE,
+    FORK,
+    GO,
+    NOTE,
+    OVER_READ,
+    PAUSED,
+    PLAIN,
+    REAP,
+    REST,
+    Job,
+)
+from .keys import schedule
+from .model import Model
+from .note import Note
+
+__all__ = ["serve"]
+
+#: Blocks beyond which an over-read goes on, and how far.
+_BLOCKS = (24, 100, 500, 2_000, 8_000, 50_000, 120_000, 400_000)
+_REACH = 64 << 20
+_STRIDE = 1 << 20
+
+
+class _Service:
+    """The model behind HTTP."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._model = Model(job)
+        self._note = Note(job)
+        self._held: Any = None
+        if job.way == PLAIN:  # as a program without secret memory holds its key
+            with open(job.key_file, "rb") as file:
+                key = file.read()
+            self._held = [key, *schedule(key).values()]
+        self._channel: Connection
+        self._pause_at = 0
+        self._go = threading.Event()
+        service = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                text = self.rfile.read(int(self.headers["Content-Length"])).decode()
+                answer = service.answer(text).encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            def log_message(self, *_: Any) -> None:
+                """Says nothing."""
+
+        self._http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http.daemon_threads = True
+        threading.Thread(target=self._http.serve_forever, daemon=True).start()
+
+    def answer(self, text: str) -> str:
+        pause_at, self._pause_at = self._pause_at, 0
+
+        def said(token: int) -> None:
+            if token == pause_at:
+                self._channel.send(PAUSED)
+                self._go.wait()
+
+        return self._model.answer(text, said, keep=self._job.way == PLAIN)
+
+    # ---- what the parent asks
+
+    def listen(self, channel: Connection) -> NoReturn:
+        """Answers until the channel is closed."""
+        self._channel = channel
+        wishes: dict[str, Callable[..., Any]] = {
+            ARM: self._arm,
+            GO: self._go_on,
+            FORK: self._fork,
+            REAP: lambda pid: os.waitpid(pid, 0)[1],
+            OVER_READ: self._over_read,
+            REST: self._rest,
+            ERASE: self._erase,
+            NOTE: self._note,
+        }
+        while True:
+            wish, *given = channel.recv()
+            channel.send(wishes[wish](*given))
+
+    def port(self) -> int:
+        return int(self._http.server_address[1])
+
+    def _arm(self, token: int) -> None:
+        self._go.clear()
+        self._pause_at = token
+
+    def _go_on(self) -> None:
+        self._go.set()
+
+    def _rest(self) -> int:
+        """Waits for the threads of requests. Returns how many are left after ten seconds."""
+        until = time.monotonic() + 10
+        while threading.active_count() > 2 and time.monotonic() < until:
+            time.sleep(0.005)
+        gc.collect()
+        return threading.active_count() - 2
+
+    def _erase(self) -> None:
+        self._model.erase()
+        self._note.close()
+        self._held = None
+        gc.collect()
+
+    def _fork(self) -> int:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it forks with threads and open buffers
+            pid = os.fork()
+        if pid == 0:
+            while True:
+                signal.pause()
+        return pid
+
+    def _over_read(self, path: str) -> int:
+        """Writes to a file what lies behind blocks of the heap, up to the first address that is not
+        mapped. The kernel reads it, which gives an error there instead of a signal. A block beside
+        each has the marker, which must be found."""
+        libc = ctypes.CDLL(None)
+        libc.malloc.restype = ctypes.c_void_p
+        libc.malloc.argtypes = (ctypes.c_size_t,)
+        libc.free.argtypes = (ctypes.c_void_p,)
+        libc.free.restype = None
+        written = 0
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            for size in _BLOCKS:
+                pair = [libc.malloc(size) for _ in range(2)]
+                if None not in pair:
+                    marker = self._job.marker
+                    ctypes.memmove(max(pair), marker, min(size, len(marker)))
+                    written += _copy(min(pair), file)
+                for block in pair:
+                    libc.free(block)
+        finally:
+            os.close(file)
+        return written
+
+
+def _copy(address: int, file: int) -> int:
+    done = 0
+    while done < _REACH:
+        try:
+            got = os.write(file, (ctypes.c_char * _STRIDE).from_address(address + done))
+        except OSError:  # the next address is not mapped
+            break
+        done += got
+    return done
+
+
+def serve() -> int:
+    """Serves the descriptor until its other end is closed. Returns the exit status."""
+    # Ctrl-C reaches the whole group of processes; the parent ends this one when it is done.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    channel: Connection = Connection(int(sys.argv[1]))
+    try:
+        job = channel.recv()
+        begin = time.perf_counter()
+        try:
+            service = _Service(job)
+        except (errors.PyccmemError, ImportError, OSError, MemoryError) as error:
+            channel.send(str(error))
+            return 1
+        channel.send(time.perf_counter() - begin)
+        channel.send(service.port())
+        service.listen(channel)
+    except (EOFError, BrokenPipeError):  # the parent has closed its end
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(serve())
