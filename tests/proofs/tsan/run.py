@@ -197,7 +197,7 @@ def copy() -> None:
         shutil.copy2(ROOT / name, TREE / name)
 
 
-def run(name: str, arguments: Sequence[str]) -> tuple[int, dict[str, list[str]], int]:
+def run(name: str, arguments: Sequence[str], **more: str) -> tuple[int, dict[str, list[str]], int]:
     """pytest's status, the reports by their pairs of functions, and how many more were by design.
     The reports stay in a folder of that name."""
     library = subprocess.run(
@@ -218,6 +218,7 @@ def run(name: str, arguments: Sequence[str]) -> tuple[int, dict[str, list[str]],
         PYTHONPATH=str(TREE / "src"),
         OPENBLAS_NUM_THREADS="1",  # its threads wait for each other in ways that are not seen
         OMP_NUM_THREADS="1",
+        **more,
     )
     python = ["setarch", "-R", sys.executable]
     where = [*python, "-c", "from pyccmem import _native; print(_native.__file__)"]
@@ -273,7 +274,8 @@ def main(arguments: Sequence[str]) -> int:
         return int(status != 0 or bool(found))
     seed()
     build()
-    _, seeded, _ = run("seeded", SEEDED_TESTS)
+    # The loops of higher tiers are in assembler, whose stores the sanitizer does not see.
+    _, seeded, _ = run("seeded", SEEDED_TESTS, PYCCMEM_TIER="aesni")
     noticed = [sum(len(seeded[pair]) for pair in seeded if name in pair) for *_, name in SEEDED]
     print(f"control: {noticed} reports of the races that were put in, in turn")
     return int(not (status == 0 and not found and meant and all(noticed)))
