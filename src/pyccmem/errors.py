@@ -10,6 +10,7 @@ its text is a sentence that says what was wrong and what to do::
     │   ├── PageSizeError                     not a power of two from 4096 to 65536
     │   ├── RangeError (IndexError)           offset or length outside the buffer
     │   ├── IndexingError (IndexError)        an index that a tensor's shape does not allow
+    │   ├── NoAddressError (NotImplementedError)  the address of an encrypted tensor's plain data
     │   ├── ConfigError                       an environment variable's value
     │   └── TierError                         unknown tier, or one this processor cannot run
     ├── ArgumentTypeError (TypeError)         an argument of the wrong type

@@ -210,5 +210,5 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(errors.ArgumentError, match="must be even"):
         command.run(parser.parse_args(["--head-size", "33"]))
     monkeypatch.setattr(command, "PACKAGES", ("torch", "no_such_package"))
-    with pytest.raises(errors.MissingPackageError, match="no_such_package"):
+    with pytest.raises(errors.MissingPackageError, match="no-such-package"):
         command.run(parser.parse_args([]))

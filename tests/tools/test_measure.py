@@ -133,7 +133,7 @@ def test_a_cache_that_encrypts_nothing() -> None:
             cache.append(0, k, v)
             places = cache._opened().places(0, 0)
             memory = b"".join(ctypes.string_at(place.data, place.nbytes) for place in places)
-            found[name] = cache.attend(0, q), [row.tobytes() in memory for row in k[1]]
+            found[name] = cache.attend(0, q), [row.tobytes() in memory for row in v[1]]
     assert np.array_equal(found["plain"][0], found["encrypted"][0])
     assert all(found["plain"][1]) and not any(found["encrypted"][1])
 

@@ -154,18 +154,16 @@ class _Service:
         libc.free.argtypes = (ctypes.c_void_p,)
         libc.free.restype = None
         written = 0
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
+        with open(path, "xb", buffering=0) as file:
+            os.fchmod(file.fileno(), 0o600)
             for size in _BLOCKS:
                 pair = [libc.malloc(size) for _ in range(2)]
                 if None not in pair:
                     marker = self._job.marker
                     ctypes.memmove(max(pair), marker, min(size, len(marker)))
-                    written += _copy(min(pair), file)
+                    written += _copy(min(pair), file.fileno())
                 for block in pair:
                     libc.free(block)
-        finally:
-            os.close(file)
         return written
 
 

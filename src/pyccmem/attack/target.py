@@ -128,14 +128,14 @@ class Request(threading.Thread):
         super().__init__(daemon=True)
         self._target, self._text = target, text
         self._answer: str | None = None
-        self._error: errors.PyccmemError | None = None
+        self._failure: str | None = None
         self.start()
 
     def run(self) -> None:
         try:
             self._answer = self._target.request(self._text)
         except errors.PyccmemError as error:
-            self._error = error
+            self._failure = str(error)
 
     @property
     def under_way(self) -> bool:
@@ -145,7 +145,7 @@ class Request(threading.Thread):
     def answer(self) -> str:
         """Waits for the answer. Raises DemoError."""
         self.join()
-        if self._error is not None:
-            raise self._error
+        if self._failure is not None:
+            raise errors.DemoError(self._failure)
         assert self._answer is not None
         return self._answer

@@ -77,15 +77,10 @@ class _Host:
     def register(self, number: int) -> int | None:
         """Returns a register of the processor; None where the system does not let us read it."""
         try:
-            descriptor = os.open(self.base / "dev/cpu/0/msr", os.O_RDONLY | os.O_CLOEXEC)
+            with open(self.base / "dev/cpu/0/msr", "rb", buffering=0) as file:
+                value = os.pread(file.fileno(), 8, number)
         except OSError:
             return None
-        try:
-            value = os.pread(descriptor, 8, number)
-        except OSError:
-            return None
-        finally:
-            os.close(descriptor)
         return int.from_bytes(value, "little") if len(value) == 8 else None
 
     def bit(self, number: int, bit: int) -> bool | None:

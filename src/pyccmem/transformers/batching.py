@@ -151,8 +151,11 @@ class BatchingModel:
             _of_call.reset(token)
         for manager in managers:
             error = manager.background_thread_status.fatal_error
-            if isinstance(error, errors.PyccmemError):
-                raise error
+            try:
+                if isinstance(error, errors.PyccmemError):
+                    raise error
+            finally:
+                del error
         return results
 
 

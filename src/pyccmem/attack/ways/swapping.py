@@ -81,7 +81,8 @@ def _resident(pid: int) -> int:
 def _make(path: Path, size: int) -> None:
     """Makes the file without holes, which swapon(2) wants."""
     try:
-        with open(path, "xb", buffering=0, opener=lambda n, f: os.open(n, f, 0o600)) as file:
+        with open(path, "xb", buffering=0) as file:
+            os.fchmod(file.fileno(), 0o600)
             file.write(header(size // _PAGE))
             piece = bytes(1 << 20)
             left = size - _PAGE
