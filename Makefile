@@ -79,12 +79,12 @@ format: $(LINTERS) ## format the C and Python files
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(C_FILES)
 
-test: $(STAMP) ## run the suite, about 8 minutes on two idle cores
-	@$(SAY) "the suite, about 8 minutes on two idle cores, $(WORKERS) tests at a time"
+test: $(STAMP) ## run the suite, about 20 minutes on two idle cores
+	@$(SAY) "the suite, about 20 minutes on two idle cores, $(WORKERS) tests at a time"
 	$(BIN)/python -m pytest tests $(BESIDE) $(PYTEST_ARGS)
 
-test-full: $(STAMP) ## run the suite with the long forms of its tests, about half an hour
-	@$(SAY) "the suite with its long forms, about half an hour on two idle cores"
+test-full: $(STAMP) ## run the suite with the long forms of its tests, about an hour
+	@$(SAY) "the suite with its long forms, about an hour on two idle cores"
 	$(BIN)/python -m pytest tests -m '' $(BESIDE) $(PYTEST_ARGS)
 
 demo: $(STAMP) ## a real model answers with its weights encrypted in RAM, about 2 minutes
