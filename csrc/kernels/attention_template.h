@@ -341,7 +341,7 @@ INLINE VEC load_pairs(ccmem_dtype dtype, const uint8_t *from, int j) {
  * registers beside the sums is what fits there. */
 INLINE void multiply_column(ccmem_dtype dtype, int rows, int vectors, fvec *sum,
                             const uint8_t *from, const uint8_t *const q[4], size_t at) {
-    const int pair = dtype == CCMEM_BF16 ? 2 : 1;
+    const int pair = (int)attention_pair_k(dtype);
     if (rows * pair <= 4) {
         fvec x[4][2];
 #pragma GCC unroll 4
@@ -388,7 +388,7 @@ INLINE void score_columns(ccmem_dtype dtype, size_t element, int rows, int vecto
                           size_t lds, const uint8_t *k, size_t next, size_t all, size_t n,
                           const float *q, size_t ldq) {
     const int splits = CHAINS / rows / vectors, each = rows * vectors;
-    const size_t pair = dtype == CCMEM_BF16 ? 2 : 1, column = all * pair * element;
+    const size_t pair = attention_pair_k(dtype), column = all * pair * element;
     const uint8_t *from[4];
     fvec sum[CHAINS];
 #pragma GCC unroll 4
@@ -472,17 +472,17 @@ INLINE void block_score_rows(ccmem_dtype dtype, size_t element, int rows, float 
                              const uint8_t *k, size_t next, const float *scales, size_t tokens,
                              size_t n, const float *q, size_t ldq) {
     const int most = CHAINS / rows;
+    const size_t word = attention_pair_k(dtype) * element;
     size_t t = 0;
 #define BLOCKS(count)                                                                              \
     if ((count) <= most)                                                                           \
         for (; tokens - t >= (size_t)(count) * F_LANES; t += (size_t)(count) * F_LANES) {          \
             if (dtype == CCMEM_I8)                                                                 \
-                score_columns_bytes(rows, count, scores + t, lds, k + t * 2, next, scales + t,     \
+                score_columns_bytes(rows, count, scores + t, lds, k + t * word, next, scales + t,  \
                                     tokens, n, q, ldq);                                            \
             else                                                                                   \
-                score_columns(dtype, element, rows, count, scores + t, lds,                        \
-                              k + t * element * (dtype == CCMEM_BF16 ? 2 : 1), next, tokens, n, q, \
-                              ldq);                                                                \
+                score_columns(dtype, element, rows, count, scores + t, lds, k + t * word, next,    \
+                              tokens, n, q, ldq);                                                  \
         }
     BLOCKS(8)
     BLOCKS(4)
@@ -514,7 +514,7 @@ INLINE void column_words(ccmem_dtype dtype, fvec to[2], const uint8_t *from) {
 
 INLINE void columns(ccmem_dtype dtype, size_t element, float *to, size_t ld, const uint8_t *from,
                     const float *scales, size_t inner, size_t count, size_t outer) {
-    const size_t pair = dtype == CCMEM_BF16 || dtype == CCMEM_I8 ? 2 : 1, word = pair * element;
+    const size_t pair = attention_pair_k(dtype), word = pair * element;
     for (size_t r = 0; r < outer; r += pair, from += inner * word)
         for (size_t c = 0; c < count; c += F_LANES) {
             uint8_t rest[F_LANES * sizeof(float)];
