@@ -5,6 +5,7 @@ each other, and each one's key ends with it."""
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,6 +54,7 @@ def quick() -> Iterator[None]:
     logger = logging.getLogger("ContinuousBatchingLogger")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
+    gc.collect()  # caches that other tests of this process have left
     slots = lib.ccmem_secret_slots()
     yield
     assert lib.ccmem_secret_slots() == slots, "a request's key is still there"
