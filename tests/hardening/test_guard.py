@@ -64,9 +64,9 @@ def left(nbytes, array=None):
     look = _Look(nbytes)
     array = np.empty(nbytes, np.uint8) if array is None else array
     array[:] = np.frombuffer(look.filled, np.uint8)
-    address = array.__array_interface__["data"][0]
+    address, owner = array.__array_interface__["data"][0], [array]
     del array
-    return look.left(address)
+    return look.left([(address, owner.clear)])
 def in_thread(nbytes):
     found = []
     thread = threading.Thread(target=lambda: found.append(left(nbytes)))
