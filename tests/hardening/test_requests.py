@@ -59,6 +59,11 @@ def pieces(data: bytes) -> list[bytes]:
     return [piece for piece in found if len(set(piece)) >= 8]
 
 
+def in_steps(tokens: bytes) -> bool:
+    """Returns True for numbers of eight bytes that lie equally far from each other."""
+    return len({*np.diff(np.frombuffer(tokens, np.int64)).tolist()}) == 1
+
+
 class Server:
     """The server, as an attacker sees it who may read its memory."""
 
@@ -79,9 +84,10 @@ class Server:
         places = json.loads(self.process.stdout.readline())
         with open(f"/proc/{self.process.pid}/mem", "rb", 0) as file:
             tokens, *states = [os.pread(file.fileno(), size, at) for at, size in places]
-        # Four tokens of eight bytes, in the answer, too.
-        self.ids += [tokens[at : at + 32] for at in range(0, len(tokens) - 31, 160)]
-        self.ids.append(tokens[-32:])
+        # Four tokens of eight bytes, in the answer, too. Numbers that go up one by one lie in
+        # tables of libraries as well.
+        places = [*range(0, len(tokens) - 31, 160), len(tokens) - 32]
+        self.ids += [tokens[at : at + 32] for at in places if not in_steps(tokens[at : at + 32])]
         self.keys += [piece for state in states for piece in pieces(state)]
         self.process.stdin.write("go on\n")
         self.process.stdin.flush()
