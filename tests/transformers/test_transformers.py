@@ -23,6 +23,7 @@ import support
 pytest.importorskip("torch", reason="needs torch")
 pytest.importorskip("transformers", reason="needs transformers")
 
+import safetensors.torch as stock
 import torch
 from transformers import (
     AutoConfig,
@@ -207,6 +208,44 @@ def test_experts_that_transformers_merges_are_encrypted_again(tmp_path: Path, ke
         loaded.save_pretrained(tmp_path / "again", save_original_format=False)
         with pytest.raises(errors.ArgumentError, match="save_original_format"):
             loaded.save_pretrained(tmp_path / "never")
+
+
+@pytest.mark.parametrize("from_plain", [False, True])
+def test_what_transformers_merges_is_encrypted_and_saved(
+    tmp_path: Path, key: Key, from_plain: bool
+) -> None:
+    """Experts of a plain directory as well, in the form in which published models have them."""
+    from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
+
+    torch.manual_seed(3)
+    config = Qwen2MoeConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_experts=3,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+        max_position_embeddings=32,
+    )
+    model = Qwen2MoeForCausalLM(config).eval()
+    out = seal(model, tmp_path, key)
+    names = stock.load_file(tmp_path / "plain" / "model.safetensors")
+    assert any("experts.2.up_proj" in name for name in names), "one by one in the file"
+    loaded = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "plain" if from_plain else out, quantization_config=PyccmemConfig(key=key)
+    )
+    merged = [name for name in encrypted(loaded) if name.endswith("experts.gate_up_proj")]
+    assert merged, "one tensor in memory"
+    torch.testing.assert_close(output(loaded), output(model))
+    loaded.save_pretrained(tmp_path / "again", save_original_format=False)
+    with using_key(key):
+        again = AutoModelForCausalLM.from_pretrained(tmp_path / "again")
+    encrypted(again)
+    torch.testing.assert_close(output(again), output(model))
 
 
 def test_a_plain_directory_is_encrypted_while_loading(tmp_path: Path, key: Key) -> None:

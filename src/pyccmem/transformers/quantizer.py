@@ -113,9 +113,15 @@ class PyccmemQuantizer(HfQuantizer):  # type: ignore[misc]
             return super().get_new_dtype(converter, param, dtype)
         if param.get_dtype().startswith(("F", "BF")):
             param.wanted = dtype
-        if isinstance(converter, WeightConverter):
-            converter.quantization_operation = _Encrypt(self)
         return None
+
+    def update_weight_conversions(self, weight_conversions: Any, model: Any) -> Any:
+        """Has what transformers computes of a checkpoint's tensors encrypted, of sealed files as
+        of plain ones: its converters give plain tensors."""
+        for converter in weight_conversions:
+            if isinstance(converter, WeightConverter):
+                converter.quantization_operation = _Encrypt(self)
+        return weight_conversions
 
     def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
         """Returns False, because the files give encrypted tensors already."""
@@ -128,6 +134,8 @@ class PyccmemQuantizer(HfQuantizer):  # type: ignore[misc]
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         forget()
+        for converter in getattr(model, "_weight_conversions", None) or ():
+            converter.quantization_operation = None  # save_pretrained() turns it round
         for name in self._buffers:
             _make_buffer(model, name)
         set_activations(model, self.quantization_config.activations)
@@ -172,6 +180,9 @@ class _Encrypt(ConversionOps):  # type: ignore[misc]
 
     def __init__(self, quantizer: PyccmemQuantizer) -> None:
         self.quantizer = quantizer
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Encrypt:
+        return self
 
     def convert(self, input_dict: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         found = {}
