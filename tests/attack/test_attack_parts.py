@@ -225,6 +225,8 @@ def test_a_run_that_shows_it(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (BEFORE, "weights", 1),
         (DURING, "kv", 1),
+        (DURING, "unrotated", 1),
+        (DURING, "hidden", 1),
         (DURING, "keys", 1),
         (AFTER, "prompt", 1),
         (AFTER, "earlier", 1),
@@ -238,13 +240,38 @@ def test_what_should_not_be_found(moment: str, kind: str, count: int) -> None:
     assert not found.document()["passed"]
 
 
-def test_what_is_in_use_at_work() -> None:
-    many = Look("mem", SERIES, PROTECTED, READ, found={"weights": 1, "prompt": 5})
-    assert len(judged(looks(), (many,)).failures()) == 1  # a tenth of 5 is none
-    some = Look("mem", SERIES, PROTECTED, READ, found={"prompt": 5})
-    assert judged(looks(), (some,)).failures() == []
-    key = Look("mem", SERIES, PROTECTED, READ, found={"keys": 1})
+@pytest.mark.parametrize(
+    ("kind", "units"), [("weights", 1), ("kv", 1), ("unrotated", 1), ("hidden", 2)]
+)
+def test_what_is_in_use_at_work(kind: str, units: int) -> None:
+    """As many samples as there are, but of so many layers or matrices."""
+    for more in (0, 1):
+        found = {kind: 5, "prompt": 5}
+        seen = Look("mem", SERIES, PROTECTED, READ, found=found, units={kind: units + more})
+        failures = judged(looks(), (seen,)).failures()
+        assert len(failures) == more
+        if more:
+            assert f"5 {kind} were found by mem" in failures[0]
+            assert f"of {units + 1} {'matrices' if kind == 'weights' else 'layers'}" in failures[0]
+
+
+def test_keys_are_in_use_at_no_moment() -> None:
+    key = Look("mem", SERIES, PROTECTED, READ, found={"keys": 1}, units={"keys": 1})
     assert len(judged(looks(), (key,)).failures()) == 1
+
+
+def test_of_how_many_layers() -> None:
+    """Rows of a layer count once, in whatever form; so do those of a matrix."""
+    names = [
+        "kv/layer 1[k0, 7]",
+        "kv/layer 1[v0, 8]",
+        "kv/layer 3[v0, 8]",
+        "weights/a.weight[2, 3]",
+    ]
+    looked = wanted.Wanted({name: os.urandom(16) for name in names})
+    for count, expected in ((2, {"kv": 1}), (3, {"kv": 2}), (4, {"kv": 2, "weights": 1})):
+        tensors = {name: 1 for name in names[:count]} | {f"{names[0]}/bfloat16": 1}
+        assert looked.units(audit.Report(0, "", "", 0, tensors=tensors)) == expected
 
 
 def test_a_void_run() -> None:

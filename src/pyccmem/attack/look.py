@@ -22,6 +22,7 @@ class Look:
     status: str
     note: str = ""  # why it is not READ; what else there is to say
     found: dict[str, int] = field(default_factory=dict)  # samples by kind
+    units: dict[str, int] = field(default_factory=dict)  # layers or matrices that they are of
     places: tuple[str, ...] = ()  # some that were found
     nbytes: int = 0  # that were searched
     seconds: float = 0.0

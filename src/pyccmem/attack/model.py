@@ -154,7 +154,7 @@ class Model:
             layer = drawn.randrange(1, sizes.layers)
             head, token = drawn.randrange(sizes.heads), drawn.randrange(1, sizes.prompt)
             which = drawn.choice("kv") if kind == "kv" else ""
-            place = f"{which}{layer}.{head}.{token}"
+            place = f"layer {layer}[{which}{head}, {token}]"
             if (kind, place) in seen:
                 continue
             seen.add((kind, place))

@@ -74,7 +74,7 @@ class Outcome:
             if look.process == PLAIN or look.status != READ:
                 continue
             for kind, found in sorted(look.found.items()):
-                if found > self.rules.allowed(kind, look.moment, wanted.get(kind, 0)):
+                if self._too_many(look, kind, found, wanted.get(kind, 0)):
                     by_kind.setdefault((look.moment, kind), []).append(look)
         failures = []
         for (moment, kind), looks in by_kind.items():
@@ -83,7 +83,7 @@ class Outcome:
             places = [place for place in most.places if place.startswith(f"{kind}/")]
             failures.append(
                 f"{moment}: up to {most.found[kind]} of {wanted.get(kind, 0)} {kind} were found by "
-                f"{ways} ({', '.join(places)})."
+                f"{ways} ({', '.join(places)}){self._spread(looks, kind)}."
             )
         failures += [
             f"{change.way}: {change.tries - change.noticed} of {change.tries} changes were not "
@@ -92,6 +92,20 @@ class Outcome:
             if change.process != PLAIN and change.noticed < change.tries
         ]
         return failures
+
+    def _too_many(self, look: Look, kind: str, found: int, of: int) -> bool:
+        units = self.rules.units(kind, look.moment)
+        if units is not None and look.units.get(kind, 0) > units:
+            return True
+        return found > self.rules.allowed(kind, look.moment, of)
+
+    def _spread(self, looks: Sequence[Look], kind: str) -> str:
+        """Says of how many units they were, where that is what is wrong."""
+        units = self.rules.units(kind, looks[0].moment)
+        if units is None:
+            return ""
+        most = max(look.units.get(kind, 0) for look in looks)
+        return f", of {most} {'matrices' if kind == 'weights' else 'layers'} at once"
 
     def untried(self) -> list[str]:
         """Returns what could not be tried, or saw nothing, and is therefore not clean."""

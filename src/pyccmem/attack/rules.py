@@ -13,10 +13,18 @@ _ALWAYS = frozenset({"weights", "keys"})
 _REQUEST = frozenset({"kv", "unrotated", "hidden", "prompt", "ids", "answer", "answer ids"})
 _CERTAIN = {BEFORE: _ALWAYS, DURING: _ALWAYS | _REQUEST, AFTER: _ALWAYS}
 
-#: What the protected server never shows, and what of that may be in use while it computes: tiles of
-#: one product, blocks of one attention.
-_NEVER = frozenset({"weights", "keys", "kv"})
-_IN_USE = frozenset({"weights", "kv"})
+#: What the protected server never shows but while it computes, and then only what it computes with.
+_NEVER = frozenset({"weights", "keys", "kv", "unrotated", "hidden"})
+
+#: Of how many units (matrices, layers) a request that is under way has samples in the clear. A
+#: product opens tiles of one matrix. A layer's products give K and V of its new tokens in the
+#: clear; K is rotated, then both are sealed and overwritten before the layer attends, and none is
+#: kept for the next layer: so they are of one layer, of a whole prompt at most. Hidden states are
+#: what a layer is given, which transformers holds until it has returned, and what it returns.
+_IN_USE = {"weights": 1, "kv": 1, "unrotated": 1, "hidden": 2}
+
+#: Requests that are under way when the series of looks is taken.
+_UNDER_WAY = 1
 
 
 class Rules:
@@ -29,11 +37,17 @@ class Rules:
 
     def allowed(self, kind: str, moment: str, of: int) -> int:
         """Returns how many of `of` samples of the other process may be found."""
-        if moment == SERIES:
-            return of // 10 if kind in _IN_USE else 0 if kind in _NEVER else of
-        if moment == DURING:
+        if moment == SERIES and kind in _IN_USE:
+            return of
+        if moment in (SERIES, DURING):
             return 0 if kind in _NEVER else of
         return 0
+
+    def units(self, kind: str, moment: str) -> int | None:
+        """Returns of how many units, which are layers or matrices, they may be; None: of any."""
+        if moment == SERIES and kind in _IN_USE:
+            return _IN_USE[kind] * _UNDER_WAY
+        return None
 
 
 class OwnRules(Rules):
@@ -46,3 +60,7 @@ class OwnRules(Rules):
     def allowed(self, kind: str, moment: str, of: int) -> int:
         """Returns 0."""
         return 0
+
+    def units(self, kind: str, moment: str) -> int | None:
+        """Returns None."""
+        return None

@@ -60,6 +60,11 @@ class Wanted:
         """The places that a report names, for the curious."""
         return sorted({"/".join(part.split("/")[:2]) for part in report.tensors} & self._places)
 
+    def units(self, report: audit.Report) -> dict[str, int]:
+        """Of how many units the samples of each kind are that a report names: of layers, or of
+        matrices, whose name stands before the place's `[`."""
+        return self._count({place.partition("[")[0] for place in self.places(report)})
+
     def _count(self, places: Iterable[str]) -> dict[str, int]:
         counts: dict[str, int] = {}
         for place in places:

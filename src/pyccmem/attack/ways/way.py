@@ -63,10 +63,13 @@ class Way:
 
         def seen(status: str, note: str, reports: list[audit.Report]) -> Look:
             found: dict[str, int] = {}
+            units: dict[str, int] = {}
             places: dict[str, set[str]] = {}
             for report in reports:
                 for kind, count in subject.wanted.found(report).items():
                     found[kind] = max(found.get(kind, 0), count)
+                for kind, count in subject.wanted.units(report).items():
+                    units[kind] = max(units.get(kind, 0), count)
                 for place in subject.wanted.places(report):
                     places.setdefault(place.split("/")[0], set()).add(place)
             return Look(
@@ -76,6 +79,7 @@ class Way:
                 status=status,
                 note=note,
                 found={kind: count for kind, count in found.items() if kind != MARKER},
+                units={kind: count for kind, count in units.items() if kind != MARKER},
                 places=tuple(
                     place
                     for kind in sorted(set(places) - {MARKER})
