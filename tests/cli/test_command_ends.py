@@ -101,6 +101,69 @@ def test_interrupted_at_work(interrupting: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
+#: A command that makes a directory, waits in it, and says that it has left it; CARRIED says how.
+WORKING = """
+import os, sys, tempfile, time
+from pyccmem.console.command import carry_out
+def work():
+    with tempfile.TemporaryDirectory(dir=sys.argv[1]):
+        try:
+            print("ready", flush=True)
+            time.sleep(60)
+        finally:
+            os.kill(os.getpid(), int(sys.argv[2]))  # once more, while it undoes
+            time.sleep(0.2)
+sys.exit(carry_out(work) if sys.argv[3] == "carried" else work())
+"""
+
+
+def ended_by(
+    number: int, folder: Path, how: str, again: int, ignored: int | None = None
+) -> tuple[int, list[str]]:
+    """Exit status, and what is left in the folder."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", WORKING, str(folder), str(int(again)), how],
+        env=support.child_environment(),
+        stdout=subprocess.PIPE,
+        preexec_fn=None if ignored is None else lambda: signal.signal(ignored, signal.SIG_IGN),
+    )
+    with process:
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        assert len(os.listdir(folder)) == 1
+        if ignored is not None:
+            os.kill(process.pid, ignored)
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(0.3)
+        os.kill(process.pid, number)
+        return process.wait(30), os.listdir(folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("again", [signal.SIGTERM, signal.SIGHUP])
+def test_asked_to_end(number: int, again: int, tmp_path: Path) -> None:
+    """What was begun is undone, by a first such signal, whichever comes meanwhile."""
+    assert ended_by(number, tmp_path, "carried", again) == (128 + number, [])
+
+
+def test_asked_to_end_without_being_carried_out(tmp_path: Path) -> None:
+    """The control: the system ends the process at once, and its directory stays."""
+    status, left = ended_by(signal.SIGTERM, tmp_path, "alone", signal.SIGTERM)
+    assert status == -signal.SIGTERM and len(left) == 1
+
+
+def test_a_signal_that_is_ignored_stays_so(tmp_path: Path) -> None:
+    """As under nohup."""
+    found = ended_by(signal.SIGTERM, tmp_path, "carried", signal.SIGTERM, signal.SIGHUP)
+    assert found == (128 + signal.SIGTERM, [])
+
+
+def test_what_a_command_becomes_ends_by_the_signal_itself() -> None:
+    """`pyccmem run` hands no handlers on."""
+    words = ["sh", "-c", "kill -TERM $$; echo alive"]
+    done = run("run", "--debuggable", "--", *words)
+    assert (done.returncode, done.stdout) == (-signal.SIGTERM, "")
+
+
 @pytest.mark.parametrize("module", ["pyccmem.demo.child", "pyccmem.demo_torch"])
 def test_processes_of_the_demos_interrupted_while_they_start(
     module: str, interrupting: str

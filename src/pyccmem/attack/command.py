@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "Exit status: 0 nothing was found that should not be there; 1 something was found, or a "
         "change was not noticed; 2 the run is void (the twin was not found out), wrong usage or "
-        "another error; 130 interrupted."
+        "another error; 130 interrupted, 143 ended by SIGTERM."
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(

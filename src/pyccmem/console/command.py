@@ -9,7 +9,8 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 
 __all__ = [
     "EXIT_ERROR",
@@ -56,19 +57,59 @@ def start_quietly() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+class Ended(KeyboardInterrupt):
+    """A signal that asks the command to end, so that it undoes what it has begun, as at an
+    interrupt."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+#: What a service manager, kill(1) and a terminal that closes send.
+_ENDINGS = (signal.SIGTERM, signal.SIGHUP) if hasattr(signal, "SIGHUP") else (signal.SIGTERM,)
+
+
+@contextlib.contextmanager
+def _ends_in_order() -> Iterator[None]:
+    """Lets signals that would end the process at once raise Ended in a `with` block; only the
+    first, as often two come together. One that is ignored, as under nohup(1), stays so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # where no signal may be handled
+        return
+    handled = [number for number in _ENDINGS if signal.getsignal(number) is signal.SIG_DFL]
+
+    def end(number: int, _frame: object) -> None:
+        for other in handled:
+            signal.signal(other, signal.SIG_IGN)
+        raise Ended(number)
+
+    try:
+        for number in handled:
+            signal.signal(number, end)
+        yield
+    finally:
+        for number in handled:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def carry_out(work: Callable[[], int]) -> int:
-    """Does the work of a command and returns its exit status. An interrupt gives EXIT_INTERRUPTED.
+    """Does the work of a command and returns its exit status. An interrupt gives EXIT_INTERRUPTED,
+    SIGTERM and SIGHUP 128 and their number, all three once the work has undone what it has begun.
     A standard output that cannot be written is an error in one line, but not a pipe whose reader
     has gone."""
     _open_streams()
     try:
         if _quiet:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        try:
-            return work()
-        finally:
-            # Covers what argparse prints before it exits, too.
-            sys.stdout.flush()
+        with _ends_in_order():
+            try:
+                return work()
+            finally:
+                # Covers what argparse prints before it exits, too.
+                sys.stdout.flush()
+    except Ended as ended:
+        return 128 + ended.number
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
