@@ -97,8 +97,8 @@ demo-torch: $(STAMP) ## the same through PyTorch: plain, encrypted in place, fro
 demo-chat: $(STAMP) ## a chat, plain and encrypted, whose memory is searched while it runs
 	$(BIN)/python -m pyccmem demo-chat $(DEMO_ARGS)
 
-attack: $(STAMP) ## try every way to get at a server's memory, beside an unprotected twin, about 3 minutes
-	@$(SAY) "the attacks, about 3 minutes on two idle cores"
+attack: $(STAMP) ## try every way to get at a server's memory, beside an unprotected twin, about 1 1/2 minutes
+	@$(SAY) "the attacks, about 1 1/2 minutes on two idle cores"
 	$(BIN)/python -m pyccmem attack $(ATTACK_ARGS)
 
 check-tiers: $(STAMP) ## run the tests that depend on the tier once for each tier of this machine

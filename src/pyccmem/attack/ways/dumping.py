@@ -19,6 +19,14 @@ __all__ = ["Abort", "Gcore"]
 _TIMEOUT = 180.0  # seconds for one dump
 
 
+#: What the script gcore -a runs (gdb's documentation, "Core File Generation"), but for the symbols
+#: of libraries: a dump needs none, and those of PyTorch take longer than the dump.
+_GDB = (
+    *("gdb", "--nx", "--batch", "--readnever", "-iex", "set auto-solib-add off"),
+    *("-ex", "set use-coredump-filter off", "-ex", "set dump-excluded-mappings on"),
+)
+
+
 class Gcore(Way):
     """gcore -a, which also writes what is marked MADV_DONTDUMP."""
 
@@ -26,14 +34,11 @@ class Gcore(Way):
     costly = True
 
     def reports(self, subject: Subject) -> list[audit.Report]:
-        command = shutil.which("gcore")
-        if command is None or shutil.which("gdb") is None:
+        if shutil.which("gdb") is None:
             raise Untried("gdb, of which gcore is a part, is not installed")
-        base = subject.directory / "gcore"
-        path = Path(f"{base}.{subject.pid}")
-        # A session of its own: gcore is a script, and gdb goes on when only that is ended.
+        path = subject.directory / "gcore"
         process = subprocess.Popen(
-            [command, "-a", "-o", str(base), str(subject.pid)],
+            [*_GDB, "-ex", f"attach {subject.pid}", "-ex", f"gcore {path.name}", "-ex", "detach"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -58,7 +58,7 @@ class Swap(Way):
         if os.geteuid() != 0:
             raise Untried("only root may add a swap file")
         path = subject.directory / "swap"
-        size = min(_resident(subject.pid) * 5 // 4 + _ROOM, _MOST) // _PAGE * _PAGE
+        size = min(_swappable(subject.pid) * 5 // 4 + _ROOM, _MOST) // _PAGE * _PAGE
         if shutil.disk_usage(subject.directory).free < 2 * size:
             raise Untried(f"there is no room for a swap file of {size >> 20} MiB")
         libc = ctypes.CDLL(None, use_errno=True)
@@ -70,12 +70,14 @@ class Swap(Way):
             wipe(path)
 
 
-def _resident(pid: int) -> int:
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text("utf-8", "replace").splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) * 1024
-    raise errors.NoProcessError(f"Process {pid} has ended.")
+def _swappable(pid: int) -> int:
+    """Bytes of the process that no file has."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        raise errors.NoProcessError(f"Process {pid} has ended.") from None
+    kept = [line.split() for line in lines if line.startswith(("RssAnon:", "RssShmem:", "VmSwap:"))]
+    return sum(int(words[1]) for words in kept) * 1024
 
 
 def _make(path: Path, size: int) -> None:
