@@ -80,11 +80,14 @@ ccmem_status ccmem_cache_attend(ccmem_cache *cache, const ccmem_attention *what)
         return CCMEM_ERR_ARGUMENT;
     }
     const tier_kernels kernels = tier_active_kernels();
+    const int bfloats = what->q_dtype == CCMEM_BF16 && layer->layout.dtype == CCMEM_BF16;
     attend a = {.w = what,
                 .pool = cache->pool,
                 .l = &layer->layout,
                 .sequence = layer->sequence + what->sequence,
                 .ops = kernels.attention,
+                .products =
+                    bfloats && kernels.attention_bf16 ? kernels.attention_bf16 : kernels.attention,
                 .gemm = kernels.gemm,
                 .sizes = tier_active_sizes(),
                 .share = what->query_heads / layer->layout.heads};

@@ -14,6 +14,7 @@ typedef struct attend {
     const cache_layout *l;
     const cache_sequence *sequence; /* the first one */
     const attention_ops *ops;
+    const attention_ops *products; /* pack, scores, block_scores, block_sums for these types */
     const gemm_ops *gemm;
     const tier_sizes *sizes;
     size_t share; /* query heads of one head of K and V */

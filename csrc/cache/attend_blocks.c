@@ -74,7 +74,7 @@ static void pack_k(const blocks_call *c, work *w, const uint8_t *rows, size_t st
     const attend *a = c->a;
     const size_t n = a->l->padded[CACHE_K], floats = attend_floats(n);
     if (!stride) {
-        const size_t word = attention_pair_k(a->l->dtype) * a->l->element;
+        const size_t word = attention_pair(a->l->dtype) * a->l->element;
         for (size_t t = 0, some; t < tokens; t += some) {
             const size_t column = (at + t) % c->width;
             some = c->width - column < tokens - t ? c->width - column : tokens - t;
@@ -106,7 +106,7 @@ static void pack_k(const blocks_call *c, work *w, const uint8_t *rows, size_t st
 static void pack_v(const blocks_call *c, work *w, const uint8_t *rows, size_t stride,
                    const float *scales, size_t at, size_t tokens) {
     const attend *a = c->a;
-    const size_t n = a->l->padded[CACHE_V], pair = attention_pair_v(a->l->dtype);
+    const size_t n = a->l->padded[CACHE_V], pair = attention_pair(a->l->dtype);
     for (size_t e = 0; e < c->wide; e += c->width) {
         float *to = w->v + e * c->chunk + at * c->width;
         if (!stride && pair > 1) {

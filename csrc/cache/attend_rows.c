@@ -101,6 +101,13 @@ static attend_ahead look_ahead(const rows_call *c, const part *p, int which, uin
                           block_ahead(c, p, which, begin, end, at, h, 2)};
 }
 
+/* What the kernels fetch while they multiply: where it opens a block in less time than they need,
+ * the cipher alone keeps memory busy, and each line that is asked for twice costs time (Zen 4). */
+static const uint8_t *fetched(const attend *a, attend_ahead next, const uint8_t *rows) {
+    const int by_cipher = !a->pool->plain && a->products != a->ops;
+    return next.far && !by_cipher ? next.far : rows;
+}
+
 /* Scores of pieces [begin, end) to w->scores; *n tokens of them. 0: stopped. */
 static int add_scores(const rows_call *c, const part *p, work *w, uint64_t begin, uint64_t end,
                       size_t *n) {
@@ -120,12 +127,12 @@ static int add_scores(const rows_call *c, const part *p, work *w, uint64_t begin
             float *to = w->scores + h * c->n * c->lds + *n;
             const float *q = w->packed + h * c->n * c->packed;
             if (stride)
-                a->ops->scores[l->dtype](to, c->lds, rows, stride, scales, piece.tokens,
-                                         l->padded[CACHE_K], q, c->packed, c->n);
+                a->products->scores[l->dtype](to, c->lds, rows, stride, scales, piece.tokens,
+                                              l->padded[CACHE_K], q, c->packed, c->n);
             else
-                a->ops->block_scores[l->dtype](to, c->lds, rows, next.far ? next.far : rows, scales,
-                                               piece.tokens, l->padded[CACHE_K], q, c->packed,
-                                               c->n);
+                a->products->block_scores[l->dtype](to, c->lds, rows, fetched(a, next, rows),
+                                                    scales, piece.tokens, l->padded[CACHE_K], q,
+                                                    c->packed, c->n);
         }
         *n += piece.tokens;
     }
@@ -153,9 +160,9 @@ static int add_sums(const rows_call *c, const part *p, work *w, uint64_t begin, 
                 a->ops->sums[l->dtype](to, c->wide, weights, c->lds, rows, stride, scales,
                                        piece.tokens, l->padded[CACHE_V], c->n);
             else
-                a->ops->block_sums[l->dtype](to, c->wide, weights, c->lds, rows,
-                                             next.far ? next.far : rows, scales, piece.tokens,
-                                             l->padded[CACHE_V], c->n);
+                a->products->block_sums[l->dtype](to, c->wide, weights, c->lds, rows,
+                                                  fetched(a, next, rows), scales, piece.tokens,
+                                                  l->padded[CACHE_V], c->n);
         }
         scores += piece.tokens;
     }
@@ -183,8 +190,8 @@ static void begin_part(const rows_call *c, const part *p, work *w) {
     for (size_t h = 0; h < p->heads; h++)
         for (size_t row = 0; row < c->n; row++) {
             attend_query(a, p->i, query_head(c, p->head + h, row), row % a->w->rows, w->q);
-            a->ops->pack[a->l->dtype](w->packed + (h * c->n + row) * c->packed, w->q,
-                                      a->l->size[CACHE_K], a->w->scale);
+            a->products->pack[a->l->dtype](w->packed + (h * c->n + row) * c->packed, w->q,
+                                           a->l->size[CACHE_K], a->w->scale);
             result_of(c, p->i, p->number, p->head + h).most[row] = -__builtin_inff();
         }
 }
@@ -238,8 +245,7 @@ CLEAR_REGISTERS static void run_parts(void *arg, uint64_t begin, uint64_t end) {
 }
 
 /* Puts together what the parts have of a row, and hands it out. */
-CLEAR_REGISTERS static void finish_row(const rows_call *c, uint64_t i, size_t head, size_t row,
-                                       float *values) {
+CLEAR_REGISTERS static void finish_row(const rows_call *c, uint64_t i, size_t head, size_t row) {
     const attend *a = c->a;
     const result all = result_of(c, i, 0, head);
     float *sums = all.sums + row * c->wide;
@@ -257,9 +263,8 @@ CLEAR_REGISTERS static void finish_row(const rows_call *c, uint64_t i, size_t he
         all.most[row] = now;
     }
     const uint64_t h = query_head(c, head, row);
-    a->ops->unpack[a->l->dtype](values, sums, a->l->size[CACHE_V],
-                                attend_share(a, h, all.most[row], all.total[row]));
-    attend_put(a, i, h, row % a->w->rows, values, a->l->size[CACHE_V]);
+    a->ops->scale(sums, c->wide, attend_share(a, h, all.most[row], all.total[row]));
+    attend_put(a, i, h, row % a->w->rows, sums, a->l->size[CACHE_V]);
 }
 
 /* Cuts sequences into parts where there are fewer than threads; where they are too short for that,
@@ -296,7 +301,7 @@ void attend_rows(attend *a) {
     cut(&c);
     const size_t results = (size_t)(a->w->sequences * c.parts) * a->l->heads * result_floats(&c);
     uint8_t *block;
-    ccmem_status status = ccmem_plain_alloc((results + c.wide) * sizeof(float), &block);
+    ccmem_status status = ccmem_plain_alloc(results * sizeof(float), &block);
     if (status != CCMEM_OK) {
         outcome_stop(&a->end, status);
         return;
@@ -314,7 +319,7 @@ void attend_rows(attend *a) {
         for (uint64_t i = 0; i < a->w->sequences; i++)
             for (size_t head = 0; head < a->l->heads; head++)
                 for (size_t row = 0; row < c.n; row++)
-                    finish_row(&c, i, head, row, c.results + results);
+                    finish_row(&c, i, head, row);
         float_env_restore(env);
     }
     ccmem_plain_free(block);

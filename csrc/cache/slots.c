@@ -11,8 +11,10 @@
 enum {
     CHUNK_MIN = 256 << 10,
     CHUNK_MAX = 8 << 20,
-    CHUNK_SHARE = 32, /* a chunk is at most this part of what is in use, of which half may be empty;
-                         from 64 MiB on they are huge pages */
+    CHUNK_SHARE =
+        32, /* a chunk is at most this part of what is in use, of which half may be empty */
+    CHUNK_WASTE = 64, /* and whole huge pages where that leaves less than this part without a slot:
+                         from 64 or 128 MiB on */
     TABLE_CHUNK = 64 << 10,
     TABLE_MIN = 256 /* bytes of the smallest table; others are twice as large, and so on */
 };
@@ -106,6 +108,7 @@ static void take_out(slot_chunk *chunk) {
         chunk->next->previous = chunk->previous;
 }
 
+/* Bytes of the next chunk, which may end with less than a slot. */
 static uint64_t chunk_bytes(const cache_slots *slots, const slot_class *c) {
     uint64_t bytes = TABLE_CHUNK;
     if (c->kind == SLOT_CIPHERTEXT) {
@@ -115,6 +118,9 @@ static uint64_t chunk_bytes(const cache_slots *slots, const slot_class *c) {
         if (bytes > CHUNK_MAX)
             bytes = CHUNK_MAX;
     }
+    const uint64_t huge = bytes & ~(uint64_t)(HUGE_PAGE - 1);
+    if (huge % c->size < huge / CHUNK_WASTE)
+        return huge;
     return bytes < c->size ? c->size : bytes / c->size * c->size;
 }
 

@@ -64,7 +64,7 @@ typedef struct words {
 } words;
 
 static words words_of(const cache_layout *l, int which, size_t t) {
-    const size_t pair = which ? attention_pair_v(l->dtype) : attention_pair_k(l->dtype);
+    const size_t pair = attention_pair(l->dtype);
     if (which == CACHE_K) {
         const size_t word = pair * l->element;
         return (words){t * word, word, l->tokens * word, l->row[CACHE_K] / word};

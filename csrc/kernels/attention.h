@@ -7,10 +7,11 @@
  *
  *   K  for each element, or pair of elements, those of all tokens, so that the scores of a vector
  *      of tokens are computed at once: lanes need not be added up
- *   V  rows; of bytes, for each pair of tokens the pairs of their elements
+ *   V  rows; of bytes and of bfloat16, for each pair of tokens the pairs of their elements
  *
- * Pairs are what an instruction takes: two bytes are multiplied and added by one, and a vector with
- * pairs of bfloat16 becomes two of floats by a shift and a mask. Nothing here branches on, or looks
+ * Pairs are what an instruction takes: two bytes are multiplied and added by one, two of bfloat16
+ * by AVX-512 BF16; elsewhere a vector with pairs of bfloat16 becomes two of floats by a shift and a
+ * mask. Nothing here branches on, or looks
  * up by, what rows or scores hold. What is not a number stays one, and makes a whole row of sums
  * so; it raises no fault. */
 #ifndef CCMEM_ATTENTION_H
@@ -28,11 +29,9 @@ enum {
 };
 
 /* How many elements of K's rows, or rows of V, are paired in a block. */
-static inline size_t attention_pair_k(ccmem_dtype dtype) {
+static inline size_t attention_pair(ccmem_dtype dtype) {
     return dtype == CCMEM_BF16 || dtype == CCMEM_I8 ? 2 : 1;
 }
-
-static inline size_t attention_pair_v(ccmem_dtype dtype) { return dtype == CCMEM_I8 ? 2 : 1; }
 
 typedef struct attention_ops {
     /* q's row of d floats as the scores of this type want it: times `scale`, zeros up to a multiple
@@ -55,8 +54,8 @@ typedef struct attention_ops {
                                  size_t ldq, size_t rows);
 
     /* Adds to the sums of row r, at sums + r * ldo, p[r * ldp + t] times V's row t (times
-     * scales[t]). The order of the sums is the type's own; see unpack. A row of sums has a multiple
-     * of ATTENTION_FLOATS, which begin as zeros, is 64-byte aligned, and so is the next. */
+     * scales[t]). A row of sums has a multiple of ATTENTION_FLOATS, which begin as zeros, is
+     * 64-byte aligned, and so is the next. */
     void (*sums[DTYPES])(float *sums, size_t ldo, const float *p, size_t ldp, const uint8_t *v,
                          size_t stride, const float *scales, size_t tokens, size_t n, size_t rows);
 
@@ -71,9 +70,6 @@ typedef struct attention_ops {
      * K, rows are elements and columns are tokens; of V's bytes it is the other way round. */
     void (*columns[DTYPES])(float *to, size_t ld, const uint8_t *from, const float *scales,
                             size_t inner, size_t count, size_t outer);
-
-    /* d sums in order, each times `factor`. */
-    void (*unpack[DTYPES])(float *out, const float *sums, size_t d, float factor);
 
     /* Of one row of scores, n >= 1 of them: the highest of those that are numbers; -infinity when
      * there is none. */
@@ -99,5 +95,10 @@ typedef struct attention_ops {
 } attention_ops;
 
 extern const attention_ops attention_portable, attention_avx2, attention_avx512;
+
+/* Has pack, scores, block_scores and block_sums for CCMEM_BF16 and nothing else: q's rows and p are
+ * rounded to bfloat16, what its own rows are packed by is for its own scores, and subnormal numbers
+ * of bfloat16 count as zeros. */
+extern const attention_ops attention_bf16;
 
 #endif

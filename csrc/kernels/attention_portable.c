@@ -9,7 +9,7 @@ enum { CHUNK = 32 }; /* elements that are converted at a time */
 
 _Static_assert((int)CHUNK % (int)ATTENTION_PAD == 0, "a row of bytes is whole chunks");
 
-/* ---- q, and sums on their way out ------------------------------------------------------------ */
+/* ---- q --------------------------------------------------------------------------------------- */
 
 static CLEAR_REGISTERS void pack(float *packed, const float *q, size_t d, float scale) {
     size_t i = 0;
@@ -17,11 +17,6 @@ static CLEAR_REGISTERS void pack(float *packed, const float *q, size_t d, float 
         packed[i] = q[i] * scale;
     for (; i % ATTENTION_FLOATS; i++)
         packed[i] = 0;
-}
-
-static CLEAR_REGISTERS void unpack(float *out, const float *sums, size_t d, float factor) {
-    for (size_t i = 0; i < d; i++)
-        out[i] = sums[i] * factor;
 }
 
 /* ---- scores and sums ------------------------------------------------------------------------- */
@@ -131,32 +126,24 @@ PRODUCTS(f16, 2, element_from_f16, 1)
 PRODUCTS(bf16, 2, element_from_bf16, 2)
 PRODUCTS(i8, 1, element_from_i8, 2)
 
-/* V of a block lies as rows do. */
-#define BLOCK_SUMS(type, element)                                                                  \
+#define BLOCK_SUMS(type, element, conversion, pair)                                                \
     static CLEAR_REGISTERS void block_sums_##type(float *sums, size_t ldo, const float *p,         \
                                                   size_t ldp, const uint8_t *v,                    \
                                                   const uint8_t *next, const float *scales,        \
                                                   size_t tokens, size_t n, size_t rows) {          \
         (void)next;                                                                                \
-        sums_##type(sums, ldo, p, ldp, v, n * (element), scales, tokens, n, rows);                 \
+        for (size_t t = 0; t < tokens; t++)                                                        \
+            for (size_t r = 0; r < rows; r++) {                                                    \
+                const float f = p[r * ldp + t] * (scales ? scales[t] : 1.0f);                      \
+                for (size_t i = 0; i < n; i++)                                                     \
+                    sums[r * ldo + i] +=                                                           \
+                        f * conversion(v + ((t / pair * n + i) * pair + t % pair) * element);      \
+            }                                                                                      \
     }
-BLOCK_SUMS(f32, 4)
-BLOCK_SUMS(f16, 2)
-BLOCK_SUMS(bf16, 2)
-
-/* But of bytes in pairs of rows. */
-static CLEAR_REGISTERS void block_sums_i8(float *sums, size_t ldo, const float *p, size_t ldp,
-                                          const uint8_t *v, const uint8_t *next,
-                                          const float *scales, size_t tokens, size_t n,
-                                          size_t rows) {
-    (void)next;
-    for (size_t t = 0; t < tokens; t++)
-        for (size_t r = 0; r < rows; r++) {
-            const float f = p[r * ldp + t] * scales[t];
-            for (size_t i = 0; i < n; i++)
-                sums[r * ldo + i] += f * element_from_i8(v + ((t / 2 * n + i) * 2 + t % 2));
-        }
-}
+BLOCK_SUMS(f32, 4, element_from_f32, 1)
+BLOCK_SUMS(f16, 2, element_from_f16, 1)
+BLOCK_SUMS(bf16, 2, element_from_bf16, 2)
+BLOCK_SUMS(i8, 1, element_from_i8, 2)
 
 /* ---- softmax --------------------------------------------------------------------------------- */
 
@@ -257,7 +244,6 @@ const attention_ops attention_portable = {.pack = {pack, pack, pack, pack},
                                                       [CCMEM_F16] = columns_f16,
                                                       [CCMEM_BF16] = columns_bf16,
                                                       [CCMEM_I8] = columns_i8},
-                                          .unpack = {unpack, unpack, unpack, unpack},
                                           .highest = highest,
                                           .exponentials = exponentials,
                                           .soften = soften,

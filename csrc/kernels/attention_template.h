@@ -15,8 +15,8 @@
  * each token's row is a vector of its own (Zen 3). Where there are fewer tokens than chains, each
  * chain has some of the elements.
  *
- * Rows are read in groups of as many elements as a vector of bytes has, which become up to four
- * vectors of floats, not in order. A row may end with half a group where vectors have 64 bytes.
+ * Rows are read in groups of as many elements as a vector of bytes has, which become one or two
+ * vectors of floats. A row may end with half a group where vectors have 64 bytes.
  */
 #include "kernels/exponential.h"
 #include "kernels/scalar.h"
@@ -26,6 +26,7 @@ enum {
     PAD = ATTENTION_PAD,
     GROUP = V_BLOCKS * 16, /* bytes */
     FETCH = 2,             /* into an L2: an L1 is full of scores */
+    LINE = 64,             /* of a cache */
     SCALED = 64            /* tokens whose p is multiplied by scales at a time */
 };
 
@@ -38,26 +39,12 @@ INLINE int vectors_of(size_t element) { return (int)(sizeof(float) / element); }
 
 /* Vector number i of the group at p, which is half a one when `half`. */
 INLINE fvec convert(ccmem_dtype dtype, int half, const uint8_t *p, int i) {
-    if (half) {
-        const VEC v = vload_part(p, PAD / 16);
-        switch (dtype) {
-        case CCMEM_F16: return i ? fzero() : fload_half(p);
-        case CCMEM_BF16: return fbfloats(v, i);
-        default: return ffloats(v);
-        }
-    }
-    switch (dtype) {
-    case CCMEM_F16: return fload_half(p + i * F_LANES * 2);
-    case CCMEM_BF16: return fbfloats(vload(p), i);
-    default: return fload(p);
-    }
-}
-
-/* Vector number i of K's row at p, in order. */
-INLINE fvec convert_row(ccmem_dtype dtype, int half, const uint8_t *p, int i) {
-    if (dtype != CCMEM_BF16)
-        return convert(dtype, half, p, i);
-    return half && i ? fzero() : fload_bfloat(p + i * F_LANES * 2);
+    if (dtype == CCMEM_F32)
+        return half ? ffloats(vload_part(p, PAD / 16)) : fload(p);
+    if (half && i)
+        return fzero();
+    p += i * F_LANES * 2;
+    return dtype == CCMEM_F16 ? fload_half(p) : fload_bfloat(p);
 }
 
 /* ---- rows of any length ---------------------------------------------------------------------- */
@@ -116,14 +103,7 @@ INLINE size_t size_place(size_t n) {
     return (n + ATTENTION_FLOATS - 1) / ATTENTION_FLOATS * (ATTENTION_FLOATS / 2);
 }
 
-/* ---- q, and sums on their way out ------------------------------------------------------------ */
-
-/* Where element number i of a row is among its floats, when every `stride`-th of a group is in the
- * same vector. */
-INLINE size_t place(size_t i, size_t stride) {
-    const size_t at = i % (stride * F_LANES);
-    return i - at + at % stride * F_LANES + at / stride;
-}
+/* ---- q --------------------------------------------------------------------------------------- */
 
 static TARGET CLEAR_REGISTERS void pack(float *packed, const float *q, size_t d, float scale) {
     const size_t end = (d + ATTENTION_FLOATS - 1) / ATTENTION_FLOATS * ATTENTION_FLOATS;
@@ -133,26 +113,6 @@ static TARGET CLEAR_REGISTERS void pack(float *packed, const float *q, size_t d,
     for (size_t at = (d + F_LANES - 1) / F_LANES * F_LANES; at < end; at += F_LANES)
         fstore(packed + at, fzero());
 }
-
-/* Whole groups in loops whose lengths a compiler knows, so that it can use vectors. */
-INLINE void unpack(size_t stride, float *out, const float *sums, size_t d, float factor) {
-    const size_t group = stride * F_LANES, whole = d / group * group;
-    for (size_t at = 0; at < whole; at += group)
-        for (size_t i = 0; i < F_LANES; i++)
-            for (size_t k = 0; k < stride; k++)
-                out[at + i * stride + k] = sums[at + k * F_LANES + i] * factor;
-    for (size_t i = whole; i < d; i++)
-        out[i] = sums[place(i, stride)] * factor;
-}
-
-#define ORDER(stride)                                                                              \
-    static TARGET CLEAR_REGISTERS void unpack_##stride(float *out, const float *sums, size_t d,    \
-                                                       float factor) {                             \
-        unpack(stride, out, sums, d, factor);                                                      \
-    }
-ORDER(1)
-ORDER(2)
-#undef ORDER
 
 static TARGET CLEAR_REGISTERS void pack_shorts(float *packed, const float *q, size_t d,
                                                float scale) {
@@ -206,14 +166,14 @@ INLINE void multiply_group(ccmem_dtype dtype, size_t element, int half, int rows
         for (int t = 0; t < tokens; t++)
 #pragma GCC unroll 4
             for (int i = 0; i < vectors; i++)
-                multiply(rows, sum + t, convert_row(dtype, half, k[t] + at, i), x[i]);
+                multiply(rows, sum + t, convert(dtype, half, k[t] + at, i), x[i]);
     } else {
 #pragma GCC unroll 4
         for (int i = 0; i < vectors; i++) {
             load_q(rows, vectors, x[0], q, at, i);
 #pragma GCC unroll 8
             for (int t = 0; t < tokens; t++)
-                multiply(rows, sum + t, convert_row(dtype, half, k[t] + at, i), x[0]);
+                multiply(rows, sum + t, convert(dtype, half, k[t] + at, i), x[0]);
         }
     }
 }
@@ -341,7 +301,7 @@ INLINE VEC load_pairs(ccmem_dtype dtype, const uint8_t *from, int j) {
  * registers beside the sums is what fits there. */
 INLINE void multiply_column(ccmem_dtype dtype, int rows, int vectors, fvec *sum,
                             const uint8_t *from, const uint8_t *const q[4], size_t at) {
-    const int pair = (int)attention_pair_k(dtype);
+    const int pair = (int)attention_pair(dtype);
     if (rows * pair <= 4) {
         fvec x[4][2];
 #pragma GCC unroll 4
@@ -388,7 +348,7 @@ INLINE void score_columns(ccmem_dtype dtype, size_t element, int rows, int vecto
                           size_t lds, const uint8_t *k, size_t next, size_t all, size_t n,
                           const float *q, size_t ldq) {
     const int splits = CHAINS / rows / vectors, each = rows * vectors;
-    const size_t pair = attention_pair_k(dtype), column = all * pair * element;
+    const size_t pair = attention_pair(dtype), column = all * pair * element;
     const uint8_t *from[4];
     fvec sum[CHAINS];
 #pragma GCC unroll 4
@@ -474,7 +434,7 @@ INLINE void block_score_rows(ccmem_dtype dtype, size_t element, int rows, float 
                              const uint8_t *k, size_t next, const float *scales, size_t tokens,
                              size_t n, const float *q, size_t ldq) {
     const int most = CHAINS / rows;
-    const size_t word = attention_pair_k(dtype) * element;
+    const size_t word = attention_pair(dtype) * element;
     size_t t = 0;
 #define BLOCKS(count)                                                                              \
     if ((count) <= most)                                                                           \
@@ -516,7 +476,7 @@ INLINE void column_words(ccmem_dtype dtype, fvec to[2], const uint8_t *from) {
 
 INLINE void columns(ccmem_dtype dtype, size_t element, float *to, size_t ld, const uint8_t *from,
                     const float *scales, size_t inner, size_t count, size_t outer) {
-    const size_t pair = attention_pair_k(dtype), word = pair * element;
+    const size_t pair = attention_pair(dtype), word = pair * element;
     for (size_t r = 0; r < outer; r += pair, from += inner * word)
         for (size_t c = 0; c < count; c += F_LANES) {
             uint8_t rest[F_LANES * sizeof(float)];
@@ -555,7 +515,6 @@ INLINE void sum_block(ccmem_dtype dtype, size_t element, int half, int rows, int
 #pragma GCC unroll 4
     for (size_t t = 0; t < tokens; t++, v += stride) {
         fvec weight[4];
-        VEC both = vall32(0);
         fetch(v, next);
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++)
@@ -563,18 +522,7 @@ INLINE void sum_block(ccmem_dtype dtype, size_t element, int half, int rows, int
 #pragma GCC unroll 8
         for (int j = 0; j < vectors; j++) {
             const int i = first + j;
-            const uint8_t *at = v + i / group * GROUP;
-            fvec u;
-            if (dtype == CCMEM_BF16 && !half) {
-                /* Loaded once: there are two loads of a vector a cycle. */
-                if (!j || i % group == 0) {
-                    both = vload(at);
-                    vpin(both);
-                }
-                u = fbfloats(both, i % group);
-            } else {
-                u = convert(dtype, half, at, i % group);
-            }
+            const fvec u = convert(dtype, half, v + i / group * GROUP, i % group);
 #pragma GCC unroll 4
             for (int r = 0; r < rows; r++)
                 sum[r * vectors + j] = ffma(u, weight[r], sum[r * vectors + j]);
@@ -623,6 +571,48 @@ INLINE void sum_rows(ccmem_dtype dtype, size_t element, int rows, float *sums, s
     if (GROUP > PAD && whole < bytes)
         sum_group(dtype, element, 1, rows, sums + at / element, ldo, p, ldp, v + at, next, stride,
                   tokens);
+}
+
+/* Adds to `vectors` vectors of sums of `rows` rows, for bfloat16 whose elements lie in pairs of
+ * tokens, `stride` bytes a token: p's rows are to V what q's are to K. */
+INLINE void sum_block_pairs(int rows, int vectors, float *sums, size_t ldo, const float *p,
+                            size_t ldp, const uint8_t *v, size_t next, size_t stride,
+                            size_t tokens) {
+    const uint8_t *weight[4];
+    fvec sum[CHAINS];
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++) {
+        weight[r] = (const uint8_t *)(p + (size_t)r * ldp);
+#pragma GCC unroll 8
+        for (int j = 0; j < vectors; j++)
+            sum[r * vectors + j] = fload_aligned(sums + (size_t)r * ldo + j * F_LANES);
+    }
+    for (size_t t = 0; t < tokens; t += 2, v += 2 * stride) {
+#pragma GCC unroll 8
+        for (int at = 0; at < vectors * (int)sizeof(VEC); at += LINE)
+            fetch(v + at, next);
+        multiply_column(CCMEM_BF16, rows, vectors, sum, v, weight, t * sizeof(float));
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+        for (int j = 0; j < vectors; j++)
+            fstore_aligned(sums + (size_t)r * ldo + j * F_LANES, sum[r * vectors + j]);
+}
+
+INLINE void sum_rows_pairs(int rows, float *sums, size_t ldo, const float *p, size_t ldp,
+                           const uint8_t *v, size_t next, size_t tokens, size_t n) {
+    const int most = CHAINS / rows;
+    size_t at = 0;
+#define BLOCKS(count)                                                                              \
+    if ((count) <= most)                                                                           \
+        for (; n - at >= (size_t)(count) * F_LANES; at += (size_t)(count) * F_LANES)               \
+    sum_block_pairs(rows, count, sums + at, ldo, p, ldp, v + 4 * at, next, 2 * n, tokens)
+    BLOCKS(8);
+    BLOCKS(4);
+    BLOCKS(2);
+    BLOCKS(1);
+#undef BLOCKS
 }
 
 /* p times the scales of up to SCALED tokens and four rows. */
@@ -731,17 +721,27 @@ INLINE void all_block_scores(ccmem_dtype dtype, size_t element, float *scores, s
         block_score_rows(dtype, element, 1, scores, lds, k, next, scales, tokens, n, q, ldq);
 }
 
-INLINE void all_sums(ccmem_dtype dtype, size_t element, float *sums, size_t ldo, const float *p,
-                     size_t ldp, const uint8_t *v, size_t next, size_t stride, size_t tokens,
-                     size_t n, size_t rows) {
+/* `paired`: of a block in pairs of rows. */
+INLINE void sum_some(ccmem_dtype dtype, size_t element, int paired, int rows, float *sums,
+                     size_t ldo, const float *p, size_t ldp, const uint8_t *v, size_t next,
+                     size_t stride, size_t tokens, size_t n) {
+    if (paired)
+        sum_rows_pairs(rows, sums, ldo, p, ldp, v, next, tokens, n);
+    else
+        sum_rows(dtype, element, rows, sums, ldo, p, ldp, v, next, stride, tokens, n);
+}
+
+INLINE void all_sums(ccmem_dtype dtype, size_t element, int paired, float *sums, size_t ldo,
+                     const float *p, size_t ldp, const uint8_t *v, size_t next, size_t stride,
+                     size_t tokens, size_t n, size_t rows) {
     for (; rows >= 4; rows -= 4, sums += 4 * ldo, p += 4 * ldp)
-        sum_rows(dtype, element, 4, sums, ldo, p, ldp, v, next, stride, tokens, n);
+        sum_some(dtype, element, paired, 4, sums, ldo, p, ldp, v, next, stride, tokens, n);
     if (rows >= 2) {
-        sum_rows(dtype, element, 2, sums, ldo, p, ldp, v, next, stride, tokens, n);
+        sum_some(dtype, element, paired, 2, sums, ldo, p, ldp, v, next, stride, tokens, n);
         rows -= 2, sums += 2 * ldo, p += 2 * ldp;
     }
     if (rows)
-        sum_rows(dtype, element, 1, sums, ldo, p, ldp, v, next, stride, tokens, n);
+        sum_some(dtype, element, paired, 1, sums, ldo, p, ldp, v, next, stride, tokens, n);
 }
 
 #define SCORES(type, dtype, element)                                                               \
@@ -778,7 +778,7 @@ SCORES(i8, CCMEM_I8, 1)
                                                    const float *scales, size_t tokens, size_t n,   \
                                                    size_t rows) {                                  \
         (void)scales;                                                                              \
-        all_sums(dtype, element, sums, ldo, p, ldp, v, 0, stride, tokens, n, rows);                \
+        all_sums(dtype, element, 0, sums, ldo, p, ldp, v, 0, stride, tokens, n, rows);             \
     }                                                                                              \
                                                                                                    \
     static TARGET CLEAR_REGISTERS void block_sums_##type(float *sums, size_t ldo, const float *p,  \
@@ -786,8 +786,8 @@ SCORES(i8, CCMEM_I8, 1)
                                                          const uint8_t *next, const float *scales, \
                                                          size_t tokens, size_t n, size_t rows) {   \
         (void)scales;                                                                              \
-        all_sums(dtype, element, sums, ldo, p, ldp, v, (uintptr_t)next - (uintptr_t)v,             \
-                 n * (element), tokens, n, rows);                                                  \
+        all_sums(dtype, element, attention_pair(dtype) > 1, sums, ldo, p, ldp, v,                  \
+                 (uintptr_t)next - (uintptr_t)v, n * (element), tokens, n, rows);                  \
     }
 SUMS(f32, CCMEM_F32, 4)
 SUMS(f16, CCMEM_F16, 2)
@@ -960,10 +960,6 @@ const attention_ops ATTENTION_OPS = {
                 [CCMEM_F16] = columns_f16,
                 [CCMEM_BF16] = columns_bf16,
                 [CCMEM_I8] = columns_i8},
-    .unpack = {[CCMEM_F32] = unpack_1,
-               [CCMEM_F16] = unpack_1,
-               [CCMEM_BF16] = unpack_2,
-               [CCMEM_I8] = unpack_1},
     .highest = highest,
     .exponentials = exponentials,
     .soften = soften,

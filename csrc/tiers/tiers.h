@@ -15,7 +15,7 @@
 
 /* The tables of kernels that a tier may have: the type and the name of each. A line here, and a
  * function selftest_NAME(), are all that another one takes. gemm_bf16 multiplies bfloat16 by
- * bfloat16. */
+ * bfloat16, attention_bf16 has what attention does where q, K and V are bfloat16. */
 #define TIER_TABLES(TABLE)                                                                         \
     TABLE(aes_ops, aes)                                                                            \
     TABLE(xts_ops, xts)                                                                            \
@@ -23,7 +23,8 @@
     TABLE(gemv_ops, gemv)                                                                          \
     TABLE(gemm_ops, gemm)                                                                          \
     TABLE(gemm_ops, gemm_bf16)                                                                     \
-    TABLE(attention_ops, attention)
+    TABLE(attention_ops, attention)                                                                \
+    TABLE(attention_ops, attention_bf16)
 
 /* Tables of kernels. NULL: none here. */
 typedef struct tier_kernels {

@@ -6,7 +6,7 @@
 #if CCMEM_X86
 static const tier_kernels rows[] = {
     {.suits = CPU_AMD, .xts = &xts_vaes512_amd},
-    {.needs = CPU_AVX512_BF16, .gemm_bf16 = &gemm_bf16},
+    {.needs = CPU_AVX512_BF16, .gemm_bf16 = &gemm_bf16, .attention_bf16 = &attention_bf16},
     {.aes = &aes_aesni,
      .xts = &xts_vaes512,
      .aegis = &aegis_vaes512,

@@ -39,6 +39,7 @@ EXPORT const attention_ops *unit_attention(const char *name) {
         {"avx2", CPU_AVX2 | CPU_FMA | CPU_F16C, &attention_avx2},
         {"twice", CPU_AVX2 | CPU_FMA | CPU_F16C, &attention_twice},
         {"avx512", CPU_AVX512 | CPU_FMA | CPU_F16C, &attention_avx512},
+        {"bf16", CPU_AVX512 | CPU_FMA | CPU_F16C | CPU_AVX512_BF16, &attention_bf16},
 #endif
     };
     for (size_t i = 0; i < sizeof tables / sizeof *tables; i++)

@@ -205,7 +205,6 @@ static void list_tables(ccmem_tier tier, const tier_kernels *k) {
         ADD_ALL(attention, block_scores);
         ADD_ALL(attention, block_sums);
         ADD_ALL(attention, columns);
-        ADD_ALL(attention, unpack);
         ADD_ALL(attention, store);
         ADD(attention, soften), ADD(attention, scale), ADD(attention, quantise);
         ADD_AS(attention, highest, -1, is_zero);
@@ -219,6 +218,15 @@ static void list_tables(ccmem_tier tier, const tier_kernels *k) {
         }
         ADD_AS(attention, store[CCMEM_F16], CCMEM_F16, stored_upwards);
         ADD_AS(attention, store[CCMEM_BF16], CCMEM_BF16, stored_upwards);
+    }
+    if (k->attention_bf16) {
+        ADD_AS(attention_bf16, pack[CCMEM_BF16], CCMEM_BF16, does_nothing);
+        ADD_AS(attention_bf16, scores[CCMEM_BF16], CCMEM_BF16, does_nothing);
+        ADD_AS(attention_bf16, block_scores[CCMEM_BF16], CCMEM_BF16, does_nothing);
+        ADD_AS(attention_bf16, block_sums[CCMEM_BF16], CCMEM_BF16, does_nothing);
+        ADD_AS(attention_bf16, scores[CCMEM_BF16], CCMEM_BF16, scores_but_one);
+        ADD_AS(attention_bf16, block_scores[CCMEM_BF16], CCMEM_BF16, block_scores_but_one);
+        ADD_AS(attention_bf16, block_sums[CCMEM_BF16], CCMEM_BF16, block_sums_but_one);
     }
 }
 

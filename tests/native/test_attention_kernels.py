@@ -20,7 +20,9 @@ ml_dtypes = pytest.importorskip("ml_dtypes")
 
 SOURCE = Path(__file__).with_name("attention.c")
 TABLES = ("portable", "avx2", "twice", "avx512")
-KERNELS = [native_build.CSRC / f"kernels/attention_{tier}.c" for tier in TABLES if tier != "twice"]
+BFLOATS = "bf16"  # a table for bfloat16 alone, to which q and p are rounded
+FILES = [name for name in (*TABLES, BFLOATS) if name != "twice"]
+KERNELS = [native_build.CSRC / f"kernels/attention_{name}.c" for name in FILES]
 CPU = [path for path in native_build.sources() if path.match("platform/cpu*.c")]
 
 F32, F16, BF16, I8 = range(4)
@@ -43,7 +45,6 @@ MEMBERS: list[tuple[str, int, Any, tuple[Any, ...]]] = [
     ("sums", 4, None, (POINTER, SIZE, POINTER, SIZE, POINTER, SIZE, POINTER, SIZE, SIZE, SIZE)),
     ("block_sums", 4, None, (POINTER, SIZE, POINTER, SIZE, *3 * (POINTER,), SIZE, SIZE, SIZE)),
     ("columns", 4, None, (POINTER, SIZE, POINTER, POINTER, SIZE, SIZE, SIZE)),
-    ("unpack", 4, None, (POINTER, POINTER, SIZE, FLOAT)),
     ("highest", 1, FLOAT, (POINTER, SIZE)),
     ("exponentials", 1, FLOAT, (POINTER, SIZE, FLOAT)),
     ("soften", 1, None, (POINTER, SIZE, FLOAT)),
@@ -64,6 +65,7 @@ class Ops:
         library.unit_attention.restype = ctypes.c_void_p
         self.address = library.unit_attention(name.encode())
         self.library, self.memory = library, {}
+        self.rounds = name == BFLOATS
         if not self.address:
             return
         count = sum(member[1] for member in MEMBERS)
@@ -99,6 +101,14 @@ class Ops:
             guarded.close()
 
 
+def seen(ops: Ops, values: np.ndarray) -> np.ndarray:
+    """Numbers of q, p, K or V as the table multiplies them."""
+    if not ops.rounds:
+        return values
+    rounded = values.astype(DTYPES[BF16]).astype(values.dtype)
+    return np.where(np.abs(rounded) < 2.0**-126, 0, rounded)
+
+
 def at(array: np.ndarray | None) -> int | None:
     return None if array is None else array.ctypes.data
 
@@ -127,6 +137,15 @@ def ops(request: pytest.FixtureRequest, library: ctypes.CDLL) -> Iterator[Ops]:
     made = Ops(library, request.param)
     if not made.address:
         pytest.skip(f"this processor cannot run {request.param}")
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def bfloats(library: ctypes.CDLL) -> Iterator[Ops]:
+    made = Ops(library, BFLOATS)
+    if not made.address:
+        pytest.skip(f"this processor cannot run {BFLOATS}")
     yield made
     made.close()
 
@@ -181,10 +200,10 @@ class Block:
             content = paired(matrix, 2 if dtype in (BF16, I8) else 1).view(np.uint8).ravel()
         elif lie == BLOCK_V:
             matrix = np.ascontiguousarray(padded[:, :row]).view(DTYPES[dtype])
-            content = paired(matrix, 2 if dtype == I8 else 1).view(np.uint8).ravel()
+            content = paired(matrix, 2 if dtype in (BF16, I8) else 1).view(np.uint8).ravel()
         self.bytes = ops.copy("block", content)
         self.scales = self.scale_array = None
-        self.exact = self.values.astype(np.float64)
+        self.exact = seen(ops, self.values.astype(np.float64))
         if dtype == I8:
             self.scales = rng.random(self.tokens).astype(np.float32)
             self.scale_array = ops.copy("scales", self.scales)
@@ -195,13 +214,17 @@ class Block:
         return up(self.d, FLOATS) + FLOATS * int(rng.integers(0, 2))
 
 
-def close_to(got: np.ndarray, expected: np.ndarray, sizes: np.ndarray, ulps: float) -> bool:
+def close_to(
+    ops: Ops, got: np.ndarray, expected: np.ndarray, sizes: np.ndarray, ulps: float
+) -> bool:
     """Whether float32 sums are within ulps of the sums of the sizes of what was added; what is not
-    finite, or could overflow, must only not be hidden."""
+    finite, or could overflow, must only not be hidden. Subnormal sums may count as zeros where
+    numbers are rounded to bfloat16."""
+    least = ulps * 2.0**-126 if ops.rounds else 2e-43
     finite, small = np.isfinite(expected), sizes < 1e38
     hidden = ~finite & np.isfinite(got)
     with np.errstate(invalid="ignore", over="ignore"):
-        wrong = np.abs(got - expected) > sizes * (ulps * ULP) + 2e-43
+        wrong = np.abs(got - expected) > sizes * (ulps * ULP) + least
         wrong |= np.isnan(got)
     return not hidden.any() and not (wrong & finite & small).any()
 
@@ -223,20 +246,19 @@ def good_scores(ops: Ops, rng: np.random.Generator, dtype: int, kind: str, lie: 
         ops.block_scores[dtype](*start, at(block.bytes), at(block.scale_array), *rest)
     got = np.stack([scores[r * lds :][: block.tokens] for r in range(block.rows)])
     between = [scores[r * lds + up(block.tokens, ALIGN) : (r + 1) * lds] for r in range(block.rows)]
-    exact = q.astype(np.float64) * float(scale)
+    exact = seen(ops, q).astype(np.float64) * float(scale)
     with np.errstate(invalid="ignore"):
         expected, sizes = exact @ block.exact.T, np.abs(exact) @ np.abs(block.exact).T
     untouched = all((gap.view(np.uint8) == 0x5A).all() for gap in between)
     if dtype == I8:  # q may be rounded to half of 2^-14 of its largest number
         largest = np.abs(exact).max(axis=1, keepdims=True)
         sizes = sizes + largest * np.abs(block.exact).sum(axis=1) * 2.0**-15 / (12 * ULP)
-    return untouched and close_to(got, expected, sizes, 12 + block.d / 8)
+    return untouched and close_to(ops, got, expected, sizes, 12 + block.d / 8)
 
 
 def good_sums(ops: Ops, rng: np.random.Generator, dtype: int, kind: str, lie: str = ROWS) -> bool:
     block = Block(ops, rng, dtype, kind, lie)
     ldo, ldp, padded = block.row(rng), block.tokens + int(rng.integers(0, 9)), up(block.d, FLOATS)
-    factor = np.float32(rng.choice([1.0, 0.7]))
     p = rng.random((block.rows, block.tokens)).astype(np.float32)
     weights = ops.array("p", (block.rows - 1) * ldp + block.tokens)
     sums = ops.array("sums", (block.rows - 1) * ldo + padded)
@@ -250,13 +272,9 @@ def good_sums(ops: Ops, rng: np.random.Generator, dtype: int, kind: str, lie: st
             ops.sums[dtype](*start, block.stride, *rest)
         else:
             ops.block_sums[dtype](*start, at(block.bytes), *rest)
-    got = np.empty((block.rows, block.d), np.float32)
-    for r in range(block.rows):
-        out = ops.array("out", block.d)
-        ops.unpack[dtype](at(out), at(sums) + 4 * r * ldo, block.d, factor)
-        got[r] = out
+    got = np.stack([sums[r * ldo :][: block.d] for r in range(block.rows)])
     between = [sums[r * ldo + padded : (r + 1) * ldo] for r in range(block.rows)]
-    exact = 2 * float(factor) * p.astype(np.float64)
+    exact = 2 * seen(ops, p).astype(np.float64)
     with np.errstate(invalid="ignore"):
         expected, sizes = exact @ block.exact, exact @ np.abs(block.exact)
     untouched = all((gap.view(np.uint8) == 0x5A).all() for gap in between)
@@ -265,7 +283,7 @@ def good_sums(ops: Ops, rng: np.random.Generator, dtype: int, kind: str, lie: st
         largest = weights.max(axis=1, keepdims=True)
         integers = np.abs(block.values.astype(np.float64)).sum(axis=0)
         sizes = sizes + largest * integers * 2.0**-15 / (12 * ULP)
-    return untouched and close_to(got, expected, sizes, 12 + 2 * block.tokens)
+    return untouched and close_to(ops, got, expected, sizes, 12 + 2 * block.tokens)
 
 
 @pytest.mark.parametrize("kind", ["usual", "wide", "wild"])
@@ -278,6 +296,43 @@ def test_scores_and_sums(ops: Ops, dtype: int, kind: str) -> None:
         assert good_sums(ops, rng, dtype, kind), i
         assert good_scores(ops, rng, dtype, kind, BLOCK_K), i
         assert good_sums(ops, rng, dtype, kind, BLOCK_V), i
+
+
+@pytest.mark.parametrize("kind", ["usual", "wide", "wild"])
+def test_scores_and_sums_of_bfloats(bfloats: Ops, kind: str) -> None:
+    """The same, of what is left of q and p."""
+    rng = np.random.default_rng([4, len(kind)])
+    for i in range(60):
+        assert good_scores(bfloats, rng, BF16, kind), i
+        assert good_scores(bfloats, rng, BF16, kind, BLOCK_K), i
+        assert good_sums(bfloats, rng, BF16, kind, BLOCK_V), i
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_is_not_hidden_from_bfloats(bfloats: Ops, bad: float) -> None:
+    """In q or p: all of its row's scores, or sums, are not finite; and those of others are."""
+    ops, d, tokens, rows, at_bad = bfloats, 64, 16, 7, 3
+    others = np.arange(rows) != at_bad
+    block = ops.copy("block", np.ones((tokens, d), DTYPES[BF16]).view(np.uint8))
+    for where in (0, 37, 63):
+        packed, p = ops.array("packed", rows * d), ops.copy("p", np.ones((rows, tokens), "f4"))
+        p[at_bad * tokens + where % tokens] = bad
+        for r in range(rows):
+            q = ops.copy("q", np.full(d, 0.5, np.float32))
+            q[where] = bad if r == at_bad else 1
+            ops.pack[BF16](at(packed) + 4 * r * d, at(q), d, 1.0)
+        scores, sums = ops.array("scores", rows * tokens), ops.array("sums", rows * d)
+        sums[:] = 0
+        end = (tokens, d, at(packed), d, rows)
+        for function, stride in ((ops.scores, 2 * d), (ops.block_scores, at(block))):
+            function[BF16](at(scores), tokens, at(block), stride, None, *end)
+            finite = np.isfinite(scores.reshape(rows, tokens))
+            assert not finite[at_bad].any() and finite[others].all()
+        ops.block_sums[BF16](
+            *(at(sums), d, at(p), tokens, at(block), at(block), None), *(tokens, d, rows)
+        )
+        finite = np.isfinite(sums.reshape(rows, d))
+        assert not finite[at_bad].any() and finite[others].all()
 
 
 def good_largest(ops: Ops, d: int) -> bool:
@@ -372,10 +427,8 @@ def test_every_element_is_converted(ops: Ops, dtype: int) -> None:
         sums[:] = 0
         scales = at(one) if dtype == I8 else None
         ops.sums[dtype](at(sums), 256, at(one), 1, at(block), 1024, scales, 1, 256, 1)
-        out = ops.array("out", 256)
-        ops.unpack[dtype](at(out), at(sums), 256, 1.0)
         expected = some.view(DTYPES[dtype]).astype(np.float32)
-        assert np.array_equal(out, expected, equal_nan=True)
+        assert np.array_equal(sums, expected, equal_nan=True)
 
 
 # ---- functions of scores ---------------------------------------------------------------------
@@ -505,6 +558,7 @@ def test_bytes_of_what_is_no_number_do_no_harm(ops: Ops) -> None:
 # ---- controls --------------------------------------------------------------------------------
 
 TEMPLATE, PORTABLE = "attention_template.h", "attention_portable.c"
+BFLOAT = "attention_bf16.c"
 
 #: What is broken: the file, the change, the table that has it, and the check that must notice.
 BROKEN: dict[str, tuple[str, str, str, str, str]] = {
@@ -519,7 +573,7 @@ BROKEN: dict[str, tuple[str, str, str, str, str]] = {
     "a scale": (TEMPLATE, "b ? load_up_to(b + (at), count)", "b ? fall(1.0f)", "avx2", "sums"),
     "what q counts in": (TEMPLATE, "packed[place] = size", "packed[place] = 1", "avx2", "scores"),
     "a row of q": (TEMPLATE, "q += 4 * ldq)", "q += 4 * ldq + 1)", "avx2", "scores"),
-    "the order": (TEMPLATE, "at % stride * F_LANES", "0", "avx2", "sums"),
+    "pairs of rows": (TEMPLATE, "v + 4 * at", "v + 2 * at", "avx2", "block sums"),
     "what is hidden": (TEMPLATE, "fall(EXP_LOWEST))", "fall(-2e38f))", "avx2", "functions"),
     "a coefficient": (TEMPLATE, "fall(EXP_C4)", "fall(EXP_C4 + 1e-3f)", "avx2", "functions"),
     "a step of bytes": (TEMPLATE, "fall(s.per_step)", "fall(s.per_step * 1.1f)", "avx2", "bytes"),
@@ -534,6 +588,16 @@ BROKEN: dict[str, tuple[str, str, str, str, str]] = {
         "portable",
         "block scores",
     ),
+    "the scale of bfloats": (BFLOAT, "* own[place]", "* 1.0f", BFLOATS, "scores"),
+    "half a row of bfloats": (BFLOAT, "at * SINGLE, 2)", "at * SINGLE, 1)", BFLOATS, "scores"),
+    "sums of bfloats apart": (
+        BFLOAT,
+        "splits; s++)\n                total",
+        "0; s++)\n                total",
+        BFLOATS,
+        "block scores",
+    ),
+    "the last bfloats": (BFLOAT, "VECTORS(1);", "", BFLOATS, "block sums"),
     "portable scores": (PORTABLE, "t[i] += t[i + half];", "t[i + half] = 0;", "portable", "scores"),
 }
 
@@ -551,7 +615,7 @@ def passes(ops: Ops, check: str) -> bool:
             function = good_scores if check.endswith("scores") else good_sums
             blocks = BLOCK_K if check.endswith("scores") else BLOCK_V
             lie = blocks if check.startswith("block") else ROWS
-            good = function(ops, rng, i % 4, "usual", lie)
+            good = function(ops, rng, BF16 if ops.rounds else i % 4, "usual", lie)
         if not good:
             return False
     return True
@@ -567,7 +631,7 @@ def test_a_broken_kernel_is_noticed(objects: dict[Path, Path], tmp_path: Path, c
     changed.parent.mkdir()
     changed.write_text(text.replace(old, new), encoding="utf-8")
     source = SOURCE if table == "twice" else native_build.CSRC / f"kernels/attention_{table}.c"
-    made = changed if name == PORTABLE else source
+    made = source if name == TEMPLATE else changed
     own = native_build.compile_objects([made], tmp_path, f"-I{tmp_path}")[made]
     ops = Ops(link({**objects, source: own}, tmp_path), table)
     if not ops.address:

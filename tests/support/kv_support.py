@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+import pyccmem
 from pyccmem import KVCache
 from pyccmem.core.kv_tables import KVTables, Place
 
@@ -71,6 +72,8 @@ def attention(
 ) -> Answer:
     """In float64, one row after the other: q is [sequences, query_heads, rows, size], keys[s] and
     values[s] are [heads, tokens, size] of tokens from first[s] on. `dtype`: the cache's."""
+    kind = str(np.asarray(q).dtype)
+    rounded = kind == dtype == "bfloat16" and rounds_weights()
     found = [
         _of_sequence(
             np.asarray(q[s], np.float64),
@@ -80,12 +83,12 @@ def attention(
             s,
             0 if first is None else first[s],
             dtype,
+            rounded,
         )
         for s in range(len(q))
     ]
     out = np.stack([one[0] for one in found])
     error = np.stack([one[1] for one in found])
-    kind = str(np.asarray(q).dtype)
     tiny = 2.0**-24 if kind == "float16" else 0  # what the smallest numbers are rounded by
     return Answer(out, error + np.abs(out) * HALF_UNIT[kind] * 1.01 + tiny)
 
@@ -94,8 +97,21 @@ def _each(value: Any, s: int, default: int) -> int:
     return default if value is None else int(value if np.ndim(value) == 0 else value[s])
 
 
+def rounds_weights() -> bool:
+    """Whether kernels here round the weights of V to bfloat16 where q, K and V are of it."""
+    info = pyccmem.cpu_info()
+    return info["tier"] == "vaes512" and info["features"]["avx512_bf16"]
+
+
 def _of_sequence(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, o: Options, s: int, first: int, dtype: str
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    o: Options,
+    s: int,
+    first: int,
+    dtype: str,
+    rounded: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
     heads, rows, size = q.shape
     group, length = heads // k.shape[0], first + k.shape[1]
@@ -143,6 +159,8 @@ def _of_sequence(
             largest = np.abs(values).max()
             units = 32 + 16 * size_of_scores.max() + np.sqrt(len(seen))
             error[h, r] = largest * units * 2.0**-23
+            if rounded:  # to 8 bits
+                error[h, r] += (weights / total @ np.abs(values)).max() * 2.0**-9
             if dtype == "int8":  # queries and weights are rounded to 15 bits
                 error[h, r] += largest * (2 + size_of_scores.max()) * 2.0**-13
     return out, error

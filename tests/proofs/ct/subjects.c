@@ -612,7 +612,7 @@ enum { HEAD = 100, WIDE = 128, FEW_TOKENS = 9, FEW_ROWS = 7, FEW_SCORES = 16 };
 static void attention_of(ccmem_dtype dtype) {
     static _Alignas(64) float q[WIDE], packed[FEW_ROWS * WIDE], sums[FEW_ROWS * WIDE];
     static _Alignas(64) uint8_t block[FEW_TOKENS * WIDE * sizeof(float)];
-    float scales[FEW_TOKENS], scores[FEW_ROWS * FEW_SCORES], out[WIDE];
+    float scales[FEW_TOKENS], scores[FEW_ROWS * FEW_SCORES];
     const attention_ops *ops = tier_kernels_of(tier).attention;
     const size_t stride = WIDE * dtype_size(dtype);
 
@@ -634,8 +634,7 @@ static void attention_of(ccmem_dtype dtype) {
     memset(sums, 0, sizeof sums);
     ops->sums[dtype](sums, WIDE, scores, FEW_SCORES, block, stride, scales, FEW_TOKENS, WIDE,
                      FEW_ROWS);
-    ops->unpack[dtype](out, sums, HEAD, 0.5f);
-    REQUIRE(is_secret(out, HEAD * sizeof *out));
+    REQUIRE(is_secret(sums, sizeof sums));
     if (dtype == CCMEM_I8)
         ops->quantise((int8_t *)block, scales, q, HEAD);
     else
