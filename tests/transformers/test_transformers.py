@@ -723,3 +723,37 @@ def test_modules_beside_the_transformer(tmp_path: Path, key: Key) -> None:
     assert len(written) == 2 and all(sealed.is_sealed(path) for path in written)
     again = SentenceTransformer(str(tmp_path / "again"), device="cpu", model_kwargs=option)
     np.testing.assert_allclose(again.encode(TEXTS), expected, atol=1e-6)
+
+
+def test_modules_beside_a_transformer_that_is_encrypted_while_loading(
+    tmp_path: Path, key: Key
+) -> None:
+    """A Dense layer of a plain directory is encrypted too; that of another model stays plain."""
+    pytest.importorskip("sentence_transformers", reason="needs sentence-transformers")
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Dense
+    from transformers import BertTokenizer
+
+    (tmp_path / "bert").mkdir()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "how", "file", "cat", "mat"]
+    (tmp_path / "bert" / "vocab.txt").write_text("\n".join(words))
+    BertTokenizer(str(tmp_path / "bert" / "vocab.txt")).save_pretrained(tmp_path / "bert")
+    bert().save_pretrained(tmp_path / "bert")
+    plain = SentenceTransformer(str(tmp_path / "bert"), device="cpu")
+    plain.append(Dense(in_features=64, out_features=16))
+    plain.save(str(tmp_path / "plain"))
+    texts = ["how file", "cat mat cat"]
+    config = PyccmemConfig(key=key, activations="wiped")
+    loaded = SentenceTransformer(
+        str(tmp_path / "plain"), device="cpu", model_kwargs={"quantization_config": config}
+    )
+    tensors = encrypted(loaded)
+    assert any("linear" in name for name in tensors)
+    assert {tensor.activations for tensor in tensors.values()} == {"wiped"}
+    np.testing.assert_allclose(loaded.encode(texts), plain.encode(texts), atol=1e-6)
+    loaded.save(str(tmp_path / "sealed"))
+    written = list((tmp_path / "sealed").rglob("*.safetensors"))
+    assert len(written) == 2 and all(sealed.is_sealed(path) for path in written)
+
+    other = SentenceTransformer(str(tmp_path / "plain"), device="cpu")
+    assert not any(isinstance(tensor, EncryptedTensor) for tensor in other.parameters())

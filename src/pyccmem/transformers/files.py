@@ -15,10 +15,10 @@ from .. import errors
 from .. import safetensors as sealed
 from ..core.dtypes import DTYPES
 from ..keys import Key
-from ..torch import EncryptedTensor
+from ..torch import EncryptedTensor, set_activations
 from .keys import recent_config
 
-__all__ = ["EncryptingFile", "SealedFile", "load", "parameter", "write"]
+__all__ = ["EncryptingFile", "SealedFile", "encrypted", "load", "parameter", "write"]
 
 #: torch's types by the names that a safetensors header has for them.
 _NAMES = {
@@ -183,6 +183,18 @@ def load(path: str, key: Any) -> dict[str, Any]:
     options = {} if config is None else {"mmap": config.mmap, "activations": config.activations}
     file = SealedFile(path, key, **options)
     return {name: file.get_tensor(name) for name in file}
+
+
+def encrypted(path: str) -> dict[str, Any]:
+    """Returns the tensors of a plain file, encrypted in memory under a key that is stored nowhere,
+    with activations as the model that was loaded last."""
+    config = recent_config()
+    activations = "plain" if config is None else config.activations
+    file = EncryptingFile(path, Key.generate())
+    found = {name: file.get_tensor(name) for name in file}
+    for tensor in found.values():
+        set_activations(tensor, activations)
+    return found
 
 
 def write(tensors: dict[str, Any], path: str, key: Any, *, seal_names: bool = False) -> None:

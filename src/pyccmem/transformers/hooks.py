@@ -20,7 +20,7 @@ from ..torch import EncryptedTensor
 from .config import PyccmemConfig
 from .files import EncryptingFile, SealedFile, write
 from .heads import resized_head
-from .keys import find_key
+from .keys import find_key, remember_encrypting
 from .quantizer import ATTRIBUTE, PyccmemQuantizer, Sealing, forget, loading
 
 __all__ = ["install"]
@@ -56,6 +56,7 @@ def install() -> None:
 def _begin(*args: Any, **options: Any) -> Any:
     """Runs at the beginning of each load, also of a plain model."""
     forget()
+    remember_encrypting(None)
     return _begin_plain(*args, **options)
 
 
@@ -99,6 +100,7 @@ def _open(path: Any, framework: str = "pt", device: Any = "cpu", **options: Any)
                 f"{name!r} is not sealed, but config.json beside it says that the model is; "
                 f"someone has put a plain file there, or changed config.json."
             )
+        remember_encrypting(name)
         return EncryptingFile(name, quantizer.memory_key())
     return _open_plain(path, framework=framework, device=device, **options)
 

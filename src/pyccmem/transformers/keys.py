@@ -16,10 +16,12 @@ from ..keys import Key
 
 __all__ = [
     "KEY_FILE_VARIABLE",
+    "encrypts_beside",
     "find_key",
     "recent_config",
     "recent_key",
     "remember",
+    "remember_encrypting",
     "using_key",
 ]
 
@@ -81,6 +83,24 @@ def remember(config: Any) -> None:
 def recent_config() -> Any:
     """Returns that config as long as it lives, else None."""
     return _recent.config() if hasattr(_recent, "config") else None
+
+
+def remember_encrypting(path: str | None) -> None:
+    """Notes the plain file whose tensors this thread encrypts as it loads them, for what lies
+    beside it; None: it loads another model."""
+    _recent.encrypting = path
+
+
+def encrypts_beside(path: str) -> bool:
+    """Returns True for a file of the sentence model whose first module this thread has encrypted
+    while loading it: DIR/2_Dense/model.safetensors beside DIR/model.safetensors, or
+    DIR/0_Transformer/model.safetensors."""
+    first = getattr(_recent, "encrypting", None)
+    if first is None:
+        return False
+    folder = os.path.dirname(os.path.abspath(first))
+    whole = os.path.dirname(os.path.dirname(os.path.abspath(path)))
+    return whole in (folder, os.path.dirname(folder))
 
 
 def recent_key(what: str, *, block_first: bool = False) -> Any:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hooks for modules of sentence-transformers that read and write weights without transformers, such
-as Dense: they call our functions if a file is sealed or a module encrypted."""
+as Dense: they call our functions if a file is sealed, a module encrypted, or the file part of a
+model that is encrypted while it is loaded."""
 
 from __future__ import annotations
 
@@ -12,8 +13,8 @@ import torch
 
 from .. import safetensors as sealed
 from ..torch import EncryptedTensor
-from .files import load, write
-from .keys import recent_key, remember
+from .files import encrypted, load, write
+from .keys import encrypts_beside, recent_key, remember
 
 __all__ = ["install"]
 
@@ -36,10 +37,10 @@ def install(config: Any) -> None:
     module._pyccmem_plain = plain
 
     def load_file(path: Any, *args: Any, **options: Any) -> Any:
-        return _tensors(path) if _is_sealed(path) else plain[_FUNCTIONS[1]](path, *args, **options)
+        return _tensors(path) if _is_ours(path) else plain[_FUNCTIONS[1]](path, *args, **options)
 
     def load_model(model: Any, path: Any, *args: Any, **options: Any) -> Any:
-        if not _is_sealed(path):
+        if not _is_ours(path):
             return plain[_FUNCTIONS[0]](model, path, *args, **options)
         # An assigned tensor requires a gradient if the parameter it replaces does.
         model.requires_grad_(False)
@@ -63,6 +64,12 @@ def _is_sealed(path: Any) -> bool:
     return os.path.isfile(path) and sealed.is_sealed(path)
 
 
+def _is_ours(path: Any) -> bool:
+    return _is_sealed(path) or encrypts_beside(os.fspath(path))
+
+
 def _tensors(path: Any) -> dict[str, torch.Tensor]:
     name = os.fspath(path)
+    if not _is_sealed(path):
+        return encrypted(name)
     return load(name, recent_key(f"the sealed file {name!r}"))
