@@ -19,6 +19,7 @@ from .binding import DEFAULT_CIPHER, OK, TENSOR_PAGE_SIZE, check, ffi, lib, wipe
 from .binding.arguments import BYTES, integer
 from .buffer import EncryptedBuffer, verify
 from .core import maker
+from .core.array_methods import ArrayMethods
 from .core.form import Form
 from .core.indexing import (
     TABLE_ROW_BYTES,
@@ -57,6 +58,9 @@ _INTEGERS = frozenset(np.dtype(code).type for code in "bBhHiIlLqQ")
 
 #: Values that must be converted before they are written are converted this many bytes at a time.
 STAGING_BYTES = 1 << 20
+
+#: Stands for an argument that was not given: None is a dtype, NumPy's float64.
+_SAME: Any = object()
 
 #: Assigning 0 to an element of such a type is the cheapest way to clear a scalar's bytes.
 _WORDS = {1: "u1", 2: "u2", 4: "u4", 8: "u8"}
@@ -140,7 +144,7 @@ class Cache:
         self.buffer: weakref.ref[EncryptedBuffer] | None = None
 
 
-class EncryptedTensor(Operand, Resource):
+class EncryptedTensor(Operand, ArrayMethods, Resource):
     """An n-dimensional C-contiguous array held as ciphertext, of any dtype of fixed size, including
     those of ml_dtypes if it is installed.
 
@@ -538,11 +542,6 @@ class EncryptedTensor(Operand, Resource):
             raise errors.ArgumentTypeError("A tensor of no dimensions cannot be iterated over.")
         return map(self.__getitem__, range(self._shape[0]))
 
-    def __contains__(self, value: object) -> bool:
-        """Returns True when any element equals `value`; decrypts 1 MiB at a time."""
-        parts = self.reshape(-1).blocks(max(STAGING_BYTES, self._itemsize))
-        return any(bool(np.any(part == value)) for part in parts)
-
     def blocks(self, nbytes: int = 1 << 20) -> Iterator[Array]:
         """Returns the tensor in order along its first axis, as arrays of as many whole rows as fit
         in `nbytes` bytes; the last may have fewer. Keep at most one of them at a time to stay
@@ -734,9 +733,15 @@ class EncryptedTensor(Operand, Resource):
 
     # ---- the same bytes in another form ----
 
-    def reshape(self, *shape: Any) -> EncryptedTensor:
+    def reshape(self, *shape: Any, order: str = "C", copy: bool | None = None) -> EncryptedTensor:
         """Returns a tensor of another shape over the same buffer, in C order; one length may be -1.
-        Moves no data. Raises ArgumentError, ArgumentTypeError."""
+        Moves no data. Raises ArgumentError, also for another order and for `copy=True`, which would
+        move data; ArgumentTypeError."""
+        if order not in ("C", "A") or copy:
+            raise errors.ArgumentError(
+                f"reshape() moves no data, and order={order!r}, copy={copy!r} would; "
+                f"np.reshape(t, ...) returns a plain array."
+            )
         wanted = shape[0] if len(shape) == 1 else shape
         try:
             lengths = reshaped(self._shape, wanted)
@@ -744,11 +749,12 @@ class EncryptedTensor(Operand, Resource):
             raise refuse(error, "The new shape", self._shape) from None
         return self._of(self._buffer, phantom(lengths, self._itemsize), self._dtype, self._offset)
 
-    def view(self, dtype: npt.DTypeLike) -> EncryptedTensor:
-        """Returns a tensor over the same buffer whose bytes are read as another dtype. If the size
+    def view(self, dtype: npt.DTypeLike = _SAME) -> EncryptedTensor:
+        """Returns a tensor over the same buffer whose bytes are read as another dtype, the same one
+        if none is given. If the size
         of items differs, the last axis gets shorter or longer, as in numpy. Moves no data. Raises
         ArgumentError, ArgumentTypeError."""
-        kind = _checked_dtype(dtype)
+        kind = self._dtype if dtype is _SAME else _checked_dtype(dtype)
         shape = self._shape
         if kind.itemsize != self._itemsize:
             last = shape[-1] * self._itemsize if shape else 0

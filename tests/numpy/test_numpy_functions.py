@@ -314,6 +314,7 @@ ON_ELEMENTS = {
     "Generator.shuffle",
     "RandomState.shuffle",
     "numpy.array_repr",
+    "numpy.put",
     "numpy.put_along_axis",
 }
 

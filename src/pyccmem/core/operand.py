@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Python's operators and NumPy's functions for EncryptedTensor.
 
-They follow one rule: the result is NumPy's for the plain array, as a plain array. If NumPy would
-write into an argument, the tensor is opened as a whole, changed and encrypted again. Where NumPy
+They follow one rule: the result is NumPy's for the plain array, as a plain array. Reductions open a
+block at a time (blockwise). If NumPy would write into an argument, the tensor is opened as a whole,
+changed and encrypted again. Where NumPy
 does not say that it writes (np.nditer, functions that only convert their arguments), it gets a
 read-only array of the tensor, and refuses.
 """
@@ -13,13 +14,14 @@ import inspect
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .. import errors
+from . import blockwise
 from .matrix import Matrix
 from .store import Store, handle
 
@@ -55,19 +57,25 @@ class Operand:
     # ---- NumPy's protocols ----
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
-        """Applies a ufunc of NumPy: np.matmul() as `@` does, any other to the whole tensor in the
-        clear. Writes to a tensor that is `out`, or the first argument of `at`."""
+        """Applies a ufunc of NumPy: np.matmul() as `@` does, reduce() by blocks, any other to the
+        whole tensor in the clear. Writes to a tensor that is `out`, or the first argument of
+        `at`."""
         if ufunc is np.matmul and method == "__call__" and len(inputs) == 2 and not options:
             return self._product(*inputs)
         out = options.get("out", ())
         targets = [target for target in out if isinstance(target, Operand)]
         if method == "at" and isinstance(inputs[0], Operand):
             targets.append(inputs[0])
+        if method == "reduce" and isinstance(inputs[0], Operand):
+            work = partial(blockwise.reduce, ufunc)
+            result = _applied(work, inputs, options, targets, _as_it_is)
+            if result is not NotImplemented:
+                return result
         return _applied(getattr(ufunc, method), inputs, options, targets)
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
-        """Applies another function of NumPy: to the whole tensor in the clear, or to its shape
-        alone. Writes to a tensor that the function writes into.
+        """Applies another function of NumPy: by blocks, to the whole tensor in the clear, or to its
+        shape alone. Writes to a tensor that the function writes into.
 
         Raises ArgumentError for a function that tries to write into an argument without saying so.
         """
@@ -76,11 +84,21 @@ class Operand:
             kwargs = {name: value for name, value in kwargs.items() if args or value is not first}
             more, kwargs = _changed((more, kwargs), _opened)
             return function(_form(first), *more, **kwargs)
+        first = args[0] if args else kwargs.get("a")
+        if function in blockwise.IN_PLACE and isinstance(first, Operand):
+            return blockwise.IN_PLACE[function](*args, **kwargs)
         overwrite = "overwrite_input"
         if kwargs.get(overwrite):
             # NumPy may do as it likes with the argument, which is a copy.
             kwargs = {**kwargs, overwrite: False}
         targets = [found for found in _targets(function, args, kwargs) if found is not None]
+        if function is np.dot and len(args) == 2 and not kwargs and _is_product(*args):
+            return self._product(*args)
+        work = blockwise.BOUNDED.get(function)
+        if work is not None and isinstance(first, Operand):
+            result = _applied(work, args, kwargs, targets, _as_it_is)
+            if result is not NotImplemented:
+                return result
         try:
             return _applied(function, args, kwargs, targets)
         except ValueError as error:
@@ -159,6 +177,17 @@ def _opened_both(one: Any, other: Any) -> tuple[Any, Any]:
 def _opened(value: Any) -> Any:
     """Returns a tensor's values as a read-only array; any other value as it is."""
     return value.__array__() if isinstance(value, Operand) else value
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _is_product(a: Any, b: Any) -> bool:
+    """Returns True for arguments for which np.dot() is np.matmul(), and `@` opens a matrix by
+    tiles."""
+    both = [one if isinstance(one, Operand) else np.asarray(one) for one in (a, b)]
+    return all(one.ndim in (1, 2) and one.dtype.char in "fd" for one in both)
 
 
 def _form(value: Any) -> Any:
@@ -328,17 +357,23 @@ def _written(targets: list[Operand]) -> Iterator[dict[int, Array]]:
         yield {id(target): stack.enter_context(target._opened_as(True)) for target in distinct}
 
 
-def _applied(function: Any, args: Any, options: Any, targets: list[Operand]) -> Any:
-    """Returns the result of a NumPy function for the plain values. If it returns an array that it
-    wrote into, the result is the tensor."""
+def _applied(
+    function: Any,
+    args: Any,
+    options: Any,
+    targets: list[Operand],
+    opened: Callable[[Any], Any] = _opened,
+) -> Any:
+    """Returns the result of a function for what `opened` makes of its arguments: the plain values.
+    If it returns an array that it wrote into, the result is the tensor."""
     if not targets:
-        args, options = _changed((args, options), _opened)
+        args, options = _changed((args, options), opened)
         return function(*args, **options)
     with _written(targets) as arrays:
 
         def plain(value: Any) -> Any:
             found = arrays.get(id(value))
-            return _opened(value) if found is None else found
+            return opened(value) if found is None else found
 
         args, options = _changed((args, options), plain)
         result = function(*args, **options)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from .. import errors
@@ -21,6 +23,9 @@ class Resource(Closing):
 
     #: What to do instead of a copy, for the end of the sentence that refuses one.
     _instead_of_a_copy: str
+
+    #: What to do instead of using attributes that there are on purpose not, by their names.
+    _instead: Mapping[str, str] = MappingProxyType({})
 
     @property
     def closed(self) -> bool:
@@ -59,8 +64,12 @@ class Resource(Closing):
                     f"This {kind.__name__} was never made, because its constructor did not run to "
                     f"its end; make a new one."
                 )
+            hint = self._instead.get(name)
             raise AttributeError(
-                f"{kind.__name__!r} object has no attribute {name!r}", name=name, obj=self
+                f"{kind.__name__!r} object has no attribute {name!r}"
+                + (f"; {hint}." if hint else ""),
+                name=name,
+                obj=self,
             )
 
     def _refuse_copy(self, *_: Any) -> NoReturn:
