@@ -18,7 +18,10 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parent.parent
 ROOT = TESTS.parent
 #: `make mutants` names a copy, so that what a test compiles itself has the change in it, too.
-CSRC = Path(os.environ.get("PYCCMEM_CSRC") or ROOT / "csrc")
+CSRC = Path(os.environ.get("PYCCMEM_CSRC", ROOT / "csrc"))
+#: The library that `pyccmem run` preloads, which is no part of the native module.
+_PACKAGES = CSRC.parent if "PYCCMEM_CSRC" in os.environ else ROOT / "src"
+WIPER = _PACKAGES / "pyccmem/hardening/wiper.c"
 UNITS = TESTS / "native" / "units.c"
 
 _spec = importlib.util.spec_from_file_location("ct_run", TESTS / "proofs" / "ct" / "run.py")

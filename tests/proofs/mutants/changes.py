@@ -2,10 +2,10 @@
 # ruff: noqa: E501
 """The changes that run.py makes, and the tests that they are met by.
 
-A change names a file of csrc/, a text that is in it exactly once, and what replaces it: a wipe, a
-comparison, a version, a fence, an advice to the kernel, a line of the budget or of the bookkeeping,
-dropped or turned. Its own tests come first, the quickest that should notice it, then those of its
-file (MODULES), then SUITE. A change that no test can notice does not belong here: where two lines
+A change names a file of csrc/, or hardening/wiper.c of the package, a text that is in it exactly
+once, and what replaces it: a wipe, a comparison, a version, a fence, an advice to the kernel, a
+line of the budget or of the bookkeeping, dropped or turned. Its own tests come first, the quickest
+that should notice it, then those of its file (MODULES), then SUITE. A change that no test can notice does not belong here: where two lines
 promise the same, there is a test of each by itself, or one of them goes.
 """
 
@@ -98,6 +98,7 @@ MODULES: dict[str, tuple[Tests, ...]] = {
     "store/version.h": STORE,
     "store/write.c": STORE,
     "store/arena.c": (tests("arena"),),
+    "hardening/wiper.c": (tests("wiper_edges"), tests("wiper"), tests("guard")),
     "cache/append.c": CACHE,
     "cache/attend.c": CACHE,
     "cache/attend_row.c": CACHE,
@@ -1696,5 +1697,108 @@ CHANGES: list[Change] = [
         "cache/append.c",
         "    else\n        give_back(a);",
         "    else\n        ;",
+    ),
+    # ---- the library that is preloaded: what is freed, and nothing else, is overwritten
+    Change(
+        "wiper-leaves-small-blocks",
+        "hardening/wiper.c",
+        "            _mm_storeu_si128((__m128i *)((char *)p + i), _mm_setzero_si128());\n            __asm__",
+        "            __asm__",
+    ),
+    Change(
+        "wiper-leaves-the-end-of-small-blocks",
+        "hardening/wiper.c",
+        "        _mm_storeu_si128((__m128i *)((char *)p + n - 16), _mm_setzero_si128());\n",
+        "",
+    ),
+    Change(
+        "wiper-is-one-byte-short",
+        "hardening/wiper.c",
+        "        memset(p, 0, n);\n    __asm__",
+        "        memset(p, 0, n - 1);\n    __asm__",
+    ),
+    Change(
+        "wiper-leaves-the-beginning-past-the-caches",
+        "hardening/wiper.c",
+        "    memset(p, 0, lead);\n    n -= lead;",
+        "    n -= lead;",
+    ),
+    Change(
+        "wiper-leaves-the-end-past-the-caches",
+        "hardening/wiper.c",
+        "    memset(at + (n & ~(size_t)15), 0, n & 15);\n",
+        "",
+    ),
+    Change(
+        "wiper-moves-without-wiping",
+        "hardening/wiper.c",
+        "    overwrite(p, old);\n    next.free(p);\n    return moved;",
+        "    next.free(p);\n    return moved;",
+    ),
+    Change(
+        "wiper-shrinks-without-wiping",
+        "hardening/wiper.c",
+        "        overwrite((char *)p + n, old - n);\n",
+        "",
+    ),
+    Change(
+        "wiper-gives-back-without-wiping",
+        "hardening/wiper.c",
+        "    if (n == 0) {\n        overwrite(p, old);\n",
+        "    if (n == 0) {\n",
+    ),
+    Change(
+        "wiper-touches-mappings",
+        "hardening/wiper.c",
+        "return next.glibc && (head_of(p) & 2); }",
+        "return next.glibc && (head_of(p) & 4); }",
+    ),
+    Change(
+        "wiper-takes-all-for-mappings",
+        "hardening/wiper.c",
+        "return next.glibc && (head_of(p) & 2); }",
+        "return next.glibc && (head_of(p) & 3); }",
+    ),
+    Change(
+        "wiper-misses-the-last-word",
+        "hardening/wiper.c",
+        "(head_of(p) & ~(size_t)7) - sizeof(size_t) : next",
+        "(head_of(p) & ~(size_t)7) - 2 * sizeof(size_t) : next",
+    ),
+    Change(
+        "wiper-frees-without-wiping",
+        "hardening/wiper.c",
+        "        overwrite(p, n);\n        data_given(p, n);\n    }\n    next.free(p);",
+        "        data_given(p, n);\n    }\n    next.free(p);",
+    ),
+    Change(
+        "wiper-advises-neighbours-behind",
+        "hardening/wiper.c",
+        "((uintptr_t)p + n) & ~(page - 1)",
+        "((uintptr_t)p + n + page - 1) & ~(page - 1)",
+    ),
+    Change(
+        "wiper-lets-sized-frees-past",
+        "hardening/wiper.c",
+        "    own_free(p);\n}\n\nEXPORT void free_aligned",
+        "    next.free(p);\n}\n\nEXPORT void free_aligned",
+    ),
+    Change(
+        "numpy-frees-without-wiping",
+        "hardening/wiper.c",
+        "    if (p && size < numpy.below)\n        overwrite(p, size);\n",
+        "",
+    ),
+    Change(
+        "numpy-leaves-the-largest-small-block",
+        "hardening/wiper.c",
+        "size < numpy.below)\n        overwrite",
+        "size < numpy.below - 1)\n        overwrite",
+    ),
+    Change(
+        "numpy-moves-without-wiping",
+        "hardening/wiper.c",
+        "    overwrite(p, old);\n    data_given(p, old);\n    /* NumPy",
+        "    data_given(p, old);\n    /* NumPy",
     ),
 ]

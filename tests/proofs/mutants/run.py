@@ -2,15 +2,15 @@
 """Small changes of security-relevant lines, each of which some test must notice: `make mutants`, or
 `python tests/proofs/mutants/run.py [--jobs N] [--only WORD ...] [--fresh] [--json FILE]`.
 
-changes.py lists the changes: a file of csrc/, the exact text that is there (once) and what is put
-in its place. For each, the objects that the file goes into are compiled again and linked into a
-copy of the package, and the tests of its module run against that; if they pass, so does the larger
-part of the suite named there. Tests that compile sources themselves find those with the change
-(PYCCMEM_CSRC). A change is killed when a test fails, the process dies or the time is up, and the
-same passes without the change right afterwards, and a test that failed fails with it again: one
-that fails now and then, or a machine that is busy with something else, kills nothing. A change that
-no longer fits its file ends the run before it begins. That the tests pass without any change is
-looked at before they are first used, too.
+changes.py lists the changes: a file of csrc/, or the wiper's, the exact text that is there (once)
+and what is put in its place. For each, the objects that the file goes into are compiled again and
+linked into a copy of the package, and the tests of its module run against that; if they pass, so
+does the larger part of the suite named there. Tests that compile sources themselves find those with
+the change (PYCCMEM_CSRC). A change is killed when a test fails, the process dies or the time is up,
+and the same passes without the change right afterwards, and a test that failed fails with it again:
+one that fails now and then, or a machine that is busy with something else, kills nothing. A change
+that no longer fits its file ends the run before it begins. That the tests pass without any change
+is looked at before they are first used, too.
 
 Results are kept in build/mutants/results.json, and a run goes on where the last one ended: what is
 asked again is what has changed, the file, the change or the tests it is met by. Ends with status 0
@@ -49,6 +49,7 @@ import native_build  # noqa: E402
 from changes import CHANGES, MODULES, SUITE, Change, Tests  # noqa: E402
 
 FOLDER = ROOT / "build" / "mutants"
+WIPER = "hardening/wiper.c"  # in the package
 KILLED, LIVED, BROKEN = "killed", "LIVED", "BROKEN"
 TRIES = 3  # for tests that fail with a change and without it
 PATIENCE = 20.0  # seconds a test run gets beside ten times what it takes without a change
@@ -138,6 +139,8 @@ class Workshop:
 
     def dependents(self, file: str) -> list[Path]:
         """The sources that are compiled from the file."""
+        if source_of(file) == native_build.WIPER:
+            return [native_build.WIPER]
         wanted = str(native_build.CSRC / file)
         return [
             source
@@ -153,7 +156,7 @@ class Workshop:
             if source in changed:
                 own = source
                 if source != self.glue:
-                    own = slot / "csrc" / source.relative_to(native_build.CSRC)
+                    own = place_of(source, slot)
                 target = slot / "objects" / target.name
                 call(compile_command(own, target, slot / "csrc"))
             objects.append(target)
@@ -161,11 +164,34 @@ class Workshop:
         module.unlink(missing_ok=True)
         hardening = ["-Wl,-z,relro,-z,now", "-Wl,-z,noexecstack", "-Wl,-s"]
         call([*native_build.compiler(), "-shared", "-pthread", *hardening, *objects, "-o", module])
+        wiper = place_of(native_build.WIPER, slot)
+        call([*wiper_command(wiper), "-o", wiper.with_name("_wiper.abi3.so")])
+
+
+def source_of(file: str) -> Path:
+    """The unchanged file of a change."""
+    if file == WIPER:
+        return native_build.WIPER
+    return native_build.CSRC / file
+
+
+def place_of(source: Path, slot: Path) -> Path:
+    """Where a slot has its copy of it."""
+    if source == native_build.WIPER:
+        return slot / "pyccmem" / WIPER
+    return slot / "csrc" / source.relative_to(native_build.CSRC)
+
+
+def wiper_command(source: Path) -> list[str]:
+    """Compiles and links the library that is preloaded, as setup.py does it."""
+    flags = ["-std=gnu11", "-O3", "-g0", "-fvisibility=hidden", "-D_GNU_SOURCE", "-fPIC"]
+    ending = ["-Wno-missing-attributes", "-Wl,-z,relro,-z,now", "-Wl,-s"]
+    return [*native_build.compiler(), *flags, *ending, "-shared", str(source), "-ldl"]
 
 
 def changed_text(change: Change) -> str:
     """The file with the change made. Raises ListError when it does not fit."""
-    text = (native_build.CSRC / change.file).read_text(encoding="utf-8")
+    text = source_of(change.file).read_text(encoding="utf-8")
     count = text.count(change.old)
     if count != 1:
         raise ListError(f"{change.name}: {change.file} has the old text {count} times, not once.")
@@ -275,7 +301,7 @@ class Runner:
     def key(self, change: Change) -> str:
         """Names the change, the file and the tests as they are now."""
         parts = [change.file, change.old, change.new, str(tests_of(change)), str(SUITE)]
-        parts.append((native_build.CSRC / change.file).read_text(encoding="utf-8"))
+        parts.append(source_of(change.file).read_text(encoding="utf-8"))
         files = {name for tests in (*tests_of(change), *SUITE) for name in tests.arguments}
         for path in sorted(name.split("::")[0] for name in files if name.startswith("tests/")):
             parts.append((ROOT / path).read_text(encoding="utf-8"))
@@ -305,7 +331,7 @@ class Runner:
         slot = self.workshop.slots.get()
         try:
             changed = self.workshop.dependents(change.file)
-            target = slot / "csrc" / change.file
+            target = place_of(source_of(change.file), slot)
             original = target.read_text(encoding="utf-8")
             target.write_text(changed_text(change), encoding="utf-8")
             try:
