@@ -4,6 +4,7 @@ used is not touched; the same script without the library is the control."""
 
 from __future__ import annotations
 
+import ctypes.util
 import json
 import os
 import shutil
@@ -131,13 +132,15 @@ print(json.dumps({"used": used, "after": resident() - before}))
 """
 
 
-def answer(script: str, *, wiped: bool, behind: Path | None = None) -> dict[str, int]:
+def answer(
+    script: str, *, wiped: bool, behind: Path | None = None, **variables: str
+) -> dict[str, int]:
     """What a script prints, with the library or without, before the allocator `behind`."""
     given = child_environment(LD_PRELOAD=None if behind is None else str(behind))
     made = environment(Settings(debuggable=True), given) if wiped else given
     done = subprocess.run(
         [sys.executable, "-c", BLOCKS + script],
-        env={**made, "PYTHONMALLOC": "pymalloc"},
+        env={**made, "PYTHONMALLOC": "pymalloc", **variables},
         capture_output=True,
         text=True,
         timeout=120,
@@ -203,6 +206,10 @@ void *realloc(void *p, size_t n) {
     if (q && p) { memcpy(q, p, n < of(p)->size ? n : of(p)->size); free(p); }
     return q;
 }
+#ifdef OPERATORS /* of C++, by their names in the Itanium ABI */
+void *_Znwm(size_t n) { return malloc(n); }
+void _ZdlPvm(void *p, size_t n) { (void)n; if (p) __libc_free((char *)p - of(p)->before); }
+#endif
 #ifdef SIZES
 size_t malloc_usable_size(void *p) { return p ? of(p)->size : 0; }
 #endif
@@ -217,22 +224,64 @@ print(json.dumps({"other": owner().name.startswith("other"), "wiper": bool(wiper
 """
 
 
+def other_allocator(folder: Path, *options: str) -> Path:
+    """A library with an allocator."""
+    compiler = c_compiler("an allocator")
+    source, made = folder / "other.c", folder / "other.so"
+    source.write_text(ALLOCATOR)
+    subprocess.run(
+        [*compiler, "-O1", "-fno-builtin", *options, "-fPIC", "-shared", "-o", made, source],
+        check=True,
+    )
+    return made
+
+
 @pytest.mark.parametrize("sizes", [True, False])
 def test_another_allocator(sizes: bool, tmp_path: Path) -> None:
     """It is asked for sizes, and left alone where it does not tell them."""
-    compiler = c_compiler("an allocator")
-    source, made = tmp_path / "other.c", tmp_path / "other.so"
-    source.write_text(ALLOCATOR)
-    define = ["-DSIZES"] if sizes else []
-    subprocess.run(
-        [*compiler, "-O1", "-fno-builtin", *define, "-fPIC", "-shared", "-o", made, source],
-        check=True,
-    )
+    made = other_allocator(tmp_path, *(["-DSIZES"] if sizes else []))
     found = answer(OWNER, wiped=True, behind=made)
     assert found == {"other": 1, "wiper": sizes, "freed": sizes, "small": sizes}
     assert answer(RANDOM, wiped=True, behind=made) == {"ends": 1}
     if sizes:
         assert not any(answer(MOVED, wiped=True, behind=made).values())
+
+
+def test_an_allocator_with_operators_of_its_own(tmp_path: Path) -> None:
+    """What C++ deletes does not come by free() then, and is not called overwritten."""
+    made = other_allocator(tmp_path, "-DSIZES", "-DOPERATORS")
+    found = answer(OWNER, wiped=True, behind=made)
+    assert found == {"other": 1, "wiper": 1, "freed": 0, "small": 0}
+    assert answer(RANDOM, wiped=True, behind=made) == {"ends": 1}
+
+
+PARTS = """
+import numpy
+from pyccmem.hardening import parts
+from pyccmem.hardening.allocator import owner
+found = {part.name: part.active for part in parts()}
+told = {part.name: part.detail for part in parts()}["freed-memory"]
+print(json.dumps({"owner": owner().name, "told": told, **found}))
+"""
+
+
+@pytest.mark.parametrize("name", ["jemalloc", "mimalloc"])
+def test_allocators_that_people_preload(name: str) -> None:
+    """All that comes by free() is overwritten. Both have operators of C++, of which it is said that
+    they go past it."""
+    file = ctypes.util.find_library(name)
+    if file is None:
+        pytest.skip(f"needs {name}")
+    behind = Path(file)
+    alone = answer(FREED, wiped=False, behind=behind)
+    assert sum(map(bool, alone.values())) > 10
+    assert not any(answer(FREED, wiped=True, behind=behind).values())
+    assert not any(answer(MOVED, wiped=True, behind=behind).values())
+    assert answer(RANDOM, wiped=True, behind=behind) == {"ends": 1}
+    found = answer(PARTS, wiped=True, behind=behind, PYTHONMALLOC="malloc")
+    assert found["owner"] == name
+    assert found["python-objects"] and found["numpy-memory"]
+    assert not found["freed-memory"] and "operator delete" in str(found["told"])
 
 
 PROGRAM = """

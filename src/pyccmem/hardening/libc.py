@@ -10,6 +10,7 @@ import os
 
 __all__ = [
     "NOT_OFFERED",
+    "Operators",
     "address_of",
     "allocate",
     "get_dumpable",
@@ -130,6 +131,20 @@ def allocate(nbytes: int) -> int | None:
 
 #: Frees a block of allocate().
 release = _libc.free
+
+
+class Operators:
+    """`operator new` and the sized `operator delete` of C++ that a library loaded now would call,
+    by their names in the Itanium ABI, which all compilers for Linux share. Raises AttributeError
+    where there are none."""
+
+    def __init__(self) -> None:
+        self.new = _libc["_Znwm"]  # by item: a function of one's own, not shared with others
+        self.new.restype = ctypes.c_void_p
+        self.new.argtypes = (ctypes.c_size_t,)
+        self.delete = _libc["_ZdlPvm"]
+        self.delete.restype = None
+        self.delete.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 
 
 def peek(address: int, into: ctypes.Array[ctypes.c_char]) -> int:

@@ -30,6 +30,7 @@ _OBJECTS = (100, 200, 400)
 #: NumPy keeps blocks below 1,024 bytes for itself.
 _ARRAYS = (96, 1_000, 5_000, 100_000)
 
+_GLIBC = "leave malloc() to the C library: take the allocator out of LD_PRELOAD"
 _RUN = "start the program by `pyccmem run -- COMMAND`"
 _MARK = 8  # bytes that are compared at a time
 
@@ -83,6 +84,22 @@ def _block(filled: bytes) -> _Block:
     return address, functools.partial(libc.release, address)
 
 
+def _deleted(sizes: tuple[int, ...]) -> list[int]:
+    """Returns those sizes of which a block that C++ deletes kept something. An allocator may have
+    operators of its own, which do not go by free()."""
+    try:
+        operators = libc.Operators()
+    except AttributeError:
+        return []  # none for all to call; those of libstdc++ call malloc() and free()
+
+    def made(filled: bytes) -> _Block:
+        address = operators.new(len(filled))
+        ctypes.memmove(address, filled, len(filled))
+        return address, functools.partial(operators.delete, address, len(filled))
+
+    return _kept(sizes, made)
+
+
 def _object(filled: bytes) -> _Block:
     owner = [bytes(bytearray(filled))]
     return id(owner[0]) + sys.getsizeof(b"") - 1, owner.clear
@@ -109,11 +126,21 @@ def _sizes(sizes: list[int]) -> str:
     return ", ".join(f"{size:,}" for size in sizes)
 
 
+def _operators(owner: allocator.Owner, deleted: list[int]) -> str:
+    return (
+        f"{owner} has an operator delete of its own, after which blocks of {_sizes(deleted)} bytes "
+        f"of C++ keep what lay in them; what comes by free() is overwritten"
+    )
+
+
 @_part("freed-memory")
 def freed_memory() -> Part:
     """Looks at blocks of malloc() that no thread keeps for itself."""
     owner = allocator.owner()
     kept = _kept(_LARGE, _block)
+    deleted = [] if kept else _deleted(_LARGE)
+    if deleted:
+        return Part("freed-memory", False, _operators(owner, deleted), _GLIBC)
     if not kept:
         how = allocator.wiper() or f"{owner} overwrites it"
         return Part("freed-memory", True, f"freed blocks are overwritten ({how})", "")
@@ -126,6 +153,10 @@ def freed_memory() -> Part:
 def small_blocks() -> Part:
     """Looks at blocks that glibc keeps in a thread's cache."""
     kept = _kept(_SMALL, _block)
+    deleted = [] if kept else _deleted(_SMALL)
+    if deleted:
+        detail = _operators(allocator.owner(), deleted)
+        return Part("small-blocks", False, detail, _GLIBC)
     if not kept:
         return Part("small-blocks", True, "small freed blocks are overwritten too", "")
     return Part(
