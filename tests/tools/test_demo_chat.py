@@ -198,7 +198,7 @@ def test_parameters() -> None:
 
     sizes = Sizes(2, 64, 2, 32, "float32", 1, 16, 4)
     chat = Chat(Job(sizes, PLAIN, 1, 0))
-    model = vars(chat)["_model"]
+    model = vars(chat)["_llama"].model
     assert sum(p.numel() for p in model.parameters()) == sizes.parameters
 
 

@@ -90,24 +90,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=_LAUNCHER,
         help=f"what it is started by ({_LAUNCHER})",
     )
-    for name, default, least, most, what in (
-        ("--requests", 4, 1, 1000, "requests; the last is the one that is watched"),
-        ("--clients", 2, 1, 64, "clients at once"),
-        ("--threads", 1, 1, 64, "threads of each process"),
-        ("--layers", 4, 2, 200, "layers of the model"),
-        ("--width", 256, 64, 16384, "size of its hidden states"),
-        ("--heads", 4, 1, 128, "heads of keys and values"),
-        ("--head-size", 64, 32, 256, "elements of a head"),
-        ("--prompt", 200, 16, 100_000, "tokens of a prompt"),
-        ("--answer", 24, 16, 10_000, "tokens of an answer"),
-    ):
-        server.add_argument(
-            name,
-            metavar="N",
-            type=demo.count(least, most),
-            default=default,
-            help=f"{what} ({default})",
-        )
+    demo.add_counts(
+        server.add_argument,
+        (
+            ("--requests", 4, 1, 1000, "requests; the last is the one that is watched"),
+            ("--clients", 2, 1, 64, "clients at once"),
+            ("--threads", 1, 1, 64, "threads of each process"),
+            ("--layers", 4, 2, 200, "layers of the model"),
+            ("--width", 256, 64, 16384, "size of its hidden states"),
+            ("--heads", 4, 1, 128, "heads of keys and values"),
+            ("--head-size", 64, 32, 256, "elements of a head"),
+            ("--prompt", 200, 16, 100_000, "tokens of a prompt"),
+            ("--answer", 24, 16, 10_000, "tokens of an answer"),
+        ),
+    )
     server.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
@@ -119,8 +115,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Attacks, and prints what was seen. Returns the exit status."""
-    if not sys.platform.startswith("linux"):
-        raise errors.DemoError("The attacks need /proc, which only Linux has.")
+    demo.require_proc("The attacks need")
     if arguments.plot is not None and importlib.util.find_spec("matplotlib") is None:
         raise errors.MissingPackageError(
             "--plot needs matplotlib, which is not installed; pip install 'pyccmem[bench]'."

@@ -4,25 +4,21 @@ which holds the samples in its heap."""
 
 from __future__ import annotations
 
-import signal
 import sys
-from multiprocessing.connection import Connection
+from typing import Any
+
+from ..demo import serving
 
 __all__ = ["serve"]
 
 
 def serve() -> int:
     """Holds what comes, a Holding, until the descriptor is closed. Returns the exit status."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    channel: Connection = Connection(int(sys.argv[1]))
-    try:
-        held = channel.recv()
-        channel.send(0.0)
-        channel.recv()
-    except (EOFError, BrokenPipeError):
-        pass
-    del held
-    return 0
+
+    def hold(held: Any) -> tuple[Any, float]:
+        return held, 0.0
+
+    return serving.serve(hold, lambda _, channel: channel.recv())
 
 
 if __name__ == "__main__":

@@ -6,6 +6,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ..demo.llama import Shape
+from .words import WORDS
+
 __all__ = [
     "ARM",
     "ERASE",
@@ -53,6 +56,20 @@ class Sizes:
     prompt: int = 200  # tokens of the prompt
     answer: int = 24  # and of the answer
     dtype: str = "float32"
+
+    @property
+    def shape(self) -> Shape:
+        """Of the model."""
+        return Shape(
+            words=WORDS,
+            layers=self.layers,
+            width=self.width,
+            queries=self.heads,
+            heads=self.heads,
+            head_size=self.head_size,
+            tokens=self.prompt + self.answer,
+            dtype=self.dtype,
+        )
 
     @property
     def pause(self) -> int:

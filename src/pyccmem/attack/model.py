@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model that answers, and what is looked for of it. torch and the like are imported when it is
-made."""
+"""The model that answers, and what is looked for of it."""
 
 from __future__ import annotations
 
-import gc
 import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ..demo.llama import Llama, bytes_of
 from ..keys import Key
 from . import words
 from .job import PROTECTED, Job, Rehearsal
@@ -25,49 +24,20 @@ class Model:
     """A Llama with random weights, plain until protect()."""
 
     def __init__(self, job: Job) -> None:
-        import torch
-        from transformers import LlamaConfig, LlamaForCausalLM
-        from transformers.utils import logging
-
-        logging.set_verbosity_error()
-        torch.set_num_threads(job.threads)
-        torch.manual_seed(0)
-        sizes = self._sizes = job.sizes
-        config = LlamaConfig(
-            vocab_size=words.WORDS,
-            hidden_size=sizes.width,
-            intermediate_size=sizes.width * 11 // 4,
-            num_hidden_layers=sizes.layers,
-            num_attention_heads=sizes.heads,
-            num_key_value_heads=sizes.heads,
-            head_dim=sizes.head_size,
-            max_position_embeddings=sizes.prompt + sizes.answer,
-            eos_token_id=None,
-            bos_token_id=None,
-            dtype=sizes.dtype,
-        )
-        # Typed as what it is not: transformers has no types.
-        self._model: Any = LlamaForCausalLM(config).eval().to(getattr(torch, sizes.dtype))
+        self._sizes = job.sizes
+        self._llama = Llama(job.sizes.shape, job.threads)
         self._key_file = job.key_file
-        self._protected = False
         if job.way == PROTECTED:
             self.protect()
 
     def protect(self) -> None:
         """Encrypts the weights in place; requests from now on have encrypted caches."""
-        import pyccmem.torch
-        import pyccmem.transformers
-
         with Key.from_file(self._key_file) as key:
-            pyccmem.torch.encrypt_module(self._model, key=key, activations="wiped")
-        pyccmem.transformers.protect_inputs(self._model, activations="wiped")
-        self._protected = True
-        gc.collect()
+            self._llama.encrypt(key, activations="wiped")
 
     def erase(self) -> None:
         """Forgets the weights."""
-        self._model = None
-        gc.collect()
+        self._llama.erase()
 
     def answer(
         self, text: str, said: Callable[[int], None] | None = None, *, keep: bool = False
@@ -86,7 +56,7 @@ class Model:
     def _generate(self, ids: Any, streamer: Any, **options: Any) -> Any:
         import torch
 
-        return self._model.generate(
+        return self._llama.model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=self._sizes.answer,
@@ -103,7 +73,7 @@ class Model:
         if not keep:
             yield []
             return
-        layers = self._model.model.layers
+        layers = self._llama.model.model.layers
         results: list[tuple[list[Any], list[Any]]] = [([], []) for _ in layers]
         hooks = []
         for layer, (keys, states) in zip(layers, results, strict=True):
@@ -120,17 +90,9 @@ class Model:
     def rehearse(self, text: str) -> Rehearsal:
         """Answers, and takes pieces of what was computed meanwhile."""
         import torch
-        from transformers import DynamicCache
-
-        import pyccmem.transformers
 
         ids = torch.tensor([words.to_ids(text)])
-        if self._protected:
-            cache: Any = pyccmem.transformers.EncryptedCache(
-                self._model.config, activations="wiped"
-            )
-        else:
-            cache = DynamicCache(config=self._model.config)
+        cache = self._llama.new_cache()
         streamer = _Streamer(None)
         begin = time.perf_counter()
         with self._results(True) as results:
@@ -138,13 +100,13 @@ class Model:
         seconds = time.perf_counter() - begin
         pieces: dict[str, bytes] = {}
         for kind, place, row in self._pieces(cache, results, set(made)):
-            pieces[f"{kind}/{place}"] = _bytes(row)
+            pieces[f"{kind}/{place}"] = bytes_of(row)
         given = ids.shape[1]
         return Rehearsal(pieces, tuple(made[:given]), tuple(made[given:]), streamer.text, seconds)
 
     def _pieces(self, cache: Any, results: Any, used: set[int]) -> Iterator[tuple[str, str, Any]]:
         drawn, sizes = random.Random(1), self._sizes
-        opened = [self._opened(cache, number) for number in range(sizes.layers)]
+        opened = self._llama.cached(cache)
         seen: set[tuple[str, str]] = set()
         while len(seen) < sum(count for kind, count in _PIECES.items() if kind != "weights"):
             kind = ("kv", "unrotated", "hidden")[
@@ -166,33 +128,15 @@ class Model:
             else:
                 row = results[layer][1][0][0, token].view(sizes.heads, -1)
                 yield kind, place, row[head]
-        if self._protected:
+        if self._llama.encrypted:
             return
-        matrices = [(n, p.detach()) for n, p in self._model.named_parameters() if p.ndim == 2]
+        matrices = [(n, p.detach()) for n, p in self._llama.model.named_parameters() if p.ndim == 2]
         for number in range(_PIECES["weights"]):
             name, matrix = matrices[number % len(matrices)]
             row, column = drawn.randrange(matrix.shape[0]), drawn.randrange(matrix.shape[1] - 16)
             if "embed" in name and row in used:  # these rows are results
                 continue
             yield "weights", f"{name}[{row}, {column}]", matrix[row, column : column + 16]
-
-    def _opened(self, cache: Any, number: int) -> tuple[Any, Any]:
-        """Keys and values of a layer, of shape (heads, tokens, size)."""
-        import warnings
-
-        import torch
-
-        from .. import errors
-
-        if not self._protected:
-            return cache.layers[number].keys[0], cache.layers[number].values[0]
-        sizes = self._sizes
-        shape = (1, sizes.heads, 0, sizes.head_size)
-        nothing = torch.empty(shape, dtype=getattr(torch, sizes.dtype))
-        keys, values = cache.update(nothing, nothing, number)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", errors.OpenedCacheWarning)
-            return keys.plain()[0], values.plain()[0]
 
 
 def _note(kept: list[Any]) -> Callable[..., None]:
@@ -220,9 +164,3 @@ class _Streamer:
 
     def end(self) -> None:
         """The answer is complete."""
-
-
-def _bytes(row: Any) -> bytes:
-    import torch
-
-    return bytes(row.contiguous().view(torch.uint8).numpy().tobytes())

@@ -8,11 +8,10 @@ plain way and then of the protected one.
 
 from __future__ import annotations
 
-import signal
 import sys
 from multiprocessing.connection import Connection
 
-from .. import errors
+from ..demo import serving
 from .model import Model
 
 __all__ = ["serve"]
@@ -20,24 +19,15 @@ __all__ = ["serve"]
 
 def serve() -> int:
     """Serves the descriptor. Returns the exit status."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    channel: Connection = Connection(int(sys.argv[1]))
-    try:
-        job = channel.recv()
-        try:
-            model = Model(job)
-        except (errors.PyccmemError, ImportError, OSError, MemoryError) as error:
-            channel.send(str(error))
-            return 1
-        channel.send(0.0)
+
+    def work(model: Model, channel: Connection) -> None:
         text = channel.recv()
         channel.send(model.rehearse(text))
         model.protect()
         channel.send(model.rehearse(text))
         channel.recv()
-    except (EOFError, BrokenPipeError):
-        pass
-    return 0
+
+    return serving.serve(serving.timed(Model), work)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
-from .. import errors
+from ..demo import serving
 from .job import (
     ARM,
     ERASE,
@@ -179,23 +179,13 @@ def _copy(address: int, file: int) -> int:
 
 
 def serve() -> int:
-    """Serves the descriptor until its other end is closed. Returns the exit status."""
-    # Ctrl-C reaches the whole group of processes; the parent ends this one when it is done.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    channel: Connection = Connection(int(sys.argv[1]))
-    try:
-        job = channel.recv()
-        begin = time.perf_counter()
-        try:
-            service = _Service(job)
-        except (errors.PyccmemError, ImportError, OSError, MemoryError) as error:
-            channel.send(str(error))
-            return 1
-        channel.send(time.perf_counter() - begin)
+    """Serves the descriptor. Returns the exit status."""
+
+    def work(service: _Service, channel: Connection) -> None:
         channel.send(service.port())
         service.listen(channel)
-    except (EOFError, BrokenPipeError):  # the parent has closed its end
-        return 0
+
+    return serving.serve(serving.timed(_Service), work)
 
 
 if __name__ == "__main__":

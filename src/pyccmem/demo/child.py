@@ -13,7 +13,7 @@ import numpy as np
 from ..keys import Key
 from ..safetensors import dtype_of, load_file, open_file, read_header
 from .model import Encoder
-from .serving import serve
+from .serving import embed
 from .worker import Job
 
 
@@ -40,4 +40,4 @@ def load(job: Job) -> tuple[Any, float]:
 
 
 if __name__ == "__main__":
-    sys.exit(serve(load))
+    sys.exit(embed(load))

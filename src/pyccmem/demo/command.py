@@ -8,7 +8,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -48,11 +48,29 @@ def count(least: int, most: int) -> Callable[[str], int]:
     return parse
 
 
+def add_counts(add: Callable[..., Any], table: Sequence[tuple[str, int, int, int, str]]) -> None:
+    """Adds an option for each row, of name, default, least, most, what it counts, by the
+    add_argument() of a parser or of a group."""
+    for name, default, least, most, what in table:
+        add(
+            name,
+            metavar="N",
+            type=count(least, most),
+            default=default,
+            help=f"{what} ({default})",
+        )
+
+
+def require_proc(what: str) -> None:
+    """Raises DemoError where there is no /proc."""
+    if not sys.platform.startswith("linux"):
+        raise errors.DemoError(f"{what} /proc, which only Linux has.")
+
+
 def require(packages: Sequence[str], extra: str) -> None:
     """Raises DemoError where there is no /proc, MissingPackageError when one of the packages is not
     installed that `extra` brings."""
-    if not sys.platform.startswith("linux"):
-        raise errors.DemoError("The demo looks into /proc, which only Linux has.")
+    require_proc("The demo looks into")
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise errors.MissingPackageError(

@@ -9,34 +9,26 @@ others by the seconds that they took.
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 from multiprocessing.connection import Connection
 
-from .. import errors
+from ..demo import serving
 from .job import FORGET, OPEN, QUIET, REHEARSE, SHUT, TALK, Job
 from .model import Chat
 
 
 def serve() -> int:
-    """Serves the connection until its other end is closed. Returns the exit status."""
-    # Ctrl-C reaches the whole group of processes; the parent ends this one when it is done.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    channel: Connection = Connection(int(sys.argv[1]))
-    try:
-        job = channel.recv()
-        begin = time.perf_counter()
-        try:
-            chat = Chat(job)
-        except (errors.PyccmemError, ImportError, OSError, MemoryError) as error:
-            channel.send(str(error))
-            return 1
-        channel.send(time.perf_counter() - begin)
+    """Serves the descriptor. Returns the exit status."""
+
+    def make(job: Job) -> tuple[Chat, Job]:
+        return Chat(job), job
+
+    def work(made: tuple[Chat, Job], channel: Connection) -> None:
         while True:
-            _answer(chat, job, channel)
-    except (EOFError, BrokenPipeError):  # the parent has closed its end
-        return 0
+            _answer(*made, channel)
+
+    return serving.serve(serving.timed(make), work)
 
 
 def _answer(chat: Chat, job: Job, channel: Connection) -> None:

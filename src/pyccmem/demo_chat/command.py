@@ -34,26 +34,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "or another error; 130 interrupted."
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    for name, default, least, most, what in (
-        ("--samples", 4200, 42, 100_000, "samples of each part of the conversation"),
-        ("--looks", 4, 1, 1000, "looks while it talks"),
-        ("--rounds", 3, 1, 1000, "timed conversations of each"),
-        ("--threads", 1, 1, 64, "threads of each process"),
-        ("--turns", 3, 1, 100, "questions, and answers"),
-        ("--prompt", 512, 16, 100_000, "tokens of the first question; later ones have a quarter"),
-        ("--answer", 32, 4, 100_000, "tokens of each answer"),
-        ("--layers", 8, 2, 200, "layers of the model"),
-        ("--width", 1024, 64, 16384, "size of its hidden states"),
-        ("--heads", 8, 1, 128, "heads of keys and values; of queries there are twice as many"),
-        ("--head-size", 64, 32, 256, "elements of a head"),
-    ):
-        parser.add_argument(
-            name,
-            metavar="N",
-            type=demo.count(least, most),
-            default=default,
-            help=f"{what} ({default})",
-        )
+    demo.add_counts(
+        parser.add_argument,
+        (
+            ("--samples", 4200, 42, 100_000, "samples of each part of the conversation"),
+            ("--looks", 4, 1, 1000, "looks while it talks"),
+            ("--rounds", 3, 1, 1000, "timed conversations of each"),
+            ("--threads", 1, 1, 64, "threads of each process"),
+            ("--turns", 3, 1, 100, "questions, and answers"),
+            (
+                "--prompt",
+                512,
+                16,
+                100_000,
+                "tokens of the first question; later ones have a quarter",
+            ),
+            ("--answer", 32, 4, 100_000, "tokens of each answer"),
+            ("--layers", 8, 2, 200, "layers of the model"),
+            ("--width", 1024, 64, 16384, "size of its hidden states"),
+            ("--heads", 8, 1, 128, "heads of keys and values; of queries there are twice as many"),
+            ("--head-size", 64, 32, 256, "elements of a head"),
+        ),
+    )
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..demo.llama import Shape
+
 __all__ = [
     "ENCRYPTED",
     "FORGET",
@@ -53,15 +55,24 @@ class Sizes:
         return self.prompt + (self.turns - 1) * self.question(1) + self.turns * self.answer
 
     @property
-    def inner(self) -> int:
-        """Width of the layers' inner states, as in Llama models."""
-        return self.width * 11 // 4
+    def shape(self) -> Shape:
+        """Of the model."""
+        return Shape(
+            words=WORDS,
+            layers=self.layers,
+            width=self.width,
+            queries=2 * self.heads,
+            heads=self.heads,
+            head_size=self.head_size,
+            tokens=self.tokens,
+            dtype=self.dtype,
+        )
 
     @property
     def parameters(self) -> int:
         """Weights of the whole model."""
         attention = 6 * self.width * self.heads * self.head_size
-        layer = attention + 3 * self.width * self.inner + 2 * self.width
+        layer = attention + 3 * self.width * self.shape.inner + 2 * self.width
         return self.layers * layer + 2 * WORDS * self.width + self.width
 
     def question(self, turn: int) -> int:

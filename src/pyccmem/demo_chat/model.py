@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model of the chat, and its conversation. torch and the like are imported when it is made."""
+"""The model of the chat, and its conversation."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import gc
 import math
 import random
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from .. import errors
+from ..demo.llama import Llama, bytes_of
 from ..keys import Key
 from .job import ENCRYPTED, WORDS, Job, Rows, Sizes, Step, Talk
 
@@ -24,46 +23,18 @@ class Chat:
     """The model, plain until encrypt(), and one conversation with it."""
 
     def __init__(self, job: Job) -> None:
-        import torch
-        from transformers import LlamaConfig, LlamaForCausalLM
-        from transformers.utils import logging
-
-        logging.set_verbosity_error()
-        torch.set_num_threads(job.threads)
-        torch.manual_seed(0)
         sizes = self._sizes = job.sizes
-        config = LlamaConfig(
-            vocab_size=WORDS,
-            hidden_size=sizes.width,
-            intermediate_size=sizes.inner,
-            num_hidden_layers=sizes.layers,
-            num_attention_heads=2 * sizes.heads,
-            num_key_value_heads=sizes.heads,
-            head_dim=sizes.head_size,
-            max_position_embeddings=sizes.tokens,
-            eos_token_id=None,
-            bos_token_id=None,
-            dtype=sizes.dtype,
-        )
-        # Typed as what it is not: transformers has no types.
-        self._model: Any = LlamaForCausalLM(config).eval().to(getattr(torch, sizes.dtype))
+        self._llama = Llama(sizes.shape, job.threads)
         self._cache: Any = None
         self._opened: Any = None
-        self._encrypted = False
         if job.way == ENCRYPTED:
             self.encrypt()
 
     def encrypt(self) -> None:
         """Encrypts the weights in place; conversations from now on have an encrypted cache."""
-        import pyccmem.torch
-        import pyccmem.transformers
-
         self.forget()
         with Key.generate() as key:
-            pyccmem.torch.encrypt_module(self._model, key=key, activations="wiped")
-        pyccmem.transformers.protect_inputs(self._model)
-        self._encrypted = True
-        gc.collect()
+            self._llama.encrypt(key)
 
     # ---- a conversation ----
 
@@ -71,18 +42,12 @@ class Chat:
         """Holds the conversation from its beginning, and keeps its cache. The same seed asks the
         same questions and draws the same words. `say` is called for each token of an answer."""
         import torch
-        from transformers import DynamicCache
-
-        import pyccmem.transformers
 
         self.forget()
         sizes = self._sizes
         questions = torch.Generator().manual_seed(1)
         torch.manual_seed(2)
-        if self._encrypted:
-            self._cache = pyccmem.transformers.EncryptedCache(self._model.config)
-        else:
-            self._cache = DynamicCache(config=self._model.config)
+        self._cache = self._llama.new_cache()
         text = torch.empty((1, 0), dtype=torch.long)
         clock = _Clock(say)
         for turn in range(sizes.turns):
@@ -90,7 +55,7 @@ class Chat:
             question = torch.randint(0, WORDS, shape, generator=questions)
             text = torch.cat((text, question), 1)
             clock.ask(text.shape[1])
-            text = self._model.generate(
+            text = self._llama.model.generate(
                 text,
                 attention_mask=torch.ones_like(text),
                 cache=self._cache,
@@ -105,35 +70,19 @@ class Chat:
     def forget(self) -> None:
         """Drops the cache, by erase() where it is encrypted."""
         cache, self._cache, self._opened = self._cache, None, None
-        if cache is not None and self._encrypted:
+        if cache is not None and self._llama.encrypted:
             cache.erase()
         del cache
         gc.collect()
 
     def open(self) -> None:
         """Opens the whole cache into memory of pyccmem's, where a search has to find it."""
-        self._opened = [self._layer(number) for number in range(self._sizes.layers)]
+        self._opened = self._llama.cached(self._cache)
 
     def shut(self) -> None:
         """Drops what open() has opened."""
         self._opened = None
         gc.collect()
-
-    def _layer(self, number: int) -> tuple[Any, Any]:
-        """Keys and values of shape (heads, tokens, size)."""
-        import torch
-
-        if not self._encrypted:
-            layer = self._cache.layers[number]
-            return layer.keys[0], layer.values[0]
-        sizes = self._sizes
-        nothing = torch.empty(
-            (1, sizes.heads, 0, sizes.head_size), dtype=getattr(torch, sizes.dtype)
-        )
-        keys, values = self._cache.update(nothing, nothing, number)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", errors.OpenedCacheWarning)
-            return keys.plain()[0], values.plain()[0]
 
     # ---- before the proof ----
 
@@ -150,12 +99,12 @@ class Chat:
 
         hooks = [
             layer.self_attn.k_proj.register_forward_hook(keep(kept))
-            for layer, kept in zip(self._model.model.layers, before, strict=True)
+            for layer, kept in zip(self._llama.model.model.layers, before, strict=True)
         ]
         talk = self.talk()
         for hook in hooks:
             hook.remove()
-        layers = [self._layer(number) for number in range(sizes.layers)]
+        layers = self._llama.cached(self._cache)
         made = [torch.cat(kept).view(-1, sizes.heads, sizes.head_size) for kept in before]
         rows: dict[str, bytes] = {}
         places = random.Random(3)
@@ -163,9 +112,9 @@ class Chat:
         for first, last in ((1, sizes.prompt), (sizes.prompt, sizes.tokens - 1)):
             for kind, layer, head, token in _some(places, sizes, ("k", "v"), first, last, count):
                 row = layers[layer][kind == "v"][head, token]
-                rows[f"{kind}.{layer}.{head}.{token}"] = _bytes(row)
+                rows[f"{kind}.{layer}.{head}.{token}"] = bytes_of(row)
         for kind, layer, head, token in _some(places, sizes, ("before",), 1, sizes.prompt, count):
-            rows[f"{kind}.{layer}.{head}.{token}"] = _bytes(made[layer][token, head])
+            rows[f"{kind}.{layer}.{head}.{token}"] = bytes_of(made[layer][token, head])
         return Rows(rows, talk)
 
 
@@ -221,9 +170,3 @@ def _some(
     for place in places.sample(range(math.prod(limits)), min(count, math.prod(limits))):
         kind, layer, head, token = np.unravel_index(place, limits)
         yield kinds[kind], 1 + int(layer), int(head), first + int(token)
-
-
-def _bytes(row: Any) -> bytes:
-    import torch
-
-    return bytes(row.contiguous().view(torch.uint8).numpy().tobytes())

@@ -9,7 +9,7 @@ import sys
 import time
 from typing import Any
 
-from ..demo.serving import serve
+from ..demo.serving import embed
 from ..keys import Key
 from .job import BATCH, IN_PLACE, Job
 
@@ -44,4 +44,4 @@ def load(job: Job) -> tuple[Any, float]:
 
 
 if __name__ == "__main__":
-    sys.exit(serve(load))
+    sys.exit(embed(load))
