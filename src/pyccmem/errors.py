@@ -11,19 +11,27 @@ its text is a sentence that says what was wrong and what to do::
     │   ├── RangeError (IndexError)           offset or length outside the buffer
     │   ├── IndexingError (IndexError)        an index that a tensor's shape does not allow
     │   ├── NoAddressError (NotImplementedError)  the address of an encrypted tensor's plain data
+    │   ├── FileRequestError (SafetensorError)    a tensor or device that a file lacks
+    │   │   └── FileIndexError (IndexingError)    an index outside a tensor of a file
+    │   ├── StateDictError (RuntimeError)     tensors that share memory, or do not fit a model
     │   ├── ConfigError                       an environment variable's value
     │   └── TierError                         unknown tier, or one this processor cannot run
     ├── ArgumentTypeError (TypeError)         an argument of the wrong type
     │   ├── BufferTypeError                   not a buffer of plain bytes
     │   │   ├── ReadOnlyOutputError           an output that cannot be written to
     │   │   └── NonContiguousError (BufferError)  bytes that do not lie in one piece
-    │   └── NotPicklableError                 pickling or copying what must stay in one process
+    │   ├── NotPicklableError                 pickling or copying what must stay in one process
+    │   └── TensorTypeError (ValueError)      something that is not a dense tensor, to be saved
     ├── ClosedError (ValueError)              used after close()
+    │   └── ClosedFileError (SafetensorError) a safetensors file used after close()
     ├── ForkError (RuntimeError)              used in a process forked from its owner
     ├── FileReadError (OSError)               a file that cannot be opened or read
+    │   ├── MissingFileError (FileNotFoundError)  a file that is not there
     │   └── KeyFileError                      a key file that cannot be opened or read
+    │       └── MissingKeyFileError (MissingFileError)  a key file that is not there
     ├── FileWriteError (OSError)              a file that cannot be written
-    ├── FileFormatError (ValueError)          a file whose contents are not what they must be
+    ├── SafetensorError                       what safetensors raises its error of this name for
+    │   └── FileFormatError (ValueError)      a file whose contents are not what they must be
     ├── ProcessAccessError (OSError)          a process whose memory cannot be read
     │   ├── NoProcessError (ProcessLookupError)   no such process, or it has ended
     │   └── NoPermissionError (PermissionError)   this user may not read its memory
@@ -55,6 +63,7 @@ its text is a sentence that says what was wrong and what to do::
 
 from __future__ import annotations
 
+import errno
 from typing import Any, TypeVar
 
 __all__ = [
@@ -62,12 +71,15 @@ __all__ = [
     "ArgumentTypeError",
     "BufferTypeError",
     "ClosedError",
+    "ClosedFileError",
     "ConfigError",
     "DemoError",
     "EntropyError",
     "FaultMechanismError",
     "FileFormatError",
+    "FileIndexError",
     "FileReadError",
+    "FileRequestError",
     "FileWriteError",
     "ForkError",
     "ForkWarning",
@@ -79,6 +91,8 @@ __all__ = [
     "KeyFileError",
     "LockedMemoryError",
     "MappingConflictError",
+    "MissingFileError",
+    "MissingKeyFileError",
     "MissingPackageError",
     "NoAddressError",
     "NoPermissionError",
@@ -99,8 +113,11 @@ __all__ = [
     "RangeError",
     "ReadOnlyError",
     "ReadOnlyOutputError",
+    "SafetensorError",
     "SecretMemoryError",
     "SelfTestError",
+    "StateDictError",
+    "TensorTypeError",
     "TierError",
     "UnsharedFileWarning",
     "VersionExhaustedError",
@@ -113,6 +130,12 @@ class PyccmemError(Exception):
 
 class ArgumentError(PyccmemError, ValueError):
     """An argument of the right type whose value is outside what is documented."""
+
+
+class SafetensorError(PyccmemError):
+    """Base of the exceptions for what safetensors raises its own SafetensorError for: a file that
+    is not as the format demands, a tensor that a file does not have, a file used after its
+    close()."""
 
 
 class InvalidKeyError(ArgumentError):
@@ -140,8 +163,26 @@ class TierError(ArgumentError):
     """An unknown tier name, or a tier that this processor cannot run."""
 
 
+class FileRequestError(ArgumentError, SafetensorError):
+    """A tensor, framework, device, backend or dtype that a safetensors file, or pyccmem, does not
+    have."""
+
+
+class FileIndexError(FileRequestError, IndexingError):
+    """An index outside a tensor of a safetensors file, or of a kind that its slices do not take."""
+
+
+class StateDictError(ArgumentError, RuntimeError):
+    """Tensors of a model that share data where they may not, have none, or do not fit the model."""
+
+
 class ArgumentTypeError(PyccmemError, TypeError):
     """An argument of the wrong type."""
+
+
+class TensorTypeError(ArgumentTypeError, ValueError):
+    """Something that is not a dense tensor with data, where one is to be saved. safetensors raises
+    a ValueError for it."""
 
 
 class NoAddressError(ArgumentError, NotImplementedError):
@@ -169,6 +210,10 @@ class ClosedError(PyccmemError, ValueError):
     """A key or buffer used after its close()."""
 
 
+class ClosedFileError(ClosedError, SafetensorError):
+    """A safetensors file used after its close()."""
+
+
 class ForkError(PyccmemError, RuntimeError):
     """A key or buffer used in a process forked from the one that made it."""
 
@@ -178,9 +223,13 @@ class _SystemError(PyccmemError, OSError):
 
     def of_system(self: _Failure, number: int | None, filename: Any = None) -> _Failure:
         """Returns the exception itself, with the system's number for the failure and the file's
-        name. For the line that raises it: an exception held by a variable of its own traceback is a
-        cycle."""
+        name. If the number says that the file is not there, the exception becomes one that
+        FileNotFoundError catches, where its class has such a class. For the line that raises it: an
+        exception held by a variable of its own traceback is a cycle."""
         self.errno = number
+        missing = _MISSING.get(type(self))
+        if missing is not None and number == errno.ENOENT:
+            self.__class__ = missing
         if filename is not None:
             self.filename = filename
         return self
@@ -202,6 +251,18 @@ class KeyFileError(FileReadError):
     """A key file that cannot be opened or read; `errno` and `filename` are set where known."""
 
 
+class MissingFileError(FileReadError, FileNotFoundError):
+    """A file that is not there."""
+
+
+class MissingKeyFileError(KeyFileError, MissingFileError):
+    """A key file that is not there."""
+
+
+#: The classes for files that are not there, by those for files that cannot be read.
+_MISSING: dict[type, type] = {FileReadError: MissingFileError, KeyFileError: MissingKeyFileError}
+
+
 class FileWriteError(_SystemError):
     """A file that cannot be written; `errno` and `filename` are set where known. What was there
     before is unchanged."""
@@ -210,7 +271,7 @@ class FileWriteError(_SystemError):
         return str(self.args[0]) if self.args else ""
 
 
-class FileFormatError(PyccmemError, ValueError):
+class FileFormatError(SafetensorError, ValueError):
     """A file whose contents are not what its format demands. Nothing was taken from it."""
 
 

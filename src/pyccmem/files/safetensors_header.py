@@ -98,7 +98,12 @@ class Header:
 
 def open_file(path: str | os.PathLike[str], what: str = "a safetensors file") -> BinaryIO:
     """Opens a regular file for reading, without Python's own buffer. `what` names the kind of file
-    in an error. Raises FileReadError."""
+    in an error. Raises FileReadError (MissingFileError for a file that is not there),
+    ArgumentTypeError."""
+    if not isinstance(path, (str, bytes, os.PathLike)):
+        raise errors.ArgumentTypeError(
+            f"A path must be a file's name, not {type(path).__name__}; name {what}."
+        )
     try:
         file = cast(BinaryIO, _File(path))
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
