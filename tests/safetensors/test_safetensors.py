@@ -19,7 +19,7 @@ import pyccmem
 from pyccmem import EncryptedTensor, Key, errors
 from pyccmem import safetensors as loader
 from pyccmem.binding import wiped
-from pyccmem.safetensors import _load
+from pyccmem.safetensors import _open
 
 NUMPY = {
     "F64": "float64",
@@ -268,8 +268,8 @@ def test_reads_that_give_less_than_asked(
         opened.append(Slow(real(path)))
         return opened[-1]
 
-    real = _load.open_file
-    monkeypatch.setattr(_load, "open_file", open_slow)
+    real = _open.open_file
+    monkeypatch.setattr(_open, "open_file", open_slow)
     weights = loader.load_file(model, key=key)
     assert weights["matrix"][...].tobytes() == random_bytes(2_800_000, 2)
     assert opened[0].calls > 10, "the reads were not cut into pieces"
@@ -292,8 +292,8 @@ def test_error_of_the_disk(model: Path, key: Key, monkeypatch: pytest.MonkeyPatc
         def __exit__(self, *_: object) -> None:
             self.file.close()
 
-    real = _load.open_file
-    monkeypatch.setattr(_load, "open_file", lambda path: Broken(real(path)))
+    real = _open.open_file
+    monkeypatch.setattr(_open, "open_file", lambda path: Broken(real(path)))
     with pytest.raises(errors.FileReadError, match="Input/output error") as caught:
         loader.load_file(model, key=key)
     assert caught.value.errno == 5

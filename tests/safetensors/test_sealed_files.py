@@ -69,7 +69,7 @@ def test_what_was_saved_is_loaded(path: Path, key: Key, seal_names: bool, mmap: 
     assert sealed.is_sealed(path)
     with sealed.safe_open(path, key=key, mmap=mmap) as file:
         assert file.metadata() == metadata
-        assert file.keys() == list(tensors()) and len(file) == 5 and "matrix" in file
+        assert file.keys() == sorted(tensors()) and len(file) == 5 and "matrix" in file
         assert file.info("matrix") == sealed.TensorInfo("F32", (1000, 700), 2_800_000)
         assert f"{file.file_id}:{file.generation}" == pin
         matrix = file.get_tensor("matrix")
@@ -120,7 +120,7 @@ def test_every_dtype(path: Path, key: Key, name: str) -> None:
 
 
 def test_dtypes_that_no_file_has(path: Path, key: Key) -> None:
-    for array in (np.zeros(3, "c16"), np.zeros(3, ">f4"), np.array(["a"]), np.zeros(3, "M8[s]")):
+    for array in (np.zeros(3, "c16"), np.zeros(3, ">c16"), np.array(["a"]), np.zeros(3, "M8[s]")):
         with pytest.raises(errors.ArgumentTypeError, match="'t'"):
             sealed.save_file({"t": array}, path, key=key)
     assert not path.exists() and not os.listdir(path.parent)
@@ -448,9 +448,10 @@ def test_a_plain_file_in_the_place_of_a_sealed_one(path: Path, key: Key) -> None
     plain_file(path, key)
     assert sealed.load_file(path, key=key)["pages"].writable, "without a pin it is just loaded"
     for options in ({"expect": pin}, {"sealed": True}):
-        with pytest.raises(errors.IntegrityError, match="plain"):
-            sealed.load_file(path, key=key, **options)  # type: ignore[arg-type]
-    for opener in (sealed.safe_open, sealed.verify_file, sealed.inspect_file):
+        for opener in (sealed.load_file, sealed.safe_open):
+            with pytest.raises(errors.IntegrityError, match="plain"):
+                opener(path, key=key, **options)  # type: ignore[operator]
+    for opener in (sealed.verify_file, sealed.inspect_file):
         with pytest.raises(errors.FileFormatError, match="plain"):
             opener(path, key=key)  # type: ignore[operator]
     with pytest.raises(errors.ArgumentTypeError, match="plain file"):

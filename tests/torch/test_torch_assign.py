@@ -207,7 +207,8 @@ def test_assigned_from_a_file(key: pyccmem.Key, tmp_path: Path, name: str, place
     outputs are right in every mode, and a backward pass that reaches one is refused."""
     made = (lambda: (Model(), (IDS,))) if name == "model" else LAYERS[name]
     layer, arguments = made()
-    save_file(layer.eval().state_dict(), tmp_path / "m.safetensors", key=key)
+    state = {name: tensor.clone() for name, tensor in layer.eval().state_dict().items()}
+    save_file(state, tmp_path / "m.safetensors", key=key)  # of tied ones each
     model = made()[0].eval().to(place)
     loaded = load_file(tmp_path / "m.safetensors", key=key)
     model.load_state_dict(loaded, assign=True)

@@ -166,7 +166,9 @@ def test_sealed_files(key: pyccmem.Key, tmp_path: Path) -> None:
     w = torch.randn(40, 30)
     t = sealed(w, key)
     encrypted.save_file(
-        {"t": t, "view": t.t(), "plain": w.bfloat16(), "none": torch.ones(0, 2)}, path, key=key
+        {"t": t, "view": sealed(w, key).t(), "plain": w.bfloat16(), "none": torch.ones(0, 2)},
+        path,
+        key=key,
     )
     assert w.numpy().tobytes()[:64] not in path.read_bytes()
     found = encrypted.load_file(path, key=key)

@@ -22,9 +22,10 @@ from ..binding import TENSOR_PAGE_SIZE, wiped
 from ..core.dtypes import DTYPES
 from ..core.indexing import address
 from ..core.kv_tables import SEQUENCES_MAX, KVTables, Rows
-from ..safetensors import Progress, SealedFile, safe_open
+from ..safetensors import Progress, SealedFile
 from ..safetensors._progress import check_progress, reporting
-from ..safetensors._reader import buffer_of
+from ..safetensors._reader import expected, open_sealed
+from ..safetensors._tensor_file import buffer_of
 from ..safetensors._writer import write_sealed
 from ..safetensors.providers import AnyKey, check_key
 from .shapes import LayerShape, add_layers, checked_dtype, checked_layers, opened_dtype
@@ -148,7 +149,7 @@ def export(
 def opened(path: str | os.PathLike[str], key: AnyKey, expect: Any) -> tuple[SealedFile, Contents]:
     """Opens a file, and returns it with what it says that it holds. Raises FileFormatError for
     another kind of sealed file, and what safe_open() raises."""
-    file = safe_open(path, key=key, expect=expect)
+    file = open_sealed(path, key=key, expect=expected(expect))
     try:
         return file, _contents(file, os.fspath(path))
     except BaseException:
@@ -157,7 +158,7 @@ def opened(path: str | os.PathLike[str], key: AnyKey, expect: Any) -> tuple[Seal
 
 
 def _contents(file: SealedFile, path: Any) -> Contents:
-    metadata = file.metadata()
+    metadata = file.metadata() or {}
     if metadata.get("format") != _MARK:
         raise errors.FileFormatError(
             f"{path!a} is a sealed file, but not of a key-value cache; name one that "
@@ -202,7 +203,7 @@ def _check_tensors(file: SealedFile, contents: Contents) -> None:
         for sequence, (tokens, first) in enumerate(contents.extents[layer])
         for which in "kv"
     }
-    found = {name: (file.info(name).dtype, file.info(name).shape) for name in file.keys()}  # noqa: SIM118
+    found = {name: (file.info(name).dtype, file.info(name).shape) for name in file.offset_keys()}
     if found != wanted:
         raise ValueError("its tensors are not those of its layers")
 
@@ -217,7 +218,7 @@ def filled(
     """Appends what the file holds to an empty cache without layers."""
     check_progress(progress)
     add_layers(tables, contents.dtype, contents.shapes)
-    names = file.keys()
+    names = file.offset_keys()
     total = sum(file.info(name).nbytes for name in names)
     done = 0
     with reporting(progress, path, total) as report:

@@ -10,12 +10,16 @@ mapped:
 
     encrypt_file(src, dst, key)       a plain file, sealed
     save_file(tensors, path, key=)    tensors, sealed
+    save, load                        the bytes of a sealed file, and back
     load_file, safe_open              ... and mapped, with no decryption
     inspect_file, verify_file         what it says, and whether it is whole
     rewrap_file(path, old, new)       for another key
     decrypt_file(src, dst, key)       back in the clear, on disk
 
 `key` is a pyccmem.Key, a Passphrase, or a KeyProvider. The format: see _format.
+
+The functions of safetensors and safetensors.numpy are here under their names, with their arguments
+in their order, and a `key` besides; those of safetensors.torch are in pyccmem.torch.
 
     header dtype            dtype of the tensor
     F64 F32 F16             float64 float32 float16
@@ -28,40 +32,61 @@ mapped:
     F8_E4M3FNUZ F8_E5M2FNUZ float8_e4m3fnuz float8_e5m2fnuz
     F8_E8M0                 float8_e8m0fnu
     F4 F6_E2M3 F6_E3M2      sealed and decrypted as files, but not loaded: NumPy has no type for
-                            elements of less than a byte
+                            elements of less than a byte (torch has one for F4)
 """
 
 from __future__ import annotations
 
+from ..errors import SafetensorError
 from ..files.safetensors_header import Entry, open_file, read_header
 from ._convert import decrypt_file, encrypt_file, rewrap_file
 from ._dtypes import dtype_of
 from ._inspect import FileInfo, inspect_file, verify_file
-from ._load import is_sealed, load_file, safe_open, save_file
+from ._load import deserialize, is_sealed, load, load_file
+from ._open import safe_open, safe_open_handle
+from ._opened_plain import PlainFile
 from ._progress import Progress
-from ._reader import SealedFile, TensorInfo
+from ._reader import SealedFile
+from ._save import save, save_file, serialize, serialize_file
+from ._slices import TensorSlice
+from ._specs import TensorSpec
+from ._tensor_file import TensorFile, TensorInfo
 from .providers import KeyProvider, Passphrase, WrappedKey, provider_named
+
+#: What safetensors calls it.
+_safe_open_handle = safe_open_handle
 
 __all__ = [
     "Entry",
     "FileInfo",
     "KeyProvider",
     "Passphrase",
+    "PlainFile",
     "Progress",
+    "SafetensorError",
     "SealedFile",
+    "TensorFile",
     "TensorInfo",
+    "TensorSlice",
+    "TensorSpec",
     "WrappedKey",
     "decrypt_file",
+    "deserialize",
     "dtype_of",
     "encrypt_file",
     "inspect_file",
     "is_sealed",
+    "load",
     "load_file",
     "open_file",
     "provider_named",
     "read_header",
     "rewrap_file",
     "safe_open",
+    "safe_open_handle",
+    "save",
     "save_file",
+    "serialize",
+    "serialize_file",
     "verify_file",
 ]

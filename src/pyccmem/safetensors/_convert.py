@@ -30,19 +30,18 @@ from ._plain_file import BLOCK, will_read_in_order
 from ._progress import Progress, check_progress, reporting
 from ._reader import (
     SealedFile,
-    buffer_of,
     data_key_of,
     data_of,
     descriptor_of,
     expected,
     header_of,
     looks_sealed,
-    name_of,
     open_sealed,
     placed_in,
     read_at,
 )
 from ._sources import FileSource, Source
+from ._tensor_file import buffer_of, name_of
 from ._writer import write_sealed
 from .providers import AnyKey, check_key, wrap
 
@@ -137,8 +136,11 @@ def decrypt_file(
     """
     check_progress(progress)
     with open_sealed(src, key=key, expect=expected(expect), mmap=mmap) as opened:
-        # The larger elements first, as in the format's own writer, so that all are aligned.
-        names = sorted(opened.keys(), key=lambda name: -DTYPE_BITS[opened.info(name).dtype])
+        # The larger elements first, so that all are aligned, and then by name, as in the format's
+        # own writer: of two files of the same tensors the plain bytes are the same.
+        names = sorted(
+            opened.offset_keys(), key=lambda name: (-DTYPE_BITS[opened.info(name).dtype], name)
+        )
         document: dict[str, Any] = {}
         if opened.metadata():
             document["__metadata__"] = opened.metadata()

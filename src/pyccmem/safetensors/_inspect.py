@@ -13,8 +13,6 @@ from ._format import Index
 from ._progress import Progress, check_progress, reporting
 from ._reader import (
     SealedFile,
-    TensorInfo,
-    buffer_of,
     data_of,
     expected,
     header_of,
@@ -22,6 +20,8 @@ from ._reader import (
     placed_in,
     structure,
 )
+from ._tensor_file import TensorInfo, buffer_of
+from ._tensor_file import described as described_tensors
 from .providers import AnyKey
 
 __all__ = ["Damage", "FileInfo", "damage_of", "inspect_file", "verify_file"]
@@ -95,8 +95,8 @@ def inspect_file(path: _Path, key: AnyKey | None = None, *, expect: Any = None) 
     else:
         with open_sealed(path, key=key, expect=pinned) as opened:
             described, size = header_of(opened), data_of(opened)[1]
-            tensors = {name: opened.info(name) for name in opened.keys()}  # noqa: SIM118
-            metadata = opened.metadata()
+            tensors = described_tensors(opened)
+            metadata = opened.metadata() or {}
             pages = {blob.name: blob.npages for _, blob in placed_in(opened).values()}
     sealed = not isinstance(described.index, Index)
     if sealed and key is None:
@@ -182,7 +182,8 @@ def verify_file(
     )
     raise errors.IntegrityError(
         f"{os.fspath(path)!r} was changed since it was sealed: {where} does not match its tag, and "
-        f"{len(damage)} of {len(opened)} tensors are damaged in all; use a good copy of the file.",
+        f"{len(damage)} of {len(placed_in(opened))} tensors are damaged in all; use a good copy of "
+        f"the file.",
         name=first.tensor,
         page=first.pages[0] if first.pages else None,
         offset=first.pages[0] * opened.page_size if first.pages else None,

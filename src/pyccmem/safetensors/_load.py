@@ -1,26 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loads files into tensors, and saves tensors to sealed files."""
+"""Loads files into tensors: files by name, and their bytes."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from .. import errors
-from ..binding import DEFAULT_CIPHER, TENSOR_PAGE_SIZE
-from ..binding.arguments import checked_page_size
+from ..buffer import EncryptedBuffer
 from ..files.safetensors_header import open_file, read_all
-from ..keys import Key
 from ..tensor import EncryptedTensor
-from ._plain_file import load_plain
+from ._frameworks import reads_pages
+from ._handles import MEMORY
+from ._open import Options, opened, opened_bytes
+from ._opened_plain import PlainFile, will_be_read
 from ._progress import Progress, check_progress, reporting
-from ._reader import SealedFile, expected, looks_sealed, open_sealed, opened_over
-from ._sources import is_text, sources_of
-from ._writer import write_sealed
-from .providers import AnyKey, check_key
+from ._reader import looks_sealed
+from ._tensor_file import Report, TensorFile, buffer_of, described, tensors_of
+from .providers import AnyKey
 
-__all__ = ["checked_metadata", "is_sealed", "load_file", "safe_open", "save_file"]
+__all__ = ["deserialize", "is_sealed", "load", "load_file", "load_from", "load_from_bytes"]
 
 
 def is_sealed(path: str | os.PathLike[str]) -> bool:
@@ -34,11 +35,12 @@ def is_sealed(path: str | os.PathLike[str]) -> bool:
 
 
 def load_file(
-    path: str | os.PathLike[str],
+    filename: str | os.PathLike[str],
     *,
     key: AnyKey,
     expect: Any = None,
     sealed: bool | None = None,
+    backend: str = "mmap",
     mmap: bool = True,
     cipher: str | None = None,
     page_size: int | None = None,
@@ -51,10 +53,11 @@ def load_file(
     A sealed file is not decrypted. Its pages are mapped, shared with every other process that maps
     them, and read-only (tensor.copy() makes a writable tensor). A program that can write the file
     can make reads fail, by changing it (IntegrityError) or cutting it short (FileReadError). With
-    mmap=False the pages are read into memory, and later changes of the file do not matter. `key` is
-    what the file was sealed for: a Key, a Passphrase or a KeyProvider. `expect` pins a file id and
-    its least generation: the text "FILE_ID:GENERATION" that `pyccmem inspect` prints, a pair, a
-    dict or what inspect_file() returned. With `expect` a plain file is refused.
+    mmap=False, or backend="pread", the pages are read into memory, and later changes of the file do
+    not matter. `key` is what the file was sealed for: a Key, a Passphrase or a KeyProvider.
+    `expect` pins a file id and its least generation: the text "FILE_ID:GENERATION" that `pyccmem
+    inspect` prints, a pair, a dict or what inspect_file() returned. With `expect` a plain file is
+    refused.
 
     A forked child opens the file anew when it first uses one of the tensors, if it can get the key
     again from a key file, a KeyProvider or a Passphrase that is kept. A descriptor stays open for
@@ -74,130 +77,93 @@ def load_file(
     bar) whose package is not installed, ArgumentTypeError for elements of less than a byte, and
     what EncryptedBuffer raises.
     """
+    anonymous = reads_pages(backend) or not mmap
+    options = Options(key, expect, sealed, not anonymous, cipher, page_size)
+    return load_from(filename, options, progress)
+
+
+def load_from(
+    filename: str | os.PathLike[str], options: Options, progress: bool | Progress | None
+) -> dict[str, Any]:
+    """Does load_file() for an adapter, whose framework `options` has."""
     check_progress(progress)
-    pinned = expected(expect)
-    with open_file(path) as file:
-        header = read_all(file)
-        if not looks_sealed(header):
-            if pinned is not None or sealed:
-                raise _not_sealed(path)
-            if not isinstance(key, Key):
-                check_key(key)
-                raise errors.ArgumentTypeError(
-                    f"{os.fspath(path)!r} is a plain file, which is encrypted under a pyccmem.Key, "
-                    f"not a {type(key).__name__}; name the sealed file, or use Key.generate()."
-                )
-            return load_plain(
-                path,
-                file,
-                header,
-                key=key,
-                cipher=DEFAULT_CIPHER if cipher is None else cipher,
-                page_size=TENSOR_PAGE_SIZE if page_size is None else page_size,
-                progress=progress,
-            )
-        if sealed is False:
-            raise errors.FileFormatError(
-                f"{os.fspath(path)!r} is a sealed file, and sealed=False asks for a plain one; "
-                f"leave it out."
-            )
-        with opened_over(path, file, header, key=key, expect=pinned, mmap=mmap) as opened:
-            _check_same("cipher", cipher, opened.cipher)
-            _check_same("page_size", page_size, opened.page_size)
-            return _load_sealed(path, opened, False if mmap else progress)
+    with opened(filename, options) as file:
+        return _all_of(file, filename, progress, options.mmap)
 
 
-def _not_sealed(path: str | os.PathLike[str]) -> errors.IntegrityError:
-    return errors.IntegrityError(
-        f"{os.fspath(path)!r} is a plain safetensors file where a sealed one was expected, so "
-        f"it may be forged; use the file that was sealed."
-    )
-
-
-def _check_same(what: str, asked: Any, found: Any) -> None:
-    if asked is not None and asked != found:
-        raise errors.ArgumentError(
-            f"{what} is {asked!r}, and the file is sealed with {found!r}; leave it out for a "
-            f"sealed file."
-        )
-
-
-def _load_sealed(
-    path: str | os.PathLike[str], opened: SealedFile, progress: bool | Progress | None
-) -> dict[str, EncryptedTensor]:
-    tensors: dict[str, EncryptedTensor] = {}
-    total = sum(opened.info(name).nbytes for name in opened.keys())  # noqa: SIM118
-    done = 0
-    try:
-        with reporting(progress, path, total) as report:
-            for name in opened.keys():  # noqa: SIM118
-                tensors[name] = tensor = opened.get_tensor(name)
-                done += tensor.nbytes
-                report(done, total)
-    except BaseException:
-        for tensor in tensors.values():
-            tensor.close()
-        raise
-    return tensors
-
-
-def safe_open(
-    path: str | os.PathLike[str], *, key: AnyKey, expect: Any = None, mmap: bool = True
-) -> SealedFile:
-    """Opens a sealed file to take single tensors from it, as a context manager. Arguments and
-    errors are those of load_file(); a plain file is refused."""
-    return open_sealed(path, key=key, expect=expected(expect), mmap=mmap)
-
-
-def save_file(
-    tensors: Mapping[str, Any],
-    path: str | os.PathLike[str],
+def load(
+    data: Any,
     *,
     key: AnyKey,
-    metadata: Mapping[str, str] | None = None,
-    seal_names: bool = False,
-    page_size: int = TENSOR_PAGE_SIZE,
-    progress: bool | Progress | None = None,
-) -> str:
-    """Writes a sealed file of `tensors`: EncryptedTensors, arrays, or torch tensors on the CPU, by
-    name. Returns the file's pin, for `expect`: "FILE_ID:GENERATION".
+    expect: Any = None,
+    sealed: bool | None = None,
+    cipher: str | None = None,
+    page_size: int | None = None,
+) -> dict[str, EncryptedTensor]:
+    """Does load_file() for the bytes of a file, plain or sealed, in any buffer of bytes. Sealed
+    bytes are copied as they are, and mapped. Plain bytes stay as they are: overwrite them yourself.
 
-    The file gets a new data key and a new file id, and the generation after that of the sealed file
-    it replaces. It appears whole or not at all. `metadata` is what a plain file has as
-    `__metadata__`. With `seal_names`, names, dtypes, shapes and metadata are encrypted too; the
-    number of tensors and their sizes in pages still show. Plaintext passes through 1 MiB that is
-    wiped, except for copies that torch and NumPy make of tensors that are not contiguous.
-
-    Raises FileWriteError, ArgumentError for names or metadata that no file can have,
-    ArgumentTypeError for a dtype that safetensors does not know, IntegrityError and ClosedError
-    from a tensor, and what a key provider raises.
+    Raises BufferTypeError, and what load_file() raises.
     """
-    check_progress(progress)
-    check_key(key)
-    page_size = checked_page_size(page_size)
-    header = write_sealed(
-        path,
-        sources_of(tensors),
-        checked_metadata(metadata),
-        key=key,
-        page_size=page_size,
-        seal_names=bool(seal_names),
-        progress=progress,
-    )
-    return f"{header.file_id.hex()}:{header.generation}"
+    return load_from_bytes(data, Options(key, expect, sealed, True, cipher, page_size))
 
 
-def checked_metadata(metadata: Any) -> dict[str, str]:
-    """Returns a user's metadata. Raises ArgumentTypeError, ArgumentError."""
-    if metadata is None:
-        return {}
-    if not isinstance(metadata, Mapping) or not all(
-        isinstance(text, str) for pair in metadata.items() for text in pair
-    ):
-        raise errors.ArgumentTypeError("metadata must be a dict of texts by text.")
-    if not all(is_text(text) for pair in metadata.items() for text in pair):
-        raise errors.ArgumentError(
-            "metadata has a character that UTF-8 cannot encode (a lone surrogate); use whole "
-            "characters."
-        )
-    return dict(metadata)
+def load_from_bytes(data: Any, options: Options) -> dict[str, Any]:
+    """Does load() for an adapter, whose framework `options` has."""
+    with opened_bytes(data, options) as file:
+        return _all_of(file, MEMORY, False, True)
+
+
+def _all_of(
+    file: TensorFile, path: Any, progress: bool | Progress | None, mapped: bool
+) -> dict[str, Any]:
+    if isinstance(file, PlainFile):
+        will_be_read(file)
+    elif mapped:
+        progress = False  # it takes no time
+    total = sum(info.nbytes for info in described(file).values())
+    with reporting(progress, path, total) as report, _adding(report, total) as add:
+        return tensors_of(file, add)
+
+
+@contextmanager
+def _adding(report: Progress, total: int) -> Iterator[Report]:
+    """Gives a function that reports the sum of the bytes that it is called with."""
+    done = 0
+
+    def add(count: int) -> None:
+        nonlocal done
+        done += count
+        report(done, total)
+
+    yield add
+
+
+def deserialize(
+    bytes: Any,
+    *,
+    key: AnyKey,
+    expect: Any = None,
+    sealed: bool | None = None,
+    cipher: str | None = None,
+    page_size: int | None = None,
+) -> list[tuple[str, dict[str, Any]]]:
+    """Returns what the bytes of a file hold, in its order: pairs of a name and a dict with "shape"
+    (a list), "dtype" in the spelling of safetensors, and "data". Where safetensors gives plain
+    bytes, "data" is an EncryptedBuffer: data.read() decrypts it. Takes every dtype of the format,
+    those of less than a byte too. Arguments and errors are those of load()."""
+    found: list[tuple[str, dict[str, Any]]] = []
+    opened_data: list[EncryptedBuffer] = []
+    with opened_bytes(bytes, Options(key, expect, sealed, True, cipher, page_size)) as file:
+        try:
+            for name, info in described(file).items():
+                buffer = buffer_of(file, name)
+                opened_data.append(buffer)
+                found.append(
+                    (name, {"shape": list(info.shape), "dtype": info.dtype, "data": buffer})
+                )
+        except BaseException:
+            for buffer in opened_data:
+                buffer.close()
+            raise
+    return found

@@ -6,54 +6,20 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import os
 from contextlib import AbstractContextManager
 from typing import Any, BinaryIO, cast
 
 from .. import errors
-from ..binding.owned import Descriptor, KeptFile
+from ..binding.owned import KeptFile
 from ..core.forks import Origin, opening
 from ..core.store import Store, take_over, waiting_for
 from ..files.safetensors_header import Header, open_file, read_all
 from ..keys import Key
+from ._shared_file import SharedFile
 from .providers import KeySource
 
 __all__ = ["SealedOrigin"]
-
-
-class _Shared(io.RawIOBase):
-    """A file read through a descriptor whose position is shared with other processes."""
-
-    def __init__(self, descriptor: int, name: str) -> None:
-        super().__init__()
-        self._descriptor, self._position = Descriptor(os.dup, descriptor), 0
-        self.name = name
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def fileno(self) -> int:
-        return self._descriptor.number
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position}.get(whence)
-        if start is None:
-            start = os.fstat(self.fileno()).st_size
-        self._position = start + offset
-        return self._position
-
-    def readinto(self, out: Any) -> int:
-        got = os.preadv(self.fileno(), [out], self._position)
-        self._position += got
-        return got
-
-    def close(self) -> None:
-        self._descriptor.close()
-        super().close()
 
 
 class SealedOrigin(Origin):
@@ -131,7 +97,7 @@ class SealedOrigin(Origin):
 
     def _handle(self) -> BinaryIO:
         kept = self._kept.number
-        return open_file(self._path) if kept < 0 else cast(BinaryIO, _Shared(kept, self._path))
+        return open_file(self._path) if kept < 0 else cast(BinaryIO, SharedFile(kept, self._path))
 
     def _refused(self, why: str) -> errors.ForkError:
         return errors.ForkError(

@@ -8,78 +8,58 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from .. import errors
-from ..binding.wiped import empty
 from ..buffer import EncryptedBuffer
-from ..files.safetensors_header import Entry, Header
-from ..keys import Key
-from ..tensor import EncryptedTensor, adopted
-from ._dtypes import dtype_of
-from ._progress import Progress, reporting
+from ..files.safetensors_header import Entry
 
-__all__ = ["BLOCK", "load_plain", "read_part", "will_read_in_order"]
+__all__ = ["BLOCK", "fill", "read_part", "will_read_in_order"]
 
 #: Plaintext bytes held at once; a multiple of every page size. Sizes from 256 KiB to 4 MiB were
 #: measured to be equally fast: page faults on the new ciphertext take the most time.
 BLOCK = 1 << 20
 
 
-def load_plain(
-    path: str | os.PathLike[str],
+def fill(
+    buffer: EncryptedBuffer,
     file: BinaryIO,
-    header: Header,
-    *,
-    key: Key,
-    cipher: str,
-    page_size: int,
-    progress: bool | Progress | None,
-) -> dict[str, EncryptedTensor]:
-    """Returns every tensor of an open file whose position is at the first byte of its data. See
-    load_file()."""
-    tensors: dict[str, EncryptedTensor] = {}
-    opened: list[EncryptedBuffer] = []
-    entries = header.entries
-    dtypes = [dtype_of(entry) for entry in entries]
-    total = sum(entry.nbytes for entry in entries)
-    will_read_in_order(file)
-    block = empty((min(BLOCK, max((entry.nbytes for entry in entries), default=0)),), np.uint8)
-    try:
-        with reporting(progress, path, total) as report:
-            done = 0
-            for entry, dtype in zip(entries, dtypes, strict=True):
-                buffer = EncryptedBuffer(
-                    entry.nbytes, key=key, cipher=cipher, page_size=page_size, name=entry.name
-                )
-                opened.append(buffer)
-                for count in _fill(buffer, file, entry, block):
-                    done += count
-                    report(done, total)
-                tensors[entry.name] = adopted(buffer, entry.shape, dtype)
-    except BaseException:
-        for buffer in opened:
-            buffer.close()
-        raise
-    finally:
-        # Wiped here, because an exception's traceback could keep the array alive.
-        block.fill(0)
-    return tensors
-
-
-def _fill(
-    buffer: EncryptedBuffer, file: BinaryIO, entry: Entry, block: npt.NDArray[np.uint8]
+    entry: Entry,
+    start: int,
+    block: npt.NDArray[np.uint8],
 ) -> Iterator[int]:
-    """Moves one tensor from the file's position into `buffer` through `block`. Yields the bytes of
-    each step."""
-    for start in range(0, entry.nbytes, BLOCK):
-        part = block[: min(BLOCK, entry.nbytes - start)]
+    """Moves bytes of a tensor, from byte `start` of it on, into all of `buffer` through `block`.
+    Yields the bytes of each step. Raises what read_part() and writing raise."""
+    with reading(file, entry):
+        file.seek(entry.start + start)
+    for at in range(0, buffer.nbytes, BLOCK):
+        part = block[: min(BLOCK, buffer.nbytes - at)]
         read_part(file, part, entry)
-        buffer.write(part, start)
+        buffer.write(part, at)
         yield len(part)
+
+
+@contextmanager
+def reading(file: BinaryIO, entry: Entry) -> Iterator[None]:
+    """Turns what a file raises when it is read, for data of an entry, into FileReadError."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if isinstance(error, errors.PyccmemError):
+            raise
+        number: int | None = getattr(error, "errno", None)
+        why = getattr(error, "strerror", None) or str(error)  # ValueError: the file was closed
+    else:
+        return
+    path = str(getattr(file, "name", ""))
+    raise errors.FileReadError(
+        f"The data of tensor {entry.name!a} in {path!a} cannot be read: {why}; check the disk the "
+        f"file is on, and that nothing has closed it."
+    ).of_system(number, path) from None
 
 
 def read_part(file: BinaryIO, part: npt.NDArray[np.uint8], entry: Entry) -> None:
@@ -96,14 +76,8 @@ def read_part(file: BinaryIO, part: npt.NDArray[np.uint8], entry: Entry) -> None
 def _read_exactly(file: BinaryIO, view: memoryview, entry: Entry) -> None:
     at = 0
     while at < len(view):
-        try:
+        with reading(file, entry):
             count = file.readinto(view[at:])  # type: ignore[attr-defined]
-        except OSError as error:
-            path = str(getattr(file, "name", ""))
-            raise errors.FileReadError(
-                f"The data of tensor {entry.name!a} in {path!a} cannot be read: {error.strerror}; "
-                f"check the disk the file is on."
-            ).of_system(error.errno, path) from None
         if not count:
             raise errors.FileFormatError(
                 f"The file {getattr(file, 'name', '')!a} became shorter while it was read: it ends "

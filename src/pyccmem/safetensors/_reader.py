@@ -18,12 +18,8 @@ from typing import Any, BinaryIO
 from .. import errors
 from ..buffer import EncryptedBuffer
 from ..core.forks import opening
-from ..core.form import Form, remember
-from ..core.resource import Resource
 from ..files.safetensors_header import Header, about, open_file, read_all, shown
 from ..keys import Key, check_open, is_usable, mac
-from ..tensor import EncryptedTensor, checked_form, of_form
-from ._dtypes import numpy_dtype
 from ._format import (
     HEADER_CONTEXT,
     INDEX_BLOB,
@@ -43,21 +39,20 @@ from ._format import (
 from ._origin import SealedOrigin
 from ._pages import FilePages
 from ._sharing import warn_if_unshared
+from ._slices import TensorSlice
+from ._tensor_file import Report, TensorFile, TensorInfo
 from .providers import AnyKey, KeySource, source_of, unwrap
 
 __all__ = [
     "Expected",
     "Placed",
     "SealedFile",
-    "TensorInfo",
-    "buffer_of",
     "data_key_of",
     "data_of",
     "descriptor_of",
     "expected",
     "header_of",
     "looks_sealed",
-    "name_of",
     "open_sealed",
     "opened_over",
     "placed_in",
@@ -130,15 +125,6 @@ def structure(header: Header) -> tuple[SealedHeader, list[Blob], int, Placed | N
     return described, blobs, table, None
 
 
-@dataclass(frozen=True)
-class TensorInfo:
-    """What a file says of one tensor: dtype in the spelling of safetensors (F32, BF16, ...)."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    nbytes: int
-
-
 class _Origin(SealedOrigin):
     """The origin of tensors that were returned."""
 
@@ -153,12 +139,11 @@ class _Origin(SealedOrigin):
         return file._tensor_buffer(name)
 
 
-class SealedFile(Resource):
+class SealedFile(TensorFile):
     """An open sealed file, made by safe_open(); a context manager.
 
-    with safe_open("model.safetensors", key=key) as file: weight = file.get_tensor("weight") # an
-    EncryptedTensor, still ciphertext Tensors stay valid when the file is closed. They are
-    read-only: tensor.copy() gives a tensor that can be written.
+    Its tensors lie over the pages of the file, still ciphertext, and are read-only: tensor.copy()
+    gives a tensor that can be written.
     """
 
     __slots__ = (
@@ -166,19 +151,16 @@ class SealedFile(Resource):
         "_data_key",
         "_extent",
         "_file",
-        "_forms",
         "_header",
         "_index",
         "_origin",
         "_pages",
-        "_path",
         "_placed",
         "_source",
     )
 
     _instead_of_a_copy = "open the file again"
 
-    _path: str
     _file: BinaryIO | None
     _data_key: Key
     _extent: tuple[int, int]  # where the data begin and end in the file
@@ -188,7 +170,6 @@ class SealedFile(Resource):
     _anonymous: bool
     _origin: SealedOrigin | None  # of the tensors that were returned
     _pages: FilePages | None  # of all tensors, made with the first one
-    _forms: dict[Any, Form]
     _source: KeySource | None
 
     def __init__(self) -> None:
@@ -210,11 +191,12 @@ class SealedFile(Resource):
         """Takes over `file` and checks the tag of its header. `anew`: it serves tensors that
         already have an origin."""
         self = object.__new__(cls)
-        self._path, self._file, self._anonymous = os.fsdecode(path), file, not mmap
+        self._set_up(os.fsdecode(path))
+        self._file, self._anonymous = file, not mmap
         self._extent = (header.data_start, header.size)
         with about(self._path):
             described, blobs, table, placed = structure(header)
-        self._header, self._origin, self._pages, self._forms = described, None, None, {}
+        self._header, self._origin, self._pages = described, None, None
         self._data_key = unwrap(key, described.provider, described.wrapped)
         try:
             tag = self._read_at(table, MAC_BYTES, "the table")
@@ -337,14 +319,8 @@ class SealedFile(Resource):
             path=self._path,
         )
 
-    def _tensor_buffer(self, name: str) -> EncryptedBuffer:
-        try:
-            tensor, blob = self._placed[name]
-        except (KeyError, TypeError):
-            raise errors.ArgumentError(
-                f"{self._path!a} has no tensor {shown(name)}; keys() gives the names of those it "
-                f"has."
-            ) from None
+    def _tensor_buffer(self, name: str, report: Report | None = None) -> EncryptedBuffer:
+        tensor, blob = self._placed[name]
         self._opened()
         self._key()  # first, because it drops a parent's pages
         pages = self._pages
@@ -354,53 +330,28 @@ class SealedFile(Resource):
         buffer = self._buffer(pages, tensor, blob)
         if not self._anonymous:
             warn_if_unshared(self._path)
+        if report is not None:
+            report(tensor.nbytes)
         return buffer
 
     # ---- tensors ----
 
-    def keys(self) -> list[str]:
-        """Returns the names of the tensors, in the order of the file."""
-        return list(self._placed)
+    def _names(self) -> Placed:
+        self._opened()
+        return self._placed
 
-    def get_tensor(self, name: str) -> EncryptedTensor:
-        """Returns one tensor, read-only, over the pages of the file. Checks its records, but not
-        its pages, each of which is checked whenever it is read.
-
-        Raises ArgumentError for a name that is not there, IntegrityError naming the tensor,
-        MissingPackageError or ArgumentTypeError for its dtype, ClosedError, OutOfMemoryError.
-        """
-        buffer = self._tensor_buffer(name)
+    def _info(self, name: str) -> TensorInfo:
         tensor = self._placed[name][0]
-        try:
-            form = self._forms.get((tensor.dtype, tensor.shape))
-            if form is None:
-                ghost, dtype = checked_form(tensor.shape, numpy_dtype(tensor.dtype, name))
-                form = remember(self._forms, (tensor.dtype, tensor.shape), Form(ghost, dtype, 0))
-            return of_form(buffer, form)
-        except BaseException:
-            buffer.close()
-            raise
-
-    def info(self, name: str) -> TensorInfo:
-        """Returns what the file says of one tensor. Raises ArgumentError for a name that is not
-        there."""
-        try:
-            tensor = self._placed[name][0]
-        except (KeyError, TypeError):
-            raise errors.ArgumentError(f"{self._path!a} has no tensor {shown(name)}.") from None
         return TensorInfo(tensor.dtype, tensor.shape, tensor.nbytes)
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._placed
+    def _texts(self) -> dict[str, str]:
+        return self._index.metadata
 
-    def __len__(self) -> int:
-        return len(self._placed)
+    def _slice_of(self, name: str, info: TensorInfo) -> TensorSlice:
+        tensor = self._tensor(name)
+        return TensorSlice(name, info.dtype, info.shape, self._framework, tensor, None)
 
     # ---- the file ----
-
-    def metadata(self) -> dict[str, str]:
-        """Returns the `__metadata__` of the plain file."""
-        return dict(self._index.metadata)
 
     @property
     def file_id(self) -> str:
@@ -440,7 +391,7 @@ class SealedFile(Resource):
 
     def _opened(self) -> Any:
         if self._file is None:
-            raise errors.ClosedError("This file is closed; open it again with safe_open().")
+            raise self._closed_already()
         return self._file
 
     def _description(self) -> str:
@@ -476,11 +427,6 @@ def opened_over(
     return SealedFile._of(path, file, header, key=key, expect=expect, mmap=mmap, anew=anew)
 
 
-def name_of(file: SealedFile) -> str:
-    """Returns the file's name in errors."""
-    return file._path
-
-
 def header_of(file: SealedFile) -> SealedHeader:
     """Returns the file's header, whose tag has matched."""
     return file._header
@@ -499,11 +445,6 @@ def placed_in(file: SealedFile) -> Placed:
 def data_key_of(file: SealedFile) -> Key:
     """Returns the key from which the file's subkeys are derived. Raises ClosedError, ForkError."""
     return file._key()
-
-
-def buffer_of(file: SealedFile, name: str) -> EncryptedBuffer:
-    """Returns a tensor's pages, read-only. Raises what SealedFile.get_tensor() raises."""
-    return file._tensor_buffer(name)
 
 
 def read_at(file: SealedFile, offset: int, count: int, what: str) -> bytes:

@@ -23,7 +23,7 @@ from ._dtypes import name_of
 from ._format import RESERVED_PREFIX
 from ._plain_file import read_part
 
-__all__ = ["FileSource", "Source", "is_text", "sources_of"]
+__all__ = ["ArraySource", "FileSource", "Source", "checked_name", "is_text", "sources_of"]
 
 Block = npt.NDArray[np.uint8]
 
@@ -31,6 +31,9 @@ Block = npt.NDArray[np.uint8]
 _TORCH = {
     f"torch.{dtype.name}": dtype.safetensors for dtype in DTYPES.values() if dtype.safetensors
 }
+
+#: torch's pairs of elements of four bits.
+_TORCH["torch.float4_e2m1fn_x2"] = "F4"
 
 
 class Source(Protocol):
@@ -93,7 +96,9 @@ class _Encrypted:
 
 
 @dataclass(frozen=True)
-class _Array:
+class ArraySource:
+    """An array, which need not be of the shape that the file gives the tensor."""
+
     name: str
     dtype: str
     shape: tuple[int, ...]
@@ -104,16 +109,23 @@ class _Array:
         return self.array.nbytes
 
     def read(self, part: Block, at: int) -> None:
-        array = self.array
-        if array.flags.c_contiguous:
-            np.copyto(part, array.reshape(-1).view(np.uint8)[at : at + len(part)])
-            return
+        array, kind = self.array, self.array.dtype
         size = array.itemsize  # divides `at` and the length: multiples of 4096, or up to the end
-        copied = array.flat[at // size : (at + len(part)) // size].view(np.uint8)
+        first, end = at // size, (at + len(part)) // size
+        out = part
+        if not kind.isnative or kind.str.startswith(">"):
+            out = part.view(kind.newbyteorder("<"))  # copying into it turns the bytes around
+        else:
+            array = array if not array.flags.c_contiguous else array.reshape(-1).view(np.uint8)
+        if array.flags.c_contiguous:
+            flat = array.reshape(-1)
+            np.copyto(out, flat[at : at + len(part)] if out is part else flat[first:end])
+            return
+        copied = array.flat[first:end]
         try:
-            np.copyto(part, copied)
+            np.copyto(out, copied.view(np.uint8) if out is part else copied)
         finally:
-            wiped.wipe(copied)
+            wiped.wipe(copied.view(np.uint8))
 
 
 def sources_of(tensors: Mapping[str, Any]) -> list[Source]:
@@ -128,7 +140,9 @@ def sources_of(tensors: Mapping[str, Any]) -> list[Source]:
     return [_source(name, value) for name, value in tensors.items()]
 
 
-def _source(name: Any, value: Any) -> Source:
+def checked_name(name: Any) -> str:
+    """Returns the name of a tensor. Raises ArgumentTypeError, ArgumentError for one that no file
+    can have."""
     if not isinstance(name, str):
         raise errors.ArgumentTypeError(f"A tensor's name must be a str, not {name!a}.")
     if name == "__metadata__" or name.startswith(RESERVED_PREFIX) or not is_text(name):
@@ -136,6 +150,11 @@ def _source(name: Any, value: Any) -> Source:
             f"A tensor cannot be called {name!a}; use Unicode text other than '__metadata__' that "
             f"does not begin with {RESERVED_PREFIX!r}."
         )
+    return name
+
+
+def _source(name: Any, value: Any) -> Source:
+    checked_name(name)
     if isinstance(value, EncryptedTensor):
         handle(place_of(value)[0])
         return _Encrypted(name, name_of(value.dtype, name), value.shape, value)
@@ -144,14 +163,15 @@ def _source(name: Any, value: Any) -> Source:
         handle(place_of(core)[0])
         if value.__pyccmem_core__() is core:
             dtype = _TORCH.get(str(value.dtype)) or name_of(core.dtype, name)
-            return _Encrypted(name, dtype, core.shape, core)
+            return _Encrypted(name, dtype, _elements(dtype, core.shape), core)
         # A view, such as a transpose or a part: its bytes are not its core's, one after the other.
         value = value.decrypt()
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
         return _torch_source(name, value, torch)
     array = np.asarray(value)
-    return _Array(name, name_of(array.dtype, name), array.shape, array)
+    dtype = name_of(array.dtype.newbyteorder("="), name)
+    return ArraySource(name, dtype, array.shape, array)
 
 
 def _torch_source(name: str, value: Any, torch: Any) -> Source:
@@ -163,7 +183,12 @@ def _torch_source(name: str, value: Any, torch: Any) -> Source:
         )
     plain = value.detach().resolve_conj().resolve_neg().contiguous()
     data = plain.reshape(-1).view(torch.uint8).numpy()
-    return _Array(name, dtype, tuple(value.shape), data)
+    return ArraySource(name, dtype, _elements(dtype, tuple(value.shape)), data)
+
+
+def _elements(dtype: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the shape in elements of the format, for one of torch's."""
+    return (*shape[:-1], shape[-1] * 2) if dtype == "F4" and shape else shape
 
 
 def is_text(name: str) -> bool:

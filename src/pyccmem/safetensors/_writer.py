@@ -12,6 +12,7 @@ import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -43,7 +44,7 @@ from ._sealer import Sealer
 from ._sources import Source
 from .providers import AnyKey, wrap
 
-__all__ = ["generation_at", "write_sealed"]
+__all__ = ["generation_at", "sealed_bytes", "write_sealed"]
 
 Block = npt.NDArray[np.uint8]
 
@@ -81,8 +82,76 @@ def write_sealed(
     file, and returns its header. Raises FileWriteError (without `overwrite` also for a file that
     exists), ArgumentError for a header that gets too long, and what reading the sources and
     wrapping the key raises."""
-    file = AtomicFile(path, new_mode=new_mode, overwrite=overwrite)
-    with file as out, Key.generate() as data_key:
+    with AtomicFile(path, new_mode=new_mode, overwrite=overwrite) as out:
+        generation = generation_at(out.path) % MAX_GENERATION + 1
+        header = _write(
+            out, path, sources, metadata, generation, key, page_size, seal_names, progress
+        )
+        out.commit()
+    return header
+
+
+def sealed_bytes(
+    sources: list[Source],
+    metadata: Mapping[str, str],
+    *,
+    key: AnyKey,
+    page_size: int,
+    seal_names: bool,
+) -> bytes:
+    """Returns the bytes of a sealed file, of generation 1. Raises what write_sealed() raises for
+    its arguments, OutOfMemoryError."""
+    out = _Memory()
+    _write(out, "<bytes>", sources, metadata, 1, key, page_size, seal_names, False)
+    return out.contents()
+
+
+class _Target(Protocol):
+    """Where a sealed file is written."""
+
+    def write_at(self, data: Any, offset: int) -> None: ...
+
+
+class _Memory:
+    """A file in memory."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+
+    def write_at(self, data: Any, offset: int) -> None:
+        with memoryview(data) as view, view.cast("B") as flat:
+            try:
+                if offset > len(self._bytes):
+                    self._bytes.extend(bytes(offset - len(self._bytes)))
+                self._bytes[offset : offset + len(flat)] = flat
+            except MemoryError:
+                raise self._refused() from None
+
+    def contents(self) -> bytes:
+        try:
+            return bytes(self._bytes)
+        except MemoryError:
+            raise self._refused() from None
+
+    def _refused(self) -> errors.OutOfMemoryError:
+        return errors.OutOfMemoryError(
+            "The system refused memory for the bytes of a sealed file; write it with save_file()."
+        )
+
+
+def _write(
+    out: _Target,
+    path: str | os.PathLike[str],
+    sources: list[Source],
+    metadata: Mapping[str, str],
+    generation: int,
+    key: AnyKey,
+    page_size: int,
+    seal_names: bool,
+    progress: bool | Progress | None,
+) -> SealedHeader:
+    """Writes a sealed file to `out`, and returns its header."""
+    with Key.generate() as data_key:
         provider, wrapped = wrap(key, data_key)
         tensors = tuple(
             SealedTensor(
@@ -100,7 +169,6 @@ def write_sealed(
         sealed_index = SealedTensor(
             INDEX_BLOB, "U8", (len(text),), INDEX_BLOB, len(text), secrets.token_bytes(_ID_BYTES)
         )
-        generation = generation_at(out.path) % MAX_GENERATION + 1
         header = SealedHeader(
             file_id=secrets.token_bytes(_ID_BYTES),
             generation=generation,
@@ -144,7 +212,6 @@ def write_sealed(
         assert len(raw) == planned, "the header's length depends on a tag"
         out.write_at(raw, 0)
         out.write_at(mac(data_key, HEADER_CONTEXT, raw), table)
-        out.commit()
     return header
 
 
@@ -165,7 +232,7 @@ class _Stream:
     ciphertext."""
 
     def __init__(
-        self, out: AtomicFile, data_key: Key, page_size: int, report: Progress, total: int
+        self, out: _Target, data_key: Key, page_size: int, report: Progress, total: int
     ) -> None:
         self._out, self._key, self._page_size = out, data_key, page_size
         self._report, self._total, self._done = report, total, 0

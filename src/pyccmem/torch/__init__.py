@@ -21,7 +21,8 @@ except ImportError as error:
 
 from . import _passing
 from . import ops as _ops
-from ._files import load_file, save_file
+from ._files import load, load_file, save, save_file
+from ._models import load_model, save_model
 from ._module import decrypt_module, encrypt_module, set_activations
 from ._offload import install as _refuse_offloading
 from ._report import PlainTensor, plain_tensors
@@ -37,9 +38,13 @@ __all__ = [
     "PlainTensor",
     "decrypt_module",
     "encrypt_module",
+    "load",
     "load_file",
+    "load_model",
     "plain_tensors",
+    "save",
     "save_file",
+    "save_model",
     "set_activations",
     "using_key",
 ]

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..binding import ffi, lib
 from ..binding.owned import Descriptor
 
-__all__ = ["Extent", "Mappings", "apart", "extent"]
+__all__ = ["Extent", "Mappings", "apart", "dense", "extent"]
 
 _PAGE = mmap.PAGESIZE
 
@@ -116,7 +116,7 @@ class Mappings:
         place = extent(tensor)
         if place is None:
             return
-        if not _dense(tensor):
+        if not dense(tensor):
             if all(m.writable and not _is_file(m) for _, _, m in self._parts(place)):
                 with torch.no_grad():
                     tensor.detach().zero_()
@@ -162,7 +162,7 @@ def _is_torchs(tensor: Tensor) -> bool:
         return False
 
 
-def _dense(tensor: Tensor) -> bool:
+def dense(tensor: Tensor) -> bool:
     """Returns True when the elements fill a run of memory without gaps, in any order."""
     expected = 1
     for stride, n in sorted(zip(tensor.stride(), tensor.shape, strict=True)):

@@ -11,13 +11,16 @@ import torch
 from .. import errors
 from ..core import dtypes
 
-__all__ = ["FLOATING", "NATIVE", "numpy_dtype", "torch_dtype"]
+__all__ = ["FLOATING", "NATIVE", "PAIRS", "numpy_dtype", "torch_dtype"]
 
 #: The types by their names, which are the same in numpy, ml_dtypes and torch.
 _TORCH_BY_NAME: dict[str, torch.dtype] = {
     name: getattr(torch, name) for name in dtypes.DTYPES if hasattr(torch, name)
 }
 _NAMES = {kind: name for name, kind in _TORCH_BY_NAME.items()}
+
+#: torch's pairs of elements of four bits, which numpy has as bytes; None in an earlier torch.
+PAIRS: torch.dtype | None = getattr(torch, "float4_e2m1fn_x2", None)
 
 #: Types that torch multiplies.
 FLOATING = frozenset((torch.float32, torch.float64, torch.float16, torch.bfloat16))
@@ -33,6 +36,8 @@ NATIVE: dict[torch.dtype, int] = {
 def numpy_dtype(kind: torch.dtype) -> np.dtype[Any]:
     """Returns numpy's dtype for a dtype of torch. Raises ArgumentTypeError if there is none,
     MissingPackageError if it needs ml_dtypes."""
+    if kind == PAIRS and PAIRS is not None:
+        return np.dtype(np.uint8)
     name = _NAMES.get(kind)
     if name is None:
         raise errors.ArgumentTypeError(

@@ -62,8 +62,9 @@ def _numpy(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 _NO_ADDRESS = (
     "An EncryptedTensor has no plain data with an address or a storage, so that savers such as "
     "safetensors.torch, huggingface_hub and accelerate cannot write it. For a sealed file use "
-    "pyccmem.torch.save_file(model.state_dict(), path, key=...), pyccmem.transformers."
-    "save_pretrained(model, directory, key=...) or torch.save(); for a plain one first decrypt: "
+    "pyccmem.torch.save_model(model, path, key=...), pyccmem.torch.save_file(), "
+    "pyccmem.transformers.save_pretrained(model, directory, key=...) or torch.save(); for a plain "
+    "one first decrypt: "
     "pyccmem.torch.decrypt_module(model), or tensor.decrypt()."
 )
 
