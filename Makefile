@@ -35,7 +35,7 @@ ASAN_BIN  := $(CURDIR)/$(ASAN_DIR)/venv/bin
 SANITIZE  := address,undefined
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format test test-full test-architectures demo demo-torch demo-chat attack check-tiers asan tsan mutants faults ct bench docs-outputs wheel sdist clean
+.PHONY: help install lint format test test-full test-architectures test-safetensors demo demo-torch demo-chat attack check-tiers asan tsan mutants faults ct bench docs-outputs wheel sdist clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -106,6 +106,9 @@ $(ARCHITECTURES)/.installed: pyproject.toml | $(STAMP)
 test-architectures: $(ARCHITECTURES)/.installed ## small models of some 600 families, plain and encrypted, about 40 minutes
 	@$(SAY) "the architectures, about 40 minutes on an idle core; results in build/architectures.jsonl"
 	OMP_NUM_THREADS=1 $(ARCHITECTURES)/bin/python tests/support/architectures/run.py $(ARCHITECTURES_ARGS)
+
+test-safetensors: $(STAMP) ## run safetensors' own tests with pyccmem: SOURCE=a source distribution or checkout of it
+	$(BIN)/python tests/upstream/safetensors_suite.py $(SOURCE)
 
 demo: $(STAMP) ## a real model answers with its weights encrypted in RAM, about 2 minutes
 	@$(SAY) "the demo, about 2 minutes on two idle cores"
