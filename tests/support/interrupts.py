@@ -349,6 +349,12 @@ def file_operations(scratch: Path) -> dict[str, Operation]:
     def load() -> None:
         sealed.load_file(there, key=key)["b"][5]
 
+    def parts_of_plain() -> None:
+        with open(plain, "rb") as handle, sealed.safe_open_handle(handle, key=key) as file:
+            file.get_slice("a")[3:5, 7]
+
+    saved = sealed.save(arrays, key=key)
+
     def rewrap() -> None:
         sealed.save_file({"b": arrays["b"]}, again, key=key)
         sealed.rewrap_file(again, key, other)
@@ -372,6 +378,9 @@ def file_operations(scratch: Path) -> dict[str, Operation]:
         "load_file in memory": lambda: sealed.load_file(there, key=key, mmap=False),
         "load_file plain": lambda: sealed.load_file(plain, key=key),
         "safe_open": safe_open,
+        "safe_open_handle plain": parts_of_plain,
+        "save": lambda: sealed.save(arrays, key=key),
+        "load": lambda: sealed.load(saved, key=key)["b"][5],
         "verify_file": lambda: sealed.verify_file(there, key=key),
         "inspect_file": lambda: sealed.inspect_file(there),
         "encrypt_file": lambda: sealed.encrypt_file(plain, again, key=key, overwrite=True),

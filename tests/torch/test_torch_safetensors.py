@@ -337,6 +337,31 @@ def test_layouts_and_parts_of_models(tmp_path: Path, key: Key) -> None:
     assert not (tmp_path / "none").exists()
 
 
+def test_extra_state_is_no_tensor(tmp_path: Path, key: Key) -> None:
+    class Extra(nn.Linear):
+        def get_extra_state(self) -> Any:
+            return {"steps": 5}
+
+        def set_extra_state(self, state: Any) -> None:
+            pass
+
+    with pytest.raises(errors.TensorTypeError, match="_extra_state"):
+        save_model(Extra(3, 2), tmp_path / "f", key=key)
+    save_model(nn.Linear(3, 2), tmp_path / "f", key=key)
+    model = Extra(3, 2)
+    assert load_model(model, tmp_path / "f", key=key) == ([], [])
+    assert type(model.weight) is EncryptedTensor
+
+
+def test_recurrent_layers_use_what_was_loaded(tmp_path: Path, key: Key) -> None:
+    one, other = nn.LSTM(3, 4).eval(), nn.LSTM(3, 4).eval()
+    save_model(one, tmp_path / "f", key=key)
+    load_model(other, tmp_path / "f", key=key)
+    x = torch.randn(5, 2, 3)
+    with torch.no_grad():
+        torch.testing.assert_close(other(x)[0], one(x)[0])
+
+
 def test_readers_of_stock_see_no_weights(tmp_path: Path, key: Key) -> None:
     model = Apart()
     save_model(model, tmp_path / "f", key=key)

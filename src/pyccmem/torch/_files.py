@@ -24,7 +24,7 @@ from ._stored import spare_key
 from ._tensor import EncryptedTensor, opened, path_of, real
 from .ops.copies import encrypted
 
-__all__ = ["load", "load_file", "save", "save_file"]
+__all__ = ["check_savable", "load", "load_file", "save", "save_file"]
 
 
 def load_file(
@@ -119,7 +119,7 @@ def writable_tensors(tensors: Any) -> dict[str, Any]:
             f"tensors must be a dict of tensors by name, not {type(tensors).__name__}."
         )
     for name, tensor in tensors.items():
-        _check(name, tensor)
+        check_savable(name, tensor)
     shared = [group.names for group in groups_of(tensors)]
     if shared:
         which = "; ".join(", ".join(map(ascii, names)) for names in shared)
@@ -131,7 +131,9 @@ def writable_tensors(tensors: Any) -> dict[str, Any]:
     return {name: _writable(name, tensor) for name, tensor in tensors.items()}
 
 
-def _check(name: Any, tensor: Any) -> None:
+def check_savable(name: Any, tensor: Any) -> None:
+    """Raises TensorTypeError for what is not a dense tensor on the CPU, StateDictError for one
+    without data."""
     if not isinstance(tensor, Tensor):
         raise errors.TensorTypeError(
             f"Tensor {name!a} is a {type(tensor).__name__}; it must be a torch.Tensor."

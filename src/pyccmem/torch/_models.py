@@ -13,7 +13,7 @@ from .. import errors
 from ..binding import TENSOR_PAGE_SIZE
 from ..safetensors import Progress
 from ..safetensors.providers import AnyKey
-from ._files import load_file, save_file
+from ._files import check_savable, load_file, save_file
 from ._sharing import groups_of, same_elements
 from ._tensor import EncryptedTensor
 
@@ -41,6 +41,8 @@ def save_model(
     pyccmem.safetensors.save_file() raises.
     """
     state = _state_of(model)
+    for name, tensor in state.items():  # extra state of a module too, which no file can hold
+        check_savable(name, tensor)
     texts = {} if metadata is None else metadata
     dropped: dict[str, str] = {}
     for group in groups_of(state):
@@ -101,7 +103,7 @@ def load_model(
     Raises ArgumentTypeError unless `model` is a module, StateDictError also for shapes that differ
     and for tensors that are a part of another's data, and what load_file() raises.
     """
-    state = _state_of(model)
+    state = {name: value for name, value in _state_of(model).items() if isinstance(value, Tensor)}
     loaded = load_file(
         filename,
         device,
