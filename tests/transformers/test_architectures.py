@@ -31,6 +31,11 @@ import pyccmem.torch
 from pyccmem import errors
 from pyccmem.torch import EncryptedTensor
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pyccmem.errors.PlainTensorsWarning"),
+    pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors"),
+]
+
 #: Families of different kinds, with what is put into each.
 SAMPLE = {
     "bert": "text",
@@ -117,6 +122,19 @@ def test_what_is_wrong_is_noticed(
 
 def _page(rows: list[dict[str, Any]]) -> str:
     return page(rows, {"transformers": "5"}, "portable", TOLERANCE)
+
+
+def test_plain_numbers_that_a_model_keeps_are_listed(tmp_path: Path) -> None:
+    class Caching(torch.nn.Linear):
+        def forward(self, x: Any) -> Any:
+            self.cached = self.weight + 0
+            return super().forward(x)
+
+    built = trial.Built(trial.randomized(Caching(4, 4)), "", "numbers", {"x": torch.ones(2, 4)})
+    row = Trial(Subject("caching", "torch", lambda: built), tmp_path).run()
+    assert row["outcome"] == "passed" and row["kept"] == ["cached"]
+    assert "| torch | caching | `cached` |" in _page([row])
+    assert "models that were looked at" not in _page([{**row, "kept": []}])
 
 
 def test_a_model_whose_weights_do_not_matter_is_not_passed(tmp_path: Path) -> None:

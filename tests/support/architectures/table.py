@@ -11,6 +11,17 @@ Row = dict[str, Any]
 
 LIBRARIES = ("transformers", "torch", "sentence-transformers", "timm", "diffusers")
 
+_KEPT = """
+## Plain numbers that models keep
+
+Of {looked} models that were looked at after they had answered, these keep tensors in attributes.
+Some are made of weights, such as LeViT's table of biases, and some are not, such as positions.
+`pyccmem.torch.plain_tensors(model)` lists them.
+
+| library | family | attributes |
+| --- | --- | --- |
+"""
+
 _COLUMNS = (
     *("family", "class", "input", "numbers"),
     *("in place", "sealed", "while loading", "tokens", "most apart"),
@@ -53,6 +64,13 @@ def page(rows: list[Row], versions: dict[str, str], tier: str, tolerance: float)
             "\n## Not passed\n\n| library | family | what happened |\n| --- | --- | --- |\n"
         )
         parts += [f"| {r['library']} | {r['family']} | {_fault(r)} |\n" for r in bad]
+    keeping = [row for row in passed if row.get("kept")]
+    if keeping:
+        parts.append(_KEPT.format(looked=sum("kept" in row for row in passed)))
+        parts += [
+            f"| {r['library']} | {r['family']} | {', '.join(f'`{n}`' for n in _few(r['kept']))} |\n"
+            for r in keeping
+        ]
     for library in LIBRARIES:
         part = [row for row in passed if row["library"] == library]
         if part:
@@ -66,6 +84,11 @@ def page(rows: list[Row], versions: dict[str, str], tier: str, tolerance: float)
             f"parts are in families above. {names}.\n"
         )
     return "".join(parts)
+
+
+def _few(names: list[str]) -> list[str]:
+    """The last parts of names, each once."""
+    return list(dict.fromkeys(name.rpartition(".")[2] for name in names))
 
 
 def worst(row: Row) -> float:

@@ -264,6 +264,8 @@ class Trial:
             found["encrypted"] = encrypted_share(model)
             found["difference"] = self.apart(model)
             found["passed"] = found["difference"] <= TOLERANCE and found["encrypted"] == 1
+            if name == "in place":
+                self.row["kept"] = kept(model)
             if self.tokens is not None:
                 found["tokens"] = torch.equal(generated(model, self.inputs), self.tokens)
                 found["passed"] = found["passed"] and found["tokens"]
@@ -288,6 +290,14 @@ def encrypted_share(model: Any) -> float:
 
     sizes = [(p.nbytes, isinstance(p, EncryptedTensor)) for p in model.parameters()]
     return sum(n for n, yes in sizes if yes) / max(1, sum(n for n, _ in sizes))
+
+
+def kept(model: Any) -> list[str]:
+    """Names of the attributes in which a model keeps plain numbers after it has answered, which it
+    may have made of its weights."""
+    from pyccmem.torch import plain_tensors
+
+    return sorted(one.name for one in plain_tensors(model) if one.kind == "attribute")
 
 
 def _where(error: BaseException) -> list[str]:
