@@ -84,13 +84,16 @@ def _page(rows: list[dict[str, Any]]) -> str:
     from importlib.metadata import PackageNotFoundError, version
 
     import pyccmem
+    from architectures.families import families
     from architectures.outcome import TOLERANCE
 
+    done = {row["family"] for row in rows if row["library"] == "transformers"}
+    pending = [family.name for family in families() if family.name not in done]
     versions = {}
     for name in LIBRARIES:
         with contextlib.suppress(PackageNotFoundError):
             versions[name] = version(name)
-    return page(rows, versions, pyccmem.cpu_info()["tier"], TOLERANCE)
+    return page(rows, versions, pyccmem.cpu_info()["tier"], TOLERANCE, pending)
 
 
 def _prepared(options: argparse.Namespace) -> list[Any]:

@@ -38,8 +38,15 @@ def summary(rows: list[Row]) -> str:
     return f"{len(rows)} families: {words or 'none'}"
 
 
-def page(rows: list[Row], versions: dict[str, str], tier: str, tolerance: float) -> str:
-    """The page; its tables are in the order of the libraries and of names."""
+def page(
+    rows: list[Row],
+    versions: dict[str, str],
+    tier: str,
+    tolerance: float,
+    pending: list[str] | None = None,
+) -> str:
+    """The page; its tables are in the order of the libraries and of names. `pending`: families that
+    the run has not come to."""
     rows = sorted(rows, key=lambda row: (LIBRARIES.index(row["library"]), row["family"].lower()))
     built = [row for row in rows if row["outcome"] != "not built"]
     passed = [row for row in built if row["outcome"] == "passed"]
@@ -83,6 +90,9 @@ def page(rows: list[Row], versions: dict[str, str], tier: str, tolerance: float)
             f"these by the general rules, or they need a package that was not there; most of their "
             f"parts are in families above. {names}.\n"
         )
+    if pending:
+        names = ", ".join(f"`{name}`" for name in pending)
+        parts.append(f"\n## Not reached by this run: {len(pending)}\n\n{names}.\n")
     return "".join(parts)
 
 
