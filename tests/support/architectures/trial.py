@@ -285,10 +285,16 @@ def _generates(model: Any) -> bool:
 
 
 def encrypted_share(model: Any) -> float:
-    """Which part of the parameters' bytes is ciphertext."""
+    """Which part of the parameters' bytes is ciphertext. What transformers stores in no file, such
+    as Marian's table of positions, a constant, need not be."""
     from pyccmem.torch import EncryptedTensor
 
-    sizes = [(p.nbytes, isinstance(p, EncryptedTensor)) for p in model.parameters()]
+    constants = getattr(model, "_keys_to_ignore_on_save", None) or ()
+    sizes = [
+        (tensor.nbytes, isinstance(tensor, EncryptedTensor))
+        for name, tensor in model.named_parameters()
+        if isinstance(tensor, EncryptedTensor) or name not in constants
+    ]
     return sum(n for n, yes in sizes if yes) / max(1, sum(n for n, _ in sizes))
 
 
