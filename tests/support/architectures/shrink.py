@@ -39,7 +39,7 @@ RECIPES = (
     Recipe("small, eight layers", layers=8),
     Recipe("shallow", widths=False),
     Recipe("shallow, derived sizes too", widths=False, derived=True),
-    Recipe("small vocabulary", widths=False, layers=1000),
+    Recipe("as it is", widths=False, layers=1000),
 )
 
 _LAYERS = re.compile(
@@ -244,4 +244,5 @@ def _get(config: Any, name: str) -> Any:
 def small_config(config_class: Any, recipe: Recipe = RECIPES[0]) -> Any:
     """A configuration of the class whose model has some ten thousand parameters, if the recipe
     fits it."""
-    return _Shrinking(recipe).config(config_class())
+    default = config_class()
+    return default if recipe.name == "as it is" else _Shrinking(recipe).config(default)

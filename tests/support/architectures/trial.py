@@ -28,7 +28,7 @@ NEW_TOKENS = 5
 
 #: How much weights are changed: as roundings do, after which results must be the same, and more,
 #: after which they must not.
-ROUNDING, CONTROL = 2e-7, 0.02
+ROUNDING, CONTROL = 1e-6, 0.02
 
 
 #: Libraries whose from_pretrained() pyccmem.transformers serves.
