@@ -38,7 +38,8 @@ typedef enum ccmem_status {
     CCMEM_ERR_MAPPED,       /* another mapping covers some of these bytes, and one may be written */
     CCMEM_ERR_PINNED,       /* too much of a mapping's window would be pinned */
     CCMEM_ERR_THREAD,       /* the system refused a thread */
-    CCMEM_ERR_CLOSED        /* the store was removed from its arena */
+    CCMEM_ERR_CLOSED,       /* the store was removed from its arena */
+    CCMEM_ERR_FROZEN        /* the store's pages are sealed once, and were, or writes were ended */
 } ccmem_status;
 
 /* ISA levels of the kernels, worst first. */
@@ -71,14 +72,24 @@ enum {
     CCMEM_WRAPPED_KEY_SIZE = 40,
     CCMEM_KEY_ID_SIZE = 16,
     CCMEM_MAC_SIZE = 16,
-    CCMEM_STORE_SIZE = 56,         /* bytes of a store that the caller has the memory for */
-    CCMEM_FILE_STORE_SIZE = 88,    /* the same of a store in a file, */
+    CCMEM_STORE_SIZE = 64,         /* bytes of a store that the caller has the memory for */
+    CCMEM_FILE_STORE_SIZE = 96,    /* the same of a store in a file, */
     CCMEM_FILE_RECORD_SIZE = 24,   /* and for each of its pages, */
     CCMEM_FILE_RECORDS_MAX = 1024, /* if it has no more of them than this */
     CCMEM_PAGE_SIZE_MIN = 4096,
     CCMEM_PAGE_SIZE_MAX = 65536,
     CCMEM_MAX_THREADS = 256
 };
+
+/* Where a store has the versions of its pages, and so what becomes of a page that is put back as it
+ * was, together with its tag and whatever else lies beside it in memory. */
+typedef enum ccmem_freshness {
+    CCMEM_FRESH_NOT = 0, /* in ordinary memory: it opens as it was */
+    CCMEM_FRESH_LOCKED,  /* in locked memory, 8 bytes a page, which count against RLIMIT_MEMLOCK: it
+                          * matches no tag, unless that memory was written as well */
+    CCMEM_FRESH_ONCE     /* nowhere: each page is sealed once, as version 1, by ccmem_store_fill(),
+                          * so that there is no earlier state of it under its key */
+} ccmem_freshness;
 
 typedef struct ccmem_key ccmem_key;         /* a root key in secret memory */
 typedef struct ccmem_store ccmem_store;     /* ciphertext pages with their versions */
@@ -210,10 +221,36 @@ typedef struct ccmem_failure {
  * needed afterwards. `page_size` is a power of two from CCMEM_PAGE_SIZE_MIN to _MAX.
  * `version_limit` is the highest version a page may reach (0: the format's own limit, 2^63 - 1).
  * `tweak_cache_entries` bounds the tweak cache of the XTS ciphers (0: off; rounded up to a power of
- * two, never more than the pages need). CCMEM_ERR_ARGUMENT, _NOMEM, _MEMLOCK, _FORK, _ENTROPY. */
+ * two, never more than the pages need). A store of CCMEM_FRESH_ONCE has nothing in it yet, where
+ * others read as zeros. CCMEM_ERR_ARGUMENT, _NOMEM, _MEMLOCK, _SECRETMEM, _FORK, _ENTROPY. */
 ccmem_status ccmem_store_new(const ccmem_key *key, ccmem_cipher cipher, uint64_t nbytes,
                              uint32_t page_size, uint64_t version_limit,
-                             uint32_t tweak_cache_entries, ccmem_store **out);
+                             uint32_t tweak_cache_entries, ccmem_freshness freshness,
+                             ccmem_store **out);
+
+/* A store of the size, cipher, page size and tweak cache of another, under a random key of its own,
+ * in secret memory of the level that the other's key was to have, and counters that go on where the
+ * other's are. It holds zeros, or nothing yet,
+ * as ccmem_store_new() says. Not like a store over a file: CCMEM_ERR_ARGUMENT. Other errors as of
+ * ccmem_store_new(). */
+ccmem_status ccmem_store_like(const ccmem_store *like, ccmem_freshness freshness,
+                              ccmem_store **out);
+
+/* Seals n bytes from `data` as the next pages of a store of CCMEM_FRESH_ONCE, from `offset` on: as
+ * many bytes as were filled before. n is whole pages, or ends with the store. A page that is not
+ * yet filled is CCMEM_ERR_INTEGRITY when it is read; with a cipher without tags it is garbage.
+ * CCMEM_ERR_ARGUMENT: another store, or n is neither; CCMEM_ERR_FROZEN: `offset` is not the end of
+ * what is filled, so that a page would be sealed twice, or none between; CCMEM_ERR_RANGE, _FORK,
+ * _CLOSED. Nothing has changed then. */
+ccmem_status ccmem_store_fill(ccmem_store *store, uint64_t offset, const void *data, uint64_t n);
+
+/* Ends writes (1), or lets them go on (0). Once it has returned, none is under way, and each gets
+ * CCMEM_ERR_FROZEN; one that was cut short has written some of its pages. CCMEM_ERR_ARGUMENT for a
+ * store that shares its key with others, _FORK, _CLOSED. */
+ccmem_status ccmem_store_end_writes(ccmem_store *store, int end);
+
+/* Where the versions of the store's pages are. */
+ccmem_freshness ccmem_store_freshness(const ccmem_store *store);
 
 /* Decrypts n bytes from `offset` into `out`. Each page is read as one writer left it; a range over
  * several pages may see some before and some after a concurrent write. On CCMEM_ERR_RANGE and
@@ -227,7 +264,7 @@ ccmem_status ccmem_store_read(ccmem_store *store, uint64_t offset, void *out, ui
  * CCMEM_ERR_INTEGRITY: a page to be covered in part was changed (both under concurrent writers to
  * the same pages: some whole pages may have been written). A page covered as a whole, up to the end
  * of the store, is replaced without a look at what it was. A store that ccmem_store_map()
- * made: CCMEM_ERR_READONLY, here and below. */
+ * made: CCMEM_ERR_READONLY, one of CCMEM_FRESH_ONCE: CCMEM_ERR_FROZEN, here and below. */
 ccmem_status ccmem_store_write(ccmem_store *store, uint64_t offset, const void *data, uint64_t n);
 
 /* Decrypts `count` runs of `run` bytes each, from offsets[i] to out + i * run. All runs are checked
@@ -270,11 +307,11 @@ const ccmem_suite *ccmem_suite_of(ccmem_cipher cipher);
 /* 1 when pages of this cipher carry a tag, else 0. */
 int ccmem_cipher_authenticated(ccmem_cipher cipher);
 
-/* Where the store keeps its versions and tags (16 bytes a page; NULL for a cipher without), for
- * tests that damage them. Nothing else may write there. CCMEM_ERR_FORK. */
+/* Where the store keeps its versions (NULL: nowhere, all are 1) and tags (16 bytes a page; NULL for
+ * a cipher without), for tests that damage them. Nothing else may write there. CCMEM_ERR_FORK. */
 ccmem_status ccmem_store_records(ccmem_store *store, uint64_t **versions, uint8_t **tags);
 
-/* Where it keeps the copies of its versions, in the same way; NULL for a store over a file.
+/* Where it keeps the copies of its versions, in the same way; NULL where it has none.
  * CCMEM_ERR_FORK. */
 ccmem_status ccmem_store_copies(ccmem_store *store, uint64_t **copies);
 
@@ -327,10 +364,11 @@ typedef void (*ccmem_done)(void);
  * few large chunks, for any number of stores. Arguments and errors as of ccmem_store_new(). */
 ccmem_status ccmem_arena_new(const ccmem_key *key, ccmem_cipher cipher, uint32_t page_size,
                              uint64_t version_limit, uint32_t tweak_cache_entries,
-                             ccmem_arena **out);
+                             ccmem_freshness freshness, ccmem_arena **out);
 
 /* A store of nbytes bytes in whole pages of the arena, holding what lies at `data`, or (NULL)
- * zeros. `store` is CCMEM_STORE_SIZE bytes of zeros, aligned as a pointer, in which the store is
+ * zeros (in an arena of CCMEM_FRESH_ONCE nothing, until it is filled). `store` is CCMEM_STORE_SIZE
+ * bytes of zeros, aligned as a pointer, in which the store is
  * made: it is a ccmem_store for every function but ccmem_store_free(), goes by
  * ccmem_arena_remove(), and must not move. On failure it is zeros. CCMEM_ERR_ARGUMENT, _FORK,
  * _NOMEM, _BUDGET, and _VERSION where pages that had a store before are used up. */
@@ -626,6 +664,15 @@ ccmem_status ccmem_region_close(ccmem_region *region);
 
 /* The counters, after ccmem_region_close() those at that time. CCMEM_ERR_FORK. */
 ccmem_status ccmem_region_get_stats(ccmem_region *region, ccmem_region_stats *out);
+
+/* What regions are open over a store. */
+typedef enum ccmem_store_use {
+    CCMEM_UNMAPPED = 0,
+    CCMEM_MAPPED_READABLE,
+    CCMEM_MAPPED_WRITABLE /* one of them, at least */
+} ccmem_store_use;
+
+ccmem_store_use ccmem_store_mapped(const ccmem_store *store);
 
 /* The counters of all regions that this process has had, added up; `peak` and what follows
  * write_backs are not. */

@@ -102,8 +102,6 @@ ccmem_status ccmem_region_new(ccmem_store *store, uint64_t offset, uint64_t nbyt
         return status;
     if (nbytes > ccmem_store_size(store) || offset > ccmem_store_size(store) - nbytes)
         return CCMEM_ERR_RANGE;
-    if (o->writable && store_read_only(store))
-        return CCMEM_ERR_READONLY;
     const uint64_t page = store_page_size(store), system_page = (uint64_t)sysconf(_SC_PAGESIZE);
     const uint64_t least = page > system_page ? page : system_page;
     const uint64_t block = o->block ? o->block : choose_block(least, o->window, nbytes);

@@ -3,6 +3,7 @@
 
 #include "memory/ranges.h"
 #include "platform/fork.h"
+#include "store/store.h"
 
 ccmem_region_stats windows_totals;
 
@@ -33,6 +34,9 @@ ccmem_status windows_enter(window *w) {
     for (const window *other = windows; other; other = other->next)
         if (conflict(w, other))
             status = CCMEM_ERR_MAPPED;
+    /* With the lock held: whoever ends writes looks at all windows afterwards. */
+    if (status == CCMEM_OK && w->writable)
+        status = store_write_refusal(w->store);
     if (status == CCMEM_OK) {
         w->next = windows;
         if (windows)
@@ -41,6 +45,16 @@ ccmem_status windows_enter(window *w) {
     }
     pthread_mutex_unlock(&windows_lock);
     return status;
+}
+
+ccmem_store_use ccmem_store_mapped(const ccmem_store *store) {
+    ccmem_store_use found = CCMEM_UNMAPPED;
+    pthread_mutex_lock(&windows_lock);
+    for (const window *w = windows; w; w = w->next)
+        if (w->store == store && found != CCMEM_MAPPED_WRITABLE)
+            found = w->writable ? CCMEM_MAPPED_WRITABLE : CCMEM_MAPPED_READABLE;
+    pthread_mutex_unlock(&windows_lock);
+    return found;
 }
 
 void windows_leave(window *w) {

@@ -171,6 +171,24 @@ static ccmem_status map_locked(size_t size, ccmem_secret_level require, uint8_t 
     return by_mlock && by_memfd == CCMEM_ERR_MEMLOCK ? by_memfd : by_mlock;
 }
 
+ccmem_status secret_map(size_t size, ccmem_secret_level require, void **out,
+                        ccmem_secret_level *level) {
+    const size_t page = system_page();
+    uint8_t *p;
+    if (size > SIZE_MAX - page)
+        return CCMEM_ERR_NOMEM;
+    ccmem_status status = map_locked((size + page - 1) & ~(page - 1), require, &p, level);
+    if (status == CCMEM_OK)
+        *out = p;
+    return status;
+}
+
+void secret_unmap(void *p, size_t size) {
+    const size_t page = system_page();
+    if (p)
+        munmap(p, (size + page - 1) & ~(page - 1));
+}
+
 /* ---- arenas ---------------------------------------------------------------------------------- */
 
 static arena *arena_get(void) { return (arena *)process_object(&current, sizeof(arena)); }

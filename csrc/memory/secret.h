@@ -54,6 +54,15 @@ enum { SECRET_SLOT_MAX = 2048 };
 ccmem_status secret_alloc(size_t n, ccmem_secret_level require, void **out,
                           ccmem_secret_level *level);
 
+/* Size bytes of zeros in a mapping of their own, of memory as above. On success *out is the
+ * caller's until secret_unmap(). For what must not be changed from outside and need not be hidden,
+ * and is too large for a slot. CCMEM_ERR_SECRETMEM, _MEMLOCK, _NOMEM. */
+ccmem_status secret_map(size_t size, ccmem_secret_level require, void **out,
+                        ccmem_secret_level *level);
+
+/* Returns such a mapping. NULL is allowed. Not in a forked child, as secret_free(). */
+void secret_unmap(void *p, size_t size);
+
 /* Wipes the slot and returns it. NULL is allowed. Must not be called for a slot that came from the
  * parent of a fork: the memory is not there (callers ask fork_alien() first). */
 void secret_free(void *slot);

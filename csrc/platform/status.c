@@ -37,6 +37,10 @@ const char *ccmem_status_text(ccmem_status status) {
     case CCMEM_ERR_MAPPED:
         return "another mapping covers some of the bytes, and one of the two can be written";
     case CCMEM_ERR_CLOSED: return "the store was removed from its arena, or the cache was erased";
+    case CCMEM_ERR_FROZEN:
+        return "each page of the store is sealed once, and cannot be written; copy the data to a "
+               "new "
+               "store";
     case CCMEM_ERR_PINNED: return "too few frames of the window would be left unpinned";
     case CCMEM_ERR_THREAD:
         return "the system refused a thread; raise the limit of processes and threads";

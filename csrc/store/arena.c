@@ -7,7 +7,9 @@
  * versions: no nonce comes twice. What a chunk's numbers were is forgotten with the chunk, so they
  * are not given to another. A run that had a store before is sealed anew as zeros, unless the
  * caller's data fill it: without that its pages would look like ones put back to "never written".
- */
+ *
+ * Pages that are sealed once (CCMEM_FRESH_ONCE) have no record, and none is given to another store:
+ * their memory goes back to the system, and the chunk when all of its pages have gone. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -62,11 +64,28 @@ static uint64_t find_left(const store_chunk *c, uint64_t n) {
     return c->npages;
 }
 
+/* Returns 1 when no store has a page of the chunk, nor will have one of those that were left. */
+static int spent(const store_core *core, const store_chunk *c) {
+    return core->freshness == CCMEM_FRESH_ONCE && c->fresh && c->left == c->fresh;
+}
+
+/* Frees the chunks that are of no use any more. */
+static void drop_spent(store_core *core) {
+    for (store_chunk **link = &core->chunks, *c; (c = *link);)
+        if (spent(core, c)) {
+            *link = c->next;
+            chunk_free(core, c);
+        } else {
+            link = &c->next;
+        }
+}
+
 /* A new chunk with room for n pages, the core's. */
 static ccmem_status grow(store_core *core, uint64_t n) {
     const uint64_t least = (uint64_t)CHUNK_MIN >> core->page_shift;
     const uint64_t most = (uint64_t)CHUNK_MAX >> core->page_shift;
     uint64_t all = 0, goal;
+    drop_spent(core);
     for (const store_chunk *c = core->chunks; c; c = c->next)
         all += c->npages;
     goal = all / 4;
@@ -76,7 +95,7 @@ static ccmem_status grow(store_core *core, uint64_t n) {
         return CCMEM_ERR_NOMEM;
     store_chunk *c = NULL;
     ccmem_status status = chunk_new(core, goal, &c);
-    if (status == CCMEM_ERR_NOMEM && goal > n)
+    if ((status == CCMEM_ERR_NOMEM || status == CCMEM_ERR_MEMLOCK) && goal > n)
         status = chunk_new(core, goal = n, &c);
     if (status != CCMEM_OK)
         return status;
@@ -125,7 +144,7 @@ static void leave(store_core *core, const ccmem_store *s) {
     const uint64_t n = store_pages(s), at = s->first - s->chunk->first;
     store_chunk *c = s->chunk;
     /* Both records, as one may be damaged before the next store has the page. */
-    for (uint64_t i = 0; i < n; i++) {
+    for (uint64_t i = 0; i < n && s->version; i++) {
         const uint64_t used = store_used_version(s, i);
         __atomic_store_n(store_sealed(s, i), used, __ATOMIC_RELAXED);
         __atomic_store_n(&s->version[i], used, __ATOMIC_RELAXED);
@@ -134,7 +153,9 @@ static void leave(store_core *core, const ccmem_store *s) {
     if (s->tag)
         memset(s->tag, 0, n * sizeof *s->tag);
     pthread_mutex_lock(&core->lock);
-    for (uint64_t i = 0; i < n; i++)
+    if (!s->version)
+        c->left += n; /* marked as in use, which they never are again */
+    for (uint64_t i = 0; i < n && s->version; i++)
         if (*store_sealed(s, i) < core->version_limit) { /* else it is of no use any more */
             mark(c, at + i, 1, 0);
             c->left++;
@@ -155,10 +176,10 @@ static void leave(store_core *core, const ccmem_store *s) {
 
 ccmem_status ccmem_arena_new(const ccmem_key *key, ccmem_cipher cipher, uint32_t page_size,
                              uint64_t version_limit, uint32_t tweak_cache_entries,
-                             ccmem_arena **out) {
+                             ccmem_freshness freshness, ccmem_arena **out) {
     uint8_t id[CCMEM_STORE_ID_SIZE];
     if (!key || !out || !page_suite_of(cipher) || version_limit > INT64_MAX ||
-        !page_size_allowed(page_size))
+        !page_size_allowed(page_size) || (unsigned)freshness > CCMEM_FRESH_ONCE)
         return CCMEM_ERR_ARGUMENT;
     ccmem_status status = ccmem_key_check(key);
     if (status == CCMEM_OK)
@@ -168,7 +189,7 @@ ccmem_status ccmem_arena_new(const ccmem_key *key, ccmem_cipher cipher, uint32_t
     ccmem_arena *arena = calloc(1, sizeof *arena);
     if (!arena)
         return CCMEM_ERR_NOMEM;
-    status = core_new(key, cipher, id, page_size, &arena->core);
+    status = core_new(key, cipher, id, page_size, freshness, &arena->core);
     if (status == CCMEM_OK && pthread_mutex_init(&arena->core->lock, NULL))
         status = CCMEM_ERR_NOMEM;
     else if (status == CCMEM_OK)
@@ -191,7 +212,7 @@ static void count(store_core *core, uint64_t nbytes, uint64_t npages, int sign) 
     __atomic_fetch_add(&core->pages, (uint64_t)(int64_t)sign * npages, __ATOMIC_RELAXED);
 }
 
-/* Room for a store, which reads as zeros unless its pages are going to be `replaced`. */
+/* Room for a store, which reads as zeros unless its pages are going to be `replaced`, or filled. */
 static ccmem_status place(store_core *core, uint64_t nbytes, int replaced, ccmem_store *s) {
     ccmem_store made = {.core = core, .nbytes = nbytes};
     const uint64_t n = store_pages(&made);
@@ -204,14 +225,14 @@ static ccmem_status place(store_core *core, uint64_t nbytes, int replaced, ccmem
         if (status != CCMEM_OK)
             return status;
         made.first = made.chunk->first + at;
-        made.version = made.chunk->version + at;
+        made.version = made.chunk->version ? made.chunk->version + at : NULL;
         made.tag = made.chunk->tag ? made.chunk->tag + at : NULL;
         made.ct = made.chunk->pages->data + (at << core->page_shift);
     }
     __atomic_fetch_add(&core->refs, 1, __ATOMIC_RELAXED);
     count(core, nbytes, n, 1);
     *s = made;
-    for (uint64_t i = 0; i < n && !replaced; i++)
+    for (uint64_t i = 0; i < n && !replaced && s->version; i++)
         if (*store_sealed(s, i) || s->version[i])
             return store_clear(s, n);
     return CCMEM_OK;
@@ -227,7 +248,8 @@ ccmem_status ccmem_arena_add(ccmem_arena *arena, uint64_t nbytes, const void *da
     ccmem_store *s = store;
     ccmem_status status = place(arena->core, nbytes, data && nbytes, s);
     if (status == CCMEM_OK && data && nbytes)
-        status = ccmem_store_write(s, 0, data, nbytes);
+        status =
+            s->version ? ccmem_store_write(s, 0, data, nbytes) : store_fill(s, 0, data, nbytes);
     if (status != CCMEM_OK && s->core) {
         (void)ccmem_arena_remove(s);
         memset(s, 0, sizeof *s);
@@ -256,7 +278,6 @@ uint64_t ccmem_arena_place(const ccmem_store *s) { return s->first; }
 
 ccmem_status ccmem_arena_get_totals(const ccmem_arena *arena, ccmem_arena_totals *out) {
     const store_core *core = arena->core;
-    const uint64_t tag = core->suite->is.tag_size;
     ccmem_stats stats;
     if (fork_alien(core->generation))
         return CCMEM_ERR_FORK;
@@ -267,7 +288,7 @@ ccmem_status ccmem_arena_get_totals(const ccmem_arena *arena, ccmem_arena_totals
     out->ciphertext_bytes = pages << core->page_shift;
     out->overhead_bytes = sizeof *core + core->suite->key_size +
                           tweak_cache_bytes(&core->page.cache) + out->stores * CCMEM_STORE_SIZE +
-                          pages * (2 * sizeof(uint64_t) + tag);
+                          pages * core_record_bytes(core);
     out->integrity_failures = stats.integrity_failures;
     return CCMEM_OK;
 }

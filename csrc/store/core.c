@@ -17,16 +17,37 @@ ccmem_status core_alien(const store_core *core) {
     return core == &store_gone ? CCMEM_ERR_CLOSED : CCMEM_ERR_FORK;
 }
 
-/* Tags, versions and what was sealed, neither dumped nor inherited. */
+/* Tags, versions and copies of these, neither dumped nor inherited. */
 static ccmem_status new_records(const store_core *core, store_chunk *c) {
-    const uint64_t tags = core->suite->is.tag_size;
-    c->record_bytes = c->npages * (tags + 2 * sizeof *c->version);
-    ccmem_status status = c->npages ? vmem_map_private(c->record_bytes, &c->records) : CCMEM_OK;
+    const uint64_t tags = core->suite->is.tag_size, words = c->npages * sizeof *c->version;
+    const int locked = core->freshness == CCMEM_FRESH_LOCKED;
+    c->record_bytes = c->npages * core_record_bytes(core) - (locked ? words : 0);
+    ccmem_status status =
+        c->record_bytes ? vmem_map_private(c->record_bytes, &c->records) : CCMEM_OK;
     if (status != CCMEM_OK || !c->npages)
         return status;
     c->tag = tags ? c->records : NULL;
-    c->version = (uint64_t *)((uint8_t *)c->records + c->npages * tags);
-    return CCMEM_OK;
+    if (core->freshness == CCMEM_FRESH_ONCE)
+        return CCMEM_OK;
+    c->sealed = (uint64_t *)((uint8_t *)c->records + c->npages * tags);
+    if (!locked) {
+        c->version = c->sealed + c->npages;
+        return CCMEM_OK;
+    }
+    ccmem_secret_level level;
+    void *version;
+    status = secret_map(words, core->require, &version, &level);
+    if (status == CCMEM_OK)
+        c->version = version;
+    return status;
+}
+
+/* Of this process's own chunk. */
+static void drop_records(const store_core *core, store_chunk *c) {
+    if (core->freshness == CCMEM_FRESH_LOCKED)
+        secret_unmap(c->version, c->npages * sizeof *c->version);
+    if (c->record_bytes)
+        vmem_unmap(c->records, c->record_bytes);
 }
 
 ccmem_status chunk_new(const store_core *core, uint64_t npages, store_chunk **out) {
@@ -47,14 +68,14 @@ ccmem_status chunk_new(const store_core *core, uint64_t npages, store_chunk **ou
         return CCMEM_OK;
     }
     vmem_unmap(pages, size);
-    vmem_unmap(c->records, c->record_bytes);
+    drop_records(core, c);
     free(c);
     return status;
 }
 
 void chunk_free(const store_core *core, store_chunk *c) {
     if (!fork_alien(core->generation))
-        vmem_unmap(c->records, c->record_bytes);
+        drop_records(core, c);
     ccmem_mapping_release(c->pages);
     free(c->in_use);
     free(c);
@@ -79,7 +100,7 @@ static ccmem_status late_keys(store_core *core, const ccmem_key *key, ccmem_ciph
 }
 
 ccmem_status core_new(const ccmem_key *key, ccmem_cipher cipher, const uint8_t id[16],
-                      uint32_t page_size, store_core **out) {
+                      uint32_t page_size, ccmem_freshness freshness, store_core **out) {
     store_core *core;
     if (posix_memalign((void **)&core, _Alignof(store_core), sizeof *core))
         return CCMEM_ERR_NOMEM;
@@ -90,6 +111,8 @@ ccmem_status core_new(const ccmem_key *key, ccmem_cipher cipher, const uint8_t i
     core->version_limit = VERSION_MAX;
     core->refs = 1;
     core->read_only = !id;
+    core->freshness = freshness;
+    core->require = key_require(key);
     ccmem_status status =
         id ? page_key_new(&core->page, key, cipher, id, page_size, &core->key, &core->level)
            : late_keys(core, key, cipher, page_size);

@@ -39,11 +39,12 @@ enum {
 typedef struct store_chunk {
     struct store_chunk *next;
     ccmem_mapping *pages;
-    void *records; /* tags, versions and versions sealed: one mapping */
+    void *records; /* tags, versions and their copies: one mapping */
     uint64_t record_bytes;
-    uint64_t *version;
-    page_tag *tag;  /* NULL for a cipher without */
-    uint64_t first; /* the number of its first page */
+    uint64_t *version; /* CCMEM_FRESH_LOCKED: in locked memory of their own; _ONCE: NULL */
+    uint64_t *sealed;  /* copies of these */
+    page_tag *tag;     /* NULL for a cipher without */
+    uint64_t first;    /* the number of its first page */
     uint64_t npages;
     /* Of an arena's, under its lock: */
     uint64_t fresh;   /* pages from here on were never in use */
@@ -56,10 +57,13 @@ typedef struct store_core {
     uint64_t generation;
     uint64_t version_limit;
     uint32_t page_shift;
-    int read_only;
+    int read_only;    /* stores over a file */
+    int writes_ended; /* atomic */
+    ccmem_freshness freshness;
     ccmem_secret_level level;
-    void *key;     /* expanded, in secret memory; NULL: */
-    subkeys *late; /* one for each store, derived when it is used */
+    ccmem_secret_level require; /* of its key */
+    void *key;                  /* expanded, in secret memory; NULL: */
+    subkeys *late;              /* one for each store, derived when it is used */
     const page_suite *suite;
     uint64_t refs; /* atomic: its stores, and the arena itself */
     store_chunk *chunks;
@@ -78,12 +82,16 @@ struct ccmem_store {
         ccmem_mapping *pages; /* of a read-only store: where they lie; a reference of its own */
     };
     /* Of its own first page: */
-    uint64_t *version; /* one word a page */
+    uint64_t *version; /* one word a page; NULL: all are sealed once, as version SEALED_ONCE */
     page_tag *tag;     /* NULL for a cipher without */
     uint8_t *ct;
     uint64_t first; /* the page's number in the core: what its tweak or nonce is made of */
     uint64_t nbytes;
+    uint64_t filled; /* bytes from the beginning on, atomic: of CCMEM_FRESH_ONCE */
 };
+
+/* The version of a page that is sealed once. */
+enum { SEALED_ONCE = 1 };
 
 _Static_assert(sizeof(struct ccmem_store) <= CCMEM_STORE_SIZE, "fits where the caller puts it");
 
@@ -106,16 +114,36 @@ static inline uint64_t store_pages(const ccmem_store *s) {
     return (s->nbytes + s->core->page.size - 1) >> s->core->page_shift;
 }
 
-/* Where the last version is that a page was sealed under, whatever became of its word; a read-only
- * store has none. */
+/* Where the last version is that a page was sealed under, whatever became of its word; a store
+ * whose pages are sealed once has none. */
 static inline uint64_t *store_sealed(const ccmem_store *s, uint64_t page) {
-    return s->version + s->chunk->npages + page;
+    return s->chunk->sealed + (s->version - s->chunk->version) + page;
+}
+
+/* Returns why a store is not to be written: CCMEM_ERR_READONLY or _FROZEN, else CCMEM_OK. */
+static inline ccmem_status store_refuses(const ccmem_store *s) {
+    const store_core *c = s->core;
+    if (__builtin_expect(!s->version, 0))
+        return c->read_only ? CCMEM_ERR_READONLY : s->nbytes ? CCMEM_ERR_FROZEN : CCMEM_OK;
+    return __builtin_expect(c->read_only, 0) ? CCMEM_ERR_READONLY : CCMEM_OK;
+}
+
+/* CCMEM_ERR_FROZEN when ccmem_store_end_writes() was called, for a writer that has locked its
+ * pages: before, the answer would mean nothing. */
+static inline ccmem_status writes_ended(const store_core *c) {
+    return __atomic_load_n(&c->writes_ended, __ATOMIC_SEQ_CST) ? CCMEM_ERR_FROZEN : CCMEM_OK;
+}
+
+/* Bytes of what is known of a page: its tag, version and copy. */
+static inline uint64_t core_record_bytes(const store_core *c) {
+    const uint64_t words = c->freshness == CCMEM_FRESH_ONCE ? 0 : 2;
+    return words * sizeof(uint64_t) + c->suite->is.tag_size;
 }
 
 /* A core with its keys and one reference, without a chunk. `id` NULL: of read-only stores, which
  * bring their ids, and whose subkeys are derived when they are used. */
 ccmem_status core_new(const ccmem_key *key, ccmem_cipher cipher, const uint8_t id[16],
-                      uint32_t page_size, store_core **out);
+                      uint32_t page_size, ccmem_freshness freshness, store_core **out);
 
 /* Drops a reference; the last one wipes the keys and gives the chunks back. */
 void core_release(store_core *core);
@@ -125,6 +153,10 @@ void core_release(store_core *core);
 ccmem_status chunk_new(const store_core *core, uint64_t npages, store_chunk **out);
 
 void chunk_free(const store_core *core, store_chunk *chunk);
+
+/* ccmem_store_fill() for a store that was checked: all arguments but that `offset` is the end of
+ * what is filled. CCMEM_ERR_FROZEN. */
+ccmem_status store_fill(ccmem_store *store, uint64_t offset, const uint8_t *data, uint64_t n);
 
 /* The last version that a page may have been sealed under, which no thread uses any more; the
  * core's version_limit: it may be sealed no more. */

@@ -39,7 +39,7 @@ static ccmem_status file_new(const ccmem_key *key, ccmem_cipher cipher, uint32_t
     ccmem_file *f = calloc(1, sizeof *f);
     if (!f)
         return CCMEM_ERR_NOMEM;
-    status = core_new(key, cipher, NULL, page_size, &f->core);
+    status = core_new(key, cipher, NULL, page_size, CCMEM_FRESH_NOT, &f->core);
     if (status == CCMEM_OK &&
         (status = file_pages_begin(&f->pages, begin, end, anonymous)) != CCMEM_OK)
         core_release(f->core);

@@ -10,7 +10,14 @@ ccmem_status ccmem_store_check(const ccmem_store *s) {
 
 uint64_t ccmem_store_size(const ccmem_store *s) { return s->nbytes; }
 
-int store_read_only(const ccmem_store *s) { return s->core->read_only; }
+ccmem_status store_write_refusal(const ccmem_store *s) {
+    ccmem_status status = store_refuses(s);
+    return status == CCMEM_OK ? writes_ended(s->core) : status;
+}
+
+ccmem_freshness ccmem_store_freshness(const ccmem_store *s) {
+    return s->version || !s->nbytes ? s->core->freshness : CCMEM_FRESH_ONCE;
+}
 
 uint32_t store_page_size(const ccmem_store *s) { return s->core->page.size; }
 
@@ -21,8 +28,10 @@ ccmem_status ccmem_store_versions(ccmem_store *s, uint64_t first, uint64_t count
         return core_alien(s->core);
     if (count > store_pages(s) || first > store_pages(s) - count)
         return CCMEM_ERR_RANGE;
+    const uint64_t *version = s->version;
     for (uint64_t i = 0; i < count; i++)
-        out[i] = __atomic_load_n(&s->version[first + i], __ATOMIC_RELAXED) & ~LOCK;
+        out[i] =
+            version ? __atomic_load_n(&version[first + i], __ATOMIC_RELAXED) & ~LOCK : SEALED_ONCE;
     return CCMEM_OK;
 }
 
@@ -37,7 +46,7 @@ ccmem_status ccmem_store_records(ccmem_store *s, uint64_t **versions, uint8_t **
 ccmem_status ccmem_store_copies(ccmem_store *s, uint64_t **copies) {
     if (fork_alien(s->core->generation))
         return core_alien(s->core);
-    *copies = s->core->read_only || !s->chunk ? NULL : store_sealed(s, 0);
+    *copies = s->core->read_only || !s->version ? NULL : store_sealed(s, 0);
     return CCMEM_OK;
 }
 
@@ -55,9 +64,8 @@ const char *ccmem_store_lost(const ccmem_store *s, uint64_t page) {
 
 uint64_t ccmem_store_overhead(const ccmem_store *s) {
     const store_core *core = s->core;
-    const uint64_t words = core->read_only ? 1 : 2, tag = s->tag ? sizeof *s->tag : 0;
-    uint64_t own = (core->read_only ? sizeof(file_store) : sizeof *s) +
-                   store_pages(s) * (words * sizeof *s->version + tag);
+    uint64_t own = core->read_only ? sizeof(file_store) + store_pages(s) * CCMEM_FILE_RECORD_SIZE
+                                   : sizeof *s + store_pages(s) * core_record_bytes(core);
     if (core->shared)
         return own;
     own += sizeof *core + sizeof(ccmem_mapping);

@@ -32,11 +32,12 @@ static ccmem_status new_store(store_core *core, uint64_t nbytes, ccmem_store **o
 
 ccmem_status ccmem_store_new(const ccmem_key *key, ccmem_cipher cipher, uint64_t nbytes,
                              uint32_t page_size, uint64_t version_limit,
-                             uint32_t tweak_cache_entries, ccmem_store **out) {
+                             uint32_t tweak_cache_entries, ccmem_freshness freshness,
+                             ccmem_store **out) {
     uint8_t id[CCMEM_STORE_ID_SIZE];
     store_core *core;
     if (!key || !out || !page_suite_of(cipher) || version_limit > VERSION_MAX ||
-        !page_size_allowed(page_size))
+        !page_size_allowed(page_size) || (unsigned)freshness > CCMEM_FRESH_ONCE)
         return CCMEM_ERR_ARGUMENT;
     ccmem_status status = ccmem_key_check(key);
     if (status != CCMEM_OK)
@@ -45,7 +46,7 @@ ccmem_status ccmem_store_new(const ccmem_key *key, ccmem_cipher cipher, uint64_t
         return CCMEM_ERR_NOMEM;
     status = random_bytes(id, sizeof id);
     if (status == CCMEM_OK)
-        status = core_new(key, cipher, id, page_size, &core);
+        status = core_new(key, cipher, id, page_size, freshness, &core);
     if (status != CCMEM_OK)
         return status;
     if (version_limit)
@@ -60,27 +61,61 @@ ccmem_status ccmem_store_new(const ccmem_key *key, ccmem_cipher cipher, uint64_t
     return status;
 }
 
-/* Looks at its own copy: the caller's may change meanwhile. */
-static ccmem_status copy_records(ccmem_store *s, const void *versions, const void *tags) {
+static ccmem_cipher cipher_of(const page_suite *suite) {
+    int cipher = 0;
+    while (page_suite_of((ccmem_cipher)cipher) != suite)
+        cipher++;
+    return (ccmem_cipher)cipher;
+}
+
+ccmem_status ccmem_store_like(const ccmem_store *like, ccmem_freshness freshness,
+                              ccmem_store **out) {
+    const store_core *c = like->core;
+    ccmem_key *key;
+    if (fork_alien(c->generation))
+        return core_alien(c);
+    if (c->read_only)
+        return CCMEM_ERR_ARGUMENT;
+    ccmem_status status = ccmem_key_generate(c->require, &key);
+    if (status != CCMEM_OK)
+        return status;
+    const tweak_cache *cache = &c->page.cache;
+    const uint32_t tweaks = cache->entries ? (uint32_t)(cache->mask + 1) : 0;
+    status = ccmem_store_new(key, cipher_of(c->suite), like->nbytes, c->page.size, 0, tweaks,
+                             freshness, out);
+    ccmem_key_free(key);
+    if (status == CCMEM_OK)
+        core_stats(c, &(*out)->core->shards[0].count);
+    return status;
+}
+
+/* Looks at its own copy of the versions: the caller's may change meanwhile. Where all are 1, as in
+ * every file that a sealer wrote, none is kept, so that none can be changed later. */
+static ccmem_status copy_records(ccmem_store *s, void *records, const void *versions,
+                                 const void *tags) {
     const uint64_t npages = store_pages(s);
-    int good = 1;
+    int good = 1, once = 1;
     if (!npages)
         return CCMEM_OK;
-    memcpy(s->version, versions, npages * sizeof *s->version);
-    memcpy(s->tag, tags, npages * sizeof *s->tag);
+    uint64_t *version = records;
+    memcpy(version, versions, npages * sizeof *version);
     for (uint64_t i = 0; i < npages; i++) {
 #if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-        s->version[i] = __builtin_bswap64(s->version[i]);
+        version[i] = __builtin_bswap64(version[i]);
 #endif
-        good &= s->version[i] - 1 < VERSION_MAX;
+        good &= version[i] - 1 < VERSION_MAX;
+        once &= version[i] == SEALED_ONCE;
     }
+    s->version = once ? NULL : version;
+    s->tag = (page_tag *)(version + npages);
+    memcpy(s->tag, tags, npages * sizeof *s->tag);
     return good ? CCMEM_OK : CCMEM_ERR_ARGUMENT;
 }
 
 /* Gives back what a read-only store of this process took for its records. */
 static void drop_records(const file_store *f, uint64_t npages) {
     if (npages > CCMEM_FILE_RECORDS_MAX)
-        vmem_unmap(f->store.version, npages * CCMEM_FILE_RECORD_SIZE);
+        vmem_unmap((uint64_t *)f->store.tag - npages, npages * CCMEM_FILE_RECORD_SIZE);
 }
 
 ccmem_status store_over(store_core *core, const uint8_t id[16], uint64_t nbytes,
@@ -94,10 +129,8 @@ ccmem_status store_over(store_core *core, const uint8_t id[16], uint64_t nbytes,
         status = vmem_map_private(npages * CCMEM_FILE_RECORD_SIZE, &records);
     if (status != CCMEM_OK)
         return status;
-    made.version = records;
-    made.tag = (page_tag *)(made.version + npages);
     f->store = made;
-    status = copy_records(&f->store, versions, tags);
+    status = copy_records(&f->store, records, versions, tags);
     if (status != CCMEM_OK) {
         drop_records(f, npages);
         memset(&f->store, 0, sizeof f->store);

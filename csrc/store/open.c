@@ -7,6 +7,18 @@
 #include "platform/lost.h"
 #include "store/version.h"
 
+/* Returns the version to open a page under: stable_version(), or what every page has that is sealed
+ * once. That number is in the code and in no memory that can be written, and under the key of such
+ * a page there is no other state of it. */
+static inline uint64_t version_now(ccmem_store *s, uint64_t page) {
+    return s->version ? stable_version(s, page) : SEALED_ONCE;
+}
+
+/* Returns 1 if no writer came since version_now(). */
+static inline int still(const ccmem_store *s, uint64_t page, uint64_t version) {
+    return !s->version || unchanged(&s->version[page], version);
+}
+
 /* n may be 0, and out NULL then, which memset() does not take. */
 static inline void clear(uint8_t *out, uint32_t n) {
     if (n)
@@ -68,8 +80,19 @@ static inline __attribute__((always_inline)) int open_part(ccmem_store *s, shard
     return result != PAGE_BAD;
 }
 
+/* Of a store whose pages are sealed once: no writer ever comes, so nothing is looked at again. */
+static __attribute__((noinline)) ccmem_status read_part_once(ccmem_store *s, shard *sh,
+                                                             uint64_t page, uint32_t offset,
+                                                             uint8_t *out, uint32_t n) {
+    return __builtin_expect(open_part(s, sh, page, SEALED_ONCE, offset, out, n), 1)
+               ? CCMEM_OK
+               : store_damaged(sh, page, SEALED_ONCE);
+}
+
 ccmem_status store_read_part(ccmem_store *s, shard *sh, uint64_t page, uint32_t offset,
                              uint8_t *out, uint32_t n) {
+    if (!s->version)
+        return read_part_once(s, sh, page, offset, out, n);
     uint64_t *word = &s->version[page], v;
     /* Where a touch of `out` may have a page opened, no lock may be held. */
     for (int tries = 0; tries < READ_RETRIES || ranges_touch(out, n); tries++) {
@@ -124,14 +147,14 @@ ccmem_status store_read_batch(ccmem_store *s, shard *sh, uint64_t first, uint8_t
     const store_core *c = s->core;
     uint64_t v[PAGE_BATCH], bad = 0;
     for (uint64_t i = 0; i < n; i++)
-        v[i] = stable_version(s, first + i);
+        v[i] = version_now(s, first + i);
     for (uint64_t i = 0, run; i < n; i += run) {
         for (run = 1; i + run < n && !v[i + run] == !v[i];)
             run++;
         bad |= open_run(s, sh, first + i, v + i, out + (i << s->core->page_shift), run, flags) << i;
     }
     for (uint64_t i = 0; i < n; i++) {
-        if (__builtin_expect(!unchanged(&s->version[first + i], v[i]) || (v[i] & LOCK), 0)) {
+        if (__builtin_expect(!still(s, first + i, v[i]) || (v[i] & LOCK), 0)) {
             add(&sh->count.retries, 1);
             ccmem_status status =
                 store_read_part(s, sh, first + i, 0, out + (i << c->page_shift), c->page.size);
@@ -161,7 +184,7 @@ ccmem_status store_open_fused(ccmem_store *s, uint64_t first, uint64_t n, ccmem_
     uint64_t v[STORE_OPEN_MAX];
     *done = 0;
     for (uint64_t i = 0; i < n; i++) {
-        v[i] = stable_version(s, first + i);
+        v[i] = version_now(s, first + i);
         if (!v[i] || (v[i] & LOCK))
             return CCMEM_OK;
     }
@@ -175,7 +198,7 @@ ccmem_status store_open_fused(ccmem_store *s, uint64_t first, uint64_t n, ccmem_
         return CCMEM_OK; /* not done: store_open_pages() will do */
     add(&sh->count.pages_opened, n);
     for (uint64_t i = 0; i < n; i++)
-        if (!unchanged(&s->version[first + i], v[i])) {
+        if (!still(s, first + i, v[i])) {
             add(&sh->count.retries, 1);
             return CCMEM_OK;
         }

@@ -65,7 +65,8 @@ void store_prefetch(const ccmem_store *s, uint64_t offset, uint64_t n) {
         LINES = 8
     }; /* the rest is left to the hardware, which sees a stream by then */
     uint64_t page = offset >> s->core->page_shift;
-    __builtin_prefetch(&s->version[page]);
+    if (s->version)
+        __builtin_prefetch(&s->version[page]);
     if (s->tag) {
         /* A page is read from its start, whatever part of it is wanted. */
         __builtin_prefetch(s->tag[page]);

@@ -53,8 +53,8 @@ ccmem_status store_read_alone(ccmem_store *store, uint64_t offset, void *out, ui
 ccmem_status store_write_present(ccmem_store *store, uint64_t offset, const void *data, uint64_t n,
                                  int alone);
 
-/* Returns 1 when the store is over pages that may not be written. */
-int store_read_only(const ccmem_store *store);
+/* Returns why the store is not to be written, CCMEM_ERR_READONLY or _FROZEN; else CCMEM_OK. */
+ccmem_status store_write_refusal(const ccmem_store *store);
 
 enum { STORE_OPEN_MAX = 16 };
 

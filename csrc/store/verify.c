@@ -8,7 +8,7 @@
 /* CCMEM_ERR_INTEGRITY: the page's version and the copy of it differ, though no writer is at it. */
 static ccmem_status compare_copy(ccmem_store *s, shard *sh, uint64_t page) {
     uint64_t v, copy;
-    if (s->core->read_only)
+    if (!s->version || s->core->read_only)
         return CCMEM_OK;
     for (int tries = 0; tries < READ_RETRIES; tries++) {
         v = stable_version(s, page);

@@ -29,7 +29,7 @@ static inline uint64_t used_version(const ccmem_store *s, uint64_t page, uint64_
 }
 
 /* Returns 1 if a page of version 0 was never written. Such a page has no tag; a version that was
- * put back to 0 leaves one behind. A read-only store has no such pages. */
+ * put back to 0 leaves one behind. A store over a file has no such pages. */
 int never_written(const ccmem_store *s, uint64_t page);
 
 #endif

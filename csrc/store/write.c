@@ -16,17 +16,18 @@ enum { STAGING_BYTES = 1 << 20 }; /* a multiple of every page size */
 static ccmem_status write_parts(ccmem_store *s, shard *sh, uint64_t page, const uint64_t *offsets,
                                 size_t count, const uint8_t *data, uint32_t n, int anew) {
     const store_core *c = s->core;
-    ccmem_status status = CCMEM_OK;
     uint64_t v;
     if (!lock_pages(s, page, 1, &v, anew))
         return store_damaged(sh, page, v);
     uint64_t used = used_version(s, page, v);
+    ccmem_status status = writes_ended(c);
     if (used >= s->core->version_limit)
         status = CCMEM_ERR_VERSION;
-    else if ((v == 0 && !anew && !never_written(s, page)) ||
-             c->page.ops->modify(&c->page, s->ct + (page << c->page_shift), data, s->first + page,
-                                 anew ? 0 : v, used + 1, tag_of(s, page), offsets, count,
-                                 n) == PAGE_BAD)
+    else if (status == CCMEM_OK &&
+             ((v == 0 && !anew && !never_written(s, page)) ||
+              c->page.ops->modify(&c->page, s->ct + (page << c->page_shift), data, s->first + page,
+                                  anew ? 0 : v, used + 1, tag_of(s, page), offsets, count,
+                                  n) == PAGE_BAD))
         status = store_damaged(sh, page, v);
     if (status == CCMEM_OK) {
         v = used + 1;
@@ -56,7 +57,7 @@ ccmem_status store_clear(ccmem_store *s, uint64_t n) {
 static ccmem_status write_locked(ccmem_store *s, shard *sh, uint64_t first, const uint8_t *data,
                                  uint64_t *v, uint64_t n, unsigned flags) {
     const store_core *c = s->core;
-    ccmem_status status = CCMEM_OK;
+    ccmem_status status = writes_ended(c);
     uint64_t next[PAGE_BATCH];
     for (uint64_t i = 0; i < n; i++) {
         next[i] = used_version(s, first + i, v[i]) + 1;
@@ -140,8 +141,8 @@ ccmem_status store_write_present(ccmem_store *s, uint64_t offset, const void *da
     const uint8_t *from = data;
     if (status != CCMEM_OK)
         return status;
-    if (s->core->read_only)
-        return CCMEM_ERR_READONLY;
+    if ((status = store_refuses(s)) != CCMEM_OK)
+        return status;
     shard *sh = my_shard(s->core);
     if (n)
         status = check_versions(s, offset, n);
@@ -187,17 +188,17 @@ static ccmem_status write_staged(ccmem_store *s, uint64_t offset, const uint8_t 
 ccmem_status ccmem_store_write(ccmem_store *s, uint64_t offset, const void *data, uint64_t n) {
     ccmem_status status = check_call(s, s->core, offset, n);
     if (status == CCMEM_OK && n && ranges_touch(data, n))
-        return s->core->read_only ? CCMEM_ERR_READONLY : write_staged(s, offset, data, n);
+        return (status = store_refuses(s)) != CCMEM_OK ? status : write_staged(s, offset, data, n);
     return store_write_present(s, offset, data, n, 0);
 }
 
 ccmem_status store_write_in_page(ccmem_store *s, const uint64_t *offsets, size_t count,
                                  const void *data, uint32_t n) {
-    if (s->core->read_only)
-        return CCMEM_ERR_READONLY;
+    ccmem_status status = store_refuses(s);
+    if (status != CCMEM_OK)
+        return status;
     shard *sh = my_shard(s->core);
     uint8_t *staging = NULL;
-    ccmem_status status = CCMEM_OK;
     if (ranges_touch(data, (uint64_t)count * n)) {
         status = ccmem_plain_alloc((uint64_t)count * n, &staging);
         if (status != CCMEM_OK)

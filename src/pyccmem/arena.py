@@ -9,11 +9,13 @@ page size) is in their form, which all tensors of the same shape and dtype share
 from __future__ import annotations
 
 import itertools
+import math
 import operator
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from . import errors
@@ -29,18 +31,36 @@ from .binding import (
     check,
     ffi,
     lib,
+    wiped,
 )
 from .binding.arguments import BYTES
 from .binding.owned import ARENA
-from .buffer import LARGEST, EncryptedBuffer, check_options, check_tweak_cache, native_key
+from .buffer import (
+    LARGEST,
+    EncryptedBuffer,
+    check_options,
+    check_tweak_cache,
+    freshness,
+    native_key,
+)
 from .core.fork_warning import name_also
+from .core.forks import Lock
 from .core.form import Form, Shared, remember
 from .core.maker import TensorMaker
-from .core.runs import flat_bytes
+from .core.replaced import BLOCK
+from .core.runs import flat_bytes, flat_parts
+from .core.store import TENSOR
 from .keys import Key
 from .tensor import Cache, EncryptedTensor, checked_form, copy_into
 
-__all__ = ["Arena", "open_arenas", "totals"]
+__all__ = [
+    "Arena",
+    "frozen_twin",
+    "is_fresh",
+    "open_arenas",
+    "place_for_writes",
+    "totals",
+]
 
 _add = lib.ccmem_arena_add
 _from_buffer = ffi.from_buffer
@@ -68,6 +88,16 @@ def _arenas() -> Iterator[tuple[Shared, Any]]:
             yield shared, found
 
 
+#: Held while a tensor is thawed.
+_thawing = Lock()
+
+
+def is_fresh(shared: Shared) -> bool:
+    """Returns True for an arena whose pages raise IntegrityError when they are put back from an
+    earlier time with all that lies beside them."""
+    return shared.cipher in AUTHENTICATED and (shared.frozen or shared.fresh)
+
+
 def open_arenas() -> list[Shared]:
     """Returns what tensors in use share: a name, a cipher and a level for each arena of theirs."""
     return [shared for shared, _ in _arenas()]
@@ -75,11 +105,15 @@ def open_arenas() -> list[Shared]:
 
 def totals() -> dict[str, int]:
     """Returns what the tensors of all arenas of this process take: `stores`, `bytes`,
-    `ciphertext_bytes`, `overhead_bytes`, `integrity_failures`."""
-    sums = dict.fromkeys(dir(ffi.new("ccmem_arena_totals *")), 0)
-    for _, found in _arenas():
-        for name in sums:
+    `ciphertext_bytes`, `overhead_bytes`, `integrity_failures`; `fresh_bytes`, see
+    EncryptedTensor.fresh."""
+    names = dir(ffi.new("ccmem_arena_totals *"))
+    sums = dict.fromkeys((*names, "fresh_bytes"), 0)
+    for shared, found in _arenas():
+        for name in names:
             sums[name] += int(getattr(found, name))
+        if is_fresh(shared):
+            sums["fresh_bytes"] += int(found.bytes)
     return sums
 
 
@@ -159,8 +193,57 @@ class _Tensor(EncryptedTensor):
 
     @property
     def writable(self) -> bool:
-        """True: no tensor in an arena lies in a sealed file."""
-        return True
+        """False for a tensor in a frozen arena, until thaw()."""
+        return not self._form.shared.frozen  # type: ignore[union-attr]
+
+    @property
+    def frozen(self) -> bool:
+        """True for a tensor in a frozen arena, until thaw()."""
+        return self._form.shared.frozen  # type: ignore[union-attr]
+
+    @property
+    def fresh(self) -> bool:
+        """True when a page that is put back from an earlier time, with its tag and version, raises
+        IntegrityError: of a tensor in a frozen or fresh arena. Never with a cipher without
+        tags."""
+        return is_fresh(self._form.shared)  # type: ignore[arg-type]
+
+    def freeze(self) -> None:
+        """Does nothing for a tensor that is frozen. Raises ArgumentError for any other,
+        ClosedError, ForkError."""
+        check(lib.ccmem_store_check(self._opened()), TENSOR)
+        if not self.frozen:
+            raise errors.ArgumentError(
+                f"Tensor {self.name!a} lies in an arena, whose tensors share a key, so that its "
+                f"pages cannot be sealed anew alone; make it in an Arena with frozen=True, or "
+                f"freeze() a copy()."
+            )
+
+    def thaw(self) -> None:
+        """Moves a frozen tensor to another arena, with a random key and with versions, where it can
+        be written. Does nothing for any other. Raises IntegrityError, MappingConflictError while a
+        mapping is open, OutOfMemoryError, LockedMemoryError, ClosedError, ForkError; nothing has
+        changed then."""
+        with _thawing.here():
+            store = self._opened()
+            check(lib.ccmem_store_check(store), TENSOR)
+            if self.writable:
+                return
+            if lib.ccmem_store_mapped(store) != lib.CCMEM_UNMAPPED:
+                raise errors.MappingConflictError(
+                    f"A mapping of {self.name!a} is open, and thaw() puts other pages in the place "
+                    f"of those that it shows; leave the mapping first."
+                )
+            new: Any = _thawed_arena(self._form.shared)._copied(self, None)
+            if self._store is not store:
+                raise errors.ClosedError(
+                    "This tensor was closed meanwhile; read what you need before."
+                )
+            cache = self._cache
+            if type(cache) is Cache:
+                cache.exposed = None
+            # Either form fits either store, for calls that come between the two assignments.
+            self._form, self._store = new._form, new._store
 
     @property
     def cipher(self) -> str:
@@ -211,7 +294,9 @@ class _Buffer(EncryptedBuffer):
     _cipher = _of_tensor("_form.shared.cipher")
     _page_size = _of_tensor("_form.shared.page_size")
     _level = _of_tensor("_form.shared.level")
-    _writable = True
+    _writable = _of_tensor("writable")
+    _frozen = _of_tensor("frozen")
+    _fresh = _of_tensor("_form.shared.fresh")
 
     @classmethod
     def _of_tensor(cls, tensor: _Tensor) -> _Buffer:
@@ -232,6 +317,19 @@ class _Buffer(EncryptedBuffer):
         return self._tensor._opened()
 
     @property
+    def fresh(self) -> bool:
+        """As of the tensor."""
+        return self._tensor.fresh
+
+    def freeze(self) -> None:
+        """Does what the tensor's does."""
+        self._tensor.freeze()
+
+    def thaw(self) -> None:
+        """Does what the tensor's does."""
+        self._tensor.thaw()
+
+    @property
     def closed(self) -> bool:
         """True after close() of the tensor."""
         return self._tensor.closed
@@ -241,7 +339,52 @@ class _Buffer(EncryptedBuffer):
         self._tensor.close()
 
 
+def _thawed_arena(shared: Any) -> Arena:
+    """Returns the arena for what is thawed of another, with a random key of the same level. The
+    caller holds the lock."""
+    arena: Arena | None = shared.thawed
+    if arena is None:
+        wanted = {"level": "mlock"} if shared.level == "mlock" else {"require": shared.level}
+        with Key.generate(**wanted) as key:
+            arena = shared.thawed = Arena(
+                key=key,
+                cipher=shared.cipher,
+                page_size=shared.page_size,
+                name=shared.name,
+                fresh=shared.fresh,
+            )
+    return arena
+
+
+def place_for_writes(tensor: EncryptedTensor) -> Arena | None:
+    """Returns the arena that thaw() would move a frozen arena's tensor to; None for any other
+    tensor. Raises OutOfMemoryError, LockedMemoryError."""
+    if not isinstance(tensor, _Tensor) or tensor.writable:
+        return None
+    with _thawing.here():
+        return _thawed_arena(tensor._form.shared)
+
+
+def frozen_twin(tensor: EncryptedTensor) -> EncryptedTensor | None:
+    """Returns another tensor over the pages of a frozen arena's, which thaw() of one of the two
+    leaves to the other; None for any other tensor."""
+    if not isinstance(tensor, _Tensor) or tensor.writable:
+        return None
+    twin = _new(_Tensor)
+    twin._form, twin._cache, twin._store = tensor._form, tensor._kept().name, tensor._opened()
+    return twin
+
+
 _Buffer.__name__ = _Buffer.__qualname__ = EncryptedBuffer.__name__
+
+
+def _put_array(dtype: Any) -> Callable[[Any, int, Any], None]:
+    """Returns the function that in_order() takes for NumPy's arrays."""
+
+    def put(memory: Any, offset: int, part: Any) -> None:
+        np.ndarray(part.shape, dtype, memory, offset)[...] = part
+
+    return put
 
 
 class Arena(TensorMaker):
@@ -260,6 +403,11 @@ class Arena(TensorMaker):
     read any more. A view of its `ciphertext` stays valid, but may then show zeros or another
     tensor's ciphertext. Counters (`buffer.stats()`) are those of the whole arena.
 
+    With `frozen` each page is sealed once, when the tensor is made, and no page is ever given to
+    another tensor: there are no versions, and nothing that was ever in memory can be put back.
+    Writes raise FrozenError until thaw(), which moves a tensor to another arena, with a random key.
+    With `fresh` the versions of what can be written lie in locked memory; see EncryptedBuffer.
+
     After close() no more tensors can be made. Existing tensors stay; keys and memory go with the
     last of them. All methods may be called from several threads at once.
     """
@@ -276,6 +424,8 @@ class Arena(TensorMaker):
         page_size: int = TENSOR_PAGE_SIZE,
         tweak_cache: int = 4096,
         name: str | None = None,
+        frozen: bool = False,
+        fresh: bool = False,
         _version_limit: int = 0,
     ) -> None:
         """Makes an arena without tensors.
@@ -286,18 +436,19 @@ class Arena(TensorMaker):
         self._arena = self._anchor = None
         page_size = check_options(cipher, page_size, name)
         tweak_cache = check_tweak_cache(tweak_cache)
+        place = freshness(fresh, cipher, frozen)
         self._forms: dict[Any, Form] = {}
         native = native_key(key)
         out = ARENA.cell()
         status = lib.ccmem_arena_new(
-            native, CIPHERS[cipher], page_size, _version_limit, tweak_cache, out
+            native, CIPHERS[cipher], page_size, _version_limit, tweak_cache, place, out
         )
         check(status, Call("an arena", "key"))
         self._arena = ARENA.own(out)
         self._anchor = anchor(self._arena)
         level = LEVELS[lib.ccmem_arena_level(self._arena)]
         name = f"arena-{next(_numbers)}" if name is None else name
-        self._shared = Shared(self._anchor, cipher, page_size, level, name)
+        self._shared = Shared(self._anchor, cipher, page_size, level, name, frozen, fresh)
         _registry.add(weakref.ref(self._shared))
 
     # ---- tensors ----
@@ -309,6 +460,9 @@ class Arena(TensorMaker):
         if form is None:
             form = self._form(*key)
         if (source.nbytes and not source.flags.c_contiguous) or source.dtype != form.dtype:
+            if self._shared.frozen:
+                put = _put_array(form.dtype)
+                return self._in_order(source.shape, form.dtype, source, put, name)
             tensor = self._make(form, None, name)
             try:
                 tensor[...] = source
@@ -320,7 +474,56 @@ class Arena(TensorMaker):
 
     def _zeros(self, shape: Any, dtype: Any, name: Any) -> EncryptedTensor:
         ghost, kind = checked_form(shape, dtype)
+        if self._shared.frozen:
+            zero = np.broadcast_to(np.zeros((), kind), ghost.shape)
+            return self._in_order(ghost.shape, kind, zero, _put_array(kind), name)
         return self._make(self._form(ghost.shape, kind), None, name)
+
+    def _in_order(
+        self, shape: Any, dtype: Any, source: Any, put: Any, name: Any
+    ) -> EncryptedTensor:
+        """Opens 1 MiB of plaintext at a time, in memory that is wiped: whole pages, as a frozen
+        arena has them sealed. Where no whole pages of that size hold whole elements, the tensor is
+        made where it can be written, and copied."""
+        form = self._form(shape, dtype)
+        unit = math.lcm(self.page_size, form.itemsize)
+        if unit > BLOCK:
+            with self._written()._in_parts(form, unit, source, put, None) as written:
+                return self._copied(written, name)
+        return self._in_parts(form, BLOCK // unit * unit, source, put, name)
+
+    def _in_parts(
+        self, form: Form, nbytes: int, source: Any, put: Any, name: Any
+    ) -> EncryptedTensor:
+        """Returns a tensor of the elements of `source`, `nbytes` bytes of them at a time."""
+        tensor: Any = self._make(form, None, name)
+        if not form.nbytes:
+            return tensor  # type: ignore[no-any-return]
+        native = lib.ccmem_store_fill if self.frozen else lib.ccmem_store_write
+        nbytes = max(min(nbytes, BLOCK) // form.itemsize, 1) * form.itemsize
+        pointer, memory = wiped.block(min(nbytes, form.nbytes))
+        try:
+            for at in range(0, form.nbytes, nbytes):
+                count = min(nbytes, form.nbytes - at)
+                first, size = at // form.itemsize, count // form.itemsize
+                for place, part in flat_parts(source, form.shape, first, size):
+                    put(memory, place * form.itemsize, part)
+                status = native(tensor._store, at, pointer, count)
+                check(status, Call(f"a tensor of {form.nbytes} bytes", "tensor"))
+        except BaseException:
+            tensor.close()
+            raise
+        finally:
+            wiped.wipe(memory)
+        return tensor  # type: ignore[no-any-return]
+
+    def _written(self) -> Arena:
+        """Returns the arena for what is thawed of this one."""
+        with _thawing.here():
+            return _thawed_arena(self._shared)
+
+    def _sealed(self, shape: Any, dtype: Any, data: Any, name: Any) -> EncryptedTensor:
+        return self._make(self._form(shape, dtype), data, name)
 
     def _copied(self, source: EncryptedTensor, name: Any) -> EncryptedTensor:
         """Returns a tensor with the contents of another."""
@@ -341,8 +544,9 @@ class Arena(TensorMaker):
             form = remember(self._forms, (shape, dtype), Form(ghost, kind, 0, self._shared))
         return form
 
-    def _make(self, form: Form, source: npt.NDArray[Any] | None, name: Any) -> EncryptedTensor:
-        """Returns a tensor of zeros, or of a contiguous array's bytes."""
+    def _make(self, form: Form, source: Any, name: Any) -> EncryptedTensor:
+        """Returns a tensor of zeros (in a frozen arena: yet to be filled), or of the bytes of a
+        contiguous array, or at a native pointer."""
         if not (name is None or isinstance(name, str)):
             raise errors.ArgumentTypeError(
                 f"name must be a str or None, not {type(name).__name__}."
@@ -356,6 +560,8 @@ class Arena(TensorMaker):
             self._opened()
         if source is None or not nbytes:
             status = _add(native, nbytes, _NULL, store)
+        elif isinstance(source, ffi.CData):
+            status = _add(native, nbytes, source, store)
         else:
             with _from_buffer(BYTES, flat_bytes(source)) as data:
                 status = _add(native, nbytes, data, store)
@@ -383,6 +589,17 @@ class Arena(TensorMaker):
         return self._shared.page_size
 
     @property
+    def frozen(self) -> bool:
+        """True when its tensors are sealed once, when they are made."""
+        return self._shared.frozen
+
+    @property
+    def fresh(self) -> bool:
+        """True when pages of its tensors that are put back from an earlier time, with their tags
+        and versions, raise IntegrityError."""
+        return is_fresh(self._shared)
+
+    @property
     def level(self) -> str:
         """The secret-memory level of the arena's subkey: "secretmem" or "mlock"."""
         return self._shared.level
@@ -405,4 +622,5 @@ class Arena(TensorMaker):
         return native
 
     def _description(self) -> str:
-        return f"{self.name!a}, {self.cipher}, pages of {self.page_size}"
+        kind = ", frozen" if self.frozen else ", fresh" if self.fresh else ""
+        return f"{self.name!a}, {self.cipher}, pages of {self.page_size}{kind}"

@@ -37,8 +37,9 @@ from .binding.arguments import (
 from .binding.handlers import stay_in_front
 from .binding.owned import STORE, keeping, made
 from .binding.status import FilePagesCall, lost_page
-from .core.forks import Origin
-from .core.store import Store, check_open, forget, is_usable, register, registered
+from .core.forks import Lock, Origin
+from .core.replaced import replace_store
+from .core.store import BUFFER, Store, check_open, forget, is_usable, register, registered
 from .keys import Key, native_key
 from .mapping import Mapping
 
@@ -47,6 +48,7 @@ __all__ = [
     "EncryptedBuffer",
     "check_options",
     "check_tweak_cache",
+    "freshness",
     "native_key",
     "open_buffers",
     "over_file",
@@ -62,6 +64,9 @@ _store_write = lib.ccmem_store_write
 
 #: Numbers for buffers without a name.
 _numbers = itertools.count(1)
+
+#: Held while a store is put in the place of another.
+_changing = Lock()
 
 #: Set in a page's word while the page is written, so versions are smaller than this.
 _WRITING = 1 << 63
@@ -100,6 +105,24 @@ def check_tweak_cache(tweak_cache: Any) -> int:
     return entries
 
 
+def freshness(fresh: Any, cipher: str, frozen: Any = False) -> int:
+    """Returns where a native store is to have its versions. Raises ArgumentTypeError, and
+    ArgumentError for `fresh` with a cipher without tags."""
+    for name, value in (("fresh", fresh), ("frozen", frozen)):
+        if not isinstance(value, bool):
+            raise errors.ArgumentTypeError(
+                f"{name} must be True or False, not {type(value).__name__}."
+            )
+    if fresh and cipher not in AUTHENTICATED:
+        raise errors.ArgumentError(
+            f"fresh=True has no effect with {cipher}, whose pages have no tags: a page that is put "
+            f"back would become garbage, and no error; use {' or '.join(sorted(AUTHENTICATED))}."
+        )
+    return int(
+        lib.CCMEM_FRESH_ONCE if frozen else lib.CCMEM_FRESH_LOCKED if fresh else lib.CCMEM_FRESH_NOT
+    )
+
+
 def refuse_versions(name: str, words: bytes) -> None:
     """Raises FileFormatError for a version that a sealed page cannot have."""
     versions = np.frombuffer(words, dtype="<u8")
@@ -125,6 +148,12 @@ class EncryptedBuffer(Store):
     is the number of encrypted tweaks to remember (32 bytes each; 0: none). With an XTS cipher this
     makes small reads of recently touched pages faster; other ciphers do not use it.
 
+    A page that is put back from an earlier time together with its tag and its version opens as it
+    was then. With `fresh` the versions lie in locked memory, 8 bytes a page, which count against
+    RLIMIT_MEMLOCK: they are never in swap, and at level "secretmem" out of reach of
+    /proc/PID/mem, so that such a page raises IntegrityError. What is not written any more can be
+    frozen instead, which needs no versions: see freeze().
+
     All methods may be called from several threads at once. Each page is read as one write left it;
     a read over several pages may see some before and some after a concurrent write.
     """
@@ -142,6 +171,7 @@ class EncryptedBuffer(Store):
         page_size: int = BUFFER_PAGE_SIZE,
         tweak_cache: int = 4096,
         name: str | None = None,
+        fresh: bool = False,
         _version_limit: int = 0,
     ) -> None:
         """Makes a buffer of zeros.
@@ -151,8 +181,12 @@ class EncryptedBuffer(Store):
         """
         self._begin(nbytes, cipher, page_size, name)
         tweak_cache = check_tweak_cache(tweak_cache)
+        place = freshness(fresh, cipher)
+        self._fresh = fresh
         root = native_key(key)
         action = f"a buffer of {self._nbytes} bytes"
+        if fresh:
+            action += " with its versions in locked memory (fresh=True: 8 bytes a page)"
         if self._nbytes > LARGEST:
             check(lib.CCMEM_ERR_NOMEM, Call(action))
         out = STORE.cell()
@@ -163,6 +197,7 @@ class EncryptedBuffer(Store):
             self._page_size,
             _version_limit,
             tweak_cache,
+            place,
             out,
         )
         check(status, Call(action, "key"))
@@ -176,6 +211,7 @@ class EncryptedBuffer(Store):
         self._origin = None
         self._exposed = None
         self._writable = True
+        self._frozen = self._fresh = False
         self._level = "none"
         self._nbytes = integer("nbytes", nbytes)
         if self._nbytes < 0:
@@ -203,6 +239,7 @@ class EncryptedBuffer(Store):
         page_size: int = BUFFER_PAGE_SIZE,
         tweak_cache: int = 4096,
         name: str | None = None,
+        fresh: bool = False,
         _version_limit: int = 0,
     ) -> EncryptedBuffer:
         """Returns a buffer that holds the bytes of `data` (any C-contiguous buffer), encrypted
@@ -218,6 +255,7 @@ class EncryptedBuffer(Store):
                 page_size=page_size,
                 tweak_cache=tweak_cache,
                 name=name,
+                fresh=fresh,
                 _version_limit=_version_limit,
             )
             try:
@@ -337,6 +375,7 @@ class EncryptedBuffer(Store):
         self._store, self._anchor, self._origin, self._exposed = store, anchor, origin, None
         self._writable, self._nbytes, self._page_size = False, nbytes, page_size
         self._cipher, self._level, self._name = cipher, level, name
+        self._frozen = self._fresh = False
         register(self)
         return self
 
@@ -486,6 +525,72 @@ class EncryptedBuffer(Store):
                 del lost  # a variable that its own traceback has would be a cycle
         return found
 
+    # ---- freshness ----
+
+    @property
+    def fresh(self) -> bool:
+        """True when a page that is put back from an earlier time, with its tag and version, raises
+        IntegrityError: of a frozen buffer, one made with `fresh=True`, and pages in a sealed
+        file. Never with a cipher without tags. Raises ClosedError."""
+        place = lib.ccmem_store_freshness(self._opened())
+        return self.authenticated and place != lib.CCMEM_FRESH_NOT
+
+    def freeze(self) -> None:
+        """Seals each page once more, under a random key that seals nothing else, and has no
+        versions from then on: nothing that was ever in memory can be put back. Writes raise
+        FrozenError until thaw(). Does nothing for a buffer that is frozen already, or whose pages
+        lie in a sealed file, which were sealed once as well.
+
+        Opens 1 MiB of plaintext at a time, in memory that is wiped, and takes the ciphertext's
+        memory twice meanwhile; pages that were never written take memory from then on. Other
+        threads may read meanwhile, and what they write before it is either frozen or raises
+        FrozenError.
+
+        Raises IntegrityError for a changed page, MappingConflictError while a mapping of mode "r+"
+        is open, OutOfMemoryError, LockedMemoryError, ClosedError, ForkError; nothing has changed
+        then."""
+        with _changing.here():
+            store = self._opened()
+            check_open(self)
+            if not self._writable:
+                return
+            check(lib.ccmem_store_end_writes(store, 1), BUFFER)
+            try:
+                if lib.ccmem_store_mapped(store) == lib.CCMEM_MAPPED_WRITABLE:
+                    raise self._mapped_meanwhile("freeze()")
+                replace_store(self, store, lib.CCMEM_FRESH_ONCE)
+                self._frozen, self._writable = True, False
+            except BaseException:
+                lib.ccmem_store_end_writes(store, 0)
+                raise
+
+    def thaw(self) -> None:
+        """Makes a frozen buffer writable: seals its pages once more, under another random key, with
+        versions where they were before it was frozen. Does nothing for a buffer that is writable.
+        Memory and other threads as in freeze().
+
+        Raises ReadOnlyError for pages in a sealed file (copy() a tensor instead), IntegrityError,
+        MappingConflictError while any mapping is open, OutOfMemoryError, LockedMemoryError,
+        ClosedError, ForkError; nothing has changed then."""
+        with _changing.here():
+            store = self._opened()
+            check_open(self)
+            if self._writable:
+                return
+            if not self._frozen:
+                self._check_writable()
+            if lib.ccmem_store_mapped(store) != lib.CCMEM_UNMAPPED:
+                raise self._mapped_meanwhile("thaw()")
+            locked = lib.CCMEM_FRESH_LOCKED if self._fresh else lib.CCMEM_FRESH_NOT
+            replace_store(self, store, locked)
+            self._writable, self._frozen = True, False
+
+    def _mapped_meanwhile(self, what: str) -> errors.MappingConflictError:
+        return errors.MappingConflictError(
+            f"A mapping of {self._name!a} is open, and {what} puts other pages in the place of "
+            f"those that it shows; leave the mapping first."
+        )
+
     # ---- as memory ----
 
     def map(
@@ -578,7 +683,8 @@ class EncryptedBuffer(Store):
         forget(self)
 
     def _description(self) -> str:
-        kind = "" if self._writable else ", read-only"
+        kind = "" if self._writable else ", frozen" if self._frozen else ", read-only"
+        kind += ", fresh" if self._fresh and self._writable else ""
         return (
             f"{self._name!a} of {self._nbytes} bytes, {self._cipher}, pages of {self._page_size}"
             f"{kind}"

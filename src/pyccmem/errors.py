@@ -48,6 +48,7 @@ its text is a sentence that says what was wrong and what to do::
     ├── EntropyError (RuntimeError)           the system's random generator failed
     ├── VersionExhaustedError (RuntimeError)  a page has no unused version left under its key
     ├── ReadOnlyError (ValueError)            a write to pages of a sealed file
+    │   └── FrozenError                       a write to a frozen buffer or tensor
     ├── IntegrityError (ValueError)           a page or a message that does not match its tag
     ├── NotAuthenticatedError (RuntimeError)  a check of tags where the cipher has none
     └── SelfTestError (RuntimeError)          a known-answer test failed
@@ -83,6 +84,7 @@ __all__ = [
     "FileWriteError",
     "ForkError",
     "ForkWarning",
+    "FrozenError",
     "GuardError",
     "IndexingError",
     "InsecureKeyFileWarning",
@@ -350,6 +352,12 @@ class ReadOnlyError(PyccmemError, ValueError):
     """A write to a buffer or tensor over the pages of a sealed file. Other processes may have
     loaded the file too, and two that wrote the same page would use a nonce twice. Nothing has
     changed."""
+
+
+class FrozenError(ReadOnlyError):
+    """A write to a buffer or tensor that is frozen, or being frozen by another thread: each of its
+    pages is sealed once. thaw() makes it writable. Nothing has changed, but for pages that a write
+    of several had finished when another thread froze them."""
 
 
 class IntegrityError(PyccmemError, ValueError):

@@ -31,11 +31,12 @@ __all__ = [
 def stats() -> dict[str, Any]:
     """Returns what this process protects now: `buffers` (open ones, and tensors in arenas), `bytes`
     of plaintext they hold, `ciphertext_bytes` in whole pages, `overhead_bytes` besides them,
-    `integrity_failures` (times one of their pages did not match its tag); `caches`, open key-value
-    caches, forks among them; `tier`, `threads`, and `level`, the best secret-memory level available
-    ("secretmem", "mlock" or "none"). For the memory of plaintext arrays: `plain_blocks` (in use),
-    `plain_in_use` (their bytes), `plain_peak` (the most at once) and `plain_kept` (wiped bytes kept
-    for reuse).
+    `integrity_failures` (times one of their pages did not match its tag), `fresh_bytes` (of
+    plaintext, whose pages cannot be put back from an earlier time; see EncryptedTensor.fresh);
+    `caches`, open key-value caches, forks among them; `tier`, `threads`, and `level`, the best
+    secret-memory level available ("secretmem", "mlock" or "none"). For the memory of plaintext
+    arrays: `plain_blocks` (in use), `plain_in_use` (their bytes), `plain_peak` (the most at once)
+    and `plain_kept` (wiped bytes kept for reuse).
 
     For all plaintext, which is that memory and the windows of mappings: `plaintext_budget` (None:
     no limit), `plaintext_reserved` (what the budget is checked against: arrays, and windows whether
@@ -45,12 +46,14 @@ def stats() -> dict[str, Any]:
     (blocks opened before a touch), `map_evictions`, `map_write_backs` (blocks sealed)."""
     buffers = open_buffers()
     arenas = totals()
-    sums = {name: arenas[name] for name in ("overhead_bytes", "integrity_failures")}
+    sums = {name: arenas[name] for name in ("overhead_bytes", "integrity_failures", "fresh_bytes")}
     files = set()
     for buffer in buffers:
         shared = shared_by(buffer)
         try:
             counts = buffer.stats()
+            if buffer.fresh:
+                sums["fresh_bytes"] += buffer.nbytes
         except errors.ClosedError:  # another thread closed it after the list was made
             continue
         sums["overhead_bytes"] += counts["overhead_bytes"]

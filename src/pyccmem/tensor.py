@@ -34,6 +34,7 @@ from .core.indexing import (
 )
 from .core.maker import TensorMaker
 from .core.operand import Operand, place_of
+from .core.replaced import put_of, transfer
 from .core.resource import Resource
 from .core.runs import Layout, flat_bytes, gather, read, write
 from .core.store import TENSOR, check_open, check_writable, fail, handle, is_exposed
@@ -110,7 +111,7 @@ def checked_form(shape: Any, dtype: Any) -> tuple[Array, np.dtype[Any]]:
         ) from None
 
 
-def _maker(arena: Any, key: Any, cipher: Any, page_size: Any) -> TensorMaker:
+def _maker(arena: Any, key: Any, cipher: Any, page_size: Any, fresh: Any) -> TensorMaker:
     """Returns the arena, if none of what the arena sets is also given. Raises ArgumentError,
     ArgumentTypeError."""
     if not isinstance(arena, TensorMaker):
@@ -118,7 +119,8 @@ def _maker(arena: Any, key: Any, cipher: Any, page_size: Any) -> TensorMaker:
             f"arena must be a pyccmem.Arena, not {type(arena).__name__}; make one with "
             f"Arena(key=...)."
         )
-    for what, asked in (("key", key), ("cipher", cipher), ("page_size", page_size)):
+    given = ("key", key), ("cipher", cipher), ("page_size", page_size), ("fresh", fresh or None)
+    for what, asked in given:
         if asked is not None:
             raise errors.ArgumentError(
                 f"{what} and arena are both given, and the arena has a {what} already; leave "
@@ -203,21 +205,29 @@ class EncryptedTensor(Operand, ArrayMethods, Resource):
         page_size: int | None = None,
         name: str | None = None,
         arena: Arena | None = None,
+        fresh: bool = False,
     ) -> EncryptedTensor:
         """Returns a tensor with the contents, shape and dtype of `array` (or of what numpy makes of
         it), which stays unchanged: overwrite it yourself. A C-contiguous array is encrypted without
         a copy in between. With `arena` the tensor is encrypted together with others, under the
-        arena's key, cipher and page size; see Arena.
+        arena's key, cipher and page size; see Arena. With `fresh` it keeps the versions of its
+        pages in locked memory; see EncryptedBuffer.
 
         Raises ArgumentTypeError for a dtype of objects or of no size, and what EncryptedBuffer
         raises.
         """
         source = np.asarray(array)
         if arena is not None:
-            place = _maker(arena, key, cipher, page_size)
+            place = _maker(arena, key, cipher, page_size, fresh)
             return maker.encrypted(place, source, name)  # type: ignore[no-any-return]
         self = cls.zeros(
-            source.shape, source.dtype, key=key, cipher=cipher, page_size=page_size, name=name
+            source.shape,
+            source.dtype,
+            key=key,
+            cipher=cipher,
+            page_size=page_size,
+            name=name,
+            fresh=fresh,
         )
         try:
             self[...] = source
@@ -237,15 +247,16 @@ class EncryptedTensor(Operand, ArrayMethods, Resource):
         page_size: int | None = None,
         name: str | None = None,
         arena: Arena | None = None,
+        fresh: bool = False,
     ) -> EncryptedTensor:
         """Returns a tensor whose bytes are all zero. A page takes memory when it is first written.
-        `arena` is as for from_numpy().
+        `arena` and `fresh` are as for from_numpy().
 
         Raises ArgumentError for a shape that cannot be, ArgumentTypeError for a dtype of objects
         or of no size, and what EncryptedBuffer raises.
         """
         if arena is not None:
-            place = _maker(arena, key, cipher, page_size)
+            place = _maker(arena, key, cipher, page_size, fresh)
             return maker.zeros(place, shape, dtype, name)  # type: ignore[no-any-return]
         ghost, kind = checked_form(shape, dtype)
         nbytes = ghost.size * kind.itemsize
@@ -255,6 +266,7 @@ class EncryptedTensor(Operand, ArrayMethods, Resource):
             cipher=DEFAULT_CIPHER if cipher is None else cipher,
             page_size=TENSOR_PAGE_SIZE if page_size is None else page_size,
             name=name,
+            fresh=fresh,
         )
         return cls._of(buffer, ghost, kind, 0)
 
@@ -269,11 +281,19 @@ class EncryptedTensor(Operand, ArrayMethods, Resource):
         page_size: int | None = None,
         name: str | None = None,
         arena: Arena | None = None,
+        fresh: bool = False,
     ) -> EncryptedTensor:
         """Returns the same as zeros(): bytes that were never written read as zeros and take no
         memory."""
         return cls.zeros(
-            shape, dtype, key=key, cipher=cipher, page_size=page_size, name=name, arena=arena
+            shape,
+            dtype,
+            key=key,
+            cipher=cipher,
+            page_size=page_size,
+            name=name,
+            arena=arena,
+            fresh=fresh,
         )
 
     def copy(
@@ -284,17 +304,18 @@ class EncryptedTensor(Operand, ArrayMethods, Resource):
         page_size: int | None = None,
         name: str | None = None,
         arena: Arena | None = None,
+        fresh: bool = False,
     ) -> EncryptedTensor:
         """Returns a tensor of the same contents, shape and dtype in a buffer of its own, which can
-        be written even if this one cannot (see `writable`). Arguments that are not given are as in
-        this tensor. Opens and seals 1 MiB at a time, in memory that is wiped. `arena` is as for
-        from_numpy().
+        be written even if this one cannot (see `writable`). Key, cipher, page size and name that
+        are not given are as in this tensor. Opens and seals 1 MiB at a time, in memory that is
+        wiped. `arena` and `fresh` are as for from_numpy().
 
         Raises IntegrityError when one of the pages was changed, ClosedError, ForkError,
         OutOfMemoryError, and what EncryptedBuffer raises.
         """
         if arena is not None:
-            place = _maker(arena, key, cipher, page_size)
+            place = _maker(arena, key, cipher, page_size, fresh)
             name = self.name if name is None else name
             return maker.copied(place, self, name)  # type: ignore[no-any-return]
         buffer = EncryptedBuffer(
@@ -303,6 +324,7 @@ class EncryptedTensor(Operand, ArrayMethods, Resource):
             cipher=self.cipher if cipher is None else cipher,
             page_size=self.page_size if page_size is None else page_size,
             name=self.name if name is None else name,
+            fresh=fresh,
         )
         try:
             copy_into(self, buffer)
@@ -731,6 +753,24 @@ class EncryptedTensor(Operand, ArrayMethods, Resource):
         ForkError."""
         return verify(self._buffer, self._offset, self._nbytes)
 
+    # ---- freshness ----
+
+    def freeze(self) -> None:
+        """Seals each page once more, under a random key that seals nothing else, so that nothing
+        that was ever in memory can be put back; see EncryptedBuffer.freeze(). Writes raise
+        FrozenError until thaw(). Tensors that share the buffer are frozen with it.
+
+        Raises ArgumentError for a tensor in an arena, whose pages share a key with others: make it
+        in an Arena with frozen=True, or freeze a copy(). Otherwise raises what
+        EncryptedBuffer.freeze() raises."""
+        self._buffer.freeze()
+
+    def thaw(self) -> None:
+        """Makes a frozen tensor writable, and those that share its buffer; see
+        EncryptedBuffer.thaw(). One of a frozen arena goes to another arena, with a random key.
+        Raises what EncryptedBuffer.thaw() raises."""
+        self._buffer.thaw()
+
     # ---- the same bytes in another form ----
 
     def reshape(self, *shape: Any, order: str = "C", copy: bool | None = None) -> EncryptedTensor:
@@ -812,9 +852,20 @@ class EncryptedTensor(Operand, ArrayMethods, Resource):
 
     @property
     def writable(self) -> bool:
-        """False for a tensor that lies in a sealed file. Writing to it raises ReadOnlyError; copy()
-        makes a tensor that can be written."""
+        """False for a tensor that lies in a sealed file, or is frozen. Writing to it raises
+        ReadOnlyError; copy() makes a tensor that can be written."""
         return self._buffer.writable
+
+    @property
+    def frozen(self) -> bool:
+        """True after freeze(), until thaw()."""
+        return self._buffer.frozen
+
+    @property
+    def fresh(self) -> bool:
+        """True when a page that is put back from an earlier time, with its tag and version, raises
+        IntegrityError; see EncryptedBuffer.fresh. Raises ClosedError."""
+        return self._buffer.fresh
 
     @property
     def cipher(self) -> str:
@@ -842,7 +893,7 @@ class EncryptedTensor(Operand, ArrayMethods, Resource):
         return self._buffer.closed
 
     def _description(self) -> str:
-        kind = "" if self.writable else ", read-only"
+        kind = "" if self.writable else ", frozen" if self.frozen else ", read-only"
         return f"{self.name!a} of shape {self._shape}, {self._dtype}, {self.cipher}{kind}"
 
     # ---- lifetime ----
@@ -865,22 +916,10 @@ def of_form(buffer: EncryptedBuffer, form: Form) -> EncryptedTensor:
 
 
 def copy_into(tensor: EncryptedTensor, buffer: EncryptedBuffer) -> None:
-    """Fills a buffer of the tensor's size with its bytes, 1 MiB of plaintext at a time. Raises
+    """Fills a new buffer of the tensor's size with its bytes, 1 MiB of plaintext at a time. Raises
     IntegrityError, ClosedError, ForkError, OutOfMemoryError."""
     store, offset = place_of(tensor)
-    source, nbytes = handle(store), tensor.nbytes
     check_open(store, "tensor")
-    if not nbytes:
-        return
-    pointer, memory = _block(min(nbytes, STAGING_BYTES))
-    try:
-        for at in range(0, nbytes, STAGING_BYTES):
-            count = min(nbytes - at, STAGING_BYTES)
-            status = _store_read(source, offset + at, pointer, count)
-            if status != OK:
-                fail(store, status, offset + at, count)
-            status = _store_write(handle(buffer), at, pointer, count)
-            if status != OK:
-                fail(buffer, status, at, count)
-    finally:
-        wiped.wipe(memory)
+    target = handle(buffer)
+    put = put_of(lib.ccmem_store_freshness(target))
+    transfer(store, offset, tensor.nbytes, target, put, buffer)

@@ -312,13 +312,13 @@ def test_the_library_refuses_what_the_package_never_passes(key: pyccmem.Key) -> 
         (99, 4096),
         *((0, n) for n in (0, 4097, 131072, 2048)),
     ):
-        status = lib.ccmem_store_new(native, cipher, 100, page_size, 0, 16, store)
+        status = lib.ccmem_store_new(native, cipher, 100, page_size, 0, 16, 0, store)
         assert status == lib.CCMEM_ERR_ARGUMENT
-    status = lib.ccmem_store_new(native, 0, 100, 4096, 2**63, 16, store)
+    status = lib.ccmem_store_new(native, 0, 100, 4096, 2**63, 16, 0, store)
     assert status == lib.CCMEM_ERR_ARGUMENT
-    assert lib.ccmem_store_new(ffi.NULL, 0, 100, 4096, 0, 16, store) == lib.CCMEM_ERR_ARGUMENT
-    assert lib.ccmem_store_new(native, 0, 2**64 - 1, 4096, 0, 16, store) == lib.CCMEM_ERR_NOMEM
-    assert lib.ccmem_store_new(native, 0, 5000, 4096, 0, 16, store) == lib.CCMEM_OK
+    assert lib.ccmem_store_new(ffi.NULL, 0, 100, 4096, 0, 16, 0, store) == lib.CCMEM_ERR_ARGUMENT
+    assert lib.ccmem_store_new(native, 0, 2**64 - 1, 4096, 0, 16, 0, store) == lib.CCMEM_ERR_NOMEM
+    assert lib.ccmem_store_new(native, 0, 5000, 4096, 0, 16, 0, store) == lib.CCMEM_OK
     made = ffi.gc(store[0], lib.ccmem_store_free)
     memory = ffi.new("uint8_t[5000]")
     for offset, n in ((5000, 1), (2**64 - 1, 1), (2**64 - 1, 2), (1, 2**64 - 1), (0, 5001)):
@@ -338,7 +338,7 @@ def test_the_library_refuses_what_the_package_never_passes(key: pyccmem.Key) -> 
     assert lib.ccmem_store_versions(made, 0, 2, versions) == lib.CCMEM_OK
     bad, failures = ffi.new("uint8_t[8]"), ffi.new("uint64_t *")
     assert lib.ccmem_store_verify(made, 0, 2, bad, failures) == lib.CCMEM_ERR_ARGUMENT
-    assert lib.ccmem_store_new(native, lib.CCMEM_AEGIS_128X2, 5000, 4096, 0, 0, store) == 0
+    assert lib.ccmem_store_new(native, lib.CCMEM_AEGIS_128X2, 5000, 4096, 0, 0, 0, store) == 0
     tagged = ffi.gc(store[0], lib.ccmem_store_free)
     for first, count in ((0, 3), (2, 1), (2**64 - 1, 2), (1, 2**64 - 1)):
         status = lib.ccmem_store_verify(tagged, first, count, bad, failures)
@@ -358,8 +358,8 @@ def test_the_library_refuses_what_the_package_never_passes(key: pyccmem.Key) -> 
     arena = ffi.new("ccmem_arena **")
     refused = [(native, 99, 4096, 0), (native, 2, 5000, 0), (native, 2, 4096, 2**63)]
     for arguments in (*refused, (ffi.NULL, 2, 4096, 0)):
-        assert lib.ccmem_arena_new(*arguments, 0, arena) == lib.CCMEM_ERR_ARGUMENT
-    assert lib.ccmem_arena_new(native, 2, 4096, 0, 0, arena) == lib.CCMEM_OK
+        assert lib.ccmem_arena_new(*arguments, 0, 0, arena) == lib.CCMEM_ERR_ARGUMENT
+    assert lib.ccmem_arena_new(native, 2, 4096, 0, 0, 0, arena) == lib.CCMEM_OK
     place = ffi.new("uint64_t[]", lib.CCMEM_STORE_SIZE // 8)
     add = lib.ccmem_arena_add
     assert add(ffi.NULL, 5, ffi.NULL, place) == lib.CCMEM_ERR_ARGUMENT

@@ -157,7 +157,7 @@ static int run_pages(field *f) {
     ccmem_store *store = NULL;
     ccmem_key *key = root_key();
     int good = key && ccmem_store_new(key, cipher, data->n, (uint32_t)atoi(f[1].text), 0, 16,
-                                      &store) == CCMEM_OK;
+                                      CCMEM_FRESH_NOT, &store) == CCMEM_OK;
     for (uint64_t version = 1; good && version < last; version++)
         good = ccmem_store_write(store, 0, data->data, data->n) == CCMEM_OK;
     good = good && ccmem_store_write(store, 0, data->data, data->n / 2) == CCMEM_OK &&
@@ -219,7 +219,8 @@ static int run_file(field *f) {
 
 static ccmem_store *store_with(const ccmem_key *key, const void *data, size_t n) {
     ccmem_store *store = NULL;
-    if (ccmem_store_new(key, CCMEM_AEGIS_128X2, n, 4096, 0, 0, &store) != CCMEM_OK ||
+    if (ccmem_store_new(key, CCMEM_AEGIS_128X2, n, 4096, 0, 0, CCMEM_FRESH_NOT, &store) !=
+            CCMEM_OK ||
         ccmem_store_write(store, 0, data, n) != CCMEM_OK) {
         fprintf(stderr, "no store\n");
         exit(2);

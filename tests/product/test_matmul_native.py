@@ -40,7 +40,7 @@ class Store:
     def __init__(self, nbytes: int, cipher: str = AEGIS, page_size: int = 4096) -> None:
         key, store = ffi.new("ccmem_key **"), ffi.new("ccmem_store **")
         assert lib.ccmem_key_generate(lib.CCMEM_SECRET_MLOCK, key) == OK
-        status = lib.ccmem_store_new(key[0], CIPHERS[cipher], nbytes, page_size, 0, 64, store)
+        status = lib.ccmem_store_new(key[0], CIPHERS[cipher], nbytes, page_size, 0, 64, 0, store)
         lib.ccmem_key_free(key[0])
         assert status == OK
         self.handle = store[0]

@@ -85,6 +85,11 @@ def integrity(_: Subject) -> Finding:
     now = stats()
     failures, damaged = now["integrity_failures"], sum(map(_was_changed, open_caches()))
     seen = f"{now['buffers']} buffers and tensors, {now['caches']} caches"
+    if now["bytes"]:
+        seen += (
+            f"; {now['fresh_bytes']} of {now['bytes']} bytes are fresh: frozen, in sealed files, "
+            f"or with versions in locked memory"
+        )
     if failures or damaged:
         return Finding(
             BAD,

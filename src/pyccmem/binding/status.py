@@ -331,6 +331,13 @@ class _Meaning(NamedTuple):
     of_system: bool = False
 
 
+_FROZEN = _Meaning(
+    errors.FrozenError,
+    "Buffer {name!a} is frozen: each of its pages is sealed once, so that none can be put back "
+    "from an earlier time; call thaw() to write to it, or write to a copy(), or make the tensors "
+    "in an Arena without frozen=True.",
+)
+
 _TABLE: dict[tuple[int, type[Call]], _Meaning | Callable[[Any], errors.PyccmemError]] = {
     (lib.CCMEM_ERR_INTEGRITY, BufferCall): _changed_page,
     (lib.CCMEM_ERR_INTEGRITY, UnwrapCall): _Meaning(
@@ -374,6 +381,8 @@ _TABLE: dict[tuple[int, type[Call]], _Meaning | Callable[[Any], errors.PyccmemEr
         "Buffer {name!a} is read-only, since its pages lie in a sealed file that other processes "
         "may have loaded too; make a writable copy of the tensor with tensor.copy(key=...).",
     ),
+    (lib.CCMEM_ERR_FROZEN, BufferCall): _FROZEN,
+    (lib.CCMEM_ERR_FROZEN, StartMappingCall): _FROZEN,
     (lib.CCMEM_ERR_RANGE, FilePagesCall): _Meaning(
         errors.FileFormatError,
         "The file {path!a} ends before the pages of {name!a}, which begin at byte {offset} and "

@@ -20,11 +20,33 @@ class Shared:
     """What the tensors of an arena share. Not the arena itself, because it refers to their
     forms."""
 
-    __slots__ = ("__weakref__", "cipher", "level", "name", "native", "page_size")
+    __slots__ = (
+        "__weakref__",
+        "cipher",
+        "fresh",
+        "frozen",
+        "level",
+        "name",
+        "native",
+        "page_size",
+        "thawed",
+    )
 
-    def __init__(self, native: Any, cipher: str, page_size: int, level: str, name: str) -> None:
+    def __init__(
+        self,
+        native: Any,
+        cipher: str,
+        page_size: int,
+        level: str,
+        name: str,
+        frozen: bool = False,
+        fresh: bool = False,
+    ) -> None:
         self.native = native  # the native arena, for its counters
         self.cipher, self.page_size, self.level, self.name = cipher, page_size, level, name
+        self.frozen = frozen  # its tensors are sealed once
+        self.fresh = fresh  # they keep their versions in locked memory, or will when thawed
+        self.thawed: Any = None  # the arena for what is thawed, once there is one
 
 
 class Form:

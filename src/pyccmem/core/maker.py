@@ -7,7 +7,7 @@ from typing import Any
 
 from .resource import Resource
 
-__all__ = ["TensorMaker", "copied", "encrypted", "zeros"]
+__all__ = ["TensorMaker", "copied", "encrypted", "in_order", "sealed", "zeros"]
 
 
 class TensorMaker(Resource):
@@ -25,6 +25,12 @@ class TensorMaker(Resource):
     def _copied(self, source: Any, name: str | None) -> Any:
         raise NotImplementedError
 
+    def _sealed(self, shape: Any, dtype: Any, data: Any, name: str | None) -> Any:
+        raise NotImplementedError
+
+    def _in_order(self, shape: Any, dtype: Any, source: Any, put: Any, name: str | None) -> Any:
+        raise NotImplementedError
+
 
 def encrypted(maker: TensorMaker, source: Any, name: str | None) -> Any:
     """Returns a tensor with the contents of an array."""
@@ -34,6 +40,21 @@ def encrypted(maker: TensorMaker, source: Any, name: str | None) -> Any:
 def zeros(maker: TensorMaker, shape: Any, dtype: Any, name: str | None) -> Any:
     """Returns a tensor of zeros. Raises ArgumentError, ArgumentTypeError."""
     return maker._zeros(shape, dtype, name)
+
+
+def sealed(maker: TensorMaker, shape: Any, dtype: Any, data: Any, name: str | None) -> Any:
+    """Returns a tensor with the contents of the memory at the native pointer `data`, in C order.
+    Raises ArgumentError, ArgumentTypeError."""
+    return maker._sealed(shape, dtype, data, name)
+
+
+def in_order(
+    maker: TensorMaker, shape: Any, dtype: Any, source: Any, put: Any, name: str | None
+) -> Any:
+    """Returns a tensor with the elements of an array of any library, wherever they lie: they are
+    put in C order some at a time. `put(memory, offset, part)` writes those of a part of `source` to
+    `memory`, a buffer, from byte `offset` on. Raises ArgumentError, ArgumentTypeError."""
+    return maker._in_order(shape, dtype, source, put, name)
 
 
 def copied(maker: TensorMaker, source: Any, name: str | None) -> Any:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from ..binding import OK, ffi, lib, wiped
 from ..core.store import Store, fail, handle
 from .indexing import Offsets, Selection
 
-__all__ = ["Layout", "flat_bytes", "gather", "read", "scatter", "write"]
+__all__ = ["Layout", "flat_bytes", "flat_parts", "gather", "read", "scatter", "write"]
 
 # Looked up once, because these lookups are most of what one small read costs in Python.
 _from_buffer = ffi.from_buffer
@@ -176,3 +177,23 @@ def write(store: Store, base: int, layout: Layout, source: Any) -> None:
 def flat_bytes(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """Returns the bytes of a C-contiguous array of any dtype as an array of uint8."""
     return array.reshape(-1).view(np.uint8)
+
+
+def flat_parts(
+    source: Any, shape: tuple[int, ...], first: int, count: int, at: int = 0
+) -> Iterator[tuple[int, Any]]:
+    """Yields views of parts of an array of any library, each with its place, that together are its
+    elements `first` to `first + count` in C order. `at` is the place of the first."""
+    row = math.prod(shape[1:])
+    if not shape:
+        yield at, source
+        return
+    while count:
+        line, inside = divmod(first, row)
+        if inside or count < row:
+            n = min(row - inside, count)
+            yield from flat_parts(source[line], shape[1:], inside, n, at)
+        else:
+            n = count // row * row
+            yield at, source[line : line + n // row]
+        first, count, at = first + n, count - n, at + n

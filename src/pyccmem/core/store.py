@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from .. import errors
-from ..binding import OK, Call, check, lib
+from ..binding import OK, Call, anchor, check, lib
 from ..binding.status import BufferCall
 from .forks import Origin
 from .registry import Registry
@@ -25,6 +25,7 @@ __all__ = [
     "check_open",
     "check_writable",
     "disown_inherited",
+    "exchange",
     "fail",
     "forget",
     "handle",
@@ -51,6 +52,8 @@ class Store(Resource):
         "_anchor",
         "_cipher",
         "_exposed",
+        "_fresh",
+        "_frozen",
         "_level",
         "_name",
         "_nbytes",
@@ -65,6 +68,8 @@ class Store(Resource):
     _origin: Origin | None
     _exposed: tuple[int, int] | None  # where views of the ciphertext show it; None: there was none
     _writable: bool
+    _frozen: bool  # by freeze(), and not thawed since
+    _fresh: bool  # keeps its versions in locked memory, or will when it is thawed
     _nbytes: int
     _page_size: int
     _cipher: str
@@ -90,9 +95,14 @@ class Store(Resource):
 
     @property
     def writable(self) -> bool:
-        """False for pages in a sealed file. Other processes may have loaded the file too, and two
-        that wrote the same page would use a nonce twice."""
+        """False for pages in a sealed file, and for a frozen buffer. Other processes may have
+        loaded the file too, and two that wrote the same page would use a nonce twice."""
         return self._writable
+
+    @property
+    def frozen(self) -> bool:
+        """True after freeze(), until thaw()."""
+        return self._frozen
 
     @property
     def closed(self) -> bool:
@@ -129,10 +139,11 @@ class Store(Resource):
         raise AssertionError("check() returned for a status that is not CCMEM_OK")
 
     def _check_writable(self) -> None:
-        """Raises ReadOnlyError for a read-only buffer; ClosedError or ForkError comes first."""
+        """Raises ReadOnlyError for a read-only buffer, FrozenError for a frozen one; ClosedError or
+        ForkError comes first."""
         if not self._writable:
             check(lib.ccmem_store_check(self._opened()), BUFFER)
-            self._fail(lib.CCMEM_ERR_READONLY, 0, 0)
+            self._fail(lib.CCMEM_ERR_FROZEN if self._frozen else lib.CCMEM_ERR_READONLY, 0, 0)
 
     def _usable(self) -> bool:
         """Returns True while the store is open, in the process that made it."""
@@ -177,7 +188,8 @@ def check_open(store: Store, subject: str = "buffer") -> None:
 
 
 def check_writable(store: Store) -> None:
-    """Raises ReadOnlyError for a store in a sealed file; ClosedError or ForkError comes first."""
+    """Raises ReadOnlyError for a store in a sealed file, FrozenError for a frozen one; ClosedError
+    or ForkError comes first."""
     store._check_writable()
 
 
@@ -191,6 +203,15 @@ def shared_by(store: Store) -> SharedPages | None:
     """Returns what the store shares with others over the same file; None if it shares nothing."""
     anchor = store._anchor
     return anchor if isinstance(anchor, SharedPages) else None
+
+
+def exchange(store: Store, native: Any, new: Any) -> None:
+    """Puts the native store `new` in the place of `native`. Raises ClosedError if `store` has none
+    or another one by now."""
+    kept = anchor(new)
+    if store._store is not native:
+        raise errors.ClosedError("This buffer was closed meanwhile; read what you need before.")
+    store._store, store._anchor, store._exposed = new, kept, None
 
 
 def is_usable(store: Store) -> bool:

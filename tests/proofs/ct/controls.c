@@ -106,7 +106,7 @@ static void run_store(void) {
     fill_secret(raw, sizeof raw, 5);
     REQUIRE(!ccmem_init("portable"));
     REQUIRE(!ccmem_key_from_bytes(raw, CCMEM_SECRET_MLOCK, &key));
-    REQUIRE(!ccmem_store_new(key, CCMEM_AES_128_XTS, 4096, 4096, 0, 0, &store));
+    REQUIRE(!ccmem_store_new(key, CCMEM_AES_128_XTS, 4096, 4096, 0, 0, CCMEM_FRESH_NOT, &store));
     ccmem_store_free(store);
     ccmem_key_free(key);
 }

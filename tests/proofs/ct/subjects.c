@@ -51,7 +51,8 @@ static void check_key(ccmem_key *key) {
     ccmem_mapping *mapping;
     ccmem_store *store;
 
-    REQUIRE(!ccmem_store_new(key, CCMEM_AES_128_XTS, sizeof zeros, sizeof zeros, 0, 0, &store));
+    REQUIRE(!ccmem_store_new(key, CCMEM_AES_128_XTS, sizeof zeros, sizeof zeros, 0, 0,
+                             CCMEM_FRESH_NOT, &store));
     REQUIRE(!ccmem_store_write(store, 0, zeros, sizeof zeros));
     mapping = ccmem_store_mapping(store);
     REQUIRE(is_secret(ccmem_mapping_data(mapping), sizeof zeros));
@@ -461,6 +462,32 @@ static void damage_store(ccmem_store *store, size_t page_size) {
     REQUIRE(failures == 1 && bad[1] && !bad[0]);
 }
 
+/* Pages that are sealed once: filled from secrets, as whole pages and as a part of the last one;
+ * read like others. */
+static void fill_store(const ccmem_key *key, ccmem_cipher cipher, uint32_t page_size) {
+    const size_t n = (STORE_PAGES - 1) * page_size + 100;
+    ccmem_store *s;
+
+    REQUIRE(!ccmem_store_new(key, cipher, n, page_size, 0, 0, CCMEM_FRESH_ONCE, &s));
+    fill_secret(plain, n, SEED_PLAIN);
+    REQUIRE(!ccmem_store_fill(s, 0, plain, 2 * page_size));
+    REQUIRE(!ccmem_store_fill(s, 2 * page_size, plain + 2 * page_size, n - 2 * page_size));
+    publish_store(s, cipher);
+    REQUIRE(!ccmem_store_read(s, 0, opened, n));
+    check_opened(opened, n, SEED_PLAIN);
+    REQUIRE(!ccmem_store_read(s, page_size + 9, opened, 30));
+    REQUIRE(is_secret(opened, 30));
+    if (ccmem_cipher_authenticated(cipher)) {
+        uint8_t *tags;
+        uint64_t *versions;
+        REQUIRE(!ccmem_store_records(s, &versions, &tags) && !versions);
+        tags[16] ^= 1;
+        REQUIRE(ccmem_store_read(s, 0, opened, n) == CCMEM_ERR_INTEGRITY);
+        REQUIRE(is_zero(opened, n));
+    }
+    ccmem_store_free(s);
+}
+
 static void store(ccmem_cipher cipher) {
     for (uint32_t cached = 0; cached <= STORE_PAGES; cached += STORE_PAGES) {
         const uint32_t page_size = 4096;
@@ -470,10 +497,12 @@ static void store(ccmem_cipher cipher) {
 
         fill_secret(raw, sizeof raw, SEED_KEY);
         REQUIRE(!ccmem_key_from_bytes(raw, CCMEM_SECRET_MLOCK, &key));
-        REQUIRE(!ccmem_store_new(key, cipher, STORE_PAGES * page_size, page_size, 0, cached, &s));
+        REQUIRE(!ccmem_store_new(key, cipher, STORE_PAGES * page_size, page_size, 0, cached,
+                                 CCMEM_FRESH_NOT, &s));
         use_store(s, cipher, page_size);
         if (ccmem_cipher_authenticated(cipher))
             damage_store(s, page_size);
+        fill_store(key, cipher, page_size);
         ccmem_store_free(s);
         ccmem_key_free(key);
     }
