@@ -177,7 +177,9 @@ def encrypt_module(
 ) -> nn.Module:
     """Encrypts a model in place and returns it. Every parameter and buffer becomes an
     EncryptedTensor of the same name; tied ones stay tied. They are encrypted together, in one
-    pyccmem.Arena.
+    pyccmem.Arena, which is frozen: each page is sealed once, so that nothing can be put back from
+    an earlier time. The first write to a tensor (load_state_dict(), copy_(), in place) moves it to
+    another arena, as a whole, and from there on its pages have versions.
 
     `include` and `exclude` are patterns of qualified names as fnmatch has them
     ("encoder.*.weight"), or a function of name and tensor; without `include` all are chosen.
@@ -225,7 +227,7 @@ def encrypt_module(
     total = sum(piece.nbytes for piece in work)
     done = 0
     mappings = Mappings() if wipe and work else None
-    arena = Arena(key=key, cipher=cipher)
+    arena = Arena(key=key, cipher=cipher, frozen=True)
     with reporting(progress, type(model).__name__, total) as report, own_threads():
         for piece in work:
             piece.encrypt(key, arena, activations, mappings)

@@ -14,8 +14,10 @@ import numpy as np
 import torch
 
 from .. import errors, keys
+from ..arena import frozen_twin, place_for_writes
 from ..binding import OK, ffi, lib, wiped
 from ..core.forks import Lock
+from ..core.maker import sealed
 from ..core.matrix import Matrix
 from ..core.operand import place_of
 from ..core.store import check_open, fail, handle
@@ -28,6 +30,7 @@ __all__ = [
     "Stored",
     "core_of_ciphertext",
     "pointer",
+    "put_in_order",
     "spare_key",
     "usable",
     "wipes_by_ciphertext",
@@ -44,6 +47,13 @@ def pointer(tensor: torch.Tensor) -> Any:
     """Returns a native pointer to a plain tensor's first byte. The caller keeps the tensor
     alive."""
     return _cast(_BYTES, tensor.data_ptr())
+
+
+def put_in_order(memory: Any, offset: int, part: torch.Tensor) -> None:
+    """Writes the elements of a tensor to a buffer from byte `offset` on, in C order."""
+    count = part.numel()
+    out = torch.frombuffer(memory, dtype=part.dtype, count=count, offset=offset)
+    out.view(part.shape).copy_(part)
 
 
 # ---- keys for what is made of an encrypted tensor ----------------------------------------------
@@ -269,9 +279,12 @@ class Stored:
 
     def twin(self) -> Stored:
         """Returns the same values, independent of these: the same pages as long as neither can be
-        written to, which those of a file cannot, else a copy."""
+        written to, which those of a file and frozen ones cannot, else a copy."""
         core = self.core
-        if core.writable:
+        twin = frozen_twin(core)
+        if twin is not None:
+            core = twin
+        elif core.writable or core.frozen:
             return self.copied(self.dtype)
         return Stored(core, self.dtype, self.key, wipe_results=self.wipe_results)
 
@@ -328,13 +341,23 @@ class Stored:
 
     def writable(self) -> Core:
         """Returns the core to write to, for a caller that holds the lock. If the store is read-only
-        (of a file), first puts a copy in its place."""
+        (of a file, or frozen), first puts a copy in its place: others may share the pages, and read
+        them now."""
         core = self.core
         if core.writable:
             return core
-        self._set(self.copied(self.dtype).core)
-        self.sealed = None
+        arena = place_for_writes(core)
+        self._replace(self.copied(self.dtype).core if arena is None else core.copy(arena=arena))
         return self.core
+
+    def _replace(self, core: Core) -> None:
+        """Puts another core in the place of the one that is read. A compiled program that has the
+        ciphertext as a constant of its own reads the new one too."""
+        view = None if self.sealed is None else _view_of(self.sealed)
+        self._set(core)
+        self.sealed = None
+        if view is not None:
+            view.core = core
 
     def replace(self, values: torch.Tensor) -> None:
         """Encrypts new values for the whole tensor, which are contiguous and of the same type and
@@ -343,10 +366,14 @@ class Stored:
         with self.lock:
             core = self.core
             if not core.writable:
-                new = Stored.empty(core.shape, self.dtype, key=self.key, like=core)
-                new.write_run(new.core, 0, values)
-                self._set(new.core)
-                self.sealed = None
+                arena = place_for_writes(core)
+                if arena is None:
+                    made = Stored.empty(core.shape, self.dtype, key=self.key, like=core)
+                    made.write_run(made.core, 0, values)
+                    self._replace(made.core)
+                else:
+                    new = sealed(arena, core.shape, core.dtype, pointer(values), core.name)
+                    self._replace(new)
             else:
                 self.write_run(core, 0, values)
 

@@ -20,12 +20,19 @@ from torch.utils._pytree import tree_map_only
 from .. import errors
 from ..arena import Arena
 from ..binding import DEFAULT_CIPHER
+from ..core import maker
 from ..core.operand import formats_number, place_of
 from ..keys import Key
 from ..tensor import EncryptedTensor as Core
 from ._open import changed, traced_values, values
 from ._results import activations_of, wipes
-from ._stored import Stored, core_of_ciphertext, wipes_by_ciphertext
+from ._stored import (
+    Stored,
+    core_of_ciphertext,
+    pointer,
+    put_in_order,
+    wipes_by_ciphertext,
+)
 from .dtypes import numpy_dtype, torch_dtype
 from .path import Form, Path, Step, traced
 from .registry import FUNCTIONS, handler_of, reduced
@@ -176,14 +183,19 @@ class EncryptedTensor(Tensor):
         if isinstance(tensor, EncryptedTensor):
             tensor = tensor.decrypt()
         check_encryptable(tensor, "tensor")
-        options: dict[str, Any] = {"key": key, "cipher": cipher, "page_size": page_size}
-        if arena is not None:
-            options = {"arena": arena}
-        shape = tuple(tensor.shape)
-        core = Core.zeros(shape, numpy_dtype(tensor.dtype), name=name, **options)
+        tensor = tensor.detach()
+        shape, kind = tuple(tensor.shape), numpy_dtype(tensor.dtype)
+        if arena is None:
+            core = Core.zeros(shape, kind, key=key, cipher=cipher, page_size=page_size, name=name)
+        elif tensor.is_contiguous() and not (tensor.is_conj() or tensor.is_neg()):
+            core = maker.sealed(arena, shape, kind, pointer(tensor), name)
+            return wrapped(Stored(core, tensor.dtype, key, wipe_results=wipe))
+        else:
+            core = maker.in_order(arena, shape, kind, tensor, put_in_order, name)
+            return wrapped(Stored(core, tensor.dtype, key, wipe_results=wipe))
         stored = Stored(core, tensor.dtype, key, wipe_results=wipe)
         try:
-            stored.write_any(core, 0, tensor.detach())
+            stored.write_any(core, 0, tensor)
         except BaseException:
             core.close()
             raise
