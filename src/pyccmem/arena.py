@@ -455,10 +455,10 @@ class Arena(TensorMaker):
 
     def _encrypted(self, source: npt.NDArray[Any], name: Any) -> EncryptedTensor:
         """Returns a tensor with the contents of an array."""
-        key = source.shape, source.dtype
-        form = self._forms.get(key)
+        kind = source.dtype
+        form = self._forms.get((source.shape, kind, kind.char))
         if form is None:
-            form = self._form(*key)
+            form = self._form(source.shape, kind)
         if (source.nbytes and not source.flags.c_contiguous) or source.dtype != form.dtype:
             if self._shared.frozen:
                 put = _put_array(form.dtype)
@@ -538,10 +538,12 @@ class Arena(TensorMaker):
     def _form(self, shape: Any, dtype: Any) -> Form:
         """Returns the form for tensors of this arena with a shape and dtype. Raises ArgumentError,
         ArgumentTypeError."""
-        form = self._forms.get((shape, dtype))
+        # NumPy's int64 and longlong are equal as dtypes, and their elements are of two types.
+        key = shape, dtype, dtype.char
+        form = self._forms.get(key)
         if form is None:
             ghost, kind = checked_form(shape, dtype)
-            form = remember(self._forms, (shape, dtype), Form(ghost, kind, 0, self._shared))
+            form = remember(self._forms, key, Form(ghost, kind, 0, self._shared))
         return form
 
     def _make(self, form: Form, source: Any, name: Any) -> EncryptedTensor:

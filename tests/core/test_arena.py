@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import gc
 import io
+import itertools
 import os
 import random
 import sys
@@ -682,3 +683,12 @@ def test_a_container_with_little_locked_memory() -> None:
         assert (EncryptedTensor.from_numpy(plain, arena=arena)[...] == plain).all()
         """)
     )
+
+
+def test_equal_dtypes_of_two_types_stay_apart() -> None:
+    """int64 and longlong compare equal where both have 8 bytes."""
+    for first, second in itertools.permutations("lq", 2):
+        arena = Arena(key=Key.generate())
+        for code in (first, second, first):
+            plain = np.array([1], code)
+            assert type(EncryptedTensor.from_numpy(plain, arena=arena)[0]) is type(plain[0])
