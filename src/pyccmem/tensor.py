@@ -318,9 +318,14 @@ class EncryptedTensor(Operand, ArrayMethods, Resource):
             place = _maker(arena, key, cipher, page_size, fresh)
             name = self.name if name is None else name
             return maker.copied(place, self, name)  # type: ignore[no-any-return]
+        if key is None:
+            raise errors.ArgumentTypeError(
+                "copy() makes an encrypted copy, for which it needs key= or arena=; t[...] and "
+                "np.array(t) are plain copies."
+            )
         buffer = EncryptedBuffer(
             self._nbytes,
-            key=key,  # type: ignore[arg-type]  # as above
+            key=key,
             cipher=self.cipher if cipher is None else cipher,
             page_size=self.page_size if page_size is None else page_size,
             name=self.name if name is None else name,

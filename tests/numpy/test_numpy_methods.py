@@ -117,7 +117,7 @@ def test_what_is_refused() -> None:
             work(t)
     with pytest.raises(ValueError, match=r"np\.delete"):
         del t[0]
-    with pytest.raises(errors.ArgumentTypeError, match="key"):
+    with pytest.raises(errors.ArgumentTypeError, match="plain copies"):
         t.copy()
     with pytest.raises(errors.ArgumentError, match="flatten"):
         t.ravel("F")
