@@ -15,7 +15,14 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { PAGE = 4096, MARK = 0xA7, SPARE = 0xC5, WRONG = 3, PAST_CACHES = 4 << 20 };
+enum {
+    PAGE = 4096,
+    MARK = 0xA7,
+    SPARE = 0xC5,
+    WRONG = 3,
+    SHARED_FROM = 256 << 10,
+    SHARED_SIZE = 0xa8
+};
 
 extern int behind_packed __attribute__((weak));
 extern unsigned long behind_given __attribute__((weak));
@@ -54,7 +61,8 @@ static void *filled(void *p, size_t n) {
 
 /* Calls `what` with each size at which a branch begins or ends, and with those beside it. */
 static void each_size(void (*what)(size_t)) {
-    static const size_t edges[] = {1032, PAGE, 65536, 128 << 10, PAST_CACHES};
+    static const size_t edges[] = {1032,      PAGE,        65536,
+                                   128 << 10, SHARED_FROM, SHARED_FROM + SHARED_SIZE};
     static const ptrdiff_t beside[] = {-17, -16, -15, -1, 0, 1, 15, 16, 17};
     for (size_t n = 1; n < 300; n++)
         what(n);
