@@ -311,27 +311,30 @@ def test_a_process_that_closed_itself() -> None:
 def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
     """No child, no dump, no directory, no swap file, at whatever moment it comes: Ctrl-C or a
     terminal that closes, which reach all processes, or SIGTERM to the command alone. SIGKILL, which
-    nobody can answer, shows that there is a directory."""
+    nobody can answer, shows that there is a directory (and would leave a swap file in use)."""
     with open("/proc/swaps", encoding="ascii") as file:
         swaps = file.read()
     words = ["--text", TEXT, "--interval", "0.1", "--looks", "3", "--directory", str(tmp_path)]
-    words += ["--way", "mem", "--way", "gcore", "--way", "swap"]
+    words += ["--way", "mem", "--way", "gcore"]
     for seconds, number, to_all in (
         (1.0, signal.SIGINT, True),
         (2.0, signal.SIGTERM, False),
         (2.5, signal.SIGHUP, True),
         (3.0, signal.SIGINT, True),
         (3.5, signal.SIGTERM, True),
-        (2.5, signal.SIGKILL, True),
+        (0.0, signal.SIGKILL, True),
     ):
+        swap = [] if number == signal.SIGKILL else ["--way", "swap"]
         process = subprocess.Popen(
-            [sys.executable, "-m", "pyccmem", "attack", *words, "--", *holding(TEXT)],
+            [sys.executable, "-m", "pyccmem", "attack", *words, *swap, "--", *holding(TEXT)],
             env=support.child_environment(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             start_new_session=True,
         )
         time.sleep(seconds)
+        while number == signal.SIGKILL and process.poll() is None and not os.listdir(tmp_path):
+            time.sleep(0.01)
         (os.killpg if to_all else os.kill)(process.pid, number)
         _, said = process.communicate(timeout=60)
         if number == signal.SIGKILL:

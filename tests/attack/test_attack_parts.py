@@ -21,7 +21,7 @@ from pyccmem.attack.job import PLAIN, PROTECTED, Rehearsal, Sizes
 from pyccmem.attack.look import BLIND, READ, REFUSED, UNTRIED, Look
 from pyccmem.attack.scratch import private_directory, wipe
 from pyccmem.attack.trial import AFTER, BEFORE, DURING, ERASED, SERIES
-from pyccmem.attack.ways import WAYS
+from pyccmem.attack.ways import WAYS, swapping
 from pyccmem.attack.ways.changing import Change
 from pyccmem.attack.ways.swapping import header
 from pyccmem.attack.ways.way import DENIED, Denied, Subject, Untried, Way
@@ -160,6 +160,22 @@ def test_a_swap_files_header() -> None:
     assert len(page) == os.sysconf("SC_PAGE_SIZE") and page.endswith(b"SWAPSPACE2")
     numbers = [int.from_bytes(page[at : at + 4], "little") for at in (1024, 1028, 1032)]
     assert numbers == [1, 99, 0] and not any(page[:1024])
+
+
+def test_another_swap_file_is_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that an attack has left that was killed gets half of the pages: nothing is tried, in
+    place of a run that is void. One of a lower priority gets none."""
+    swaps = tmp_path / "swaps"
+    rows = ["Filename Type Size Used Priority", "/low/swap file 70140 0 -2"]
+    swaps.write_text("\n".join(rows) + "\n")
+    assert swapping._first(swaps) == []
+    swaps.write_text("\n".join([*rows, "/dev/sda2 partition 9 9 32767"]) + "\n")
+    assert swapping._first(swaps) == ["/dev/sda2"]
+    assert swapping._first(tmp_path / "none") == []
+    monkeypatch.setattr(swapping, "_first", lambda: ["/left/swap"])
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    with pytest.raises(Untried, match=r"/left/swap takes a part .* swapoff"):
+        WAYS["swap"]().reports(None)  # type: ignore[arg-type]
 
 
 def test_dumps_are_wiped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,6 +57,11 @@ class Swap(Way):
     def reports(self, subject: Subject) -> list[audit.Report]:
         if os.geteuid() != 0:
             raise Untried("only root may add a swap file")
+        for other in _first():
+            raise Untried(
+                f"{other} takes a part of what is paged out; if an attack that was killed has left "
+                f"it, call swapoff on it"
+            )
         path = subject.directory / "swap"
         size = min(_swappable(subject.pid) * 5 // 4 + _ROOM, _MOST) // _PAGE * _PAGE
         if shutil.disk_usage(subject.directory).free < 2 * size:
@@ -68,6 +73,12 @@ class Swap(Way):
                 return [_settled(libc, path, subject)]
         finally:
             wipe(path)
+
+
+def _first(swaps: Path = Path("/proc/swaps")) -> list[str]:
+    """Returns the swap areas of the highest priority: pages go to those and ours in turn."""
+    lines = swaps.read_text("utf-8", "replace").splitlines()[1:] if swaps.exists() else []
+    return [line.split()[0] for line in lines if line.split()[-1] == str(_HIGHEST)]
 
 
 def _swappable(pid: int) -> int:
