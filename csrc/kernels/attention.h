@@ -33,6 +33,12 @@ static inline size_t attention_pair(ccmem_dtype dtype) {
     return dtype == CCMEM_BF16 || dtype == CCMEM_I8 ? 2 : 1;
 }
 
+/* Where a row of q that was packed as 16-bit numbers has the float that they are multiplied by:
+ * behind as many of them as fill the row up. */
+static inline size_t attention_factor_place(size_t n) {
+    return (n + ATTENTION_FLOATS - 1) / ATTENTION_FLOATS * (ATTENTION_FLOATS / 2);
+}
+
 typedef struct attention_ops {
     /* q's row of d floats as the scores of this type want it: times `scale`, zeros up to a multiple
      * of ATTENTION_FLOATS. For CCMEM_I8 a tier may round q to 2^-15 of its row's largest number,

@@ -36,14 +36,10 @@ INLINE __m256i rounded(fvec v) { return (__m256i)_mm512_cvtneps_pbh(v); }
 
 /* ---- q --------------------------------------------------------------------------------------- */
 
-/* A packed row: elements up to a multiple of ATTENTION_FLOATS, and behind them `scale`, with which
- * they would not be what they were. */
-INLINE size_t scale_place(size_t n) {
-    return (n + ATTENTION_FLOATS - 1) / ATTENTION_FLOATS * (ATTENTION_FLOATS / 2);
-}
-
+/* A packed row: its elements, and behind them `scale`, with which they would not be what they were.
+ */
 static TARGET CLEAR_REGISTERS void pack(float *packed, const float *q, size_t d, float scale) {
-    const size_t place = scale_place(d);
+    const size_t place = attention_factor_place(d);
     uint16_t *to = (uint16_t *)(void *)packed;
     for (size_t i = 0; i < 2 * place; i += F_LANES) {
         const size_t n = i >= d ? 0 : d - i < F_LANES ? d - i : F_LANES;
@@ -63,7 +59,7 @@ INLINE fvec pair_of(const void *p) {
 /* Of rows of K: those of a token that was not sealed in a block yet. */
 INLINE void score_rows(int rows, float *scores, size_t lds, const uint8_t *k, size_t stride,
                        size_t tokens, size_t n, const float *q, size_t ldq) {
-    const size_t place = scale_place(n);
+    const size_t place = attention_factor_place(n);
     for (size_t t = 0; t < tokens; t++, k += stride) {
         fvec sum[MOST];
 #pragma GCC unroll 4
@@ -95,7 +91,7 @@ INLINE void fetch(const uint8_t *next, const uint8_t *block, size_t bytes) {
  * `splits` of them are summed up apart, for the sake of the chains. */
 INLINE void score_columns(int rows, int vectors, int splits, float *scores, size_t lds,
                           const uint8_t *k, size_t column, size_t n, const float *q, size_t ldq) {
-    const size_t place = scale_place(n);
+    const size_t place = attention_factor_place(n);
     const int each = rows * vectors;
     fvec sum[CHAINS];
 #pragma GCC unroll 16

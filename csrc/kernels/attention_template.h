@@ -98,11 +98,6 @@ INLINE float shorts(int16_t *to, const float *a, const float *b, float factor, s
     return s.size + f8_total(ffold8(bad));
 }
 
-/* Where a packed row of q for bytes has that float: behind its shorts. */
-INLINE size_t size_place(size_t n) {
-    return (n + ATTENTION_FLOATS - 1) / ATTENTION_FLOATS * (ATTENTION_FLOATS / 2);
-}
-
 /* ---- q --------------------------------------------------------------------------------------- */
 
 static TARGET CLEAR_REGISTERS void pack(float *packed, const float *q, size_t d, float scale) {
@@ -116,7 +111,7 @@ static TARGET CLEAR_REGISTERS void pack(float *packed, const float *q, size_t d,
 
 static TARGET CLEAR_REGISTERS void pack_shorts(float *packed, const float *q, size_t d,
                                                float scale) {
-    const size_t place = size_place(d);
+    const size_t place = attention_factor_place(d);
     for (size_t i = 0; i < 2 * place; i += F_LANES)
         fstore(packed + i, fzero());
     const float size = shorts((int16_t *)(void *)packed, q, NULL, scale, d);
@@ -228,7 +223,7 @@ INLINE void score_block_bytes(int rows, float *scores, size_t lds, const uint8_t
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++) {
         from[r] = (const uint8_t *)(q + (size_t)r * ldq);
-        size[r] = q[(size_t)r * ldq + size_place(n)];
+        size[r] = q[(size_t)r * ldq + attention_factor_place(n)];
     }
 #pragma GCC unroll 8
     for (int t = 0; t < tokens; t++)
@@ -383,7 +378,7 @@ INLINE void score_columns_bytes(int rows, int vectors, float *scores, size_t lds
                                 size_t next, const float *scales, size_t all, size_t n,
                                 const float *q, size_t ldq) {
     const int splits = CHAINS / rows / vectors, each = rows * vectors;
-    const size_t column = all * 2, pairs = n / 2, size = size_place(n);
+    const size_t column = all * 2, pairs = n / 2, size = attention_factor_place(n);
     for (size_t begin = 0; begin < pairs; begin += PAIRS) {
         const size_t end = pairs - begin < PAIRS ? pairs : begin + PAIRS;
         const uint8_t *from[4];
