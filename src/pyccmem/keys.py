@@ -28,6 +28,33 @@ _SALT_SIZE_MIN = 16  # NIST SP 800-132, 5.1: at least 128 bits
 _KEY = Call(subject="key")
 
 
+def _scrypt() -> Any:
+    """Returns hashlib's scrypt, imported here because it loads OpenSSL, which nothing else needs.
+
+    Its own extension module is asked first: where that cannot be loaded, hashlib is imported
+    without scrypt, prints a page of tracebacks, and stays so for good.
+
+    Raises OutOfMemoryError, MissingPackageError.
+    """
+    try:
+        import _hashlib  # noqa: F401
+        import hashlib
+
+        return hashlib.scrypt
+    except (ImportError, AttributeError) as problem:
+        reason = str(problem)
+    except MemoryError:
+        reason = "Cannot allocate memory"
+    if "map segment" in reason or "allocate memory" in reason:  # the words of the loader
+        raise errors.OutOfMemoryError(
+            f"scrypt could not get the memory that OpenSSL takes ({reason}); free some memory."
+        )
+    raise errors.MissingPackageError(
+        f"A key from a passphrase needs scrypt, and this Python has none ({reason}); use one that "
+        f"was built with OpenSSL, or another key."
+    )
+
+
 class KeyFile:
     """A file from which a key can be read again: its name, and the id of the key that it held."""
 
@@ -223,7 +250,8 @@ class Key(Resource):
         be, like any str, nor can copies that the str or OpenSSL keep.
 
         Raises InvalidKeyError for an empty passphrase or a short salt, ArgumentError for scrypt
-        parameters out of range, and what generate() raises.
+        parameters out of range, MissingPackageError where Python has no OpenSSL, and what
+        generate() raises.
         """
         require = wanted_level(require, level)
         native = native_level(require)
@@ -246,8 +274,7 @@ class Key(Resource):
                 f"scrypt cannot use n={n}, r={r}, p={p}; n must be a power of two from 2, r and p "
                 f"at least 1, and the memory of 128 * n * r bytes below 1 TiB."
             )
-        import hashlib  # imported here, because it loads OpenSSL, which nothing else needs
-
+        scrypt = _scrypt()
         encoded = None
         with contextlib.suppress(UnicodeEncodeError):
             encoded = text.encode("utf-8")
@@ -265,7 +292,7 @@ class Key(Resource):
         out = KEY.cell()
         derived = b""
         try:
-            derived = hashlib.scrypt(
+            derived = scrypt(
                 encoded,
                 salt=salt_bytes,
                 n=n,

@@ -15,7 +15,15 @@ import threading
 
 import numpy as np
 import pytest
-from support import CIPHERS, check_python, copies, damage, not_sanitized, records
+from support import (
+    CIPHERS,
+    check_python,
+    check_with_little_memory,
+    copies,
+    damage,
+    not_sanitized,
+    records,
+)
 
 import pyccmem
 from pyccmem import Arena, EncryptedTensor, Key, errors
@@ -602,7 +610,7 @@ def test_a_forked_child(tagged: Arena) -> None:
 @not_sanitized
 def test_at_the_end_of_memory() -> None:
     """A tensor that cannot be had leaves the others whole, and room that is freed is used."""
-    check_python(
+    check_with_little_memory(
         textwrap.dedent("""
         import resource, numpy as np, pyccmem
         from pyccmem import Arena, EncryptedTensor, Key, errors

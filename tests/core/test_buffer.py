@@ -350,7 +350,7 @@ with EncryptedBuffer(1 << 20, key=key) as small:
     small.write(b"small")
     assert small.read(0, 5) == b"small"
 """
-    support.check_python(script)
+    support.check_with_little_memory(script)
 
 
 # ---- kinds of data ----------------------------------------------------------------------------

@@ -339,6 +339,37 @@ def test_from_passphrase_refuses(arguments: dict, error: type[Exception], word: 
     assert "correct horse" not in str(caught.value)
 
 
+@support.not_sanitized
+def test_from_passphrase_where_openssl_cannot_be_loaded() -> None:
+    """No page of tracebacks, and a key once there is memory; and where Python has no OpenSSL, an
+    error that says so."""
+    support.check_with_little_memory("""
+import resource, sys
+from pyccmem import Key, errors
+assert "_hashlib" not in sys.modules, "or nothing is loaded"
+with open("/proc/self/statm") as file:
+    used = int(file.read().split()[0]) * resource.getpagesize()
+before = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**20, before[1]))
+try:
+    Key.from_passphrase("x", salt=bytes(16), n=2)
+except errors.OutOfMemoryError as error:
+    assert "OpenSSL" in str(error), error
+else:
+    raise AssertionError("OpenSSL in 1 MiB")
+resource.setrlimit(resource.RLIMIT_AS, before)
+Key.from_passphrase("x", salt=bytes(16), n=2).close()
+del sys.modules["hashlib"]
+sys.modules["_hashlib"] = None
+try:
+    Key.from_passphrase("x", salt=bytes(16), n=2)
+except errors.MissingPackageError as error:
+    assert "scrypt" in str(error), error
+else:
+    raise AssertionError("scrypt without OpenSSL")
+""")
+
+
 def test_from_passphrase_needs_a_salt() -> None:
     with pytest.raises(TypeError, match="salt"):
         Key.from_passphrase("correct horse")

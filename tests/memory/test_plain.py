@@ -239,7 +239,7 @@ def test_taking_and_dropping_does_not_grow_the_process() -> None:
 
 @not_sanitized
 def test_out_of_memory_is_an_error_and_loses_nothing() -> None:
-    support.check_python(
+    support.check_with_little_memory(
         """
 import resource
 import numpy as np

@@ -16,7 +16,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import check_python, in_forked_child, not_sanitized, records, status_field
+from support import (
+    check_python,
+    check_with_little_memory,
+    in_forked_child,
+    not_sanitized,
+    records,
+    status_field,
+)
 
 import pyccmem
 from pyccmem import Key, errors
@@ -324,7 +331,7 @@ def test_where_the_file_has_no_room_as_a_whole(tmp_path: Path, key: Key, how: st
     """A limit of addresses: tensors that fit are had, and an error tells of those that do not."""
     named = {"large": np.zeros(300 << 20, "u1"), "one": np.ones(99), "two": np.full(9999, 2.0)}
     sealed.save_file(named, tmp_path / "file", key=key)
-    check_python(
+    check_with_little_memory(
         textwrap.dedent(
             """
             import resource, sys, numpy as np

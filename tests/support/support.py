@@ -231,6 +231,14 @@ def check_python(script: str, *arguments: str, **options: object) -> str:
     return done.stdout
 
 
+def check_with_little_memory(script: str, *arguments: str) -> str:
+    """Like check_python, for scripts that limit their address space to what they use and a little
+    more. glibc reserves 64 MiB of it for a thread that allocates for the first time, and a worker
+    of the BLAS may do so late, when the limit is set: here all threads share one arena."""
+    environment = child_environment() | {"MALLOC_ARENA_MAX": "1", "OPENBLAS_NUM_THREADS": "1"}
+    return check_python(script, *arguments, environment=environment)
+
+
 def in_forked_child(work: object, timeout: float = 60) -> None:
     """Calls work() in a forked child; the child's failure, death or hang fails the test."""
     import faulthandler
