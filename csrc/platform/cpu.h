@@ -33,7 +33,9 @@ static inline void cpu_relax(void) {
     FEATURE(9, CPU_BMI2, "bmi2")                                                                   \
     FEATURE(10, CPU_FMA, "fma")                                                                    \
     FEATURE(11, CPU_F16C, "f16c")                                                                  \
-    FEATURE(12, CPU_AVX512_BF16, "avx512_bf16")
+    FEATURE(12, CPU_AVX512_BF16, "avx512_bf16")                                                    \
+    FEATURE(13, CPU_AVX_VNNI, "avx_vnni")                                                          \
+    FEATURE(14, CPU_AVX512_VNNI, "avx512_vnni")
 
 enum {
 #define SYMBOL(bit, symbol, name) symbol = 1u << (bit),

@@ -64,9 +64,10 @@ uint32_t cpu_detect(void) {
         found |= floats | bit_if(ebx, 5, CPU_AVX2) | bit_if(ecx, 9, CPU_VAES) |
                  bit_if(ecx, 10, CPU_VPCLMUL);
     if ((xcr0 & XCR0_ZMM) == XCR0_ZMM && (ebx & avx512_parts) == avx512_parts)
-        found |= CPU_AVX512 | bit_if(ecx, 6, CPU_VBMI2);
-    if (found & CPU_AVX512 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx))
-        found |= bit_if(eax, 5, CPU_AVX512_BF16);
+        found |= CPU_AVX512 | bit_if(ecx, 6, CPU_VBMI2) | bit_if(ecx, 11, CPU_AVX512_VNNI);
+    if (found & CPU_AVX2 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx))
+        found |= bit_if(eax, 4, CPU_AVX_VNNI) |
+                 (found & CPU_AVX512 ? bit_if(eax, 5, CPU_AVX512_BF16) : 0);
     return found;
 }
 #endif
