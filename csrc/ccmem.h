@@ -554,6 +554,55 @@ ccmem_status ccmem_store_linear_typed(ccmem_store *store, uint64_t offset, ccmem
                                       ccmem_dtype x_dtype, uint64_t nrows, ccmem_bias bias, void *y,
                                       ccmem_dtype y_dtype);
 
+/* ---- block-quantised weights ----------------------------------------------------------------- */
+
+/* How weights of a few bits lie in memory: a block of consecutive elements of a row has its scales,
+ * then its whole numbers. The first are byte for byte as in GGUF files; K formats have 256 elements
+ * a block, the others 32. Of the groups, the number is that of elements in a block: it begins with
+ * a float32 scale, _ZP with a float32 offset after it, both little-endian, and an element is
+ * scale * q + offset. INT8: q is a signed byte. INT4: q is a nibble, less 8 where there is no
+ * offset; of each 32 elements, byte i of 16 has element i in its lower half and element i + 16 in
+ * its upper one. CCMEM_INT8_ROW: signed bytes alone, the scale of each row lies elsewhere. */
+typedef enum ccmem_block_format {
+    CCMEM_Q4_0 = 0,
+    CCMEM_Q4_1,
+    CCMEM_Q5_0,
+    CCMEM_Q5_1,
+    CCMEM_Q8_0,
+    CCMEM_Q2_K,
+    CCMEM_Q3_K,
+    CCMEM_Q4_K,
+    CCMEM_Q5_K,
+    CCMEM_Q6_K,
+    CCMEM_IQ4_NL,
+    CCMEM_IQ4_XS,
+    CCMEM_INT4_G32,
+    CCMEM_INT4_G64,
+    CCMEM_INT4_G128,
+    CCMEM_INT4_G32_ZP,
+    CCMEM_INT4_G64_ZP,
+    CCMEM_INT4_G128_ZP,
+    CCMEM_INT8_G32,
+    CCMEM_INT8_G64,
+    CCMEM_INT8_G128,
+    CCMEM_INT8_G32_ZP,
+    CCMEM_INT8_G64_ZP,
+    CCMEM_INT8_G128_ZP,
+    CCMEM_INT8_ROW,
+    CCMEM_BLOCK_FORMATS
+} ccmem_block_format;
+
+/* Elements, and bytes, of a block; 0 outside the enumeration. CCMEM_INT8_ROW: 1 and 1. */
+size_t ccmem_block_elements(ccmem_block_format format);
+size_t ccmem_block_bytes(ccmem_block_format format);
+
+/* The elements of so many blocks, one block after the other, as float32. Each operation is rounded
+ * to float32, in the order that gguf's Python package has, so that the numbers are the same to the
+ * bit; CCMEM_INT8_ROW: q itself. Neither branches nor addresses depend on what is in the blocks,
+ * and nothing of it stays on the stack. CCMEM_ERR_ARGUMENT. */
+ccmem_status ccmem_blocks_dequantize(ccmem_block_format format, const uint8_t *blocks,
+                                     uint64_t nblocks, float *out);
+
 /* ---- the plaintext budget -------------------------------------------------------------------- */
 
 typedef struct ccmem_plaintext_stats {

@@ -2,8 +2,8 @@
  * Attention in plain C: the reference for the other tiers. */
 #include "kernels/attention.h"
 #include "kernels/exponential.h"
-#include "kernels/scalar.h"
 #include "memory/secret.h"
+#include "simd/scalar.h"
 
 enum { CHUNK = 32 }; /* elements that are converted at a time */
 

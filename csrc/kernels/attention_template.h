@@ -19,7 +19,7 @@
  * vectors of floats. A row may end with half a group where vectors have 64 bytes.
  */
 #include "kernels/exponential.h"
-#include "kernels/scalar.h"
+#include "simd/scalar.h"
 
 enum {
     CHAINS = 8,

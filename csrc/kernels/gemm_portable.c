@@ -3,7 +3,7 @@
 #include <string.h>
 
 #include "kernels/gemm.h"
-#include "kernels/scalar.h"
+#include "simd/scalar.h"
 
 enum { LANES = 8, WIDTH = 2 * LANES, HEIGHT = 4, DOT_ROWS = 3 };
 

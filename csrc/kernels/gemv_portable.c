@@ -4,8 +4,8 @@
 #include <string.h>
 
 #include "kernels/gemv.h"
-#include "kernels/scalar.h"
 #include "memory/secret.h"
+#include "simd/scalar.h"
 
 enum { BLOCK = 32 };
 

@@ -5,8 +5,8 @@
  * small product, is done here, in scratch that is wiped. */
 #include <string.h>
 
-#include "kernels/scalar.h"
 #include "product/gemm.h"
+#include "simd/scalar.h"
 
 static void widen(float *to, const uint16_t *from, size_t n) {
     for (size_t i = 0; i < n; i++)

@@ -2,8 +2,8 @@
  * Attention of a tier: small whole numbers, whose sums are exact in any order; conversions of all
  * kinds of numbers; known answers of functions in double, with a tolerance of 2^-20. */
 #include "kernels/attention.h"
-#include "kernels/scalar.h"
 #include "selftest/selftest.h"
+#include "simd/scalar.h"
 
 #include <math.h>
 #include <stdlib.h>

@@ -5,7 +5,7 @@
 
 #include "kernels/gemm.h"
 #include "kernels/gemv.h"
-#include "kernels/scalar.h"
+#include "simd/scalar.h"
 
 #include <math.h>
 #include <stddef.h>

@@ -54,7 +54,7 @@ typedef __m256i f8_mask;
 #define f4_store_low(p, v) _mm_storel_pi((__m64 *)(void *)(p), v)
 #define f4_store_high(p, v) _mm_storeh_pi((__m64 *)(void *)(p), v)
 
-/* As bfloat16_of() in kernels/scalar.h rounds them. */
+/* As bfloat16_of() in simd/scalar.h rounds them. */
 INLINE __m128i f8_bfloats(f8 v) {
     const __m256i u = _mm256_castps_si256(v), upper = _mm256_srli_epi32(u, 16);
     const __m256i odd = _mm256_and_si256(upper, _mm256_set1_epi32(1));

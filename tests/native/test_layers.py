@@ -24,7 +24,7 @@ ORDER = [
         "crypto/aegis",
         "crypto/*",
     ),
-    *("kernels", "tiers", "pages", "store", "product", "mapping", "cache"),
+    *("quant", "kernels", "tiers", "pages", "store", "product", "mapping", "cache"),
     *("selftest", "start", "tools", "api"),
 ]
 

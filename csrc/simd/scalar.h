@@ -16,10 +16,10 @@ static inline uint32_t half_bits(const uint8_t *p) {
 /* All ones when a < b, else 0, without a comparison that could become a branch; both below 2^31. */
 static inline uint32_t below(uint32_t a, uint32_t b) { return 0 - ((a - b) >> 31); }
 
-/* IEEE 754 binary16, all values, in the same time for each: a NaN keeps its payload and becomes
- * quiet, as VCVTPH2PS does it. */
-static inline float element_from_f16(const uint8_t *p) {
-    const uint32_t h = half_bits(p), sign = h >> 15 << 31, rest = h & 0x7fff;
+/* The value of IEEE 754 binary16 bits, all of them in the same time: a NaN keeps its payload and
+ * becomes quiet, as VCVTPH2PS does it. */
+static inline float float_of_half(uint32_t h) {
+    const uint32_t sign = h >> 15 << 31, rest = h & 0x7fff;
     const uint32_t small = below(rest, 0x400), special = below(0x7bff, rest);
     const uint32_t nan = 0x7f800000 | (rest & 0x3ff) << 13 | (below(0x7c00, rest) & 0x400000);
     float subnormal = (float)rest * 0x1p-24f;
@@ -29,6 +29,8 @@ static inline float element_from_f16(const uint8_t *p) {
            (((rest << 13) + ((127 - 15) << 23)) & ~(small | special));
     return float_of_bits(sign | bits);
 }
+
+static inline float element_from_f16(const uint8_t *p) { return float_of_half(half_bits(p)); }
 
 static inline float element_from_f32(const uint8_t *p) {
     float f;

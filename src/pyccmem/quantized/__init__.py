@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights of a few bits: blocks of whole numbers with scales, as GGUF files and quantised
+checkpoints have them."""
+
+from .blocks import dequantize_blocks
+from .formats import FORMATS, BlockFormat, format_named
+
+__all__ = ["FORMATS", "BlockFormat", "dequantize_blocks", "format_named"]
