@@ -39,6 +39,7 @@ try:
     )
     from .product.blas import batched_products
     from .product.linear import linear
+    from .quantized import QuantizedTensor
     from .tenants import TenantKeys
     from .tensor import EncryptedTensor
 except errors.PyccmemError as _error:
@@ -54,6 +55,7 @@ __all__ = [
     "KVCache",
     "Key",
     "Mapping",
+    "QuantizedTensor",
     "TenantKeys",
     "__version__",
     "batched_products",

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..binding import ffi, wiped
+from ..core.block_matrix import BlockMatrix
 from ..core.dtypes import NATIVE
 from ..core.matrix import Matrix
 from ..core.store import handle
@@ -47,6 +48,7 @@ def _multiply_zeros(
 
 class _NumPy(Framework):
     blas = Blas(_multiply_zeros)
+    single = np.dtype(np.float32)
 
     def view(self, memory: Any, dtype: Any, rows: int, cols: int) -> Array:
         array: Array = np.ndarray((rows, cols), dtype, memory)
@@ -88,7 +90,7 @@ class _Columns(Product):
 
 def rows(
     x: Array,
-    matrix: Matrix,
+    matrix: Matrix | BlockMatrix,
     dtype: np.dtype[Any],
     bias: Array | None = None,
     scale: Array | None = None,
@@ -99,10 +101,10 @@ def rows(
     encrypted. Raises IntegrityError, ClosedError, ForkError, OutOfMemoryError."""
     lines = _lines(x, matrix.cols, dtype)
     out = np.empty((len(lines), matrix.rows), dtype)
-    code = NATIVE.get(matrix.dtype.name)
     if not matrix.cols:
         out[...] = 0
-    if dtype == np.float32 and code is not None and matrix.dtype.isnative:
+    code = _native_code(matrix) if dtype == np.float32 else None
+    if code is not None and isinstance(matrix, Matrix):
         # The buffers exist only as arguments, so that no traceback keeps one.
         native.rows(
             matrix,
@@ -124,7 +126,15 @@ def rows(
     return out.reshape(*x.shape[:-1], matrix.rows)
 
 
-def columns(x: Array, matrix: Matrix, dtype: np.dtype[Any], *, secret: bool) -> Array:
+def _native_code(matrix: Matrix | BlockMatrix) -> int | None:
+    """Returns the number by which native products know the type of the matrix's elements; None for
+    types that they do not take."""
+    if isinstance(matrix, BlockMatrix) or not matrix.dtype.isnative:
+        return None
+    return NATIVE.get(matrix.dtype.name)
+
+
+def columns(x: Array, matrix: Matrix | BlockMatrix, dtype: np.dtype[Any], *, secret: bool) -> Array:
     """Returns x · W for x of shape (..., W.rows), of type `dtype`; otherwise as rows()."""
     lines = _lines(x, matrix.rows, dtype)
     out = np.zeros((len(lines), matrix.cols), dtype)

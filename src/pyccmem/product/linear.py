@@ -10,16 +10,22 @@ import numpy.typing as npt
 
 from .. import errors
 from ..binding import wiped
+from ..core.block_matrix import BlockMatrix, BlockOperand, block_matrix_of
 from ..core.dtypes import NATIVE
+from ..core.matrix import Matrix
 from ..core.operand import Operand, matrix_of
 from .arrays import columns, multiplied, rows
 
 if TYPE_CHECKING:
+    from ..quantized import QuantizedTensor
     from ..tensor import EncryptedTensor
 
 __all__ = ["linear", "matmul"]
 
 Array = npt.NDArray[Any]
+
+_ENCRYPTED = (Operand, BlockOperand)
+_FLOAT32 = np.dtype(np.float32)
 
 #: The types of x for which products are float32; for other types numpy's rules hold.
 _SINGLE = frozenset(("float32", "float16", "bfloat16"))
@@ -27,7 +33,7 @@ _SINGLE = frozenset(("float32", "float16", "bfloat16"))
 
 def linear(
     x: npt.ArrayLike,
-    weight: EncryptedTensor,
+    weight: EncryptedTensor | QuantizedTensor,
     bias: npt.ArrayLike | EncryptedTensor | None = None,
     *,
     scale: npt.ArrayLike | EncryptedTensor | None = None,
@@ -44,6 +50,9 @@ def linear(
     number of threads; a row of x may give other bits together with more rows than alone. For x of
     float64 the result is float64, and its bits may depend on the number of threads.
 
+    The weight may also be a QuantizedTensor of two dimensions, without a `scale`. Its blocks stand
+    for the float32 numbers that its dequantize() gives.
+
     The weight is opened a tile at a time. Each tile is wiped, and so is what the BLAS keeps of it,
     at the end of the call or of a batched_products() block. A changed page raises IntegrityError,
     and no part of the result is returned.
@@ -51,17 +60,18 @@ def linear(
     Raises ArgumentError for shapes that do not fit, ArgumentTypeError for other types than these;
     IntegrityError, ClosedError, ForkError, OutOfMemoryError.
     """
-    if not isinstance(weight, Operand):
+    if not isinstance(weight, (Operand, BlockOperand)):
         raise errors.ArgumentTypeError(
-            f"weight must be an EncryptedTensor, not {type(weight).__name__}; for a plain one use "
-            f"x @ weight.T."
+            f"weight must be an EncryptedTensor or a QuantizedTensor, not "
+            f"{type(weight).__name__}; for a plain one use x @ weight.T."
         )
     if weight.ndim != 2:
         raise errors.ArgumentError(
             f"weight has shape {weight.shape}; it must have two dimensions, (out_features, "
             f"in_features)."
         )
-    if weight.dtype.name not in NATIVE and weight.dtype.name != "float64":
+    name = _kind(weight).name
+    if name not in NATIVE and name != "float64":
         raise errors.ArgumentTypeError(
             f"weight is of {weight.dtype}; it must be float32, float16, bfloat16, int8 or float64."
         )
@@ -72,44 +82,44 @@ def linear(
             f"x has shape {plain.shape}; its last dimension must be {inputs}, the in_features of "
             f"a weight of shape {weight.shape}."
         )
-    if scale is not None and weight.dtype != np.int8:
+    if scale is not None and (isinstance(weight, BlockOperand) or weight.dtype != np.int8):
         raise errors.ArgumentError(
             f"scale is for weights of int8, and this one is of {weight.dtype}; leave it out."
         )
     kind = _floating(plain, weight)
     return rows(
         plain,
-        matrix_of(weight),
+        _matrix(weight),
         kind,
         _vector("bias", bias, outputs, kind),
         _vector("scale", scale, outputs, kind),
-        secret=isinstance(x, Operand),
+        secret=isinstance(x, _ENCRYPTED),
     )
 
 
 def matmul(a: Any, b: Any) -> Array:
-    """Returns np.matmul(a, b) of which at least one is an EncryptedTensor. Opens a matrix a tile at
-    a time. Of two encrypted operands one is opened as a whole, and so is a tensor that is not a
-    matrix.
+    """Returns np.matmul(a, b) of which at least one is encrypted: an EncryptedTensor, or a
+    QuantizedTensor. Opens a matrix a tile at a time. Of two encrypted operands one is opened as a
+    whole, and so is a tensor that is not a matrix.
 
     Raises ArgumentError for shapes that do not fit; IntegrityError, ClosedError, ForkError,
     OutOfMemoryError.
     """
-    if isinstance(a, Operand) and a.ndim == 2:
+    if isinstance(a, _ENCRYPTED) and a.ndim == 2:
         plain = _operand("The right operand", b)
         _check_shapes(a.shape, plain.shape, a.shape[1], plain.shape[-2:][:1])
         kind = _result_type(plain, a)
-        secret = isinstance(b, Operand)
+        secret = isinstance(b, _ENCRYPTED)
         if plain.ndim == 1:
-            return rows(plain, matrix_of(a), kind, secret=secret)
-        turned = rows(plain.swapaxes(-1, -2), matrix_of(a), kind, secret=secret)
+            return rows(plain, _matrix(a), kind, secret=secret)
+        turned = rows(plain.swapaxes(-1, -2), _matrix(a), kind, secret=secret)
         product: Array = turned.swapaxes(-1, -2)
         return product
-    if isinstance(b, Operand) and b.ndim == 2:
+    if isinstance(b, _ENCRYPTED) and b.ndim == 2:
         plain = _operand("The left operand", a)
         _check_shapes(plain.shape, b.shape, b.shape[0], plain.shape[-1:])
-        secret = isinstance(a, Operand)
-        return columns(plain, matrix_of(b), _result_type(plain, b), secret=secret)
+        secret = isinstance(a, _ENCRYPTED)
+        return columns(plain, _matrix(b), _result_type(plain, b), secret=secret)
     left, right = _operand("An operand", a), _operand("An operand", b)
     try:
         return multiplied(left, right)
@@ -133,6 +143,15 @@ def _operand(name: str, value: Any) -> Array:
     if array.dtype.kind not in "biufc" and array.dtype.name != "bfloat16":
         raise errors.ArgumentTypeError(f"{name} is of {array.dtype}; it must hold numbers.")
     return array
+
+
+def _matrix(tensor: Operand | BlockOperand) -> Matrix | BlockMatrix:
+    return block_matrix_of(tensor) if isinstance(tensor, BlockOperand) else matrix_of(tensor)
+
+
+def _kind(tensor: Operand | BlockOperand) -> np.dtype[Any]:
+    """Returns the type of a tensor's elements; of blocks, that of what they stand for."""
+    return _FLOAT32 if isinstance(tensor, BlockOperand) else tensor.dtype
 
 
 def _vector(
@@ -169,15 +188,15 @@ def _check_shapes(
         )
 
 
-def _floating(plain: Array, weight: Operand) -> np.dtype[Any]:
+def _floating(plain: Array, weight: Operand | BlockOperand) -> np.dtype[Any]:
     """Returns the type of linear()'s result: at least float32, because scale and bias are not
     integers."""
-    single = np.dtype(np.float32)
-    kinds = (d for d in (plain.dtype, weight.dtype) if d.name != "bfloat16")
-    return np.result_type(single, *(single if d == np.float16 else d for d in kinds))
+    kinds = (d for d in (plain.dtype, _kind(weight)) if d.name != "bfloat16")
+    return np.result_type(_FLOAT32, *(_FLOAT32 if d == np.float16 else d for d in kinds))
 
 
-def _result_type(plain: Array, weight: Operand) -> np.dtype[Any]:
-    if plain.dtype.name in _SINGLE and weight.dtype.name in NATIVE:
-        return np.dtype(np.float32)
-    return np.result_type(plain.dtype, weight.dtype)
+def _result_type(plain: Array, weight: Operand | BlockOperand) -> np.dtype[Any]:
+    kind = _kind(weight)
+    if plain.dtype.name in _SINGLE and kind.name in NATIVE:
+        return _FLOAT32
+    return np.result_type(plain.dtype, kind)

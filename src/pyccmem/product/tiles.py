@@ -12,7 +12,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from ..binding import OK, lib, wiped
+from ..core.block_matrix import BlockMatrix, open_rows
 from ..core.matrix import Matrix
 from ..core.store import fail, handle
 from .blas import Blas, Block
@@ -44,6 +47,9 @@ class Framework(ABC):
 
     #: The BLAS that it multiplies with.
     blas: Blas
+
+    #: Its float32.
+    single: Any
 
     #: True: tiles are larger if pyccmem may use several threads, because the BLAS then does so too.
     tiles_by_threads = True
@@ -82,7 +88,7 @@ def tile_bytes(lines: int, threads: int | None = None) -> int:
 
 def multiply(
     framework: Framework,
-    matrix: Matrix,
+    matrix: Matrix | BlockMatrix,
     dtype: Any,
     lines: int,
     product: Product,
@@ -102,7 +108,12 @@ def multiply(
     block = Block(framework.blas)
     try:
         block.begin()
-        for at, tile in _tiles(framework, matrix, dtype, height):
+        tiles = (
+            _block_tiles(framework, matrix, dtype, height)
+            if isinstance(matrix, BlockMatrix)
+            else _tiles(framework, matrix, dtype, height)
+        )
+        for at, tile in tiles:
             product.take(at, tile)
     except BaseException:
         product.discard()
@@ -113,7 +124,7 @@ def multiply(
         block.end()
 
 
-def _height(matrix: Matrix, dtype: Any, lines: int, threads: int | None) -> int:
+def _height(matrix: Matrix | BlockMatrix, dtype: Any, lines: int, threads: int | None) -> int:
     """Returns how many rows of the matrix are opened at a time for `lines` rows of x. All tiles but
     the last have as many."""
     most = max(1, tile_bytes(lines, threads) // (matrix.cols * dtype.itemsize))
@@ -140,4 +151,22 @@ def _tiles(
             fail(store, status, start, nbytes)
         if not same:
             framework.convert(tiles[:n], stored[:n])
+        yield at, tiles[:n]
+
+
+def _block_tiles(
+    framework: Framework, matrix: BlockMatrix, dtype: Any, height: int
+) -> Iterator[tuple[int, Any]]:
+    """Does _tiles() for a matrix of quantised blocks, which become float32 on the way."""
+    rows, cols = matrix.rows, matrix.cols
+    memory = wiped.block(4 * height * cols)[1]
+    opened: Any = np.ndarray((height, cols), np.float32, memory)
+    single = framework.view(memory, framework.single, height, cols)
+    same = framework.single == dtype
+    tiles = single if same else framework.wiped(dtype, height, cols)
+    for at in range(0, rows, height):
+        n = min(height, rows - at)
+        open_rows(matrix, slice(at, at + n), opened[:n])
+        if not same:
+            framework.convert(tiles[:n], single[:n])
         yield at, tiles[:n]

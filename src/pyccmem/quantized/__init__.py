@@ -4,5 +4,6 @@ checkpoints have them."""
 
 from .blocks import dequantize_blocks
 from .formats import FORMATS, BlockFormat, format_named
+from .tensor import QuantizedTensor
 
-__all__ = ["FORMATS", "BlockFormat", "dequantize_blocks", "format_named"]
+__all__ = ["FORMATS", "BlockFormat", "QuantizedTensor", "dequantize_blocks", "format_named"]

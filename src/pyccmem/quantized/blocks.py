@@ -9,26 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import errors
-from ..binding import Call, check, ffi, lib, wiped
-from .formats import BlockFormat, format_named
+from ..binding import ffi, wiped
+from ..core.block_formats import BlockFormat, format_named
+from ..core.block_matrix import dequantize
 
-__all__ = ["dequantize_blocks", "dequantize_into"]
-
-_FLOATS = ffi.typeof("float[]")
-_BYTES = ffi.typeof("uint8_t[]")
-
-
-def dequantize_into(kind: BlockFormat, blocks: npt.NDArray[Any], out: npt.NDArray[Any]) -> None:
-    """Writes the elements of `blocks`, whole blocks in C order, to `out`, as many float32 in C
-    order."""
-    source, target = ffi.from_buffer(_BYTES, blocks), ffi.from_buffer(_FLOATS, out, True)
-    try:
-        status = lib.ccmem_blocks_dequantize(
-            kind.native, source, blocks.size // kind.nbytes, target
-        )
-    finally:
-        del source, target  # which no traceback must keep
-    check(status, Call(f"{blocks.size} bytes of {kind}"))
+__all__ = ["dequantize_blocks"]
 
 
 def dequantize_blocks(blocks: npt.ArrayLike, format: str | BlockFormat) -> npt.NDArray[Any]:
@@ -54,5 +39,12 @@ def dequantize_blocks(blocks: npt.ArrayLike, format: str | BlockFormat) -> npt.N
     cols = packed.shape[-1] // kind.nbytes * kind.elements
     out = wiped.empty((*packed.shape[:-1], cols), np.float32)
     if out.size:
-        dequantize_into(kind, np.ascontiguousarray(packed), out)
+        source = np.ascontiguousarray(packed)
+        count = source.size // kind.nbytes
+        dequantize(kind, _at(source, "uint8_t *"), count, _at(out, "float *"))
     return out
+
+
+def _at(array: npt.NDArray[Any], kind: str) -> Any:
+    """Returns the array's address: no buffer, which a traceback could keep."""
+    return ffi.cast(kind, array.ctypes.data)

@@ -190,6 +190,7 @@ def columns(
 
 class _Torch(Framework):
     blas = BLAS
+    single = torch.float32
     tiles_by_threads = False
 
     def view(self, memory: Any, dtype: Any, rows: int, cols: int) -> Tensor:
