@@ -26,7 +26,7 @@ PIP     := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Says what begins, and when, before it does: some steps take minutes without a word.
 SAY     := sh -c 'printf "== %s %s\n" "$$(date +%H:%M:%S)" "$$0"'
 BESIDE  := $(if $(filter-out 0,$(WORKERS)),-n $(WORKERS) --dist worksteal)
-C_FILES := $(shell find csrc src tests -name '*.[ch]' ! -name _native.c)
+C_FILES := $(shell find csrc ggml src tests -name '*.[ch]' ! -name _native.c)
 NATIVE  := setup.py build_ffi.py $(shell find csrc -name '*.[ch]')
 
 ASAN_DIR  := build/asan
@@ -35,7 +35,7 @@ ASAN_BIN  := $(CURDIR)/$(ASAN_DIR)/venv/bin
 SANITIZE  := address,undefined
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format test test-full test-architectures test-safetensors demo demo-torch demo-chat attack check-tiers asan tsan mutants faults ct bench docs-outputs wheel sdist clean
+.PHONY: help install lint format test test-full test-architectures test-safetensors ggml-backend test-ggml demo demo-torch demo-chat attack check-tiers asan tsan mutants faults ct bench docs-outputs wheel sdist clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -106,6 +106,29 @@ $(ARCHITECTURES)/.installed: pyproject.toml | $(STAMP)
 test-architectures: $(ARCHITECTURES)/.installed ## small models of some 600 families, plain and encrypted, about 40 minutes
 	@$(SAY) "the architectures, about 40 minutes on an idle core; results in build/architectures.jsonl"
 	OMP_NUM_THREADS=1 $(ARCHITECTURES)/bin/python tests/support/architectures/run.py $(ARCHITECTURES_ARGS)
+
+# The backend needs the sources of the ggml that will load it; its tests a llama.cpp built from them,
+# which takes 5 to 15 minutes and CMake. GGML_BUILD=/path/to/its/build saves that, if it is there.
+GGML_DIR   := $(CURDIR)/build/ggml
+GGML_BUILD ?= $(GGML_DIR)/llama.cpp
+GGML_TREE  := $(abspath $(GGML))
+
+ggml-backend: ## libpyccmem_ggml.so for llama.cpp: GGML=its sources, of the version that loads it
+	@$(MAKE) --no-print-directory -C ggml BUILD=$(GGML_DIR) GGML='$(GGML_TREE)'
+
+test-ggml: ggml-backend $(STAMP) ## its tests, with a llama.cpp that is built from GGML=its sources
+	@command -v cmake >/dev/null || test -e $(GGML_BUILD)/bin/libllama.so \
+	    || { echo "make test-ggml needs CMake, or GGML_BUILD=a build of llama.cpp" >&2; exit 1; }
+	@$(PIP) 'gguf>=0.19'
+	@$(SAY) "llama.cpp from $(GGML) in $(GGML_BUILD)"
+	test -e $(GGML_BUILD)/bin/libllama.so || { cmake -S '$(GGML_TREE)' -B $(GGML_BUILD) -DCMAKE_BUILD_TYPE=Release \
+	    -DBUILD_SHARED_LIBS=ON -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF \
+	    -DLLAMA_BUILD_UI=OFF && cmake --build $(GGML_BUILD) -j --target llama; }
+	$(CC) -O2 -Wall -Wextra -I'$(GGML_TREE)/include' -I'$(GGML_TREE)/ggml/include' tests/ggml/decode.c -o $(GGML_DIR)/decode \
+	    -L$(GGML_BUILD)/bin -Wl,-rpath,$(abspath $(GGML_BUILD))/bin -lllama -lggml -lggml-base -pthread
+	PYCCMEM_GGML_BACKEND=$(GGML_DIR)/libpyccmem_ggml.so PYCCMEM_GGML_DECODE=$(GGML_DIR)/decode \
+	    PYCCMEM_BENCH_GGML=$(abspath $(GGML_BUILD))/bin/libggml.so $(BIN)/python -m pytest tests/ggml tests/bench/test_bench_ggml.py \
+	    $(PYTEST_ARGS)
 
 test-safetensors: $(STAMP) ## run safetensors' own tests with pyccmem: SOURCE=a source distribution or checkout of it
 	$(BIN)/python tests/upstream/safetensors_suite.py $(SOURCE)

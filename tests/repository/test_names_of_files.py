@@ -17,7 +17,7 @@ PAGES = [
 ]
 
 #: Names in backticks that say of which folder they are, and targets of links.
-QUOTED = re.compile(r"`((?:csrc|src|tests|docs|bench)/[\w./-]+)`")
+QUOTED = re.compile(r"`((?:csrc|ggml|src|tests|docs|bench)/[\w./-]+)`")
 LINKED = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
 
 
