@@ -201,7 +201,7 @@ def test_directories_that_cannot_be(
 ) -> None:
     Path("empty").mkdir()
     assert main([command, "empty", *WITH_KEY]) == 2
-    assert "no *.safetensors file" in capsys.readouterr().err
+    assert "no *.safetensors and no *.gguf.sealed file" in capsys.readouterr().err
     assert main([command, "sealed", *WITH_KEY, "--expect", "0" * 32 + ":1"]) == 2
     assert "one file" in capsys.readouterr().err
     (copy / "link").symlink_to(copy / "1_Dense")

@@ -331,7 +331,9 @@ def _touch(mapping: Any) -> None:
 
 
 def file_operations(scratch: Path) -> dict[str, Operation]:
-    from pyccmem import audit
+    import gguf_files
+
+    from pyccmem import audit, gguf
 
     key, other = Key.generate(), Key.generate()
     arrays = {
@@ -372,7 +374,18 @@ def file_operations(scratch: Path) -> dict[str, Operation]:
         with audit.processes.ProcessMemory(os.getpid()) as memory:
             memory.command()
 
+    model, hidden = str(scratch / "model.gguf"), str(scratch / "model.gguf.sealed")
+    Path(model).write_bytes(gguf_files.sound(1, filler=3).bytes())
+    gguf.seal(model, hidden, key)
+
+    def open_gguf() -> None:
+        with gguf.open_sealed(hidden, key) as file:
+            file.raw("blk.0.Q8_0.weight")[1]
+
     return {
+        "seal GGUF": lambda: gguf.seal(model, again, key, overwrite=True),
+        "open GGUF": open_gguf,
+        "unseal GGUF": lambda: gguf.unseal(hidden, again, key, overwrite=True),
         "save_file": lambda: sealed.save_file(arrays, again, key=key),
         "load_file": load,
         "load_file in memory": lambda: sealed.load_file(there, key=key, mmap=False),

@@ -10,7 +10,8 @@ from .. import errors
 
 __all__ = ["Found"]
 
-_SUFFIX = ".safetensors"
+#: GGUF files are found plain, too, so that a command can say that they are not sealed.
+_SUFFIXES = (".safetensors", ".gguf", ".gguf.sealed")
 
 
 class Found:
@@ -18,7 +19,7 @@ class Found:
     table, and the command goes on with the other files."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        """Finds the files. Raises ArgumentError for a directory without safetensors files or with
+        """Finds the files. Raises ArgumentError for a directory without such files or with
         links to other directories, FileReadError for one that cannot be read."""
         self.paths: list[str] = []
         for name in names:
@@ -32,8 +33,8 @@ class Found:
 
 
 def _safetensors(directory: str) -> list[str]:
-    """Returns all safetensors files below a directory, as encrypt_directory() would find them, in
-    order."""
+    """Returns all safetensors and GGUF files below a directory, as encrypt_directory() would
+    find them, in order."""
     found: list[str] = []
     for folder, names, files in os.walk(directory, onerror=_unreadable):
         names[:] = sorted(name for name in names if not name.startswith("."))
@@ -44,12 +45,12 @@ def _safetensors(directory: str) -> list[str]:
                     f"anywhere; name the directory itself, beside or in place of {directory!r}."
                 )
         for name in sorted(files):
-            if name.endswith(_SUFFIX) and not name.startswith("."):
+            if name.endswith(_SUFFIXES) and not name.startswith("."):
                 found.append(os.path.join(folder, name))
     if not found:
         raise errors.ArgumentError(
-            f"{directory!r} has no *{_SUFFIX} file; name a sealed file, or a directory that "
-            f"`pyccmem encrypt` made."
+            f"{directory!r} has no *.safetensors and no *.gguf.sealed file; name a sealed file, or "
+            f"a directory that `pyccmem encrypt` made."
         )
     return sorted(found)
 

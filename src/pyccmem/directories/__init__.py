@@ -4,11 +4,12 @@
     encrypt_directory("MiniLM", "MiniLM-sealed", key=key)
 
     *.safetensors            sealed, under its own name; shards one by one, their index unchanged
+    *.gguf                   sealed as *.gguf.sealed; those of a model in several files one by one
     config.json              of transformers, beside sealed files: marks them as sealed
     everything else          copied: tokenizers, and what sentence-transformers keeps beside them
     names that begin with .  left out: version control and caches may hold the weights once more
 
-Weights in other formats (pickles, GGUF, HDF5, ...) are refused, because a copy would lie in the
+Weights in other formats (pickles, HDF5, ...) are refused, because a copy would lie in the
 clear beside the sealed files.
 """
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import errors
+from .. import errors, gguf
 from ..safetensors import decrypt_file, encrypt_file, is_sealed
 from .index import is_index, read_index, with_names, without_names
 from .marks import (
@@ -23,12 +23,15 @@ from .marks import (
     sealed_config,
 )
 from .publish import copy, make_folders, published, write_json
-from .scan import CONFIG, read_config, scan, siblings, source_of
+from .scan import CONFIG, GGUF_SUFFIX, SEALED_GGUF_SUFFIX, read_config, scan, siblings, source_of
 
 __all__ = ["decrypt_directory", "encrypt_directory"]
 
 Key = Any  # what pyccmem.safetensors takes: a Key, a Passphrase, a key provider
 Progress = Any  # passed on to pyccmem.safetensors too
+
+#: What a sealed GGUF file has behind the name of the plain one.
+_SEALED = SEALED_GGUF_SUFFIX.removeprefix(GGUF_SUFFIX)
 
 
 def encrypt_directory(
@@ -44,7 +47,8 @@ def encrypt_directory(
 
     The copy appears when it is complete: it is made in a temporary directory beside `dst`, which is
     then renamed. `key` and `progress` are those of pyccmem.safetensors.encrypt_file(), which is
-    called for each safetensors file; `seal_names` hides the tensors' names as well. Files whose
+    called for each safetensors file; `seal_names` hides the tensors' names as well. Each NAME.gguf
+    becomes NAME.gguf.sealed, by pyccmem.gguf.seal(), which hides all in any case. Files whose
     name or path within `src` matches a pattern of `exclude` are left out. Every file and directory
     gets the mode of its original, and belongs to the calling user.
 
@@ -56,12 +60,12 @@ def encrypt_directory(
     """
     source = source_of(src)
     tree = scan(source, exclude)
-    if not tree.weights:
+    if not tree.weights and not tree.ggufs:
         raise errors.FileFormatError(
-            f"{str(source)!r} has no safetensors file; name the directory of a model that has its "
-            f"weights in *.safetensors."
+            f"{str(source)!r} has no safetensors file and no GGUF file; name the directory of a "
+            f"model that has its weights in *.safetensors or *.gguf."
         )
-    for path in tree.weights:
+    for path in (*tree.weights, *tree.ggufs):
         if is_sealed(source / path):
             raise errors.FileFormatError(
                 f"{str(source / path)!r} is sealed already; decrypt the directory first."
@@ -96,6 +100,9 @@ def encrypt_directory(
                 progress=progress,
                 seal_names=seal_names,
             )
+        for path in tree.ggufs:
+            target = path.with_name(path.name + _SEALED)
+            pins[str(target)] = gguf.seal(source / path, new / target, key, progress=progress)
         for path in tree.others:
             target = new / renamed.get(path, path)
             if path in models:
@@ -123,7 +130,7 @@ def decrypt_directory(
     """
     source = source_of(src)
     tree = scan(source, ())
-    sealed = {path for path in tree.weights if is_sealed(source / path)}
+    sealed = {path for path in (*tree.weights, *tree.ggufs) if is_sealed(source / path)}
     if not sealed:
         raise errors.FileFormatError(
             f"{str(source)!r} has no sealed file; name a directory that encrypt_directory() made."
@@ -147,6 +154,12 @@ def decrypt_directory(
                 decrypt_file(source / path, target, key, progress=progress)
             else:
                 copy(source / path, target)
+        for path in tree.ggufs:
+            if path in sealed:
+                target = new / path.with_name(path.name.removesuffix(_SEALED))
+                gguf.unseal(source / path, target, key, progress=progress)
+            else:
+                copy(source / path, new / path)
         for path in tree.others:
             target = new / renamed.get(path, path)
             if path in models:

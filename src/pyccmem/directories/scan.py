@@ -15,6 +15,8 @@ from .. import errors
 
 __all__ = [
     "CONFIG",
+    "GGUF_SUFFIX",
+    "SEALED_GGUF_SUFFIX",
     "SUFFIX",
     "Tree",
     "read_config",
@@ -30,11 +32,15 @@ CONFIG = "config.json"
 
 SUFFIX = ".safetensors"
 
+#: The endings of GGUF files, plain and sealed.
+GGUF_SUFFIX = ".gguf"
+SEALED_GGUF_SUFFIX = ".gguf.sealed"
+
 #: Endings of files that hold, or may hold, weights in forms that cannot be sealed.
 _OTHER_WEIGHTS = frozenset(
     f".{ending}"
     for ending in (
-        *("bin", "ckpt", "ggml", "gguf", "h5", "keras", "mlmodel", "msgpack", "npy", "npz", "onnx"),
+        *("bin", "ckpt", "ggml", "h5", "keras", "mlmodel", "msgpack", "npy", "npz", "onnx"),
         *("onnx_data", "ot", "pb", "pickle", "pkl", "pt", "pt2", "pte", "pth", "tflite"),
     )
 )
@@ -56,6 +62,7 @@ class Tree:
 
     folders: list[Path]
     weights: list[Path]  # safetensors
+    ggufs: list[Path]  # GGUF, plain ones and sealed ones
     others: list[Path]
 
 
@@ -72,7 +79,7 @@ def source_of(src: str | os.PathLike[str]) -> Path:
 def scan(source: Path, exclude: Sequence[str]) -> Tree:
     """Returns everything in the directory that must be copied. Raises FileReadError,
     FileFormatError."""
-    tree = Tree([], [], [])
+    tree = Tree([], [], [], [])
     for folder, names, files in os.walk(source, onerror=_cannot_read):
         here = Path(folder).relative_to(source)
         names[:] = sorted(name for name in names if not name.startswith("."))
@@ -97,6 +104,8 @@ def scan(source: Path, exclude: Sequence[str]) -> Tree:
                 )
             if name.endswith(SUFFIX):
                 tree.weights.append(path)
+            elif name.endswith((GGUF_SUFFIX, SEALED_GGUF_SUFFIX)):
+                tree.ggufs.append(path)
             else:
                 _refuse_other_weights(source / path)
                 tree.others.append(path)

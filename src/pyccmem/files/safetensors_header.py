@@ -169,6 +169,11 @@ def _read_all(file: BinaryIO, name: str) -> Header:
                 f"the file has {size} bytes; the length of the header alone takes {LENGTH_BYTES}"
             )
         prefix = _read_exactly(file, LENGTH_BYTES)
+        if prefix.startswith(b"GGUF"):
+            raise errors.FileFormatError(
+                "This is a plain GGUF file, neither sealed nor a safetensors file; seal it with "
+                "pyccmem.gguf.seal() or `pyccmem encrypt`."
+            )
         length = int.from_bytes(prefix, "little")
         if length > MAX_HEADER_BYTES:
             raise _wrong(

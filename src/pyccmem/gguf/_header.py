@@ -105,13 +105,14 @@ class Header:
         return found
 
 
-def parse(size: int, read: Callable[[Bytes, int], None]) -> Header:
+def parse(size: int, read: Callable[[Bytes, int], None], there: int | None = None) -> Header:
     """Returns the header of a file of `size` bytes; `read` is as for Cursor. Reads no more than
-    twice the header. Raises FileFormatError with what is wrong, OutOfMemoryError,
+    twice the header. `there`: the number of bytes that can be read, if the header is kept apart
+    from the rest. Raises FileFormatError with what is wrong, OutOfMemoryError,
     PlaintextBudgetError, and what `read` raises."""
-    cursor = Cursor(size, read)
+    cursor = Cursor(size if there is None else there, read)
     try:
-        return _parse(cursor)
+        return _parse(cursor, size)
     except BaseException:
         cursor.data.fill(0)
         raise
@@ -121,7 +122,7 @@ def _named(text: str) -> Callable[[], str]:
     return lambda: text
 
 
-def _parse(cursor: Cursor) -> Header:
+def _parse(cursor: Cursor, size: int) -> Header:
     what = _named("its beginning")
     if cursor.need(min(4, cursor.size), what)[:4] != MAGIC:
         raise wrong(f"it does not begin with {MAGIC.decode()!r}")
@@ -154,8 +155,8 @@ def _parse(cursor: Cursor) -> Header:
     for name, kind_of, shape, offset in described:
         if name in tensors:
             raise wrong(f"it has the tensor {shown(name)} twice")
-        tensors[name] = _placed(name, kind_of, shape, offset, alignment, data_start, cursor.size)
-    header = Header(version, alignment, metadata, tensors, raw, data_start, cursor.size)
+        tensors[name] = _placed(name, kind_of, shape, offset, alignment, data_start, size)
+    header = Header(version, alignment, metadata, tensors, raw, data_start, size)
     _check_overlaps(header)
     return header
 

@@ -17,6 +17,7 @@ from ..files.atomic import AtomicFile
 from ..files.safetensors_header import DTYPE_BITS, LENGTH_BYTES, open_file, read_all
 from ..keys import mac
 from ._format import (
+    GGUF_KEY,
     HEADER_CONTEXT,
     MAX_GENERATION,
     RESERVED_PREFIX,
@@ -45,7 +46,7 @@ from ._tensor_file import buffer_of, name_of
 from ._writer import write_sealed
 from .providers import AnyKey, check_key, wrap
 
-__all__ = ["decrypt_file", "encrypt_file", "rewrap_file"]
+__all__ = ["decrypt_file", "encrypt_file", "rewrap_file", "write_plain"]
 
 #: The alignment of data in the plain files that decrypt_file() writes, as the format asks.
 _ALIGNMENT = 8
@@ -136,45 +137,62 @@ def decrypt_file(
     """
     check_progress(progress)
     with open_sealed(src, key=key, expect=expected(expect), mmap=mmap) as opened:
-        # The larger elements first, so that all are aligned, and then by name, as in the format's
-        # own writer: of two files of the same tensors the plain bytes are the same.
-        names = sorted(
-            opened.offset_keys(), key=lambda name: (-DTYPE_BITS[opened.info(name).dtype], name)
-        )
-        document: dict[str, Any] = {}
-        if opened.metadata():
-            document["__metadata__"] = opened.metadata()
-        total = 0
-        for name in names:
-            info = opened.info(name)
-            document[name] = {
-                "dtype": info.dtype,
-                "shape": list(info.shape),
-                "data_offsets": [total, total + info.nbytes],
-            }
-            total += info.nbytes
-        text = to_json(document)
-        text += b" " * (-(LENGTH_BYTES + len(text)) % _ALIGNMENT)
-        raw = len(text).to_bytes(LENGTH_BYTES, "little") + text
-        block = wiped.empty((min(BLOCK, max(total, 1)),), np.uint8)
-        try:
-            with (
-                AtomicFile(dst, mode=0o600, private=True, overwrite=bool(overwrite)) as out,
-                reporting(progress, src, total) as report,
-            ):
-                out.write_at(raw, 0)
-                done = 0
-                for name in names:
-                    with buffer_of(opened, name) as buffer:
-                        for at in range(0, buffer.nbytes, BLOCK):
-                            part = block[: min(BLOCK, buffer.nbytes - at)]
-                            buffer.read_into(part, at)
-                            out.write_at(part, len(raw) + done)
-                            done += len(part)
-                            report(done, total)
-                out.commit()
-        finally:
-            block.fill(0)
+        if GGUF_KEY in (opened.metadata() or {}):
+            raise errors.FileFormatError(
+                f"{os.fspath(src)!r} is a sealed GGUF file; use pyccmem.gguf.unseal(), or `pyccmem "
+                f"decrypt`."
+            )
+        write_plain(opened, src, dst, overwrite=bool(overwrite), progress=progress)
+
+
+def write_plain(
+    opened: SealedFile,
+    src: _Path,
+    dst: _Path,
+    *,
+    overwrite: bool,
+    progress: bool | Progress | None,
+) -> None:
+    """Does decrypt_file() for a file `src` that is open."""
+    # The larger elements first, so that all are aligned, and then by name, as in the format's
+    # own writer: of two files of the same tensors the plain bytes are the same.
+    names = sorted(
+        opened.offset_keys(), key=lambda name: (-DTYPE_BITS[opened.info(name).dtype], name)
+    )
+    document: dict[str, Any] = {}
+    if opened.metadata():
+        document["__metadata__"] = opened.metadata()
+    total = 0
+    for name in names:
+        info = opened.info(name)
+        document[name] = {
+            "dtype": info.dtype,
+            "shape": list(info.shape),
+            "data_offsets": [total, total + info.nbytes],
+        }
+        total += info.nbytes
+    text = to_json(document)
+    text += b" " * (-(LENGTH_BYTES + len(text)) % _ALIGNMENT)
+    raw = len(text).to_bytes(LENGTH_BYTES, "little") + text
+    block = wiped.empty((min(BLOCK, max(total, 1)),), np.uint8)
+    try:
+        with (
+            AtomicFile(dst, mode=0o600, private=True, overwrite=overwrite) as out,
+            reporting(progress, src, total) as report,
+        ):
+            out.write_at(raw, 0)
+            done = 0
+            for name in names:
+                with buffer_of(opened, name) as buffer:
+                    for at in range(0, buffer.nbytes, BLOCK):
+                        part = block[: min(BLOCK, buffer.nbytes - at)]
+                        buffer.read_into(part, at)
+                        out.write_at(part, len(raw) + done)
+                        done += len(part)
+                        report(done, total)
+            out.commit()
+    finally:
+        block.fill(0)
 
 
 def rewrap_file(

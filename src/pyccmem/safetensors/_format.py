@@ -46,6 +46,7 @@ from ..files.safetensors_header import (
 from .providers import MAX_PARAMETERS, MAX_TEXT, MAX_WRAPPED_BYTES, WrappedKey
 
 __all__ = [
+    "GGUF_KEY",
     "HEADER_CONTEXT",
     "INDEX_BLOB",
     "MAC_BYTES",
@@ -69,6 +70,8 @@ __all__ = [
 
 FORMAT = 1
 METADATA_KEY = "pyccmem"
+#: In the metadata of a plain file: the sealed file holds a GGUF file, as pyccmem.gguf says.
+GGUF_KEY = "pyccmem.gguf"
 RESERVED_PREFIX = "__pyccmem_"
 INDEX_BLOB = "__pyccmem_index__"
 TABLE_BLOB = "__pyccmem_table__"

@@ -7,7 +7,7 @@ import argparse
 import os
 
 from ... import errors
-from ...safetensors import decrypt_file
+from ...gguf import decrypt
 from ..destination import add_force, check_destination
 from ..directory import directory_function
 from ..keys import add_key_options, key_of
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Decrypts. Raises what decrypt_file() and decrypt_directory() raise."""
+    """Decrypts. Raises what decrypt() and decrypt_directory() raise."""
     src, dst = arguments.src, arguments.dst
     check_destination(src, dst, force=arguments.force)
     with key_of(arguments) as key:
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
                 raise errors.ArgumentError("--expect is for a file; leave it out for a directory.")
             directory_function("decrypt_directory")(src, dst, key=key)
         else:
-            decrypt_file(src, dst, key, expect=arguments.expect, overwrite=arguments.force)
+            decrypt(src, dst, key, expect=arguments.expect, overwrite=arguments.force)
     if arguments.json:
         show_json({"directory" if os.path.isdir(dst) else "file": dst})
     else:

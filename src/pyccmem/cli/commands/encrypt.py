@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`pyccmem encrypt`: seals a safetensors file, or the directory of a model."""
+"""`pyccmem encrypt`: seals a safetensors or GGUF file, or the directory of a model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import stat
 import sys
 
 from ... import errors
-from ...safetensors import encrypt_file
+from ...gguf import encrypt
 from ..destination import add_force, check_destination
 from ..directory import directory_function
 from ..keys import add_key_options, key_of
@@ -22,16 +22,18 @@ __all__ = ["add_arguments", "run"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `pyccmem encrypt`."""
     parser.description = (
-        "Seals a safetensors file, or every safetensors file in a model's directory, whose other "
-        "files are copied. Prints the pin of each sealed file: what --expect of the other commands "
-        "takes. Each has the mode of its original, so the same users can read the "
-        "ciphertext. SRC stays as it is: delete it, and mind that this does not overwrite it on "
-        "the disk."
+        "Seals a safetensors or GGUF file, or every one in a model's directory, whose other "
+        "files are copied; there NAME.gguf becomes NAME.gguf.sealed. Prints the pin of each sealed "
+        "file: what --expect of the other commands takes. Each has the mode of its original, so "
+        "the same users can read the ciphertext. SRC stays as it is: delete it, and mind that this "
+        "does not overwrite it on the disk."
     )
-    parser.add_argument("src", metavar="SRC", help="a safetensors file or a directory")
+    parser.add_argument("src", metavar="SRC", help="a safetensors or GGUF file, or a directory")
     parser.add_argument("dst", metavar="DST", help="the sealed file or directory to make")
     parser.add_argument(
-        "--seal-names", action="store_true", help="also encrypt names, shapes and metadata"
+        "--seal-names",
+        action="store_true",
+        help="also encrypt names, shapes and metadata (of GGUF files always)",
     )
     parser.add_argument(
         "--exclude",
@@ -46,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Seals. Raises what encrypt_file() and encrypt_directory() raise."""
+    """Seals. Raises what encrypt() and encrypt_directory() raise."""
     src, dst = arguments.src, arguments.dst
     check_destination(src, dst, force=arguments.force)
     with key_of(arguments) as key:
@@ -60,9 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
             return 0
         if arguments.exclude:
             raise errors.ArgumentError("--exclude is for directories; leave it out for a file.")
-        pin = encrypt_file(
-            src, dst, key, seal_names=arguments.seal_names, overwrite=arguments.force
-        )
+        pin = encrypt(src, dst, key, seal_names=arguments.seal_names, overwrite=arguments.force)
     if arguments.json:
         show_json({"file": dst, "pin": pin, "mode": _mode(dst)})
     else:

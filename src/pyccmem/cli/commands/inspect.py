@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Iterator
 
-from ... import errors
+from ... import errors, gguf
 from ...safetensors import FileInfo, inspect_file
 from ...safetensors.providers import AnyKey
 from ..keys import add_key_options, key_of
@@ -24,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Prints a sealed file's id and generation (what --expect pins it by), the key it was "
         "sealed for, and its tensors. Without a key nothing of it is authenticated, and sealed "
-        "names stay hidden. Of a directory, a line for each safetensors file."
+        "names stay hidden; those of GGUF files always are. Of a directory, a line for each "
+        "safetensors or GGUF file."
     )
     parser.epilog = (
         "Exit status: 0 shown; 1 in a directory: a file that is not sealed, or was changed; 2 "
@@ -48,20 +49,47 @@ def run(arguments: argparse.Namespace) -> int:
         if found.several:
             return _directory(found, key, arguments)
         info = inspect_file(arguments.file, key, expect=arguments.expect)
+        summary = None
+        if key is not None and gguf.is_gguf_content(info.metadata):
+            summary = gguf.inspect(arguments.file, key, expect=info)
     if arguments.json:
-        show_json(info.as_dict())
+        show_json(info.as_dict() | ({"gguf": summary.as_dict()} if summary else {}))
         return 0
-    show_rows(safe(arguments.file), list(_rows(info)))
+    rows = list(_rows(info))
+    if summary is not None:
+        rows = [row for row in rows if not row[0].startswith(("metadata ", "tensors"))]
+        rows[-1:-1] = _gguf_rows(summary)
+    show_rows(safe(arguments.file), rows)
     if info.tensors is None:
         cells = [[safe(name), str(pages)] for name, pages in info.pages.items()]
         show_table(("blob", "pages"), cells)
         return 0
+    described: list[tuple[str, str, tuple[int, ...], int]] = [
+        (name, found.dtype, found.shape, found.nbytes) for name, found in info.tensors.items()
+    ]
+    if summary is not None:
+        described = [
+            (name, found.type.name, found.shape, found.nbytes)
+            for name, found in summary.tensors.items()
+        ]
     tensors = [
-        [safe(name), found.dtype, " x ".join(map(str, found.shape)) or "-", size(found.nbytes)]
-        for name, found in info.tensors.items()
+        [safe(name), kind, " x ".join(map(str, shape)) or "-", size(nbytes)]
+        for name, kind, shape, nbytes in described
     ]
     show_table(("tensor", "dtype", "shape", "size"), tensors)
     return 0
+
+
+def _gguf_rows(summary: gguf.Summary) -> Iterator[tuple[str, str]]:
+    yield "contents", f"GGUF version {summary.version}, {size(summary.nbytes)}"
+    if summary.part is not None:
+        yield "part", f"{summary.part[0]} of {summary.part[1]}"
+    for name, value in (("architecture", summary.architecture), ("model", summary.name)):
+        if value is not None:
+            yield name, safe(value)
+    yield "metadata", str(summary.metadata)
+    yield "tensors", f"{len(summary.tensors)}, {summary.elements} elements"
+    yield "types", ", ".join(f"{name} {count}" for name, count in summary.types.items())
 
 
 def _directory(found: Found, key: AnyKey | None, arguments: argparse.Namespace) -> int:

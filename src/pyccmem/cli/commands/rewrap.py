@@ -19,8 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Makes sealed files open with another key, in place. Nothing is decrypted: the file's own "
         "data key is wrapped anew. With the old key, a copy of the old file can still be "
         "read; to keep new contents from that key, decrypt and encrypt anew. Of a directory, "
-        "every safetensors file is rewrapped, one after the other; the first failure ends the run, "
-        "and what was printed before it is done."
+        "every safetensors and GGUF file is rewrapped, one after the other; the first failure "
+        "ends the run, and what was printed before it is done."
     )
     parser.add_argument("files", metavar="FILE", nargs="+", help="a sealed file, or a directory")
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `pyccmem verify`."""
     parser.description = (
         "Checks the header, the table and every page of sealed files. Of a directory, every "
-        "safetensors file is checked; one that is not sealed counts as changed."
+        "safetensors and GGUF file is checked; one that is not sealed counts as changed."
     )
     parser.epilog = (
         "Exit status: 0 all is as it was sealed; 1 something was changed; 2 wrong usage or another "

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a sealed GGUF file has in it, between the functions that write it and those that read it.
+
+It is a sealed safetensors file with sealed names, so that nothing of the model shows but the sizes
+of its tensors to a page. In it lie, in this order:
+
+    gguf/header     U8, the header as it is in the GGUF file, from the magic to the last tensor's
+                    description
+    gguf/gaps       U8, the bytes between header, tensors and end, one after the other; nothing if
+                    all of them are zero
+    each tensor     under its own name, in the order of the data: F32, F16, BF16 and the like as
+                    they are called in safetensors files, with their shape; blocks as U8 of shape
+                    (rows, bytes of a row)
+
+Its metadata has "pyccmem.gguf", a JSON object: `format` 1, and `size`, the bytes of the GGUF file;
+and "pyccmem.blocks", a JSON object that gives `format` and `shape` of each tensor of blocks that
+pyccmem can compute with.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from .. import errors
+from ..files.safetensors_header import MAX_ELEMENTS, shown
+from ..quantized import FORMATS, BlockFormat
+from ..safetensors._format import GGUF_KEY
+from ._header import TensorInfo
+
+__all__ = [
+    "BLOCKS_KEY",
+    "GAPS",
+    "HEADER",
+    "block_format",
+    "is_gguf_content",
+    "metadata_for",
+    "size_of",
+    "stored_as",
+]
+
+HEADER, GAPS = "gguf/header", "gguf/gaps"
+
+BLOCKS_KEY = "pyccmem.blocks"
+
+FORMAT = 1
+
+_FORMATS = {found.gguf: found for found in FORMATS.values() if found.gguf is not None}
+
+
+def block_format(tensor: TensorInfo) -> BlockFormat | None:
+    """Returns the format of a tensor's blocks, None if pyccmem cannot compute with them, or the
+    tensor has none."""
+    return _FORMATS.get(tensor.type.number)
+
+
+def stored_as(tensor: TensorInfo) -> tuple[str, tuple[int, ...]]:
+    """Returns dtype and shape that a tensor has in the container."""
+    if tensor.type.safetensors is not None:
+        return tensor.type.safetensors, tensor.shape
+    return "U8", (math.prod(tensor.shape[:-1]), tensor.row_bytes)
+
+
+def metadata_for(size: int, tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
+    """Returns the container's metadata."""
+    blocks = {}
+    for name, tensor in tensors.items():
+        form = block_format(tensor)
+        if form is not None:
+            blocks[name] = {"format": form.name, "shape": list(tensor.shape), "scale": None}
+    return {
+        GGUF_KEY: json.dumps({"format": FORMAT, "size": size}),
+        BLOCKS_KEY: json.dumps(blocks),
+    }
+
+
+def is_gguf_content(metadata: Mapping[str, str] | None) -> bool:
+    """Returns True for the metadata of a sealed GGUF file."""
+    return GGUF_KEY in (metadata or {})
+
+
+def size_of(metadata: Mapping[str, str] | None) -> int:
+    """Returns the size of the GGUF file that these metadata are of. Raises FileFormatError."""
+    if not is_gguf_content(metadata):
+        raise errors.FileFormatError(
+            "This is a sealed safetensors file, not a sealed GGUF file; use the functions of "
+            "pyccmem.safetensors."
+        )
+    assert metadata is not None, "it has the key"
+    try:
+        found: Any = json.loads(metadata[GGUF_KEY])
+        form, size = found["format"], found.get("size")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        form = size = None
+    if type(form) is int and form > FORMAT:
+        raise errors.FileFormatError(
+            f"This sealed GGUF file was made by a newer pyccmem: it is of format {shown(form)}, "
+            f"and this version reads format {FORMAT}; upgrade pyccmem."
+        )
+    if form != FORMAT or type(size) is not int or not 0 <= size <= MAX_ELEMENTS:
+        raise errors.FileFormatError(
+            "This sealed GGUF file was not made by pyccmem: it does not say how long the GGUF file "
+            "is; seal the GGUF file again."
+        )
+    return size
