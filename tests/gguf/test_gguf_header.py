@@ -35,6 +35,8 @@ def test_a_sound_file_is_read(tmp_path: Path) -> None:
     assert metadata["flags"] == [True, False] and metadata["nothing"] == []
     assert metadata["nested"] == [[1, 2], ["a"], [[]]]
     assert metadata.count("tokenizer.ggml.tokens") == 4 and metadata.count("scalar.f32") == 1
+    assert metadata.is_text_array("tokenizer.ggml.tokens") and not metadata.is_text_array("flags")
+    assert not metadata.is_text_array("general.name")
     scores = metadata.array("tokenizer.ggml.scores")
     assert scores.dtype == np.float32 and scores.tolist() == [0, -1, 2, 3.5]
     data = path.read_bytes()

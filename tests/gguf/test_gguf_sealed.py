@@ -13,6 +13,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import gguf_files as making
 import numpy as np
@@ -23,6 +24,7 @@ from gguf_files import STRING, Draft, Tensor, sound
 import pyccmem
 from pyccmem import Key, errors, gguf
 from pyccmem import safetensors as sealed
+from pyccmem.quantized import QuantizedTensor
 
 FILES = {
     "sound": sound().bytes(),
@@ -401,6 +403,81 @@ def test_files_of_the_package_gguf_come_back(tmp_path: Path, key: Key) -> None:
     with gguf.open_sealed(tmp_path / "s", key) as file:
         for kind in kinds:
             assert np.array_equal(file.raw(kind.name)[...], theirs[kind.name])
+
+
+@pytest.fixture
+def every_type(tmp_path: Path, key: Key) -> tuple[Any, Path]:
+    """A file of every type that the package dequantises, of random blocks: the package's reader of
+    the plain file, and the sealed one."""
+    package = pytest.importorskip("gguf", reason="needs the package gguf")
+    rng, plain = np.random.default_rng(3), tmp_path / "types.gguf"
+    writer = package.GGUFWriter(plain, "llama")
+    for kind, (elements, nbytes) in package.GGML_QUANT_SIZES.items():
+        if elements > 1 and kind.name not in ("Q8_1", "Q8_K"):
+            values = rng.standard_normal((5, 2 * elements)).astype(np.float32)
+            try:
+                packed = package.quantize(values, kind)
+                packed[2:] = rng.integers(0, 256, (3, packed.shape[1]), dtype=np.uint8)
+            except NotImplementedError:
+                packed = rng.integers(0, 256, (5, 2 * nbytes), dtype=np.uint8)
+            writer.add_tensor(kind.name, packed, raw_dtype=kind)
+    writer.add_tensor("F32", rng.standard_normal((2, 3)).astype(np.float32))
+    writer.add_tensor("F16", rng.standard_normal((2, 3)).astype(np.float16))
+    writer.add_tensor("I32", np.arange(7, dtype=np.int32))
+    halves = rng.standard_normal((2, 3)).astype(np.float32)
+    writer.add_tensor(
+        "BF16",
+        package.quantize(halves, package.GGMLQuantizationType.BF16),
+        raw_dtype=package.GGMLQuantizationType.BF16,
+    )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    gguf.seal(plain, tmp_path / "types.sealed", key)
+    return package.GGUFReader(plain), tmp_path / "types.sealed"
+
+
+def test_tensors_have_the_values_that_the_package_gives(
+    every_type: tuple[Any, Path], key: Key
+) -> None:
+    package = pytest.importorskip("gguf", reason="needs the package gguf")
+    reader, there = every_type
+    computed, refused = set(), set()
+    with gguf.open_sealed(there, key) as file, np.errstate(all="ignore"):
+        for theirs in reader.tensors:
+            info = file.info(theirs.name)
+            if info.type.elements > 1 and gguf.block_format(info) is None:
+                with pytest.raises(errors.FileRequestError, match="cannot compute"):
+                    file.tensor(theirs.name)
+                refused.add(theirs.name)
+                continue
+            tensor = file.tensor(theirs.name)
+            assert tensor.shape == info.shape and not tensor.writable
+            expected = (
+                theirs.data
+                if theirs.name.startswith("I") and info.type.elements == 1
+                else package.dequantize(theirs.data, theirs.tensor_type)
+            )
+            found = tensor[...]
+            # Random scales are infinite or none here and there.
+            assert np.array_equal(found.astype(expected.dtype), expected, equal_nan=True)
+            if isinstance(tensor, QuantizedTensor):
+                assert tensor.raw[...].tobytes() == theirs.data.tobytes()
+                computed.add(theirs.name)
+    assert {"Q4_0", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"} <= computed
+    assert {"IQ2_XXS", "TQ1_0", "MXFP4"} <= refused and len(computed | refused) > 20
+
+
+def test_a_product_with_a_tensor_of_the_file(every_type: tuple[Any, Path], key: Key) -> None:
+    _, there = every_type
+    with gguf.open_sealed(there, key) as file:
+        tensor = file.tensor("Q4_K")
+    x = np.random.default_rng(4).standard_normal((3, tensor.shape[1])).astype(np.float32)
+    found = pyccmem.linear(x, tensor)[:, :2]
+    weights = tensor[:2].astype(np.float64)
+    bound = 0.02 * np.linalg.norm(x, axis=1)[:, None] * np.linalg.norm(weights, axis=1)
+    assert (np.abs(found - x @ weights.T) <= bound).all() and np.abs(found).max() > 0
 
 
 # ---- the command ---------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ inspect_file() for it, and says what `key` and `expect` may be.
 
 from __future__ import annotations
 
-from ._container import is_gguf_content
+from ._container import block_format, is_gguf_content
 from ._header import Header, TensorInfo
 from ._metadata import Metadata
 from ._open import SealedGGUF
@@ -34,6 +34,7 @@ __all__ = [
     "SealedGGUF",
     "Summary",
     "TensorInfo",
+    "block_format",
     "decrypt",
     "encrypt",
     "inspect",

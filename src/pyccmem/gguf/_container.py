@@ -29,12 +29,14 @@ from ..files.safetensors_header import MAX_ELEMENTS, shown
 from ..quantized import FORMATS, BlockFormat
 from ..safetensors._format import GGUF_KEY
 from ._header import TensorInfo
+from ._types import TYPES
 
 __all__ = [
     "BLOCKS_KEY",
     "GAPS",
     "HEADER",
     "block_format",
+    "block_types",
     "is_gguf_content",
     "metadata_for",
     "size_of",
@@ -54,6 +56,11 @@ def block_format(tensor: TensorInfo) -> BlockFormat | None:
     """Returns the format of a tensor's blocks, None if pyccmem cannot compute with them, or the
     tensor has none."""
     return _FORMATS.get(tensor.type.number)
+
+
+def block_types() -> list[str]:
+    """Returns the names of the types of blocks that pyccmem computes with."""
+    return [TYPES[number].name for number in sorted(_FORMATS)]
 
 
 def stored_as(tensor: TensorInfo) -> tuple[str, tuple[int, ...]]:

@@ -72,11 +72,7 @@ class Metadata(Mapping[str, Any]):
 
     def __getitem__(self, key: str) -> Any:
         kind, at = self._places[key]
-        if self._data is None:
-            raise errors.ClosedFileError(
-                "The GGUF file is closed; open it again with pyccmem.gguf.open_sealed()."
-            )
-        return _value(self._data.data, kind, at)[0]
+        return _value(self._opened().data, kind, at)[0]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -97,22 +93,37 @@ class Metadata(Mapping[str, Any]):
         """Returns the value of an array of numbers as a NumPy array, which is one object where a
         list is many; any other value as looking it up does. Raises KeyError, ClosedFileError."""
         kind, at = self._places[key]
-        data = self._data
-        if data is not None and kind == ARRAY:
+        if kind == ARRAY:
+            data = self._opened()
             inner, count = struct.unpack_from("<IQ", data.data, at)
             if inner in SCALARS:
                 _, dtype, size = SCALARS[inner]
                 return data[at + 12 : at + 12 + count * size].view(dtype).copy()
         return self[key]
 
+    def is_text_array(self, key: str) -> bool:
+        """Returns True for an array of texts, such as a vocabulary. Raises KeyError,
+        ClosedFileError."""
+        kind, at = self._places[key]
+        if kind != ARRAY:
+            return False
+        inner, _ = struct.unpack_from("<IQ", self._opened().data, at)
+        return bool(inner == STRING)
+
     def count(self, key: str) -> int:
         """Returns the number of elements of an array; 1 for another value. Raises KeyError,
         ClosedFileError."""
         kind, at = self._places[key]
-        if self._data is None or kind != ARRAY:
-            self[key]
+        if kind != ARRAY:
             return 1
-        return int(struct.unpack_from("<Q", self._data.data, at + 4)[0])
+        return int(struct.unpack_from("<Q", self._opened().data, at + 4)[0])
+
+    def _opened(self) -> Bytes:
+        if self._data is None:
+            raise errors.ClosedFileError(
+                "The GGUF file is closed; open it again with pyccmem.gguf.open_sealed()."
+            )
+        return self._data
 
 
 def _value(data: memoryview, kind: int, at: int) -> tuple[Any, int]:

@@ -13,12 +13,13 @@ import numpy.typing as npt
 from .. import errors
 from ..core.resource import Resource
 from ..files.safetensors_header import about, shown
+from ..quantized import QuantizedTensor
 from ..safetensors import SealedFile
 from ..safetensors._reader import expected, open_sealed
 from ..safetensors._tensor_file import buffer_of
 from ..safetensors.providers import AnyKey
 from ..tensor import EncryptedTensor
-from ._container import GAPS, HEADER, size_of, stored_as
+from ._container import GAPS, HEADER, block_format, block_types, size_of, stored_as
 from ._header import Header, TensorInfo, parse
 from ._metadata import Metadata
 
@@ -113,6 +114,32 @@ class SealedGGUF(Resource):
             return found.reshape(-1).view(np.uint8).reshape(tensor.nbytes // max(cols, 1), cols)
         except BaseException:
             found.close()
+            raise
+
+    def tensor(self, name: str) -> EncryptedTensor | QuantizedTensor:
+        """Returns one tensor, read-only, over the pages of the file: a QuantizedTensor of the
+        blocks, or an EncryptedTensor of its own dtype (ml_dtypes' bfloat16 for BF16).
+
+        Raises FileRequestError for a name that is not there, and for a type whose blocks pyccmem
+        cannot compute with (raw() gives its bytes); MissingPackageError for BF16 without ml_dtypes;
+        and what raw() raises.
+        """
+        info = self.info(name)
+        if info.type.safetensors is not None:
+            found: EncryptedTensor = self._file.get_tensor(name)
+            return found
+        form = block_format(info)
+        if form is None:
+            raise errors.FileRequestError(
+                f"Tensor {shown(name)} is of type {info.type}, with which pyccmem cannot compute; "
+                f"raw() gives its bytes. The types that it computes with are "
+                f"{', '.join(block_types())}."
+            )
+        raw = self.raw(name)
+        try:
+            return QuantizedTensor.from_blocks(raw, form, info.shape)
+        except BaseException:
+            raw.close()
             raise
 
     # ---- the file ----
