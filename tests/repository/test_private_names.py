@@ -11,7 +11,7 @@ import pyccmem
 
 PACKAGE = Path(pyccmem.__file__).parent
 
-#: Private names of Python's library, torch and transformers that have no public twin, and where.
+#: Private names of other libraries that have no public twin, and where.
 FOREIGN: dict[str, str | tuple[str, ...]] = {
     "_getframe": "core/fork_warning.py",
     "_exit": "hardening/launch.py",
@@ -27,6 +27,7 @@ FOREIGN: dict[str, str | tuple[str, ...]] = {
     "_get_resized_lm_head": "transformers/",
     "_attn_implementation": "transformers/",
     "_supports_default_dynamic_cache": "transformers/",
+    "_LOAD_FORMAT_TO_MODEL_LOADER": "vllm/",  # its public twin warns in every process
     # Ours, on objects of torch.
     "_pyccmem_stored": "torch/",
     "_pyccmem_plain": ("torch/", "transformers/"),

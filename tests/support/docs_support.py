@@ -40,7 +40,7 @@ LANGUAGES = ("python", "sh", "console", "text")
 NOT_RUN = "not run by the tests"
 
 #: Commands that no test runs: they install, or take minutes.
-FOREIGN = frozenset(("pip", "make", "git", "apt-get", "cd"))
+FOREIGN = frozenset(("pip", "make", "git", "apt-get", "cd", "vllm"))
 
 
 @dataclass(frozen=True)

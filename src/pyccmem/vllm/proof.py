@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The proof at start: looks at what lies in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from vllm.logger import init_logger
+from vllm.model_executor.layers.linear import UnquantizedLinearMethod
+from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
+
+from .. import errors
+from ..core.operand import place_of
+from ..torch import EncryptedTensor
+from ..torch._tensor import ciphertext
+from .weights import LayerWeights
+
+__all__ = ["check_weights", "is_hidden"]
+
+#: They would pack weights for kernels of vLLM's own.
+_PLAIN_METHODS = (UnquantizedLinearMethod, UnquantizedEmbeddingMethod)
+
+_logger = init_logger(__name__)
+
+
+def check_weights(model: nn.Module, weights: dict[str, LayerWeights]) -> None:
+    """Raises ArgumentError unless every parameter of the model is encrypted, and what lies in
+    memory of one of them differs from what it stands for."""
+    left = [
+        name
+        for name, one in model.named_parameters()
+        if one.device.type != "meta" and not isinstance(one, EncryptedTensor)
+    ]
+    left += [
+        name
+        for name, module in model.named_modules()
+        if isinstance(getattr(module, "quant_method", None), _PLAIN_METHODS)
+    ]
+    if left or not weights:
+        raise errors.ArgumentError(
+            f"These parameters would stay plain: {', '.join(left[:8]) or 'all'}; pyccmem.vllm does "
+            f"not serve this model."
+        )
+    parts = [part for one in weights.values() for part in one]
+    look = min(parts, key=lambda part: part.numel())
+    if not _differs(look):
+        raise errors.ArgumentError(
+            "What lies in memory for a weight is the weight itself; this is a fault of pyccmem."
+        )
+    _logger.info(
+        "pyccmem: %d matrices of %d layers are encrypted; one was looked at, and lies in memory as "
+        "ciphertext.",
+        len(parts),
+        len(weights),
+    )
+
+
+def _differs(part: EncryptedTensor) -> bool:
+    """Returns True if nothing of the first row of a weight is where it lies."""
+    first_row: Any = part[:1]
+    plain = (
+        first_row.decrypt()
+        .contiguous()
+        .view(-1)
+        .view(torch.uint8)[:4096]
+        .numpy(force=True)
+        .tobytes()
+    )
+    first = place_of(part.core)[1]
+    lies = ciphertext(part)[first : first + 2 * 4096].numpy(force=True).tobytes()
+    return is_hidden(plain, lies)
+
+
+def is_hidden(plain: bytes, lies: bytes) -> bool:
+    """Returns True if no 16 bytes of `plain`, from a multiple of 16 on, are in `lies`."""
+    pieces = {plain[at : at + 16] for at in range(0, len(plain) - 15, 16)}
+    return bool(pieces) and bool(lies) and not any(piece in lies for piece in pieces)

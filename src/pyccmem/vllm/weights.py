@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LayerWeights: the encrypted matrices of one layer of vLLM.
+
+vLLM merges matrices of a checkpoint into one, such as those of q, k and v. Here they stay apart, as
+they are in the file, so that a mapped one needs no decryption to be merged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import errors
+from ..keys import Key
+from ..torch import EncryptedTensor
+from ..torch._plain_memory import Mappings
+
+__all__ = ["LayerWeights", "find", "placeholder"]
+
+#: Of the layers of the models in this process, by the names that compiled programs have.
+_named: dict[str, LayerWeights] = {}
+
+
+class LayerWeights:
+    """The parts of a layer's matrix, one below the other, of `sizes` rows and `columns` columns.
+
+    `key` makes the key under which plain tensors are encrypted. `wanted` cuts what belongs to this
+    process out of a tensor of the checkpoint: called with the number of the part and the tensor.
+    """
+
+    __slots__ = ("_key", "_parts", "_ready", "_wanted", "columns", "dtype", "name", "sizes")
+
+    def __init__(
+        self,
+        name: str,
+        sizes: list[int],
+        columns: int,
+        dtype: torch.dtype,
+        key: Callable[[], Key],
+        wanted: Callable[[int, Tensor], Tensor],
+    ) -> None:
+        self.name, self.sizes, self.columns, self.dtype = name, list(sizes), columns, dtype
+        self._key, self._wanted = key, wanted
+        self._parts: list[EncryptedTensor | None] = [None] * len(sizes)
+        self._ready = False
+        _named[name] = self
+
+    def load(self, number: int, tensor: Tensor) -> None:
+        """Takes one part. A plain tensor is encrypted, and overwritten where it lies in memory of
+        its own. Raises ArgumentError for another shape than the layer's."""
+        self._ready = False
+        part = self._wanted(number, tensor)
+        if part.dim() != 2 or part.shape[1] != self.columns:
+            raise errors.ArgumentError(
+                f"A matrix for layer {self.name!r} has shape {tuple(part.shape)}; it must have "
+                f"{self.columns} columns."
+            )
+        if isinstance(part, EncryptedTensor):
+            found: Any = part if part.dtype is self.dtype else part.to(self.dtype)
+        else:
+            plain = part.to(self.dtype).contiguous()
+            found = EncryptedTensor.from_tensor(plain, key=self._key(), name=self.name)
+            memory = Mappings()
+            memory.overwrite(plain)
+            if plain is not part:
+                memory.overwrite(part)
+        self._parts[number] = found
+
+    def finish(self) -> None:
+        """Lets products begin. Raises FileFormatError when a part was in no file."""
+        lacking = [at for at, part in enumerate(self._parts) if part is None]
+        if lacking:
+            raise errors.FileFormatError(
+                f"The files have no weights for layer {self.name!r} (parts {lacking} of "
+                f"{len(self.sizes)}); complete the directory."
+            )
+        self._ready = True
+
+    @property
+    def parts(self) -> list[EncryptedTensor]:
+        """The matrices in order. Raises ClosedError before finish()."""
+        if not self._ready:
+            raise errors.ClosedError(
+                f"Layer {self.name!r} is used before its weights were loaded by pyccmem's loader; "
+                f"leave --load-format at auto, hf or safetensors."
+            )
+        return self._parts  # type: ignore[return-value]
+
+    def __iter__(self) -> Iterator[EncryptedTensor]:
+        return iter(self.parts)
+
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Returns x · Wᵀ + bias, of shape (..., rows). Raises IntegrityError, ForkError,
+        OutOfMemoryError."""
+        parts = self.parts
+        if len(parts) == 1:
+            return torch.nn.functional.linear(x, parts[0], bias)
+        y = torch.cat([torch.nn.functional.linear(x, part) for part in parts], -1)
+        return y if bias is None else y.add_(bias)
+
+    def rows(self, numbers: Tensor) -> Tensor:
+        """Returns rows of an embedding by their numbers. Raises as linear() does."""
+        return torch.nn.functional.embedding(numbers, self.parts[0])
+
+
+def placeholder(sizes: list[int], columns: int, dtype: torch.dtype) -> torch.nn.Parameter:
+    """Returns the parameter that vLLM sees in the place of the weights: a tensor on "meta", which
+    has a shape and no memory. What would read or write plain weights there fails."""
+    shape = torch.empty(sum(sizes), columns, dtype=dtype, device="meta")
+    return torch.nn.Parameter(shape, requires_grad=False)
+
+
+def find(name: str) -> LayerWeights:
+    """Returns the weights of a layer, for a compiled program. Raises ClosedError."""
+    found = _named.get(name)
+    if found is None:
+        raise errors.ClosedError(f"There is no layer {name!r} in this process.")
+    return found
+
+
+@torch.library.custom_op("pyccmem::layer_linear", mutates_args=())
+def layer_linear(x: torch.Tensor, bias: torch.Tensor | None, name: str, rows: int) -> torch.Tensor:
+    """What torch.compile has in its program in the place of linear()."""
+    return find(name).linear(x, bias)
+
+
+@layer_linear.register_fake
+def _(x: torch.Tensor, bias: torch.Tensor | None, name: str, rows: int) -> torch.Tensor:
+    return x.new_empty((*x.shape[:-1], rows))
+
+
+@torch.library.custom_op("pyccmem::layer_rows", mutates_args=())
+def layer_rows(numbers: torch.Tensor, name: str, columns: int, dtype: torch.dtype) -> torch.Tensor:
+    """What torch.compile has in its program in the place of rows()."""
+    return find(name).rows(numbers)
+
+
+@layer_rows.register_fake
+def _(numbers: torch.Tensor, name: str, columns: int, dtype: torch.dtype) -> torch.Tensor:
+    return numbers.new_empty((*numbers.shape, columns), dtype=dtype)
