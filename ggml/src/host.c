@@ -31,6 +31,7 @@ bool host_find(const void *caller) {
         !find(module, "ggml_graph_n_nodes", &host.graph_n_nodes) ||
         !find(module, "ggml_graph_node", &host.graph_node) ||
         !find(module, "ggml_get_type_traits", &host.type_traits) ||
+        !find(module, "ggml_backend_dev_by_type", &host.dev_by_type) ||
         !find(module, "ggml_log_internal", &host.log))
         return false;
     /* Structures of ggml's own are laid out here, and change without a new number of the

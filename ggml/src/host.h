@@ -20,6 +20,7 @@ typedef struct ggml_host {
     int (*graph_n_nodes)(struct ggml_cgraph *graph);
     struct ggml_tensor *(*graph_node)(struct ggml_cgraph *graph, int index);
     const struct ggml_type_traits *(*type_traits)(enum ggml_type type);
+    ggml_backend_dev_t (*dev_by_type)(enum ggml_backend_dev_type type);
     const char *(*version)(void);
     void (*log)(enum ggml_log_level level, const char *format, ...);
 } ggml_host;

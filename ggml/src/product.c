@@ -1,18 +1,23 @@
 /* SPDX-License-Identifier: Apache-2.0
  * float32, float16 and bfloat16 go to pyccmem's products. A matrix of another type is opened a few
- * rows at a time into a tile, converted by ggml's own function for the type, and multiplied from
- * there. */
+ * pages at a time into a tile and multiplied from there by the dot product of ggml's CPU backend,
+ * so that the result is what it would be there to the bit; or, where that is not to be had,
+ * converted to float32 by ggml. */
 #include "product.h"
 
 #include <string.h>
 
+#include "kernels.h"
 #include "memory/secret.h"
 #include "platform/threads.h"
+#include "store/store.h"
 
 enum {
-    TILE_BYTES = 32 << 10, /* of ciphertext opened at once, beside one row as float32 */
-    LANES = 16,            /* sums of one dot product: a vector of the widest registers */
-    GRAIN_BYTES = 64 << 10 /* of a matrix that are worth a thread */
+    TILE_PAGES = 12,        /* opened at once: with x and y they stay in a core's own cache */
+    LANES = 16,             /* sums of one dot product: a vector of the widest registers */
+    X_BYTES = 128 << 10,    /* of converted x that are multiplied by a tile at a time */
+    GRAIN_ROWS = 16,        /* of x that are worth a thread to convert */
+    GRAIN_BYTES = 64 << 10, /* of a matrix that are worth a thread */
 };
 
 bool product_knows(enum ggml_type type) {
@@ -41,7 +46,7 @@ static bool same_dtype(enum ggml_type type, ccmem_dtype *out) {
     }
 }
 
-/* ---- any type, through a tile ---------------------------------------------------------------- */
+/* ---- any other type, through a tile ---------------------------------------------------------- */
 
 typedef struct call {
     const matrix *w;
@@ -49,8 +54,12 @@ typedef struct call {
     uint64_t nrows, ldx;
     float *y;
     uint64_t ldy;
-    ggml_to_float_t to_float;
-    ccmem_status status; /* atomic; the first failure */
+    bool blocks;       /* multiply as ggml's CPU backend does, and not in float32 */
+    dot_kernel kernel; /* if so, and x as it wants it, in rows of so many bytes */
+    uint8_t *converted;
+    uint64_t converted_bytes;
+    ggml_to_float_t to_float; /* if not */
+    ccmem_status status;      /* atomic; the first failure */
 } call;
 
 static void fail(call *c, ccmem_status status) {
@@ -72,33 +81,96 @@ dot(const float *a, const float *b, uint64_t n) {
     return rest;
 }
 
+/* Multiplies rows [first, first + n) of W, which lie at `rows`. Some rows of x at a time, which
+ * stay in the core's cache for all rows of W. */
+static void multiply_blocks(const call *c, const uint8_t *rows, uint64_t first, uint64_t n) {
+    const matrix *w = c->w;
+    const uint64_t some = X_BYTES / c->converted_bytes + 1;
+    for (uint64_t begin = 0; begin < c->nrows; begin += some) {
+        const uint64_t end = c->nrows - begin < some ? c->nrows : begin + some;
+        for (uint64_t o = 0; o < n; o++)
+            for (uint64_t r = begin; r < end; r++)
+                c->kernel.dot((int)w->columns, &c->y[r * c->ldy + first + o], 0,
+                              rows + o * w->row_bytes, 0, c->converted + r * c->converted_bytes, 0,
+                              1);
+    }
+}
+
+/* The same in float32; `row` has room for one row. */
+static void multiply_floats(const call *c, const uint8_t *rows, uint64_t first, uint64_t n,
+                            float *row) {
+    const matrix *w = c->w;
+    for (uint64_t o = 0; o < n; o++) {
+        c->to_float(rows + o * w->row_bytes, row, (int64_t)w->columns);
+        for (uint64_t r = 0; r < c->nrows; r++)
+            c->y[r * c->ldy + first + o] = dot(c->x + r * c->ldx, row, w->columns);
+    }
+}
+
+/* Rows [begin, end) of W. Pages are opened in runs, each once: what a run has of a row whose end is
+ * in the next one is put in front of that. */
 CLEAR_REGISTERS static void multiply_rows(void *arg, uint64_t begin, uint64_t end) {
     call *c = arg;
     const matrix *w = c->w;
-    const uint64_t most = w->row_bytes < TILE_BYTES ? TILE_BYTES / w->row_bytes : 1;
-    const uint64_t room = (most * w->row_bytes + 63) / 64 * 64;
+    ccmem_store *store = w->place.store;
+    const uint64_t page = store_page_size(store), lead = (w->row_bytes + page - 1) / page * page;
+    const uint64_t last = w->place.offset + end * w->row_bytes; /* one past the last byte */
+    uint64_t at = (w->place.offset + begin * w->row_bytes) / page, kept = 0;
+    uint64_t skip = (w->place.offset + begin * w->row_bytes) % page;
+    const uint64_t room = lead + TILE_PAGES * page;
     uint8_t *tile = NULL;
-    ccmem_status status = ccmem_plain_alloc(room + w->columns * sizeof(float), &tile);
-    for (uint64_t o = begin; status == CCMEM_OK && o < end;) {
-        const uint64_t n = end - o < most ? end - o : most;
-        float *row = (float *)(tile + room);
-        status = ccmem_store_read(w->place.store, w->place.offset + o * w->row_bytes, tile,
-                                  n * w->row_bytes);
-        for (uint64_t i = 0; status == CCMEM_OK && i < n; i++, o++) {
-            c->to_float(tile + i * w->row_bytes, row, (int64_t)w->columns);
-            for (uint64_t r = 0; r < c->nrows; r++)
-                c->y[r * c->ldy + o] = dot(c->x + r * c->ldx, row, w->columns);
-        }
+    ccmem_status status =
+        ccmem_plain_alloc(room + (c->blocks ? 0 : w->columns * sizeof(float)), &tile);
+    while (status == CCMEM_OK && begin < end) {
+        const uint64_t left = (last + page - 1) / page - at;
+        const uint64_t count = left < TILE_PAGES ? left : TILE_PAGES;
+        status = store_open_pages(store, at, tile + lead, count);
+        if (status != CCMEM_OK)
+            break;
+        at += count;
+        uint8_t *rows = tile + lead + skip - kept;
+        uint64_t n = (kept + count * page - skip) / w->row_bytes;
+        n = n < end - begin ? n : end - begin;
+        if (c->blocks)
+            multiply_blocks(c, rows, begin, n);
+        else
+            multiply_floats(c, rows, begin, n, (float *)(tile + room));
+        begin += n;
+        rows += n * w->row_bytes;
+        kept = (uint64_t)(tile + lead + count * page - rows);
+        skip = 0;
+        if (begin < end)
+            copy_secret(tile + lead - kept, rows, kept);
     }
     ccmem_plain_free(tile);
+    burn_stack();
     if (status != CCMEM_OK)
         fail(c, status);
 }
 
+static void convert_rows(void *arg, uint64_t begin, uint64_t end) {
+    const call *c = arg;
+    for (uint64_t r = begin; r < end; r++)
+        c->kernel.from_float(c->x + r * c->ldx, c->converted + r * c->converted_bytes,
+                             (int64_t)c->w->columns);
+}
+
 static ccmem_status multiply_by_tiles(const matrix *w, const float *x, uint64_t nrows, uint64_t ldx,
                                       float *y, uint64_t ldy) {
-    call c = {w, x, nrows, ldx, y, ldy, host.type_traits(w->type)->to_float, CCMEM_OK};
-    parallel_for(w->rows, GRAIN_BYTES / w->row_bytes + 1, multiply_rows, &c);
+    call c = {.w = w, .x = x, .nrows = nrows, .ldx = ldx, .y = y, .ldy = ldy};
+    c.status = ccmem_store_check(w->place.store);
+    c.blocks = kernels_find(w->type, &c.kernel) && w->columns % c.kernel.unit == 0;
+    if (c.status == CCMEM_OK && c.blocks) {
+        c.converted_bytes = w->columns / c.kernel.unit * c.kernel.unit_bytes;
+        c.status = ccmem_plain_alloc(nrows * c.converted_bytes, &c.converted);
+        if (c.status == CCMEM_OK)
+            parallel_for(nrows, GRAIN_ROWS, convert_rows, &c);
+    } else {
+        c.to_float = host.type_traits(w->type)->to_float;
+    }
+    if (c.status == CCMEM_OK)
+        parallel_for(w->rows, GRAIN_BYTES / w->row_bytes + 1, multiply_rows, &c);
+    ccmem_plain_free(c.converted);
     if (c.status != CCMEM_OK)
         for (uint64_t r = 0; r < nrows; r++)
             memset(y + r * ldy, 0, w->rows * sizeof *y);

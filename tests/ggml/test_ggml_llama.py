@@ -110,8 +110,10 @@ def test_the_logits_are_those_of_stock_llama(
         expected = plain.logits(prompt(length))
         assert expected.std() > 0.1
         got = ours.logits(prompt(length))
-        # Both round x to 8 bits, each in its own way; other tokens are another result.
-        assert np.linalg.norm(got - expected) < 0.03 * np.linalg.norm(expected)
+        if length < 10:
+            assert np.array_equal(got, expected)
+        else:  # llama.cpp multiplies many rows by other kernels; other tokens are another result
+            assert np.linalg.norm(got - expected) < 0.02 * np.linalg.norm(expected)
         assert np.array_equal(by_itself.logits(prompt(length)), got)
     other = plain.logits(prompt(101))
     assert np.linalg.norm(other - expected) > 0.3 * np.linalg.norm(expected)

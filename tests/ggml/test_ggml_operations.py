@@ -60,6 +60,19 @@ def test_products(backend: Backend, kind: str, rows: int) -> None:
     close(y, x @ w.T, x, w)
 
 
+@pytest.mark.parametrize("kind", ["q8_0", "q4_k", "iq4_nl", "bf16"])
+@pytest.mark.parametrize("shape", [(1, 32 * 8), (3, 2**17), (7, 4864), (501, 768)])
+def test_shapes(backend: Backend, kind: str, shape: tuple[int, int]) -> None:
+    data, w = blocks(backend, kind, random(*shape))
+    x = random(2, shape[1], seed=4)
+    for rows in (1, 2):
+        with graph(backend) as g:
+            tensors = g.weights(kind, shape, data), g.plain(x[:rows])
+            status, y = g.run("ggml_mul_mat", *tensors, shape=(rows, shape[0]))
+        assert status == SUCCESS
+        close(y, x[:rows] @ w.T, x[:rows], w)
+
+
 def test_matrices_are_repeated_over_those_of_x(backend: Backend) -> None:
     data, w = blocks(backend, "q8_0", random(2, OUT, 64))
     x = random(3, 4, 5, 64, seed=4)

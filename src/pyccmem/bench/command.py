@@ -19,6 +19,7 @@ from . import (
     cache,
     guard,
     linear,
+    llama,
     mapping,
     pages,
     peers,
@@ -45,6 +46,7 @@ CLAIMS: dict[str, Callable[[Plan], Iterator[Figure]]] = {
     "torch": torch_models.figures,
     "cache": cache.figures,
     "guard": guard.figures,
+    "llama": llama.figures,
 }
 
 
@@ -110,6 +112,8 @@ def run(arguments: argparse.Namespace) -> int:
             missing = (*missing, *torch_models.missing())
         if "cache" in claims:
             missing = (*missing, *cache.missing())
+        if "llama" in claims:
+            missing = (*missing, *llama.missing())
     except CheckError as error:
         progress.clear()
         return _complain(str(error), EXIT_WRONG_RESULT)

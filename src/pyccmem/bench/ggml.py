@@ -313,8 +313,14 @@ def _candidates() -> Iterator[_Candidate]:
         folder = Path(spec.origin).parent
         files = [*folder.glob("lib/libggml.so"), *folder.glob("xllamacpp*.so")]
         if files:
-            version = importlib.metadata.version(distribution)
-            yield _Candidate(f"{distribution} {version}", _beside(files[0]))
+            yield _Candidate(f"{distribution} {_version(distribution)}", _beside(files[0]))
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:  # a source tree on the path
+        return "of an unknown version"
 
 
 def _beside(path: Path) -> list[Path]:
