@@ -18,15 +18,19 @@ typedef struct job {
  * which a compiler would use them, sees two loops that it cannot join. */
 static CLEAR_REGISTERS void put(const block_numbers *numbers, const block_format *format,
                                 float *out) {
-    for (size_t j = 0, at = 0; at < format->elements; j++, at += format->group)
+    for (size_t j = 0, at = 0; at < format->elements; j++, at += format->group) {
+        const float scale = numbers->d * (float)numbers->step[j];
         for (size_t i = at; i < at + format->group; i++)
-            out[i] = numbers->scale[j] * (float)numbers->q[i];
+            out[i] = scale * (float)numbers->q[i];
+    }
     if (!format->offset)
         return;
     __asm__ volatile("" : : "r"(out) : "memory");
-    for (size_t j = 0, at = 0; at < format->elements; j++, at += format->group)
+    for (size_t j = 0, at = 0; at < format->elements; j++, at += format->group) {
+        const float offset = -(numbers->m * (float)numbers->least[j]);
         for (size_t i = at; i < at + format->group; i++)
-            out[i] += numbers->offset[j];
+            out[i] += offset;
+    }
 }
 
 static CLEAR_REGISTERS void put_bytes(const uint8_t *from, uint64_t n, float *out) {

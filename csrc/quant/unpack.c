@@ -60,25 +60,36 @@ static NOINLINE void iq4_values(int8_t *q, size_t n) {
 
 /* ---- scales ---------------------------------------------------------------------------------- */
 
+/* Of a block that is one group. */
+static inline void one_step(block_numbers *out, float scale) {
+    out->d = scale;
+    out->step[0] = 1;
+}
+
+static inline void one_offset(block_numbers *out, float offset) {
+    out->m = offset;
+    out->least[0] = -1;
+}
+
 /* Q4_K's and Q5_K's: bytes 0 to 3 have the scales of groups 0 to 3 in their lower 6 bits, bytes 4
  * to 7 the offsets of these; of groups 4 to 7, bytes 8 to 11 have the lower 4 bits, scale below
  * offset, and the upper 2 bits of bytes 0 to 7 the others. */
-static inline void six_bits(const uint8_t *from, float d, float m, block_numbers *out) {
+static inline void six_bits(const uint8_t *from, block_numbers *out) {
     for (size_t j = 0; j < 4; j++) {
-        out->scale[j] = d * (float)(from[j] & 63);
-        out->offset[j] = -(m * (float)(from[j + 4] & 63));
-        out->scale[j + 4] = d * (float)((from[j + 8] & 15) | (from[j] >> 6 << 4));
-        out->offset[j + 4] = -(m * (float)((from[j + 8] >> 4) | (from[j + 4] >> 6 << 4)));
+        out->step[j] = from[j] & 63;
+        out->least[j] = from[j + 4] & 63;
+        out->step[j + 4] = (int16_t)((from[j + 8] & 15) | (from[j] >> 6 << 4));
+        out->least[j + 4] = (int16_t)((from[j + 8] >> 4) | (from[j + 4] >> 6 << 4));
     }
 }
 
 /* Q3_K's: scale j has its lower 4 bits in byte j % 8, below those of scale j + 8, and its upper
  * 2 bits in byte 8 + j % 4, bits 2 * (j / 4). */
-static inline void six_bits_signed(const uint8_t *from, float d, block_numbers *out) {
+static inline void six_bits_signed(const uint8_t *from, block_numbers *out) {
     for (size_t j = 0; j < 16; j++) {
         const int low = from[j % 8] >> 4 * (j / 8) & 15;
         const int high = from[8 + j % 4] >> 2 * (j / 4) & 3;
-        out->scale[j] = d * (float)((low | high << 4) - 32);
+        out->step[j] = (int16_t)((low | high << 4) - 32);
     }
 }
 
@@ -89,51 +100,53 @@ static inline void six_bits_signed(const uint8_t *from, float d, block_numbers *
 
 FORMAT(q4_0) {
     (void)format;
-    out->scale[0] = half_at(block + Q4_0_D);
+    one_step(out, half_at(block + Q4_0_D));
     nibbles(block + Q4_0_Q, 16, 8, out->q);
 }
 
 FORMAT(q4_1) {
     (void)format;
-    out->scale[0] = half_at(block + Q4_1_D);
-    out->offset[0] = half_at(block + Q4_1_M);
+    one_step(out, half_at(block + Q4_1_D));
+    one_offset(out, half_at(block + Q4_1_M));
     nibbles(block + Q4_1_Q, 16, 0, out->q);
 }
 
 FORMAT(q5_0) {
     (void)format;
-    out->scale[0] = half_at(block + Q5_0_D);
+    one_step(out, half_at(block + Q5_0_D));
     nibbles(block + Q5_0_Q, 16, 16, out->q);
     fifth_bits(block + Q5_0_HIGH, out->q);
 }
 
 FORMAT(q5_1) {
     (void)format;
-    out->scale[0] = half_at(block + Q5_1_D);
-    out->offset[0] = half_at(block + Q5_1_M);
+    one_step(out, half_at(block + Q5_1_D));
+    one_offset(out, half_at(block + Q5_1_M));
     nibbles(block + Q5_1_Q, 16, 0, out->q);
     fifth_bits(block + Q5_1_HIGH, out->q);
 }
 
 FORMAT(q8_0) {
     (void)format;
-    out->scale[0] = half_at(block + Q8_0_D);
+    one_step(out, half_at(block + Q8_0_D));
     bytes(block + Q8_0_Q, BLOCK_SMALL, out->q);
 }
 
 FORMAT(q2_k) {
     (void)format;
-    const float d = half_at(block + Q2_K_D), m = half_at(block + Q2_K_M);
+    out->d = half_at(block + Q2_K_D);
+    out->m = half_at(block + Q2_K_M);
     for (size_t j = 0; j < 16; j++) {
-        out->scale[j] = d * (float)(block[Q2_K_SCALES + j] & 15);
-        out->offset[j] = -(m * (float)(block[Q2_K_SCALES + j] >> 4));
+        out->step[j] = block[Q2_K_SCALES + j] & 15;
+        out->least[j] = block[Q2_K_SCALES + j] >> 4;
     }
     pairs(block + Q2_K_Q, out->q);
 }
 
 FORMAT(q3_k) {
     (void)format;
-    six_bits_signed(block + Q3_K_SCALES, half_at(block + Q3_K_D), out);
+    out->d = half_at(block + Q3_K_D);
+    six_bits_signed(block + Q3_K_SCALES, out);
     pairs(block + Q3_K_Q, out->q);
     for (size_t j = 0; j < 8; j++)
         for (size_t i = 0; i < 32; i++)
@@ -143,14 +156,18 @@ FORMAT(q3_k) {
 
 FORMAT(q4_k) {
     (void)format;
-    six_bits(block + Q4_K_SCALES, half_at(block + Q4_K_D), half_at(block + Q4_K_M), out);
+    out->d = half_at(block + Q4_K_D);
+    out->m = half_at(block + Q4_K_M);
+    six_bits(block + Q4_K_SCALES, out);
     for (size_t h = 0; h < 4; h++)
         nibbles(block + Q4_K_Q + 32 * h, 32, 0, out->q + 64 * h);
 }
 
 FORMAT(q5_k) {
     (void)format;
-    six_bits(block + Q5_K_SCALES, half_at(block + Q5_K_D), half_at(block + Q5_K_M), out);
+    out->d = half_at(block + Q5_K_D);
+    out->m = half_at(block + Q5_K_M);
+    six_bits(block + Q5_K_SCALES, out);
     for (size_t h = 0; h < 4; h++)
         nibbles(block + Q5_K_Q + 32 * h, 32, 0, out->q + 64 * h);
     for (size_t j = 0; j < 8; j++)
@@ -161,9 +178,9 @@ FORMAT(q5_k) {
 
 FORMAT(q6_k) {
     (void)format;
-    const float d = half_at(block + Q6_K_D);
+    out->d = half_at(block + Q6_K_D);
     for (size_t j = 0; j < 16; j++)
-        out->scale[j] = d * (float)(int8_t)block[Q6_K_SCALES + j];
+        out->step[j] = (int8_t)block[Q6_K_SCALES + j];
     for (size_t h = 0; h < 2; h++) {
         int8_t *q = out->q + 128 * h;
         nibbles(block + Q6_K_Q + 64 * h, 64, 32, q);
@@ -176,18 +193,18 @@ FORMAT(q6_k) {
 
 FORMAT(iq4_nl) {
     (void)format;
-    out->scale[0] = half_at(block + IQ4_NL_D);
+    one_step(out, half_at(block + IQ4_NL_D));
     nibbles(block + IQ4_NL_Q, 16, 0, out->q);
     iq4_values(out->q, BLOCK_SMALL);
 }
 
 FORMAT(iq4_xs) {
     (void)format;
-    const float d = half_at(block + IQ4_XS_D);
+    out->d = half_at(block + IQ4_XS_D);
     const uint32_t high = word16(block + IQ4_XS_HIGH);
     for (size_t j = 0; j < 8; j++) {
         const int low = block[IQ4_XS_LOW + j / 2] >> 4 * (j % 2) & 15;
-        out->scale[j] = d * (float)((low | (int)(high >> 2 * j & 3) << 4) - 32);
+        out->step[j] = (int16_t)((low | (int)(high >> 2 * j & 3) << 4) - 32);
         nibbles(block + IQ4_XS_Q + 16 * j, 16, 0, out->q + 32 * j);
     }
     iq4_values(out->q, BLOCK_SUPER);
@@ -196,10 +213,10 @@ FORMAT(iq4_xs) {
 /* ---- groups ---------------------------------------------------------------------------------- */
 
 static size_t group_head(const uint8_t *block, const block_format *format, block_numbers *out) {
-    out->scale[0] = float_at(block + GROUP_SCALE);
+    one_step(out, float_at(block + GROUP_SCALE));
     if (!format->offset)
         return GROUP_HEAD;
-    out->offset[0] = float_at(block + GROUP_OFFSET);
+    one_offset(out, float_at(block + GROUP_OFFSET));
     return GROUP_HEAD_ZP;
 }
 

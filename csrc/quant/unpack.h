@@ -6,11 +6,12 @@
 
 #include "quant/formats.h"
 
-/* Element i is scale[i / group] * q[i] + offset[i / group]; offsets only where the format has
- * some. */
+/* Element i, of group j = i / group, is d * step[j] * q[i] - m * least[j]; the latter only where
+ * the format has offsets. */
 typedef struct block_numbers {
     int8_t q[BLOCK_ELEMENTS_MAX];
-    float scale[BLOCK_GROUPS_MAX], offset[BLOCK_GROUPS_MAX];
+    int16_t step[BLOCK_GROUPS_MAX], least[BLOCK_GROUPS_MAX];
+    float d, m;
 } block_numbers;
 
 /* Takes a block of the format apart; NULL for CCMEM_INT8_ROW, which has no blocks. */
