@@ -603,18 +603,28 @@ size_t ccmem_block_bytes(ccmem_block_format format);
 ccmem_status ccmem_blocks_dequantize(ccmem_block_format format, const uint8_t *blocks,
                                      uint64_t nblocks, float *out);
 
-/* Blocks for nblocks times as many floats as a block has elements, of any format but
- * CCMEM_INT8_ROW: scales by a search for the least squared error, whole numbers the nearest ones.
- * Neither branches nor addresses depend on the floats, but the status, and nothing of them stays on
- * the stack. CCMEM_ERR_ARGUMENT, also when a float is infinite or not a number: `out` then holds
- * nothing of use. */
-ccmem_status ccmem_blocks_quantize(ccmem_block_format format, const float *x, uint64_t nblocks,
-                                   uint8_t *out);
-
-/* The same for CCMEM_INT8_ROW: nrows rows of ncols floats become as many signed bytes from -127 to
- * 127, and nrows scales. */
-ccmem_status ccmem_rows_quantize(const float *x, uint64_t nrows, uint64_t ncols, uint8_t *out,
-                                 float *scale);
+/* For r < nrows and o < out_features, with rows one after the other:
+ *
+ *     y[r][o] = sum over i of x[r][i] * W[o][i] + bias[o]
+ *
+ * W has out_features rows of in_features elements in blocks of the format, one after the other from
+ * byte `offset` of the store, any byte; in_features is a multiple of a block's elements. `bias` may
+ * be NULL: 0. `scale` has a float for each row where the format is CCMEM_INT8_ROW, and is NULL
+ * else. y overlaps nothing else.
+ *
+ * x is quantised to 8 bits: for K formats and IQ4_XS 256 elements at a time, for the others 32,
+ * whose largest size becomes 127. Products are whole numbers then; what is rounded where, and the
+ * bound of the result, are in docs/design/quantized-products.md. A result's bits depend on the row
+ * of x, the row of W, and bias[o]: not on the tier, nrows, where W lies, the cipher, threads, or
+ * the caller's rounding mode. Where x has an infinite element, or one that is no number, all of y's
+ * row is none. CCMEM_INT8_ROW is multiplied as by ccmem_store_linear().
+ *
+ * Opening, wiping and errors are as for ccmem_store_linear(). CCMEM_ERR_ARGUMENT also for an
+ * unknown format and a number of elements that is not whole blocks. */
+ccmem_status ccmem_store_linear_blocks(ccmem_store *store, uint64_t offset,
+                                       ccmem_block_format format, uint64_t out_features,
+                                       uint64_t in_features, const float *scale, const float *x,
+                                       uint64_t nrows, const float *bias, float *y);
 
 /* ---- the plaintext budget -------------------------------------------------------------------- */
 

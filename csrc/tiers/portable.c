@@ -10,6 +10,7 @@ static const tier_kernels rows[] = {
      .gemv = &gemv_portable,
      .gemm = &gemm_portable,
      .attention = &attention_portable,
+     .blocks = &blocks_portable,
      .probe = &probe_portable},
     TIER_LAST,
 };

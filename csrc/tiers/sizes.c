@@ -25,6 +25,13 @@ const tier_sizes tier_sizes_usual = {
     .pack_grain = 64 << 10,
     .gemm_grain = 96 << 10,
 
+    .blocks_open = 16 << 10, /* in an L1, beside x */
+    .blocks_grain = 128 << 10,
+    .blocks_few = 8,
+    .blocks_group = 96 << 10, /* in an L2, beside x */
+    .blocks_part = 16 << 10,  /* in an L1 */
+    .blocks_pass = 8 << 20,
+
     .attention_few = 16,
     .attention_chunk = 256, /* their scores stay in an L1 beside a block */
     .attention_part = 512,

@@ -9,6 +9,7 @@
 #include "crypto/aes/aes.h"
 #include "crypto/xts/xts.h"
 #include "kernels/attention.h"
+#include "kernels/blocks.h"
 #include "kernels/gemm.h"
 #include "kernels/gemv.h"
 #include "kernels/probe.h"
@@ -24,7 +25,8 @@
     TABLE(gemm_ops, gemm)                                                                          \
     TABLE(gemm_ops, gemm_bf16)                                                                     \
     TABLE(attention_ops, attention)                                                                \
-    TABLE(attention_ops, attention_bf16)
+    TABLE(attention_ops, attention_bf16)                                                           \
+    TABLE(blocks_ops, blocks)
 
 /* Tables of kernels. NULL: none here. */
 typedef struct tier_kernels {
@@ -64,6 +66,14 @@ typedef struct tier_sizes {
     uint32_t pack_grain; /* of x that are worth another thread */
     uint32_t gemm_grain; /* units of work that are: an element of W costs one, and one more for
                             each 16 rows of x */
+
+    /* Quantised blocks: */
+    uint32_t blocks_open;  /* of pages that are opened at a time, for few rows of x */
+    uint32_t blocks_grain; /* of W that are worth another thread */
+    uint32_t blocks_few;   /* rows of x up to which rows of W come one after the other */
+    uint32_t blocks_group; /* of W's rows that are opened at a time, for more rows of x */
+    uint32_t blocks_part;  /* of packed rows of x that are multiplied at a time */
+    uint32_t blocks_pass;  /* of packed x at a time, since each pass opens W anew */
 
     /* Attention. Rows are those of q that share a head of K and V. */
     uint32_t attention_few;    /* up to so many rows one after the other, more in blocks */

@@ -7,12 +7,14 @@
 static const tier_kernels rows[] = {
     {.suits = CPU_AMD, .xts = &xts_vaes512_amd},
     {.needs = CPU_AVX512_BF16, .gemm_bf16 = &gemm_bf16, .attention_bf16 = &attention_bf16},
+    {.needs = CPU_AVX512_VNNI, .blocks = &blocks_avx512vnni},
     {.aes = &aes_aesni,
      .xts = &xts_vaes512,
      .aegis = &aegis_vaes512,
      .gemv = &gemv_avx512,
      .gemm = &gemm_avx512,
      .attention = &attention_avx512,
+     .blocks = &blocks_avx2,
      .probe = &probe_vaes512},
     TIER_LAST,
 };

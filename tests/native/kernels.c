@@ -37,6 +37,12 @@ static long does_nothing(void) { return 0; }
 
 static float is_zero(void) { return 0.0f; }
 
+/* Right, but for the last block. */
+static void blocks_but_one(float *sums, const uint8_t *w, size_t n, const blocks_x *x,
+                           size_t first) {
+    ((blocks_dot)real)(sums, w, n - 1, x, first);
+}
+
 /* Right but for one bit, at the end. */
 static void xts_pages(const xts_key *key, uint8_t *dst, const uint8_t *src, size_t npages,
                       size_t page_size, const uint8_t (*t0)[16], unsigned flags) {
@@ -187,6 +193,13 @@ static void list_tables(ccmem_tier tier, const tier_kernels *k) {
             AS(aegis, seal_pages, aegis_sealed), AS(aegis, open_pages, aegis_opened),
                 AS(aegis, open_part, aegis_part), AS(aegis, open_next, aegis_next);
         ADD_FUSED(aegis);
+    }
+    if (k->blocks) {
+        ADD(blocks, pack_runs), ADD(blocks, pack_supers);
+        for (int i = 0; i < CCMEM_INT8_ROW; i++)
+            for (int rows = 0; rows < 2; rows++)
+                ADD_AS(blocks, dot[i][rows], 2 * i + rows, blocks_but_one);
+        ADD_AS(blocks, total, -1, is_zero);
     }
     if (k->gemv) {
         ADD_ALL(gemv, dot);

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import AEGIS, OK, PAGE_SIZES
+from native_store import NativeStore, floats
+from support import OK, PAGE_SIZES
 
 from pyccmem.binding import CIPHERS, ffi, lib
 
@@ -34,26 +35,7 @@ HEIGHTS = (0, 1, 2, 3, 4, 5, 6, 7, 12, 13, 17, 23, 24, 25, 48, 49, 64, 130)
 EDGES = (1, 2, 31, 32, 33, 63, 64, 65, 127, 128, 129, 384, 1000, 1024, 4096, 4100)
 
 
-class Store:
-    """A native store, closed with its `with` block."""
-
-    def __init__(self, nbytes: int, cipher: str = AEGIS, page_size: int = 4096) -> None:
-        key, store = ffi.new("ccmem_key **"), ffi.new("ccmem_store **")
-        assert lib.ccmem_key_generate(lib.CCMEM_SECRET_MLOCK, key) == OK
-        status = lib.ccmem_store_new(key[0], CIPHERS[cipher], nbytes, page_size, 0, 64, 0, store)
-        lib.ccmem_key_free(key[0])
-        assert status == OK
-        self.handle = store[0]
-
-    def __enter__(self) -> Store:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        lib.ccmem_store_free(self.handle)
-
-    def write(self, offset: int, data: bytes) -> None:
-        assert lib.ccmem_store_write(self.handle, offset, ffi.from_buffer(data), len(data)) == OK
-
+class Store(NativeStore):
     def linear(self, offset, dtype, shape, x, scale=None, bias=None, *, pad=0):
         """Status and y, whose rows are `pad` floats apart; these and the outside must stay."""
         rows, (out, width) = len(x), shape
@@ -65,11 +47,6 @@ class Store:
         assert (y[:, out:] == 7.5).all()
         assert (y[rows:] == 7.5).all()
         return status, y[:rows, :out]
-
-
-def floats(array):
-    """A `float *` to the array's first element."""
-    return ffi.NULL if array is None else ffi.cast("float *", array.ctypes.data)
 
 
 def random_matrix(rng, dtype, shape):

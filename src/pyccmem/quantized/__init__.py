@@ -2,16 +2,8 @@
 """Weights of a few bits: blocks of whole numbers with scales, as GGUF files and quantised
 checkpoints have them."""
 
-from .blocks import dequantize_blocks, quantize_blocks, quantize_rows
+from .blocks import dequantize_blocks
 from .formats import FORMATS, BlockFormat, format_named
 from .tensor import QuantizedTensor
 
-__all__ = [
-    "FORMATS",
-    "BlockFormat",
-    "QuantizedTensor",
-    "dequantize_blocks",
-    "format_named",
-    "quantize_blocks",
-    "quantize_rows",
-]
+__all__ = ["FORMATS", "BlockFormat", "QuantizedTensor", "dequantize_blocks", "format_named"]

@@ -1,0 +1,69 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * Products of an encrypted matrix of quantised blocks: what both ways of taking rows share. See
+ * ccmem_store_linear_blocks() in ccmem.h. */
+#ifndef CCMEM_PRODUCT_BLOCKS_H
+#define CCMEM_PRODUCT_BLOCKS_H
+
+#include "kernels/blocks.h"
+#include "store/store.h"
+#include "tiers/tiers.h"
+
+typedef struct blocks_call {
+    ccmem_store *store;
+    const blocks_ops *ops;
+    const tier_sizes *sizes;
+    uint64_t offset;
+    const block_format *format;
+    const blocks_dot *dot; /* of the format */
+    uint64_t blocks;       /* of a row of W */
+    uint64_t row_bytes;
+    uint64_t out_features;
+    const float *bias;
+    const float *from; /* rows of x, */
+    float *y;          /* and of the result: those of this pass */
+    size_t rows;
+    size_t room;   /* rows that are packed: some behind the last are zeros, see blocks_room() */
+    blocks_x x;    /* packed */
+    uint64_t next; /* atomic; the first row of W that no thread has taken, where groups are */
+    outcome end;
+} blocks_call;
+
+/* Two or three rows of x that are left are multiplied as if they were BLOCKS_ROWS. */
+static inline size_t blocks_room(size_t rows) {
+    return rows % BLOCKS_ROWS < 2 ? rows : (rows + BLOCKS_ROWS - 1) / BLOCKS_ROWS * BLOCKS_ROWS;
+}
+
+/* Adds the products of n blocks of a row of W with all rows of x from r to `end` to their sums. */
+static inline void blocks_add(const blocks_call *l, float *sums, const uint8_t *w, size_t n,
+                              size_t first, size_t r, size_t end) {
+    while (r < end) {
+        const size_t rows = end - r < BLOCKS_ROWS ? 1 : BLOCKS_ROWS, at = r * l->x.stride;
+        blocks_x x = l->x;
+        x.q += at;
+        x.scale = (const float *)(const void *)((const uint8_t *)x.scale + at);
+        l->dot[rows > 1](sums, w, n, &x, first);
+        sums += rows * BLOCKS_LANES;
+        r += rows;
+    }
+}
+
+/* Writes the results of the row of W with the rows of x from r to `end`. */
+static inline void blocks_finish(const blocks_call *l, float *sums, uint64_t row, size_t r,
+                                 size_t end) {
+    for (; r < end && r < l->rows; r++, sums += BLOCKS_LANES) {
+        const float sum = l->ops->total(sums);
+        l->y[r * l->out_features + row] = l->bias ? sum + l->bias[row] : sum;
+    }
+}
+
+/* Bodies of parallel loops. Rows of W one after the other, their pages opened a few at a time into
+ * a tile: for few rows of x, and for rows of W of any length. */
+void blocks_stream(void *call, uint64_t begin, uint64_t end);
+
+/* Groups of rows of W, opened as a whole, times a few rows of x after the other: for more. */
+void blocks_group(void *call, uint64_t begin, uint64_t end);
+
+/* Rows of W in a group; 0: they are too long for that. */
+uint64_t blocks_group_rows(const blocks_call *l);
+
+#endif
