@@ -28,6 +28,7 @@ FOREIGN: dict[str, str | tuple[str, ...]] = {
     "_attn_implementation": "transformers/",
     "_supports_default_dynamic_cache": "transformers/",
     "_LOAD_FORMAT_TO_MODEL_LOADER": "vllm/",  # its public twin warns in every process
+    "_update_states": "vllm/",
     # Ours, on objects of torch.
     "_pyccmem_stored": "torch/",
     "_pyccmem_plain": ("torch/", "transformers/"),

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 VOCABULARY = 300
@@ -88,23 +89,48 @@ def engine(folder: Path | str, **options: Any) -> Iterator[Any]:
         gc.collect()
 
 
-def answer(
-    llm: Any, prompts: Sequence[Sequence[int]], tokens: int = 6, salts: Sequence[str | None] = ()
-) -> list[tuple[list[int], list[dict[int, float]]]]:
-    """The tokens of each prompt, chosen greedily, and log-probabilities at each."""
-    from vllm import SamplingParams, TokensPrompt
+def prompts_of(prompts: Sequence[Sequence[int]], salts: Sequence[str | None] = ()) -> list[Any]:
+    """Prompts as vLLM takes them, with salts for the first ones."""
+    from vllm import TokensPrompt
 
     given = []
     for number, prompt in enumerate(prompts):
         one: Any = TokensPrompt(prompt_token_ids=list(prompt))
-        if number < len(salts) and salts[number]:
+        if number < len(salts) and salts[number] is not None:
             one["cache_salt"] = salts[number]
         given.append(one)
+    return given
+
+
+def good_config() -> dict[str, Any]:
+    """What start.check_config() looks at, of a configuration that it takes."""
+    return {
+        "parallel_config": SimpleNamespace(pipeline_parallel_size=1),
+        "cache_config": SimpleNamespace(cache_dtype="auto", kv_offloading_size=None),
+        "use_v2_model_runner": False,
+        **dict.fromkeys(
+            (
+                "lora_config",
+                "speculative_config",
+                "kv_transfer_config",
+                "ec_transfer_config",
+                "kv_events_config",
+            )
+        ),
+    }
+
+
+def answer(
+    llm: Any, prompts: Sequence[Sequence[int]], tokens: int = 6, salts: Sequence[str | None] = ()
+) -> list[tuple[list[int], list[dict[int, float]]]]:
+    """The tokens of each prompt, chosen greedily, and log-probabilities at each."""
+    from vllm import SamplingParams
+
     sampling = SamplingParams(
         max_tokens=tokens, temperature=0, logprobs=20, detokenize=False, ignore_eos=True
     )
     found = []
-    for result in llm.generate(given, sampling, use_tqdm=False):
+    for result in llm.generate(prompts_of(prompts, salts), sampling, use_tqdm=False):
         output = result.outputs[0]
         scores = [{token: one.logprob for token, one in at.items()} for at in output.logprobs]
         found.append((list(output.token_ids), scores))

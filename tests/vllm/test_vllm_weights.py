@@ -239,11 +239,7 @@ def test_another_version(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_options_that_were_not_tried() -> None:
-    good: dict[str, Any] = {
-        "parallel_config": Space(pipeline_parallel_size=1),
-        "lora_config": None,
-        "speculative_config": None,
-    }
+    good = vllm_support.good_config()
     start.check_config(Space(**good))
     for name, value in (
         ("parallel_config", Space(pipeline_parallel_size=2)),

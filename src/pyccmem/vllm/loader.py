@@ -21,7 +21,7 @@ from ..directories.marks import METHOD
 from ..torch import EncryptedTensor, encrypt_module
 from .keys import file_key
 from .method import PyccmemQuantization, adopt_layers, weights_of
-from .proof import check_weights
+from .proof import check_attention, check_weights
 
 __all__ = ["EncryptedLoader", "register_loader"]
 
@@ -59,6 +59,7 @@ class EncryptedLoader(DefaultModelLoader):  # type: ignore[misc]
             one.finish()
         _encrypt_rest(model, self._config)
         check_weights(model, weights)
+        check_attention(self._config.layers)
 
     def _get_weights_iterator(self, source: Any) -> Iterator[tuple[str, Tensor]]:
         config = self._config

@@ -36,6 +36,8 @@ from .. import errors
 from ..directories.marks import METHOD
 from ..keys import Key
 from .start import check_config
+from .steps import patch_runner
+from .tenants import patch_engine
 from .weights import LayerWeights, layer_linear, layer_rows, placeholder
 
 __all__ = ["EncryptedMethod", "PyccmemQuantization", "adopt_layers", "weights_of"]
@@ -51,10 +53,13 @@ class PyccmemQuantization(QuantizationConfig):  # type: ignore[misc]
         super().__init__()
         #: config.json says that the files are sealed.
         self.sealed = sealed
+        #: vLLM's layers with a cache, by their names, while a model is made.
+        self.layers: dict[str, Any] = {}
         self._key: Key | None = None
+        patch_engine()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_key": None}
+        return {**self.__dict__, "_key": None, "layers": {}}
 
     def memory_key(self) -> Key:
         """Returns the key of what is encrypted in memory and stored nowhere."""
@@ -83,7 +88,10 @@ class PyccmemQuantization(QuantizationConfig):  # type: ignore[misc]
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> QuantizeMethodBase | None:
         """Returns the method of a layer; None for what has no matrices. Raises ArgumentError for
         layers that would be computed in the clear."""
-        check_config(get_current_vllm_config())
+        config = get_current_vllm_config()
+        check_config(config)
+        patch_runner()
+        self.layers = config.compilation_config.static_forward_context
         if isinstance(layer, LinearBase):
             return EncryptedLinear(self, prefix)
         if isinstance(layer, VocabParallelEmbedding):

@@ -8,8 +8,8 @@ __all__ = ["register"]
 
 
 def register() -> None:
-    """Registers the quantization method "pyccmem" and the loader of sealed directories. May be
-    repeated. Raises MissingPackageError without vLLM."""
+    """Registers the quantization method "pyccmem", the loader of sealed directories and the
+    attention over encrypted caches. May be repeated. Raises MissingPackageError without vLLM."""
     try:
         from vllm.model_executor.layers import quantization
     except ImportError as error:
@@ -19,11 +19,18 @@ def register() -> None:
             "pyccmem.vllm needs vLLM, which is not installed; pip install 'pyccmem[vllm]'."
         ) from error
     from ..directories.marks import METHOD
+    from .tenants import patch_engine
 
+    patch_engine()  # in an engine's process, where its class is loaded already
     if METHOD in quantization.QUANTIZATION_METHODS:
         return
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
+
     from .loader import register_loader
     from .method import PyccmemQuantization
 
     register_loader()
+    # vLLM takes no other attention for processors than the one of this name.
+    path = "pyccmem.vllm.attention.EncryptedAttentionBackend"
+    register_backend(AttentionBackendEnum.CPU_ATTN, path)
     quantization.register_quantization_config(METHOD)(PyccmemQuantization)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import torch
@@ -12,12 +13,13 @@ from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 
 from .. import errors
+from ..core.kv_tables import KVTables, Rows
 from ..core.operand import place_of
 from ..torch import EncryptedTensor
 from ..torch._tensor import ciphertext
 from .weights import LayerWeights
 
-__all__ = ["check_weights", "is_hidden"]
+__all__ = ["check_attention", "check_cache", "check_weights", "is_hidden"]
 
 #: They would pack weights for kernels of vLLM's own.
 _PLAIN_METHODS = (UnquantizedLinearMethod, UnquantizedEmbeddingMethod)
@@ -55,6 +57,42 @@ def check_weights(model: nn.Module, weights: dict[str, LayerWeights]) -> None:
         len(parts),
         len(weights),
     )
+
+
+def check_attention(layers: dict[str, Any]) -> None:
+    """Raises ArgumentError unless each of vLLM's layers with a cache has an encrypted one."""
+    left = [
+        name
+        for name, layer in layers.items()
+        if not getattr(getattr(layer, "impl", None), "encrypted", False)
+    ]
+    if left or not layers:
+        raise errors.ArgumentError(
+            f"These layers would keep keys and values, or a state, in the clear: "
+            f"{', '.join(left[:8]) or 'all'}; pyccmem.vllm does not serve this model."
+        )
+
+
+def check_cache() -> None:
+    """Seals known rows as the attention does, and raises ArgumentError unless they differ from what
+    then lies in memory."""
+    tokens, size = 64, 32
+    states = torch.arange(tokens * size, dtype=torch.float32).view(1, 1, tokens, size)
+    plain = states.view(torch.uint8).flatten()[:4096].numpy().tobytes()
+    tables = KVTables(1)
+    try:
+        layer = tables.add_layer("float32", 1, size, size)
+        rows = Rows(states.data_ptr(), "float32", 0, 0, size)
+        tables.append(layer, rows, rows, tokens)
+        places = tables.places(layer, 0)
+        lies = b"".join(ctypes.string_at(place.data, place.nbytes) for place in places)
+    finally:
+        tables.close()
+    if not is_hidden(plain, lies):
+        raise errors.ArgumentError(
+            "What lies in memory for keys and values is their rows; this is a fault of pyccmem."
+        )
+    _logger.info("pyccmem: keys and values are encrypted; a block was looked at.")
 
 
 def _differs(part: EncryptedTensor) -> bool:

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's attention on processors, with keys and values as ciphertext.
+
+It stands where vLLM's own stands, for all models: those without pyccmem go on to that one.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from vllm.config import get_current_vllm_config
+from vllm.v1.attention.backend import AttentionType
+from vllm.v1.attention.backends.cpu_attn import (
+    CPUAttentionBackend,
+    CPUAttentionBackendImpl,
+    CPUAttentionMetadataBuilder,
+)
+
+from .. import errors
+from ..core.kv_tables import Attention, Rows
+from .requests import Request
+from .steps import current_runner
+from .tenants import is_encrypted
+
+__all__ = ["EncryptedAttentionBackend", "EncryptedAttentionImpl", "Run"]
+
+_NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+
+
+class Run(NamedTuple):
+    """Rows [begin, end) of a batch, which come behind `past` tokens of one request."""
+
+    request: Request
+    begin: int
+    end: int
+    past: int
+
+
+class EncryptedAttentionBackend(CPUAttentionBackend):  # type: ignore[misc]
+    """What vLLM takes for CPU_ATTN."""
+
+    @staticmethod
+    def get_impl_cls() -> type[Any]:
+        return EncryptedAttentionImpl
+
+    @staticmethod
+    def get_builder_cls() -> type[Any]:
+        return _Builder
+
+
+class _Builder(CPUAttentionMetadataBuilder):  # type: ignore[misc]
+    """Says for each batch which rows are whose."""
+
+    def build(
+        self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False
+    ) -> Any:
+        made = super().build(common_prefix_len, common_attn_metadata, fast_build)
+        if is_encrypted(self.vllm_config):
+            made.pyccmem_runs = _runs(common_attn_metadata)
+        return made
+
+
+def _runs(common: Any) -> list[Run]:
+    """Returns the runs of a batch. Raises ClosedError outside of a step that the ledger knows."""
+    runner = current_runner()
+    count = common.num_reqs
+    places = common.query_start_loc_cpu[: count + 1].tolist()
+    lengths = common.seq_lens[:count].tolist()
+    found = []
+    for at, request_id in enumerate(runner.input_batch.req_ids[:count]):
+        begin, end = places[at], places[at + 1]
+        if end > begin:
+            past = lengths[at] - (end - begin)
+            found.append(Run(runner.pyccmem_ledger[request_id], begin, end, past))
+    return found
+
+
+class EncryptedAttentionImpl(CPUAttentionBackendImpl):  # type: ignore[misc]
+    """The attention of one layer. Raises ArgumentError for a kind that it has no encrypted form
+    of."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        #: False for a model without pyccmem.
+        self.encrypted = is_encrypted(get_current_vllm_config())
+        if not self.encrypted:
+            return
+        for found, what in (
+            (self.attn_type != AttentionType.DECODER, f"attention of the kind {self.attn_type}"),
+            (self.alibi_slopes is not None, "ALiBi"),
+            (self.is_fp8_kv_cache, f"--kv-cache-dtype {self.kv_cache_dtype}"),
+        ):
+            if found:
+                raise errors.ArgumentError(
+                    f"pyccmem.vllm has no encrypted form of {what}; serve this model without "
+                    f"pyccmem."
+                )
+        self._window = max(self.sliding_window, 0)
+        self._sinks: Tensor | None = None
+
+    def do_kv_cache_update(
+        self, layer: Any, key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor
+    ) -> None:
+        if not self.encrypted:
+            super().do_kv_cache_update(layer, key, value, kv_cache, slot_mapping)
+
+    def forward(
+        self,
+        layer: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        kv_cache: Tensor,
+        attn_metadata: Any,
+        output: Tensor,
+        output_scale: Tensor | None = None,
+        output_block_scale: Tensor | None = None,
+    ) -> Tensor:
+        """Seals the new rows of `key` and `value`, [tokens, heads, size], behind what each request
+        has, and writes the attention of `query` to `output`. Raises IntegrityError, ClosedError,
+        ArgumentError, OutOfMemoryError, PlaintextBudgetError."""
+        if not self.encrypted:
+            done: Tensor = super().forward(
+                layer,
+                query,
+                key,
+                value,
+                kv_cache,
+                attn_metadata,
+                output,
+                output_scale,
+                output_block_scale,
+            )
+            return done
+        if attn_metadata is None:  # vLLM warms up
+            return output
+        if kv_cache.numel() and not kv_cache.is_meta:
+            raise errors.ArgumentError(
+                "vLLM has made a key-value cache in the clear: the plug-in of pyccmem was not "
+                "called where it is made."
+            )
+        if not isinstance(attn_metadata.causal, bool) or attn_metadata.dynamic_causal is not None:
+            raise errors.ArgumentError("Masks of their own have no encrypted form in pyccmem.vllm.")
+        target = self.kv_sharing_target_layer_name
+        if query.stride(2) != 1:
+            query = query.contiguous()
+        sinks = self._weights_of_sinks()
+        q_row, q_head, _ = query.stride()
+        out_row, out_head, _ = output.stride()
+        size = query.element_size()
+        for run in attn_metadata.pyccmem_runs:
+            if target is None:
+                number = _append(run, layer.layer_name, key, value)
+            else:
+                number = run.request.layers[target]
+            run.request.tables.attend(
+                Attention(
+                    layer=number,
+                    query_heads=query.shape[1],
+                    rows=run.end - run.begin,
+                    q=query.data_ptr() + run.begin * q_row * size,
+                    q_dtype=_NAMES[query.dtype],
+                    q_sequence=0,
+                    q_head=q_head,
+                    q_row=q_row,
+                    out=output.data_ptr() + run.begin * out_row * size,
+                    out_sequence=0,
+                    out_head=out_head,
+                    out_row=out_row,
+                    scale=self.scale,
+                    softcap=float(self.logits_soft_cap),
+                    causal=attn_metadata.causal,
+                    window=self._window,
+                    sinks=None if sinks is None else sinks.data_ptr(),
+                )
+            )
+        return output
+
+    def _weights_of_sinks(self) -> Tensor | None:
+        """Returns the sinks as float32; taken when the weights are there."""
+        if self._sinks is None and self.sinks is not None:
+            self._sinks = self.sinks.detach().float().contiguous()
+        return self._sinks
+
+
+def _append(run: Run, name: str, key: Tensor, value: Tensor) -> int:
+    """Seals a request's new rows. Returns the number of the layer."""
+    heads, key_size, value_size = key.shape[1], key.shape[2], value.shape[2]
+    sizes = (key_size, value_size)
+    number = run.request.layer(name, run.past, _NAMES[key.dtype], heads, sizes)
+    keys, values = _dense(key[run.begin : run.end]), _dense(value[run.begin : run.end])
+    run.request.tables.append(number, _rows(keys), _rows(values), run.end - run.begin)
+    return number
+
+
+def _dense(states: Tensor) -> Tensor:
+    return states if states.stride(2) == 1 else states.contiguous()
+
+
+def _rows(states: Tensor) -> Rows:
+    token, head, _ = states.stride()
+    return Rows(states.data_ptr(), _NAMES[states.dtype], 0, head, token)
