@@ -18,7 +18,7 @@ from ..safetensors import SealedFile
 from ..safetensors._reader import expected, open_sealed
 from ..safetensors._tensor_file import buffer_of
 from ..safetensors.providers import AnyKey
-from ..tensor import EncryptedTensor
+from ..tensor import EncryptedTensor, adopted
 from ._container import GAPS, HEADER, block_format, block_types, size_of, stored_as
 from ._header import Header, TensorInfo, parse
 from ._metadata import Metadata
@@ -108,12 +108,12 @@ class SealedGGUF(Resource):
         pages of the file: nothing is copied or decrypted. Raises FileRequestError,
         ClosedFileError, IntegrityError, FileReadError, OutOfMemoryError."""
         tensor = self.info(name)
-        found: EncryptedTensor = self._file.get_tensor(name)
+        cols = tensor.row_bytes
+        buffer = buffer_of(self._file, name)
         try:
-            cols = tensor.row_bytes
-            return found.reshape(-1).view(np.uint8).reshape(tensor.nbytes // max(cols, 1), cols)
+            return adopted(buffer, (tensor.nbytes // max(cols, 1), cols), np.uint8)
         except BaseException:
-            found.close()
+            buffer.close()
             raise
 
     def tensor(self, name: str) -> EncryptedTensor | QuantizedTensor:
