@@ -603,6 +603,19 @@ size_t ccmem_block_bytes(ccmem_block_format format);
 ccmem_status ccmem_blocks_dequantize(ccmem_block_format format, const uint8_t *blocks,
                                      uint64_t nblocks, float *out);
 
+/* Blocks for nblocks times as many floats as a block has elements, of any format but
+ * CCMEM_INT8_ROW: scales by a search for the least squared error, whole numbers the nearest ones.
+ * Neither branches nor addresses depend on the floats, but the status, and nothing of them stays on
+ * the stack. CCMEM_ERR_ARGUMENT, also when a float is infinite or not a number: `out` then holds
+ * nothing of use. */
+ccmem_status ccmem_blocks_quantize(ccmem_block_format format, const float *x, uint64_t nblocks,
+                                   uint8_t *out);
+
+/* The same for CCMEM_INT8_ROW: nrows rows of ncols floats become as many signed bytes from -127 to
+ * 127, and nrows scales. */
+ccmem_status ccmem_rows_quantize(const float *x, uint64_t nrows, uint64_t ncols, uint8_t *out,
+                                 float *scale);
+
 /* For r < nrows and o < out_features, with rows one after the other:
  *
  *     y[r][o] = sum over i of x[r][i] * W[o][i] + bias[o]

@@ -12,7 +12,7 @@ import itertools
 import math
 import operator
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -46,7 +46,7 @@ from .buffer import (
 from .core.fork_warning import name_also
 from .core.forks import Lock
 from .core.form import Form, Shared, remember
-from .core.maker import TensorMaker
+from .core.maker import TensorMaker, put_as
 from .core.replaced import BLOCK
 from .core.runs import flat_bytes, flat_parts
 from .core.store import TENSOR
@@ -378,15 +378,6 @@ def frozen_twin(tensor: EncryptedTensor) -> EncryptedTensor | None:
 _Buffer.__name__ = _Buffer.__qualname__ = EncryptedBuffer.__name__
 
 
-def _put_array(dtype: Any) -> Callable[[Any, int, Any], None]:
-    """Returns the function that in_order() takes for NumPy's arrays."""
-
-    def put(memory: Any, offset: int, part: Any) -> None:
-        np.ndarray(part.shape, dtype, memory, offset)[...] = part
-
-    return put
-
-
 class Arena(TensorMaker):
     """Memory for many tensors that are encrypted together.
 
@@ -461,7 +452,7 @@ class Arena(TensorMaker):
             form = self._form(source.shape, kind)
         if (source.nbytes and not source.flags.c_contiguous) or source.dtype != form.dtype:
             if self._shared.frozen:
-                put = _put_array(form.dtype)
+                put = put_as(form.dtype)
                 return self._in_order(source.shape, form.dtype, source, put, name)
             tensor = self._make(form, None, name)
             try:
@@ -476,7 +467,7 @@ class Arena(TensorMaker):
         ghost, kind = checked_form(shape, dtype)
         if self._shared.frozen:
             zero = np.broadcast_to(np.zeros((), kind), ghost.shape)
-            return self._in_order(ghost.shape, kind, zero, _put_array(kind), name)
+            return self._in_order(ghost.shape, kind, zero, put_as(kind), name)
         return self._make(self._form(ghost.shape, kind), None, name)
 
     def _in_order(

@@ -20,6 +20,9 @@ from .binding.arguments import BYTES, integer
 from .buffer import EncryptedBuffer, verify
 from .core import maker
 from .core.array_methods import ArrayMethods
+from .core.block_formats import BlockFormat
+from .core.block_maker import block_format_of
+from .core.block_maker import maker as block_maker
 from .core.form import Form
 from .core.indexing import (
     TABLE_ROW_BYTES,
@@ -111,7 +114,9 @@ def checked_form(shape: Any, dtype: Any) -> tuple[Array, np.dtype[Any]]:
         ) from None
 
 
-def _maker(arena: Any, key: Any, cipher: Any, page_size: Any, fresh: Any) -> TensorMaker:
+def maker_of(
+    *, arena: Any, key: Any, cipher: Any, page_size: Any, fresh: Any, name: Any = None
+) -> TensorMaker:
     """Returns the arena, if none of what the arena sets is also given. Raises ArgumentError,
     ArgumentTypeError."""
     if not isinstance(arena, TensorMaker):
@@ -200,6 +205,7 @@ class EncryptedTensor(Operand, ArrayMethods, Resource):
         cls,
         array: npt.ArrayLike,
         *,
+        dtype: Any = None,
         key: Key | None = None,
         cipher: str | None = None,
         page_size: int | None = None,
@@ -209,20 +215,38 @@ class EncryptedTensor(Operand, ArrayMethods, Resource):
     ) -> EncryptedTensor:
         """Returns a tensor with the contents, shape and dtype of `array` (or of what numpy makes of
         it), which stays unchanged: overwrite it yourself. A C-contiguous array is encrypted without
-        a copy in between. With `arena` the tensor is encrypted together with others, under the
-        arena's key, cipher and page size; see Arena. With `fresh` it keeps the versions of its
-        pages in locked memory; see EncryptedBuffer.
+        a copy in between. With `dtype` the elements are converted to that type, some at a time; a
+        block format such as "q4_k" gives a QuantizedTensor. With `arena` the tensor is encrypted
+        together with others, under the arena's key, cipher and page size; see Arena. With `fresh`
+        it keeps the versions of its pages in locked memory; see EncryptedBuffer.
 
         Raises ArgumentTypeError for a dtype of objects or of no size, and what EncryptedBuffer
-        raises.
+        raises; for a block format what QuantizedTensor raises when rows are assigned.
         """
+        if dtype is not None:
+            format = block_format_of(dtype)
+            if format is not None:
+                return block_maker().encrypted(  # type: ignore[no-any-return]
+                    array,
+                    format,
+                    key=key,
+                    cipher=cipher,
+                    page_size=page_size,
+                    name=name,
+                    arena=arena,
+                    fresh=fresh,
+                )
         source = np.asarray(array)
+        kind = source.dtype if dtype is None else _checked_dtype(dtype)
         if arena is not None:
-            place = _maker(arena, key, cipher, page_size, fresh)
+            place = maker_of(arena=arena, key=key, cipher=cipher, page_size=page_size, fresh=fresh)
+            if dtype is not None and kind != source.dtype:
+                put = maker.put_as(kind)
+                return maker.in_order(place, source.shape, kind, source, put, name)  # type: ignore[no-any-return]
             return maker.encrypted(place, source, name)  # type: ignore[no-any-return]
         self = cls.zeros(
             source.shape,
-            source.dtype,
+            kind,
             key=key,
             cipher=cipher,
             page_size=page_size,
@@ -240,7 +264,7 @@ class EncryptedTensor(Operand, ArrayMethods, Resource):
     def zeros(
         cls,
         shape: int | tuple[int, ...],
-        dtype: npt.DTypeLike = np.float64,
+        dtype: npt.DTypeLike | BlockFormat = np.float64,
         *,
         key: Key | None = None,
         cipher: str | None = None,
@@ -250,13 +274,26 @@ class EncryptedTensor(Operand, ArrayMethods, Resource):
         fresh: bool = False,
     ) -> EncryptedTensor:
         """Returns a tensor whose bytes are all zero. A page takes memory when it is first written.
-        `arena` and `fresh` are as for from_numpy().
+        A block format as `dtype`, such as "q4_k", gives a QuantizedTensor. `arena` and `fresh` are
+        as for from_numpy().
 
         Raises ArgumentError for a shape that cannot be, ArgumentTypeError for a dtype of objects
         or of no size, and what EncryptedBuffer raises.
         """
+        format = block_format_of(dtype)
+        if format is not None:
+            return block_maker().zeros(  # type: ignore[no-any-return]
+                shape,
+                format,
+                key=key,
+                cipher=cipher,
+                page_size=page_size,
+                name=name,
+                arena=arena,
+                fresh=fresh,
+            )
         if arena is not None:
-            place = _maker(arena, key, cipher, page_size, fresh)
+            place = maker_of(arena=arena, key=key, cipher=cipher, page_size=page_size, fresh=fresh)
             return maker.zeros(place, shape, dtype, name)  # type: ignore[no-any-return]
         ghost, kind = checked_form(shape, dtype)
         nbytes = ghost.size * kind.itemsize
@@ -274,7 +311,7 @@ class EncryptedTensor(Operand, ArrayMethods, Resource):
     def empty(
         cls,
         shape: int | tuple[int, ...],
-        dtype: npt.DTypeLike = np.float64,
+        dtype: npt.DTypeLike | BlockFormat = np.float64,
         *,
         key: Key | None = None,
         cipher: str | None = None,
@@ -315,7 +352,7 @@ class EncryptedTensor(Operand, ArrayMethods, Resource):
         OutOfMemoryError, and what EncryptedBuffer raises.
         """
         if arena is not None:
-            place = _maker(arena, key, cipher, page_size, fresh)
+            place = maker_of(arena=arena, key=key, cipher=cipher, page_size=page_size, fresh=fresh)
             name = self.name if name is None else name
             return maker.copied(place, self, name)  # type: ignore[no-any-return]
         if key is None:

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+import numpy as np
 
 from .resource import Resource
 
-__all__ = ["TensorMaker", "copied", "encrypted", "in_order", "sealed", "zeros"]
+__all__ = ["TensorMaker", "copied", "encrypted", "in_order", "put_as", "sealed", "zeros"]
 
 
 class TensorMaker(Resource):
@@ -60,3 +63,12 @@ def in_order(
 def copied(maker: TensorMaker, source: Any, name: str | None) -> Any:
     """Returns a tensor with the contents of another."""
     return maker._copied(source, name)
+
+
+def put_as(dtype: Any) -> Callable[[Any, int, Any], None]:
+    """Returns the function that in_order() takes for NumPy's arrays: it converts their elements."""
+
+    def put(memory: Any, offset: int, part: Any) -> None:
+        np.ndarray(part.shape, dtype, memory, offset)[...] = part
+
+    return put

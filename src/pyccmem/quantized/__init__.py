@@ -2,8 +2,16 @@
 """Weights of a few bits: blocks of whole numbers with scales, as GGUF files and quantised
 checkpoints have them."""
 
-from .blocks import dequantize_blocks
+from .blocks import dequantize_blocks, quantize_blocks, quantize_rows
 from .formats import FORMATS, BlockFormat, format_named
 from .tensor import QuantizedTensor
 
-__all__ = ["FORMATS", "BlockFormat", "QuantizedTensor", "dequantize_blocks", "format_named"]
+__all__ = [
+    "FORMATS",
+    "BlockFormat",
+    "QuantizedTensor",
+    "dequantize_blocks",
+    "format_named",
+    "quantize_blocks",
+    "quantize_rows",
+]

@@ -12,8 +12,9 @@ from .. import errors
 from ..binding import ffi, wiped
 from ..core.block_formats import BlockFormat, format_named
 from ..core.block_matrix import dequantize
+from .making import checked_source, packed_rows
 
-__all__ = ["dequantize_blocks"]
+__all__ = ["dequantize_blocks", "quantize_blocks", "quantize_rows"]
 
 
 def dequantize_blocks(blocks: npt.ArrayLike, format: str | BlockFormat) -> npt.NDArray[Any]:
@@ -43,6 +44,31 @@ def dequantize_blocks(blocks: npt.ArrayLike, format: str | BlockFormat) -> npt.N
         count = source.size // kind.nbytes
         dequantize(kind, _at(source, "uint8_t *"), count, _at(out, "float *"))
     return out
+
+
+def quantize_blocks(array: npt.ArrayLike, format: str | BlockFormat) -> npt.NDArray[Any]:
+    """Returns the blocks of an array of real numbers, of shape (..., cols), as uint8 of shape (...,
+    row bytes), in memory that is wiped when it is freed. Of each block the scales are searched for
+    by least squares, so that its error is no larger than that of ggml's own quantisers without an
+    importance matrix. Numbers are converted to float32 first.
+
+    Raises ArgumentError for an unknown format, for a last dimension that is no whole number of
+    blocks, for "int8_row", whose scales are apart (see quantize_rows()), and for a number that is
+    infinite or not one, whose place it names; ArgumentTypeError, OutOfMemoryError.
+    """
+    kind = format_named(format)
+    if kind.scaled_rows:
+        raise errors.ArgumentError(f"{kind} has a scale for each row; use quantize_rows().")
+    return packed_rows(kind, checked_source(array))[0]
+
+
+def quantize_rows(array: npt.ArrayLike) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Returns the rows of an array of shape (..., cols) as signed bytes from -127 to 127, and a
+    float32 scale for each row, of shape (...): the blocks of "int8_row". Raises as
+    quantize_blocks()."""
+    packed, scale = packed_rows(format_named("int8_row"), checked_source(array))
+    assert scale is not None
+    return packed.view(np.int8), scale
 
 
 def _at(array: npt.NDArray[Any], kind: str) -> Any:

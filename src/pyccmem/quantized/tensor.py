@@ -14,16 +14,20 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import errors
-from ..binding import wiped
+from ..binding import ffi, wiped
 from ..binding.arguments import integer
+from ..core import block_maker, maker
 from ..core.block_formats import BlockFormat, format_named
 from ..core.block_matrix import BlockMatrix, BlockOperand, open_rows
+from ..core.indexing import refuse
 from ..core.operand import place_of
 from ..core.resource import Resource
-from ..core.store import check_open
+from ..core.runs import flat_parts, scatter
+from ..core.store import check_open, check_writable
 from ..keys import Key
 from ..product.linear import linear, matmul
-from ..tensor import EncryptedTensor
+from ..tensor import EncryptedTensor, maker_of
+from .making import Packed, checked_source, in_parts, packed_rows
 from .rows import Elements, Rows, chosen
 
 if TYPE_CHECKING:
@@ -121,6 +125,114 @@ class QuantizedTensor(BlockOperand, np.lib.mixins.NDArrayOperatorsMixin, Resourc
         self._raw, self._format, self._shape, self._scale = raw, format, shape, scale
         return self
 
+    @classmethod
+    def from_numpy(
+        cls,
+        array: npt.ArrayLike,
+        format: str | BlockFormat,
+        *,
+        key: Key | None = None,
+        cipher: str | None = None,
+        page_size: int | None = None,
+        name: str | None = None,
+        arena: Arena | None = None,
+        fresh: bool = False,
+    ) -> QuantizedTensor:
+        """Returns a tensor of the elements of `array` (or of what NumPy makes of it), real numbers,
+        whose last dimension must be whole blocks. It stays unchanged: overwrite it yourself. At
+        most 1 MiB of float32 is in the clear beside it. Options are those of
+        EncryptedTensor.from_numpy(), which does the same with `dtype=format`.
+
+        Raises ArgumentError for an unknown format, for a shape that cannot be, and for a number
+        that is infinite or not one, whose place it names; ArgumentTypeError; and what
+        EncryptedTensor.from_numpy() raises.
+        """
+        return cls._encrypted(
+            array,
+            format_named(format),
+            key=key,
+            cipher=cipher,
+            page_size=page_size,
+            name=name,
+            arena=arena,
+            fresh=fresh,
+        )
+
+    @classmethod
+    def zeros(
+        cls,
+        shape: int | tuple[int, ...],
+        format: str | BlockFormat,
+        *,
+        key: Key | None = None,
+        cipher: str | None = None,
+        page_size: int | None = None,
+        name: str | None = None,
+        arena: Arena | None = None,
+        fresh: bool = False,
+    ) -> QuantizedTensor:
+        """Returns a tensor whose bytes are all zero, and so its elements. A page takes memory when
+        it is first written. Options and errors are those of from_numpy()."""
+        return cls._zeros(
+            shape,
+            format_named(format),
+            key=key,
+            cipher=cipher,
+            page_size=page_size,
+            name=name,
+            arena=arena,
+            fresh=fresh,
+        )
+
+    @classmethod
+    def _encrypted(cls, source: Any, format: BlockFormat, **options: Any) -> QuantizedTensor:
+        """Returns a tensor with the contents of an array, some of which are in the clear at a time.
+        Options are those of EncryptedTensor.from_numpy()."""
+        array = checked_source(source)
+        rows, _ = format.packed_shape(array.shape)
+        if options["arena"] is not None:
+            return cls._in_arena(array, format, options)
+        self = cls._zeros(array.shape, format, **options)
+        try:
+            self._write(slice(0, rows), array)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    @classmethod
+    def _in_arena(cls, array: Array, format: BlockFormat, options: Any) -> QuantizedTensor:
+        """Does _encrypted() in an arena, where each page may have to be sealed once, in order."""
+        place, name = maker_of(**options), options["name"]
+        source = Packed(format, array)
+        raw = maker.in_order(
+            place, format.packed_shape(array.shape), np.dtype(np.uint8), source, _put, name
+        )
+        scale = None
+        try:
+            if source.scale is not None:
+                scale = maker.encrypted(place, source.scale, _scale_name(name))
+            return cls._of(raw, format, array.shape, scale)
+        except BaseException:
+            raw.close()
+            raise
+
+    @classmethod
+    def _zeros(cls, shape: Any, format: BlockFormat, **options: Any) -> QuantizedTensor:
+        """Returns a tensor of zeros. Options are those of EncryptedTensor.zeros()."""
+        lengths = _lengths(shape)
+        packed = format.packed_shape(lengths)
+        raw = EncryptedTensor.zeros(packed, np.uint8, **options)
+        scale = None
+        try:
+            if format.scaled_rows:
+                options["name"] = _scale_name(options["name"])
+                scale = EncryptedTensor.zeros(packed[0], np.float32, **options)
+            return cls._of(raw, format, lengths, scale)
+        except BaseException:
+            raw.close()
+            raise
+
     def copy(
         self,
         *,
@@ -144,7 +256,7 @@ class QuantizedTensor(BlockOperand, np.lib.mixins.NDArrayOperatorsMixin, Resourc
         try:
             scale = self._scale
             if scale is not None:
-                scale = scale.copy(name=None if name is None else f"{name}.scale", **options)
+                scale = scale.copy(name=_scale_name(name), **options)
             return self._of(raw, self._format, self._shape, scale)
         except BaseException:
             raw.close()
@@ -293,6 +405,72 @@ class QuantizedTensor(BlockOperand, np.lib.mixins.NDArrayOperatorsMixin, Resourc
         if self._scale is not None and self._scale.verify():
             bad = [-1, *bad]
         return bad
+
+    # ---- writing ----
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        """Quantises `value`, converted to float32 and broadcast as NumPy does, to the rows that
+        `index` names, as a whole; scales are found for each block anew. If an index names a row
+        twice, the last value stays.
+
+        Raises as __getitem__() does; ArgumentError for a part of a row, and for a number that is
+        infinite or not one, whose place it names: nothing of its part of 1 MiB, and nothing behind
+        it, is written then; VersionExhaustedError, ReadOnlyError.
+        """
+        found = chosen(index, self._shape)
+        if isinstance(found, Elements) or found.columns is not None:
+            raise errors.ArgumentError(
+                "A part of a row cannot be written alone, because its blocks share scales; read "
+                "the row, change it, and write it as a whole: t[i] = row."
+            )
+        for part in self._parts():
+            check_writable(place_of(part)[0])
+        self._opened()
+        try:
+            array = checked_source(value)
+            wanted = np.broadcast_to(array, (*found.shape, self._shape[-1]))
+        except errors.PyccmemError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise refuse(error, "The assignment", self._shape) from None
+        self._write(found.numbers, wanted)
+
+    def _write(self, numbers: Any, value: Array) -> None:
+        """Writes rows, by their numbers or a slice of step 1."""
+        count, cols = math.prod(value.shape[:-1]), self._shape[-1]
+        if isinstance(numbers, slice):
+            self._write_run(numbers.start, in_parts(self._format, value, 0, value.size))
+            return
+        one = max(min(_BLOCK // max(4 * cols, 1), count), 1)
+        lines = value.reshape(count, cols) if value.flags.c_contiguous else None
+        for at in range(0, count, one):
+            n = min(one, count - at)
+            if lines is not None:
+                some = lines[at : at + n]
+            else:
+                some = wiped.empty((n, cols), value.dtype)
+                for place, part in flat_parts(value, value.shape, at * cols, n * cols):
+                    some.reshape(-1)[place : place + part.size] = part.reshape(-1)
+            packed, scale = packed_rows(self._format, some)
+            self._scatter(self._raw, numbers[at : at + n], packed)
+            if scale is not None and self._scale is not None:
+                self._scatter(self._scale, numbers[at : at + n], scale)
+
+    def _write_run(self, first: int, parts: Any) -> None:
+        start = first * (self._raw.nbytes // max(self._raw.shape[0], 1))
+        row = first
+        for at, blocks, scales in parts:
+            self._raw.buffer.write(blocks, place_of(self._raw)[1] + start + at)
+            if scales is not None and self._scale is not None:
+                self._scale[row : row + len(scales)] = scales
+                row += len(scales)
+
+    @staticmethod
+    def _scatter(tensor: EncryptedTensor, numbers: Array, rows: Array) -> None:
+        store, offset = place_of(tensor)
+        size = rows.nbytes // max(len(numbers), 1)
+        if size:
+            scatter(store, numbers * size + offset, size, ffi.cast("uint8_t *", rows.ctypes.data))
 
     # ---- products ----
 
@@ -445,6 +623,28 @@ class QuantizedTensor(BlockOperand, np.lib.mixins.NDArrayOperatorsMixin, Resourc
         finally:
             if self._scale is not None:
                 self._scale.close()
+
+
+class _Maker:
+    """What EncryptedTensor's constructors use."""
+
+    def encrypted(self, source: Any, format: BlockFormat, **options: Any) -> QuantizedTensor:
+        return QuantizedTensor._encrypted(source, format, **options)
+
+    def zeros(self, shape: Any, format: BlockFormat, **options: Any) -> QuantizedTensor:
+        return QuantizedTensor._zeros(shape, format, **options)
+
+
+block_maker.offer(_Maker())
+
+
+def _scale_name(name: str | None) -> str | None:
+    return None if name is None else f"{name}.scale"
+
+
+def _put(memory: Any, offset: int, part: Array) -> None:
+    """Writes packed rows to a part of memory, for an arena."""
+    np.ndarray(part.shape, np.uint8, memory, offset)[...] = part
 
 
 def _lengths(shape: Any) -> tuple[int, ...]:
