@@ -309,6 +309,26 @@ def test_weights_of_a_layer() -> None:
         made.load(0, torch.randn(2, 5))
 
 
+def test_layers_of_two_models_stay_apart() -> None:
+    key = pyccmem.Key.generate()
+    tensors = [torch.randn(3, 4) for _ in range(2)]
+    wanted = [tensor.clone() for tensor in tensors]
+    made = []
+    for tensor in tensors:
+        one = weights.LayerWeights("same", [3], 4, torch.float32, lambda: key, lambda _, t: t)
+        one.load(0, tensor)
+        one.finish()
+        made.append(one)
+    x = torch.randn(2, 4)
+    for one, matrix in zip(made, wanted, strict=True):
+        found = weights.layer_linear(x, None, one.name, 3)
+        assert torch.allclose(found, x @ matrix.T, atol=1e-5)
+    names = [one.name for one in made]
+    del made, one
+    with pytest.raises(errors.ClosedError, match="no layer"):
+        weights.find(names[1])
+
+
 def test_register_may_be_repeated_and_needs_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     register()
     register()

@@ -35,6 +35,7 @@ from vllm.model_executor.utils import set_weight_attrs
 from .. import errors
 from ..directories.marks import METHOD
 from ..keys import Key
+from .process import hide_prompts, protect_process
 from .start import check_config
 from .steps import patch_runner
 from .tenants import patch_engine
@@ -57,6 +58,13 @@ class PyccmemQuantization(QuantizationConfig):  # type: ignore[misc]
         self.layers: dict[str, Any] = {}
         self._key: Key | None = None
         patch_engine()
+        hide_prompts()
+        protect_process()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Comes to a process of vLLM's."""
+        self.__dict__.update(state)
+        protect_process()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_key": None, "layers": {}}
@@ -91,6 +99,7 @@ class PyccmemQuantization(QuantizationConfig):  # type: ignore[misc]
         config = get_current_vllm_config()
         check_config(config)
         patch_runner()
+        protect_process()
         self.layers = config.compilation_config.static_forward_context
         if isinstance(layer, LinearBase):
             return EncryptedLinear(self, prefix)
@@ -256,12 +265,11 @@ def adopt_layers(model: torch.nn.Module, config: PyccmemQuantization) -> None:
 
 def weights_of(model: torch.nn.Module) -> dict[str, LayerWeights]:
     """Returns the weights of a model's layers by their names."""
-    found = {}
-    for module in model.modules():
-        weights = getattr(module, "pyccmem_weights", None)
-        if weights is not None:
-            found[weights.name] = weights
-    return found
+    return {
+        name: module.pyccmem_weights
+        for name, module in model.named_modules()
+        if hasattr(module, "pyccmem_weights")
+    }
 
 
 def _split(layer: Any, tensor: Tensor, shard: Any) -> list[tuple[int, Tensor]]:

@@ -9,13 +9,17 @@ import weakref
 from typing import Any
 
 import torch
+from vllm.logger import init_logger
 
 from .. import errors
+from .process import require_posture
 from .proof import check_cache
 from .requests import Ledger
 from .tenants import is_encrypted
 
 __all__ = ["current_runner", "patch_runner"]
+
+_logger = init_logger(__name__)
 
 _current: weakref.ref[Any] | None = None
 
@@ -43,10 +47,15 @@ def patch_runner() -> None:
         global _current
         ledger = getattr(runner, "pyccmem_ledger", None)
         _current = None
-        if ledger is not None:
-            ledger.step(output)
-            _current = weakref.ref(runner)
-        return update(runner, output)
+        if ledger is None:
+            return update(runner, output)
+        ledger.step(output)
+        _current = weakref.ref(runner)
+        before = runner.input_batch.num_reqs
+        made = update(runner, output)
+        # Rows of token ids that nobody has any more; vLLM moves others into their place.
+        runner.input_batch.token_ids_cpu[runner.input_batch.num_reqs : before] = 0
+        return made
 
     @functools.wraps(allocate)
     def initialize_kv_cache_tensors(runner: Any, config: Any, *args: Any, **kwargs: Any) -> Any:
@@ -71,4 +80,5 @@ def _without_memory(runner: Any, config: Any, made: dict[str, Any]) -> dict[str,
         [group.kv_cache_spec.block_size for group in config.kv_cache_groups]
     )
     check_cache()
+    _logger.info("pyccmem: the posture of this worker is %r.", require_posture())
     return {name: torch.empty_like(one, device="meta") for name, one in made.items()}

@@ -7,6 +7,7 @@ they are in the file, so that a mapped one needs no decryption to be merged.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,7 +22,7 @@ from ..torch._plain_memory import Mappings
 __all__ = ["LayerWeights", "find", "placeholder"]
 
 #: Of the layers of the models in this process, by the names that compiled programs have.
-_named: dict[str, LayerWeights] = {}
+_named: weakref.WeakValueDictionary[str, LayerWeights] = weakref.WeakValueDictionary()
 
 
 class LayerWeights:
@@ -31,7 +32,17 @@ class LayerWeights:
     process out of a tensor of the checkpoint: called with the number of the part and the tensor.
     """
 
-    __slots__ = ("_key", "_parts", "_ready", "_wanted", "columns", "dtype", "name", "sizes")
+    __slots__ = (
+        "__weakref__",
+        "_key",
+        "_parts",
+        "_ready",
+        "_wanted",
+        "columns",
+        "dtype",
+        "name",
+        "sizes",
+    )
 
     def __init__(
         self,
@@ -42,11 +53,11 @@ class LayerWeights:
         key: Callable[[], Key],
         wanted: Callable[[int, Tensor], Tensor],
     ) -> None:
-        self.name, self.sizes, self.columns, self.dtype = name, list(sizes), columns, dtype
+        self.name, self.sizes, self.columns, self.dtype = _free(name), list(sizes), columns, dtype
         self._key, self._wanted = key, wanted
         self._parts: list[EncryptedTensor | None] = [None] * len(sizes)
         self._ready = False
-        _named[name] = self
+        _named[self.name] = self
 
     def load(self, number: int, tensor: Tensor) -> None:
         """Takes one part. A plain tensor is encrypted, and overwritten where it lies in memory of
@@ -104,6 +115,15 @@ class LayerWeights:
     def rows(self, numbers: Tensor) -> Tensor:
         """Returns rows of an embedding by their numbers. Raises as linear() does."""
         return torch.nn.functional.embedding(numbers, self.parts[0])
+
+
+def _free(name: str) -> str:
+    """Returns the name of a layer with a number, if another model in this process has it too."""
+    found, number = name, 1
+    while found in _named:
+        number += 1
+        found = f"{name}#{number}"
+    return found
 
 
 def placeholder(sizes: list[int], columns: int, dtype: torch.dtype) -> torch.nn.Parameter:
