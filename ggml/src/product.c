@@ -5,6 +5,7 @@
  * converted to float32 by ggml. */
 #include "product.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "kernels.h"
@@ -44,6 +45,31 @@ static bool same_dtype(enum ggml_type type, ccmem_dtype *out) {
     case GGML_TYPE_BF16: *out = CCMEM_BF16; return true;
     default: return false;
     }
+}
+
+/* The format of ccmem_store_linear_blocks() that is the same; false: there is none, or the user
+ * wants ggml's products. */
+static bool same_format(enum ggml_type type, ccmem_block_format *out) {
+    static const struct {
+        enum ggml_type type;
+        ccmem_block_format format;
+    } formats[] = {
+        {GGML_TYPE_Q4_0, CCMEM_Q4_0},     {GGML_TYPE_Q4_1, CCMEM_Q4_1},
+        {GGML_TYPE_Q5_0, CCMEM_Q5_0},     {GGML_TYPE_Q5_1, CCMEM_Q5_1},
+        {GGML_TYPE_Q8_0, CCMEM_Q8_0},     {GGML_TYPE_Q2_K, CCMEM_Q2_K},
+        {GGML_TYPE_Q3_K, CCMEM_Q3_K},     {GGML_TYPE_Q4_K, CCMEM_Q4_K},
+        {GGML_TYPE_Q5_K, CCMEM_Q5_K},     {GGML_TYPE_Q6_K, CCMEM_Q6_K},
+        {GGML_TYPE_IQ4_NL, CCMEM_IQ4_NL}, {GGML_TYPE_IQ4_XS, CCMEM_IQ4_XS},
+    };
+    const char *wanted = getenv("PYCCMEM_GGML_PRODUCTS");
+    if (wanted && strcmp(wanted, "ggml") == 0)
+        return false;
+    for (size_t i = 0; i < sizeof formats / sizeof *formats; i++)
+        if (formats[i].type == type) {
+            *out = formats[i].format;
+            return true;
+        }
+    return false;
 }
 
 /* ---- any other type, through a tile ---------------------------------------------------------- */
@@ -177,13 +203,38 @@ static ccmem_status multiply_by_tiles(const matrix *w, const float *x, uint64_t 
     return c.status;
 }
 
+/* ccmem_store_linear_blocks() for rows that do not lie one after the other. */
+static ccmem_status multiply_formats(const matrix *w, ccmem_block_format format, const float *x,
+                                     uint64_t nrows, uint64_t ldx, float *y, uint64_t ldy) {
+    const bool in_place = nrows <= 1 || (ldx == w->columns && ldy == w->rows);
+    float *dense = NULL, *sums = y;
+    if (!in_place) {
+        dense = malloc(nrows * (w->columns + w->rows) * sizeof *dense);
+        if (!dense)
+            return CCMEM_ERR_NOMEM;
+        sums = dense + nrows * w->columns;
+        for (uint64_t r = 0; r < nrows; r++)
+            memcpy(dense + r * w->columns, x + r * ldx, w->columns * sizeof *x);
+    }
+    ccmem_status status =
+        ccmem_store_linear_blocks(w->place.store, w->place.offset, format, w->rows, w->columns,
+                                  NULL, in_place ? x : dense, nrows, NULL, sums);
+    for (uint64_t r = 0; !in_place && r < nrows; r++)
+        memcpy(y + r * ldy, sums + r * w->rows, w->rows * sizeof *y);
+    free(dense);
+    return status;
+}
+
 ccmem_status product_multiply(const matrix *w, const float *x, uint64_t nrows, uint64_t ldx,
                               float *y, uint64_t ldy) {
     ccmem_dtype dtype;
-    if (!same_dtype(w->type, &dtype))
-        return multiply_by_tiles(w, x, nrows, ldx, y, ldy);
-    return ccmem_store_linear(w->place.store, w->place.offset, dtype, w->rows, w->columns, NULL, x,
-                              nrows, ldx, NULL, y, ldy);
+    ccmem_block_format format;
+    if (same_dtype(w->type, &dtype))
+        return ccmem_store_linear(w->place.store, w->place.offset, dtype, w->rows, w->columns, NULL,
+                                  x, nrows, ldx, NULL, y, ldy);
+    if (same_format(w->type, &format))
+        return multiply_formats(w, format, x, nrows, ldx, y, ldy);
+    return multiply_by_tiles(w, x, nrows, ldx, y, ldy);
 }
 
 /* ---- rows ------------------------------------------------------------------------------------ */

@@ -21,6 +21,12 @@ def backend() -> Backend:
     return Backend()
 
 
+@pytest.fixture(params=["pyccmem", "ggml"])
+def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose products are used for formats that both have."""
+    monkeypatch.setenv("PYCCMEM_GGML_PRODUCTS", request.param)
+
+
 def random(*shape: int, seed: int = 3) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
@@ -47,6 +53,7 @@ def close(got: np.ndarray, expected: np.ndarray, x: np.ndarray, w: np.ndarray) -
     assert np.linalg.norm(expected) > 0.1 * np.linalg.norm(lengths) / np.sqrt(x.shape[-1])
 
 
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rows", [1, 5, 70])
 def test_products(backend: Backend, kind: str, rows: int) -> None:
@@ -60,6 +67,7 @@ def test_products(backend: Backend, kind: str, rows: int) -> None:
     close(y, x @ w.T, x, w)
 
 
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize("kind", ["q8_0", "q4_k", "iq4_nl", "bf16"])
 @pytest.mark.parametrize("shape", [(1, 32 * 8), (3, 2**17), (7, 4864), (501, 768)])
 def test_shapes(backend: Backend, kind: str, shape: tuple[int, int]) -> None:
@@ -160,6 +168,7 @@ def test_other_operations_are_left_to_others(backend: Backend) -> None:
         assert not g.supports("ggml_mul", w, w)
 
 
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize("kind", ["f32", "q8_0", "q4_k"])
 @pytest.mark.parametrize("rows", [1, 5])
 @pytest.mark.parametrize("threads", [1, 2])
