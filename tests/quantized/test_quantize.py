@@ -63,7 +63,7 @@ def error_of(kind: BlockFormat, packed: np.ndarray, x: np.ndarray) -> float:
 def room(x: np.ndarray) -> float:
     """What the rounding of scales to float16 may cost where a format can hit a number by chance,
     such as a constant: half a unit in the last of 11 bits, or of its subnormal numbers."""
-    return 2.0**-12 * float(np.abs(x).max()) + 2.0**-25
+    return 2.0**-11 * float(np.abs(x).max()) + 2.0**-25
 
 
 def no_worse(

@@ -348,7 +348,7 @@ class SealedFile(TensorFile):
         return self._index.metadata
 
     def _slice_of(self, name: str, info: TensorInfo) -> TensorSlice:
-        tensor = self._tensor(name)
+        tensor = self._stored(name)
         return TensorSlice(name, info.dtype, info.shape, self._framework, tensor, None)
 
     # ---- the file ----

@@ -10,6 +10,7 @@ from typing import Any
 from .. import errors
 from ..binding import TENSOR_PAGE_SIZE
 from ..binding.arguments import checked_page_size
+from ._blocks import with_blocks
 from ._progress import Progress, check_progress
 from ._sources import Source, is_text, sources_of
 from ._specs import specs_of
@@ -29,8 +30,9 @@ def save_file(
     page_size: int = TENSOR_PAGE_SIZE,
     progress: bool | Progress | None = None,
 ) -> str:
-    """Writes a sealed file of `tensor_dict`: EncryptedTensors, arrays, or torch tensors on the CPU,
-    by name. Returns the file's pin, for `expect`: "FILE_ID:GENERATION".
+    """Writes a sealed file of `tensor_dict`, tensors by name: EncryptedTensors, QuantizedTensors
+    (their blocks as they are, which the metadata describe), arrays, or torch tensors on the CPU.
+    Returns the file's pin, for `expect`: "FILE_ID:GENERATION".
 
     The file gets a new data key and a new file id, and the generation after that of the sealed file
     it replaces. It appears whole or not at all. `metadata` is what a plain file has as
@@ -43,9 +45,8 @@ def save_file(
     from a tensor, and what a key provider raises.
     """
     check_key(key)
-    return _written(
-        sources_of(tensor_dict), filename, metadata, key, seal_names, page_size, progress
-    )
+    sources, texts = sources_of(tensor_dict), with_blocks(checked_metadata(metadata), tensor_dict)
+    return _written(sources, filename, texts, key, seal_names, page_size, progress)
 
 
 def save(
@@ -59,7 +60,8 @@ def save(
     """Returns the bytes of the sealed file that save_file() would write, for load(). Its generation
     is 1. Raises what save_file() raises, but for FileWriteError."""
     check_key(key)
-    return _sealed(sources_of(tensor_dict), metadata, key, seal_names, page_size)
+    sources, texts = sources_of(tensor_dict), with_blocks(checked_metadata(metadata), tensor_dict)
+    return _sealed(sources, texts, key, seal_names, page_size)
 
 
 def serialize_file(

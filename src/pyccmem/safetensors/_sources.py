@@ -18,7 +18,9 @@ from ..core.dtypes import DTYPES
 from ..core.operand import place_of
 from ..core.store import handle
 from ..files.safetensors_header import Entry
+from ..quantized import QuantizedTensor
 from ..tensor import EncryptedTensor
+from ._blocks import scale_name
 from ._dtypes import name_of
 from ._format import RESERVED_PREFIX
 from ._plain_file import read_part
@@ -130,14 +132,29 @@ class ArraySource:
 
 def sources_of(tensors: Mapping[str, Any]) -> list[Source]:
     """Returns a source for each tensor by name: an EncryptedTensor, a tensor of an adapter, a torch
-    tensor on the CPU, or what NumPy turns into an array. An adapter's tensor has an EncryptedTensor
+    tensor on the CPU, or what NumPy turns into an array; two for a QuantizedTensor that has scales
+    of rows. An adapter's tensor has an EncryptedTensor
     as its `core`; unless `__pyccmem_core__()` says that the core is all of it, it is decrypted as a
     whole. Raises ArgumentTypeError, ArgumentError for a name that no file can have."""
     if not isinstance(tensors, Mapping):
         raise errors.ArgumentTypeError(
             f"tensors must be a dict of tensors by name, not {type(tensors).__name__}."
         )
-    return [_source(name, value) for name, value in tensors.items()]
+    found: list[Source] = []
+    for name, value in tensors.items():
+        if isinstance(value, QuantizedTensor):
+            found.append(_source(name, value.raw))
+            if value.scale is not None:
+                other = scale_name(name)
+                if other in tensors:
+                    raise errors.ArgumentError(
+                        f"Tensor {name!a} is quantised by row, and its scales are called "
+                        f"{other!a}, as another tensor is; give that another name."
+                    )
+                found.append(_source(other, value.scale))
+        else:
+            found.append(_source(name, value))
+    return found
 
 
 def checked_name(name: Any) -> str:

@@ -13,7 +13,9 @@ from ..core.form import Form, remember
 from ..core.resource import Resource
 from ..files.safetensors_header import DTYPE_BITS, shown
 from ..keys import Key
+from ..quantized import QuantizedTensor
 from ..tensor import checked_form, of_form
+from ._blocks import Blocks, blocks_in, scales_of
 from ._frameworks import NUMPY, Framework
 from ._slices import TensorSlice
 
@@ -50,8 +52,9 @@ class TensorFile(Resource):
     Every method of a closed file raises ClosedFileError. Tensors that were returned stay valid.
     """
 
-    __slots__ = ("_forms", "_framework", "_kept", "_path")
+    __slots__ = ("_blocks", "_forms", "_framework", "_kept", "_path")
 
+    _blocks: dict[str, Blocks] | None  # None until they are asked for
     _path: str
     _forms: dict[Any, Form]
     _framework: Framework
@@ -59,6 +62,7 @@ class TensorFile(Resource):
 
     def _set_up(self, path: str) -> None:
         self._path, self._forms, self._framework, self._kept = path, {}, NUMPY, None
+        self._blocks = None
 
     # ---- what a file must say ----
 
@@ -105,9 +109,10 @@ class TensorFile(Resource):
             ) from None
 
     def get_tensor(self, name: str) -> Any:
-        """Returns one tensor, an EncryptedTensor of the file's framework. That of a sealed file is
-        read-only, over the pages of the file: its records are checked, and each page whenever it is
-        read. That of a plain file is encrypted now.
+        """Returns one tensor: an EncryptedTensor of the file's framework, or a QuantizedTensor if
+        the metadata say that the bytes are blocks. That of a sealed file is read-only, over the
+        pages of the file: its records are checked, and each page whenever it is read. That of a
+        plain file is encrypted now.
 
         Raises FileRequestError for a name that is not there, IntegrityError naming the tensor,
         FileReadError, FileFormatError, MissingPackageError or ArgumentTypeError for its dtype,
@@ -120,8 +125,8 @@ class TensorFile(Resource):
         return tensors_of(self)
 
     def get_slice(self, name: str) -> TensorSlice:
-        """Returns an object that gives parts of one tensor: `file.get_slice(name)[:, 8:16]`. Raises
-        what get_tensor() raises."""
+        """Returns an object that gives parts of one tensor: `file.get_slice(name)[:, 8:16]`; of
+        blocks, parts of their bytes. Raises what get_tensor() raises."""
         info = self.info(name)
         if DTYPE_BITS[info.dtype] % 8:
             raise errors.FileRequestError(
@@ -166,10 +171,39 @@ class TensorFile(Resource):
             buffer.close()
             raise
 
-    def _tensor(self, name: str, report: Report | None = None) -> Any:
+    def _stored(self, name: str, report: Report | None = None) -> Any:
+        """Returns a tensor of the elements that the file has, which may be bytes of blocks."""
         info = self.info(name)
         form = self._form(info.dtype, info.shape, name)
         return self._made_of(self._tensor_buffer(name, report), info.dtype, form)
+
+    def _tensor(self, name: str, report: Report | None = None) -> Any:
+        info = self.info(name)
+        blocks = self._quantized().get(name) if self._framework is NUMPY else None
+        if blocks is None:
+            return self._stored(name, report)
+        form = self._form(info.dtype, info.shape, name)
+        raw = of_form(self._tensor_buffer(name, report), form)
+        scale = None
+        try:
+            if blocks.scale is not None:
+                kind = self.info(blocks.scale)
+                scale_form = self._form(kind.dtype, kind.shape, blocks.scale)
+                scale = of_form(self._tensor_buffer(blocks.scale, report), scale_form)
+            return QuantizedTensor.from_blocks(raw, blocks.format, blocks.shape, scale)
+        except BaseException:
+            raw.close()
+            if scale is not None:
+                scale.close()
+            raise
+
+    def _quantized(self) -> dict[str, Blocks]:
+        """Returns what the metadata say of quantised tensors. Raises FileFormatError."""
+        if self._blocks is None:
+            found = {name: self._info(name) for name in self._names()}
+            shapes = {name: (info.dtype, info.shape) for name, info in found.items()}
+            self._blocks = blocks_in(self._texts(), shapes, self._path)
+        return self._blocks
 
 
 # ---- for the other modules of the package --------------------------------------------------------
@@ -186,13 +220,16 @@ def used_by(file: TensorFile, framework: Framework, key: Any) -> None:
 
 
 def tensors_of(file: TensorFile, report: Report | None = None) -> dict[str, Any]:
-    """Returns every tensor by name. If one fails, closes those before it."""
-    for name in file._names():  # a dtype that cannot be is found before anything is read
+    """Returns every tensor by name, but for the scales of quantised ones, which have them. If one
+    fails, closes those before it."""
+    scales = scales_of(file._quantized().values()) if file._framework is NUMPY else set()
+    names = [name for name in file._names() if name not in scales]
+    for name in names:  # a dtype that cannot be is found before anything is read
         info = file._info(name)
         file._form(info.dtype, info.shape, name)
     tensors: dict[str, Any] = {}
     try:
-        for name in file._names():
+        for name in names:
             tensors[name] = file._tensor(name, report)
     except BaseException:
         for tensor in tensors.values():
