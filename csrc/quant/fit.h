@@ -49,8 +49,9 @@ typedef struct fit_line {
     float scale, offset, error;
 } fit_line;
 
-static inline float at_least(float a, float b) { return a < b ? b : a; }
-static inline float at_most(float a, float b) { return a < b ? a : b; }
+/* By masks: a compiler makes branches of conditions. */
+static inline float at_least(float a, float b) { return pick(less(a, b), b, a); }
+static inline float at_most(float a, float b) { return pick(less(a, b), a, b); }
 static inline float within(float t, float low, float high) {
     return at_most(at_least(t, low), high);
 }

@@ -702,6 +702,43 @@ static void attention_kernels(void) {
     }
 }
 
+/* ---- quantised weights ----------------------------------------------------------------------- */
+
+enum { WEIGHTS = 768 };
+
+/* Whatever the floats are, and the bytes of blocks: of these, scales that are no numbers, too. */
+static void blocks(void) {
+    static float x[WEIGHTS], back[WEIGHTS], scale[3];
+    static uint8_t packed[4 * WEIGHTS];
+
+    for (int number = 0; number < CCMEM_BLOCK_FORMATS; number++) {
+        const ccmem_block_format format = (ccmem_block_format)number;
+        const size_t n = ccmem_block_elements(format), count = WEIGHTS / n;
+        const size_t bytes = count * ccmem_block_bytes(format);
+
+        for (size_t i = 0; i < WEIGHTS; i++)
+            x[i] = i < 256 ? (float)(i * 37 % 101) - 50 : i < 512 ? 0 : (float)i * 1e-30f;
+        make_secret(x, sizeof x);
+        if (format == CCMEM_INT8_ROW) {
+            REQUIRE(!ccmem_rows_quantize(x, 3, WEIGHTS / 3, packed, scale));
+            REQUIRE(is_secret(scale, sizeof scale));
+        } else
+            REQUIRE(!ccmem_blocks_quantize(format, x, count, packed));
+        REQUIRE(is_secret(packed, bytes));
+        REQUIRE(!ccmem_blocks_dequantize(format, packed, count, back));
+        REQUIRE(is_secret(back, sizeof back));
+        fill_secret(packed, bytes, SEED_PLAIN);
+        REQUIRE(!ccmem_blocks_dequantize(format, packed, count, back));
+        REQUIRE(is_secret(back, sizeof back));
+        if (format == CCMEM_INT8_ROW)
+            continue;
+        make_public(x, sizeof x);
+        x[WEIGHTS / 2] = __builtin_inff();
+        make_secret(x, sizeof x);
+        REQUIRE(ccmem_blocks_quantize(format, x, count, packed) == CCMEM_ERR_ARGUMENT);
+    }
+}
+
 /* ---- main ------------------------------------------------------------------------------------ */
 
 static const struct {
@@ -719,6 +756,7 @@ static const struct {
     {"aegis-kernels", aegis_pages},
     {"root-keys", keys},
     {"attention-kernels", attention_kernels},
+    {"quantised-blocks", blocks},
     {"store-aes-128-xts", store_aes_128_xts},
     {"store-aes-256-xts", store_aes_256_xts},
     {"store-aegis-128x2", store_aegis_128x2},
