@@ -21,11 +21,6 @@ static super super_of(ccmem_block_format number) {
     }
 }
 
-/* The multiples of the groups. */
-typedef struct multiples {
-    float scale[BLOCK_GROUPS_MAX], minus[BLOCK_GROUPS_MAX];
-} multiples;
-
 /* The block's scale and what is taken off, in units. */
 typedef struct heads {
     uint32_t d_bits, m_bits;
@@ -95,18 +90,19 @@ static void regress(const block_sums *s, int offsets, fit_unit unit, heads *h) {
     h->m_bits = quant_half(pick(both, m, 0), unit, &h->m);
 }
 
-void quantize_super(ccmem_block_format number, const quant_floats *in, block_parts *out) {
+void quantize_super(ccmem_block_format number, quant_floats *in, block_parts *out) {
     enum { ROUNDS = 3 };
     const block_format *format = &block_formats[number];
     const super kind = super_of(number);
     const size_t n = format->group, groups = BLOCK_SUPER / n;
     const int offsets = format->offset;
-    fit_floats floats[BLOCK_GROUPS_MAX];
-    fit_line wanted[BLOCK_GROUPS_MAX];
+    fit_floats *floats = in->floats;
+    fit_line *wanted = in->wanted;
+    quant_multiples *trial = &in->trial, *chosen = &in->chosen;
     float low = 0, high = 0, most = 0, best_error = __builtin_inff();
     heads now, best = {0, 0, 0, 0};
-    multiples trial = {{0}, {0}}, chosen = {{0}, {0}};
 
+    *chosen = (quant_multiples){{0}, {0}};
     for (size_t j = 0; j < groups; j++) {
         floats[j] = fit_look(in->x + j * n, n);
         wanted[j] = fit_search(&floats[j], &kind.grid, offsets, 0);
@@ -122,8 +118,8 @@ void quantize_super(ccmem_block_format number, const quant_floats *in, block_par
         block_sums all = {0, 0, 0, 0, 0, 0};
         for (size_t j = 0; j < groups; j++) {
             const choice c = near(&floats[j], &kind, &now, &wanted[j]);
-            trial.scale[j] = c.scale;
-            trial.minus[j] = c.minus;
+            trial->scale[j] = c.scale;
+            trial->minus[j] = c.minus;
             add(&all, &floats[j], &c);
         }
         const uint32_t better = less(all.error, best_error);
@@ -133,17 +129,17 @@ void quantize_super(ccmem_block_format number, const quant_floats *in, block_par
         best.d = pick(better, now.d, best.d);
         best.m = pick(better, now.m, best.m);
         for (size_t j = 0; j < groups; j++) {
-            chosen.scale[j] = pick(better, trial.scale[j], chosen.scale[j]);
-            chosen.minus[j] = pick(better, trial.minus[j], chosen.minus[j]);
+            chosen->scale[j] = pick(better, trial->scale[j], chosen->scale[j]);
+            chosen->minus[j] = pick(better, trial->minus[j], chosen->minus[j]);
         }
         regress(&all, offsets, in->unit, &now);
     }
     out->d = best.d_bits;
     out->m = best.m_bits;
     for (size_t j = 0; j < groups; j++) {
-        const float scale = best.d * chosen.scale[j], offset = -best.m * chosen.minus[j];
-        out->scale[j] = (int8_t)chosen.scale[j];
-        out->minus[j] = (int8_t)chosen.minus[j];
+        const float scale = best.d * chosen->scale[j], offset = -best.m * chosen->minus[j];
+        out->scale[j] = (int8_t)chosen->scale[j];
+        out->minus[j] = (int8_t)chosen->minus[j];
         fit_numbers(in->x + j * n, n, scale, offset, &kind.grid, out->q + j * n);
     }
 }

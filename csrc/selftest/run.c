@@ -22,6 +22,8 @@ static ccmem_status test(const tier_kernels *k, const tier_kernels *done, const 
 ccmem_status selftest_run(ccmem_tier number) {
     const tier_kernels used = tier_kernels_of(number), none = {0};
     ccmem_status status = test(&used, &none, used.gemv);
+    if (status == CCMEM_OK)
+        status = selftest_quant();
     for (const tier_kernels *k = tier_of(number)->kernels; !tier_last(k); k++)
         if (status == CCMEM_OK && cpu_has(k->needs))
             status = test(k, &used, used.gemv);

@@ -17,6 +17,9 @@ TIER_TABLES(TABLE)
  */
 ccmem_status selftest_fused(const gemv_ops *ops, const xts_ops *xts, const aegis_ops *aegis);
 
+/* Blocks of quantised weights, which no tier has kernels of its own for. */
+ccmem_status selftest_quant(void);
+
 /* All tables of a tier that the processor can run. */
 ccmem_status selftest_run(ccmem_tier number);
 

@@ -7,7 +7,7 @@ the caller says.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,15 @@ from .block_formats import BlockFormat
 from .runs import gather
 from .store import Store, fail, handle
 
-__all__ = ["BlockMatrix", "BlockOperand", "block_matrix_of", "dequantize", "open_rows"]
+__all__ = [
+    "BlockMatrix",
+    "BlockOperand",
+    "block_matrix_of",
+    "dequantize",
+    "fail_rows",
+    "open_rows",
+    "open_scales",
+]
 
 #: The most bytes of packed rows in the clear at a time.
 STAGING_BYTES = 1 << 20
@@ -145,6 +153,30 @@ def _open_many(matrix: BlockMatrix, numbers: npt.NDArray[np.int64], out: npt.NDA
             dequantize(matrix.format, pointer, blocks, target + at * matrix.cols)
     finally:
         lib.ccmem_wipe(pointer, len(memory))
+
+
+def open_scales(matrix: BlockMatrix) -> npt.NDArray[Any] | None:
+    """Returns the scales of all rows of "int8_row", in memory that is wiped when the last reference
+    to it goes; None for other formats. Raises IntegrityError, ClosedError, ForkError,
+    OutOfMemoryError."""
+    if matrix.scale is None or not matrix.rows:
+        return None
+    store, offset = matrix.scale
+    found = wiped.empty(matrix.rows, np.float32)
+    pointer = ffi.cast(_BYTES, found.ctypes.data)
+    status = lib.ccmem_store_read(handle(store), offset, pointer, found.nbytes)
+    if status != OK:
+        fail(store, status, offset, found.nbytes)
+    return found
+
+
+def fail_rows(matrix: BlockMatrix, status: int) -> NoReturn:
+    """Raises the exception for the `status` of a native call that used all rows; IntegrityError
+    names those in the changed page."""
+    try:
+        fail(matrix.store, status, matrix.offset, matrix.nbytes)
+    except errors.IntegrityError as error:
+        raise _of_rows(matrix, error) from None
 
 
 def _scale_rows(matrix: BlockMatrix, numbers: Any, out: npt.NDArray[Any]) -> None:

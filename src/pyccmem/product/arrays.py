@@ -103,6 +103,14 @@ def rows(
     out = np.empty((len(lines), matrix.rows), dtype)
     if not matrix.cols:
         out[...] = 0
+    if isinstance(matrix, BlockMatrix) and dtype == np.float32 and scale is None:
+        if out.size and matrix.cols:
+            native.block_rows(matrix, _floats(lines), len(lines), _floats(out), _floats(bias))
+        else:
+            handle(matrix.store)
+            if bias is not None:
+                out[...] = bias
+        return out.reshape(*x.shape[:-1], matrix.rows)
     code = _native_code(matrix) if dtype == np.float32 else None
     if code is not None and isinstance(matrix, Matrix):
         # The buffers exist only as arguments, so that no traceback keeps one.

@@ -7,12 +7,14 @@ from __future__ import annotations
 from typing import Any
 
 from ..binding import OK, ffi, lib
+from ..core.block_matrix import BlockMatrix, fail_rows, open_scales
 from ..core.matrix import Matrix
 from ..core.store import fail, handle
 
-__all__ = ["rows"]
+__all__ = ["block_rows", "rows"]
 
 _linear = lib.ccmem_store_linear
+_linear_blocks = lib.ccmem_store_linear_blocks
 _NULL = ffi.NULL
 
 
@@ -39,3 +41,28 @@ def rows(
         del x, out, bias, scale  # they may be buffers, which no traceback must keep; see arguments
     if status != OK:
         fail(store, status, offset, matrix.nbytes)
+
+
+def block_rows(matrix: BlockMatrix, x: Any, count: int, out: Any, bias: Any = _NULL) -> None:
+    """Computes out = x · matrixᵀ + bias for `count` rows of x and a matrix of quantised blocks; x,
+    out and bias are as for rows(). x is quantised to 8 bits (docs/design/quantized-products.md).
+    Raises as rows() does."""
+    try:
+        scales = open_scales(matrix)
+        scale = _NULL if scales is None else ffi.cast("float *", scales.ctypes.data)
+        status = _linear_blocks(
+            handle(matrix.store),
+            matrix.offset,
+            matrix.format.native,
+            matrix.rows,
+            matrix.cols,
+            scale,
+            x,
+            count,
+            bias,
+            out,
+        )
+    finally:
+        del x, out, bias
+    if status != OK:
+        fail_rows(matrix, status)

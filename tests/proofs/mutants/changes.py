@@ -84,7 +84,16 @@ MAPPING = (
 
 CACHE = (tests("kv_tampering", "kv_tables"), tests("kv_model", "kv_cache", "kv_attention"))
 
+QUANT = (SELFTEST, tests("dequantize", "quantize"), tests("residue_quantized"))
+
 MODULES: dict[str, tuple[Tests, ...]] = {
+    "quant/dequantize.c": QUANT,
+    "quant/fit.c": QUANT,
+    "quant/pack.c": QUANT,
+    "quant/quantize.c": QUANT,
+    "quant/quantize_simple.c": QUANT,
+    "quant/quantize_super.c": QUANT,
+    "quant/unpack.c": QUANT,
     "store/bulk.h": STORE,
     "store/ciphertext.c": STORE,
     "store/core.c": STORE,
@@ -1886,5 +1895,88 @@ CHANGES: list[Change] = [
         "hardening/wiper.c",
         "    overwrite(p, old);\n    data_given(p, old);\n    /* NumPy",
         "    data_given(p, old);\n    /* NumPy",
+    ),
+    Change(
+        "nibbles-exchanged",
+        "quant/unpack.c",
+        "(from[i] & 15) - zero",
+        "(from[i] >> 4) - zero",
+    ),
+    Change(
+        "fifth-bit-of-another",
+        "quant/unpack.c",
+        "(high >> i & 1) * 16",
+        "(high >> (i ^ 1) & 1) * 16",
+    ),
+    Change(
+        "pairs-in-another-order",
+        "quant/unpack.c",
+        "q[h + 32 * j + i] = (int8_t)(from[i] >> 2 * j & 3);",
+        "q[h + 32 * j + i] = (int8_t)(from[i] >> (6 - 2 * j) & 3);",
+    ),
+    Change(
+        "offsets-of-q4-k-are-added",
+        "quant/dequantize.c",
+        "const float offset = -(numbers->m",
+        "const float offset = (numbers->m",
+    ),
+    Change(
+        "upper-bits-of-scales-lost",
+        "quant/unpack.c",
+        "((from[j + 8] & 15) | (from[j] >> 6 << 4))",
+        "(from[j + 8] & 15)",
+    ),
+    Change(
+        "scales-of-q3-k-by-halves",
+        "quant/unpack.c",
+        "2 * (j / 4) & 3",
+        "2 * (j / 8) & 3",
+    ),
+    Change(
+        "iq4-misses-a-value",
+        "quant/unpack.c",
+        "k < 16",
+        "k < 15",
+    ),
+    Change(
+        "dequantise-leaves-numbers",
+        "quant/dequantize.c",
+        "        ccmem_wipe(&numbers, sizeof numbers);\n",
+        "",
+        (tests("residue_quantized"),),
+    ),
+    Change(
+        "quantise-leaves-floats",
+        "quant/quantize.c",
+        "    ccmem_wipe(&in, sizeof in);\n",
+        "",
+        (tests("residue_quantized"),),
+    ),
+    Change(
+        "quantise-leaves-parts",
+        "quant/quantize.c",
+        "    ccmem_wipe(&parts, sizeof parts);\n",
+        "",
+        (tests("residue_quantized"),),
+    ),
+    Change(
+        "infinite-weights-pass",
+        "quant/quantize.c",
+        "below(0x7f7fffff, bits_of(x[i]) & 0x7fffffff)",
+        "below(0x7f800000, bits_of(x[i]) & 0x7fffffff)",
+    ),
+    Change(
+        "float16-scales-overflow",
+        "quant/quantize.h",
+        "const float most = 65504;",
+        "const float most = 1e30f;",
+        (tests("quantize"),),
+    ),
+    Change(
+        "no-plain-scale-is-tried",
+        "quant/quantize_simple.c",
+        "d[0] = keep(offsets ? spread : largest / grid->low, halves, in->unit);",
+        "d[0] = keep(0, halves, in->unit);",
+        (tests("quantize"),),
     ),
 ]
