@@ -58,6 +58,7 @@ its text is a sentence that says what was wrong and what to do::
     ├── ForkWarning                           a fork while stores are open that a child cannot use
     ├── UnsharedFileWarning                   a sealed file that processes cannot share in memory
     ├── PlainTensorsWarning                   tensors of a model that stay plain
+    ├── FormatWarning                         weights that got another block format than asked for
     ├── OpenedCacheWarning                    an encrypted cache that has to be opened
     └── InsecureKeyFileWarning                other users of the system can read the key file
 """
@@ -84,6 +85,7 @@ __all__ = [
     "FileWriteError",
     "ForkError",
     "ForkWarning",
+    "FormatWarning",
     "FrozenError",
     "GuardError",
     "IndexingError",
@@ -422,6 +424,11 @@ class UnsharedFileWarning(PyccmemWarning):
 
 class PlainTensorsWarning(PyccmemWarning):
     """Copies of weights that stay plain in a model whose parameters and buffers are encrypted."""
+
+
+class FormatWarning(PyccmemWarning):
+    """Weights that got another block format than was asked for, since their rows are no whole
+    number of its blocks."""
 
 
 class OpenedCacheWarning(PyccmemWarning):

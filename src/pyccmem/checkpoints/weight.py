@@ -89,9 +89,9 @@ class Weight:
         return self._head + self.elements * self.bits // 8
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of all blocks."""
-        return self.shape[0] * self.row_bytes
+    def packed_shape(self) -> tuple[int, int]:
+        """Rows, and bytes of a row."""
+        return self.shape[0], self.row_bytes
 
     @property
     def step(self) -> int:
@@ -116,8 +116,14 @@ class Weight:
         raise NotImplementedError
 
     def fill(self, first: int, last: int, out: Bytes) -> None:
-        """Writes the blocks of rows to `out`, of shape (rows, row_bytes). Rows are those of
-        take(). Raises FileReadError, FileFormatError."""
+        """Writes the blocks of rows to `out`, of shape (rows, row_bytes). Raises FileReadError,
+        FileFormatError."""
+        if first % 32:
+            start = first // 32 * 32
+            more = wiped.empty((last - start, self.row_bytes), np.uint8)
+            self.fill(start, last, more)
+            np.copyto(out, more[first - start :])
+            return
         found = self.take(first, last)
         if self.format == ROW_FORMAT:
             np.copyto(out, found.codes.view(np.uint8))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from .. import errors
 from ..files.safetensors_header import open_file, read_header
 from .scan import SUFFIX, read_json
 
-__all__ = ["INDEX_SUFFIX", "is_index", "read_index", "with_names", "without_names"]
+__all__ = ["INDEX_SUFFIX", "is_index", "read_index", "shards_beside", "with_names", "without_names"]
 
 INDEX_SUFFIX = f"{SUFFIX}.index.json"
 
@@ -35,6 +36,17 @@ def read_index(source: Path, path: Path) -> dict[str, Any]:
                 f"the directory first."
             )
     return dict(found)
+
+
+def shards_beside(path: str | os.PathLike[str]) -> list[Path]:
+    """Returns the other files of the model of which the file at `path` is a shard, by the index
+    that names it; none if it is the only one. Raises FileReadError, FileFormatError."""
+    own = Path(path)
+    for beside in sorted(own.parent.glob(f"*{INDEX_SUFFIX}")):
+        names = set(read_index(beside.parent, Path(beside.name))["weight_map"].values())
+        if own.name in names:
+            return [own.parent / name for name in sorted(names - {own.name})]
+    return []
 
 
 def without_names(index: dict[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from ._files import load, load_file, save, save_file
 from ._models import load_model, save_model
 from ._module import decrypt_module, encrypt_module, set_activations
 from ._offload import install as _refuse_offloading
+from ._quantize import StoredType, stored_types
 from ._report import PlainTensor, plain_tensors
 from ._serialize import using_key
 from ._tensor import EncryptedTensor
@@ -36,6 +37,7 @@ _refuse_offloading()
 __all__ = [
     "EncryptedTensor",
     "PlainTensor",
+    "StoredType",
     "decrypt_module",
     "encrypt_module",
     "load",
@@ -46,6 +48,7 @@ __all__ = [
     "save_file",
     "save_model",
     "set_activations",
+    "stored_types",
     "using_key",
 ]
 

@@ -16,17 +16,21 @@ from torch import Tensor
 
 from ..binding import OK, ffi, lib
 from ..binding.owned import pointer_to
+from ..core.block_matrix import BlockMatrix
 from ..core.matrix import Matrix
-from ..core.operand import place_of
 from ..core.store import fail, handle
 from ..product import native
 from ..product.tiles import Framework, Product, multiply
 from ._blas import BLAS
+from ._blocks import OrderedMatrix
 from ._results import as_type, converted, in_order, new_result
 from ._stored import Stored
 from .dtypes import NATIVE
 
-__all__ = ["columns", "rows", "rows_of_one_type"]
+#: What a product multiplies with.
+AnyMatrix = Matrix | BlockMatrix | OrderedMatrix
+
+__all__ = ["AnyMatrix", "columns", "rows", "rows_of_one_type"]
 
 _cast = ffi.cast
 _FLOATS = ffi.typeof("float *")
@@ -67,10 +71,10 @@ def rows_of_one_type(x: Tensor, stored: Stored, bias: Tensor | Stored | None) ->
     wipe = stored.wipe_results
     if isinstance(bias, Stored):
         other = bias.core
-        if bias.dtype is not kind or other.shape != (height,):
+        if bias.format is not None or bias.dtype is not kind or other.shape != (height,):
             return None
         wipe = wipe or bias.wipe_results
-        its_store, its_offset = place_of(other)
+        its_store, its_offset = bias.place()
         opened = handle(its_store)  # kept here, because `added` does not keep it alive
         added = _new(_BIAS, (_NULL, pointer_to(opened), its_offset, code))
     elif bias is not None:
@@ -106,14 +110,15 @@ def rows_of_one_type(x: Tensor, stored: Stored, bias: Tensor | Stored | None) ->
     return out
 
 
-def _sum_type(x: torch.dtype, matrix: torch.dtype) -> torch.dtype:
+def _sum_type(x: torch.dtype, matrix: Matrix | BlockMatrix) -> torch.dtype:
     """Returns the type in which a product is summed."""
-    return torch.float64 if torch.float64 in (x, matrix) else _SINGLE
+    own = None if isinstance(matrix, BlockMatrix) else matrix.dtype
+    return torch.float64 if torch.float64 in (x, own) else _SINGLE
 
 
 def rows(
     x: Tensor,
-    matrix: Matrix,
+    matrix: AnyMatrix,
     bias: Tensor | None,
     result: torch.dtype,
     *,
@@ -129,11 +134,15 @@ def rows(
     height, width = matrix.rows, matrix.cols
     shape = x.shape[:-1]
     count = math.prod(shape)
-    kind = _sum_type(x.dtype, matrix.dtype)
+    if isinstance(matrix, OrderedMatrix):
+        arranged = new_result(tuple(x.shape), x.dtype, wipe)
+        torch.index_select(x, -1, matrix.numbers(), out=arranged)
+        return rows(arranged, matrix.matrix, bias, result, wipe=wipe)
+    kind = _sum_type(x.dtype, matrix)
     x = in_order(as_type(x, kind, wipe), wipe)
     if bias is not None and (bias.dtype is not kind or not bias.is_contiguous()):
         bias = converted(bias, kind)  # it may have been encrypted
-    if kind is _SINGLE:
+    if kind is _SINGLE and not isinstance(matrix, BlockMatrix):
         out = new_result((*shape, height), _SINGLE, wipe)
         native.rows(
             matrix,
@@ -159,7 +168,7 @@ def rows(
 
 def columns(
     x: Tensor,
-    matrix: Matrix,
+    matrix: AnyMatrix,
     bias: Tensor | None,
     result: torch.dtype,
     *,
@@ -167,10 +176,15 @@ def columns(
 ) -> Tensor:
     """Returns x · matrix + bias, of shape (..., width) and type `result`, for a plain real floating
     x of shape (..., height). Has `wipe`, and raises, as rows() does."""
+    if isinstance(matrix, OrderedMatrix):
+        found = columns(x, matrix.matrix, None, result, wipe=wipe)
+        out = new_result(tuple(found.shape), result, wipe)
+        out.index_copy_(-1, matrix.numbers(), found)
+        return out if bias is None else out.add_(bias)
     height, width = matrix.rows, matrix.cols
     shape = x.shape[:-1]
     count = math.prod(shape)
-    kind = _sum_type(x.dtype, matrix.dtype)
+    kind = _sum_type(x.dtype, matrix)
     x = in_order(as_type(x, kind, wipe), wipe)
     out = new_result((*shape, width), kind, wipe)
     if bias is None:
@@ -204,7 +218,7 @@ _TORCH = _Torch()
 
 
 class _Rows(Product):
-    """out = x · matrixᵀ + bias for an x of float64, rounded to out's type."""
+    """out = x · matrixᵀ + bias in x's type, rounded to out's type."""
 
     def __init__(self, x: Tensor, bias: Tensor | None, out: Tensor, wipe: bool) -> None:
         self._x, self._bias, self._out, self._wipe = x, bias, out, wipe

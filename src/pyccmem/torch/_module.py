@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import fnmatch
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from ..binding import DEFAULT_CIPHER
 from ..keys import Key
 from ..safetensors._progress import Progress, check_progress, reporting
 from ._plain_memory import Mappings, apart, extent
+from ._quantize import Formats, is_torchao, parts_of, quantized
 from ._report import beside, hidden
 from ._results import wipes
 from ._tensor import EncryptedTensor, check_encryptable, opened, real
@@ -62,7 +63,12 @@ def _predicate(name: str, choice: Choice) -> Callable[[str, Tensor], object]:
 def _identity(tensor: Tensor) -> Any:
     """Returns a value that is equal for tensors that are the same, or that read the same memory in
     the same way."""
-    if isinstance(tensor, EncryptedTensor) or tensor.device.type != "cpu" or not tensor.numel():
+    if (
+        isinstance(tensor, EncryptedTensor)
+        or is_torchao(tensor)
+        or tensor.device.type != "cpu"
+        or not tensor.numel()
+    ):
         return id(tensor)
     return (
         tensor.data_ptr(),
@@ -82,19 +88,32 @@ class _Group:
         self.tensor: Tensor | None = place.tensor
         self.name = place.full_name
         self.nbytes = place.tensor.nbytes
+        self.format: str | None = None
         self.places: list[tuple[nn.Module, str, bool]] = []
         self.encrypted: EncryptedTensor | None = None
         self.parameter: nn.Parameter | None = None
 
-    def add(self, place: _Place) -> None:
+    def add(self, place: _Place, formats: Formats) -> None:
         self.places.append((place.module, place.name, place.is_parameter))
+        if place.is_parameter and self.format is None:
+            self.format = formats.of(place.full_name, place.module, place.name, place.tensor)
 
     def encrypt(self, key: Key, arena: Arena, activations: str) -> None:
         """Makes the encrypted tensor. The model still has the plain one."""
         assert self.tensor is not None
-        new = EncryptedTensor.from_tensor(
-            self.tensor, key=key, name=self.name, arena=arena, activations=activations
-        )
+        if self.format is not None or is_torchao(self.tensor):
+            new = quantized(
+                self.tensor,
+                self.format,
+                key=key,
+                arena=arena,
+                name=self.name,
+                wipe_results=wipes(activations),
+            )
+        else:
+            new = EncryptedTensor.from_tensor(
+                self.tensor, key=key, name=self.name, arena=arena, activations=activations
+            )
         if any(is_parameter for _, _, is_parameter in self.places):
             self.parameter = nn.Parameter(new, requires_grad=False)
         self.encrypted = new
@@ -131,16 +150,18 @@ class _Piece:
             group.put()
         for group in self.groups:
             if mappings is not None and not self.kept and group.tensor is not None:
-                mappings.overwrite(group.tensor)
+                for tensor in parts_of(group.tensor):
+                    if not isinstance(tensor, EncryptedTensor):
+                        mappings.overwrite(tensor)
         for group in self.groups:
             group.tensor = None
 
 
-def _pieces(chosen: list[_Place], others: list[Tensor]) -> list[_Piece]:
+def _pieces(chosen: list[_Place], others: list[Tensor], formats: Formats) -> list[_Piece]:
     """Returns the tensors to encrypt, each once, grouped by the memory in which they lie."""
     groups: dict[Any, _Group] = {}
     for place in chosen:
-        groups.setdefault(_identity(place.tensor), _Group(place)).add(place)
+        groups.setdefault(_identity(place.tensor), _Group(place)).add(place, formats)
     plain = [group.tensor for group in groups.values() if group.tensor is not None]
     numbers = apart(extent(tensor) for tensor in (*plain, *others))
     pieces: dict[int, _Piece] = {}
@@ -174,6 +195,8 @@ def encrypt_module(
     wipe: bool = True,
     strict: bool = False,
     activations: str = "plain",
+    quantize: str | Mapping[str, str | None] | None = None,
+    skip: Iterable[str] | str = (),
 ) -> nn.Module:
     """Encrypts a model in place and returns it. Every parameter and buffer becomes an
     EncryptedTensor of the same name; tied ones stay tied. They are encrypted together, in one
@@ -207,22 +230,34 @@ def encrypt_module(
     `activations` is "plain", or "wiped" to put results of the encrypted tensors into memory that is
     wiped when it is freed; set_activations() says more.
 
+    `quantize`: a block format ("q4_k", "q8_0", "int8_row", ...: pyccmem.quantized.FORMATS) that the
+    weights of all nn.Linear and nn.Embedding get, a few rows at a time; or a dict of formats by
+    patterns of names, of which the first that fits counts, with None for weights that keep their
+    elements. `skip`: patterns of names of weights, or of their modules, that keep them. All other
+    tensors (biases, norms) are encrypted as they are. A weight whose rows are no whole number of
+    blocks gets "q8_0" or "int8_row" instead, and a FormatWarning says so. A model that torchao has
+    quantised keeps its numbers, as blocks of "int4_g*", "int8_g*" or "int8_row". Weights that are
+    encrypted already are quantised, too.
+
     Raises, with the model unchanged, ArgumentTypeError for a `model` or `key` of another type and
-    for tensors that are not dense CPU tensors, and ArgumentError for other activations; and what
-    pyccmem.EncryptedTensor raises.
+    for tensors that are not dense CPU tensors, and ArgumentError for other activations and unknown
+    formats; ArgumentError for a weight to be quantised that has infinite numbers or none, and
+    FileFormatError for one of torchao that cannot be taken over; and what pyccmem.EncryptedTensor
+    raises.
     """
     wipes(activations)
+    formats = Formats(quantize, skip)
     if not isinstance(model, nn.Module):
         raise errors.ArgumentTypeError(
             f"model must be a torch.nn.Module, not {type(model).__name__}."
         )
     check_progress(progress)
     included = (lambda _name, _tensor: True) if include is None else _predicate("include", include)
-    chosen, others = _chosen(model, included, _predicate("exclude", exclude))
+    chosen, others = _chosen(model, included, _predicate("exclude", exclude), formats)
     _tell_of_plain(model, others if strict else [], strict)
     # Tensors that attributes still show must not become zeros while the model uses them.
     others += [tensor for module in model.modules() for _, tensor in beside(module)]
-    work = _pieces(chosen, others)
+    work = _pieces(chosen, others, formats)
     del chosen, others
     total = sum(piece.nbytes for piece in work)
     done = 0
@@ -233,6 +268,7 @@ def encrypt_module(
             piece.encrypt(key, arena, activations, mappings)
             done += piece.nbytes
             report(done, total)
+    formats.tell()
     return model
 
 
@@ -296,6 +332,7 @@ def _chosen(
     model: nn.Module,
     included: Callable[[str, Tensor], object],
     excluded: Callable[[str, Tensor], object],
+    formats: Formats,
 ) -> tuple[list[_Place], list[Tensor]]:
     """Returns the places to encrypt, and the plain tensors that are not chosen. Raises
     ArgumentTypeError for a tensor that cannot be encrypted, MissingPackageError."""
@@ -303,16 +340,20 @@ def _chosen(
     others: list[Tensor] = []
     for place in _places(model):
         name, tensor = place.full_name, place.tensor
-        if isinstance(tensor, EncryptedTensor):
+        if isinstance(tensor, EncryptedTensor) and not (
+            place.is_parameter and formats.of(name, place.module, place.name, tensor)
+        ):
             continue
         if not included(name, tensor) or excluded(name, tensor):
-            others.append(tensor)
+            if not isinstance(tensor, EncryptedTensor):
+                others.append(tensor)
             continue
         if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
             raise errors.ArgumentTypeError(
                 f"{name} has no shape yet; run the model once before it is encrypted."
             )
-        check_encryptable(tensor, name)
+        if not (is_torchao(tensor) or isinstance(tensor, EncryptedTensor)):
+            check_encryptable(tensor, name)
         chosen.append(place)
     return chosen, others
 

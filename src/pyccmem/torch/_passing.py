@@ -91,7 +91,10 @@ def _pass(tensor: EncryptedTensor) -> tuple[Any, ...]:
     raises."""
     key = saving_key(tensor)
     path = _source(key)
-    _, (payload, is_parameter) = reduced(tensor)
+    rebuild, given = reduced(tensor)
+    if rebuild is not rebuild_encrypted_tensor:
+        return rebuild, given  # of parts, which go the same way
+    payload, is_parameter = given
     reference = getattr(payload, "_pyccmem_passed", None)
     passed = None if reference is None else reference()
     if passed is None:

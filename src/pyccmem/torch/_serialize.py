@@ -17,6 +17,9 @@ of a store, under subkeys of the data key and all at version 1; the root key wra
 Loading gives a read-only store over these pages, so that no nonce is used again; a write to it
 first makes a store of its own.
 
+A quantised tensor is written as its parts, each a payload: blocks, scales of rows, the order of
+columns; format and shape lie beside them, and are checked against them.
+
 A payload is authenticated, but its name in a file is not. Sealed files of pyccmem.safetensors
 authenticate names too.
 """
@@ -42,16 +45,24 @@ from ..buffer import over_file
 from ..core.operand import place_of
 from ..core.store import fail, handle
 from ..keys import Key, mac, unwrap, wrap
+from ..quantized import QuantizedTensor
 from ..safetensors._sealer import Sealer
 from ..tensor import EncryptedTensor as Core
 from ..tensor import adopted
+from ._blocks import Blocks, checked_order
 from ._results import converted
 from ._stored import Stored, usable
 from ._tensor import EncryptedTensor, opened, path_of, real, wrapped
 from .dtypes import numpy_dtype
 from .registry import reduces
 
-__all__ = ["rebuild_encrypted_tensor", "reduced", "saving_key", "using_key"]
+__all__ = [
+    "rebuild_encrypted_tensor",
+    "rebuild_quantized_tensor",
+    "reduced",
+    "saving_key",
+    "using_key",
+]
 
 _MAGIC = b"pyccmem.torch 1\n"
 _ALIGN = 4096
@@ -95,6 +106,8 @@ def reduced(tensor: EncryptedTensor) -> tuple[Any, ...]:
     IntegrityError, ClosedError, ForkError."""
     key = saving_key(tensor)
     stored = real(tensor)
+    if isinstance(stored, Blocks) and not path_of(tensor):
+        return _reduced_blocks(stored, bool(getattr(tensor, "_is_param", False)))
     if path_of(tensor):
         values = opened(tensor)
         if not values.is_contiguous():
@@ -112,6 +125,32 @@ def reduced(tensor: EncryptedTensor) -> tuple[Any, ...]:
         payload = _sealed(core, stored.dtype, key)
         stored.payload = (weakref.ref(payload), core, writes, key_id)
     return rebuild_encrypted_tensor, (payload, bool(getattr(tensor, "_is_param", False)))
+
+
+def _reduced_blocks(stored: Blocks, is_parameter: bool) -> tuple[Any, ...]:
+    """Returns what pickle writes for blocks: their bytes, scales of rows and the order of columns
+    as encrypted tensors of their own, which aliases share."""
+    blocks = stored.blocks
+    parts = stored.parts
+    if parts is None or parts[0] is not blocks:
+        kinds = (torch.uint8, torch.float32, torch.int32)
+        given = zip((blocks.raw, blocks.scale, stored.order), kinds, strict=True)
+        parts = (
+            blocks,
+            *(
+                None if core is None else wrapped(Stored(core, kind, stored.key))
+                for core, kind in given
+            ),
+        )
+        stored.parts = parts
+    dtype = str(stored.dtype).removeprefix("torch.")
+    return rebuild_quantized_tensor, (
+        *parts[1:],
+        blocks.format.name,
+        tuple(blocks.shape),
+        dtype,
+        is_parameter,
+    )
 
 
 def _sealed(core: Core, dtype: torch.dtype, key: Key) -> torch.Tensor:
@@ -189,6 +228,36 @@ def rebuild_encrypted_tensor(payload: torch.Tensor, is_parameter: bool) -> Encry
         holder._pyccmem_stored = stored
     new = wrapped(stored)
     if is_parameter:
+        new._is_param = True
+    return new
+
+
+def rebuild_quantized_tensor(
+    raw: Any, scale: Any, order: Any, format: Any, shape: Any, dtype: Any, is_parameter: Any
+) -> EncryptedTensor:
+    """Returns the quantised tensor that reduced() wrote. Called by torch.load() and pickle. Raises
+    FileFormatError for what it cannot have written."""
+    stored = getattr(raw, "_pyccmem_blocks", None)
+    if stored is None:
+        given = raw, scale, order
+        kinds = torch.uint8, torch.float32, torch.int32
+        for part, kind in zip(given, kinds, strict=True):
+            if part is None and part is not raw:
+                continue
+            if not isinstance(part, EncryptedTensor) or part.dtype != kind or path_of(part):
+                raise _not_a_payload("its blocks, scales or order are of another type")
+        values = getattr(torch, dtype, None) if isinstance(dtype, str) else None
+        try:
+            core = QuantizedTensor.from_blocks(
+                raw.core, format, shape, None if scale is None else scale.core
+            )
+            checked = None if order is None else checked_order(order.core, core)
+            stored = Blocks(core, values, real(raw).key, order=checked)  # type: ignore[arg-type]
+        except (errors.ArgumentError, errors.ArgumentTypeError) as error:
+            raise _not_a_payload(str(error).rstrip(".")) from None
+        raw._pyccmem_blocks = stored
+    new = wrapped(stored)
+    if is_parameter is True:
         new._is_param = True
     return new
 
@@ -312,4 +381,4 @@ def _read_only(header: _Header, tags: bytes, pages: memoryview, data_key: Key, k
     return adopted(buffer, header.shape, kind)
 
 
-torch.serialization.add_safe_globals([rebuild_encrypted_tensor])
+torch.serialization.add_safe_globals([rebuild_encrypted_tensor, rebuild_quantized_tensor])

@@ -8,10 +8,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..core.operand import place_of
 from ..core.store import handle
 from ._plain_memory import Extent, apart, dense, extent
-from ._tensor import EncryptedTensor, path_of
+from ._tensor import EncryptedTensor, path_of, real
 
 __all__ = ["Group", "groups_of", "same_elements"]
 
@@ -30,8 +29,9 @@ def groups_of(tensors: Mapping[str, Tensor]) -> list[Group]:
     stores: dict[int, dict[str, Extent | None]] = {}
     for name, tensor in tensors.items():
         if isinstance(tensor, EncryptedTensor):
-            store, offset = place_of(tensor.core)
-            nbytes = tensor.core.nbytes
+            stored = real(tensor)
+            store, offset = stored.place()
+            nbytes = stored.nbytes()
             found = Extent(offset, offset + nbytes) if nbytes else None
             # The native store: a tensor in an arena is a new Store at each call.
             stores.setdefault(id(handle(store)), {})[name] = found

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -16,24 +17,26 @@ import torch
 from .. import errors, keys
 from ..arena import frozen_twin, place_for_writes
 from ..binding import OK, ffi, lib, wiped
+from ..core.block_matrix import BlockMatrix
 from ..core.forks import Lock
 from ..core.maker import sealed
 from ..core.matrix import Matrix
 from ..core.operand import place_of
-from ..core.store import check_open, fail, handle
+from ..core.store import Store, check_open, fail, handle
 from ..keys import Key
 from ..tensor import EncryptedTensor as Core
 from ._results import converted
+from ._rows import gathered
 from .dtypes import numpy_dtype
+from .path import Form
 
 __all__ = [
     "Stored",
-    "core_of_ciphertext",
     "pointer",
     "put_in_order",
     "spare_key",
+    "stored_of_ciphertext",
     "usable",
-    "wipes_by_ciphertext",
 ]
 
 #: Plaintext bytes held at once when a whole tensor is converted or copied.
@@ -92,6 +95,7 @@ class _Ciphertext(np.ndarray[Any, Any]):
     core: Core
     place: int  # the address of its memory
     wipe_results: bool  # that of its Stored
+    make: Callable[[Core, torch.dtype], Stored]  # makes a Stored of the core again
 
 
 #: The ciphertext views, by the torch storage that holds each; some are gone. The references have no
@@ -123,10 +127,11 @@ def _note_view(sealed: torch.Tensor, view: _Ciphertext) -> None:
             _sweep_at = max(1024, 2 * len(_views))
 
 
-def _ciphertext_tensor(core: Core, wipe_results: bool) -> torch.Tensor:
-    """Returns the pages of a core tensor as a tensor of uint8, which must never be written. Raises
+def _ciphertext_tensor(stored: Stored) -> torch.Tensor:
+    """Returns the pages of a tensor as a tensor of uint8, which must never be written. Raises
     ClosedError, ForkError."""
-    view = np.frombuffer(core.buffer.ciphertext, np.uint8)
+    core, wipe_results = stored.core, stored.wipe_results
+    view = np.frombuffer(stored.pages(), np.uint8)
     if not view.size:
         return torch.empty(0, dtype=torch.uint8)
     place = view.ctypes.data
@@ -134,6 +139,7 @@ def _ciphertext_tensor(core: Core, wipe_results: bool) -> torch.Tensor:
     memory = ffi.buffer(ffi.cast("uint8_t *", place), view.size)
     array = np.frombuffer(memory, np.uint8).view(_Ciphertext)
     array.core, array.place, array.wipe_results = core, place, wipe_results
+    array.make = stored.maker()
     array.owner = view  # type: ignore[attr-defined]
     sealed = torch.from_numpy(array)
     _note_view(sealed, array)
@@ -147,23 +153,18 @@ def _view_of(sealed: torch.Tensor) -> _Ciphertext | None:
     return None if view is None or view.place != sealed.data_ptr() else view
 
 
-def wipes_by_ciphertext(sealed: torch.Tensor) -> bool:
-    """Returns True if results of the tensor whose pages `sealed` is lie in memory that is
-    wiped."""
-    view = _view_of(sealed)
-    return view is not None and view.wipe_results
-
-
-def core_of_ciphertext(sealed: torch.Tensor) -> Core:
-    """Returns the core tensor whose pages `sealed` is. Raises ArgumentError for any other
-    tensor."""
+def stored_of_ciphertext(sealed: torch.Tensor, dtype: torch.dtype) -> Stored:
+    """Returns the stored tensor whose pages `sealed` is, read as elements of `dtype`. Raises
+    ArgumentError for any other tensor."""
     view = _view_of(sealed)
     if view is None:
         raise errors.ArgumentError(
             "This tensor is not the ciphertext of an EncryptedTensor of this process; pyccmem's "
             "operators take no other."
         )
-    return view.core
+    stored = view.make(view.core, dtype)
+    stored.wipe_results = view.wipe_results
+    return stored
 
 
 # ---- the shared part -----------------------------------------------------------------------------
@@ -207,11 +208,44 @@ class Stored:
     def _set(self, core: Core) -> None:
         """Makes `core` the tensor that is read and written."""
         self.core = core
-        #: The Matrix for products; None unless the tensor has two dimensions.
+        #: The Matrix for products; None unless the tensor has two dimensions, and of blocks.
         self.matrix: Matrix | None = None
         if core.ndim == 2:
-            (store, offset), (height, width) = place_of(core), core.shape
+            (store, offset), (height, width) = self.place(), core.shape
             self.matrix = Matrix(store, offset, height, width, self.dtype)
+
+    @property
+    def format(self) -> str | None:
+        """The block format; None for elements as they are."""
+        return None
+
+    def place(self) -> tuple[Store, int]:
+        """Returns the store in which the bytes lie, and the offset of the first of them."""
+        return place_of(self.core)
+
+    def nbytes(self) -> int:
+        """Returns how many bytes lie there."""
+        return self.core.nbytes
+
+    def form(self) -> Form:
+        """Returns what compiled code must know."""
+        return Form(self.place()[1], self.core.shape, self.dtype)
+
+    def matrix_at(self, first: int, shape: tuple[int, ...]) -> Matrix | BlockMatrix | None:
+        """Returns the matrix of this shape from element `first` on; None where there is none."""
+        if len(shape) != 2:
+            return None
+        store, offset = self.place()
+        return Matrix(store, offset + first * self.itemsize, *shape, self.dtype)
+
+    def rows_at(
+        self, first: int, shape: tuple[int, ...], numbers: torch.Tensor, *, wrap: bool
+    ) -> torch.Tensor | None:
+        """Returns rows of the table of `shape` from element `first` on, by their numbers; see
+        gathered(). None, with nothing done, where rows cannot be taken alone."""
+        store, offset = self.place()
+        offset += first * self.itemsize
+        return gathered(store, offset, shape, self.dtype, numbers, wrap=wrap)
 
     @property
     def lock(self) -> AbstractContextManager[Any]:
@@ -337,7 +371,7 @@ class Stored:
     def check(self) -> None:
         """Raises ClosedError or ForkError, before this waits for a lock that a thread of the parent
         may have held."""
-        check_open(place_of(self.core)[0], "tensor")
+        check_open(self.place()[0], "tensor")
 
     def writable(self) -> Core:
         """Returns the core to write to, for a caller that holds the lock. If the store is read-only
@@ -377,6 +411,14 @@ class Stored:
             else:
                 self.write_run(core, 0, values)
 
+    def pages(self) -> Any:
+        """Returns the pages of the store, in a buffer. Raises ClosedError, ForkError."""
+        return self.core.buffer.ciphertext
+
+    def maker(self) -> Callable[[Core, torch.dtype], Stored]:
+        """Returns the function that makes another of its kind over a core."""
+        return _over
+
     def ciphertext(self) -> torch.Tensor:
         """Returns the pages as a tensor of uint8, the same tensor each time. Raises ClosedError,
         ForkError."""
@@ -386,7 +428,7 @@ class Stored:
             with self.lock:
                 sealed = self.sealed
                 if sealed is None:
-                    sealed = self.sealed = _ciphertext_tensor(self.core, self.wipe_results)
+                    sealed = self.sealed = _ciphertext_tensor(self)
         return sealed
 
     def set_wipe_results(self, wanted: bool) -> None:
@@ -398,6 +440,10 @@ class Stored:
             view = None if self.sealed is None else _view_of(self.sealed)
             if view is not None:
                 view.wipe_results = wanted
+
+
+def _over(core: Core, dtype: torch.dtype) -> Stored:
+    return Stored(core, dtype, None)
 
 
 def usable(key: Key) -> bool:

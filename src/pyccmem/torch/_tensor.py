@@ -21,17 +21,18 @@ from .. import errors
 from ..arena import Arena
 from ..binding import DEFAULT_CIPHER
 from ..core import maker
-from ..core.operand import formats_number, place_of
+from ..core.operand import formats_number
 from ..keys import Key
+from ..quantized import QuantizedTensor
 from ..tensor import EncryptedTensor as Core
+from ._blocks import Blocks
 from ._open import changed, traced_values, values
 from ._results import activations_of, wipes
 from ._stored import (
     Stored,
-    core_of_ciphertext,
     pointer,
     put_in_order,
-    wipes_by_ciphertext,
+    stored_of_ciphertext,
 )
 from .dtypes import numpy_dtype, torch_dtype
 from .path import Form, Path, Step, traced
@@ -204,7 +205,7 @@ class EncryptedTensor(Tensor):
     @classmethod
     def from_core(
         cls,
-        core: Core,
+        core: Core | QuantizedTensor,
         dtype: torch.dtype | None = None,
         *,
         key: Key | None = None,
@@ -214,15 +215,18 @@ class EncryptedTensor(Tensor):
         decrypted.
 
         `dtype` reads its elements as another type of the same size, such as bfloat16 kept as
-        uint16. `key` is for copies and for saving, and `activations` for results, both as in
-        from_tensor().
+        uint16; of a pyccmem.QuantizedTensor, it is the type of the values (float32). `key` is for
+        copies and for saving, and `activations` for results, both as in from_tensor().
 
         Raises ArgumentTypeError, ArgumentError where the sizes differ and for other activations.
         """
         wipe = wipes(activations)
+        if isinstance(core, QuantizedTensor):
+            return wrapped(Blocks(core, dtype or torch.float32, key, wipe_results=wipe))
         if not isinstance(core, Core):
             raise errors.ArgumentTypeError(
-                f"core must be a pyccmem.EncryptedTensor, not {type(core).__name__}."
+                f"core must be a pyccmem.EncryptedTensor or a pyccmem.QuantizedTensor, not "
+                f"{type(core).__name__}."
             )
         kind = torch_dtype(core.dtype) if dtype is None else dtype
         wanted = numpy_dtype(kind)
@@ -250,9 +254,7 @@ class EncryptedTensor(Tensor):
         sealed = inner["_ciphertext"]
         form, path = context
         if type(sealed) is Tensor and sealed.device.type == "cpu" and sealed.numel():
-            core = core_of_ciphertext(sealed)
-            wipe = wipes_by_ciphertext(sealed)
-            stored = Stored(core, form.dtype, None, wipe_results=wipe)
+            stored = stored_of_ciphertext(sealed, form.dtype)
             stored.sealed = sealed
             return wrapped(stored, path, size, stride)
         return wrapped(None, path, size, stride, form=form, fake=sealed)
@@ -284,9 +286,17 @@ class EncryptedTensor(Tensor):
     # ---- what it is ----
 
     @property
-    def core(self) -> Core:
-        """The pyccmem.EncryptedTensor with the data; for a view, that of the whole tensor."""
+    def core(self) -> Any:
+        """The pyccmem.EncryptedTensor with the data, or pyccmem.QuantizedTensor; for a view, that
+        of the whole tensor."""
         return self._real().core
+
+    @property
+    def format(self) -> str | None:
+        """The block format of a quantised tensor, such as "q4_k"; None for any other. Its `dtype`
+        is that of the values that it stands for."""
+        stored = self._stored
+        return None if stored is None else stored.format
 
     @property
     def activations(self) -> str:
@@ -294,7 +304,7 @@ class EncryptedTensor(Tensor):
         it."""
         return activations_of(self._real().wipe_results)
 
-    def __pyccmem_core__(self) -> Core | None:
+    def __pyccmem_core__(self) -> Any:
         """Returns the core if this tensor is all of it; None for a view."""
         core = self._real().core
         return core if not self._path and tuple(self.shape) == core.shape else None
@@ -320,9 +330,7 @@ class EncryptedTensor(Tensor):
         """Returns the form of the stored tensor."""
         if self._form is not None:
             return self._form
-        stored = self._real()
-        core = stored.core
-        return Form(place_of(core)[1], core.shape, stored.dtype)
+        return self._real().form()
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         with torch._C.DisableTorchFunctionSubclass():
@@ -330,9 +338,11 @@ class EncryptedTensor(Tensor):
         if self._stored is None:
             return f"EncryptedTensor({what}, traced)"
         core = self._stored.core
+        kind = "" if self.format is None else f", format={self.format!r}"
         state = ", closed" if core.closed else ""
         view = ", view" if self._path else ""
-        return f"EncryptedTensor({what}, name={core.name!a}, cipher={core.cipher!r}{view}{state})"
+        named = f"name={core.name!a}, cipher={core.cipher!r}"
+        return f"EncryptedTensor({what}{kind}, {named}{view}{state})"
 
     def __format__(self, spec: str) -> str:
         """Returns the formatted number of a tensor of no dimensions, if `spec` is a number's

@@ -40,6 +40,8 @@ class Form(NamedTuple):
     offset: int
     shape: tuple[int, ...]
     dtype: torch.dtype
+    #: The block format, if it is quantised; the offset is then 0.
+    format: str | None = None
 
 
 def traced(shape: Any, dtype: torch.dtype, path: Path) -> Tensor:

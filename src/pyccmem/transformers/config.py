@@ -4,12 +4,14 @@ key."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .. import errors
 from ..directories.marks import METHOD
+from ..torch._quantize import Formats
 from ..torch._results import wipes
 
 __all__ = ["PyccmemConfig"]
@@ -25,8 +27,9 @@ class PyccmemConfig(QuantizationConfigMixin):  # type: ignore[misc]
     of their index, if it is not the one that transformers expects. `mmap`: False reads the pages of
     sealed files into memory of this process, as load_file() does. `activations`: "plain", or
     "wiped" to put results of the encrypted tensors into memory that is wiped when it is freed, as
-    pyccmem.torch.set_activations() says; anything else is an ArgumentError. config.json keeps
-    neither of the last two.
+    pyccmem.torch.set_activations() says; anything else is an ArgumentError. `quantize` and `skip`:
+    the block format of the weights of linear layers and embeddings, which are quantised while they
+    are loaded, as pyccmem.torch.encrypt_module() says. config.json keeps none of the last four.
     """
 
     def __init__(
@@ -36,8 +39,14 @@ class PyccmemConfig(QuantizationConfigMixin):  # type: ignore[misc]
         weights: str | None = None,
         mmap: bool = True,
         activations: str = "plain",
+        quantize: str | Mapping[str, str | None] | None = None,
+        skip: Iterable[str] | str = (),
     ) -> None:
         wipes(activations)
+        self._quantize, self._skip = quantize, skip if isinstance(skip, str) else tuple(skip)
+        Formats(quantize, self._skip)
+        #: The quantization_config of a checkpoint that another library has quantised.
+        self.checkpoint: dict[str, Any] | None = None
         self.quant_method = METHOD
         self.weights = weights
         self._key, self._mmap, self._activations = key, bool(mmap), activations
@@ -82,9 +91,20 @@ class PyccmemConfig(QuantizationConfigMixin):  # type: ignore[misc]
 
     def with_key(self, key: Any) -> PyccmemConfig:
         """Returns the same with another key."""
-        return PyccmemConfig(
-            key, weights=self.weights, mmap=self._mmap, activations=self._activations
+        new = PyccmemConfig(
+            key,
+            weights=self.weights,
+            mmap=self._mmap,
+            activations=self._activations,
+            quantize=self._quantize,
+            skip=self._skip,
         )
+        new.checkpoint = self.checkpoint
+        return new
+
+    def formats(self) -> Formats:
+        """Returns what `quantize` and `skip` ask for."""
+        return Formats(self._quantize, self._skip)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the entries for config.json."""

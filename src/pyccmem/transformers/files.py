@@ -12,10 +12,10 @@ import safetensors
 import torch
 
 from .. import errors
-from .. import safetensors as sealed
 from ..core.dtypes import DTYPES
 from ..keys import Key
 from ..torch import EncryptedTensor, set_activations
+from ..torch._block_files import load_sealed, save_sealed
 from .keys import recent_config
 
 __all__ = ["EncryptingFile", "SealedFile", "encrypted", "load", "parameter", "write"]
@@ -124,12 +124,7 @@ class SealedFile(_File):
     ) -> None:
         """Loads them. Raises what pyccmem.safetensors.load_file() raises, with the file's name."""
         with _naming(path):
-            cores = sealed.load_file(path, key=key, sealed=True, mmap=mmap, progress=False)
-            own = key if isinstance(key, Key) else None
-            self._tensors = {
-                name: EncryptedTensor.from_core(core, key=own, activations=activations)
-                for name, core in cores.items()
-            }
+            self._tensors = load_sealed(path, key, mmap=mmap, activations=activations)
 
     def keys(self) -> list[str]:
         return list(self._tensors)
@@ -199,4 +194,4 @@ def encrypted(path: str) -> dict[str, Any]:
 
 def write(tensors: dict[str, Any], path: str, key: Any, *, seal_names: bool = False) -> None:
     """Writes a sealed file of encrypted and plain tensors."""
-    sealed.save_file(tensors, path, key=key, metadata={"format": "pt"}, seal_names=seal_names)
+    save_sealed(tensors, path, key, {"format": "pt"}, seal_names=seal_names)

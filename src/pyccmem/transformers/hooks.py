@@ -15,8 +15,10 @@ from transformers.quantizers import auto
 
 from .. import errors
 from .. import safetensors as sealed
+from ..checkpoints import METHODS, is_known
 from ..directories.marks import METHOD, mark_directory, sealed_name
 from ..torch import EncryptedTensor
+from .checkpoints import CheckpointFile
 from .config import PyccmemConfig
 from .files import EncryptingFile, SealedFile, write
 from .heads import resized_head
@@ -71,12 +73,18 @@ def _merge(in_directory: Any, given: Any) -> Any:
         )
         if method == METHOD:
             kept = PyccmemConfig.from_dict(dict(in_directory))
-            return PyccmemConfig(
-                given.key,
-                weights=kept.weights,
-                mmap=given.mmap,
-                activations=given.activations,
+            merged = given.with_key(given.key)
+            merged.weights = kept.weights
+            return merged
+        entries = in_directory if isinstance(in_directory, dict) else in_directory.to_dict()
+        if not is_known(entries):
+            raise errors.FileFormatError(
+                f"config.json says that the model is quantised by {method!r}, which cannot be "
+                f"taken over; these can: {', '.join(METHODS)}."
             )
+        merged = given.with_key(given.key)
+        merged.checkpoint = dict(entries)
+        return merged
     return _merge_configs(in_directory, given)
 
 
@@ -95,12 +103,15 @@ def _open(path: Any, framework: str = "pt", device: Any = "cpu", **options: Any)
                 f"{name!r} is not there, and config.json or the index beside it says that it holds "
                 f"weights; complete the directory, or encrypt the model again."
             ).of_system(errno.ENOENT, name)
-        if quantizer.pre_quantized:
+        checkpoint = quantizer.quantization_config.checkpoint
+        if quantizer.pre_quantized and checkpoint is None:
             raise errors.FileFormatError(
                 f"{name!r} is not sealed, but config.json beside it says that the model is; "
                 f"someone has put a plain file there, or changed config.json."
             )
         remember_encrypting(name)
+        if checkpoint is not None:
+            return CheckpointFile(name, checkpoint, quantizer.memory_key())
         return EncryptingFile(name, quantizer.memory_key())
     return _open_plain(path, framework=framework, device=device, **options)
 

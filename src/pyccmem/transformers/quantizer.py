@@ -15,6 +15,7 @@ from .. import errors
 from ..directories.marks import WEIGHTS_ELSEWHERE, hides_names
 from ..keys import Key
 from ..torch import EncryptedTensor, decrypt_module, set_activations
+from ..torch._quantize import Formats, quantized
 from . import sentences
 from .config import PyccmemConfig
 from .files import Slice, parameter
@@ -63,6 +64,9 @@ class PyccmemQuantizer(HfQuantizer):  # type: ignore[misc]
     def __init__(self, quantization_config: PyccmemConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
         self._buffers: set[str] = set()
+        self._formats = Formats(None)
+        #: The block formats that weights get, by name.
+        self._wanted: dict[str, str] = {}
 
     def key(self, what: str) -> Any:
         """Returns the key of the config, else the one in use. Raises InvalidKeyError."""
@@ -103,6 +107,14 @@ class PyccmemQuantizer(HfQuantizer):  # type: ignore[misc]
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         self._buffers = {name for name, _ in model.named_buffers()}
+        self._formats = self.quantization_config.formats()
+        modules = dict(model.named_modules())
+        if self._formats:
+            for name, tensor in model.named_parameters(remove_duplicate=False):
+                path, _, last = name.rpartition(".")
+                format = self._formats.of(name, modules[path], last, tensor)
+                if format is not None:
+                    self._wanted[name] = format
         return model
 
     # ---- while they are loaded ----
@@ -124,8 +136,9 @@ class PyccmemQuantizer(HfQuantizer):  # type: ignore[misc]
         return weight_conversions
 
     def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
-        """Returns False, because the files give encrypted tensors already."""
-        return False
+        """Returns True for a weight that becomes blocks. The files give encrypted tensors
+        already."""
+        return param_name in self._wanted
 
     def get_quantize_ops(self) -> Any:
         return _Encrypt(self)
@@ -138,6 +151,8 @@ class PyccmemQuantizer(HfQuantizer):  # type: ignore[misc]
             converter.quantization_operation = None  # save_pretrained() turns it round
         for name in self._buffers:
             _make_buffer(model, name)
+        self._quantize_rest(model)
+        self._formats.tell()
         set_activations(model, self.quantization_config.activations)
         # Saved files have the usual name again, unless the names of tensors are hidden.
         if not hides_names(self.quantization_config.weights):
@@ -146,6 +161,30 @@ class PyccmemQuantizer(HfQuantizer):  # type: ignore[misc]
         # converted.
         model.is_quantized = False
         return model
+
+    def quantized(self, name: str, tensor: Any) -> Any:
+        """Returns an encrypted parameter as blocks, if it is to be that and is not yet."""
+        format = self._wanted.get(name)
+        if format is None or not isinstance(tensor, EncryptedTensor) or tensor.format is not None:
+            return tensor
+        with self.memory_key() as key:
+            return parameter(quantized(tensor, format, key=key, name=name))
+
+    def _quantize_rest(self, model: Any) -> None:
+        """Quantises what lies in sealed files, and what transformers has made of several
+        tensors."""
+        done: dict[int, Any] = {}
+        for name in self._wanted:
+            path, _, last = name.rpartition(".")
+            module = model.get_submodule(path)
+            tensor = module._parameters.get(last)
+            if tensor is None:
+                continue
+            found = done.get(id(tensor))
+            if found is None:
+                found = done[id(tensor)] = tensor, self.quantized(name, tensor)
+            if found[1] is not tensor:
+                module._parameters[last] = found[1]
 
     def _dequantize(self, model: Any, dtype: Any = None) -> Any:
         model = decrypt_module(model)
@@ -195,6 +234,7 @@ class _Encrypt(ConversionOps):  # type: ignore[misc]
                     )
                 tensor.detach().zero_()
                 tensor = encrypted
+            tensor = self.quantizer.quantized(name, tensor)
             found[name] = tensor if isinstance(tensor, torch.nn.Parameter) else parameter(tensor)
         return found
 

@@ -14,11 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...core.matrix import Matrix
-from ...core.operand import place_of
 from .._linear import columns, rows
-from .._rows import gathered
-from .._stored import Stored, core_of_ciphertext, wipes_by_ciphertext
+from .._stored import stored_of_ciphertext
 
 __all__: list[str] = []
 
@@ -36,10 +33,9 @@ def _define(name: str, schema: str, work: Any, fake: Any) -> None:
 
 
 def _decrypt(ciphertext: Tensor, offset: int, size: list[int], dtype: torch.dtype) -> Tensor:
-    core = core_of_ciphertext(ciphertext)
-    stored = Stored(core, dtype, None)
-    first = (offset - place_of(core)[1]) // dtype.itemsize
-    return stored.opened_run(core, first, int(torch.Size(size).numel())).view(size)
+    stored = stored_of_ciphertext(ciphertext, dtype)
+    first = (offset - stored.form().offset) // dtype.itemsize
+    return stored.opened_run(stored.core, first, int(torch.Size(size).numel())).view(size)
 
 
 def _fake_decrypt(ciphertext: Tensor, offset: int, size: Any, dtype: torch.dtype) -> Tensor:
@@ -58,10 +54,11 @@ def _define_product(name: str, multiply: Any, axis: int) -> None:
         dtype: torch.dtype,
         bias: Tensor | None,
     ) -> Tensor:
-        store, _ = place_of(core_of_ciphertext(ciphertext))
-        matrix = Matrix(store, offset, size[0], size[1], dtype)
-        wipe = wipes_by_ciphertext(ciphertext)
-        product: Tensor = multiply(x, matrix, bias, x.dtype, wipe=wipe)
+        stored = stored_of_ciphertext(ciphertext, dtype)
+        first = (offset - stored.form().offset) // dtype.itemsize
+        matrix = stored.matrix_at(first, tuple(size))
+        assert matrix is not None, "the program has been traced with a matrix"
+        product: Tensor = multiply(x, matrix, bias, x.dtype, wipe=stored.wipe_results)
         return product
 
     def fake(
@@ -77,8 +74,11 @@ def _define_product(name: str, multiply: Any, axis: int) -> None:
 def _embedding(
     numbers: Tensor, ciphertext: Tensor, offset: int, size: list[int], dtype: torch.dtype
 ) -> Tensor:
-    store, _ = place_of(core_of_ciphertext(ciphertext))
-    return gathered(store, offset, tuple(size), dtype, numbers)
+    stored = stored_of_ciphertext(ciphertext, dtype)
+    first = (offset - stored.form().offset) // dtype.itemsize
+    found = stored.rows_at(first, tuple(size), numbers, wrap=False)
+    assert found is not None, "the program has been traced with a table"
+    return found
 
 
 def _fake_embedding(

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...core.matrix import Matrix
-from ...core.operand import place_of
-from .._linear import columns, rows, rows_of_one_type
+from .._linear import AnyMatrix, columns, rows, rows_of_one_type
 from .._results import as_type
 from .._tensor import (
     EncryptedTensor,
@@ -38,9 +36,9 @@ _is_grad_enabled = torch.is_grad_enabled
 _is_autocast_enabled = torch.is_autocast_enabled
 
 
-def _matrix_of(tensor: Any) -> tuple[Matrix, bool] | None:
+def _matrix_of(tensor: Any) -> tuple[AnyMatrix, bool, torch.dtype] | None:
     """Returns the encrypted matrix that a tensor is, with False, or of which it is the transpose,
-    with True; None for any other tensor."""
+    with True, and the type of its elements; None for any other tensor."""
     if not isinstance(tensor, EncryptedTensor):
         return None
     stored = stored_of(tensor)
@@ -53,11 +51,8 @@ def _matrix_of(tensor: Any) -> tuple[Matrix, bool] | None:
         if len(part.path) != 1 or not is_transpose(part.path[0]):
             return None
         turned = True
-    if len(part.shape) != 2:
-        return None
-    store, offset = place_of(core)
-    offset += part.first * stored.itemsize
-    return Matrix(store, offset, part.shape[0], part.shape[1], stored.dtype), turned
+    matrix = stored.matrix_at(part.first, part.shape)
+    return None if matrix is None else (matrix, turned, stored.dtype)
 
 
 @implements(aten.mm.default)
@@ -82,7 +77,7 @@ def _mv(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return open_all(function, args, kwargs)
     if x.dim() != 1 or x.shape[0] != weight.shape[1]:
         return open_all(function, args, kwargs)
-    matrix, turned = found
+    matrix, turned, _ = found
     wipe = asks_wiping(weight)
     return (columns if turned else rows)(x, matrix, None, x.dtype, wipe=wipe)
 
@@ -104,12 +99,12 @@ def _product(
         return open_all(function, args, kwargs)
     wipe = any(isinstance(t, EncryptedTensor) and asks_wiping(t) for t in (x, weight, bias))
     x, bias = plain(x), plain(bias)
-    matrix, turned = found
+    matrix, turned, kind = found
     inputs, outputs = (matrix.cols, matrix.rows) if turned else (matrix.rows, matrix.cols)
     if (
         x.dim() != 2
         or x.shape[1] != inputs
-        or x.dtype != matrix.dtype
+        or x.dtype != kind
         or (bias is not None and (bias.shape != (outputs,) or bias.dtype != x.dtype))
     ):
         return open_all(function, args, kwargs)
@@ -172,14 +167,14 @@ def _linear_of(input: Any, weight: Any, bias: Any = None) -> Any:
                     return product
         found = None if needs_grad else _matrix_of(weight)
         if found is not None and not found[1]:
-            matrix = found[0]
+            matrix, _, own = found
             wipe = asks_wiping(weight)
             kind = x.dtype
             cast = _is_autocast_enabled("cpu") and kind in FLOATING and kind is not torch.float64
             if cast:
                 kind = torch.get_autocast_dtype("cpu")
             if (
-                (cast or kind is matrix.dtype)
+                (cast or kind is own)
                 and x.dim()
                 and x.shape[-1] == matrix.cols
                 and x.device.type == "cpu"

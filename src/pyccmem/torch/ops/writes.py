@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 from ... import errors
 from .._blas import BLAS
+from .._blocks import Blocks
 from .._results import pooled, wiped_like
 from .._tensor import EncryptedTensor, asks_wiping, opened, real, rewritten, stored_of, whole
 from ..registry import implements, overrides
@@ -58,6 +59,11 @@ def _copy(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if stored is None:
         return write(function, args, kwargs)
     shape = tuple(target.shape)
+    other = whole(source) if isinstance(source, EncryptedTensor) else None
+    if isinstance(stored, Blocks):
+        if source is not target:
+            stored.take(other)
+        return target
     values = plain(source)
     if source is target or not target.numel():
         return target
