@@ -459,4 +459,4 @@ def test_the_portable_tier_agrees(key: Any) -> None:
         done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         outputs.append(np.array(eval(done.stdout)))
-    assert np.allclose(*outputs, rtol=1e-5)
+    assert np.array_equal(*outputs)

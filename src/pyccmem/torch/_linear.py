@@ -3,7 +3,8 @@
 
 Products with the matrix's rows are pyccmem's native ones. Products of float64, and with the
 matrix's columns, are torch's own, a tile of the matrix at a time. For float16 and bfloat16,
-products and sums are float32 and rounded once, at the end.
+products and sums are float32 and rounded once, at the end. With quantised blocks x is rounded to 8
+bits, see docs/design/quantized-products.md.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ..core.block_matrix import BlockMatrix
 from ..core.matrix import Matrix
 from ..core.store import fail, handle
 from ..product import native
+from ..product.native_blocks import block_rows
 from ..product.tiles import Framework, Product, multiply
 from ._blas import BLAS
 from ._blocks import OrderedMatrix
@@ -151,6 +153,16 @@ def rows(
             count,
             _cast(_FLOATS, out.data_ptr()),
             bias=_NULL if bias is None else _cast(_FLOATS, bias.data_ptr()),
+        )
+        return as_type(out, result, wipe)
+    if isinstance(matrix, BlockMatrix) and kind is _SINGLE and count and height and width:
+        out = new_result((*shape, height), _SINGLE, wipe)
+        block_rows(
+            matrix,
+            _cast(_FLOATS, x.data_ptr()),
+            count,
+            _cast(_FLOATS, out.data_ptr()),
+            _NULL if bias is None else _cast(_FLOATS, bias.data_ptr()),
         )
         return as_type(out, result, wipe)
     out = new_result((*shape, height), result, wipe)
