@@ -184,7 +184,7 @@ def no_index(path: Path) -> None:
 
 
 def quantized(path: Path) -> None:
-    write_json(path / "config.json", {**CONFIG, "quantization_config": {"quant_method": "gptq"}})
+    write_json(path / "config.json", {**CONFIG, "quantization_config": {"quant_method": "aqlm"}})
 
 
 def no_json(path: Path) -> None:
@@ -211,7 +211,7 @@ def no_safetensors(path: Path) -> None:
         (no_weights, "has no safetensors file"),
         (no_shard, "model-00002-of-00002.safetensors"),
         (no_index, "model.safetensors.index.json"),
-        (quantized, "gptq"),
+        (quantized, "aqlm"),
         (no_json, "config.json"),
         (no_object, "config.json"),
         (no_safetensors, None),

@@ -16,7 +16,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 import pyccmem.transformers  # noqa: E402
-from pyccmem import errors  # noqa: E402
+from pyccmem import directories, errors  # noqa: E402
 from pyccmem.torch import EncryptedTensor, decrypt_module, plain_tensors, stored_types  # noqa: E402
 from pyccmem.transformers import PyccmemConfig  # noqa: E402
 
@@ -273,6 +273,43 @@ def test_a_method_that_is_not_known_is_named(key: Any, tmp_path: Path) -> None:
     (tmp_path / "plain" / "config.json").write_text(json.dumps(config))
     with pytest.raises(errors.FileFormatError, match="aqlm"):
         load(tmp_path / "plain", key)
+
+
+# ---- pyccmem encrypt -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_directories_are_quantised(dtype: Any, key: Any, tmp_path: Path) -> None:
+    """`pyccmem encrypt --quantize` makes the blocks that loading makes."""
+    from pyccmem.cli import main
+
+    tiny(dtype=dtype).save_pretrained(tmp_path / "plain")
+    (tmp_path / "key").touch(0o600)
+    (tmp_path / "key").write_bytes(bytes(range(16)) + os.urandom(16))
+    words = ["encrypt", str(tmp_path / "plain"), str(tmp_path / "sealed"), "--quantize", "q4_k"]
+    words += ["--skip", "lm_head", "--key-file", str(tmp_path / "key")]
+    assert main(words) == 0
+    with pyccmem.Key.from_file(tmp_path / "key") as own:
+        sealed = load(tmp_path / "sealed", own)
+        loaded = load(tmp_path / "plain", key, quantize="q4_k", skip="lm_head")
+        assert sealed.dtype == dtype and sealed.lm_head.weight.format is None
+        assert stored_types(sealed) == stored_types(loaded)
+        assert torch.equal(logits(sealed), logits(loaded))
+        with pytest.raises(errors.FileFormatError, match="quantised"):
+            directories.decrypt_directory(tmp_path / "sealed", tmp_path / "new", key=own)
+    assert not (tmp_path / "new").exists()
+    assert main([*words[:2], str(tmp_path / "other"), "--quantize", "q9", *words[-2:]]) != 0
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("kind", ["gptq", "compressed-tensors"])
+def test_quantised_directories_are_sealed(kind: str, key: Any, tmp_path: Path) -> None:
+    """A checkpoint of another library becomes a sealed directory of blocks, mapped as it is."""
+    checkpoint(tmp_path / "plain", kind)
+    directories.encrypt_directory(tmp_path / "plain", tmp_path / "sealed", key=key)
+    sealed, loaded = load(tmp_path / "sealed", key), load(tmp_path / "plain", key)
+    assert sealed.model.layers[0].mlp.up_proj.weight.format == "int4_g64_zp"
+    assert torch.equal(logits(sealed), logits(loaded))
 
 
 # ---- damage and hostile files --------------------------------------------------------------------

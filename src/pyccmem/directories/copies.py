@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import errors, gguf
-from ..safetensors import decrypt_file, encrypt_file, is_sealed
+from ..checkpoints import is_known
+from ..safetensors import decrypt_file, encrypt_file, is_sealed, safe_open
 from .index import is_index, read_index, with_names, without_names
 from .marks import (
     METHOD,
@@ -23,6 +24,7 @@ from .marks import (
     sealed_config,
 )
 from .publish import copy, make_folders, published, write_json
+from .quantizing import Quantizing, seal_blocks
 from .scan import CONFIG, GGUF_SUFFIX, SEALED_GGUF_SUFFIX, read_config, scan, siblings, source_of
 
 __all__ = ["decrypt_directory", "encrypt_directory"]
@@ -42,6 +44,8 @@ def encrypt_directory(
     progress: Progress = None,
     seal_names: bool = False,
     exclude: Sequence[str] = (),
+    quantize: str | None = None,
+    skip: Sequence[str] | str = (),
 ) -> dict[str, str]:
     """Makes `dst`, which must not exist, a sealed copy of the model directory `src`.
 
@@ -51,6 +55,11 @@ def encrypt_directory(
     becomes NAME.gguf.sealed, by pyccmem.gguf.seal(), which hides all in any case. Files whose
     name or path within `src` matches a pattern of `exclude` are left out. Every file and directory
     gets the mode of its original, and belongs to the calling user.
+
+    `quantize`: a block format, such as "q4_k", that the weights of linear layers and embeddings
+    get: all tensors of two dimensions that are called "*.weight", but those whose names, or the
+    names of whose modules, match a pattern of `skip`. A model that GPTQ, AWQ, compressed-tensors or
+    torchao has quantised keeps its numbers as blocks. decrypt_directory() does not undo either.
 
     Returns the pins of the sealed files by their paths within `dst`; see `expect` of load_file().
 
@@ -77,8 +86,16 @@ def encrypt_directory(
         for path, config in configs.items()
         if "model_type" in config and siblings(path, tree.weights)
     }
+    asked = Quantizing(quantize, skip)
+    blocks: dict[Path, Quantizing] = {}  # by the folders of the models
     for path, config in models.items():
-        refuse_quantized(source / path, config)
+        entries = config.get("quantization_config")
+        if quantize is None and is_known(entries):
+            blocks[path.parent] = Quantizing(None, checkpoint=entries)
+        else:
+            refuse_quantized(source / path, config)
+            if quantize is not None:
+                blocks[path.parent] = asked
         if seal_names:
             refuse_several(source / path.parent, path, tree)
 
@@ -93,6 +110,15 @@ def encrypt_directory(
         make_folders(source, new, tree.folders)
         for path in tree.weights:
             target = renamed.get(path, path)
+            if path.parent in blocks:
+                pins[str(target)] = seal_blocks(
+                    source / path,
+                    new / target,
+                    key,
+                    blocks[path.parent],
+                    seal_names=seal_names,
+                )
+                continue
             pins[str(target)] = encrypt_file(
                 source / path,
                 new / target,
@@ -135,6 +161,13 @@ def decrypt_directory(
         raise errors.FileFormatError(
             f"{str(source)!r} has no sealed file; name a directory that encrypt_directory() made."
         )
+    for path in sorted(sealed):
+        with safe_open(source / path, "np", key=key) as file:
+            if any(name.startswith("pyccmem.") for name in file.metadata() or ()):
+                raise errors.FileFormatError(
+                    f"{str(source / path)!r} holds quantised weights, which a plain directory of "
+                    f"transformers cannot have; load the model and call dequantize()."
+                )
     models: dict[Path, dict[str, Any]] = {}
     for path in tree.others:
         if path.name == CONFIG:

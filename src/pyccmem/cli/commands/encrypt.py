@@ -42,6 +42,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="of a directory, leave out files whose name matches (repeatable)",
     )
+    parser.add_argument(
+        "--quantize",
+        metavar="FORMAT",
+        help="of a model's directory, turn the weights into blocks of a few bits, such as q4_k",
+    )
+    parser.add_argument(
+        "--skip",
+        metavar="PATTERN",
+        action="append",
+        default=[],
+        help="with --quantize, leave weights or modules whose name matches (repeatable)",
+    )
     add_force(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_key_options(parser, "the key to seal it for", sealing=True)
@@ -55,11 +67,19 @@ def run(arguments: argparse.Namespace) -> int:
         assert key is not None, "argparse asks for one"
         if os.path.isdir(src):
             pins = directory_function("encrypt_directory")(
-                src, dst, key=key, seal_names=arguments.seal_names, exclude=arguments.exclude
+                src,
+                dst,
+                key=key,
+                seal_names=arguments.seal_names,
+                exclude=arguments.exclude,
+                quantize=arguments.quantize,
+                skip=arguments.skip,
             )
             _show_directory(dst, pins, arguments.json)
             _warn_of_owner(src, dst)
             return 0
+        if arguments.quantize or arguments.skip:
+            raise errors.ArgumentError("--quantize is for the directory of a model, not a file.")
         if arguments.exclude:
             raise errors.ArgumentError("--exclude is for directories; leave it out for a file.")
         pin = encrypt(src, dst, key, seal_names=arguments.seal_names, overwrite=arguments.force)
