@@ -23,6 +23,7 @@ from . import (
     mapping,
     pages,
     peers,
+    quantized_models,
     random64,
     report,
     rows,
@@ -44,6 +45,7 @@ CLAIMS: dict[str, Callable[[Plan], Iterator[Figure]]] = {
     "mapping": mapping.figures,
     "build": build.figures,
     "torch": torch_models.figures,
+    "quantized-models": quantized_models.figures,
     "cache": cache.figures,
     "guard": guard.figures,
     "llama": llama.figures,
@@ -110,6 +112,8 @@ def run(arguments: argparse.Namespace) -> int:
             missing = (*missing, *linear.missing())
         if "torch" in claims:
             missing = (*missing, *torch_models.missing())
+        if "quantized-models" in claims:
+            missing = (*missing, *quantized_models.missing())
         if "cache" in claims:
             missing = (*missing, *cache.missing())
         if "llama" in claims:

@@ -69,6 +69,9 @@ _ALIGN = 4096
 _HEADER_MOST = 1 << 20
 _BLOCK = 1 << 20
 
+#: The attribute of blocks that were loaded with the quantised tensor over them.
+_STORED = "_pyccmem_blocks"
+
 _key: ContextVar[Key | None] = ContextVar("pyccmem.torch key", default=None)
 
 
@@ -237,7 +240,7 @@ def rebuild_quantized_tensor(
 ) -> EncryptedTensor:
     """Returns the quantised tensor that reduced() wrote. Called by torch.load() and pickle. Raises
     FileFormatError for what it cannot have written."""
-    stored = getattr(raw, "_pyccmem_blocks", None)
+    stored = getattr(raw, _STORED, None)
     if stored is None:
         given = raw, scale, order
         kinds = torch.uint8, torch.float32, torch.int32
@@ -255,7 +258,7 @@ def rebuild_quantized_tensor(
             stored = Blocks(core, values, real(raw).key, order=checked)  # type: ignore[arg-type]
         except (errors.ArgumentError, errors.ArgumentTypeError) as error:
             raise _not_a_payload(str(error).rstrip(".")) from None
-        raw._pyccmem_blocks = stored
+        setattr(raw, _STORED, stored)
     new = wrapped(stored)
     if is_parameter is True:
         new._is_param = True
