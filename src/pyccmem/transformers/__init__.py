@@ -26,6 +26,8 @@ heads       encrypts the output embedding that transformers makes anew
 adapters    PEFT, which reads and writes its adapters itself
 sentences   modules of sentence-transformers that read and write weights themselves
 save        save_pretrained() for a model that was encrypted in memory
+gguf        from_gguf(), and sealed GGUF files in from_pretrained(); gguf_config, gguf_names,
+            gguf_weights, gguf_quantizer, what they are made of
 
 What a user says is encrypted as well, while generate() works with it:
 
@@ -57,6 +59,7 @@ except ImportError as error:
 from . import adapters, attention, batching, hooks
 from .cache import EncryptedCache, EncryptedEncoderDecoderCache
 from .config import PyccmemConfig
+from .gguf import from_gguf, tokenizer_from_gguf
 from .keys import KEY_FILE_VARIABLE, using_key
 from .protect import protect_inputs, protected_inputs, unprotect_inputs
 from .quantizer import PyccmemQuantizer
@@ -68,9 +71,11 @@ __all__ = [
     "EncryptedEncoderDecoderCache",
     "PyccmemConfig",
     "PyccmemQuantizer",
+    "from_gguf",
     "protect_inputs",
     "protected_inputs",
     "save_pretrained",
+    "tokenizer_from_gguf",
     "unprotect_inputs",
     "using_key",
 ]

@@ -13,6 +13,7 @@ from .. import errors
 from ..directories.marks import METHOD
 from ..torch._quantize import Formats
 from ..torch._results import wipes
+from .keys import note_given
 
 __all__ = ["PyccmemConfig"]
 
@@ -50,6 +51,8 @@ class PyccmemConfig(QuantizationConfigMixin):  # type: ignore[misc]
         self.quant_method = METHOD
         self.weights = weights
         self._key, self._mmap, self._activations = key, bool(mmap), activations
+        if key is not None:
+            note_given(self)
 
     @classmethod
     def from_dict(

@@ -18,6 +18,7 @@ from .. import safetensors as sealed
 from ..checkpoints import METHODS, is_known
 from ..directories.marks import METHOD, mark_directory, sealed_name
 from ..torch import EncryptedTensor
+from . import gguf
 from .checkpoints import CheckpointFile
 from .config import PyccmemConfig
 from .files import EncryptingFile, SealedFile, write
@@ -49,17 +50,29 @@ def install() -> None:
     auto.register_quantizer(METHOD)(PyccmemQuantizer)
     auto.AutoHfQuantizer.merge_quantization_configs = staticmethod(_merge)
     modeling.get_hf_quantizer = _begin
+    gguf.install()
     modeling.safe_open = _open
     modeling.safe_save_file = _write
     modeling._safe_load_bytes = _parse
     modeling.PreTrainedModel._get_resized_lm_head = resized_head(_resize_plain_head)
 
 
-def _begin(*args: Any, **options: Any) -> Any:
+def _begin(
+    config: Any,
+    quantization_config: Any,
+    device_map: Any,
+    *args: Any,
+    gguf_file: Any = None,
+    **options: Any,
+) -> Any:
     """Runs at the beginning of each load, also of a plain model."""
     forget()
     remember_encrypting(None)
-    return _begin_plain(*args, **options)
+    if gguf.is_ours(gguf_file, quantization_config):
+        return gguf.begin(config, quantization_config, device_map)
+    if gguf_file is not None:
+        options["gguf_file"] = gguf_file
+    return _begin_plain(config, quantization_config, device_map, *args, **options)
 
 
 def _merge(in_directory: Any, given: Any) -> Any:

@@ -18,6 +18,8 @@ __all__ = [
     "KEY_FILE_VARIABLE",
     "encrypts_beside",
     "find_key",
+    "given_config",
+    "note_given",
     "recent_config",
     "recent_key",
     "remember",
@@ -69,6 +71,20 @@ def find_key(given: Any = None, *, what: str) -> Any:
         f"There is no key for {what}; pass quantization_config=PyccmemConfig(key=...), use `with "
         f"pyccmem.transformers.using_key(key):`, or set {KEY_FILE_VARIABLE} to a key file."
     )
+
+
+# ---- what this thread is about to load ---------------------------------------------------------
+
+
+def note_given(config: Any) -> None:
+    """Notes the PyccmemConfig that this thread has made last: from_pretrained() reads metadata of a
+    GGUF file before it looks at its quantization_config."""
+    _recent.given = weakref.ref(config)
+
+
+def given_config() -> Any:
+    """Returns that config as long as it lives, else None."""
+    return _recent.given() if hasattr(_recent, "given") else None
 
 
 # ---- the model that was loaded last --------------------------------------------------------------

@@ -188,6 +188,8 @@ class PyccmemQuantizer(HfQuantizer):  # type: ignore[misc]
 
     def _dequantize(self, model: Any, dtype: Any = None) -> Any:
         model = decrypt_module(model)
+        if isinstance(dtype, str):  # which save_pretrained() leaves in the configuration
+            dtype = getattr(torch, dtype)
         if dtype is not None:
             model = model.to(dtype)
         return model

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Makes the configuration of a model from the metadata of its GGUF file, as transformers does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers.integrations import ggml
+
+from .. import errors
+from ..gguf import SealedGGUF
+from .gguf_names import ARCHITECTURES
+
+__all__ = ["architecture_of", "config_of", "float_type", "metadata_of"]
+
+#: The types of elements without blocks, and how torch calls them.
+_FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+#: How transformers calls the text model of an architecture, where it has another name.
+_MODEL_TYPES = {"gemma3": "gemma3_text"}
+
+
+def architecture_of(file: SealedGGUF) -> str:
+    """Returns the architecture as transformers calls it. Raises FileFormatError for a file that
+    names none, or one that is not in ARCHITECTURES."""
+    found = file.metadata.get("general.architecture")
+    if not isinstance(found, str) or found not in ARCHITECTURES:
+        raise errors.FileFormatError(
+            f"The GGUF file is of architecture {found!r}; those that pyccmem loads into "
+            f"transformers are {', '.join(ARCHITECTURES)}. The tensors of any file can be had with "
+            f"pyccmem.gguf.open_sealed()."
+        )
+    # llama.cpp gives Mistral's models Llama's architecture; transformers tells them by this name.
+    return (
+        "mistral" if (found, file.metadata.get("general.name")) == ("llama", "mistral") else found
+    )
+
+
+def float_type(file: SealedGGUF) -> str:
+    """Returns torch's name of the type for computing: that of the values if the file has nothing
+    else, else float32."""
+    kinds = {tensor.type.name for tensor in file.tensors.values()}
+    if kinds <= set(_FLOATS):
+        for name in ("BF16", "F16"):
+            if name in kinds:
+                return _FLOATS[name]
+    return "float32"
+
+
+def config_of(file: SealedGGUF) -> dict[str, Any]:
+    """Returns the entries for a configuration of transformers. Raises FileFormatError."""
+    architecture = architecture_of(file)
+    metadata = file.metadata
+    prefix = metadata["general.architecture"]
+    found: dict[str, Any] = {"tie_word_embeddings": "output.weight" not in file}
+    tables = ggml.GGUF_CONFIG_MAPPING
+    for group, table in (
+        ("general", "general"),
+        (prefix, architecture),
+        ("tokenizer", "tokenizer"),
+    ):
+        for theirs, ours in tables[table].items():
+            key = f"{group}.{theirs}"
+            if ours is not None and key in metadata:
+                value = metadata[key]
+                # As transformers has it: a list of one is that one.
+                found[ours] = value[0] if isinstance(value, list) and len(value) == 1 else value
+    found["model_type"] = _MODEL_TYPES.get(architecture, architecture)
+    found.setdefault("head_dim", metadata.get(f"{prefix}.attention.key_length"))
+    if found["head_dim"] is None:
+        del found["head_dim"]
+    if "vocab_size" not in found and "tokenizer.ggml.tokens" in metadata:
+        found["vocab_size"] = metadata.count("tokenizer.ggml.tokens")
+    found["dtype"] = float_type(file)
+    return found
+
+
+def metadata_of(file: SealedGGUF, whole: Any = ()) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Returns the metadata and the names of the tensors as transformers' reader of plain files
+    does: of an array of texts whose key is not in `whole`, the length."""
+    metadata = file.metadata
+    found = {
+        key: metadata.count(key)
+        if metadata.is_text_array(key) and key not in whole
+        else metadata[key]
+        for key in metadata
+    }
+    return found, tuple(file.keys())

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gives the tensors of a sealed GGUF file to transformers, under its names and in its order.
+
+Blocks stay blocks, over the pages of the file. What llama.cpp's converter did to a tensor is undone
+without opening it as a whole: rows are brought back into order as blocks, a head at a time, and
+norms are a few kilobytes. These tensors lie in memory of the process, encrypted under a key that is
+stored nowhere.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from .. import errors
+from ..files.safetensors_header import shown
+from ..gguf import SealedGGUF, TensorInfo
+from ..keys import Key
+from ..quantized import QuantizedTensor
+from ..tensor import EncryptedTensor as Core
+from ..torch import EncryptedTensor
+from .files import Slice
+from .gguf_config import architecture_of
+from .gguf_names import ARCHITECTURES
+
+__all__ = ["GGUFSlice", "check_complete", "slices_of"]
+
+
+class GGUFSlice(Slice):
+    """One tensor, which is opened when it is loaded."""
+
+    def __init__(
+        self, file: SealedGGUF, info: TensorInfo, config: Any, key: Any, activations: str
+    ) -> None:
+        super().__init__(list(info.shape), info.type.safetensors or "F32")
+        self._file, self._info, self._config = file, info, config
+        self._key, self._activations = key, activations
+
+    def load(self) -> EncryptedTensor:
+        """Raises FileRequestError for a type that cannot be computed with, IntegrityError,
+        FileFormatError for rows that are no whole number of heads."""
+        kind = ARCHITECTURES[architecture_of(self._file)]
+        name = self._info.name
+        core = self._file.tensor(name)
+        heads = kind.heads(name)
+        if heads is not None:
+            core = _in_order(core, self._info, int(getattr(self._config, heads)))
+        elif kind.is_from_one(name):
+            core = _less_one(core)
+        return EncryptedTensor.from_core(core, key=self._key, activations=self._activations)
+
+
+def slices_of(file: SealedGGUF, config: Any, *, key: Any, activations: str) -> dict[str, GGUFSlice]:
+    """Returns the tensors by the names that transformers has for them. `key` is for copies. Raises
+    FileFormatError for an architecture that is not known."""
+    kind = ARCHITECTURES[architecture_of(file)]
+    own = key if isinstance(key, Key) else None
+    found: dict[str, GGUFSlice] = {}
+    for theirs, info in file.tensors.items():
+        ours = kind.name(theirs)
+        if ours is not None:
+            found[ours] = GGUFSlice(file, info, config, own, activations)
+    return found
+
+
+def check_complete(model: Any, found: dict[str, GGUFSlice]) -> None:
+    """Raises FileFormatError if a layer of the model lacks a tensor, which transformers would make
+    up at random after a warning."""
+    prefix = f"{model.base_model_prefix}."
+    names = {name.removeprefix(prefix) for name in found}
+    missing = [
+        name
+        for name, _ in model.named_parameters()
+        if "layers." in name and name.removeprefix(prefix) not in names
+    ]
+    if missing:
+        raise errors.FileFormatError(
+            f"The GGUF file lacks {len(missing)} tensors of the model, {shown(missing[0])} the "
+            f"first; it is one of several files, or of another version of the architecture."
+        )
+
+
+def _in_order(
+    tensor: Core | QuantizedTensor, info: TensorInfo, heads: int
+) -> Core | QuantizedTensor:
+    """Returns a tensor whose rows are those of `tensor` with the two halves of each head one after
+    the other, where the file has them in turn (LLaMA's rotation in transformers takes halves, that
+    of ggml neighbours). The rows move as they lie, blocks and all."""
+    rows = info.shape[0]
+    if heads < 1 or rows % (2 * heads):
+        raise errors.FileFormatError(
+            f"Tensor {shown(info.name)} has {rows} rows, which are not the pairs of {heads} heads."
+        )
+    width = rows // heads
+    raw = tensor.raw if isinstance(tensor, QuantizedTensor) else _bytes_of(tensor, rows)
+    with Key.generate() as key:
+        made = Core.empty(raw.shape, np.uint8, key=key, name=info.name)
+    try:
+        for first in range(0, rows, width):
+            part = raw[first : first + width]
+            halves = np.ascontiguousarray(
+                part.reshape(width // 2, 2, -1).swapaxes(0, 1).reshape(part.shape)
+            )
+            try:
+                made[first : first + width] = halves
+            finally:
+                halves.fill(0)
+        made.freeze()
+        if isinstance(tensor, QuantizedTensor):
+            return QuantizedTensor.from_blocks(made, tensor.format, info.shape)
+        return made.reshape(-1).view(tensor.dtype).reshape(info.shape)
+    except BaseException:
+        made.close()
+        raise
+    finally:
+        tensor.close()
+
+
+def _bytes_of(tensor: Core, rows: int) -> Core:
+    return tensor.reshape(-1).view(np.uint8).reshape(rows, tensor.nbytes // rows)
+
+
+def _less_one(tensor: Core | QuantizedTensor) -> Core:
+    """Returns the tensor less 1: a norm, which is small."""
+    values = tensor[...]
+    if math.prod(values.shape) > 1 << 24:
+        raise errors.FileFormatError("A norm of the GGUF file has more than 2^24 elements.")
+    try:
+        values -= 1
+        with Key.generate() as key:
+            return Core.from_numpy(values, key=key, name=tensor.name)
+    finally:
+        values.fill(0)
+        tensor.close()
