@@ -630,7 +630,7 @@ ccmem_status ccmem_rows_quantize(const float *x, uint64_t nrows, uint64_t ncols,
  * bound of the result, are in docs/design/quantized-products.md. A result's bits depend on the row
  * of x, the row of W, and bias[o]: not on the tier, nrows, where W lies, the cipher, threads, or
  * the caller's rounding mode. Where x has an infinite element, or one that is no number, all of y's
- * row is none. CCMEM_INT8_ROW is multiplied as by ccmem_store_linear().
+ * row is none. CCMEM_INT8_ROW is multiplied as by ccmem_store_linear_int8().
  *
  * Opening, wiping and errors are as for ccmem_store_linear(). CCMEM_ERR_ARGUMENT also for an
  * unknown format and a number of elements that is not whole blocks. */
@@ -638,6 +638,29 @@ ccmem_status ccmem_store_linear_blocks(ccmem_store *store, uint64_t offset,
                                        ccmem_block_format format, uint64_t out_features,
                                        uint64_t in_features, const float *scale, const float *x,
                                        uint64_t nrows, const float *bias, float *y);
+
+/* The product of a matrix of int8 with rows of x that are rounded to int8, in whole numbers. For
+ * each row of x, of n = in_features numbers:
+ *
+ *     most = max |x[i]|,   step = most / 127,   q[i] = x[i] * (127 / most) to the nearest whole
+ *     y[o] = (float)(sum over i of q[i] * W[o][i]) * (step * scale[o]) + bias[o]
+ *
+ * All of these are float32, each operation rounded once, to the nearest and of two the even one, in
+ * the order written; where most is below 2^-100, x and most are multiplied by 2^100 before q. The
+ * sum is exact, so the same arguments give the same bits in every tier, and each row of y depends
+ * on nothing but its row of x. |y[o] - sum over i of x[i] * scale[o] * W[o][i] - bias[o]| is at
+ * most, to first order and where nothing is subnormal,
+ *
+ *     step / 2 * |scale[o]| * sum over i of |W[o][i]| * (1 + 2^-15) + 2^-22 * (|y[o]| + |bias[o]|)
+ *
+ * A row of x with an infinite number or a NaN gives a row of NaNs. W has out_features rows of
+ * in_features bytes from byte `offset` of the store; `scale` has one number for each row. x and y
+ * are of float32 or bfloat16 each, rows one after the other; y of bfloat16 is rounded once more.
+ * Errors as of ccmem_store_linear_typed(), on all of which but CCMEM_ERR_ARGUMENT y is zero. */
+ccmem_status ccmem_store_linear_int8(ccmem_store *store, uint64_t offset, uint64_t out_features,
+                                     uint64_t in_features, const float *scale, const void *x,
+                                     ccmem_dtype x_dtype, uint64_t nrows, ccmem_bias bias, void *y,
+                                     ccmem_dtype y_dtype);
 
 /* ---- the plaintext budget -------------------------------------------------------------------- */
 

@@ -132,8 +132,10 @@ ccmem_status ccmem_store_linear_blocks(ccmem_store *store, uint64_t offset,
         (nrows && out_features && !y))
         return CCMEM_ERR_ARGUMENT;
     if (format == CCMEM_INT8_ROW)
-        return ccmem_store_linear(store, offset, CCMEM_I8, out_features, in_features, scale, x,
-                                  nrows, in_features, bias, y, out_features);
+        return ccmem_store_linear_int8(store, offset, out_features, in_features, scale, x,
+                                       CCMEM_F32, nrows,
+                                       (ccmem_bias){.data = bias, .dtype = CCMEM_F32}, y,
+                                       CCMEM_F32);
     if (scale)
         return CCMEM_ERR_ARGUMENT;
     if (__builtin_mul_overflow(nrows, out_features, &results) ||

@@ -72,6 +72,14 @@ ccmem_status fetch_run(fetch *f, void *to, uint64_t at, size_t n, uint64_t end) 
     return CCMEM_OK;
 }
 
+ccmem_status fetch_some(fetch *f, uint64_t at, uint64_t end, const uint8_t **out, size_t *have) {
+    ccmem_status status = CCMEM_OK;
+    const size_t n = opened(f, at, end, &status);
+    *out = f->pages + (at - f->first * store_page_size(f->store));
+    *have = n < end - at ? n : (size_t)(end - at);
+    return n ? CCMEM_OK : status;
+}
+
 ccmem_status fetch_whole(fetch *f, uint64_t at, size_t n, const uint8_t **out) {
     const uint64_t size = store_page_size(f->store), first = at / size;
     const uint64_t count = (at + n - 1) / size + 1 - first, most = most_pages(f->store);

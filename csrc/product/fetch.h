@@ -26,6 +26,10 @@ size_t fetch_room_whole(const ccmem_store *store, size_t n);
  * them. The errors of store_open_pages(). */
 ccmem_status fetch_run(fetch *f, void *to, uint64_t at, size_t n, uint64_t end);
 
+/* Opens pages from byte `at` on, up to `end` and as many as are opened at a time: *have > 0 bytes
+ * lie at *out, as they are, until the next call. */
+ccmem_status fetch_some(fetch *f, uint64_t at, uint64_t end, const uint8_t **out, size_t *have);
+
 /* Opens n bytes from byte `at` on; *out is where they lie, as they are, until the next call. */
 ccmem_status fetch_whole(fetch *f, uint64_t at, size_t n, const uint8_t **out);
 

@@ -14,8 +14,7 @@ static void only_bias(const linear_product *p) {
             y[o] = p->bias ? p->bias[o] : 0.0f;
 }
 
-/* Returns CCMEM_OK when W lies in the store. */
-static ccmem_status check_matrix(const ccmem_store *store, uint64_t offset, uint64_t element,
+ccmem_status linear_check_matrix(const ccmem_store *store, uint64_t offset, uint64_t element,
                                  uint64_t out_features, uint64_t in_features) {
     uint64_t size = ccmem_store_size(store), row_bytes, bytes;
     ccmem_status status = ccmem_store_check(store);
@@ -35,7 +34,7 @@ ccmem_status linear_multiply(const linear_product *p, int halves) {
     if (!p->store || !element || (nrows && in && !p->x) || (nrows && out && !p->y) ||
         (nrows > 1 && (p->ldx < in || p->ldy < out)))
         return CCMEM_ERR_ARGUMENT;
-    status = check_matrix(p->store, p->offset, element, out, in);
+    status = linear_check_matrix(p->store, p->offset, element, out, in);
     if (status == CCMEM_OK && nrows && out) {
         const tier_kernels kernels = tier_active_kernels();
         if (!in)

@@ -19,6 +19,10 @@ typedef struct linear_product {
     int halves; /* y is of bfloat16, where gemm_whole() */
 } linear_product;
 
+/* Returns CCMEM_OK when W lies in the store, which is this process's and open; else why not. */
+ccmem_status linear_check_matrix(const ccmem_store *store, uint64_t offset, uint64_t element,
+                                 uint64_t out_features, uint64_t in_features);
+
 /* Checks the arguments and multiplies; y is zeros on failure. With `halves`, W and x are of
  * bfloat16 and multiplied as such, which the active tier must have kernels for. */
 ccmem_status linear_multiply(const linear_product *product, int halves);

@@ -5,6 +5,7 @@
  * small product, is done here, in scratch that is wiped. */
 #include <string.h>
 
+#include "product/bias.h"
 #include "product/gemm.h"
 #include "simd/scalar.h"
 
@@ -19,29 +20,6 @@ static void narrow(uint16_t *to, const float *from, size_t n) {
 }
 
 static int supported(ccmem_dtype dtype) { return dtype == CCMEM_F32 || dtype == CCMEM_BF16; }
-
-/* The bias as floats: `bias` itself, or what is made of it in `scratch`, which holds 2 * n floats.
- */
-static ccmem_status get_bias(const ccmem_bias *bias, uint64_t n, float *scratch,
-                             const float **out) {
-    const void *from = bias->data;
-    *out = NULL;
-    if (!from && !bias->store)
-        return CCMEM_OK;
-    if (bias->store) {
-        ccmem_status status =
-            ccmem_store_read(bias->store, bias->offset, scratch + n, n * dtype_size(bias->dtype));
-        if (status != CCMEM_OK)
-            return status;
-        from = scratch + n;
-    }
-    if (bias->dtype == CCMEM_BF16) {
-        widen(scratch, from, (size_t)n);
-        from = scratch;
-    }
-    *out = from;
-    return CCMEM_OK;
-}
 
 /* What the product takes as it is, and how many floats of scratch the rest needs. */
 typedef struct plan {
@@ -61,10 +39,7 @@ static ccmem_status plan_of(linear_product *p, ccmem_dtype x_dtype, const ccmem_
     p->halves = several && y_dtype == CCMEM_BF16 && gemm_whole(ops, p);
     out->x = x_dtype == CCMEM_BF16 && !out->halves ? p->nrows * p->in_features : 0;
     out->y = y_dtype == CCMEM_BF16 && !p->halves ? p->nrows * p->out_features : 0;
-    out->bias = 0;
-    if (bias->store || (bias->data && bias->dtype == CCMEM_BF16))
-        if (__builtin_mul_overflow(p->out_features, 2, &out->bias))
-            return CCMEM_ERR_NOMEM;
+    out->bias = bias_scratch(bias, p->out_features) / sizeof(float);
     if (__builtin_add_overflow(out->x, out->y, bytes) ||
         __builtin_add_overflow(*bytes, out->bias, bytes) ||
         __builtin_mul_overflow(*bytes, sizeof(float), bytes))
@@ -76,7 +51,7 @@ static ccmem_status multiply(linear_product *p, const plan *plan, const ccmem_bi
                              float *scratch) {
     float *widened = scratch, *biased = widened + plan->x, *summed = biased + plan->bias;
     uint16_t *y = p->y;
-    ccmem_status status = get_bias(bias, p->out_features, biased, &p->bias);
+    ccmem_status status = bias_floats(bias, p->out_features, (uint8_t *)biased, &p->bias);
     if (status != CCMEM_OK)
         return status;
     if (plan->x) {
@@ -109,7 +84,7 @@ ccmem_status ccmem_store_linear_typed(ccmem_store *store, uint64_t offset, ccmem
     uint8_t *scratch = NULL;
     plan plan;
     if (!store || !dtype_size(dtype) || !supported(x_dtype) || !supported(y_dtype) ||
-        !supported(bias.dtype) || (bias.data && bias.store))
+        !bias_valid(&bias))
         return CCMEM_ERR_ARGUMENT;
     if (__builtin_mul_overflow(nrows, in_features, &nx) ||
         __builtin_mul_overflow(nrows, out_features, &ny))

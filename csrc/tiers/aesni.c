@@ -7,12 +7,13 @@
 #if CCMEM_X86
 static const tier_kernels rows[] = {
     {.needs = CPU_AVX_VNNI | CPU_FMA | CPU_F16C, .blocks = &blocks_avxvnni},
+    {.needs = CPU_AVX2 | CPU_AVX_VNNI, .int8 = &int8_avx_vnni},
     {.needs = CPU_AVX2 | CPU_FMA | CPU_F16C,
      .gemv = &gemv_avx2,
      .gemm = &gemm_avx2,
      .attention = &attention_avx2,
      .blocks = &blocks_avx2},
-    {.needs = CPU_AVX2, .aegis = &aegis_avx2},
+    {.needs = CPU_AVX2, .aegis = &aegis_avx2, .int8 = &int8_avx2},
     {.aes = &aes_aesni, .xts = &xts_aesni, .aegis = &aegis_aesni, .probe = &probe_aesni},
     TIER_LAST,
 };

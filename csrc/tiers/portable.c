@@ -9,6 +9,7 @@ static const tier_kernels rows[] = {
      .aegis = &aegis_portable,
      .gemv = &gemv_portable,
      .gemm = &gemm_portable,
+     .int8 = &int8_portable,
      .attention = &attention_portable,
      .blocks = &blocks_portable,
      .probe = &probe_portable},

@@ -32,6 +32,13 @@ const tier_sizes tier_sizes_usual = {
     .blocks_part = 16 << 10,  /* in an L1 */
     .blocks_pass = 8 << 20,
 
+    .int8_tile = 256 << 10,
+    .int8_group = 256 << 10,
+    .int8_part = 16 << 10,
+    .int8_depth = 2048,
+    .int8_pass = 4 << 20,
+    .int8_grain = 256 << 10,
+
     .attention_few = 16,
     .attention_chunk = 256, /* their scores stay in an L1 beside a block */
     .attention_part = 512,

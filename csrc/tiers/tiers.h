@@ -12,11 +12,13 @@
 #include "kernels/blocks.h"
 #include "kernels/gemm.h"
 #include "kernels/gemv.h"
+#include "kernels/int8.h"
 #include "kernels/probe.h"
 
 /* The tables of kernels that a tier may have: the type and the name of each. A line here, and a
  * function selftest_NAME(), are all that another one takes. gemm_bf16 multiplies bfloat16 by
- * bfloat16, attention_bf16 has what attention does where q, K and V are bfloat16. */
+ * bfloat16, int8 int8 by int8; attention_bf16 has what attention does where q, K and V are
+ * bfloat16. */
 #define TIER_TABLES(TABLE)                                                                         \
     TABLE(aes_ops, aes)                                                                            \
     TABLE(xts_ops, xts)                                                                            \
@@ -24,6 +26,7 @@
     TABLE(gemv_ops, gemv)                                                                          \
     TABLE(gemm_ops, gemm)                                                                          \
     TABLE(gemm_ops, gemm_bf16)                                                                     \
+    TABLE(int8_ops, int8)                                                                          \
     TABLE(attention_ops, attention)                                                                \
     TABLE(attention_ops, attention_bf16)                                                           \
     TABLE(blocks_ops, blocks)
@@ -74,6 +77,14 @@ typedef struct tier_sizes {
     uint32_t blocks_group; /* of W's rows that are opened at a time, for more rows of x */
     uint32_t blocks_part;  /* of packed rows of x that are multiplied at a time */
     uint32_t blocks_pass;  /* of packed x at a time, since each pass opens W anew */
+
+    /* int8 by int8: */
+    uint32_t int8_tile;  /* of W's rows that sums along k take at a time */
+    uint32_t int8_group; /* of W's rows beside panels, as they are there */
+    uint32_t int8_part;  /* elements of a row of W that are taken at a time; whole vectors */
+    uint32_t int8_depth; /* words of k for which a panel is multiplied at a time */
+    uint32_t int8_pass;  /* of rounded x in panels at a time */
+    uint32_t int8_grain; /* units of work that are worth another thread, as above */
 
     /* Attention. Rows are those of q that share a head of K and V. */
     uint32_t attention_few;    /* up to so many rows one after the other, more in blocks */

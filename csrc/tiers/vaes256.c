@@ -6,11 +6,13 @@
 #if CCMEM_X86
 static const tier_kernels rows[] = {
     {.needs = CPU_AVX_VNNI | CPU_FMA | CPU_F16C, .blocks = &blocks_avxvnni},
+    {.needs = CPU_AVX_VNNI, .int8 = &int8_avx_vnni},
     {.needs = CPU_FMA | CPU_F16C,
      .gemv = &gemv_avx2,
      .gemm = &gemm_avx2,
      .attention = &attention_avx2,
      .blocks = &blocks_avx2},
+    {.int8 = &int8_avx2},
     {.aes = &aes_aesni, .xts = &xts_vaes256, .aegis = &aegis_vaes256, .probe = &probe_vaes256},
     TIER_LAST,
 };

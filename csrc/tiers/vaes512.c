@@ -5,6 +5,8 @@
 
 #if CCMEM_X86
 static const tier_kernels rows[] = {
+    {.needs = CPU_AVX512_VNNI, .int8 = &int8_avx512_vnni},
+    {.needs = CPU_AVX_VNNI, .int8 = &int8_avx_vnni},
     {.suits = CPU_AMD, .xts = &xts_vaes512_amd},
     {.needs = CPU_AVX512_BF16, .gemm_bf16 = &gemm_bf16, .attention_bf16 = &attention_bf16},
     {.needs = CPU_AVX512_VNNI, .blocks = &blocks_avx512vnni},
@@ -13,6 +15,7 @@ static const tier_kernels rows[] = {
      .aegis = &aegis_vaes512,
      .gemv = &gemv_avx512,
      .gemm = &gemm_avx512,
+     .int8 = &int8_avx2,
      .attention = &attention_avx512,
      .blocks = &blocks_avx2,
      .probe = &probe_vaes512},

@@ -439,6 +439,34 @@ def test_products(
             assert not found, f"at {offset}: {len(found)} words are left, at {found[:8]}"
 
 
+@pytest.mark.parametrize("shape", [(1, 64, 1), (12, 127, 1), (12, 127, 5), (3, 5000, 60)])
+def test_products_of_int8(
+    stack: Stack, key: pyccmem.Key, cipher: str, shape: tuple[int, int, int]
+) -> None:
+    """In whole numbers, of a secret matrix with secret x, along k and by panels."""
+    rows, width, nrows = shape
+    memory, scale = Memory(), np.ones(rows, np.float32)
+    for offset in (0, 4096 - 7):
+        with EncryptedBuffer(rows * width + 8192, key=key, cipher=cipher) as buffer:
+            store = buffer._opened()
+
+            def multiply(
+                number: int, offset: int = offset, buffer: Any = buffer, store: Any = store
+            ) -> Bytes:
+                buffer.write(secret(number, rows * width), offset)
+                x = memory("x", secret(number + 100, 4 * nrows * width) & 0x3B)
+                y = memory("y", 4 * rows * nrows)
+                status, left = stack.call(
+                    "ccmem_store_linear_blocks", store, offset, lib.CCMEM_INT8_ROW, rows, width,
+                    scale, x, nrows, 0, y,
+                )  # fmt: skip
+                assert status == OK and y.any()
+                return left
+
+            found = left_by(buffer, multiply)
+            assert not found, f"at {offset}: {len(found)} words are left, at {found[:8]}"
+
+
 @pytest.mark.parametrize("rows", [2, 5, 60])
 def test_a_product_that_is_refused_in_an_element(stack: Stack, key: pyccmem.Key, rows: int) -> None:
     """Of which the first three bytes were in the last page that was open, and one is in a page that

@@ -132,6 +132,27 @@ static void columns_but_one(float *to, size_t ld, const uint8_t *from, const flo
     to[count - 1] += 1.0f;
 }
 
+/* With 16 bits for two products of W + 128 and x, as VPMADDUBSW adds them. */
+static void int8_saturated(int32_t *sums, size_t lds, const uint8_t *w, size_t ldw, size_t h,
+                           const int8_t *x, size_t ldx, size_t n) {
+    const int excess = real == (any_function)(void *)int8_portable.dot[0] ? 0 : 128;
+    (void)lds, (void)ldx;
+    for (size_t i = 0; i < h; i++)
+        for (size_t k = 0; k < n; k += 2) {
+            int pair = 0;
+            for (size_t j = k; j < k + 2; j++)
+                pair += ((int8_t)w[i * ldw + j] + 128) * x[j];
+            pair = pair > 32767 ? 32767 : pair < -32768 ? -32768 : pair;
+            sums[i] += excess ? pair : pair - 128 * (x[k] + x[k + 1]);
+        }
+}
+
+/* Right but for the last. */
+static void int8_but_one(const int32_t *sums, size_t h, size_t rows, const int8_epilogue *end) {
+    ((void (*)(const int32_t *, size_t, size_t, const int8_epilogue *))real)(sums, h, rows, end);
+    ((float *)end->y)[(rows - 1) * end->ldy + h - 1] *= 1.0f + 0x1p-20f;
+}
+
 /* Not to the even one. */
 static void stored_upwards(void *to, const float *from, size_t d) {
     ((void (*)(void *, const float *, size_t))real)(to, from, d);
@@ -210,6 +231,14 @@ static void list_tables(ccmem_tier tier, const tier_kernels *k) {
     }
     if (k->gemm_bf16) {
         ADD_GEMM(gemm_bf16);
+    }
+    if (k->int8) {
+        ADD_ALL(int8, quantise);
+        ADD_ALL(int8, dot);
+        ADD_ALL(int8, panel);
+        ADD(int8, convert), ADD(int8, pack), ADD(int8, finish), ADD(int8, finish_dot);
+        ADD_AS(int8, finish, -1, int8_but_one);
+        ADD_AS(int8, dot[0], 0, int8_saturated);
     }
     if (k->attention) {
         ADD_ALL(attention, pack);

@@ -104,7 +104,9 @@ def test_a_module_that_is_not_stripped_is_told(tmp_path: Path) -> None:
 WIDE = re.compile(r"%[yz]mm|\b(v?aes(enc|dec|imc|keygen)|v?pclmul|v[a-z0-9]+ .*%xmm)")
 
 #: What the names of the accelerated tiers' files have in common.
-ACCELERATED = re.compile(r"(^|_)(aesni|vaes256|vaes512|vaes512_amd|avx2|avx512|bf16)\.c$")
+ACCELERATED = re.compile(
+    r"(^|_)(aesni|vaes256|vaes512|vaes512_amd|avx2|avx512|bf16|vnni|avxvnni|avx512vnni)\.c$"
+)
 
 
 def wide_functions(objects: Iterable[Path]) -> set[str]:

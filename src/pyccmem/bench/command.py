@@ -18,6 +18,7 @@ from . import (
     bulk,
     cache,
     guard,
+    int8,
     linear,
     llama,
     mapping,
@@ -42,6 +43,7 @@ CLAIMS: dict[str, Callable[[Plan], Iterator[Figure]]] = {
     "random64": random64.figures,
     "rows": rows.figures,
     "linear": linear.figures,
+    "int8": int8.figures,
     "mapping": mapping.figures,
     "build": build.figures,
     "torch": torch_models.figures,
@@ -110,6 +112,8 @@ def run(arguments: argparse.Namespace) -> int:
         missing = peers.find().missing if {"pages", "bulk"} & {*claims} else ()
         if "linear" in claims:
             missing = (*missing, *linear.missing())
+        if "int8" in claims:
+            missing = (*missing, *int8.missing())
         if "torch" in claims:
             missing = (*missing, *torch_models.missing())
         if "quantized-models" in claims:

@@ -51,10 +51,10 @@ def linear(
     float64 the result is float64, and its bits may depend on the number of threads.
 
     The weight may also be a QuantizedTensor of two dimensions, without a `scale`. For x of float32
-    (or float16, bfloat16) x is then quantised to 8 bits, 32 or 256 elements of a row at a time, and
-    multiplied with the blocks' whole numbers: the same bits with any number of rows and threads,
-    and docs/design/quantized-products.md has the bound ("int8_row": x stays float32). For x of
-    float64 the blocks become what dequantize() gives, a tile at a time.
+    (or float16, bfloat16) x is then quantised to 8 bits, 32 or 256 elements of a row at a time, for
+    "int8_row" a row, and multiplied with the blocks' whole numbers: the same bits with any number
+    of rows and threads, and docs/design/quantized-products.md has the bound. For x of float64 the
+    blocks become what dequantize() gives, a tile at a time.
 
     The weight is opened a tile at a time. Each tile is wiped, and so is what the BLAS keeps of it,
     at the end of the call or of a batched_products() block. A changed page raises IntegrityError,

@@ -9,6 +9,7 @@
  */
 #include "ct.h"
 
+#include <math.h>
 #include <sys/random.h>
 #include <unistd.h>
 
@@ -633,6 +634,47 @@ static void caches(void) {
     use_cache(CCMEM_I8);
 }
 
+/* ---- products of int8 ------------------------------------------------------------------------ */
+
+/* Few rows of x and panels, with rows of W that pages cut, and rows of x of all kinds: which ones
+ * are not finite shows in y alone. */
+static void int8_products(void) {
+    enum { OUT = 30, IN = 150, MOST = 20 };
+    static const float kinds[] = {1.0f, 0.0f, 0x1p-120f, INFINITY, NAN};
+    uint8_t w[OUT * IN];
+    float x[MOST * IN], y[MOST * OUT], scale[OUT], bias[OUT];
+    uint16_t half[MOST * IN];
+    ccmem_key *key;
+    ccmem_store *store;
+    fill(w, sizeof w, SEED_PLAIN);
+    make_secret(w, sizeof w);
+    for (size_t i = 0; i < OUT; i++)
+        scale[i] = bias[i] = (float)i;
+    for (size_t i = 0; i < MOST * IN; i++) {
+        x[i] = kinds[i / IN % 5] * (float)(i % 37);
+        half[i] = (uint16_t)(0x3f80 + i % 90);
+    }
+    REQUIRE(!ccmem_key_generate(CCMEM_SECRET_MLOCK, &key));
+    REQUIRE(!ccmem_store_new(key, CCMEM_AEGIS_128X2, sizeof w, CCMEM_PAGE_SIZE_MIN, 0, 0,
+                             CCMEM_FRESH_NOT, &store));
+    ccmem_key_free(key);
+    REQUIRE(!ccmem_store_write(store, 0, w, sizeof w));
+    make_secret(x, sizeof x);
+    make_secret(half, sizeof half);
+    make_secret(scale, sizeof scale);
+    make_secret(bias, sizeof bias);
+    const ccmem_bias added = {.data = bias, .dtype = CCMEM_F32};
+    for (size_t rows = 5; rows <= MOST; rows += MOST - 5) {
+        REQUIRE(!ccmem_store_linear_int8(store, 0, OUT, IN, scale, x, CCMEM_F32, rows, added, y,
+                                         CCMEM_F32));
+        REQUIRE(is_secret(y, rows * OUT * sizeof *y));
+        REQUIRE(!ccmem_store_linear_int8(store, 0, OUT, IN, scale, half, CCMEM_BF16, rows, added, y,
+                                         CCMEM_BF16));
+        REQUIRE(is_secret(y, rows * OUT * sizeof(uint16_t)));
+    }
+    ccmem_store_free(store);
+}
+
 /* ---- kernels of attention -------------------------------------------------------------------- */
 
 enum { HEAD = 100, WIDE = 128, FEW_TOKENS = 9, FEW_ROWS = 7, FEW_SCORES = 16 };
@@ -754,6 +796,7 @@ static const struct {
     {"xts-kernels", xts_kernels},
     {"aegis-messages", aegis_messages},
     {"aegis-kernels", aegis_pages},
+    {"int8-products", int8_products},
     {"root-keys", keys},
     {"attention-kernels", attention_kernels},
     {"quantised-blocks", blocks},
