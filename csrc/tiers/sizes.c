@@ -25,7 +25,7 @@ const tier_sizes tier_sizes_usual = {
     .pack_grain = 64 << 10,
     .gemm_grain = 96 << 10,
 
-    .blocks_open = 16 << 10, /* in an L1, beside x */
+    .blocks_open = 64 << 10, /* as with other types: XTS starts slowly */
     .blocks_grain = 128 << 10,
     .blocks_few = 8,
     .blocks_group = 96 << 10, /* in an L2, beside x */
