@@ -489,6 +489,36 @@ def test_a_product_that_is_refused_in_an_element(stack: Stack, key: pyccmem.Key,
     assert not all(found)
 
 
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q6_K", "IQ4_XS", "INT4_G64_ZP"])
+@pytest.mark.parametrize("shape", [(1, 1024, 1), (37, 2048, 3), (40, 1536, 20)])
+def test_products_of_blocks(
+    stack: Stack, key: pyccmem.Key, cipher: str, kind: str, shape: tuple[int, int, int]
+) -> None:
+    """By tiles and by groups of rows, with blocks that pages cut."""
+    rows, width, nrows = shape
+    number_of = getattr(lib, f"CCMEM_{kind}")
+    blocks = width // lib.ccmem_block_elements(number_of)
+    nbytes = rows * blocks * lib.ccmem_block_bytes(number_of)
+    memory = Memory()
+    x = np.zeros((nrows, width), np.float32)
+    x[:, 5] = 1
+    with EncryptedBuffer(nbytes + 8192, key=key, cipher=cipher) as buffer:
+        store = buffer._opened()
+
+        def multiply(number: int) -> Bytes:
+            buffer.write(secret(number, nbytes) & 0x3B, 4096 - 7)
+            y = memory("y", 4 * rows * nrows)
+            status, left = stack.call(
+                "ccmem_store_linear_blocks", store, 4096 - 7, number_of, rows, width, 0, x, nrows,
+                0, y,
+            )  # fmt: skip
+            assert status == OK
+            return left
+
+        found = left_by(buffer, multiply)
+        assert not found, f"{len(found)} words are left, at {found[:8]}"
+
+
 # ---- the search itself ---------------------------------------------------------------------------
 
 

@@ -781,6 +781,47 @@ static void blocks(void) {
     }
 }
 
+/* ---- kernels of quantised blocks ------------------------------------------------------------- */
+
+/* Any bits in both: scales and x that are subnormal, infinite and no numbers as well. */
+static void block_kernels_of(const blocks_ops *ops, ccmem_block_format format) {
+    enum { BLOCKS = 3, ELEMENTS = BLOCKS * BLOCK_SUPER };
+    static float x[ELEMENTS];
+    static _Alignas(64) blocks_super packed[BLOCKS_ROWS][ELEMENTS / BLOCKS_RUN];
+    static _Alignas(64) float sums[BLOCKS_ROWS * BLOCKS_LANES];
+    static uint8_t w[BLOCKS * BLOCK_BYTES_MAX];
+    const block_format *is = &block_formats[format];
+    const size_t elements = BLOCKS * (size_t)is->elements;
+    const size_t units = elements / (is->elements == BLOCK_SUPER ? BLOCK_SUPER : BLOCKS_RUN);
+    const blocks_x rows = {(const uint8_t *)packed, (const float *)(const void *)&packed[0][units],
+                           sizeof packed[0], format};
+
+    fill_secret(x, sizeof x, SEED_KEY);
+    fill_secret(w, sizeof w, SEED_PLAIN);
+    for (size_t r = 0; r < BLOCKS_ROWS; r++) {
+        float *scale = (float *)(void *)&packed[r][units];
+        if (is->elements == BLOCK_SUPER)
+            ops->pack_supers(packed[r], scale, x + r, units);
+        else
+            ops->pack_runs((blocks_run *)(void *)packed[r], scale, x + r, units,
+                           blocks_zero(format), is->offset);
+        REQUIRE(is_secret(scale, units * sizeof *scale));
+    }
+    for (int several = 0; several < 2; several++) {
+        memset(sums, 0, sizeof sums);
+        ops->dot[format][several](sums, w + is->bytes, BLOCKS - 1, &rows, 1);
+        for (size_t r = 0; r < (several ? BLOCKS_ROWS : 1); r++) {
+            const float sum = ops->total(sums + r * BLOCKS_LANES);
+            REQUIRE(is_secret(&sum, sizeof sum));
+        }
+    }
+}
+
+static void block_kernels(void) {
+    for (int format = 0; format < CCMEM_INT8_ROW; format++)
+        block_kernels_of(tier_kernels_of(tier).blocks, (ccmem_block_format)format);
+}
+
 /* ---- main ------------------------------------------------------------------------------------ */
 
 static const struct {
@@ -804,6 +845,7 @@ static const struct {
     {"store-aes-256-xts", store_aes_256_xts},
     {"store-aegis-128x2", store_aegis_128x2},
     {"caches", caches},
+    {"block-kernels", block_kernels},
 };
 
 enum { SUBJECTS = sizeof subjects / sizeof *subjects };
