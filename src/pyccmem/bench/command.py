@@ -14,6 +14,7 @@ from pathlib import Path
 from .. import measure
 from ..console.command import EXIT_ERROR
 from . import (
+    block_products,
     build,
     bulk,
     cache,
@@ -45,6 +46,7 @@ CLAIMS: dict[str, Callable[[Plan], Iterator[Figure]]] = {
     "linear": linear.figures,
     "int8": int8.figures,
     "mapping": mapping.figures,
+    "quantized": block_products.figures,
     "build": build.figures,
     "torch": torch_models.figures,
     "quantized-models": quantized_models.figures,
@@ -118,6 +120,8 @@ def run(arguments: argparse.Namespace) -> int:
             missing = (*missing, *torch_models.missing())
         if "quantized-models" in claims:
             missing = (*missing, *quantized_models.missing())
+        if "quantized" in claims:
+            missing = (*missing, *block_products.missing())
         if "cache" in claims:
             missing = (*missing, *cache.missing())
         if "llama" in claims:
