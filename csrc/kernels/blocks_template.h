@@ -153,23 +153,79 @@ INLINE b32 run_products(kind k, b32 q, b32 size, const blocks_run *x) {
     return b32_dot8(less, q, xq);
 }
 
-INLINE void add_run(kind k, int rows, f8 *sums, size_t odd, const uint8_t *head, const uint8_t *q,
-                    const blocks_x *x, size_t run) {
-    b32 v = run_of(k, head, q), size = v;
+/* Adds the products of a run of W with one of each row of x; scale[r] is that of both, in every
+ * lane.
+ */
+INLINE void add_products(kind k, int rows, f8 *sums, size_t odd, b32 q, const f8 *scale, f8 offset,
+                         const blocks_x *x, size_t run) {
+    b32 v = q, size = q;
     if (has_sign(k) && has_less(k))
         v = b32_xor(v, b32_all8(-128));
     else if (has_sign(k))
         size = b32_size8(v);
-    const f8 scale = scale_of(k, head), offset = has_offset(k) ? offset_of(k, head) : scale;
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++) {
         const blocks_run *xr = (const blocks_run *)(const void *)(x->q + r * x->stride) + run;
-        const float *xs = (const float *)(const void *)((const uint8_t *)x->scale + r * x->stride);
         f8 *sum = &sums[2 * r + odd];
-        *sum =
-            f8_fma(f8_of_ints(run_products(k, v, size, xr)), f8_mul(scale, f8_all(xs[run])), *sum);
+        *sum = f8_fma(f8_of_ints(run_products(k, v, size, xr)), scale[r], *sum);
         if (has_offset(k))
             *sum = f8_fma(f8_load(xr->sums), offset, *sum);
+    }
+}
+
+INLINE const float *scales_of_row(const blocks_x *x, int r) {
+    return (const float *)(const void *)((const uint8_t *)x->scale + r * x->stride);
+}
+
+INLINE void add_run(kind k, int rows, f8 *sums, size_t odd, const uint8_t *head, const uint8_t *q,
+                    const blocks_x *x, size_t run) {
+    const f8 d = scale_of(k, head), offset = has_offset(k) ? offset_of(k, head) : d;
+    f8 scale[BLOCKS_ROWS];
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++)
+        scale[r] = f8_mul(d, f8_all(scales_of_row(x, r)[run]));
+    add_products(k, rows, sums, odd, run_of(k, head, q), scale, offset, x, run);
+}
+
+/* The float16 at p and in the same place of three more blocks, as floats, in both halves. */
+INLINE f8 four_halves(const uint8_t *p, size_t bytes) {
+    uint16_t half[4];
+    for (size_t i = 0; i < 4; i++)
+        memcpy(&half[i], p + i * bytes, sizeof half[i]);
+    b16 v = _mm_cvtsi32_si128(half[0]);
+    v = _mm_insert_epi16(v, half[1], 1);
+    v = _mm_insert_epi16(v, half[2], 2);
+    v = _mm_insert_epi16(v, half[3], 3);
+    const f4 four = _mm_cvtph_ps(v);
+    return _mm256_set_m128(four, four);
+}
+
+INLINE f8 spread(f8 four, size_t i) {
+    switch (i) {
+    case 0: return f8_spread(four, 0);
+    case 1: return f8_spread(four, 1);
+    case 2: return f8_spread(four, 2);
+    default: return f8_spread(four, 3);
+    }
+}
+
+/* Four blocks of a run each. Their scales are converted and multiplied together, since loads and
+ * conversions bound the loop: a tenth of the time (Zen 4). */
+INLINE void add_four(kind k, int rows, f8 *sums, const uint8_t *w, const blocks_x *x, size_t run) {
+    const size_t bytes = head_bytes(k) + run_bytes(k);
+    const f8 d = four_halves(w, bytes), m = has_offset(k) ? four_halves(w + 2, bytes) : d;
+    f8 scales[BLOCKS_ROWS], scale[BLOCKS_ROWS];
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++)
+        scales[r] = f8_mul(d, f8_of_four(scales_of_row(x, r) + run));
+#pragma GCC unroll 4
+    for (size_t i = 0; i < 4; i++) {
+        const uint8_t *head = w + i * bytes;
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++)
+            scale[r] = spread(scales[r], i);
+        add_products(k, rows, sums, i % 2, run_of(k, head, head + head_bytes(k)), scale,
+                     spread(m, i), x, run + i);
     }
 }
 
@@ -193,6 +249,10 @@ INLINE void add_runs(kind k, int rows, float *sums, const uint8_t *w, size_t n, 
     q += run_bytes(k);                                                                             \
     if (!groups || !--left)                                                                        \
     head = q, q += head_bytes(k), left = runs
+    for (; !groups && run + 4 <= end; run += 4, head += 4 * (head_bytes(k) + run_bytes(k)))
+        add_four(k, rows, sum, head, x, run);
+    if (!groups)
+        q = head + head_bytes(k);
     for (; run + 2 <= end; run += 2) {
         add_run(k, rows, sum, 0, head, q, x, run);
         NEXT_RUN;
@@ -381,8 +441,7 @@ INLINE void add_block(kind k, int rows, f8 *sums, const uint8_t *w, const blocks
     }
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++) {
-        const float *xs = (const float *)(const void *)((const uint8_t *)x->scale + r * x->stride);
-        const f8 scale = f8_all(xs[block]), d = f8_mul(s.d, scale);
+        const f8 scale = f8_all(scales_of_row(x, r)[block]), d = f8_mul(s.d, scale);
         sums[2 * r] = f8_fma(f8_of_ints(even[r]), d, sums[2 * r]);
         sums[2 * r + 1] = f8_fma(f8_of_ints(odd[r]), d, sums[2 * r + 1]);
         if (has_least(k))

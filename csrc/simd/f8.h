@@ -7,7 +7,8 @@
  *   f8_lanes_below(n)                a mask of the first n lanes
  *   f8_load_some f8_store_some       the lanes of a mask; memory of others is not touched
  *   f8_add f8_mul f4_add f4_mul
- *   f8_all(x)                        x in each lane
+ *   f8_all(x) f8_spread(v, i)        x in each lane; in each half its number i, a constant
+ *   f8_of_four(p)                    the four at p in both halves
  *   f8_fma f8_fnma(a, b, c)          a * b + c, c - a * b, rounded once
  *   f8_low f8_high(v) f8_of4(v)      four of eight; four as eight, the others anything
  *   f8_join(p, q)                    four at p, then four at q
@@ -40,6 +41,8 @@ typedef __m256i f8_mask;
 #define f8_add(a, b) _mm256_add_ps(a, b)
 #define f8_mul(a, b) _mm256_mul_ps(a, b)
 #define f8_all(x) _mm256_set1_ps(x)
+#define f8_spread(v, i) _mm256_permute_ps(v, (i) * 0x55)
+#define f8_of_four(p) _mm256_broadcast_ps((const f4 *)(const void *)(p))
 #define f8_fma(a, b, c) _mm256_fmadd_ps(a, b, c)
 #define f8_fnma(a, b, c) _mm256_fnmadd_ps(a, b, c)
 #define f4_add(a, b) _mm_add_ps(a, b)
