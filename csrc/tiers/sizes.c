@@ -27,7 +27,7 @@ const tier_sizes tier_sizes_usual = {
 
     .blocks_open = 64 << 10, /* as with other types: XTS starts slowly */
     .blocks_grain = 128 << 10,
-    .blocks_few = 8,
+    .blocks_few = 3,
     .blocks_group = 96 << 10, /* in an L2, beside x */
     .blocks_part = 16 << 10,  /* in an L1 */
     .blocks_pass = 8 << 20,
