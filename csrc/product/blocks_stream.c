@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Rows of W one after the other. A thread opens its pages in order into a tile of its own, small
- * enough for an L1, and multiplies from there with each row of x. Blocks and pages have nothing to
- * do with each other: a block that the end of a page cuts waits, in front of where the next pages
- * will be opened, for its rest. */
+ * Rows of W one after the other. A thread opens its pages in order into a tile of its own, which
+ * its L2 holds, and multiplies from there with each row of x. Blocks and pages have nothing to do
+ * with each other: a block that the end of a page cuts waits, in front of where the next pages will
+ * be opened, for its rest. */
 #include <string.h>
 
 #include "memory/secret.h"
