@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,54 @@ def test_generate_with_an_encrypted_cache(key: Any, tmp_path: Path) -> None:
         pyccmem.transformers.protect_inputs(model)
         hidden = model.generate(IDS, max_new_tokens=6, do_sample=False, pad_token_id=0)
     assert torch.equal(plain, hidden)
+
+
+MEMORY = """
+import sys
+import torch, transformers, pyccmem.transformers
+from pyccmem.transformers import PyccmemConfig
+
+def own():
+    with open("/proc/self/status") as lines:
+        fields = dict(line.split(":", 1) for line in lines)
+    return sum(int(fields[name].split()[0]) for name in ("RssAnon", "RssShmem"))
+
+directory, format = sys.argv[1:]
+before = own()
+if format == "plain":
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory)
+    for parameter in model.parameters():  # they lie in the mapped file
+        parameter.data = parameter.data.clone()
+else:
+    key = pyccmem.Key.generate()
+    config = PyccmemConfig(key=key, quantize=format)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        directory, quantization_config=config
+    )
+print(own() - before)
+"""
+
+
+@pytest.mark.full
+def test_memory_of_a_larger_model(tmp_path: Path) -> None:
+    """A Llama of 300 million parameters takes at most 0.32 of bfloat16's memory as q4_k."""
+    tiny(
+        dtype=torch.bfloat16,
+        vocab_size=32000,
+        hidden_size=1024,
+        intermediate_size=2816,
+        num_hidden_layers=18,
+        num_attention_heads=16,
+        num_key_value_heads=16,
+    ).save_pretrained(tmp_path / "plain")
+    found = {}
+    for format in ("plain", "q4_k"):
+        words = [sys.executable, "-c", MEMORY, str(tmp_path / "plain"), format]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        found[format] = int(done.stdout.split()[-1])
+    assert found["plain"] > 550_000
+    assert found["q4_k"] <= 0.32 * found["plain"], found
 
 
 # ---- checkpoints of other libraries --------------------------------------------------------------
