@@ -21,7 +21,6 @@ from ..core.block_matrix import BlockMatrix
 from ..core.matrix import Matrix
 from ..core.store import fail, handle
 from ..product import native
-from ..product.native_blocks import block_rows
 from ..product.tiles import Framework, Product, multiply
 from ._blas import BLAS
 from ._blocks import OrderedMatrix
@@ -157,7 +156,7 @@ def rows(
         return as_type(out, result, wipe)
     if isinstance(matrix, BlockMatrix) and kind is _SINGLE and count and height and width:
         out = new_result((*shape, height), _SINGLE, wipe)
-        block_rows(
+        native.block_rows(
             matrix,
             _cast(_FLOATS, x.data_ptr()),
             count,
