@@ -24,7 +24,7 @@ __all__ = ["check_attention", "check_cache", "check_weights", "is_hidden"]
 #: They would pack weights for kernels of vLLM's own.
 _PLAIN_METHODS = (UnquantizedLinearMethod, UnquantizedEmbeddingMethod)
 
-_logger = init_logger(__name__)
+_logger = init_logger(f"vllm.{__name__}")  # below the one that vLLM shows
 
 
 def check_weights(model: nn.Module, weights: dict[str, LayerWeights]) -> None:

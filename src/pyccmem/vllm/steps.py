@@ -19,7 +19,7 @@ from .tenants import is_encrypted
 
 __all__ = ["current_runner", "patch_runner"]
 
-_logger = init_logger(__name__)
+_logger = init_logger(f"vllm.{__name__}")  # below the one that vLLM shows
 
 _current: weakref.ref[Any] | None = None
 
