@@ -91,6 +91,7 @@ MODULES: dict[str, tuple[Tests, ...]] = {
     "quant/fit.c": QUANT,
     "quant/pack.c": QUANT,
     "quant/quantize.c": QUANT,
+    "quant/quantize.h": QUANT,
     "quant/quantize_simple.c": QUANT,
     "quant/quantize_super.c": QUANT,
     "quant/unpack.c": QUANT,
