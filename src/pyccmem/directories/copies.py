@@ -161,7 +161,7 @@ def decrypt_directory(
         raise errors.FileFormatError(
             f"{str(source)!r} has no sealed file; name a directory that encrypt_directory() made."
         )
-    for path in sorted(sealed):
+    for path in sorted(sealed.intersection(tree.weights)):
         with safe_open(source / path, "np", key=key) as file:
             if any(name.startswith("pyccmem.") for name in file.metadata() or ()):
                 raise errors.FileFormatError(
