@@ -639,6 +639,15 @@ ccmem_status ccmem_store_linear_blocks(ccmem_store *store, uint64_t offset,
                                        uint64_t in_features, const float *scale, const float *x,
                                        uint64_t nrows, const float *bias, float *y);
 
+/* ccmem_store_linear_blocks() for x, a bias and y of float32 or bfloat16 each, and a bias that may
+ * be encrypted: what ccmem_store_linear_typed() is to ccmem_store_linear(). Sums are float32, and
+ * rounded once more where y is bfloat16. On every failure but CCMEM_ERR_ARGUMENT y is zero. */
+ccmem_status ccmem_store_linear_blocks_typed(ccmem_store *store, uint64_t offset,
+                                             ccmem_block_format format, uint64_t out_features,
+                                             uint64_t in_features, const float *scale,
+                                             const void *x, ccmem_dtype x_dtype, uint64_t nrows,
+                                             ccmem_bias bias, void *y, ccmem_dtype y_dtype);
+
 /* The product of a matrix of int8 with rows of x that are rounded to int8, in whole numbers. For
  * each row of x, of n = in_features numbers:
  *

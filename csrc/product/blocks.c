@@ -103,19 +103,6 @@ static ccmem_status multiply(blocks_call *l, uint64_t nrows) {
     return outcome_end(&l->end);
 }
 
-/* Returns CCMEM_OK when W lies in the store. */
-static ccmem_status check_matrix(const ccmem_store *store, uint64_t offset, uint64_t row_bytes,
-                                 uint64_t rows) {
-    const uint64_t size = ccmem_store_size(store);
-    uint64_t bytes;
-    ccmem_status status = ccmem_store_check(store);
-    if (status != CCMEM_OK)
-        return status;
-    if (__builtin_mul_overflow(row_bytes, rows, &bytes) || bytes > size || offset > size - bytes)
-        return CCMEM_ERR_RANGE;
-    return CCMEM_OK;
-}
-
 static void only_bias(const float *bias, uint64_t nrows, uint64_t out_features, float *y) {
     for (uint64_t r = 0; r < nrows; r++)
         for (uint64_t o = 0; o < out_features; o++)
@@ -142,7 +129,7 @@ ccmem_status ccmem_store_linear_blocks(ccmem_store *store, uint64_t offset,
         __builtin_mul_overflow(results, sizeof *y, &bytes) ||
         __builtin_mul_overflow(in_features / elements, ccmem_block_bytes(format), &row_bytes))
         return CCMEM_ERR_RANGE;
-    ccmem_status status = check_matrix(store, offset, row_bytes, out_features);
+    ccmem_status status = linear_check_matrix(store, offset, row_bytes, out_features, 1);
     if (status == CCMEM_OK && results && !in_features) {
         only_bias(bias, nrows, out_features, y);
     } else if (status == CCMEM_OK && results) {

@@ -7,17 +7,7 @@
 
 #include "product/bias.h"
 #include "product/gemm.h"
-#include "simd/scalar.h"
-
-static void widen(float *to, const uint16_t *from, size_t n) {
-    for (size_t i = 0; i < n; i++)
-        to[i] = float_of_bfloat16(from[i]);
-}
-
-static void narrow(uint16_t *to, const float *from, size_t n) {
-    for (size_t i = 0; i < n; i++)
-        to[i] = bfloat16_of(from[i]);
-}
+#include "product/halves.h"
 
 static int supported(ccmem_dtype dtype) { return dtype == CCMEM_F32 || dtype == CCMEM_BF16; }
 
@@ -55,14 +45,14 @@ static ccmem_status multiply(linear_product *p, const plan *plan, const ccmem_bi
     if (status != CCMEM_OK)
         return status;
     if (plan->x) {
-        widen(widened, p->x, (size_t)plan->x);
+        widen_halves(widened, p->x, (size_t)plan->x);
         p->x = widened;
     }
     if (plan->y)
         p->y = summed;
     status = linear_multiply(p, plan->halves);
     if (status == CCMEM_OK && plan->y)
-        narrow(y, summed, (size_t)plan->y);
+        narrow_to_halves(y, summed, (size_t)plan->y);
     return status;
 }
 

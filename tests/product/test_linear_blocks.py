@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -301,6 +302,56 @@ def test_refusals() -> None:
         assert call(rows=0) == call(out=0) == OK
         assert (y == 7.5).all()
         assert call(out=2**60, y=y, rows=0) == lib.CCMEM_ERR_RANGE
+
+
+def typed(store, kind, shape, x, bias, y, bias_store=None):
+    """Status of the typed product; x, bias and y as NumPy has them."""
+    dtypes = {np.dtype(np.float32): lib.CCMEM_F32, np.dtype(ml_dtypes.bfloat16): lib.CCMEM_BF16}
+    added = ffi.new("ccmem_bias *")[0]
+    added.dtype = lib.CCMEM_F32 if bias is None else dtypes[bias.dtype]
+    if bias_store is not None:
+        added.store, added.offset = bias_store.handle, 3
+    elif bias is not None:
+        added.data = ffi.cast("void *", bias.ctypes.data)
+    return lib.ccmem_store_linear_blocks_typed(
+        store.handle, 0, kind.native, *shape, ffi.NULL, ffi.cast("void *", x.ctypes.data),
+        dtypes[x.dtype], len(x), added, ffi.cast("void *", y.ctypes.data), dtypes[y.dtype],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", (1, 2, 11))
+@pytest.mark.parametrize("name", ("q8_0", "q4_k", "int4_g128_zp"))
+def test_typed_vectors(name: str, rows: int) -> None:
+    """As floats, rounded once; and a bias that is read from a store or refused there."""
+    rng, kind, half = np.random.default_rng(4), BY_NAME[name], ml_dtypes.bfloat16
+    shape = (50, 3 * kind.elements)
+    packed = random_blocks(rng, kind, 50, 3)
+    x = rng.standard_normal((rows, shape[1])).astype(half)
+    bias = rng.standard_normal(50).astype(half)
+    with Store(packed.nbytes) as store, Store(4099) as biases:
+        store.write(0, packed.tobytes())
+        biases.write(3, bias.tobytes())
+        wide = x.astype(np.float32)
+        expected = linear(store, 0, kind, shape, wide, bias.astype(np.float32))[1]
+        for x_of, y_of in ((x, half), (x, np.float32), (wide, half), (wide, np.float32)):
+            for bias_store in (None, biases):
+                y = np.full((rows, 50), 7.5, y_of)
+                assert typed(store, kind, shape, x_of, bias, y, bias_store) == OK
+                assert y.tobytes() == expected.astype(y_of).tobytes()
+        y = np.full((rows, 50), 7.5, half)
+        assert typed(store, kind, (50, shape[1] - 1), x, bias, y) == lib.CCMEM_ERR_ARGUMENT
+        assert typed(store, kind, (51, shape[1]), x, None, np.zeros((rows, 51), half)) == (
+            lib.CCMEM_ERR_RANGE
+        )
+        for damaged in (biases, store):
+            mapping = lib.ccmem_store_mapping(damaged.handle)
+            ffi.cast("uint8_t *", lib.ccmem_mapping_data(mapping))[40] ^= 1
+            lib.ccmem_mapping_release(mapping)
+            for y_of in (half, np.float32):
+                y = np.full((rows, 50), 7.5, y_of)
+                given = biases if damaged is biases else None
+                assert typed(store, kind, shape, x, bias, y, given) == lib.CCMEM_ERR_INTEGRITY
+                assert not y.any()
 
 
 def test_int8_rows_go_with_them() -> None:

@@ -161,6 +161,7 @@ MODULES: dict[str, tuple[Tests, ...]] = {
     "product/linear.c": (tests("residue", "matmul_native"),),
     "product/fetch.c": (tests("residue", "matmul_native"),),
     "product/blocks.c": (tests("linear_blocks"),),
+    "product/blocks_typed.c": (tests("linear_blocks"),),
     "product/blocks_stream.c": (tests("linear_blocks"),),
     "product/blocks_group.c": (tests("linear_blocks"),),
     "product/typed.c": (tests("torch_typed"),),
@@ -1149,6 +1150,13 @@ CHANGES: list[Change] = [
         "    if (status == CCMEM_OK && results && !in_features) {",
         "    status = CCMEM_OK;\n    if (status == CCMEM_OK && results && !in_features) {",
         (tests("linear_blocks::test_refusals"),),
+    ),
+    Change(
+        "typed-blocks-left-on-failure",
+        "product/blocks_typed.c",
+        "        ccmem_wipe(y, ny * dtype_size(y_dtype));",
+        "        ;",
+        (tests("linear_blocks::test_typed_vectors"),),
     ),
     Change(
         "part-of-a-block",
