@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ..binding import ffi, wiped
 from ..core.block_matrix import BlockMatrix
-from ..core.dtypes import NATIVE
+from ..core.dtypes import NATIVE, name_of
 from ..core.matrix import Matrix
 from ..core.store import handle
 from . import native
@@ -139,7 +139,7 @@ def _native_code(matrix: Matrix | BlockMatrix) -> int | None:
     types that they do not take."""
     if isinstance(matrix, BlockMatrix) or not matrix.dtype.isnative:
         return None
-    return NATIVE.get(matrix.dtype.name)
+    return NATIVE.get(name_of(matrix.dtype))
 
 
 def columns(x: Array, matrix: Matrix | BlockMatrix, dtype: np.dtype[Any], *, secret: bool) -> Array:

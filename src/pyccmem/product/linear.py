@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from .. import errors
 from ..binding import wiped
 from ..core.block_matrix import BlockMatrix, BlockOperand, block_matrix_of
-from ..core.dtypes import NATIVE
+from ..core.dtypes import NATIVE, name_of
 from ..core.matrix import Matrix
 from ..core.operand import Operand, matrix_of
 from .arrays import columns, multiplied, rows
@@ -73,7 +74,7 @@ def linear(
             f"weight has shape {weight.shape}; it must have two dimensions, (out_features, "
             f"in_features)."
         )
-    name = _kind(weight).name
+    name = name_of(_kind(weight))
     if name not in NATIVE and name != "float64":
         raise errors.ArgumentTypeError(
             f"weight is of {weight.dtype}; it must be float32, float16, bfloat16, int8 or float64."
@@ -143,7 +144,7 @@ def _operand(name: str, value: Any) -> Array:
         raise errors.ArgumentTypeError(
             f"{name} is not an array of numbers: {str(error).rstrip('.')}."
         ) from None
-    if array.dtype.kind not in "biufc" and array.dtype.name != "bfloat16":
+    if array.dtype.kind not in "biufc" and name_of(array.dtype) != "bfloat16":
         raise errors.ArgumentTypeError(f"{name} is of {array.dtype}; it must hold numbers.")
     return array
 
@@ -194,12 +195,17 @@ def _check_shapes(
 def _floating(plain: Array, weight: Operand | BlockOperand) -> np.dtype[Any]:
     """Returns the type of linear()'s result: at least float32, because scale and bias are not
     integers."""
-    kinds = (d for d in (plain.dtype, _kind(weight)) if d.name != "bfloat16")
+    return _floating_of(plain.dtype, _kind(weight))
+
+
+@cache
+def _floating_of(plain: np.dtype[Any], weight: np.dtype[Any]) -> np.dtype[Any]:
+    kinds = (d for d in (plain, weight) if d.name != "bfloat16")
     return np.result_type(_FLOAT32, *(_FLOAT32 if d == np.float16 else d for d in kinds))
 
 
 def _result_type(plain: Array, weight: Operand | BlockOperand) -> np.dtype[Any]:
     kind = _kind(weight)
-    if plain.dtype.name in _SINGLE and kind.name in NATIVE:
+    if name_of(plain.dtype) in _SINGLE and name_of(kind) in NATIVE:
         return _FLOAT32
     return np.result_type(plain.dtype, kind)
