@@ -4,13 +4,15 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "platform/cpu.h"
 #include "platform/fork.h"
 
 /* Before it sleeps, a worker looks this many times whether more work has come: about 20 us, so that
  * bulk calls in quick succession do not pay the 5 to 50 us of a wake-up each. */
-enum { SPINS = 500, PIECES = 4 };
+enum { SPINS = 4000, PIECES = 4, AWAY = 16 };
 
 /* One thread's part of the range; on a cache line of its own, since others only peek at it. */
 typedef struct part {
@@ -27,15 +29,23 @@ typedef struct job {
     part part[CCMEM_MAX_THREADS];
 } job;
 
+/* Where a worker may run; see keep_away(). */
+typedef struct place {
+    pid_t thread;
+    int away;               /* the processor it is kept from; -1: none yet */
+    cpu_set_t allowed, now; /* without that, and with */
+} place;
+
 static struct pool {
     pthread_mutex_t busy; /* held by the one caller that uses the workers */
-    pthread_mutex_t lock; /* guards round, open and joining */
+    pthread_mutex_t lock; /* guards round, open, joining and place */
     pthread_cond_t wake;
     uint64_t generation; /* atomic; of the process the workers live in */
     unsigned workers;    /* started; numbered from 1, the caller is part 0 */
     unsigned round;      /* atomic for spinners; grows by one with every job */
     int open;            /* the job may still be joined */
     unsigned active;     /* atomic; workers inside the job */
+    place place[CCMEM_MAX_THREADS];
     job job;
 } pool = {.busy = PTHREAD_MUTEX_INITIALIZER,
           .lock = PTHREAD_MUTEX_INITIALIZER,
@@ -90,8 +100,33 @@ static void run_job(job *j, unsigned self) {
         run_part(j, &j->part[(self + i) % j->parts]);
 }
 
+/* Keeps the workers of a job from the processor that its caller keeps busy. Linux may wake a thread
+ * beside the one that wakes it when it sees no idle processor; and it does not see one in a virtual
+ * machine, where a processor that idles counts as taken away by the host (vcpu_is_preempted() in
+ * available_idle_cpu(), kernel/sched), nor where the machine was busy a moment ago (SIS_UTIL). A
+ * product of some milliseconds is over before it balances: its second thread would wait for the
+ * first. Nothing is done while the caller stays where it is. */
+static void keep_away(unsigned parts) {
+    const int cpu = sched_getcpu();
+    for (unsigned i = 1; i < parts && i <= AWAY && cpu >= 0; i++) {
+        place *p = &pool.place[i];
+        cpu_set_t now;
+        if (p->away == cpu || !p->thread || sched_getaffinity(p->thread, sizeof now, &now))
+            continue;
+        if (p->away < 0 || !CPU_EQUAL(&now, &p->now)) /* new, or somebody else has moved it */
+            p->allowed = now;
+        p->now = p->allowed;
+        CPU_CLR((size_t)cpu, &p->now);
+        if (CPU_COUNT(&p->now) && !sched_setaffinity(p->thread, sizeof p->now, &p->now))
+            p->away = cpu;
+    }
+}
+
 static void *worker(void *arg) {
     unsigned self = (unsigned)(uintptr_t)arg, seen = 0;
+    pthread_mutex_lock(&pool.lock);
+    pool.place[self] = (place){.thread = (pid_t)syscall(SYS_gettid), .away = -1};
+    pthread_mutex_unlock(&pool.lock);
     for (;;) {
         for (int i = 0; i < SPINS; i++) {
             if (__atomic_load_n(&pool.round, __ATOMIC_ACQUIRE) != seen)
@@ -121,6 +156,8 @@ static void after_fork(void) {
     pool.open = 0;
     pool.active = 0;
     pool.generation = 0;
+    for (unsigned i = 0; i < CCMEM_MAX_THREADS; i++)
+        pool.place[i].thread = 0;
 }
 
 static void register_after_fork(void) {
@@ -181,6 +218,7 @@ static void share_out(job *j, unsigned threads, uint64_t n, uint64_t grain, para
 
 static void run_in_own_threads(job *j) {
     pthread_mutex_lock(&pool.lock);
+    keep_away(j->parts);
     pool.open = 1;
     __atomic_fetch_add(&pool.round, 1, __ATOMIC_RELEASE);
     pthread_cond_broadcast(&pool.wake);

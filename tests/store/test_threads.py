@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from support import run_threads
+from support import check_python, linux_only, run_threads
 
 import pyccmem
 from pyccmem import EncryptedBuffer, errors
@@ -220,3 +221,40 @@ def test_wrong_thread_counts_are_refused(bad: object) -> None:
     with pytest.raises(errors.PyccmemError, match=r"(?i)thread|int"):
         pyccmem.set_num_threads(bad)
     assert pyccmem.cpu_info()["threads"] == before
+
+
+AWAY = """
+import os, sys
+import numpy as np, pyccmem
+from pyccmem import EncryptedTensor, Key
+first, second = sorted(os.sched_getaffinity(0))[:2]
+pyccmem.set_num_threads(2)
+before = {*os.listdir("/proc/self/task")}
+tensor = EncryptedTensor.from_numpy(np.ones(1 << 22, np.uint8), key=Key.generate())
+tensor[...]
+workers = [int(task) for task in {*os.listdir("/proc/self/task")} - before]
+assert workers, "no worker was started"
+for here, there in ((first, second), (second, first)):
+    os.sched_setaffinity(0, {here})
+    for _ in range(3):
+        tensor[...]
+    places = [os.sched_getaffinity(worker) for worker in workers]
+    assert all(here not in place and there in place for place in places), (here, places)
+# What somebody else decides stays, as far as it can.
+os.sched_setaffinity(workers[0], {second})
+os.sched_setaffinity(0, {first})
+tensor[...]
+assert os.sched_getaffinity(workers[0]) == {second}
+os.sched_setaffinity(0, {second})
+tensor[...]
+assert os.sched_getaffinity(workers[0]) == {second}
+"""
+
+
+@linux_only
+@pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,
+    reason="one processor",
+)
+def test_workers_keep_off_the_callers_processor() -> None:
+    check_python(AWAY)
