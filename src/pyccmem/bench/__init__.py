@@ -13,6 +13,7 @@ rows       claim 6: rows of 1536 bytes at random places, against numpy's take
 linear     claim 7: products with an encrypted matrix, against numpy's with the plain one
 torch_models  claim 8: models in PyTorch, against the same models in plain torch
 mapping    claim 9: mappings, against read_into, a bare userfaultfd handler and plain arrays
+gemm       claim 12: many rows and other shapes, against numpy's and torch's
 report     the table and the JSON document; plot: the picture
 command    the options of `pyccmem bench` and the run itself
 """
