@@ -154,8 +154,8 @@ static void compute_scores(const blocks_call *c, const rows_block *b, work *w, u
     const size_t k = a->l->padded[CACHE_K];
     for (size_t at = 0; at < n; at += c->width)
         for (size_t x = 0; x < b->n; x += c->height) {
-            memset(w->tile, 0, c->height * c->width * sizeof(float));
-            a->gemm->panel[1](w->tile, w->q + x * c->packed, c->packed, w->k + at * k, k);
+            a->gemm->panel[1](w->tile, w->q + x * c->packed, c->packed, w->k + at * k, k, 0,
+                              (gemm_ahead){w->k, w->k});
             for (size_t j = 0; j < c->height; j++)
                 copy(a, w->scores + (x + j) * c->chunk + at, w->tile + j * c->width, c->width);
         }
@@ -173,7 +173,7 @@ static void add_sums(const blocks_call *c, const rows_block *b, work *w, size_t 
     for (size_t e = 0; e < c->wide; e += c->width)
         for (size_t x = 0; x < b->n; x += c->height)
             c->a->gemm->panel[1](tile_of(c, w, x, e / c->width), w->scores + x * c->chunk, c->chunk,
-                                 w->v + e * c->chunk, n);
+                                 w->v + e * c->chunk, n, 1, (gemm_ahead){w->v, w->v});
 }
 
 static void put_rows(const blocks_call *c, const rows_block *b, work *w) {

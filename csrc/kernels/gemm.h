@@ -21,6 +21,11 @@ typedef struct gemm_epilogue {
     int add;    /* 1: to what is at y, and scale and bias are for their total */
 } gemm_epilogue;
 
+/* Memory that will be read soon: of x, and of ciphertext. Any address is good. */
+typedef struct gemm_ahead {
+    const void *x, *w;
+} gemm_ahead;
+
 /* The arithmetic of a tier. A word is 4 bytes: a float32, or two bfloat16 where W and x are
  * multiplied as such. Rows of W lie `ldw` words apart, and zeros fill each up to whole vectors. */
 typedef struct gemm_ops {
@@ -38,9 +43,13 @@ typedef struct gemm_ops {
     void (*dot[GEMM_DOT_ROWS_MAX])(const float *w, size_t ldw, size_t h, const uint8_t *x,
                                    size_t ldx, size_t vectors, const gemm_epilogue *end);
 
-    /* Adds to sums[i * width + r] the products of row i of W, `height` of them, with row r of a
-     * panel of x, over n words: [0] for the panel's first vector of rows, [1] for both. */
-    void (*panel[2])(float *sums, const float *w, size_t ldw, const float *panel, size_t n);
+    /* Stores at sums[i * width + r] the products of row i of W, `height` of them, with row r of a
+     * panel of x, summed over n words, or with `add` adds them one after the other to what is
+     * there: [0] for the panel's first vector of rows, [1] for both. Meanwhile fetches a cache line
+     * from either of `ahead` for each `ahead_words` words, to L2. */
+    void (*panel[2])(float *sums, const float *w, size_t ldw, const float *panel, size_t n, int add,
+                     gemm_ahead ahead);
+    uint32_t ahead_words;
 
     /* to[j * width + i] = word j of row i, for 8 rows, `stride` bytes apart, and j < n, a multiple
      * of 4. */

@@ -61,19 +61,26 @@ DOT(1)
 DOT(2)
 DOT(3)
 
-static void panel(size_t lanes, float *sums, const float *w, size_t ldw, const float *x, size_t n) {
+static void panel(size_t lanes, float *sums, const float *w, size_t ldw, const float *x, size_t n,
+                  int add) {
+    for (size_t i = 0; i < HEIGHT && !add; i++)
+        memset(sums + i * WIDTH, 0, lanes * sizeof *sums);
     for (size_t k = 0; k < n; k++)
         for (size_t i = 0; i < HEIGHT; i++)
             for (size_t r = 0; r < lanes; r++)
                 sums[i * WIDTH + r] += w[i * ldw + k] * x[k * WIDTH + r];
 }
 
-static void panel_1(float *sums, const float *w, size_t ldw, const float *x, size_t n) {
-    panel(LANES, sums, w, ldw, x, n);
+static void panel_1(float *sums, const float *w, size_t ldw, const float *x, size_t n, int add,
+                    gemm_ahead ahead) {
+    (void)ahead;
+    panel(LANES, sums, w, ldw, x, n, add);
 }
 
-static void panel_2(float *sums, const float *w, size_t ldw, const float *x, size_t n) {
-    panel(WIDTH, sums, w, ldw, x, n);
+static void panel_2(float *sums, const float *w, size_t ldw, const float *x, size_t n, int add,
+                    gemm_ahead ahead) {
+    (void)ahead;
+    panel(WIDTH, sums, w, ldw, x, n, add);
 }
 
 static void transpose(float *to, const uint8_t *from, size_t stride, size_t n) {
@@ -96,5 +103,6 @@ const gemm_ops gemm_portable = {.lanes = LANES,
                                 .convert = {convert_f32, convert_f16, convert_bf16, convert_i8},
                                 .dot = {dot_1, dot_2, dot_3},
                                 .panel = {panel_1, panel_2},
+                                .ahead_words = 8,
                                 .transpose = transpose,
                                 .finish = finish};

@@ -16,7 +16,11 @@
  * serve several multiply-adds.
  */
 
-enum { WIDTH = 2 * F_LANES };
+enum {
+    WIDTH = 2 * F_LANES,
+    LINE = 64,
+    AHEAD_WORDS = 64 / F_LANES /* in which a block takes the time that a line of x lasts */
+};
 
 /* Fewer than 8 sums. Their own function, since masked stores are slow. */
 static TARGET CLEAR_REGISTERS __attribute__((noinline)) void
@@ -134,26 +138,41 @@ DOT(6)
 #endif
 #undef DOT
 
-INLINE void panel(int vectors, float *sums, const float *w, size_t ldw, const float *x, size_t n) {
+/* What word k of a panel and of HEIGHT rows of W add to the sums. */
+INLINE void add_word(fvec sum[HEIGHT][2], int vectors, const float *w, size_t ldw, const float *x) {
+    fvec column[2];
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; v++)
+        column[v] = fload(x + v * F_LANES);
+#pragma GCC unroll 14
+    for (int i = 0; i < HEIGHT; i++) {
+        fvec u = fspread(w + (size_t)i * ldw);
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; v++)
+            sum[i][v] = MULTIPLY_ADD(u, column[v], sum[i][v]);
+    }
+}
+
+INLINE void panel(int vectors, float *sums, const float *w, size_t ldw, const float *x, size_t n,
+                  int add, gemm_ahead ahead) {
+    const char *ahead_x = ahead.x, *ahead_w = ahead.w;
     fvec sum[HEIGHT][2];
 #pragma GCC unroll 14
     for (int i = 0; i < HEIGHT; i++)
 #pragma GCC unroll 2
         for (int v = 0; v < vectors; v++)
-            sum[i][v] = fload(sums + i * WIDTH + v * F_LANES);
-    for (; n; n--, w++, x += WIDTH) {
-        fvec column[2];
-#pragma GCC unroll 2
-        for (int v = 0; v < vectors; v++)
-            column[v] = fload(x + v * F_LANES);
-#pragma GCC unroll 14
-        for (int i = 0; i < HEIGHT; i++) {
-            fvec u = fspread(w + (size_t)i * ldw);
-#pragma GCC unroll 2
-            for (int v = 0; v < vectors; v++)
-                sum[i][v] = MULTIPLY_ADD(u, column[v], sum[i][v]);
-        }
+            sum[i][v] = add ? fload(sums + i * WIDTH + v * F_LANES) : fzero();
+    for (; n >= AHEAD_WORDS; n -= AHEAD_WORDS) {
+        __builtin_prefetch(ahead_x, 0, 2);
+        __builtin_prefetch(ahead_w, 0, 2);
+        ahead_x += LINE;
+        ahead_w += LINE;
+#pragma GCC unroll 1
+        for (int k = 0; k < AHEAD_WORDS; k++, w++, x += WIDTH)
+            add_word(sum, vectors, w, ldw, x);
     }
+    for (; n; n--, w++, x += WIDTH)
+        add_word(sum, vectors, w, ldw, x);
 #pragma GCC unroll 14
     for (int i = 0; i < HEIGHT; i++)
 #pragma GCC unroll 2
@@ -161,15 +180,15 @@ INLINE void panel(int vectors, float *sums, const float *w, size_t ldw, const fl
             fstore(sums + i * WIDTH + v * F_LANES, sum[i][v]);
 }
 
-static TARGET CLEAR_REGISTERS void panel_1(float *sums, const float *w, size_t ldw, const float *x,
-                                           size_t n) {
-    panel(1, sums, w, ldw, x, n);
-}
-
-static TARGET CLEAR_REGISTERS void panel_2(float *sums, const float *w, size_t ldw, const float *x,
-                                           size_t n) {
-    panel(2, sums, w, ldw, x, n);
-}
+#define PANEL(vectors)                                                                             \
+    static TARGET CLEAR_REGISTERS void panel_##vectors(float *sums, const float *w, size_t ldw,    \
+                                                       const float *x, size_t n, int add,          \
+                                                       gemm_ahead ahead) {                         \
+        panel(vectors, sums, w, ldw, x, n, add, ahead);                                            \
+    }
+PANEL(1)
+PANEL(2)
+#undef PANEL
 
 /* Four words of each of eight rows, `stride` bytes apart: column[j] has word j of all. Halves of
  * rows 0 and 4 are loaded into one vector, and so on, so that nothing has to cross the lanes. */
@@ -197,10 +216,7 @@ static TARGET CLEAR_REGISTERS void transpose(float *to, const uint8_t *from, siz
     }
 }
 
-static TARGET CLEAR_REGISTERS void finish(const float *sums, size_t h, size_t rows,
-                                          const gemm_epilogue *end) {
-    const gemm_epilogue known =
-        *end; /* which the stores below cannot change, as far as a compiler knows */
+INLINE void finish_as(const float *sums, size_t h, size_t rows, const gemm_epilogue *end) {
     for (size_t r = 0; r < rows; r += 4)
         for (size_t i = 0; i < h; i += 8) {
             f8 column[4];
@@ -208,7 +224,7 @@ static TARGET CLEAR_REGISTERS void finish(const float *sums, size_t h, size_t ro
             if (h - i >= 8 && rows - r >= 4) {
 #pragma GCC unroll 4
                 for (size_t j = 0; j < 4; j++)
-                    put_8(column[j], &known, r + j, i);
+                    put_8(column[j], end, r + j, i);
             } else {
                 float some[4][8];
                 for (size_t j = 0; j < 4; j++)
@@ -218,6 +234,17 @@ static TARGET CLEAR_REGISTERS void finish(const float *sums, size_t h, size_t ro
                 ccmem_wipe(some, sizeof some);
             }
         }
+}
+
+static TARGET CLEAR_REGISTERS void finish(const float *sums, size_t h, size_t rows,
+                                          const gemm_epilogue *end) {
+    /* Which the stores cannot change, as far as a compiler knows. Most are of one kind, for which
+     * nothing is asked at each vector. */
+    const gemm_epilogue known = *end, bare = {.y = end->y, .ldy = end->ldy};
+    if (known.scale || known.bias || known.halves || known.add)
+        finish_as(sums, h, rows, &known);
+    else
+        finish_as(sums, h, rows, &bare);
 }
 
 const gemm_ops GEMM_OPS = {.lanes = F_LANES,
@@ -232,5 +259,6 @@ const gemm_ops GEMM_OPS = {.lanes = F_LANES,
 #endif
                            },
                            .panel = {panel_1, panel_2},
+                           .ahead_words = AHEAD_WORDS,
                            .transpose = transpose,
                            .finish = finish};

@@ -6,13 +6,13 @@
 #include "store/store.h"
 #include "tiers/tiers.h"
 
-static uint64_t most_pages(const ccmem_store *store) {
+uint64_t fetch_most(const ccmem_store *store) {
     uint64_t n = tier_active_sizes()->open / store_page_size(store);
     return n < 1 ? 1 : n > STORE_OPEN_MAX ? STORE_OPEN_MAX : n;
 }
 
 size_t fetch_room(const ccmem_store *store) {
-    return (size_t)(most_pages(store) * store_page_size(store)) + FETCH_SLACK;
+    return (size_t)(fetch_most(store) * store_page_size(store)) + FETCH_SLACK;
 }
 
 size_t fetch_room_whole(const ccmem_store *store, size_t n) {
@@ -24,10 +24,11 @@ size_t fetch_room_whole(const ccmem_store *store, size_t n) {
 static size_t opened(fetch *f, uint64_t at, uint64_t end, ccmem_status *status) {
     const uint64_t size = store_page_size(f->store), page = at / size;
     if (page < f->first || page >= f->first + f->count) {
-        const uint64_t left = (end - 1) / size + 1 - page, most = most_pages(f->store);
+        const uint64_t left = (end - 1) / size + 1 - page, most = f->most;
         f->first = page;
         f->count = 0;
-        *status = store_open_pages(f->store, page, f->pages, left < most ? left : most);
+        *status = (f->apart ? store_open_apart : store_open_pages)(f->store, page, f->pages,
+                                                                   left < most ? left : most);
         if (*status != CCMEM_OK)
             return 0;
         f->count = left < most ? left : most;
@@ -82,7 +83,7 @@ ccmem_status fetch_some(fetch *f, uint64_t at, uint64_t end, const uint8_t **out
 
 ccmem_status fetch_whole(fetch *f, uint64_t at, size_t n, const uint8_t **out) {
     const uint64_t size = store_page_size(f->store), first = at / size;
-    const uint64_t count = (at + n - 1) / size + 1 - first, most = most_pages(f->store);
+    const uint64_t count = (at + n - 1) / size + 1 - first, most = fetch_most(f->store);
     for (uint64_t i = 0; i < count; i += most) {
         ccmem_status status = store_open_pages(f->store, first + i, f->pages + i * size,
                                                count - i < most ? count - i : most);

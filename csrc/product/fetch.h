@@ -10,6 +10,8 @@ enum { FETCH_SLACK = 128 }; /* bytes after the pages that a conversion may read 
 typedef struct fetch {
     ccmem_store *store;
     uint8_t *pages; /* the caller's, aligned to 64 */
+    uint64_t most;  /* pages that may be opened at a time for fetch_run() */
+    int apart;      /* runs do not follow each other */
     uint64_t first; /* the pages that are open now */
     uint64_t count;
     size_t element; /* bytes of one */
@@ -17,7 +19,11 @@ typedef struct fetch {
     size_t converted; /* bytes of one */
 } fetch;
 
-/* Bytes that f->pages must have for fetch_run(), and for fetch_whole() of up to n bytes. */
+/* How many pages are best opened at a time. */
+uint64_t fetch_most(const ccmem_store *store);
+
+/* Bytes that f->pages must have for fetch_run() with fetch_most() pages, and for fetch_whole() of
+ * up to n bytes. */
 size_t fetch_room(const ccmem_store *store);
 size_t fetch_room_whole(const ccmem_store *store, size_t n);
 

@@ -173,6 +173,10 @@ ccmem_status store_open_pages(ccmem_store *s, uint64_t first, uint8_t *to, uint6
     return store_read_batch(s, my_shard(s->core), first, to, n, 0);
 }
 
+ccmem_status store_open_apart(ccmem_store *s, uint64_t first, uint8_t *to, uint64_t n) {
+    return store_read_batch(s, my_shard(s->core), first, to, n, PAGE_LAST);
+}
+
 size_t store_fused_step(const ccmem_store *s) {
     return s->core->page.ops->fused_step(&s->core->page);
 }

@@ -79,3 +79,14 @@ void store_prefetch(const ccmem_store *s, uint64_t offset, uint64_t n) {
     for (uint64_t i = 0; i < n && i < LINES * LINE; i += LINE)
         __builtin_prefetch(s->ct + offset + i);
 }
+
+const uint8_t *store_prefetch_page(const ccmem_store *s, uint64_t offset) {
+    const uint64_t page = offset >> s->core->page_shift;
+    if (page << s->core->page_shift == offset) {
+        if (s->version)
+            __builtin_prefetch(&s->version[page], 0, 2);
+        if (s->tag)
+            __builtin_prefetch(s->tag[page], 0, 2);
+    }
+    return s->ct + offset;
+}

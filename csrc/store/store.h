@@ -10,6 +10,10 @@
  * store: version, cached tweak, ciphertext. */
 void store_prefetch(const ccmem_store *store, uint64_t offset, uint64_t n);
 
+/* Returns where the ciphertext of byte `offset` lies, to fetch it, and when a page begins there,
+ * starts fetching what is needed to open it. */
+const uint8_t *store_prefetch_page(const ccmem_store *store, uint64_t offset);
+
 /* What ccmem_last_failure will tell in this thread: for a failure that another thread met. */
 void store_set_failure(ccmem_failure failure);
 
@@ -62,6 +66,9 @@ enum { STORE_OPEN_MAX = 16 };
  * the calling thread, each as one writer left it. The store was checked to be this process's.
  * CCMEM_ERR_INTEGRITY: a page was changed; `to` may hold what is not verified. */
 ccmem_status store_open_pages(ccmem_store *store, uint64_t first, uint8_t *to, uint64_t n);
+
+/* The same for pages that are read by themselves: what follows them is not fetched. */
+ccmem_status store_open_apart(ccmem_store *store, uint64_t first, uint8_t *to, uint64_t n);
 
 /* Returns the least bytes that a step takes of a loop that multiplies pages in the registers it
  * opens them in (crypto/fused.h); 0 when it cannot. */

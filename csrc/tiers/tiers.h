@@ -57,15 +57,14 @@ typedef struct tier_sizes {
     /* Several rows of x: */
     uint32_t few_rows;   /* rows of x up to which sums along k are faster than panels */
     uint32_t transpose;  /* words of rows of x that are transposed at a time */
-    uint32_t depth;      /* words of k for which a panel is multiplied at a time */
     uint32_t few_group;  /* of W's rows in a group, converted, when rows of x are few */
-    uint32_t group;      /* the same for panels */
-    uint32_t group_rows; /* and rows at most */
-    uint32_t rows_max;   /* what the lowest group takes at most; wider rows are cut */
-    uint32_t pass;       /* of x in panels at a time, */
-    uint32_t pass_rows;  /* but at least so many rows, */
-    uint32_t pass_max;   /* if they fit into this; else: */
-    uint32_t pass_wide;  /* of x in panels at a time */
+    uint32_t rows_max;   /* what the lowest such group takes at most; wider rows are cut */
+    uint32_t depth;      /* words of a panel that are multiplied by all rows of a block at a time */
+    uint32_t block;      /* of W, converted, that stays in L2 */
+    uint32_t block_rows; /* rows of W in it at most: each block reads all of x */
+    uint32_t kept_pages; /* opened and kept beside it, where parts of rows end within pages */
+    uint32_t pass;       /* of x in panels at a time, since all blocks read them, */
+    uint32_t pass_rows;  /* but at least so many rows, since each pass opens W anew */
     uint32_t pack_grain; /* of x that are worth another thread */
     uint32_t gemm_grain; /* units of work that are: an element of W costs one, and one more for
                             each 16 rows of x */
@@ -106,8 +105,8 @@ typedef struct tier_descriptor {
 
 extern const tier_descriptor tier_portable, tier_aesni, tier_vaes256, tier_vaes512;
 
-/* What all tiers begin with. */
-extern const tier_sizes tier_sizes_usual;
+/* What tiers begin with; those whose processors have an L2 of 1 MiB or more. */
+extern const tier_sizes tier_sizes_usual, tier_sizes_large;
 
 /* The descriptor; NULL outside the enumeration. */
 const tier_descriptor *tier_of(ccmem_tier number);

@@ -31,4 +31,4 @@ const tier_descriptor tier_vaes512 = {.name = "vaes512",
                                                CPU_VAES | CPU_VPCLMUL | CPU_AVX512 | CPU_FMA |
                                                CPU_F16C,
                                       .kernels = KERNELS,
-                                      .sizes = &tier_sizes_usual};
+                                      .sizes = &tier_sizes_large};

@@ -429,9 +429,9 @@ def measure(rows, kind, most):
 # Native: x in the kernel's order, and in each thread 64 KiB of pages and some rows of the matrix.
 assert measure(1, "f4", 2 * (160 << 10) + 2 * 8000) > 0
 measure(9, "f4", 2 * (160 << 10) + 9 * 2 * 8000)
-measure(70, "f4", 2 * (288 << 10) + 96 * 8000)
-# Of many rows, 256 at a time: x alone has 32 MB.
-measure(4000, "f4", 2 * (288 << 10) + 256 * 8000)
+measure(70, "f4", 2 * (536 << 10) + 96 * 8000)
+# Of many rows, 8 MiB at a time: x alone has 32 MB.
+measure(4000, "f4", 2 * (536 << 10) + (8 << 20))
 # By tiles, larger for more threads: as stored, and converted.
 size = np.dtype(sys.argv[1]).itemsize
 tile = tiles.tile_bytes(20)
@@ -592,7 +592,7 @@ def test_a_scan_beside_it_sees_at_most_tiles(tmp_path: Path, way: str) -> None:
         child.kill()
         child.communicate()
     # A scan meets a tile, the BLAS's copies of it in two threads, and all again in memory that it
-    # comes back to. Of the native ways' up to 288 KiB in each of two threads the same holds.
+    # comes back to. Of the native ways' up to 536 KiB in each of two threads the same holds.
     most = 8 * tile / (4 * shape[0] * shape[1]) * count
     assert most < count / 20
     for report in reports:

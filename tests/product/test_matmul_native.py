@@ -180,6 +180,27 @@ def test_x_of_more_rows_than_are_packed_at_once(dtype, rows, width):
     np.testing.assert_array_equal(y, x @ w.astype(np.float32).T)
 
 
+@pytest.mark.parametrize("page_size", [4096, 65536])
+@pytest.mark.parametrize("width, offset", [(384, 0), (4096, 0), (4096, 8), (3101, 3)])
+def test_many_rows_are_summed_in_one_chain(width, offset, page_size):
+    """However blocks are cut: by columns that end within pages or with them, for any number of rows
+    of x, by one thread or several. The control: another order of columns gives other bits."""
+    rng = np.random.default_rng(9)
+    w, x = (rng.standard_normal((n, width), np.float32) for n in (131, 700))
+    with Store(offset + w.nbytes, page_size=page_size) as s:
+        s.write(offset, w.tobytes())
+        lib.ccmem_set_threads(1)
+        y = s.linear(offset, "float32", w.shape, x)[1]
+        for threads, rows in ((1, FEW + 1), (2, 700), (3, 333), (2, FEW + 2)):
+            lib.ccmem_set_threads(threads)
+            assert s.linear(offset, "float32", w.shape, x[:rows])[1].tobytes() == y[:rows].tobytes()
+        s.write(offset, np.ascontiguousarray(w[:, ::-1]).tobytes())
+        turned = s.linear(offset, "float32", w.shape, np.ascontiguousarray(x[:, ::-1]))[1]
+    assert turned.tobytes() != y.tobytes()
+    expected, error = bound(x, w, None, None)
+    assert (np.abs(y - expected) <= error).all() and (np.abs(turned - expected) <= error).all()
+
+
 @pytest.mark.parametrize("rows", [1, 2, 7, FEW + 5])
 @pytest.mark.parametrize("cipher", sorted(CIPHERS))
 def test_infinities_and_nan_stay_in_their_rows(cipher, rows):
