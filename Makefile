@@ -123,7 +123,7 @@ test-ggml: ggml-backend $(STAMP) ## its tests, with a llama.cpp that is built fr
 	@$(SAY) "llama.cpp from $(GGML) in $(GGML_BUILD)"
 	test -e $(GGML_BUILD)/bin/libllama.so || { cmake -S '$(GGML_TREE)' -B $(GGML_BUILD) -DCMAKE_BUILD_TYPE=Release \
 	    -DBUILD_SHARED_LIBS=ON -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF \
-	    -DLLAMA_BUILD_UI=OFF && cmake --build $(GGML_BUILD) -j --target llama; }
+	    -DLLAMA_BUILD_UI=OFF && cmake --build $(GGML_BUILD) -j $$(nproc) --target llama; }
 	$(CC) -O2 -Wall -Wextra -I'$(GGML_TREE)/include' -I'$(GGML_TREE)/ggml/include' tests/ggml/decode.c -o $(GGML_DIR)/decode \
 	    -L$(GGML_BUILD)/bin -Wl,-rpath,$(abspath $(GGML_BUILD))/bin -lllama -lggml -lggml-base -pthread
 	PYCCMEM_GGML_BACKEND=$(GGML_DIR)/libpyccmem_ggml.so PYCCMEM_GGML_DECODE=$(GGML_DIR)/decode \
