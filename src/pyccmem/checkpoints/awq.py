@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..binding import wiped
-from .parts import Parts, floats, matrix, refused
+from .parts import Parts, as_float32, matrix, refused
 from .weight import Array, Codes, Weight, unpacked
 
 __all__ = ["AwqWeight", "awq_weights"]
@@ -57,8 +57,8 @@ class AwqWeight(Weight):
         codes = wiped.empty((rows, self.shape[1]), np.uint8)
         np.copyto(codes, _in_order(self._codes.read(slice(None), words))[:, :rows].T)
         zeros = _in_order(self._zeros.read(slice(None), words))[:, :rows]
-        scales = floats(self._scales.read(slice(None), slice(first, last)), self._scales.dtype)
-        return self._scaled(codes, scales.T, floats(zeros.T, "U8"))
+        scales = as_float32(self._scales.read(slice(None), slice(first, last)), self._scales.dtype)
+        return self._scaled(codes, scales.T, as_float32(zeros.T, "U8"))
 
 
 def _in_order(words: Array) -> Array:

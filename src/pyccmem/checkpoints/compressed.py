@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..binding import wiped
-from .parts import Part, Parts, floats, refused
+from .parts import Part, Parts, as_float32, refused
 from .weight import Array, Codes, Weight, unpacked
 
 __all__ = ["CompressedWeight", "compressed_weights"]
@@ -101,7 +101,7 @@ class CompressedWeight(Weight):
 
     def take(self, first: int, last: int) -> Codes:
         given = self._codes.read(slice(first, last), slice(None))
-        zeros = None if not self.offset else floats(self._zeros_of(first, last), "I8")
+        zeros = None if not self.offset else as_float32(self._zeros_of(first, last), "I8")
         if not self._packed:
             codes = given.view(np.uint8)
         else:
@@ -113,7 +113,7 @@ class CompressedWeight(Weight):
                     np.subtract(zeros, middle, out=zeros)
             elif not self.offset:  # 8 stands for 0
                 np.add(codes, 8 - (1 << (self._bits - 1)), out=codes)
-        scales = floats(
+        scales = as_float32(
             _rows_of(self._scales.part, first, last, self._scales), self._scales.part.dtype
         )
         return self._scaled(codes, scales, zeros)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..binding import wiped
-from .parts import Parts, floats, matrix, refused
+from .parts import Parts, as_float32, matrix, refused
 from .weight import Array, Codes, Weight, unpacked
 
 __all__ = ["GptqWeight", "gptq_weights"]
@@ -103,12 +103,12 @@ class GptqWeight(Weight):
             np.take(codes, self.order, axis=1, out=ordered)
             codes = ordered
         place = slice(first * bits // 32, -(-last * bits // 32))
-        zeros = floats(self._zeros_of(place, rows).T, "U8")
+        zeros = as_float32(self._zeros_of(place, rows).T, "U8")
         scales = self._scales.read(slice(None), slice(first, last))
         if bits == 8:  # signed, and the zeros with them
             np.bitwise_xor(codes, 0x80, out=codes)
             np.subtract(zeros, 128, out=zeros)
-        return self._scaled(codes, floats(scales, self._scales.dtype).T, zeros)
+        return self._scaled(codes, as_float32(scales, self._scales.dtype).T, zeros)
 
 
 def gptq_weights(parts: Parts, config: dict[str, Any]) -> list[Weight]:

@@ -18,7 +18,7 @@ from ..core.operand import place_of
 from ..keys import Key
 from ..quantized import QuantizedTensor, quantize_blocks, quantize_rows
 from ..tensor import EncryptedTensor
-from .parts import Part, floats
+from .parts import Part, as_float32
 from .weight import ROW_FORMAT
 
 __all__ = ["FALLBACKS", "Floats", "Packing", "encrypted_blocks", "fitting_format"]
@@ -74,7 +74,7 @@ class Floats:
         self.packed_shape = self._kind.packed_shape(self.shape)
 
     def _rows(self, first: int, last: int) -> npt.NDArray[np.float32]:
-        found = floats(self._source.read(slice(first, last), slice(None)), self._source.dtype)
+        found = as_float32(self._source.read(slice(first, last), slice(None)), self._source.dtype)
         return found.reshape(last - first, self.shape[-1])
 
     def fill(self, first: int, last: int, out: Bytes) -> None:

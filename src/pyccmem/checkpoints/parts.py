@@ -16,7 +16,16 @@ from .. import errors
 from ..binding import wiped
 from ..files.safetensors_header import Entry, open_file, read_all
 
-__all__ = ["ArrayPart", "FilePart", "Part", "Parts", "file_parts", "floats", "matrix", "refused"]
+__all__ = [
+    "ArrayPart",
+    "FilePart",
+    "Part",
+    "Parts",
+    "as_float32",
+    "file_parts",
+    "matrix",
+    "refused",
+]
 
 Array = npt.NDArray[Any]
 
@@ -60,7 +69,7 @@ def refused(name: str, why: str) -> errors.FileFormatError:
     )
 
 
-def floats(values: Array, dtype: str) -> npt.NDArray[np.float32]:
+def as_float32(values: Array, dtype: str) -> npt.NDArray[np.float32]:
     """Returns numbers of a floating or integer type as float32, in memory that is wiped."""
     out = wiped.empty(values.shape, np.float32)
     if dtype == "BF16":

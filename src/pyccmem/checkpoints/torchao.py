@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..binding import wiped
-from .parts import Part, Parts, floats, refused
+from .parts import Part, Parts, as_float32, refused
 from .weight import Array, Codes, Weight, unpacked
 
 __all__ = ["TORCHAO_TENSORS", "TorchaoWeight", "torchao_weights"]
@@ -74,7 +74,7 @@ class TorchaoWeight(Weight):
             if self._zeros.dtype not in (*_FLOATS, "I8"):
                 raise refused(name, f"its zero points are of {self._zeros.dtype}")
             offset = bool(
-                floats(self._zeros.read(slice(None), slice(None)), self._zeros.dtype).any()
+                as_float32(self._zeros.read(slice(None), slice(None)), self._zeros.dtype).any()
             )
         super().__init__(
             name, used, (rows, columns), bits=4 if four else 8, group=one[1], offset=offset
@@ -83,12 +83,12 @@ class TorchaoWeight(Weight):
     def _numbers(self, part: Part, first: int, last: int) -> Array:
         """Returns (rows, groups) of scales or zero points as float32."""
         if self._turned:
-            turned: Array = floats(part.read(slice(None), slice(first, last)), part.dtype).T
+            turned: Array = as_float32(part.read(slice(None), slice(first, last)), part.dtype).T
             return turned
         if self._whole:
-            found = floats(part.read(slice(None), slice(None)), part.dtype)
+            found = as_float32(part.read(slice(None), slice(None)), part.dtype)
             return np.broadcast_to(found, (last - first, found.shape[1]))
-        return floats(part.read(slice(first, last), slice(None)), part.dtype)
+        return as_float32(part.read(slice(first, last), slice(None)), part.dtype)
 
     def take(self, first: int, last: int) -> Codes:
         given = self._codes.read(slice(first, last), slice(None))
