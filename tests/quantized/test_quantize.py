@@ -196,6 +196,13 @@ def test_numbers_that_are_too_large_are_held_at_the_largest(kind: BlockFormat) -
         assert np.allclose(got[0, ::2], -3e38, rtol=0.1)
 
 
+def test_scales_that_float16_cannot_hold_are_its_largest() -> None:
+    x = np.full((1, 32), 1e6, np.float32)  # 65504 times -8 is the most
+    x[0, ::2] = -1e6
+    got = dequantize_blocks(quantize_blocks(x, "q4_0"), "q4_0")
+    assert sorted(set(np.abs(got[0]).tolist())) == [7 * 65504.0, 8 * 65504.0]
+
+
 @pytest.mark.parametrize("kind", FORMATS.values(), ids=str)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_is_refused_with_its_place(kind: BlockFormat, bad: float) -> None:
