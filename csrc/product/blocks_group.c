@@ -78,7 +78,7 @@ void blocks_group(void *call, uint64_t begin, uint64_t end) {
         return;
     }
     memset(block, 0, sums);
-    fetch f = {.store = l->store, .pages = block + sums};
+    fetch f = fetch_from(l->store, block + sums);
     const float_env env = float_env_default();
     multiply_groups(l, &f, (float *)(void *)block, group);
     float_env_restore(env);

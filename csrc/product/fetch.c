@@ -11,6 +11,10 @@ uint64_t fetch_most(const ccmem_store *store) {
     return n < 1 ? 1 : n > STORE_OPEN_MAX ? STORE_OPEN_MAX : n;
 }
 
+fetch fetch_from(ccmem_store *store, uint8_t *pages) {
+    return (fetch){.store = store, .pages = pages, .most = fetch_most(store)};
+}
+
 size_t fetch_room(const ccmem_store *store) {
     return (size_t)(fetch_most(store) * store_page_size(store)) + FETCH_SLACK;
 }

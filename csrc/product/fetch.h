@@ -22,6 +22,9 @@ typedef struct fetch {
 /* How many pages are best opened at a time. */
 uint64_t fetch_most(const ccmem_store *store);
 
+/* With fetch_most() pages, and without a conversion. Every other fetch is made from this one. */
+fetch fetch_from(ccmem_store *store, uint8_t *pages);
+
 /* Bytes that f->pages must have for fetch_run() with fetch_most() pages, and for fetch_whole() of
  * up to n bytes. */
 size_t fetch_room(const ccmem_store *store);

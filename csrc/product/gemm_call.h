@@ -42,13 +42,12 @@ static inline uint8_t *gemm_y(const gemm_call *c, uint64_t r, uint64_t row) {
     return (uint8_t *)c->p.y + (r * c->p.ldy + row) * gemm_result_bytes(c);
 }
 
-static inline fetch gemm_fetch(const gemm_call *c, uint8_t *pages, uint64_t most) {
-    return (fetch){.store = c->p.store,
-                   .pages = pages,
-                   .most = most,
-                   .element = c->element,
-                   .convert = c->ops->convert[c->p.dtype],
-                   .converted = c->unit};
+static inline fetch gemm_fetch(const gemm_call *c, uint8_t *pages) {
+    fetch f = fetch_from(c->p.store, pages);
+    f.element = c->element;
+    f.convert = c->ops->convert[c->p.dtype];
+    f.converted = c->unit;
+    return f;
 }
 
 /* How many threads are worth taking `groups` groups of W's rows with so many rows of x: an element

@@ -117,7 +117,7 @@ static void run_thread(void *arg, uint64_t begin, uint64_t end) {
         outcome_stop(&c->end, status);
         return;
     }
-    fetch f = gemm_fetch(c, block, fetch_most(c->p.store));
+    fetch f = gemm_fetch(c, block);
     const float_env env = float_env_default();
     multiply_groups(l, &f, (float *)(block + pages));
     float_env_restore(env);

@@ -268,8 +268,9 @@ static void run_thread(void *arg, uint64_t begin, uint64_t end) {
     }
     workspace own = {.sums = (float *)memory, .w = (float *)(memory + sums)};
     for (size_t i = 0; i < slots; i++) {
-        own.fetch[i] =
-            gemm_fetch(c, memory + sums + w + i * room, l->keeps ? 1 : fetch_most(c->p.store));
+        own.fetch[i] = gemm_fetch(c, memory + sums + w + i * room);
+        if (l->keeps)
+            own.fetch[i].most = 1;
         own.fetch[i].apart = is_cut(l);
     }
     const float_env env = float_env_default();

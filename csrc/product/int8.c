@@ -239,11 +239,10 @@ static void multiply_groups(int8_call *l, uint8_t *block, const room *room) {
     int32_t *sums = (int32_t *)(void *)block;
     int64_t *wide = (int64_t *)(void *)(block + room->sums);
     uint8_t *pages = block + room->sums + room->wide;
-    fetch f = {.store = l->store,
-               .pages = pages,
-               .element = 1,
-               .convert = l->ops->convert,
-               .converted = l->ops->unit};
+    fetch f = fetch_from(l->store, pages);
+    f.element = 1;
+    f.convert = l->ops->convert;
+    f.converted = l->ops->unit;
     while (!outcome_stopped(&l->end)) {
         const uint64_t row = __atomic_fetch_add(&l->next, l->group, __ATOMIC_RELAXED);
         if (row >= l->out_features)
