@@ -62,6 +62,12 @@ def compile_objects(files: Iterable[Path], folder: Path, *more: str) -> dict[Pat
 
 
 def units(objects: Iterable[Path], folder: Path) -> ctypes.CDLL:
+    """The library of units_file(), loaded. A process has room for some twenty: each takes of the
+    static TLS that is set aside for libraries which come late."""
+    return ctypes.CDLL(str(units_file(objects, folder)))
+
+
+def units_file(objects: Iterable[Path], folder: Path) -> Path:
     """A library of its own, in `folder`, of the object files of csrc/ and native/units.c, which
     opens functions that the module does not export."""
     own = compile_objects([UNITS], folder)
@@ -70,4 +76,4 @@ def units(objects: Iterable[Path], folder: Path) -> ctypes.CDLL:
     command = [*compiler(), "-shared", "-pthread", *files, "-o", str(library), "-lm"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return ctypes.CDLL(str(library))
+    return library

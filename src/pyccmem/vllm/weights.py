@@ -21,8 +21,10 @@ from ..torch._plain_memory import Mappings
 
 __all__ = ["LayerWeights", "find", "placeholder"]
 
-#: Of the layers of the models in this process, by the names that compiled programs have.
-_named: weakref.WeakValueDictionary[str, LayerWeights] = weakref.WeakValueDictionary()
+#: Of the layers of the models in this process, by the names that compiled programs have. Without
+#: callbacks, in which an interrupt could come; the next layer of a name takes the place of one that
+#: is gone.
+_named: dict[str, weakref.ref[LayerWeights]] = {}
 
 
 class LayerWeights:
@@ -57,7 +59,7 @@ class LayerWeights:
         self._key, self._wanted = key, wanted
         self._parts: list[EncryptedTensor | None] = [None] * len(sizes)
         self._ready = False
-        _named[self.name] = self
+        _named[self.name] = weakref.ref(self)
 
     def load(self, number: int, tensor: Tensor) -> None:
         """Takes one part. A plain tensor is encrypted, and overwritten where it lies in memory of
@@ -117,10 +119,15 @@ class LayerWeights:
         return torch.nn.functional.embedding(numbers, self.parts[0])
 
 
+def _living(name: str) -> LayerWeights | None:
+    reference = _named.get(name)
+    return None if reference is None else reference()
+
+
 def _free(name: str) -> str:
     """Returns the name of a layer with a number, if another model in this process has it too."""
     found, number = name, 1
-    while found in _named:
+    while _living(found) is not None:
         number += 1
         found = f"{name}#{number}"
     return found
@@ -135,7 +142,7 @@ def placeholder(sizes: list[int], columns: int, dtype: torch.dtype) -> torch.nn.
 
 def find(name: str) -> LayerWeights:
     """Returns the weights of a layer, for a compiled program. Raises ClosedError."""
-    found = _named.get(name)
+    found = _living(name)
     if found is None:
         raise errors.ClosedError(f"There is no layer {name!r} in this process.")
     return found
