@@ -22,7 +22,7 @@
     .pack_grain = 64 << 10,                                                                        \
     .gemm_grain = 96 << 10,                                                                        \
     .blocks_open = 64 << 10, /* as with other types: XTS starts slowly */                          \
-    .blocks_grain = 128 << 10,                                                                     \
+    .blocks_grain = 512 << 10, /* in four pieces, each more than is opened at once */              \
     .blocks_few = 3,                                                                               \
     .blocks_group = 96 << 10, /* in an L2, beside x */                                             \
     .blocks_part = 16 << 10,  /* in an L1 */                                                       \
