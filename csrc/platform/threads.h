@@ -18,4 +18,11 @@ void parallel_for(uint64_t n, uint64_t grain, parallel_body body, void *arg);
  */
 typedef void (*gomp_parallel)(void (*fn)(void *data), void *data, unsigned threads, unsigned flags);
 
+/* How many threads are asked for by `work` pieces that are worth one each, of which no more than
+ * `groups` can be had: at least one. */
+static inline unsigned threads_for(uint64_t work, uint64_t groups) {
+    const uint64_t most = work < groups ? work : groups;
+    return most < 1 ? 1 : most > CCMEM_MAX_THREADS ? CCMEM_MAX_THREADS : (unsigned)most;
+}
+
 #endif

@@ -54,8 +54,7 @@ static unsigned threads_worth(const blocks_call *l) {
     const uint64_t group = blocks_group_rows(l), groups = (l->out_features + group - 1) / group;
     const uint64_t work = l->out_features * l->row_bytes / BLOCKS_ROWS * (BLOCKS_ROWS + l->rows) /
                           l->sizes->blocks_grain;
-    const uint64_t most = work < groups ? work : groups;
-    return most < 1 ? 1 : most > CCMEM_MAX_THREADS ? CCMEM_MAX_THREADS : (unsigned)most;
+    return threads_for(work, groups);
 }
 
 static void run_pass(blocks_call *l) {

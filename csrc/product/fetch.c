@@ -23,6 +23,14 @@ size_t fetch_room_whole(const ccmem_store *store, size_t n) {
     return n + 2 * store_page_size(store);
 }
 
+uint64_t fetch_step(const ccmem_store *store, uint64_t row_bytes, uint64_t least, uint64_t most) {
+    const uint64_t size = store_page_size(store);
+    uint64_t step = least;
+    while (step * 2 <= most && step * row_bytes % size)
+        step *= 2;
+    return step * row_bytes % size ? least : step;
+}
+
 /* Has the page of byte `at` open, and returns how many bytes from there on are. 0: *status says
  * why. */
 static size_t opened(fetch *f, uint64_t at, uint64_t end, ccmem_status *status) {

@@ -30,6 +30,11 @@ fetch fetch_from(ccmem_store *store, uint8_t *pages);
 size_t fetch_room(const ccmem_store *store);
 size_t fetch_room_whole(const ccmem_store *store, size_t n);
 
+/* How many rows are best taken at a time: `least` times a power of two, at most `most`, so that
+ * they take whole pages, as others are opened once more for the next rows; `least` where none do.
+ */
+uint64_t fetch_step(const ccmem_store *store, uint64_t row_bytes, uint64_t least, uint64_t most);
+
 /* Opens n elements from byte `at` of the store on and converts them to `to`, where up to a vector
  * more is written. Pages up to byte `end`, of which more will be asked for, may be opened with
  * them. The errors of store_open_pages(). */

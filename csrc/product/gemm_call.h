@@ -4,6 +4,7 @@
 #ifndef CCMEM_GEMM_CALL_H
 #define CCMEM_GEMM_CALL_H
 
+#include "platform/threads.h"
 #include "product/fetch.h"
 #include "product/linear.h"
 #include "store/store.h"
@@ -55,8 +56,7 @@ static inline fetch gemm_fetch(const gemm_call *c, uint8_t *pages) {
 static inline unsigned gemm_threads(const gemm_call *c, uint64_t rows, uint64_t groups) {
     const uint64_t work =
         c->p.out_features * c->p.in_features / 16 * (16 + rows) / c->sizes->gemm_grain;
-    const uint64_t most = work < groups ? work : groups;
-    return most < 1 ? 1 : most > CCMEM_MAX_THREADS ? CCMEM_MAX_THREADS : (unsigned)most;
+    return threads_for(work, groups);
 }
 
 /* 1 when the rows are summed along k in one piece, so that sums can be rounded at once. */

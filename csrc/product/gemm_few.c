@@ -128,12 +128,8 @@ static void run_thread(void *arg, uint64_t begin, uint64_t end) {
  * be, as others are opened once more for the next. */
 static uint64_t group_of(const few_call *l, size_t limit) {
     const uint64_t row_bytes = l->c->p.in_features * l->c->element;
-    const uint64_t size = store_page_size(l->c->p.store);
-    uint64_t most = limit / (l->ldw * GEMM_WORD), step = GEMM_DOT_HEIGHT;
-    while (step * 2 <= most && step * row_bytes % size)
-        step *= 2;
-    if (step * row_bytes % size)
-        step = GEMM_DOT_HEIGHT;
+    uint64_t most = limit / (l->ldw * GEMM_WORD);
+    const uint64_t step = fetch_step(l->c->p.store, row_bytes, GEMM_DOT_HEIGHT, most);
     most = most / step * step;
     return most < GEMM_DOT_HEIGHT ? GEMM_DOT_HEIGHT : most;
 }

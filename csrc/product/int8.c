@@ -283,14 +283,10 @@ static void run_thread(void *arg, uint64_t begin, uint64_t end) {
  * others are opened once more for the next. */
 static uint64_t group_of(const int8_call *l, uint64_t row_bytes, uint64_t limit, uint64_t least,
                          uint64_t highest) {
-    const uint64_t size = store_page_size(l->store);
-    uint64_t most = limit / row_bytes, step = least;
+    uint64_t most = limit / row_bytes;
     if (most > highest)
         most = highest;
-    while (step * 2 <= most && step * l->in_features % size)
-        step *= 2;
-    if (step * l->in_features % size)
-        step = least;
+    const uint64_t step = fetch_step(l->store, l->in_features, least, most);
     most = most < step ? step : most / step * step;
     return most > l->out_features ? round_up((size_t)l->out_features, (size_t)least) : most;
 }
@@ -316,8 +312,7 @@ static unsigned threads_worth(const int8_call *l) {
     const uint64_t work =
         l->out_features * l->in_features / 16 * (16 + l->rows) / l->sizes->int8_grain;
     const uint64_t groups = (l->out_features + l->group - 1) / l->group;
-    const uint64_t most = work < groups ? work : groups;
-    return most < 1 ? 1 : most > CCMEM_MAX_THREADS ? CCMEM_MAX_THREADS : (unsigned)most;
+    return threads_for(work, groups);
 }
 
 static void run_pass(int8_call *l) {
