@@ -44,15 +44,17 @@ def write(
     seed: int = 1,
     leave_out: str = "",
     layers: int = LAYERS,
+    split: int = 0,
 ) -> None:
-    """Writes a model whose matrices take the types in turn."""
+    """Writes a model whose matrices take the types in turn; with `split` in several files, of as
+    many tensors each, named as the package gguf names them."""
     import gguf
 
     about = ARCHITECTURES[architecture]
     head = about.get("head", WIDTH // HEADS)
     prefix = "llama" if architecture == "mistral" else architecture
     rng = np.random.default_rng(seed)
-    writer = gguf.GGUFWriter(path, prefix)
+    writer = gguf.GGUFWriter(path, prefix, split_max_tensors=split)
     writer.add_name("mistral" if architecture == "mistral" else f"tiny {architecture}")
     writer.add_context_length(CONTEXT)
     writer.add_embedding_length(WIDTH)

@@ -293,6 +293,41 @@ def test_mixed_with_f16(tmp_path: Path, key: Key) -> None:
     assert error < BOUND * logits(model).norm()
 
 
+def test_a_model_in_several_files(home: Path, key: Key) -> None:
+    """Gives what the model in one file does, of whichever file is named; without one of them, or
+    with one of another set, nothing."""
+    gguf_models.write(home / "s.gguf", "llama", split=8)
+    for path in sorted(home.glob("s-*.gguf")):
+        gguf.seal(path, f"{path}.sealed", key, set_id="the same")
+    first = home / "s-00001-of-00003.gguf.sealed"
+    whole = from_gguf(home / "m.gguf.sealed", key=key)
+    model = from_gguf(first, key=key)
+    assert torch.equal(logits(model), logits(whole))
+    assert stored_types(model) == stored_types(whole)
+    assert all(isinstance(p, EncryptedTensor) for p in model.parameters())
+    with using_key(key):
+        again = AutoModelForCausalLM.from_pretrained(home, gguf_file=first.name)
+    assert torch.equal(logits(again), logits(whole))
+    with gguf.open_model(first, key) as opened:
+        pins = opened.pins
+    assert from_gguf(first, key=key, expect=pins) is not None
+    with pytest.raises(errors.IntegrityError):
+        from_gguf(first, key=key, expect=pins[::-1])
+    text = "the cat sat"
+    tokenizer = tokenizer_from_gguf(first, key=key)
+    assert (
+        tokenizer(text).input_ids
+        == tokenizer_from_gguf(home / "m.gguf.sealed", key=key)(text).input_ids
+    )
+    second = home / "s-00002-of-00003.gguf"
+    gguf.seal(second, f"{second}.sealed", key, overwrite=True)
+    with pytest.raises(errors.FileFormatError, match="not sealed together"):
+        from_gguf(first, key=key)
+    (home / f"{second.name}.sealed").unlink()
+    with pytest.raises(errors.FileReadError, match="00002-of-00003"):
+        from_gguf(first, key=key)
+
+
 def test_damage_is_noticed(home: Path, key: Key) -> None:
     sealed = home / "m.gguf.sealed"
     model = from_gguf(sealed, key=key)

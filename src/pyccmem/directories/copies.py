@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,10 @@ def encrypt_directory(
     The copy appears when it is complete: it is made in a temporary directory beside `dst`, which is
     then renamed. `key` and `progress` are those of pyccmem.safetensors.encrypt_file(), which is
     called for each safetensors file; `seal_names` hides the tensors' names as well. Each NAME.gguf
-    becomes NAME.gguf.sealed, by pyccmem.gguf.seal(), which hides all in any case. Files whose
-    name or path within `src` matches a pattern of `exclude` are left out. Every file and directory
-    gets the mode of its original, and belongs to the calling user.
+    becomes NAME.gguf.sealed, by pyccmem.gguf.seal(), which hides all in any case; the files of a
+    model in several, such as NAME-00001-of-00003.gguf, open only with each other. Files whose name
+    or path within `src` matches a pattern of `exclude` are left out. Every file and directory gets
+    the mode of its original, and belongs to the calling user.
 
     `quantize`: a block format, such as "q4_k", that the weights of linear layers and embeddings
     get: all tensors of two dimensions that are called "*.weight", but those whose names, or the
@@ -126,9 +128,18 @@ def encrypt_directory(
                 progress=progress,
                 seal_names=seal_names,
             )
+        sets: dict[tuple[Path, str, int], str] = {}
         for path in tree.ggufs:
             target = path.with_name(path.name + _SEALED)
-            pins[str(target)] = gguf.seal(source / path, new / target, key, progress=progress)
+            split = gguf.split_of(path.name)
+            of = None if split is None else (path.parent, split.model, split.files)
+            pins[str(target)] = gguf.seal(
+                source / path,
+                new / target,
+                key,
+                progress=progress,
+                set_id=None if of is None else sets.setdefault(of, secrets.token_hex(16)),
+            )
         for path in tree.others:
             target = new / renamed.get(path, path)
             if path in models:

@@ -3,6 +3,7 @@
 
     seal("model.gguf", "model.gguf.sealed", key)    all of it, metadata too; blocks stay blocks
     open_sealed("model.gguf.sealed", key)           mapped, with no decryption but of the header
+    open_model("model-00001-of-00003.gguf.sealed", key)   all files of a model
     inspect("model.gguf.sealed", key)               architecture, types, counts
     unseal("model.gguf.sealed", "model.gguf", key)  the same file again, on disk, in the clear
     read_header("model.gguf")                       what a plain file says of itself
@@ -18,6 +19,7 @@ from __future__ import annotations
 from ._container import block_format, is_gguf_content
 from ._header import Header, TensorInfo
 from ._metadata import Metadata
+from ._model import SealedModel, Split, open_model, split_of
 from ._open import SealedGGUF
 from ._open import open_sealed_gguf as open_sealed
 from ._plain import is_gguf, read_header
@@ -32,6 +34,8 @@ __all__ = [
     "Header",
     "Metadata",
     "SealedGGUF",
+    "SealedModel",
+    "Split",
     "Summary",
     "TensorInfo",
     "block_format",
@@ -40,8 +44,10 @@ __all__ = [
     "inspect",
     "is_gguf",
     "is_gguf_content",
+    "open_model",
     "open_sealed",
     "read_header",
     "seal",
+    "split_of",
     "unseal",
 ]

@@ -12,7 +12,8 @@ of its tensors to a page. In it lie, in this order:
                     they are called in safetensors files, with their shape; blocks as U8 of shape
                     (rows, bytes of a row)
 
-Its metadata has "pyccmem.gguf", a JSON object: `format` 1, and `size`, the bytes of the GGUF file;
+Its metadata has "pyccmem.gguf", a JSON object: `format` 1, `size`, the bytes of the GGUF file, and
+of several files of a model that were sealed together `set`, a random text that all of them have;
 and "pyccmem.blocks", a JSON object that gives `format` and `shape` of each tensor of blocks that
 pyccmem can compute with.
 """
@@ -39,6 +40,7 @@ __all__ = [
     "block_types",
     "is_gguf_content",
     "metadata_for",
+    "set_id_of",
     "size_of",
     "stored_as",
 ]
@@ -70,15 +72,20 @@ def stored_as(tensor: TensorInfo) -> tuple[str, tuple[int, ...]]:
     return "U8", (math.prod(tensor.shape[:-1]), tensor.row_bytes)
 
 
-def metadata_for(size: int, tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
+def metadata_for(
+    size: int, tensors: Mapping[str, TensorInfo], set_id: str | None = None
+) -> dict[str, str]:
     """Returns the container's metadata."""
+    about: dict[str, Any] = {"format": FORMAT, "size": size}
+    if set_id is not None:
+        about["set"] = set_id
     blocks = {}
     for name, tensor in tensors.items():
         form = block_format(tensor)
         if form is not None:
             blocks[name] = {"format": form.name, "shape": list(tensor.shape), "scale": None}
     return {
-        GGUF_KEY: json.dumps({"format": FORMAT, "size": size}),
+        GGUF_KEY: json.dumps(about),
         BLOCKS_KEY: json.dumps(blocks),
     }
 
@@ -112,3 +119,10 @@ def size_of(metadata: Mapping[str, str] | None) -> int:
             "is; seal the GGUF file again."
         )
     return size
+
+
+def set_id_of(metadata: Mapping[str, str] | None) -> str | None:
+    """Returns the text that files which were sealed together have; None of a file that was sealed
+    alone. The metadata are those that size_of() has accepted."""
+    found = json.loads((metadata or {})[GGUF_KEY]).get("set")
+    return found if isinstance(found, str) else None

@@ -19,11 +19,11 @@ from ..safetensors._reader import expected, open_sealed
 from ..safetensors._tensor_file import buffer_of
 from ..safetensors.providers import AnyKey
 from ..tensor import EncryptedTensor, adopted
-from ._container import GAPS, HEADER, block_format, block_types, size_of, stored_as
+from ._container import GAPS, HEADER, block_format, block_types, set_id_of, size_of, stored_as
 from ._header import Header, TensorInfo, parse
 from ._metadata import Metadata
 
-__all__ = ["SealedGGUF", "container_of", "open_sealed_gguf", "over"]
+__all__ = ["SealedGGUF", "container_of", "open_sealed_gguf", "over", "set_of"]
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -247,3 +247,9 @@ def container_of(file: SealedGGUF) -> SealedFile:
     """Returns the sealed file in which a GGUF file lies. Raises ClosedFileError."""
     found: SealedFile = file._opened()
     return found
+
+
+def set_of(file: SealedGGUF) -> str | None:
+    """Returns what all files of a model have that were sealed together; None for a file that was
+    sealed alone. Raises ClosedFileError."""
+    return set_id_of(container_of(file).metadata())

@@ -43,6 +43,7 @@ def seal(
     page_size: int = TENSOR_PAGE_SIZE,
     overwrite: bool = False,
     progress: bool | Progress | None = None,
+    set_id: str | None = None,
 ) -> str:
     """Writes the plain GGUF file `path` to `sealed` as a sealed one. Everything in it is encrypted:
     metadata, names, shapes, weights; blocks stay as they are, nothing is dequantised. unseal()
@@ -52,7 +53,9 @@ def seal(
     The new file gets the mode of `path`, as with pyccmem.safetensors.encrypt_file(). A file at
     `sealed` is replaced only with overwrite=True; it may be `path` itself. `key`, `page_size` and
     `progress` are those of encrypt_file(). At most 1 MiB of weights is in memory at once, and the
-    header. Of a model in several files each is sealed by itself.
+    header. Of a model in several files each is sealed by itself: give all of them the same
+    `set_id`, a text that no other model has (secrets.token_hex(16)), and open_model() takes none of
+    another set. pyccmem.directories.encrypt_directory() does.
 
     Raises FileReadError, FileFormatError for a file that is no GGUF file, breaks the format's rules
     or has a tensor of a name that sealed files use for themselves, FileWriteError (with errno
@@ -62,6 +65,8 @@ def seal(
     check_progress(progress)
     check_key(key)
     page_size = checked_page_size(page_size)
+    if set_id is not None and not isinstance(set_id, str):
+        raise errors.ArgumentTypeError(f"set_id must be a str, not {type(set_id).__name__}.")
     with open_plain(path) as file:
         header = header_of(file)
         try:
@@ -73,7 +78,7 @@ def seal(
             written = write_sealed(
                 sealed,
                 sources,
-                metadata_for(header.size, header.tensors),
+                metadata_for(header.size, header.tensors, set_id),
                 key=key,
                 page_size=page_size,
                 seal_names=True,

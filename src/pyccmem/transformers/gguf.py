@@ -17,7 +17,7 @@ from transformers.integrations.gguf import reader as plain_reader
 from transformers.quantizers import quantizer_gguf as plain_quantizer
 
 from .. import errors
-from ..gguf import SealedGGUF, is_gguf, open_sealed
+from ..gguf import SealedModel, is_gguf, open_model
 from .config import PyccmemConfig
 from .gguf_config import config_of, metadata_of
 from .gguf_quantizer import GGUFQuantizer
@@ -57,19 +57,21 @@ def from_gguf(
     blocks of a few bits, encrypted, over the pages of the file; F16 and BF16 matrices are converted
     if the model computes in another type (`dtype=`, by default float32).
 
-    `key` is that of PyccmemConfig, or else as using_key() and PYCCMEM_KEY_FILE say; `expect`,
-    `mmap` and `activations` are as for load_file() and PyccmemConfig. Further options go to
-    from_pretrained(), which from_pretrained(folder, gguf_file=name,
-    quantization_config=PyccmemConfig(key=key)) calls as well.
+    Of a model in several files (NAME-00001-of-00003.gguf.sealed), `path` is one of them, and the
+    others lie beside it. `key` is that of PyccmemConfig, or else as using_key() and
+    PYCCMEM_KEY_FILE say; `expect` is as for pyccmem.gguf.open_model(), `mmap` and `activations` as
+    for load_file() and PyccmemConfig. Further options go to from_pretrained(), which
+    from_pretrained(folder, gguf_file=name, quantization_config=PyccmemConfig(key=key)) calls as
+    well.
 
-    Raises what pyccmem.gguf.open_sealed() raises, FileFormatError for an architecture that is not
+    Raises what pyccmem.gguf.open_model() raises, FileFormatError for an architecture that is not
     known or a file that lacks tensors, FileRequestError for types that pyccmem cannot compute with,
     InvalidKeyError if there is no key.
     """
     name = os.fspath(path)
     key = find_key(key, what=f"the sealed file {name!r}")
     if expect is not None:
-        open_sealed(name, key, expect=expect).close()
+        open_model(name, key, expect=expect).close()
     wanted = transformers.AutoModelForCausalLM if model_class is None else model_class
     config = PyccmemConfig(key, mmap=mmap, activations=activations)
     with using_key(key):
@@ -120,18 +122,18 @@ def begin(config: Any, given: Any, device_map: Any) -> tuple[GGUFQuantizer, Any,
 
 
 def _is_sealed(path: Any) -> bool:
-    """Returns True for a file that is not a plain GGUF file: what else it may be, open_sealed()
+    """Returns True for a file that is not a plain GGUF file: what else it may be, open_model()
     says."""
     name = os.fspath(path)
     return os.path.isfile(name) and not is_gguf(name)
 
 
 @contextmanager
-def _opened(path: Any) -> Iterator[SealedGGUF]:
+def _opened(path: Any) -> Iterator[SealedModel]:
     name = os.fspath(path)
     given = given_config()
     key = find_key(None if given is None else given.key, what=f"the sealed file {name!r}")
-    with open_sealed(name, key) as file:
+    with open_model(name, key) as file:
         yield file
 
 

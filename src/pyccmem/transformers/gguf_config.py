@@ -8,7 +8,7 @@ from typing import Any
 from transformers.integrations import ggml
 
 from .. import errors
-from ..gguf import SealedGGUF
+from ..gguf import SealedModel
 from .gguf_names import ARCHITECTURES
 
 __all__ = ["architecture_of", "config_of", "float_type", "metadata_of"]
@@ -20,7 +20,7 @@ _FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _MODEL_TYPES = {"gemma3": "gemma3_text"}
 
 
-def architecture_of(file: SealedGGUF) -> str:
+def architecture_of(file: SealedModel) -> str:
     """Returns the architecture as transformers calls it. Raises FileFormatError for a file that
     names none, or one that is not in ARCHITECTURES."""
     found = file.metadata.get("general.architecture")
@@ -28,7 +28,7 @@ def architecture_of(file: SealedGGUF) -> str:
         raise errors.FileFormatError(
             f"The GGUF file is of architecture {found!r}; those that pyccmem loads into "
             f"transformers are {', '.join(ARCHITECTURES)}. The tensors of any file can be had with "
-            f"pyccmem.gguf.open_sealed()."
+            f"pyccmem.gguf.open_model()."
         )
     # llama.cpp gives Mistral's models Llama's architecture; transformers tells them by this name.
     return (
@@ -36,7 +36,7 @@ def architecture_of(file: SealedGGUF) -> str:
     )
 
 
-def float_type(file: SealedGGUF) -> str:
+def float_type(file: SealedModel) -> str:
     """Returns torch's name of the type for computing: that of the values if the file has nothing
     else, else float32."""
     kinds = {tensor.type.name for tensor in file.tensors.values()}
@@ -47,7 +47,7 @@ def float_type(file: SealedGGUF) -> str:
     return "float32"
 
 
-def config_of(file: SealedGGUF) -> dict[str, Any]:
+def config_of(file: SealedModel) -> dict[str, Any]:
     """Returns the entries for a configuration of transformers. Raises FileFormatError."""
     architecture = architecture_of(file)
     metadata = file.metadata
@@ -75,7 +75,7 @@ def config_of(file: SealedGGUF) -> dict[str, Any]:
     return found
 
 
-def metadata_of(file: SealedGGUF, whole: Any = ()) -> tuple[dict[str, Any], tuple[str, ...]]:
+def metadata_of(file: SealedModel, whole: Any = ()) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Returns the metadata and the names of the tensors as transformers' reader of plain files
     does: of an array of texts whose key is not in `whole`, the length."""
     metadata = file.metadata

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .. import errors
-from ..gguf import SealedGGUF, open_sealed
+from ..gguf import SealedModel, open_model
 from .gguf_config import float_type
 from .gguf_weights import GGUFSlice, check_complete, slices_of
 from .quantizer import PyccmemQuantizer
@@ -20,13 +20,13 @@ class GGUFQuantizer(PyccmemQuantizer):
     """Stands where transformers has its GgufHfQuantizer for a plain file: keeps the blocks, as
     encrypted tensors that the model's own modules multiply with."""
 
-    _file: SealedGGUF | None = None
+    _file: SealedModel | None = None
     _found: dict[str, GGUFSlice] | None = None
 
     def read_header(self, gguf_file: str) -> None:
-        """Opens the file. Raises what pyccmem.gguf.open_sealed() raises."""
+        """Opens the file. Raises what pyccmem.gguf.open_model() raises."""
         config = self.quantization_config
-        self._file = open_sealed(
+        self._file = open_model(
             gguf_file, self.key(f"the sealed file {gguf_file!r}"), mmap=config.mmap
         )
 
@@ -56,7 +56,7 @@ class GGUFQuantizer(PyccmemQuantizer):
             file.close()
         return super()._process_model_after_weight_loading(model, **kwargs)
 
-    def _opened(self) -> SealedGGUF:
+    def _opened(self) -> SealedModel:
         if self._file is None:
             raise errors.ClosedFileError("The GGUF file is closed; load the model again.")
         return self._file

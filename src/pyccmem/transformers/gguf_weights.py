@@ -16,7 +16,7 @@ import numpy as np
 
 from .. import errors
 from ..files.safetensors_header import shown
-from ..gguf import SealedGGUF, TensorInfo
+from ..gguf import SealedModel, TensorInfo
 from ..keys import Key
 from ..quantized import QuantizedTensor
 from ..tensor import EncryptedTensor as Core
@@ -32,7 +32,7 @@ class GGUFSlice(Slice):
     """One tensor, which is opened when it is loaded."""
 
     def __init__(
-        self, file: SealedGGUF, info: TensorInfo, config: Any, key: Any, activations: str
+        self, file: SealedModel, info: TensorInfo, config: Any, key: Any, activations: str
     ) -> None:
         super().__init__(list(info.shape), info.type.safetensors or "F32")
         self._file, self._info, self._config = file, info, config
@@ -52,7 +52,9 @@ class GGUFSlice(Slice):
         return EncryptedTensor.from_core(core, key=self._key, activations=self._activations)
 
 
-def slices_of(file: SealedGGUF, config: Any, *, key: Any, activations: str) -> dict[str, GGUFSlice]:
+def slices_of(
+    file: SealedModel, config: Any, *, key: Any, activations: str
+) -> dict[str, GGUFSlice]:
     """Returns the tensors by the names that transformers has for them. `key` is for copies. Raises
     FileFormatError for an architecture that is not known."""
     kind = ARCHITECTURES[architecture_of(file)]
