@@ -71,6 +71,7 @@ enum {
     CCMEM_STORE_ID_SIZE = 16,
     CCMEM_WRAPPED_KEY_SIZE = 40,
     CCMEM_KEY_ID_SIZE = 16,
+    CCMEM_CONTEXT_DIGEST_SIZE = 32,
     CCMEM_MAC_SIZE = 16,
     CCMEM_STORE_SIZE = 64,         /* bytes of a store that the caller has the memory for */
     CCMEM_FILE_STORE_SIZE = 96,    /* the same of a store in a file, */
@@ -407,6 +408,11 @@ ccmem_status ccmem_key_wrap(const ccmem_key *key, const ccmem_key *data_key, uin
  * changed. Other errors as above. */
 ccmem_status ccmem_key_unwrap(const ccmem_key *key, const uint8_t wrapped[40],
                               ccmem_secret_level require, ccmem_key **out);
+
+/* A key derived from `key` for one context, whose SHA-256 is `digest` (SP 800-108, label
+ * "key-context"), in secret memory as `key` was to have. What is wrapped under it opens for no
+ * other context. On success *out owns it until ccmem_key_free. Errors of ccmem_key_wrap(). */
+ccmem_status ccmem_key_for_context(const ccmem_key *key, const uint8_t digest[32], ccmem_key **out);
 
 /* A name of the key for everybody, derived with a label of its own ("key-id"): it tells keys apart
  * and reveals nothing else. CCMEM_ERR_ARGUMENT, _FORK. */

@@ -286,6 +286,26 @@ ccmem_status ccmem_key_unwrap(const ccmem_key *key, const uint8_t wrapped[40],
     return status;
 }
 
+ccmem_status ccmem_key_for_context(const ccmem_key *key, const uint8_t digest[32],
+                                   ccmem_key **out) {
+    ccmem_status status;
+    void *raw;
+
+    if (!digest || !out)
+        return CCMEM_ERR_ARGUMENT;
+    status = ccmem_key_check(key);
+    if (!status)
+        status = secret_alloc(CCMEM_ROOT_KEY_SIZE, key->require, &raw, NULL);
+    if (status)
+        return status;
+    status =
+        derive(key, "key-context", digest, CCMEM_CONTEXT_DIGEST_SIZE, raw, CCMEM_ROOT_KEY_SIZE);
+    if (!status)
+        status = key_new(raw, key->require, out);
+    secret_free(raw);
+    return status;
+}
+
 ccmem_status ccmem_key_id(const ccmem_key *key, uint8_t id[16]) {
     ccmem_status status = id ? ccmem_key_check(key) : CCMEM_ERR_ARGUMENT;
 

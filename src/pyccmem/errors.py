@@ -7,6 +7,7 @@ its text is a sentence that says what was wrong and what to do::
     PyccmemError
     ├── ArgumentError (ValueError)            a value outside what is documented
     │   ├── InvalidKeyError                   length or contents of a key, a salt, a passphrase
+    │   │   └── ContextError (IntegrityError)     a key that was wrapped for something else
     │   ├── PageSizeError                     not a power of two from 4096 to 65536
     │   ├── RangeError (IndexError)           offset or length outside the buffer
     │   ├── IndexingError (IndexError)        an index that a tensor's shape does not allow
@@ -44,6 +45,9 @@ its text is a sentence that says what was wrong and what to do::
     ├── MappingConflictError (RuntimeError)   bytes of another mapping, one of the two writable
     ├── GuardError (RuntimeError)             a part of guard() that was required and does not hold
     ├── PostureError (RuntimeError)           a process that is not protected as required
+    ├── KeyServiceError (RuntimeError)        a key service that cannot be used
+    │   ├── KeyUnavailableError               not reached until the deadline, or for too long
+    │   └── KeyAccessError                    reached, and it refused
     ├── SecretMemoryError (RuntimeError)      the required secret-memory level is not available
     ├── EntropyError (RuntimeError)           the system's random generator failed
     ├── VersionExhaustedError (RuntimeError)  a page has no unused version left under its key
@@ -75,6 +79,7 @@ __all__ = [
     "ClosedError",
     "ClosedFileError",
     "ConfigError",
+    "ContextError",
     "DemoError",
     "EntropyError",
     "FaultMechanismError",
@@ -92,7 +97,10 @@ __all__ = [
     "InsecureKeyFileWarning",
     "IntegrityError",
     "InvalidKeyError",
+    "KeyAccessError",
     "KeyFileError",
+    "KeyServiceError",
+    "KeyUnavailableError",
     "LockedMemoryError",
     "MappingConflictError",
     "MissingFileError",
@@ -337,6 +345,20 @@ class PostureError(PyccmemError, RuntimeError):
         self.lines, self.posture = lines, posture
 
 
+class KeyServiceError(PyccmemError, RuntimeError):
+    """A key service that cannot be used, or an answer of it that makes no sense."""
+
+
+class KeyUnavailableError(KeyServiceError):
+    """A key service that was not reached until its deadline; or a key that was held for as long as
+    its max_age allows, and could not be fetched again."""
+
+
+class KeyAccessError(KeyServiceError):
+    """A key service that was reached and refused: no permission, a key that was revoked or deleted,
+    a wrong PIN, a machine that is not in the state a key is bound to."""
+
+
 class SecretMemoryError(PyccmemError, RuntimeError):
     """The required level of secret memory is not available on this system."""
 
@@ -385,6 +407,25 @@ class IntegrityError(PyccmemError, ValueError):
     ) -> None:
         super().__init__(message)
         self.name, self.page, self.version, self.offset = name, page, version, offset
+
+
+class ContextError(InvalidKeyError, IntegrityError):
+    """A wrapped key whose context is not the one it is used in: it was wrapped for another file or
+    another purpose, or the context was changed. Nothing was opened."""
+
+    #: The context that was asked for, and the one that was found; None where it is not known.
+    wanted: dict[str, str] | None
+    found: dict[str, str] | None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        wanted: dict[str, str] | None = None,
+        found: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.wanted, self.found = wanted, found
 
 
 class NotAuthenticatedError(PyccmemError, RuntimeError):

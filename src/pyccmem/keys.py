@@ -350,6 +350,19 @@ class Key(Resource):
         check(status, UnwrapCall("unwrapping a key", require))
         return self._adopt(out)
 
+    def _for_context(self, digest: Any) -> Key:
+        """Returns the key that is derived from this one for the context of this SHA-256, 32 bytes.
+
+        Raises ArgumentError, BufferTypeError, ClosedError, ForkError, LockedMemoryError,
+        OutOfMemoryError.
+        """
+        out = KEY.cell()
+        size = (lib.CCMEM_CONTEXT_DIGEST_SIZE,)
+        with exact_bytes("digest", digest, size, errors.ArgumentError) as source:
+            status = lib.ccmem_key_for_context(self._opened(), source, out)
+        check(status, KeyCall("a key for a context", None))
+        return self._adopt(out)
+
     def _mac(self, context: Any, data: Any) -> bytes:
         """Returns the AES-CMAC of `data` under a key derived from this one for `context` of 16
         bytes.
@@ -478,6 +491,16 @@ def unwrap(key: Key, wrapped: Any) -> Key:
     another length, ClosedError, ForkError, and what Key.generate() raises.
     """
     return key._unwrap(wrapped)
+
+
+def for_context(key: Key, digest: Any) -> Key:
+    """Returns the key that is derived from `key` for the context whose SHA-256 is `digest`, in
+    secret memory: what is wrapped under it opens for no other context.
+
+    Raises ArgumentError, BufferTypeError, ClosedError, ForkError, LockedMemoryError,
+    OutOfMemoryError.
+    """
+    return key._for_context(digest)
 
 
 def mac(key: Key, context: Any, data: Any) -> bytes:

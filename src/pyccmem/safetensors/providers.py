@@ -10,18 +10,19 @@ own way.
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import re
 import secrets
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, NoReturn, Protocol, runtime_checkable
+from typing import Any, NoReturn
 
 from .. import errors, keys
 from ..binding import lib, wiped
 from ..binding.arguments import integer
 from ..files.safetensors_header import shown
+from ..key_services.provider import KeyProvider, check_provider, unwrapped, wrapped_for
+from ..key_services.registry import ENTRY_POINTS, provider_named
+from ..key_services.wrapped import MAX_PARAMETERS, MAX_TEXT, MAX_WRAPPED_BYTES, WrappedKey
 from ..keys import Key, KeyFile, check_open, file_of
 
 __all__ = [
@@ -40,9 +41,6 @@ __all__ = [
     "unwrap",
     "wrap",
 ]
-
-#: The group of entry points under which packages offer providers.
-ENTRY_POINTS = "pyccmem.key_providers"
 
 _KEY = "key"
 _KDFS = ("scrypt", "argon2id")
@@ -64,49 +62,8 @@ _DEFAULTS = {
     "argon2id": {"t": 3, "m": 1 << 16, "p": 4},
 }
 
-#: The most that a header holds of a key: characters of a text, bytes of a wrapped key, parameters.
-MAX_TEXT = 1 << 12
-MAX_WRAPPED_BYTES = 1 << 16
-MAX_PARAMETERS = 64
-
 _NUMBER = re.compile(r"[1-9][0-9]{0,9}\Z")
 _SALT = re.compile(r"(?:[0-9a-f]{2}){16,64}\Z")
-
-
-@dataclass(frozen=True)
-class WrappedKey:
-    """A data key as a file keeps it. Nothing in here is secret."""
-
-    #: The name of the key that wrapped it, of at most 4096 characters.
-    key_id: str
-    #: The wrapped key, 1 to 65536 bytes.
-    blob: bytes
-    #: What unwrapping needs besides, at most 64 texts of at most 4096 characters.
-    parameters: dict[str, str] = field(default_factory=dict)
-
-
-@runtime_checkable
-class KeyProvider(Protocol):
-    """Wraps and unwraps data keys, for example through a key management service.
-
-    A package offers one as an entry point of the group "pyccmem.key_providers" that names an
-    instance, or a function (or class) without arguments that makes one.
-    """
-
-    #: The provider's name in files. Opening a file asks for the provider of the same name.
-    name: str
-
-    def wrap_key(self, key: memoryview) -> WrappedKey:
-        """Wraps the 32 bytes of `key`, which are wiped when this returns. Keep no copy."""
-        ...
-
-    def unwrap_key(self, wrapped: WrappedKey) -> bytearray:
-        """Returns the 32 bytes again, which the caller wipes. `wrapped` comes from a file that is
-        not authenticated yet. An exception ends the opening and reaches the caller unchanged.
-
-        A forked child asks again, through its copy of this object. It must not use a connection
-        that the parent opened, so open one for each os.getpid()."""
-        ...
 
 
 class Passphrase:
@@ -305,40 +262,7 @@ def check_key(key: object) -> None:
     if isinstance(key, Key):
         check_open(key)
     elif not isinstance(key, Passphrase):
-        if isinstance(key, type) or not isinstance(key, KeyProvider):
-            raise errors.ArgumentTypeError(
-                f"key must be a pyccmem.Key, a Passphrase or a KeyProvider, not "
-                f"{type(key).__name__}; for key bytes use Key.from_bytes()."
-            )
-        name = key.name
-        if not isinstance(name, str) or not name or not _fits(name) or name in (_KEY, *_KDFS):
-            raise errors.ArgumentError(
-                f"The provider's name is {name!r}; it must be a text other than "
-                f"{', '.join((_KEY, *_KDFS))}."
-            )
-
-
-def provider_named(name: str) -> KeyProvider:
-    """Returns the provider that an installed package offers under `name`. Raises ArgumentError if
-    there is none, or more than one."""
-    found = list(importlib.metadata.entry_points(group=ENTRY_POINTS, name=name))
-    if len(found) != 1:
-        offered = importlib.metadata.entry_points(group=ENTRY_POINTS)
-        known = sorted({entry.name for entry in offered})
-        what = f"{len(found)} packages offer" if found else "No installed package offers"
-        raise errors.ArgumentError(
-            f"{what} a key provider {name!r} (group {ENTRY_POINTS!r}); install just one that does. "
-            f"Installed: {', '.join(known) or 'none'}."
-        )
-    loaded = found[0].load()
-    provider = loaded() if isinstance(loaded, type) or not hasattr(loaded, "wrap_key") else loaded
-    check_key(provider)
-    if not isinstance(provider, KeyProvider):
-        raise errors.ArgumentTypeError(
-            f"The entry point {name!r} gives a {type(provider).__name__}; it must give a "
-            f"KeyProvider."
-        )
-    return provider
+        check_provider(key, (_KEY, *_KDFS))
 
 
 def wrap(key: AnyKey, data_key: Key) -> tuple[str, WrappedKey]:
@@ -350,36 +274,7 @@ def wrap(key: AnyKey, data_key: Key) -> tuple[str, WrappedKey]:
     if isinstance(key, Passphrase):
         kdf, parameters, derived = key._sealing()
         return kdf, WrappedKey(derived.id, keys.wrap(derived, data_key), parameters)
-    _, memory = wiped.block(_KEY_BYTES)
-    view = memoryview(memory)
-    try:
-        keys.copy_into(data_key, view)
-        wrapped = key.wrap_key(view)
-    finally:
-        wiped.wipe(memory)
-        view.release()
-    if not isinstance(wrapped, WrappedKey) or not isinstance(wrapped.parameters, dict):
-        kept = False
-    else:
-        texts = [wrapped.key_id, *(text for pair in wrapped.parameters.items() for text in pair)]
-        kept = (
-            all(isinstance(text, str) and _fits(text) for text in texts)
-            and len(wrapped.parameters) <= MAX_PARAMETERS
-            and isinstance(wrapped.blob, bytes)
-            and 1 <= len(wrapped.blob) <= MAX_WRAPPED_BYTES
-        )
-    if not kept:
-        raise errors.ArgumentTypeError(
-            f"wrap_key() of provider {key.name!r} must return WrappedKey(str, bytes, dict of str), "
-            f"of at most {MAX_WRAPPED_BYTES} bytes and {MAX_PARAMETERS} parameters, and texts of "
-            f"at most {MAX_TEXT} characters."
-        )
-    return key.name, wrapped
-
-
-def _fits(text: str) -> bool:
-    """Returns True for a text that a header can hold: not too long, and without lone surrogates."""
-    return len(text) <= MAX_TEXT and not any("\ud800" <= c <= "\udfff" for c in text)
+    return key.name, wrapped_for(key, data_key, None)[0]
 
 
 def unwrap(key: AnyKey, provider: str, wrapped: WrappedKey) -> Key:
@@ -400,17 +295,7 @@ def unwrap(key: AnyKey, provider: str, wrapped: WrappedKey) -> Key:
         )
     if provider != key.name:
         raise _other_kind(provider, f"the provider {key.name!r}")
-    data = key.unwrap_key(wrapped)
-    try:
-        if not isinstance(data, bytearray) or len(data) != _KEY_BYTES:
-            raise errors.ArgumentTypeError(
-                f"unwrap_key() of provider {key.name!r} must return a bytearray of {_KEY_BYTES} "
-                f"bytes."
-            )
-        return Key.from_bytes(data)
-    finally:
-        if isinstance(data, bytearray) and data:
-            wiped.wipe(data)
+    return unwrapped(key, wrapped, b"", None)
 
 
 def _unwrapped(key: Key, wrapped: WrappedKey, refusal: str, given: str) -> Key:

@@ -163,7 +163,7 @@ static void key_wrap(void) {
 /* A root key wraps a data key, names it, and makes a tag with it. */
 static void file_keys(void) {
     uint8_t raw[32], wrapped[CCMEM_WRAPPED_KEY_SIZE], context[16], msg[50], out[32];
-    ccmem_key *root, *data, *again;
+    ccmem_key *root, *data, *again, *own;
 
     fill_secret(raw, sizeof raw, SEED_KEY);
     fill(context, sizeof context, SEED_PUBLIC);
@@ -180,6 +180,9 @@ static void file_keys(void) {
     REQUIRE(is_secret(out, CCMEM_KEY_ID_SIZE));
     REQUIRE(!ccmem_key_mac(again, context, msg, sizeof msg, out));
     REQUIRE(is_secret(out, CCMEM_MAC_SIZE));
+    fill(out, sizeof out, SEED_PUBLIC);
+    REQUIRE(!ccmem_key_for_context(root, out, &own));
+    check_key(own);
     ccmem_key_free(data);
     ccmem_key_free(root);
     check_key(again);

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds the key, or the provider, that a URI or a name says.
+
+    SCHEME:REST     file:/etc/model.key, pkcs11:token=…, aws-kms:arn:…
+
+pyccmem's own schemes are in a table here, so that no installed package takes the place of one of
+them. Other packages offer theirs as entry points of the group "pyccmem.key_providers": the name is
+the scheme, the object has from_uri(uri). Entry points without from_uri, an instance or what makes
+one without arguments, are for `--provider NAME`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import re
+from typing import Any
+
+from .. import errors
+from ..keys import Key
+from .provider import KeyProvider, check_provider
+
+__all__ = ["ENTRY_POINTS", "from_uri", "provider_named", "scheme_of", "schemes"]
+
+#: The group of entry points under which packages offer providers.
+ENTRY_POINTS = "pyccmem.key_providers"
+
+#: The module and the class of each scheme of pyccmem's own. A module is imported when its scheme
+#: is asked for, and not before.
+_OWN = {
+    "file": "local:File",
+}
+
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*\Z")
+
+
+def schemes() -> list[str]:
+    """Returns the schemes that from_uri() knows: pyccmem's own, and those of installed packages."""
+    offered = importlib.metadata.entry_points(group=ENTRY_POINTS)
+    return sorted({*_OWN, *(entry.name for entry in offered if _SCHEME.match(entry.name))})
+
+
+def scheme_of(uri: Any) -> str:
+    """Returns the scheme of a URI. Raises ArgumentTypeError, ArgumentError."""
+    if not isinstance(uri, str):
+        raise errors.ArgumentTypeError(f"A key's URI must be a str, not {type(uri).__name__}.")
+    scheme, colon, _ = uri.partition(":")
+    scheme = scheme.lower()
+    if not colon or not _SCHEME.match(scheme):
+        # Not the text: it may be a key that somebody passed where its URI belongs.
+        raise errors.ArgumentError(
+            "The key's URI has no scheme; write SCHEME:REST, for example file:/etc/model.key. "
+            f"Known: {', '.join(schemes())}."
+        )
+    return scheme
+
+
+def from_uri(uri: str) -> Key | KeyProvider:
+    """Returns what a URI says: a Key, or a provider that wraps and unwraps data keys. The caller
+    closes it, if it has close().
+
+    Raises ArgumentError for a scheme that nobody offers, ArgumentTypeError, MissingPackageError for
+    a scheme whose package is not installed, and what the scheme's own reading raises."""
+    scheme = scheme_of(uri)
+    made = _class_of(scheme).from_uri(uri)
+    if not isinstance(made, Key):
+        check_provider(made)
+    found: Key | KeyProvider = made
+    return found
+
+
+def _class_of(scheme: str) -> Any:
+    if scheme in _OWN:
+        module, _, name = _OWN[scheme].partition(":")
+        return getattr(importlib.import_module(f"{__package__}.{module}"), name)
+    loaded = _loaded(scheme, f"a key scheme {scheme!r}", known=schemes())
+    if not hasattr(loaded, "from_uri"):
+        raise errors.ArgumentError(
+            f"The entry point {scheme!r} of group {ENTRY_POINTS!r} takes no URI: it has no "
+            f"from_uri(); use --provider {scheme}, or provider_named({scheme!r})."
+        )
+    return loaded
+
+
+def _loaded(name: str, what: str, known: list[str]) -> Any:
+    found = list(importlib.metadata.entry_points(group=ENTRY_POINTS, name=name))
+    if len(found) != 1:
+        begin = f"{len(found)} packages offer" if found else "No installed package offers"
+        raise errors.ArgumentError(
+            f"{begin} {what} (group {ENTRY_POINTS!r}); install just one that does. "
+            f"Installed: {', '.join(known) or 'none'}."
+        )
+    return found[0].load()
+
+
+def provider_named(name: str) -> KeyProvider:
+    """Returns the provider that an installed package offers under `name`. Raises ArgumentError if
+    there is none, or more than one."""
+    offered = importlib.metadata.entry_points(group=ENTRY_POINTS)
+    known = sorted({entry.name for entry in offered})
+    loaded = _loaded(name, f"a key provider {name!r}", known)
+    provider = loaded() if isinstance(loaded, type) or not hasattr(loaded, "wrap_key") else loaded
+    if isinstance(provider, type) or not isinstance(provider, KeyProvider):
+        raise errors.ArgumentTypeError(
+            f"The entry point {name!r} gives a {type(provider).__name__}; it must give a "
+            f"KeyProvider."
+        )
+    return provider
