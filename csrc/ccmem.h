@@ -480,7 +480,14 @@ ccmem_status ccmem_file_new(const ccmem_key *key, ccmem_cipher cipher, uint32_t 
 ccmem_status ccmem_file_add(ccmem_file *file, int fd, uint64_t offset, uint64_t nbytes,
                             const uint8_t id[16], const void *records, void *store);
 
-/* Drops a store that ccmem_file_add() made, or was to make, as ccmem_arena_remove() does. */
+/* The same over pages that lie at `pages` in memory of the caller's, a multiple of 64, which are
+ * not copied. The memory stays readable until the store is removed and no mapping of it is left.
+ * Others may change it at any time. Nothing is ever written there. CCMEM_ERR_ARGUMENT, _FORK,
+ * _NOMEM. */
+ccmem_status ccmem_file_add_lent(ccmem_file *file, const uint8_t *pages, uint64_t nbytes,
+                                 const uint8_t id[16], const void *records, void *store);
+
+/* Drops a store that one of these made, or was to make, as ccmem_arena_remove() does. */
 ccmem_done ccmem_file_remove(void *store);
 
 /* The secret-memory level the subkeys of the file's stores lie in. */

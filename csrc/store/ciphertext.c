@@ -38,7 +38,9 @@ uint64_t ccmem_mapping_size(const ccmem_mapping *m) { return m->size; }
 void ccmem_mapping_release(ccmem_mapping *m) {
     while (m && __atomic_fetch_sub(&m->refs, 1, __ATOMIC_ACQ_REL) == 1) {
         ccmem_mapping *whole = m->whole;
-        if (!whole)
+        if (m->lent)
+            ; /* whoever lent it keeps it for as long as there are references */
+        else if (!whole)
             vmem_unmap(m->data, m->size); /* of a part without bytes: NULL */
         else if (m->reserved)
             vmem_release(m->data, m->size);

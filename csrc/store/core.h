@@ -21,6 +21,7 @@ struct ccmem_mapping {
     uint8_t *data;
     ccmem_mapping *whole; /* of which this is a part, and whose memory it is; NULL: its own */
     int reserved; /* the whole is addresses alone, and the memory this part's: vmem_reserve() */
+    int lent;     /* it is memory of others, which stays theirs */
 };
 
 /* Counters of one group of threads, alone on their cache lines. Plain loads and stores: two threads

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Read-only stores over pages in a file. Those of one file have a core in common, and their pages
- * lie in few mappings (store/file_pages.c): each takes no more than its subkey's name and what is
- * known of its pages. A process that can write the file can change mapped pages at any moment; each
- * byte of a page is loaded once, and what was loaded is what the tag is checked for. */
+ * Read-only stores over pages in a file, or in memory where a caller has a file's bytes. Those of
+ * one file have a core in common, and their pages lie in few mappings (store/file_pages.c): each
+ * takes no more than its subkey's name and what is known of its pages. A process that can write the
+ * file, or that memory, can change pages at any moment; each byte of a page is loaded once, and
+ * what was loaded is what the tag is checked for. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -92,6 +93,37 @@ ccmem_status ccmem_file_add(ccmem_file *f, int fd, uint64_t offset, uint64_t nby
     if (nbytes && nbytes <= STORE_BYTES_MAX)
         tags += (whole_pages(f->core, nbytes) >> f->core->page_shift) * sizeof(uint64_t);
     return file_add(f, fd, offset, nbytes, id, versions, tags, store);
+}
+
+/* Vectors of the widest tier are loaded from addresses that are multiples of their size. */
+enum { LENT_ALIGN = 64 };
+
+static ccmem_status lent_mapping(const uint8_t *pages, uint64_t size, ccmem_mapping **out) {
+    ccmem_status status = mapping_new((void *)pages, size, NULL, out);
+    if (status == CCMEM_OK)
+        (*out)->lent = 1;
+    return status;
+}
+
+ccmem_status ccmem_file_add_lent(ccmem_file *f, const uint8_t *pages, uint64_t nbytes,
+                                 const uint8_t id[16], const void *records, void *store) {
+    if (!f || !id || !store || (nbytes && (!records || !pages)) || (uintptr_t)pages % LENT_ALIGN)
+        return CCMEM_ERR_ARGUMENT;
+    if (fork_alien(f->core->generation))
+        return CCMEM_ERR_FORK;
+    if (nbytes > STORE_BYTES_MAX)
+        return CCMEM_ERR_NOMEM;
+    const uint64_t size = whole_pages(f->core, nbytes);
+    const uint8_t *versions = records;
+    ccmem_mapping *mapping = NULL;
+    ccmem_status status = nbytes ? lent_mapping(pages, size, &mapping) : CCMEM_OK;
+    if (status == CCMEM_OK)
+        status = store_over(f->core, id, nbytes, mapping, mapping ? mapping->data : NULL, versions,
+                            nbytes ? versions + (size >> f->core->page_shift) * sizeof(uint64_t)
+                                   : versions,
+                            store);
+    ccmem_mapping_release(mapping); /* the store has a reference of its own */
+    return status;
 }
 
 /* For a caller that has to call something. */

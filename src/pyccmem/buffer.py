@@ -639,7 +639,10 @@ class EncryptedBuffer(Store):
         start = int(ffi.cast("uintptr_t", data))
         self._exposed = (start, start + size)
         # The view keeps the array alive, and the array keeps the mapping alive, as an anchor()
-        # does.
+        # does. Memory that was lent is not the mapping's, and is kept beside it.
+        lent = getattr(store, "lent", None)
+        if lent is not None:
+            data = keeping(data, lent)
         array: Any = np.frombuffer(ffi.buffer(keeping(data, mapping), size), dtype=np.uint8)
         return memoryview(array).toreadonly()
 

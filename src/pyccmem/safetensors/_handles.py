@@ -13,7 +13,7 @@ from ..binding.arguments import input_buffer
 from ..binding.owned import Descriptor
 from ._shared_file import SharedFile
 
-__all__ = ["MEMORY", "file_of", "file_of_bytes", "with_descriptor"]
+__all__ = ["MEMORY", "file_of", "file_of_bytes", "memory_of", "with_descriptor"]
 
 #: What errors call bytes in memory.
 MEMORY = "<bytes>"
@@ -62,6 +62,11 @@ def file_of_bytes(data: Any) -> BinaryIO:
     with input_buffer("data", data):
         pass
     return cast(BinaryIO, _Memory(memoryview(data).cast("B")))
+
+
+def memory_of(file: BinaryIO) -> memoryview | None:
+    """Returns the bytes of a file that file_of_bytes() made; None for any other."""
+    return file._view if isinstance(file, _Memory) else None
 
 
 def with_descriptor(file: BinaryIO) -> BinaryIO:

@@ -99,13 +99,21 @@ def load(
     sealed: bool | None = None,
     cipher: str | None = None,
     page_size: int | None = None,
+    copy: bool | None = True,
 ) -> dict[str, EncryptedTensor]:
     """Does load_file() for the bytes of a file, plain or sealed, in any buffer of bytes. Sealed
     bytes are copied as they are, and mapped. Plain bytes stay as they are: overwrite them yourself.
 
+    With copy=False sealed bytes are not copied: the tensors lie over them, and keep them. It is
+    meant for memory that processes share. Who can change it can make reads fail (IntegrityError),
+    and who cuts short a file that it is a mapping of ends this process. copy=None copies if it
+    must: the bytes have to begin at a multiple of 64, where copy=False raises ArgumentError. Such
+    tensors do not follow a fork.
+
     Raises BufferTypeError, and what load_file() raises.
     """
-    return load_from_bytes(data, Options(key, expect, sealed, True, cipher, page_size))
+    options = Options(key, expect, sealed, True, cipher, page_size, copy=copy)
+    return load_from_bytes(data, options)
 
 
 def load_from_bytes(data: Any, options: Options) -> dict[str, Any]:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from .. import errors
-from ..binding import DEFAULT_CIPHER, TENSOR_PAGE_SIZE
+from ..binding import DEFAULT_CIPHER, TENSOR_PAGE_SIZE, ffi
 from ..files.safetensors_header import open_file, read_all
 from ..keys import Key
 from ._frameworks import NUMPY, Framework, check_device, framework_named, reads_pages
-from ._handles import MEMORY, file_of, file_of_bytes, with_descriptor
+from ._handles import MEMORY, file_of, file_of_bytes, memory_of, with_descriptor
 from ._opened_plain import PlainFile, opened_plain
+from ._pages import LENT_ALIGN
 from ._reader import SealedFile, expected, looks_sealed, opened_over
 from ._tensor_file import TensorFile, used_by
 from .providers import AnyKey, check_key
@@ -32,6 +33,7 @@ class Options:
     cipher: str | None = None
     page_size: int | None = None
     framework: Framework = NUMPY
+    copy: bool | None = True  # of sealed bytes; see load()
 
 
 def safe_open(
@@ -100,8 +102,31 @@ def opened(path: str | os.PathLike[str], options: Options) -> SealedFile | Plain
 
 
 def opened_bytes(data: Any, options: Options) -> SealedFile | PlainFile:
-    """Opens the bytes of a file. A sealed one is copied, as ciphertext."""
+    """Opens the bytes of a file. A sealed one is copied, as ciphertext, unless options.copy says
+    otherwise; see load()."""
+    if not (options.copy is None or isinstance(options.copy, bool)):
+        raise errors.ArgumentTypeError(
+            f"copy must be True, False or None, not {type(options.copy).__name__}."
+        )
     return _over(MEMORY, file_of_bytes(data), options)
+
+
+def _lasting(file: BinaryIO, copy: bool | None) -> BinaryIO:
+    """Returns a file that a sealed one's tensors can lie over for as long as they are there: the
+    same, or a copy. Raises ArgumentError, FileReadError, OutOfMemoryError."""
+    memory = None if copy else memory_of(file)
+    if memory is None:
+        return with_descriptor(file)
+    with memory[:1] as first:
+        address = int(ffi.cast("uintptr_t", ffi.from_buffer(first)))
+    if not address % LENT_ALIGN:
+        return file
+    if copy is None:
+        return with_descriptor(file)
+    raise errors.ArgumentError(
+        f"The bytes begin at an address that is no multiple of {LENT_ALIGN}, so that their pages "
+        f"can be used in a copy only; leave copy out, or use memory that is aligned, as mmap's is."
+    )
 
 
 def _over(path: str | os.PathLike[str], file: BinaryIO, options: Options) -> SealedFile | PlainFile:
@@ -116,7 +141,7 @@ def _over(path: str | os.PathLike[str], file: BinaryIO, options: Options) -> Sea
                     f"{os.fspath(path)!r} is a sealed file, and sealed=False asks for a plain one; "
                     f"leave it out."
                 )
-            lasting = with_descriptor(file)
+            lasting = _lasting(file, options.copy)
             if lasting is not file:
                 file.close()
                 file = lasting

@@ -7,6 +7,8 @@ A buffer's native store lies in the memory of a Python object, together with the
 
 from __future__ import annotations
 
+from typing import Any
+
 from .. import errors
 from ..binding import CIPHERS, LEVELS, OK, Call, check, ffi, lib
 from ..binding.handlers import stay_in_front
@@ -17,9 +19,13 @@ from ..core.forks import Origin
 from ..core.store import SharedPages
 from ..keys import Key, native_key
 
-__all__ = ["FilePages"]
+__all__ = ["LENT_ALIGN", "FilePages"]
+
+#: Pages in memory of others begin at a multiple of this: vectors are loaded from there.
+LENT_ALIGN = 64
 
 _add = lib.ccmem_file_add
+_add_lent = lib.ccmem_file_add_lent
 
 _STORE_BYTES = int(lib.CCMEM_FILE_STORE_SIZE)
 _RECORD_BYTES = int(lib.CCMEM_FILE_RECORD_SIZE)
@@ -34,6 +40,13 @@ class _Store(bytes):
     __slots__ = ()
 
     __del__ = property(lib.ccmem_file_remove)
+
+
+class _LentStore(_Store):
+    """The same for pages in memory of others, which it keeps there."""
+
+    #: What keeps the memory, for views of the ciphertext, which outlive the store.
+    lent: Any
 
 
 class FilePages(SharedPages):
@@ -94,6 +107,34 @@ class FilePages(SharedPages):
         if not self._anonymous:
             stay_in_front()
         return made
+
+    def buffer_in(
+        self,
+        memory: memoryview,
+        nbytes: int,
+        *,
+        store_id: bytes,
+        records: bytes,
+        name: str,
+    ) -> EncryptedBuffer:
+        """Returns the same over pages in memory, which begins with them, at a multiple of
+        LENT_ALIGN bytes. They are not copied, and the memory is kept as long as the buffer and
+        views of its ciphertext."""
+        count = -(-nbytes // self._page_size)
+        inside = count * _RECORD_BYTES if count <= _MOST_RECORDS else 0
+        if len(records) != count * _RECORD_BYTES or len(memory) < count * self._page_size:
+            raise errors.ArgumentError(
+                f"records has {len(records)} bytes, and the memory {len(memory)}; {count} pages of "
+                f"{self._page_size} bytes have more or fewer."
+            )
+        store = _LentStore(_STORE_BYTES + inside)
+        store.lent = pages = ffi.from_buffer(memory)
+        status = _add_lent(self._file, pages, nbytes, store_id, records, store)
+        if status == lib.CCMEM_ERR_ARGUMENT:
+            refuse_versions(name, records[: 8 * count])
+        check(status, Call(f"a view of {nbytes} bytes", "key"))
+        size, level = self._page_size, self._level
+        return over_store(store, self, nbytes, self._cipher, size, level, name, None)
 
     def overhead(self) -> int:
         return int(lib.ccmem_file_overhead(self._file))

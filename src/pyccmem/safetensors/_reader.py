@@ -36,6 +36,7 @@ from ._format import (
     place,
     wrong,
 )
+from ._handles import memory_of
 from ._origin import SealedOrigin
 from ._pages import FilePages
 from ._sharing import warn_if_unshared
@@ -217,7 +218,9 @@ class SealedFile(TensorFile):
             self._placed = placed
             self._source = source_of(key)
             self._origin = (
-                None if anew else _Origin(self._path, file.fileno(), header, self._source, mmap)
+                None
+                if anew or memory_of(file) is not None
+                else _Origin(self._path, file.fileno(), header, self._source, mmap)
             )
         except BaseException:
             self._data_key.close()
@@ -241,6 +244,9 @@ class SealedFile(TensorFile):
         """Returns a part of the file; `what` names it, or is the tensor to which it belongs in the
         table."""
         file = self._opened()
+        memory = memory_of(file)
+        if memory is not None:  # of others, who may change it: what is checked is a copy
+            return bytes(memory[offset : offset + count])
         parts: list[bytes] = []
         while count:
             try:
@@ -308,8 +314,18 @@ class SealedFile(TensorFile):
                 f"one; use a good copy of the file.",
                 name=tensor.name,
             )
+        file = self._opened()
+        memory = memory_of(file)
+        if memory is not None:
+            return pages.buffer_in(
+                memory[blob.start :],
+                tensor.nbytes,
+                store_id=tensor.store_id,
+                records=records,
+                name=tensor.name,
+            )
         return pages.buffer(
-            self._opened().fileno(),
+            file.fileno(),
             blob.start,
             tensor.nbytes,
             store_id=tensor.store_id,
@@ -328,7 +344,7 @@ class SealedFile(TensorFile):
             blobs = [place[1] for place in self._placed.values()]
             pages = self._pages = self._file_pages(blobs, anonymous=self._anonymous)
         buffer = self._buffer(pages, tensor, blob)
-        if not self._anonymous:
+        if not self._anonymous and memory_of(self._opened()) is None:
             warn_if_unshared(self._path)
         if report is not None:
             report(tensor.nbytes)

@@ -62,9 +62,10 @@ def load(
     sealed: bool | None = None,
     cipher: str | None = None,
     page_size: int | None = None,
+    copy: bool | None = True,
 ) -> dict[str, EncryptedTensor]:
-    """Does load_file() for the bytes of a file; see pyccmem.safetensors.load()."""
-    options = Options(key, expect, sealed, True, cipher, page_size, Torch(activations))
+    """Does load_file() for the bytes of a file; see pyccmem.safetensors.load(), for `copy` too."""
+    options = Options(key, expect, sealed, True, cipher, page_size, Torch(activations), copy)
     return load_from_bytes(data, options)
 
 
