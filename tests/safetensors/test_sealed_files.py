@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import errno
 import gc
+import hashlib
 import json
 import os
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -589,14 +591,34 @@ def test_an_independent_reader(path: Path, key: Key, seal_names: bool) -> None:
     import oracle
     from cryptography.hazmat.primitives.keywrap import aes_key_unwrap
 
-    sealed.save_file(tensors(), path, key=key, metadata={"a": "b"}, seal_names=seal_names)
+    sealed.save_file(
+        tensors(),
+        path,
+        key=key,
+        metadata={"a": "b"},
+        seal_names=seal_names,
+        context={"for": "a test"},
+    )
     data = path.read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
     described = json.loads(header["__metadata__"]["pyccmem"])
     places = {n: e["data_offsets"] for n, e in header.items() if n != "__metadata__"}
     table = start + places.pop("__pyccmem_table__")[0]
-    kek = oracle.kdf_counter_cmac(support.KEY_BYTES, b"key-wrap", b"", 32)
+    context = described["key"]["context"]
+    assert context == {
+        "pyccmem.file_id": described["file_id"],
+        "pyccmem.format": "2",
+        "pyccmem.purpose": "sealed-file",
+        "for": "a test",
+    }
+    texts = [text.encode() for name in sorted(context) for text in (name, context[name])]
+    canonical = b"pyccmem-context-1" + struct.pack(">I", 4)
+    canonical += b"".join(struct.pack(">I", len(text)) + text for text in texts)
+    own = oracle.kdf_counter_cmac(
+        support.KEY_BYTES, b"key-context", hashlib.sha256(canonical).digest(), 32
+    )
+    kek = oracle.kdf_counter_cmac(own, b"key-wrap", b"", 32)
     root = aes_key_unwrap(kek, bytes.fromhex(described["key"]["wrapped"]))
     identity = oracle.kdf_counter_cmac(support.KEY_BYTES, b"key-id", b"", 16)
     assert described["key"]["key_id"] == identity.hex() == key.id

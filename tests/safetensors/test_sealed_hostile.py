@@ -243,7 +243,7 @@ def describe(data: bytes, change: Any) -> bytes:
 
 
 def test_a_newer_format_is_told(corpus: Corpus, path: Path) -> None:
-    for version in (2, 10**30):
+    for version in (3, 10**30):
         path.write_bytes(describe(corpus.files["new"], lambda d, h, v=version: d.update(format=v)))
         for work in (sealed.load_file, sealed.inspect_file, sealed.verify_file):
             with pytest.raises(errors.FileFormatError, match="newer pyccmem"):

@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import os
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import support
 
 from pyccmem import Key, errors
 from pyccmem import safetensors as sealed
+from pyccmem.key_services import envelope
+from pyccmem.key_services.context import digest
 from pyccmem.safetensors import KeyProvider, Passphrase, WrappedKey, providers
 
 TENSORS = {"t": np.arange(10.0)}
@@ -83,7 +86,9 @@ def test_derivations_are_the_published_ones(path: Path, kdf: str) -> None:
         assert key.id == sealed.inspect_file(path).key_id
         description = json.loads(path.read_bytes()[8:4096].split(b"\n")[0].strip(b" \0") or b"{}")
         text = description["__metadata__"]["pyccmem"]
-        with key._unwrap(bytes.fromhex(json.loads(text)["key"]["wrapped"])) as data_key:
+        entry = json.loads(text)["key"]
+        wrapped = bytes.fromhex(entry["wrapped"])
+        with envelope.open(key, wrapped, entry["context"]) as data_key:
             assert data_key.id != key.id
 
 
@@ -226,22 +231,24 @@ class Service:
 
     name = "service"
 
+    def _masked(self, key: Any, context: Mapping[str, str]) -> bytearray:
+        mask = digest(context)
+        return bytearray(a ^ b ^ c for a, b, c in zip(key, self.pad, mask, strict=True))
+
     def __init__(self) -> None:
         self.pad = bytes(range(100, 132))
         self.handed: list[memoryview] = []
         self.given: list[bytearray] = []
 
-    def wrap_key(self, key: memoryview) -> WrappedKey:
+    def wrap_key(self, key: memoryview, context: Mapping[str, str]) -> WrappedKey:
         assert len(key) == 32
         self.seen = bytes(key)
         self.handed.append(key)
-        return WrappedKey(
-            "key-7", bytes(a ^ b for a, b in zip(key, self.pad, strict=True)), {"r": "é"}
-        )
+        return WrappedKey("key-7", bytes(self._masked(key, context)), {"r": "é"})
 
-    def unwrap_key(self, wrapped: WrappedKey) -> bytearray:
+    def unwrap_key(self, wrapped: WrappedKey, context: Mapping[str, str]) -> bytearray:
         assert (wrapped.key_id, wrapped.parameters) == ("key-7", {"r": "é"})
-        found = bytearray(a ^ b for a, b in zip(wrapped.blob, self.pad, strict=True))
+        found = self._masked(wrapped.blob, context)
         self.given.append(found)
         return found
 
@@ -286,10 +293,10 @@ def test_what_a_service_raises_arrives(path: Path) -> None:
     before = path.read_bytes()
 
     class Away(Service):
-        def wrap_key(self, key: memoryview) -> WrappedKey:
+        def wrap_key(self, key: memoryview, context: Mapping[str, str]) -> WrappedKey:
             raise ConnectionError("away")
 
-        def unwrap_key(self, wrapped: WrappedKey) -> bytearray:
+        def unwrap_key(self, wrapped: WrappedKey, context: Mapping[str, str]) -> bytearray:
             raise ConnectionError("away")
 
     with pytest.raises(ConnectionError):
@@ -308,7 +315,7 @@ def test_what_a_service_raises_arrives(path: Path) -> None:
 def test_a_service_that_gives_no_key(path: Path, given: Any) -> None:
     service = Service()
     sealed.save_file(TENSORS, path, key=service)
-    service.unwrap_key = lambda wrapped: given  # type: ignore[method-assign]
+    service.unwrap_key = lambda wrapped, context: given  # type: ignore[method-assign]
     with pytest.raises(errors.ArgumentTypeError, match="bytearray of 32"):
         sealed.load_file(path, key=service)
     assert not isinstance(given, bytearray) or not any(given)
@@ -332,7 +339,7 @@ def test_a_service_that_gives_no_key(path: Path, given: Any) -> None:
 )
 def test_a_service_that_wraps_nothing_a_file_can_keep(path: Path, given: Any) -> None:
     service = Service()
-    service.wrap_key = lambda key: given  # type: ignore[method-assign]
+    service.wrap_key = lambda key, context: given  # type: ignore[method-assign]
     with pytest.raises((errors.ArgumentTypeError, errors.ArgumentError)):
         sealed.save_file(TENSORS, path, key=service)
     assert not os.listdir(path.parent)

@@ -14,6 +14,7 @@ import pytest
 import support
 
 from pyccmem import Key
+from pyccmem.key_services import envelope
 from pyccmem.safetensors import inspect_file
 
 pytestmark = [support.linux_only, support.not_sanitized]
@@ -29,10 +30,17 @@ directory, held = sys.argv[1], sys.argv[2]
 
 class Service:
     name = "service"
-    def wrap_key(self, key):
+    def wrap_key(self, key, context):
         return safetensors.WrappedKey("id", bytes(b ^ 0x5A for b in key))
-    def unwrap_key(self, wrapped):
+    def unwrap_key(self, wrapped, context):
         return bytearray(b ^ 0x5A for b in wrapped.blob)
+
+class Before:  # of before contexts: what it wraps, wraps the data key
+    name = "before"
+    def wrap_key(self, key):
+        return safetensors.WrappedKey("id", bytes(b ^ 0xA5 for b in key))
+    def unwrap_key(self, wrapped):
+        return bytearray(b ^ 0xA5 for b in wrapped.blob)
 
 def work():
     with pyccmem.Key.generate() as key, pyccmem.Key.generate() as other:
@@ -45,7 +53,9 @@ def work():
         safetensors.rewrap_file(path, key, other)
         safetensors.verify_file(path, other)
         service = Service()
-        safetensors.rewrap_file(path, other, service)
+        before = Before()
+        safetensors.rewrap_file(path, other, before)
+        safetensors.rewrap_file(path, before, service)
         weights = safetensors.load_file(path, key=service)
         safetensors.rewrap_file(path, service, other)
         return weights
@@ -96,7 +106,8 @@ def test_keys_are_not_left_in_memory(tmp_path: Path, held: str) -> None:
         text = (tmp_path / "sealed").read_bytes()
         start = 8 + int.from_bytes(text[:8], "little")
         header = json.loads(text[8:start])["__metadata__"]["pyccmem"]
-        with key._unwrap(bytes.fromhex(json.loads(header)["key"]["wrapped"])) as data_key:
+        entry = json.loads(header)["key"]
+        with envelope.open(key, bytes.fromhex(entry["wrapped"]), entry["context"]) as data_key:
             data_key._copy_into(data)
     assert inspect_file(tmp_path / "sealed").file_id.encode() in header.encode()
     # Halves, since a copy may have been overwritten in part.

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import gguf_files
 import ml_dtypes
 import numpy as np
 from support import TESTS
@@ -30,6 +31,17 @@ def values() -> dict[str, Any]:
         "small": count[:16].astype(ml_dtypes.float8_e4m3fn),
         "nothing": np.zeros((0, 7), np.float32),
     }
+
+
+def gguf_bytes() -> bytes:
+    """The file that model.gguf.sealed holds."""
+    return gguf_files.sound(7).bytes()
+
+
+def cached() -> tuple[np.ndarray, np.ndarray]:
+    """The keys and values that cache.safetensors holds: [heads, tokens, size]."""
+    count = np.arange(2 * 6 * 8, dtype=np.float32).reshape(2, 6, 8)
+    return count / 8, -count
 
 
 class Service:

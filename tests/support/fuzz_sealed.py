@@ -297,7 +297,7 @@ def broken_json(rng: random.Random, corpus: Corpus, data: bytes) -> bytes:
     elif kind == 3:
         text = text.replace(b"pyccmem", rng.choice((b"pyccmen", b"\\u0070yccmem", b"\xff")), 1)
     elif kind == 4:
-        text = text.replace(b'\\"format\\":1', b'\\"format\\":' + rng.choice((b"2", b"0", b"1.0")))
+        text = text.replace(b'\\"format\\":2', b'\\"format\\":' + rng.choice((b"1", b"0", b"2.0")))
     elif kind == 5:
         inner = "[" * 100_000
         text = json.dumps({"__metadata__": {"pyccmem": inner}}).encode()
@@ -305,6 +305,27 @@ def broken_json(rng: random.Random, corpus: Corpus, data: bytes) -> bytes:
         at = rng.randrange(len(text))
         text = text[:at] + rng.choice((b"{", b"}", b'"', b",", b" ", b"\\", b"\0")) + text[at + 1 :]
     return joined(text, data[start:])
+
+
+def other_key(rng: random.Random, corpus: Corpus, data: bytes) -> bytes:
+    """The wrapped key of another file, with its context or this file's, or parts of either; or the
+    header of a file of format 1."""
+    header, start = split(data)
+    described = json.loads(header["__metadata__"]["pyccmem"])
+    other, _ = split(corpus.files[rng.choice(list(corpus.files))])
+    theirs = json.loads(other["__metadata__"]["pyccmem"])["key"]
+    kind = rng.randrange(4)
+    if kind == 0:
+        described["key"] = theirs
+    elif kind == 1:
+        described["key"] = theirs | {"context": described["key"]["context"]}
+    elif kind == 2:
+        described["key"] |= {"bound": rng.choice((theirs["wrapped"], "", "00"))}
+    else:
+        described["format"] = 1
+        described["key"] = {n: v for n, v in theirs.items() if n not in ("bound", "context")}
+    header["__metadata__"]["pyccmem"] = json.dumps(described)
+    return joined(header, data[start:])
 
 
 MUTATIONS: dict[str, Callable[[random.Random, Corpus, bytes], bytes]] = {
@@ -315,6 +336,7 @@ MUTATIONS: dict[str, Callable[[random.Random, Corpus, bytes], bytes]] = {
     "header of another file": other_header,
     "pages or records swapped": swap,
     "header edited": edit_header,
+    "key of another file": other_key,
     "tensors renamed or exchanged": rename,
     "JSON broken": broken_json,
 }

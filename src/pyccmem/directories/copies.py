@@ -47,16 +47,17 @@ def encrypt_directory(
     exclude: Sequence[str] = (),
     quantize: str | None = None,
     skip: Sequence[str] | str = (),
+    context: Any = None,
 ) -> dict[str, str]:
     """Makes `dst`, which must not exist, a sealed copy of the model directory `src`.
 
     The copy appears when it is complete: it is made in a temporary directory beside `dst`, which is
-    then renamed. `key` and `progress` are those of pyccmem.safetensors.encrypt_file(), which is
-    called for each safetensors file; `seal_names` hides the tensors' names as well. Each NAME.gguf
-    becomes NAME.gguf.sealed, by pyccmem.gguf.seal(), which hides all in any case; the files of a
-    model in several, such as NAME-00001-of-00003.gguf, open only with each other. Files whose name
-    or path within `src` matches a pattern of `exclude` are left out. Every file and directory gets
-    the mode of its original, and belongs to the calling user.
+    then renamed. `key`, `progress` and `context` are those of pyccmem.safetensors.encrypt_file(),
+    which is called for each safetensors file; `seal_names` hides the tensors' names as well. Each
+    NAME.gguf becomes NAME.gguf.sealed, by pyccmem.gguf.seal(), which hides all in any case; the
+    files of a model in several, such as NAME-00001-of-00003.gguf, open only with each other. Files
+    whose name or path within `src` matches a pattern of `exclude` are left out. Every file and
+    directory gets the mode of its original, and belongs to the calling user.
 
     `quantize`: a block format, such as "q4_k", that the weights of linear layers and embeddings
     get: all tensors of two dimensions that are called "*.weight", but those whose names, or the
@@ -119,6 +120,7 @@ def encrypt_directory(
                     key,
                     blocks[path.parent],
                     seal_names=seal_names,
+                    context=context,
                 )
                 continue
             pins[str(target)] = encrypt_file(
@@ -127,6 +129,7 @@ def encrypt_directory(
                 key,
                 progress=progress,
                 seal_names=seal_names,
+                context=context,
             )
         sets: dict[tuple[Path, str, int], str] = {}
         for path in tree.ggufs:
@@ -138,6 +141,7 @@ def encrypt_directory(
                 new / target,
                 key,
                 progress=progress,
+                context=context,
                 set_id=None if of is None else sets.setdefault(of, secrets.token_hex(16)),
             )
         for path in tree.others:
@@ -158,9 +162,11 @@ def decrypt_directory(
     *,
     key: Key,
     progress: Progress = None,
+    context: Any = None,
 ) -> None:
     """Makes `dst`, which must not exist, a plain copy of the sealed model directory `src`, with all
-    weights in the clear and the original config.json.
+    weights in the clear and the original config.json. `context` is as for load_file(), for each
+    file.
 
     Raises ArgumentError for unusable directories, FileFormatError if nothing in `src` is sealed,
     FileReadError, FileWriteError, and what pyccmem.safetensors.decrypt_file() raises.
@@ -173,7 +179,7 @@ def decrypt_directory(
             f"{str(source)!r} has no sealed file; name a directory that encrypt_directory() made."
         )
     for path in sorted(sealed.intersection(tree.weights)):
-        with safe_open(source / path, "np", key=key) as file:
+        with safe_open(source / path, "np", key=key, context=context) as file:
             if any(name.startswith("pyccmem.") for name in file.metadata() or ()):
                 raise errors.FileFormatError(
                     f"{str(source / path)!r} holds quantised weights, which a plain directory of "
@@ -195,13 +201,13 @@ def decrypt_directory(
         for path in tree.weights:
             target = new / renamed.get(path, path)
             if path in sealed:
-                decrypt_file(source / path, target, key, progress=progress)
+                decrypt_file(source / path, target, key, progress=progress, context=context)
             else:
                 copy(source / path, target)
         for path in tree.ggufs:
             if path in sealed:
                 target = new / path.with_name(path.name.removesuffix(_SEALED))
-                gguf.unseal(source / path, target, key, progress=progress)
+                gguf.unseal(source / path, target, key, progress=progress, context=context)
             else:
                 copy(source / path, new / path)
         for path in tree.others:

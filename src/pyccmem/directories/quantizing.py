@@ -63,7 +63,13 @@ class Quantizing:
 
 
 def seal_blocks(
-    source: Path, target: Path, key: Any, quantizing: Quantizing, *, seal_names: bool
+    source: Path,
+    target: Path,
+    key: Any,
+    quantizing: Quantizing,
+    *,
+    seal_names: bool,
+    context: Any = None,
 ) -> str:
     """Writes a sealed file of a plain one, whose weights become blocks, and returns its pin. Blocks
     lie in memory, encrypted, until the file is written; 1 MiB of numbers at a time is in the clear.
@@ -102,7 +108,15 @@ def seal_blocks(
                 _add(found, values, name, weight, "float32", memory)
             kept = {} if quantizing.checkpoint is not None else metadata
             kept = {"format": "pt", **kept, **values_text(values)}
-            return save_file(found, target, kept, key=key, seal_names=seal_names, progress=False)
+            return save_file(
+                found,
+                target,
+                kept,
+                key=key,
+                seal_names=seal_names,
+                progress=False,
+                context=context,
+            )
         finally:
             for tensor in found.values():
                 tensor.close()

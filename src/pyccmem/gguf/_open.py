@@ -184,16 +184,22 @@ class SealedGGUF(Resource):
 
 
 def open_sealed_gguf(
-    path: str | os.PathLike[str], key: AnyKey, *, expect: Any = None, mmap: bool = True
+    path: str | os.PathLike[str],
+    key: AnyKey,
+    *,
+    expect: Any = None,
+    mmap: bool = True,
+    context: Any = None,
 ) -> SealedGGUF:
-    """Opens a sealed GGUF file. Nothing is decrypted but its header. `key`, `expect` and `mmap` are
-    as for pyccmem.safetensors.load_file().
+    """Opens a sealed GGUF file. Nothing is decrypted but its header. `key`, `expect`, `mmap` and
+    `context` are as for pyccmem.safetensors.load_file().
 
     Raises FileReadError, FileFormatError for a file that is not sealed or not a sealed GGUF file,
     IntegrityError for one that was changed or is not the expected one, InvalidKeyError if `key`
     does not open it, OutOfMemoryError, PlaintextBudgetError, ArgumentError, ArgumentTypeError.
     """
-    return over(open_sealed(path, key=key, expect=expected(expect), mmap=bool(mmap)), path)
+    file = open_sealed(path, key=key, expect=expected(expect), mmap=bool(mmap), context=context)
+    return over(file, path)
 
 
 def over(file: SealedFile, path: str | os.PathLike[str]) -> SealedGGUF:

@@ -8,7 +8,7 @@ import stat
 from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,7 @@ def seal(
     page_size: int = TENSOR_PAGE_SIZE,
     overwrite: bool = False,
     progress: bool | Progress | None = None,
+    context: Any = None,
     set_id: str | None = None,
 ) -> str:
     """Writes the plain GGUF file `path` to `sealed` as a sealed one. Everything in it is encrypted:
@@ -51,11 +52,11 @@ def seal(
     "FILE_ID:GENERATION".
 
     The new file gets the mode of `path`, as with pyccmem.safetensors.encrypt_file(). A file at
-    `sealed` is replaced only with overwrite=True; it may be `path` itself. `key`, `page_size` and
-    `progress` are those of encrypt_file(). At most 1 MiB of weights is in memory at once, and the
-    header. Of a model in several files each is sealed by itself: give all of them the same
-    `set_id`, a text that no other model has (secrets.token_hex(16)), and open_model() takes none of
-    another set. pyccmem.directories.encrypt_directory() does.
+    `sealed` is replaced only with overwrite=True; it may be `path` itself. `key`, `page_size`,
+    `progress` and `context` are those of encrypt_file(). At most 1 MiB of weights is in memory at
+    once, and the header. Of a model in several files each is sealed by itself: give all of them the
+    same `set_id`, a text that no other model has (secrets.token_hex(16)), and open_model() takes
+    none of another set. pyccmem.directories.encrypt_directory() does.
 
     Raises FileReadError, FileFormatError for a file that is no GGUF file, breaks the format's rules
     or has a tensor of a name that sealed files use for themselves, FileWriteError (with errno
@@ -85,6 +86,7 @@ def seal(
                 progress=progress,
                 overwrite=bool(overwrite),
                 new_mode=mode,
+                context=context,
             )
         finally:
             header.metadata.forget()
@@ -99,13 +101,20 @@ def encrypt(
     seal_names: bool = False,
     overwrite: bool = False,
     progress: bool | Progress | None = None,
+    context: Any = None,
 ) -> str:
     """Does seal() for a file that begins as GGUF files do, else
     pyccmem.safetensors.encrypt_file(). Raises what these raise."""
     if is_gguf(src):
-        return seal(src, dst, key, overwrite=overwrite, progress=progress)
+        return seal(src, dst, key, overwrite=overwrite, progress=progress, context=context)
     return encrypt_file(
-        src, dst, key, seal_names=seal_names, overwrite=overwrite, progress=progress
+        src,
+        dst,
+        key,
+        seal_names=seal_names,
+        overwrite=overwrite,
+        progress=progress,
+        context=context,
     )
 
 

@@ -60,9 +60,11 @@ class Summary:
         }
 
 
-def inspect(path: str | os.PathLike[str], key: AnyKey, *, expect: Any = None) -> Summary:
+def inspect(
+    path: str | os.PathLike[str], key: AnyKey, *, expect: Any = None, context: Any = None
+) -> Summary:
     """Returns what a sealed GGUF file is. Raises what open_sealed() raises."""
-    with open_sealed_gguf(path, key, expect=expect) as file:
+    with open_sealed_gguf(path, key, expect=expect, context=context) as file:
         return _of(file.header)
 
 

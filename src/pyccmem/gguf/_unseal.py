@@ -38,17 +38,18 @@ def unseal(
     mmap: bool = True,
     overwrite: bool = False,
     progress: bool | Progress | None = None,
+    context: Any = None,
 ) -> None:
     """Writes the GGUF file that was sealed as `sealed` to `path`, byte for byte as it was, of mode
     0600. The warning of pyccmem.safetensors.decrypt_file() holds: every weight is then in the clear
-    on the disk. A file at `path` is replaced only with overwrite=True. `expect`, `mmap` and
-    `progress` are as for load_file().
+    on the disk. A file at `path` is replaced only with overwrite=True. `expect`, `mmap`,
+    `context` and `progress` are as for load_file().
 
     Verifies every page on the way; if one does not match its tag, nothing appears at `path`. Raises
     what open_sealed() raises, and FileWriteError (with errno EEXIST for a file that exists).
     """
     check_progress(progress)
-    with open_sealed_gguf(sealed, key, expect=expect, mmap=mmap) as opened:
+    with open_sealed_gguf(sealed, key, expect=expect, mmap=mmap, context=context) as opened:
         _write(opened, sealed, path, overwrite=bool(overwrite), progress=progress)
 
 
@@ -60,11 +61,12 @@ def decrypt(
     expect: Any = None,
     overwrite: bool = False,
     progress: bool | Progress | None = None,
+    context: Any = None,
 ) -> None:
     """Does unseal() or pyccmem.safetensors.decrypt_file(), as the file says that it is. The key is
     asked for once. Raises what these raise."""
     check_progress(progress)
-    with open_sealed(sealed, key=key, expect=expected(expect)) as file:
+    with open_sealed(sealed, key=key, expect=expected(expect), context=context) as file:
         if not is_gguf_content(file.metadata()):
             write_plain(file, sealed, path, overwrite=bool(overwrite), progress=progress)
             return

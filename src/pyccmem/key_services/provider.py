@@ -130,16 +130,18 @@ def unwrapped(
     provider: KeyProvider, wrapped: WrappedKey, bound: bytes, context: Mapping[str, str] | None
 ) -> Key:
     """Returns the data key that wrapped_for() wrapped, in secret memory. `context` is None for a
-    file of format 1, which has none: a provider that takes contexts is given an empty one.
+    file of format 1, which has none. A provider that takes contexts is given an empty one for that,
+    and for what it wrapped before it took any.
 
     Raises ContextError, ArgumentTypeError for what the provider returned, and what it raises."""
-    if not takes_context(provider.unwrap_key):
-        own = _unwrapped(provider, wrapped)
-        if context is None:
-            return own
-        with own:
-            return envelope.open(own, bound, context)
-    return _unwrapped(provider, wrapped, dict(context or {}))
+    takes = takes_context(provider.unwrap_key)
+    if context is not None and takes and not bound:
+        return _unwrapped(provider, wrapped, dict(context))
+    own = _unwrapped(provider, wrapped, *([{}] if takes else []))
+    if context is None:
+        return own
+    with own:
+        return envelope.open(own, bound, context)
 
 
 def _unwrapped(provider: Any, wrapped: WrappedKey, *context: Mapping[str, str]) -> Key:

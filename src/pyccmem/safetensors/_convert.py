@@ -15,6 +15,7 @@ from ..binding import TENSOR_PAGE_SIZE, wiped
 from ..binding.arguments import checked_page_size
 from ..files.atomic import AtomicFile
 from ..files.safetensors_header import DTYPE_BITS, LENGTH_BYTES, open_file, read_all
+from ..key_services.context import given
 from ..keys import mac
 from ._format import (
     GGUF_KEY,
@@ -44,7 +45,7 @@ from ._reader import (
 from ._sources import FileSource, Source
 from ._tensor_file import buffer_of, name_of
 from ._writer import write_sealed
-from .providers import AnyKey, check_key, wrap
+from .providers import AnyKey, check_key, file_context, named, wrap
 
 __all__ = ["decrypt_file", "encrypt_file", "rewrap_file", "write_plain"]
 
@@ -66,6 +67,7 @@ def encrypt_file(
     page_size: int = TENSOR_PAGE_SIZE,
     overwrite: bool = False,
     progress: bool | Progress | None = None,
+    context: Any = None,
 ) -> str:
     """Writes the plain safetensors file `src`, its `__metadata__` included, to `dst` as a sealed
     one; see save_file(). Returns the pin of the new file, for `expect`: "FILE_ID:GENERATION".
@@ -73,7 +75,7 @@ def encrypt_file(
     A new file gets the mode of `src`, whatever the umask, because it holds ciphertext. A file at
     `dst` is replaced only with overwrite=True, and its mode stays. `dst` may be `src`: the
     plaintext then stays on the disk until its blocks are used for something else, and in every
-    backup. `progress` is as for load_file().
+    backup. `progress` is as for load_file(), `context` as for save_file().
 
     Raises FileReadError, FileFormatError for a file that is sealed already or is not a safetensors
     file, FileWriteError (with errno EEXIST for a file that exists), and what a key provider raises.
@@ -107,6 +109,7 @@ def encrypt_file(
             progress=progress,
             overwrite=bool(overwrite),
             new_mode=mode,
+            context=context,
         )
     return f"{written.file_id.hex()}:{written.generation}"
 
@@ -120,10 +123,11 @@ def decrypt_file(
     mmap: bool = True,
     overwrite: bool = False,
     progress: bool | Progress | None = None,
+    context: Any = None,
 ) -> None:
     """Writes the sealed file `src` to `dst` as a plain safetensors file, of mode 0600. A file at
-    `dst` is replaced only with overwrite=True; `dst` may be `src`. `expect`, `mmap` and `progress`
-    are as for load_file().
+    `dst` is replaced only with overwrite=True; `dst` may be `src`. `expect`, `mmap`,
+    `context` and `progress` are as for load_file().
 
     Warning: `dst` holds every weight in the clear: it can be read from the file, its disk and its
     backups, and deleting it does not overwrite it. Nothing else in pyccmem writes plaintext to a
@@ -136,7 +140,7 @@ def decrypt_file(
     exists).
     """
     check_progress(progress)
-    with open_sealed(src, key=key, expect=expected(expect), mmap=mmap) as opened:
+    with open_sealed(src, key=key, expect=expected(expect), mmap=mmap, context=context) as opened:
         if GGUF_KEY in (opened.metadata() or {}):
             raise errors.FileFormatError(
                 f"{os.fspath(src)!r} is a sealed GGUF file; use pyccmem.gguf.unseal(), or `pyccmem "
@@ -202,28 +206,39 @@ def rewrap_file(
     *,
     expect: Any = None,
     progress: bool | Progress | None = None,
+    context: Any = None,
+    new_context: Any = None,
 ) -> str:
     """Makes the sealed file `path` open with `new` instead of `old`. Returns its pin, for `expect`:
     the same file id, and the next generation.
 
     The data key and the pages stay the same: nothing is decrypted, and the file is copied to a new
     one that replaces it whole or not at all. With `old` and the old file, or with the data key,
-    these contents can still be read. To prevent that, decrypt and encrypt anew.
+    these contents can still be read. To prevent that, decrypt and encrypt anew. A file of format 1
+    becomes one of format 2. `context` is as for load_file(); `new_context` takes the place of what
+    the writer named (see save_file()), which else stays as it is.
 
     Raises what load_file() raises for a sealed file, FileWriteError, and what a key provider
     raises.
     """
     check_progress(progress)
     check_key(new)
-    with open_sealed(path, key=old, expect=expected(expect)) as opened:
+    texts = None if new_context is None else given(new_context)
+    with open_sealed(path, key=old, expect=expected(expect), context=context) as opened:
         header = header_of(opened)
         if header.generation >= MAX_GENERATION:
             raise errors.FileFormatError(
                 f"{os.fspath(path)!r} has reached the last generation; decrypt and encrypt it anew."
             )
-        provider, wrapped = wrap(new, data_key_of(opened))
+        bound_to = file_context(header.file_id, named(header) if texts is None else texts)
+        provider, wrapped, bound = wrap(new, data_key_of(opened), bound_to)
         header = replace(
-            header, generation=header.generation + 1, provider=provider, wrapped=wrapped
+            header,
+            generation=header.generation + 1,
+            provider=provider,
+            wrapped=wrapped,
+            bound=bound,
+            context=bound_to,
         )
         stored = tuple(tensor for tensor, _ in placed_in(opened).values())
         if not isinstance(header.index, Index):

@@ -3,14 +3,19 @@
 
 A sealed file is a safetensors file whose `__metadata__` has the one entry "pyccmem", a JSON object:
 
-    format      1
+    format      2 (1 in files of before contexts, which are read as well)
     file_id     16 random bytes; a save gives a new one, rewrap_file() keeps it
     generation  from 1; one more than that of the sealed file that was replaced
     cipher      "aegis-128x2"
     page_size   bytes of a page
-    key         the data key, wrapped: {provider, key_id, wrapped, parameters}
+    key         the data key, wrapped: {provider, key_id, wrapped, parameters, bound, context}
     tensors     {name: {dtype, shape, blob, nbytes, store_id, table_mac}}
     metadata    the __metadata__ of the plain file
+
+The context says in the clear what the data key was wrapped for: the file's own id, and what its
+writer named besides. `bound` is empty unless the provider takes no context: then `wrapped` is a
+key-encryption key, and `bound` the data key wrapped under it (pyccmem.key_services.envelope). In
+format 1 a key has neither.
 
 Bytes are in lowercase hexadecimal. With sealed names, `index` takes the place of the last two:
 {nbytes, store_id, table_mac} of the blob that holds them, sealed like a tensor.
@@ -43,7 +48,8 @@ from ..files.safetensors_header import (
     shown,
     tensor_bytes,
 )
-from .providers import MAX_PARAMETERS, MAX_TEXT, MAX_WRAPPED_BYTES, WrappedKey
+from ..key_services.context import canonical
+from ..key_services.wrapped import MAX_PARAMETERS, MAX_TEXT, MAX_WRAPPED_BYTES, WrappedKey
 
 __all__ = [
     "GGUF_KEY",
@@ -68,7 +74,8 @@ __all__ = [
     "wrong",
 ]
 
-FORMAT = 1
+FORMAT = 2
+_FORMATS = (1, 2)
 METADATA_KEY = "pyccmem"
 #: In the metadata of a plain file: the sealed file holds a GGUF file, as pyccmem.gguf says.
 GGUF_KEY = "pyccmem.gguf"
@@ -124,6 +131,10 @@ class SealedHeader:
     page_size: int
     provider: str
     wrapped: WrappedKey
+    #: The data key under what `wrapped` holds; empty when `wrapped` holds the data key itself.
+    bound: bytes
+    #: What the data key was wrapped for; None for a file of format 1.
+    context: dict[str, str] | None
     index: Index | SealedTensor
 
 
@@ -206,6 +217,16 @@ def _parameters(value: object) -> dict[str, str]:
     return found
 
 
+def _context(value: object) -> dict[str, str]:
+    found = _texts(value, "the context of its key")
+    try:
+        canonical(found)
+        return found
+    except errors.ArgumentError as error:
+        why = str(error)
+    raise wrong(f"the context of its key cannot be: {why.rstrip('.')}")
+
+
 def parse(header: Header) -> SealedHeader:
     """Returns what the header of a sealed file says. Raises FileFormatError with what is wrong."""
     text = header.metadata.get(METADATA_KEY)
@@ -219,9 +240,9 @@ def parse(header: Header) -> SealedHeader:
     if type(version) is int and version > FORMAT:
         raise errors.FileFormatError(
             f"This sealed file was made by a newer pyccmem: it is of format {shown(version)}, and "
-            f"this version reads format {FORMAT}; upgrade pyccmem."
+            f"this version reads formats up to {FORMAT}; upgrade pyccmem."
         )
-    _integer(version, FORMAT, FORMAT, "its format")
+    bound = _integer(version, _FORMATS[0], FORMAT, "its format") > 1
     if len(header.metadata) != 1:
         raise wrong("its __metadata__ has more than the one entry 'pyccmem'")
     common = ("format", "file_id", "generation", "cipher", "page_size", "key")
@@ -240,7 +261,8 @@ def parse(header: Header) -> SealedHeader:
     page_size = _integer(document["page_size"], smallest, largest, "its page_size")
     if page_size & (page_size - 1):
         raise wrong(f"its page_size is {page_size}; it must be a power of two")
-    key = _fields(document["key"], ("provider", "key_id", "wrapped", "parameters"), "its key")
+    names = ("provider", "key_id", "wrapped", "parameters")
+    key = _fields(document["key"], (*names, "bound", "context") if bound else names, "its key")
     return SealedHeader(
         file_id=_bytes(document["file_id"], _ID_BYTES, _ID_BYTES, "its file_id"),
         generation=_integer(document["generation"], 1, MAX_GENERATION, "its generation"),
@@ -252,6 +274,8 @@ def parse(header: Header) -> SealedHeader:
             _bytes(key["wrapped"], 1, MAX_WRAPPED_BYTES, "its wrapped key"),
             _parameters(key["parameters"]),
         ),
+        bound=_bytes(key["bound"], 0, MAX_WRAPPED_BYTES, "its bound key") if bound else b"",
+        context=_context(key["context"]) if bound else None,
         index=_index_blob(document["index"])
         if sealed
         else _index(document["tensors"], document["metadata"], sealed=False),
@@ -425,18 +449,21 @@ def serialized(header: SealedHeader, tensors: tuple[SealedTensor, ...]) -> tuple
                 "table_mac": own.table_mac.hex(),
             }
         }
+    key: dict[str, Any] = {
+        "provider": header.provider,
+        "key_id": header.wrapped.key_id,
+        "wrapped": header.wrapped.blob.hex(),
+        "parameters": header.wrapped.parameters,
+    }
+    if header.context is not None:
+        key |= {"bound": header.bound.hex(), "context": header.context}
     description = {
-        "format": FORMAT,
+        "format": 1 if header.context is None else FORMAT,
         "file_id": header.file_id.hex(),
         "generation": header.generation,
         "cipher": header.cipher,
         "page_size": header.page_size,
-        "key": {
-            "provider": header.provider,
-            "key_id": header.wrapped.key_id,
-            "wrapped": header.wrapped.blob.hex(),
-            "parameters": header.wrapped.parameters,
-        },
+        "key": key,
         **index,
     }
     page_size = header.page_size

@@ -43,6 +43,9 @@ class FileInfo:
     provider: str
     key_id: str
     parameters: dict[str, str]
+    #: 1 or 2; in 2 the data key is bound to a context, which is empty in 1.
+    format: int
+    context: dict[str, str]
     names_sealed: bool
     #: True when the header matched its tag.
     authenticated: bool
@@ -68,17 +71,21 @@ class FileInfo:
         return found
 
 
-def inspect_file(path: _Path, key: AnyKey | None = None, *, expect: Any = None) -> FileInfo:
+def inspect_file(
+    path: _Path, key: AnyKey | None = None, *, expect: Any = None, context: Any = None
+) -> FileInfo:
     """Returns what the header of a sealed file says. With the key it is authenticated, and sealed
     names are shown. Without the key it may be forged.
 
     Raises FileReadError, FileFormatError for a file that is not sealed or breaks the format's
-    rules; with a key also what load_file() raises. Raises ArgumentError for `expect` without a key.
+    rules; with a key also what load_file() raises. Raises ArgumentError for `expect` or
+    `context` without a key.
     """
     pinned = expected(expect)
     if key is None:
-        if pinned is not None:
-            raise errors.ArgumentError("expect means nothing without a key; pass the key, too.")
+        if pinned is not None or context is not None:
+            what = "expect" if context is None else "context"
+            raise errors.ArgumentError(f"{what} means nothing without a key; pass the key, too.")
         with open_file(path) as file:
             header = read_all(file)
         with about(os.fsdecode(path)):
@@ -93,7 +100,7 @@ def inspect_file(path: _Path, key: AnyKey | None = None, *, expect: Any = None) 
         metadata = dict(index.metadata) if isinstance(index, Index) else None
         pages = {blob.name: blob.npages for blob in blobs}
     else:
-        with open_sealed(path, key=key, expect=pinned) as opened:
+        with open_sealed(path, key=key, expect=pinned, context=context) as opened:
             described, size = header_of(opened), data_of(opened)[1]
             tensors = described_tensors(opened)
             metadata = opened.metadata() or {}
@@ -110,6 +117,8 @@ def inspect_file(path: _Path, key: AnyKey | None = None, *, expect: Any = None) 
         provider=described.provider,
         key_id=described.wrapped.key_id,
         parameters=dict(described.wrapped.parameters),
+        format=1 if described.context is None else 2,
+        context=dict(described.context or {}),
         names_sealed=sealed,
         authenticated=key is not None,
         pages=pages,
@@ -134,12 +143,13 @@ def damage_of(
     expect: Any = None,
     mmap: bool = True,
     progress: bool | Progress | None = None,
+    context: Any = None,
 ) -> tuple[SealedFile, list[Damage]]:
     """Checks every page. Returns the file, closed, and what is not as it was sealed. Raises what
     safe_open() raises for damage to the header."""
     check_progress(progress)
     found: list[Damage] = []
-    with open_sealed(path, key=key, expect=expected(expect), mmap=mmap) as opened:
+    with open_sealed(path, key=key, expect=expected(expect), mmap=mmap, context=context) as opened:
         total = sum(tensor.nbytes for tensor, _ in placed_in(opened).values())
         with reporting(progress, path, total) as report:
             done = 0
@@ -163,15 +173,19 @@ def verify_file(
     expect: Any = None,
     mmap: bool = True,
     progress: bool | Progress | None = None,
+    context: Any = None,
 ) -> None:
     """Checks all of a sealed file: header, table and every page, a tensor at a time, in several
-    threads. Returns no plaintext. `expect`, `mmap` and `progress` are as for load_file().
+    threads. Returns no plaintext. `expect`, `mmap`, `context` and `progress` are as for
+    load_file().
 
     Raises IntegrityError, whose `name` is the first damaged tensor and whose `page` its first
     damaged page (None when all of its versions and tags are in doubt), and what load_file() raises
     for a sealed file.
     """
-    opened, damage = damage_of(path, key, expect=expect, mmap=mmap, progress=progress)
+    opened, damage = damage_of(
+        path, key, expect=expect, mmap=mmap, progress=progress, context=context
+    )
     if not damage:
         return
     first = damage[0]

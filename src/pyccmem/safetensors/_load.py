@@ -45,6 +45,7 @@ def load_file(
     cipher: str | None = None,
     page_size: int | None = None,
     progress: bool | Progress | None = None,
+    context: Any = None,
 ) -> dict[str, EncryptedTensor]:
     """Returns every tensor of a safetensors file by name, in the order of the file, each in an
     EncryptedBuffer of its own with the tensor's name. The file may be plain or sealed; sealed=True
@@ -56,7 +57,8 @@ def load_file(
     mmap=False, or backend="pread", the pages are read into memory, and later changes of the file do
     not matter. `key` is what the file was sealed for: a Key, a Passphrase or a KeyProvider.
     `expect` pins a file id and its least generation: the text "FILE_ID:GENERATION" that `pyccmem
-    inspect` prints, a pair, a dict or what inspect_file() returned. With `expect` a plain file is
+    inspect` prints, a pair, a dict or what inspect_file() returned. `context` is a dict of texts
+    that the file's context must have, as save_file() gave them to it. With either a plain file is
     refused.
 
     A forked child opens the file anew when it first uses one of the tensors, if it can get the key
@@ -78,7 +80,7 @@ def load_file(
     what EncryptedBuffer raises.
     """
     anonymous = reads_pages(backend) or not mmap
-    options = Options(key, expect, sealed, not anonymous, cipher, page_size)
+    options = Options(key, expect, sealed, not anonymous, cipher, page_size, context=context)
     return load_from(filename, options, progress)
 
 
@@ -100,6 +102,7 @@ def load(
     cipher: str | None = None,
     page_size: int | None = None,
     copy: bool | None = True,
+    context: Any = None,
 ) -> dict[str, EncryptedTensor]:
     """Does load_file() for the bytes of a file, plain or sealed, in any buffer of bytes. Sealed
     bytes are copied as they are, and mapped. Plain bytes stay as they are: overwrite them yourself.
@@ -112,7 +115,7 @@ def load(
 
     Raises BufferTypeError, and what load_file() raises.
     """
-    options = Options(key, expect, sealed, True, cipher, page_size, copy=copy)
+    options = Options(key, expect, sealed, True, cipher, page_size, context=context, copy=copy)
     return load_from_bytes(data, options)
 
 
@@ -155,6 +158,7 @@ def deserialize(
     sealed: bool | None = None,
     cipher: str | None = None,
     page_size: int | None = None,
+    context: Any = None,
 ) -> list[tuple[str, dict[str, Any]]]:
     """Returns what the bytes of a file hold, in its order: pairs of a name and a dict with "shape"
     (a list), "dtype" in the spelling of safetensors, and "data". Where safetensors gives plain
@@ -162,7 +166,9 @@ def deserialize(
     those of less than a byte too. Arguments and errors are those of load()."""
     found: list[tuple[str, dict[str, Any]]] = []
     opened_data: list[EncryptedBuffer] = []
-    with opened_bytes(bytes, Options(key, expect, sealed, True, cipher, page_size)) as file:
+    with opened_bytes(
+        bytes, Options(key, expect, sealed, True, cipher, page_size, context=context)
+    ) as file:
         try:
             for name, info in described(file).items():
                 buffer = buffer_of(file, name)

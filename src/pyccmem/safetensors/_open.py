@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 from .. import errors
 from ..binding import DEFAULT_CIPHER, TENSOR_PAGE_SIZE, ffi
 from ..files.safetensors_header import open_file, read_all
+from ..key_services.context import given
 from ..keys import Key
 from ._frameworks import NUMPY, Framework, check_device, framework_named, reads_pages
 from ._handles import MEMORY, file_of, file_of_bytes, memory_of, with_descriptor
@@ -33,6 +34,7 @@ class Options:
     cipher: str | None = None
     page_size: int | None = None
     framework: Framework = NUMPY
+    context: Any = None
     copy: bool | None = True  # of sealed bytes; see load()
 
 
@@ -48,6 +50,7 @@ def safe_open(
     mmap: bool = True,
     cipher: str | None = None,
     page_size: int | None = None,
+    context: Any = None,
 ) -> TensorFile:
     """Opens a plain or sealed file to take single tensors, or parts of them, from it: a SealedFile
     or a PlainFile, both context managers with safetensors' methods.
@@ -61,7 +64,7 @@ def safe_open(
     made_of = framework_named(framework)
     check_device(device)
     options = Options(
-        key, expect, sealed, not reads_pages(backend) and mmap, cipher, page_size, made_of
+        key, expect, sealed, not reads_pages(backend) and mmap, cipher, page_size, made_of, context
     )
     return opened(filename, options)
 
@@ -78,6 +81,7 @@ def safe_open_handle(
     mmap: bool = True,
     cipher: str | None = None,
     page_size: int | None = None,
+    context: Any = None,
 ) -> TensorFile:
     """Does safe_open() for a file `f` that is open for reading: the file that `f` reads, even if
     its name now belongs to another. `f` stays open, and need not be for as long as this is, if it
@@ -90,7 +94,7 @@ def safe_open_handle(
     made_of = framework_named(framework)
     check_device(device)
     options = Options(
-        key, expect, sealed, not reads_pages(backend) and mmap, cipher, page_size, made_of
+        key, expect, sealed, not reads_pages(backend) and mmap, cipher, page_size, made_of, context
     )
     name, file = file_of(f)
     return _over(name, file, options)
@@ -132,7 +136,7 @@ def _lasting(file: BinaryIO, copy: bool | None) -> BinaryIO:
 def _over(path: str | os.PathLike[str], file: BinaryIO, options: Options) -> SealedFile | PlainFile:
     """Returns a reader over `file`, which it takes over, and closes on a failure."""
     try:
-        pinned = expected(options.expect)
+        pinned, context = expected(options.expect), given(options.context)
         header = read_all(file)
         found: SealedFile | PlainFile
         if looks_sealed(header):
@@ -146,7 +150,13 @@ def _over(path: str | os.PathLike[str], file: BinaryIO, options: Options) -> Sea
                 file.close()
                 file = lasting
             found = opened_over(
-                path, file, header, key=options.key, expect=pinned, mmap=options.mmap
+                path,
+                file,
+                header,
+                key=options.key,
+                expect=pinned,
+                mmap=options.mmap,
+                context=context,
             )
             try:
                 _check_same("cipher", options.cipher, found.cipher)
@@ -155,7 +165,7 @@ def _over(path: str | os.PathLike[str], file: BinaryIO, options: Options) -> Sea
                 found.close()
                 raise
         else:
-            if pinned is not None or options.sealed:
+            if pinned is not None or options.sealed or context:
                 raise errors.IntegrityError(
                     f"{os.fspath(path)!r} is a plain safetensors file where a sealed one was "
                     f"expected, so it may be forged; use the file that was sealed."

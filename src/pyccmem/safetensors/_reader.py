@@ -19,6 +19,7 @@ from .. import errors
 from ..buffer import EncryptedBuffer
 from ..core.forks import opening
 from ..files.safetensors_header import Header, about, open_file, read_all, shown
+from ..key_services.context import given
 from ..keys import Key, check_open, is_usable, mac
 from ._format import (
     HEADER_CONTEXT,
@@ -188,6 +189,7 @@ class SealedFile(TensorFile):
         expect: Expected | None,
         mmap: bool,
         anew: bool = False,
+        context: Mapping[str, str] | None = None,
     ) -> SealedFile:
         """Takes over `file` and checks the tag of its header. `anew`: it serves tensors that
         already have an origin."""
@@ -198,7 +200,7 @@ class SealedFile(TensorFile):
         with about(self._path):
             described, blobs, table, placed = structure(header)
         self._header, self._origin, self._pages = described, None, None
-        self._data_key = unwrap(key, described.provider, described.wrapped)
+        self._data_key = unwrap(key, described, context)
         try:
             tag = self._read_at(table, MAC_BYTES, "the table")
             if not hmac.compare_digest(tag, mac(self._data_key, HEADER_CONTEXT, header.raw)):
@@ -235,8 +237,7 @@ class SealedFile(TensorFile):
         except errors.ForkError:
             with opening():
                 if self._source is not None and not is_usable(self._data_key):
-                    header = self._header
-                    self._data_key = unwrap(self._source.key(), header.provider, header.wrapped)
+                    self._data_key = unwrap(self._source.key(), self._header)
                     self._pages = None  # they are under the parent's key
         return self._data_key
 
@@ -370,6 +371,11 @@ class SealedFile(TensorFile):
     # ---- the file ----
 
     @property
+    def context(self) -> dict[str, str]:
+        """What the file's data key was wrapped for, texts by name; empty for a file of format 1."""
+        return dict(self._header.context or {})
+
+    @property
     def file_id(self) -> str:
         """The file's id, 32 hexadecimal digits."""
         return self._header.file_id.hex()
@@ -415,12 +421,20 @@ class SealedFile(TensorFile):
 
 
 def open_sealed(
-    path: str | os.PathLike[str], *, key: AnyKey, expect: Expected | None = None, mmap: bool = True
+    path: str | os.PathLike[str],
+    *,
+    key: AnyKey,
+    expect: Expected | None = None,
+    mmap: bool = True,
+    context: Mapping[str, str] | None = None,
 ) -> SealedFile:
-    """Does safe_open(), for arguments that were checked."""
+    """Does safe_open(), for arguments that were checked, but for `context`."""
+    texts = given(context)
     file = open_file(path)
     try:
-        return SealedFile._of(path, file, read_all(file), key=key, expect=expect, mmap=mmap)
+        return SealedFile._of(
+            path, file, read_all(file), key=key, expect=expect, mmap=mmap, context=texts
+        )
     except BaseException:
         file.close()
         raise
@@ -438,9 +452,12 @@ def opened_over(
     expect: Expected | None,
     mmap: bool,
     anew: bool = False,
+    context: Mapping[str, str] | None = None,
 ) -> SealedFile:
     """Returns a SealedFile over an open file whose header was read; see SealedFile._of()."""
-    return SealedFile._of(path, file, header, key=key, expect=expect, mmap=mmap, anew=anew)
+    return SealedFile._of(
+        path, file, header, key=key, expect=expect, mmap=mmap, anew=anew, context=context
+    )
 
 
 def header_of(file: SealedFile) -> SealedHeader:

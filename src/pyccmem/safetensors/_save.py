@@ -29,6 +29,7 @@ def save_file(
     seal_names: bool = False,
     page_size: int = TENSOR_PAGE_SIZE,
     progress: bool | Progress | None = None,
+    context: Any = None,
 ) -> str:
     """Writes a sealed file of `tensor_dict`, tensors by name: EncryptedTensors, QuantizedTensors
     (their blocks as they are, which the metadata describe), arrays, or torch tensors on the CPU.
@@ -37,8 +38,11 @@ def save_file(
     The file gets a new data key and a new file id, and the generation after that of the sealed file
     it replaces. It appears whole or not at all. `metadata` is what a plain file has as
     `__metadata__`. With `seal_names`, names, dtypes, shapes and metadata are encrypted too; the
-    number of tensors and their sizes in pages still show. Plaintext passes through 1 MiB that is
-    wiped, except for copies that torch and NumPy make of tensors that are not contiguous.
+    number of tensors and their sizes in pages still show. `context` is a dict of up to 16 texts by
+    name that the data key is bound to, for example {"model": "minilm"}: they are in the file in the
+    clear, key services see them, and `context` of load_file() demands them. Plaintext passes
+    through 1 MiB that is wiped, except for copies that torch and NumPy make of tensors that are not
+    contiguous.
 
     Raises FileWriteError, ArgumentError for names or metadata that no file can have,
     ArgumentTypeError for a dtype that safetensors does not know, IntegrityError and ClosedError
@@ -46,7 +50,7 @@ def save_file(
     """
     check_key(key)
     sources, texts = sources_of(tensor_dict), with_blocks(checked_metadata(metadata), tensor_dict)
-    return _written(sources, filename, texts, key, seal_names, page_size, progress)
+    return _written(sources, filename, texts, key, seal_names, page_size, progress, context)
 
 
 def save(
@@ -56,12 +60,13 @@ def save(
     key: AnyKey,
     seal_names: bool = False,
     page_size: int = TENSOR_PAGE_SIZE,
+    context: Any = None,
 ) -> bytes:
     """Returns the bytes of the sealed file that save_file() would write, for load(). Its generation
     is 1. Raises what save_file() raises, but for FileWriteError."""
     check_key(key)
     sources, texts = sources_of(tensor_dict), with_blocks(checked_metadata(metadata), tensor_dict)
-    return _sealed(sources, texts, key, seal_names, page_size)
+    return _sealed(sources, texts, key, seal_names, page_size, context)
 
 
 def serialize_file(
@@ -73,13 +78,16 @@ def serialize_file(
     seal_names: bool = False,
     page_size: int = TENSOR_PAGE_SIZE,
     progress: bool | Progress | None = None,
+    context: Any = None,
 ) -> str:
     """Does save_file() for tensors that are described by TensorSpec, pyccmem's or safetensors': by
     dtype, shape, and the address and length of their plain bytes, which must stay valid until this
     returns. Returns the file's pin. Raises ArgumentTypeError for anything else, FileRequestError
     for a length that dtype and shape do not have, and what save_file() raises."""
     check_key(key)
-    return _written(specs_of(tensor_dict), filename, metadata, key, seal_names, page_size, progress)
+    return _written(
+        specs_of(tensor_dict), filename, metadata, key, seal_names, page_size, progress, context
+    )
 
 
 def serialize(
@@ -89,11 +97,12 @@ def serialize(
     key: AnyKey,
     seal_names: bool = False,
     page_size: int = TENSOR_PAGE_SIZE,
+    context: Any = None,
 ) -> bytes:
     """Returns the bytes of the sealed file that serialize_file() would write. Raises what that
     raises, but for FileWriteError."""
     check_key(key)
-    return _sealed(specs_of(tensor_dict), metadata, key, seal_names, page_size)
+    return _sealed(specs_of(tensor_dict), metadata, key, seal_names, page_size, context)
 
 
 def _written(
@@ -104,6 +113,7 @@ def _written(
     seal_names: bool,
     page_size: int,
     progress: bool | Progress | None,
+    context: Any,
 ) -> str:
     check_progress(progress)
     header = write_sealed(
@@ -114,12 +124,18 @@ def _written(
         page_size=checked_page_size(page_size),
         seal_names=bool(seal_names),
         progress=progress,
+        context=context,
     )
     return f"{header.file_id.hex()}:{header.generation}"
 
 
 def _sealed(
-    sources: list[Source], metadata: Any, key: AnyKey, seal_names: bool, page_size: int
+    sources: list[Source],
+    metadata: Any,
+    key: AnyKey,
+    seal_names: bool,
+    page_size: int,
+    context: Any,
 ) -> bytes:
     return sealed_bytes(
         sources,
@@ -127,6 +143,7 @@ def _sealed(
         key=key,
         page_size=checked_page_size(page_size),
         seal_names=bool(seal_names),
+        context=context,
     )
 
 

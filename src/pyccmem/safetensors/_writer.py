@@ -23,6 +23,7 @@ from .. import errors
 from ..binding import DEFAULT_CIPHER, lib, wiped
 from ..files.atomic import AtomicFile
 from ..files.safetensors_header import open_file, read_all
+from ..key_services.context import given
 from ..keys import Key, mac
 from ._format import (
     HEADER_CONTEXT,
@@ -44,7 +45,7 @@ from ._plain_file import BLOCK
 from ._progress import Progress, reporting
 from ._sealer import Sealer
 from ._sources import Source
-from .providers import AnyKey, wrap
+from .providers import AnyKey, file_context, wrap
 
 __all__ = ["generation_at", "sealed_bytes", "sealed_memory", "write_sealed"]
 
@@ -79,15 +80,26 @@ def write_sealed(
     progress: bool | Progress | None,
     overwrite: bool = True,
     new_mode: int = 0o600,
+    context: Any = None,
 ) -> SealedHeader:
     """Writes a sealed file of `sources`, in their order, at `path`, with `new_mode` if there was no
     file, and returns its header. Raises FileWriteError (without `overwrite` also for a file that
-    exists), ArgumentError for a header that gets too long, and what reading the sources and
-    wrapping the key raises."""
+    exists), ArgumentError for a header that gets too long, ArgumentError or ArgumentTypeError for
+    the context, and what reading the sources and wrapping the key raises."""
+    texts = given(context)
     with AtomicFile(path, new_mode=new_mode, overwrite=overwrite) as out:
         generation = generation_at(out.path) % MAX_GENERATION + 1
         header = _write(
-            _OnDisk(out), path, sources, metadata, generation, key, page_size, seal_names, progress
+            _OnDisk(out),
+            path,
+            sources,
+            metadata,
+            generation,
+            key,
+            page_size,
+            seal_names,
+            progress,
+            texts,
         )
         out.commit()
     return header
@@ -100,11 +112,13 @@ def sealed_bytes(
     key: AnyKey,
     page_size: int,
     seal_names: bool,
+    context: Any = None,
 ) -> bytes:
     """Returns the bytes of a sealed file, of generation 1. Raises what write_sealed() raises for
     its arguments, OutOfMemoryError."""
+    texts = given(context)
     out = _Memory()
-    _write(out, "<bytes>", sources, metadata, 1, key, page_size, seal_names, False)
+    _write(out, "<bytes>", sources, metadata, 1, key, page_size, seal_names, False, texts)
     return out.contents()
 
 
@@ -115,11 +129,13 @@ def sealed_memory(
     key: AnyKey,
     page_size: int,
     seal_names: bool,
+    context: Any = None,
 ) -> memoryview:
     """Does sealed_bytes() without a copy at the end: returns the memory that they were written to,
     which begins with a page of the system's, and goes with the last view of it."""
+    texts = given(context)
     out = _Memory()
-    _write(out, "<bytes>", sources, metadata, 1, key, page_size, seal_names, False)
+    _write(out, "<bytes>", sources, metadata, 1, key, page_size, seal_names, False, texts)
     return out.memory.toreadonly()
 
 
@@ -182,10 +198,13 @@ def _write(
     page_size: int,
     seal_names: bool,
     progress: bool | Progress | None,
+    texts: Mapping[str, str],
 ) -> SealedHeader:
     """Writes a sealed file to `out`, and returns its header."""
+    file_id = secrets.token_bytes(_ID_BYTES)
+    context = file_context(file_id, texts)
     with Key.generate() as data_key:
-        provider, wrapped = wrap(key, data_key)
+        provider, wrapped, bound = wrap(key, data_key, context)
         tensors = tuple(
             SealedTensor(
                 source.name,
@@ -203,12 +222,14 @@ def _write(
             INDEX_BLOB, "U8", (len(text),), INDEX_BLOB, len(text), secrets.token_bytes(_ID_BYTES)
         )
         header = SealedHeader(
-            file_id=secrets.token_bytes(_ID_BYTES),
+            file_id=file_id,
             generation=generation,
             cipher=DEFAULT_CIPHER,
             page_size=page_size,
             provider=provider,
             wrapped=wrapped,
+            bound=bound,
+            context=context,
             index=sealed_index if seal_names else index,
         )
         stored = (sealed_index, *tensors) if seal_names else tensors

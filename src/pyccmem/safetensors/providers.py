@@ -2,9 +2,9 @@
 """Opens the keys of sealed files: by a Key, a passphrase, or a service that wraps keys.
 
 Each sealed file has a random data key of its own, which the file keeps wrapped. A Key wraps it by
-AES-256 key wrap (RFC 3394) under a key derived for that purpose. A Passphrase does the same with
-the Key that scrypt (RFC 7914) or Argon2id (RFC 9106) derives from it. A KeyProvider wraps it in its
-own way.
+AES-256 key wrap (RFC 3394) under a key derived for that purpose and for the file's context. A
+Passphrase does the same with the Key that scrypt (RFC 7914) or Argon2id (RFC 9106) derives from it.
+A KeyProvider wraps it in its own way.
 """
 
 from __future__ import annotations
@@ -14,16 +14,21 @@ import re
 import secrets
 import weakref
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import errors, keys
 from ..binding import lib, wiped
 from ..binding.arguments import integer
 from ..files.safetensors_header import shown
+from ..key_services import envelope
+from ..key_services.context import OWN, words
 from ..key_services.provider import KeyProvider, check_provider, unwrapped, wrapped_for
 from ..key_services.registry import ENTRY_POINTS, provider_named
 from ..key_services.wrapped import MAX_PARAMETERS, MAX_TEXT, MAX_WRAPPED_BYTES, WrappedKey
 from ..keys import Key, KeyFile, check_open, file_of
+
+if TYPE_CHECKING:
+    from ._format import SealedHeader
 
 __all__ = [
     "ENTRY_POINTS",
@@ -36,6 +41,8 @@ __all__ = [
     "Passphrase",
     "WrappedKey",
     "check_key",
+    "file_context",
+    "named",
     "provider_named",
     "source_of",
     "unwrap",
@@ -265,40 +272,95 @@ def check_key(key: object) -> None:
         check_provider(key, (_KEY, *_KDFS))
 
 
-def wrap(key: AnyKey, data_key: Key) -> tuple[str, WrappedKey]:
-    """Returns the provider's name for a file, and the wrapped data key. Raises ArgumentTypeError
-    for what a provider returned, and what the provider raises."""
-    check_key(key)
-    if isinstance(key, Key):
-        return _KEY, WrappedKey(key.id, keys.wrap(key, data_key))
-    if isinstance(key, Passphrase):
-        kdf, parameters, derived = key._sealing()
-        return kdf, WrappedKey(derived.id, keys.wrap(derived, data_key), parameters)
-    return key.name, wrapped_for(key, data_key, None)[0]
+#: What pyccmem itself says in a context; see file_context().
+_FORMAT, _FILE_ID, _PURPOSE = (f"{OWN}{name}" for name in ("format", "file_id", "purpose"))
 
 
-def unwrap(key: AnyKey, provider: str, wrapped: WrappedKey) -> Key:
-    """Returns the data key of a file. Raises InvalidKeyError for a key that does not open it,
-    IntegrityError for a wrapped key that was changed, FileFormatError, and what the provider
+def file_context(file_id: bytes, texts: Mapping[str, str]) -> dict[str, str]:
+    """Returns the context that the data key of a file is wrapped for: `texts`, which its writer
+    named, and what tells the file from all others."""
+    return {
+        _FORMAT: "2",
+        _FILE_ID: file_id.hex(),
+        _PURPOSE: "sealed-file",
+        **texts,
+    }
+
+
+def named(header: SealedHeader) -> dict[str, str]:
+    """Returns the part of a file's context that its writer named."""
+    return {
+        name: value for name, value in (header.context or {}).items() if not name.startswith(OWN)
+    }
+
+
+def wrap(key: AnyKey, data_key: Key, context: Mapping[str, str]) -> tuple[str, WrappedKey, bytes]:
+    """Returns what a header has of the data key: the provider's name, the wrapped key, and the
+    bound key. Raises ArgumentTypeError for what a provider returned, and what the provider
     raises."""
     check_key(key)
     if isinstance(key, Key):
+        return _KEY, WrappedKey(key.id, envelope.seal(key, data_key, context)), b""
+    if isinstance(key, Passphrase):
+        kdf, parameters, derived = key._sealing()
+        sealed = envelope.seal(derived, data_key, context)
+        return kdf, WrappedKey(derived.id, sealed, parameters), b""
+    return key.name, *wrapped_for(key, data_key, context)
+
+
+def unwrap(key: AnyKey, header: SealedHeader, context: Mapping[str, str] | None = None) -> Key:
+    """Returns the data key of a file. `context` has texts that the file's own context must have.
+
+    Raises InvalidKeyError for a key that does not open it, ContextError for a key that was wrapped
+    for something else than this file or than `context`, IntegrityError for a wrapped key that was
+    changed, FileFormatError, and what the provider raises."""
+    check_key(key)
+    _check_context(header, context or {})
+    provider, wrapped = header.provider, header.wrapped
+    if isinstance(key, Key):
         if provider != _KEY:
             raise _other_kind(provider, "a Key")
-        return _unwrapped(key, wrapped, "this key does not open this file", "the given one is")
+        return _unwrapped(key, header, "this key does not open this file", "the given one is")
     if isinstance(key, Passphrase):
         if provider not in _KDFS:
             raise _other_kind(provider, "a Passphrase")
         derived = key._opening(provider, wrapped.parameters)
         return _unwrapped(
-            derived, wrapped, "this passphrase does not open this file", "the passphrase gives"
+            derived, header, "this passphrase does not open this file", "the passphrase gives"
         )
     if provider != key.name:
         raise _other_kind(provider, f"the provider {key.name!r}")
-    return unwrapped(key, wrapped, b"", None)
+    return unwrapped(key, wrapped, header.bound, header.context)
 
 
-def _unwrapped(key: Key, wrapped: WrappedKey, refusal: str, given: str) -> Key:
+def _check_context(header: SealedHeader, wanted: Mapping[str, str]) -> None:
+    """Raises ContextError when the context in a header is not that of this file, or does not have
+    the texts that the caller wants. Nothing of it is authenticated yet."""
+    found = header.context
+    if found is None:
+        if wanted:
+            raise errors.ContextError(
+                f"This file was to have the context {words(wanted)}, and it has none: it is of "
+                f"format 1, from before contexts; rewrap it, and give it one.",
+                wanted=dict(wanted),
+                found={},
+            )
+        return
+    needed = file_context(header.file_id, wanted)
+    differ = [name for name, value in needed.items() if found.get(name) != value]
+    if differ:
+        asked = {name: needed[name] for name in differ}
+        there = {name: found[name] for name in differ if name in found}
+        raise errors.ContextError(
+            f"The key of this file was wrapped for another context: {words(there)}, and "
+            f"{words(asked)} is needed; use the file and the context that belong together.",
+            wanted=needed,
+            found=dict(found),
+        )
+
+
+def _unwrapped(key: Key, header: SealedHeader, refusal: str, given: str) -> Key:
+    wrapped = header.wrapped
     if wrapped.key_id != key.id:
         raise errors.InvalidKeyError(
             f"{refusal[0].upper()}{refusal[1:]}: it was sealed for key id {shown(wrapped.key_id)}, "
@@ -309,6 +371,8 @@ def _unwrapped(key: Key, wrapped: WrappedKey, refusal: str, given: str) -> Key:
             f"This sealed file is damaged: its wrapped key has {len(wrapped.blob)} bytes, not "
             f"{lib.CCMEM_WRAPPED_KEY_SIZE}; use a good copy of it."
         )
+    if header.context is not None:
+        return envelope.open(key, wrapped.blob, header.context)
     try:
         return keys.unwrap(key, wrapped.blob)
     except errors.IntegrityError:

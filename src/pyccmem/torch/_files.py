@@ -40,6 +40,7 @@ def load_file(
     cipher: str | None = None,
     page_size: int | None = None,
     progress: bool | Progress | None = None,
+    context: Any = None,
 ) -> dict[str, EncryptedTensor]:
     """Returns every tensor of a safetensors file by name. The tensors of a sealed file are not
     decrypted; those of a plain file are encrypted on the way. `device` is "cpu". `activations` is
@@ -49,7 +50,7 @@ def load_file(
     made_of = Torch(activations)
     check_device(device)
     anonymous = reads_pages(backend) or not mmap
-    options = Options(key, expect, sealed, not anonymous, cipher, page_size, made_of)
+    options = Options(key, expect, sealed, not anonymous, cipher, page_size, made_of, context)
     return load_from(filename, options, progress)
 
 
@@ -63,9 +64,12 @@ def load(
     cipher: str | None = None,
     page_size: int | None = None,
     copy: bool | None = True,
+    context: Any = None,
 ) -> dict[str, EncryptedTensor]:
     """Does load_file() for the bytes of a file; see pyccmem.safetensors.load(), for `copy` too."""
-    options = Options(key, expect, sealed, True, cipher, page_size, Torch(activations), copy)
+    options = Options(
+        key, expect, sealed, True, cipher, page_size, Torch(activations), context, copy
+    )
     return load_from_bytes(data, options)
 
 
@@ -78,6 +82,7 @@ def save_file(
     seal_names: bool = False,
     page_size: int = TENSOR_PAGE_SIZE,
     progress: bool | Progress | None = None,
+    context: Any = None,
 ) -> str:
     """Writes encrypted or plain tensors into a sealed file, and returns its pin. Those that are not
     contiguous are written in order, 1 MiB at a time.
@@ -94,6 +99,7 @@ def save_file(
         seal_names=seal_names,
         page_size=page_size,
         progress=progress,
+        context=context,
     )
 
 
@@ -104,11 +110,17 @@ def save(
     key: AnyKey,
     seal_names: bool = False,
     page_size: int = TENSOR_PAGE_SIZE,
+    context: Any = None,
 ) -> bytes:
     """Returns the bytes of the sealed file that save_file() would write, for load(). Raises what
     save_file() raises, but for FileWriteError."""
     return _save(
-        writable_tensors(tensors), metadata, key=key, seal_names=seal_names, page_size=page_size
+        writable_tensors(tensors),
+        metadata,
+        key=key,
+        seal_names=seal_names,
+        page_size=page_size,
+        context=context,
     )
 
 

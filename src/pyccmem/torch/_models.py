@@ -30,6 +30,7 @@ def save_model(
     seal_names: bool = False,
     page_size: int = TENSOR_PAGE_SIZE,
     progress: bool | Progress | None = None,
+    context: Any = None,
 ) -> str:
     """Writes a model's state_dict(), encrypted or plain, into a sealed file, and returns its pin.
     Of tensors that share data the file has one, the first by name that has all of it; the metadata
@@ -72,6 +73,7 @@ def save_model(
         seal_names=seal_names,
         page_size=page_size,
         progress=progress,
+        context=context,
     )
 
 
@@ -90,6 +92,7 @@ def load_model(
     cipher: str | None = None,
     page_size: int | None = None,
     progress: bool | Progress | None = None,
+    context: Any = None,
 ) -> tuple[list[str], list[str]]:
     """Puts the tensors of a file, sealed or plain, into a model, which then is encrypted: its
     parameters and buffers become EncryptedTensors, of a sealed file over the file's pages. Tensors
@@ -116,6 +119,7 @@ def load_model(
         cipher=cipher,
         page_size=page_size,
         progress=progress,
+        context=context,
     )
     sources, unexpected = _sources(state, loaded)
     missing = [name for name in state if name not in sources]
