@@ -35,7 +35,7 @@ ASAN_BIN  := $(CURDIR)/$(ASAN_DIR)/venv/bin
 SANITIZE  := address,undefined
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format test test-full test-architectures test-safetensors test-vllm ggml-backend test-ggml demo demo-torch demo-chat attack check-tiers asan tsan mutants faults ct bench docs-outputs wheel sdist clean
+.PHONY: help install key-services lint format test test-full test-architectures test-safetensors test-vllm ggml-backend test-ggml demo demo-torch demo-chat attack check-tiers asan tsan mutants faults ct bench docs-outputs wheel sdist clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +66,10 @@ $(LINTERS): pyproject.toml | $(STAMP)
 	@$(PIP) $$($(BIN)/python -c 'import importlib.metadata as m; \
 	    print(*(r.split(";")[0] for r in m.requires("pyccmem") if "extra == \"lint\"" in r))')
 	@touch $@
+
+key-services: $(STAMP) ## install the clients of key services, for their tests (40 seconds)
+	@$(SAY) "the clients of key services (40 seconds, most of it compiling tpm2-pytss)"
+	@$(PIP) -e '.[key-services-test]'
 
 lint: $(LINTERS) ## check style, types, the order of the layers, and what every file opens with; 2 minutes
 	$(BIN)/ruff check .

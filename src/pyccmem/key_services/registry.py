@@ -29,6 +29,7 @@ ENTRY_POINTS = "pyccmem.key_providers"
 #: is asked for, and not before.
 _OWN = {
     "file": "local:File",
+    "pkcs11": "pkcs11:Pkcs11",
 }
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*\Z")
