@@ -30,6 +30,7 @@ ENTRY_POINTS = "pyccmem.key_providers"
 _OWN = {
     "file": "local:File",
     "pkcs11": "pkcs11:Pkcs11",
+    "tpm2": "tpm2:Tpm2",
 }
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*\Z")
