@@ -642,7 +642,7 @@ class EncryptedBuffer(Store):
         # does. Memory that was lent is not the mapping's, and is kept beside it.
         lent = getattr(store, "lent", None)
         if lent is not None:
-            data = keeping(data, lent)
+            data = keeping(data, ffi.from_buffer(lent))
         array: Any = np.frombuffer(ffi.buffer(keeping(data, mapping), size), dtype=np.uint8)
         return memoryview(array).toreadonly()
 

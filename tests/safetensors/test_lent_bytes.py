@@ -158,6 +158,21 @@ def test_the_memory_is_kept_as_long_as_it_is_used(key: Key, kept: str) -> None:
     memory.close()
 
 
+@pytest.mark.parametrize("kept", ["tensor", "view", "all"])
+def test_a_cycle_with_everything_in_it_is_collected(key: Key, kept: str) -> None:
+    """The collector clears what is in a cycle in any order, a memoryview before its users too."""
+    memory = in_memory(st.save(arrays(), key=key))
+    for _ in range(20):
+        given = memoryview(memory)[:]
+        found = st.load(given, key=key, copy=False)
+        view = found["ids"].buffer.ciphertext
+        cycle: list[Any] = {"tensor": [found], "view": [view], "all": [given, view, found]}[kept]
+        cycle.append(cycle)
+        del given, found, view, cycle
+        gc.collect()
+    memory.close()
+
+
 def test_what_needs_a_copy(key: Key) -> None:
     data = st.save(arrays(), key=key)
     room = np.zeros(len(data) + 128, np.uint8)

@@ -7,7 +7,8 @@ A buffer's native store lies in the memory of a Python object, together with the
 
 from __future__ import annotations
 
-from typing import Any
+import numpy as np
+import numpy.typing as npt
 
 from .. import errors
 from ..binding import CIPHERS, LEVELS, OK, Call, check, ffi, lib
@@ -45,8 +46,10 @@ class _Store(bytes):
 class _LentStore(_Store):
     """The same for pages in memory of others, which it keeps there."""
 
-    #: What keeps the memory, for views of the ciphertext, which outlive the store.
-    lent: Any
+    #: An array over the memory, for views of the ciphertext, which outlive the store. The garbage
+    #: collector does not see through arrays. It would clear a memoryview in a cycle before what
+    #: uses it, and CPython 3.11 then ends with a segmentation fault.
+    lent: npt.NDArray[np.uint8]
 
 
 class FilePages(SharedPages):
@@ -128,7 +131,8 @@ class FilePages(SharedPages):
                 f"{self._page_size} bytes have more or fewer."
             )
         store = _LentStore(_STORE_BYTES + inside)
-        store.lent = pages = ffi.from_buffer(memory)
+        store.lent = np.frombuffer(memory, np.uint8)
+        pages = ffi.from_buffer(store.lent)
         status = _add_lent(self._file, pages, nbytes, store_id, records, store)
         if status == lib.CCMEM_ERR_ARGUMENT:
             refuse_versions(name, records[: 8 * count])
