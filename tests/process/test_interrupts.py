@@ -26,8 +26,12 @@ SOURCES = Path(pyccmem.__file__).parent
 
 #: Operations that show each of the mistakes.
 CAUGHT = {
-    "gap": ("core", ["Key.generate", "EncryptedBuffer", "map"], {"slots", "threads", "budget"}),
-    "block gap": ("core", ["t[3:200]", "open r"], {"blocks", "plaintext"}),
+    "gap": (
+        "core",
+        ["Key.generate", "EncryptedBuffer", "map", "blocks zeros"],
+        {"slots", "threads", "budget"},
+    ),
+    "block gap": ("core", ["t[3:200]", "open r", "dequantize"], {"blocks", "plaintext"}),
     "Python destructor": ("core", ["Key.generate", "EncryptedBuffer"], {"slots"}),
     "late wipe": ("core", ["open and keep"], {"error"}),
     "plain descriptor": ("files", ["save_file", "inspect_file"], {"descriptors"}),
@@ -56,7 +60,7 @@ def assert_nothing_left(found: dict[str, Any], least: int) -> None:
 
 @linux_only
 @not_sanitized
-@pytest.mark.parametrize(("group", "count", "least"), [("core", 100, 1700), ("files", 40, 450)])
+@pytest.mark.parametrize(("group", "count", "least"), [("core", 100, 3000), ("files", 40, 650)])
 def test_at_each_moment(group: str, count: int, least: int) -> None:
     assert_nothing_left(interrupted("walk", group, count), least)
 

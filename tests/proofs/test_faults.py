@@ -60,8 +60,8 @@ def test_operations_that_are_broken_are_caught(library: Path) -> None:
 
 def test_a_few_calls_of_every_operation(library: Path) -> None:
     chosen = [name for name in names(library) if not name.startswith("mapping")]
-    assert len(chosen) > 35
-    check(sweep(library, "--most", "2", *chosen), 400)
+    assert len(chosen) > 60
+    check(sweep(library, "--most", "2", *chosen), 1000)
 
 
 def test_a_few_calls_of_mappings(library: Path) -> None:

@@ -29,6 +29,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fault_quantized
 import numpy as np
 from fault_injection import RELEASING, Injector
 
@@ -88,6 +89,7 @@ class World:
         self.plain = folder / "plain.safetensors"
         decrypt_file(self.sealed, self.plain, self.key)
         self.samples = audit.samples_from_safetensors(self.plain, 64)
+        self.blocks = fault_quantized.Blocks(folder, self.key)
 
     def check(self) -> None:
         """That all of it is as it was. Without faults."""
@@ -106,7 +108,9 @@ class World:
         with safe_open(self.sealed, key=self.key) as file:
             assert file.keys() == ["a", "b", "c"]
         left = {entry.name for entry in self.folder.iterdir()}
-        assert left == {"key", "sealed.safetensors", "plain.safetensors"}, left
+        files = {"key", "sealed.safetensors", "plain.safetensors", *self.blocks.files}
+        assert left == files, left
+        self.blocks.check()
 
 
 Operation = Callable[[World], Any]
@@ -511,6 +515,9 @@ def process_wide(world: World) -> Any:
     return stats["buffers"], pyccmem.selftest()["tier"]
 
 
+fault_quantized.register(operation)
+
+
 # ---- torch ---------------------------------------------------------------------------------------
 
 
@@ -539,6 +546,30 @@ def _torch_operations() -> None:
         rows = torch.nn.functional.embedding(torch.tensor([5, 1]), table)
         table[3].mul_(2)
         return rows.numpy().tobytes(), table[3].decrypt().numpy().tobytes()
+
+    @operation
+    def torch_quantized_module(world: World) -> Any:
+        torch.manual_seed(1)
+        model = torch.nn.Sequential(torch.nn.Embedding(30, 256), torch.nn.Linear(256, 32))
+        model.requires_grad_(False)
+        ids = torch.tensor([[3, 4, 29]])
+        wanted = model(ids)
+        with Key.from_bytes(KEY) as key:
+            model = encrypted.encrypt_module(model, key=key, quantize="q8_0")
+        found = model(ids)
+        assert torch.allclose(found, wanted, atol=0.05)
+        return found.numpy().tobytes(), model[1].weight.decrypt().numpy().tobytes()
+
+    @operation
+    def torch_quantized_files(world: World) -> Any:
+        weight = world.blocks.tensors["q4_k"].copy(key=world.key)
+        tensor = encrypted.EncryptedTensor.from_core(weight, key=world.key)
+        path = world.folder / "new"
+        try:
+            encrypted.save_file({"a": tensor}, path, key=world.key)
+            return encrypted.load_file(path, key=world.key)["a"].decrypt().numpy().tobytes()
+        finally:
+            path.unlink(missing_ok=True)
 
 
 # ---- what is broken on purpose -------------------------------------------------------------------

@@ -29,9 +29,10 @@ from typing import Any
 import numpy as np
 
 import pyccmem
-from pyccmem import EncryptedBuffer, EncryptedTensor, Key, KVCache, hazmat
+from pyccmem import EncryptedBuffer, EncryptedTensor, Key, KVCache, QuantizedTensor, hazmat
 from pyccmem import safetensors as sealed
 from pyccmem.binding import ffi, lib
+from pyccmem.quantized import dequantize_blocks, quantize_blocks
 
 Operation = Callable[[], Any]
 
@@ -262,6 +263,34 @@ def core_operations(scratch: Path) -> dict[str, Operation]:
             new.append(0, tokens, tokens)
         tenants.forget("a")
 
+    weights = np.random.default_rng(5).standard_normal((96, 512)).astype(np.float32)
+    blocks = EncryptedTensor.from_numpy(weights, dtype="q4_k", key=key)
+    by_row = EncryptedTensor.from_numpy(weights, dtype="int8_row", key=key)
+    packed = quantize_blocks(weights, "q8_0")
+    wide = np.ones((3, 512), np.float32)
+
+    def from_blocks() -> None:
+        raw = EncryptedTensor.from_numpy(packed, key=key)
+        try:
+            QuantizedTensor.from_blocks(raw, "q8_0", (96, 512)).close()
+        finally:
+            raw.close()
+
+    def assign_blocks() -> None:
+        blocks[3:60] = weights[3:60]
+        by_row[[5, 1, 9]] = weights[[5, 1, 9]]
+
+    def frozen() -> None:
+        with EncryptedTensor.from_numpy(array, key=key) as new:
+            new.freeze()
+            new.thaw()
+            new[0] = 1
+
+    def frozen_blocks() -> None:
+        with EncryptedTensor.from_numpy(weights, dtype="int8_row", key=key) as new:
+            new.freeze()
+            new.thaw()
+
     arena = pyccmem.Arena(key=key)
     together = EncryptedTensor.from_numpy(array, arena=arena)
 
@@ -321,6 +350,32 @@ def core_operations(scratch: Path) -> dict[str, Operation]:
         "cache beams": forked(lambda fork: fork.repeat(2)),
         "cache evict": forked(lambda fork: fork.evict(16)),
         "tenants": tenant,
+        "freeze and thaw": frozen,
+        "blocks freeze and thaw": frozen_blocks,
+        "blocks from_numpy": lambda: EncryptedTensor.from_numpy(
+            weights, dtype="q4_k", key=key
+        ).close(),
+        "blocks by row": lambda: EncryptedTensor.from_numpy(
+            weights.astype(np.float64), dtype="int8_row", key=key
+        ).close(),
+        "blocks zeros": lambda: EncryptedTensor.zeros((96, 512), "int8_row", key=key).close(),
+        "blocks in arena": lambda: EncryptedTensor.from_numpy(
+            weights, dtype="int8_row", arena=arena
+        ).close(),
+        "blocks copy": lambda: by_row.copy(key=key).close(),
+        "from_blocks": from_blocks,
+        "quantize_blocks": lambda: quantize_blocks(weights, "q4_k"),
+        "dequantize_blocks": lambda: dequantize_blocks(packed, "q8_0"),
+        "dequantize": blocks.dequantize,
+        "blocks[3:60]": lambda: by_row[3:60],
+        "blocks element": lambda: blocks[3, 4],
+        "blocks columns": lambda: blocks[:, ::3],
+        "blocks elements": lambda: blocks[[1, 5, 90], [3, 4, 500]],
+        "blocks[3:60] = array": assign_blocks,
+        "blocks linear": lambda: pyccmem.linear(wide, blocks),
+        "blocks linear one row": lambda: pyccmem.linear(wide[0], by_row),
+        "blocks linear float64": lambda: pyccmem.linear(wide.astype(np.float64), blocks),
+        "blocks matmul": lambda: np.ones((3, 96), np.float32) @ blocks,
         "stats": pyccmem.stats,
     }
 
@@ -382,7 +437,30 @@ def file_operations(scratch: Path) -> dict[str, Operation]:
         with gguf.open_sealed(hidden, key) as file:
             file.raw("blk.0.Q8_0.weight")[1]
 
+    def open_model() -> None:
+        with gguf.open_model(hidden, key) as found:
+            found.tensor("blk.0.Q8_0.weight")[0]
+            str(found.metadata.get("general.name"))
+
+    weights = np.random.default_rng(5).standard_normal((96, 512)).astype(np.float32)
+    blocks = {
+        name: EncryptedTensor.from_numpy(weights, dtype=name, key=key)
+        for name in ("q4_k", "int8_row")
+    }
+    packed = str(scratch / "blocks")
+    sealed.save_file(blocks, packed, key=key)
+
+    def load_blocks() -> None:
+        sealed.load_file(packed, key=key)["int8_row"][5]
+
     return {
+        "save blocks": lambda: sealed.save_file(blocks, again, key=key),
+        "load blocks": load_blocks,
+        "load blocks in memory": lambda: sealed.load_file(packed, key=key, mmap=False),
+        "serialize": lambda: sealed.serialize({}, key=key),
+        "open GGUF model": open_model,
+        "inspect GGUF": lambda: gguf.inspect(hidden, key),
+        "read_header GGUF": lambda: gguf.read_header(model),
         "seal GGUF": lambda: gguf.seal(model, again, key, overwrite=True),
         "open GGUF": open_gguf,
         "unseal GGUF": lambda: gguf.unseal(hidden, again, key, overwrite=True),
@@ -450,6 +528,22 @@ def torch_operations(scratch: Path) -> dict[str, Operation]:
         new = nn.Linear(30, 20)
         encrypted.encrypt_module(new, key=key)
 
+    few = nn.Sequential(nn.Embedding(20, 64), nn.Linear(64, 40))
+    encrypted.encrypt_module(few, key=key, quantize="q8_0")
+    ids = torch.tensor([[1, 3, 19]])
+
+    def module_of_blocks() -> None:
+        new = nn.Linear(64, 20)
+        encrypted.encrypt_module(new, key=key, quantize="int8_row")
+
+    def forward_of_blocks() -> None:
+        with torch.no_grad():
+            few(ids)
+
+    def files_of_blocks() -> None:
+        encrypted.save_file({"a": few[1].weight.detach()}, scratch / "few", key=key)
+        encrypted.load_file(scratch / "few", key=key)["a"].sum()
+
     return {
         "from_tensor": lambda: encrypted.EncryptedTensor.from_tensor(plain, key=key),
         "t[3:5]": lambda: tensor[3:5].decrypt(),
@@ -458,6 +552,9 @@ def torch_operations(scratch: Path) -> dict[str, Operation]:
         "files": files,
         "linear": forward,
         "encrypt_module": module,
+        "encrypt_module blocks": module_of_blocks,
+        "linear blocks": forward_of_blocks,
+        "files of blocks": files_of_blocks,
         "save": save,
         "load": load,
     }
