@@ -17,7 +17,13 @@ import support
 
 import pyccmem
 from pyccmem import errors
-from pyccmem.quantized import FORMATS, BlockFormat, QuantizedTensor, dequantize_blocks
+from pyccmem.quantized import (
+    FORMATS,
+    BlockFormat,
+    QuantizedTensor,
+    concatenate,
+    dequantize_blocks,
+)
 
 #: A format for each way that blocks are opened.
 SOME = [FORMATS[name] for name in ("q4_0", "q4_k", "q6_k", "int4_g64_zp", "int8_row")]
@@ -360,3 +366,115 @@ def test_threads_read_at_once(key: Any) -> None:
     support.run_threads([partial(read, at) for at in range(4)])
     assert not wrong
     t.close()
+
+
+# ---- another shape -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", SOME, ids=str)
+def test_reshape_keeps_whole_rows(kind: BlockFormat, key: Any) -> None:
+    t, plain = made(kind, (2, 6, 512), key)
+    for shape in ((12, 512), (3, 2, 2, 512), (-1, 512), (1, 12, -1)):
+        one = t.reshape(shape)
+        wanted = plain.reshape(shape)
+        assert one.shape == wanted.shape and one.raw is t.raw
+        assert same(one[...], wanted) and same(one[-1], wanted[-1])
+    flat = t.reshape(12, 512)
+    x = np.random.default_rng(1).standard_normal((3, 512)).astype(np.float32)
+    assert same(pyccmem.linear(x, flat), pyccmem.linear(x, QuantizedTensor.from_blocks(
+        t.raw, kind, (12, 512), t.scale)))  # fmt: skip
+    t.reshape(12, 512)[7] = plain[0, 0]
+    assert np.allclose(t[1, 1], plain[0, 0], atol=0.2 * abs(plain).max())  # the same blocks
+    flat.close()
+    assert t.closed
+    row, values = made(kind, (512,), key)
+    assert same(row.reshape(1, 512)[0], values)
+    empty, _ = made(kind, (0, 512), key)
+    assert empty.reshape(5, 0, 512).shape == (5, 0, 512)
+
+
+def test_reshape_refuses_parts_of_rows(key: Any) -> None:
+    t, _ = made(FORMATS["q8_0"], (2, 6, 512), key)
+    for shape in ((24, 256), (6144,), (2, 6, 2, 256), (), (512, 12)):
+        with pytest.raises(errors.ArgumentError):
+            t.reshape(shape)
+    for shape in ((5, 512), (-1, -1, 512), (7, -1)):
+        with pytest.raises(errors.ArgumentError, match="The new shape"):
+            t.reshape(shape)
+    with pytest.raises(errors.ArgumentTypeError):
+        t.reshape("wide")
+    for options in ({"order": "F"}, {"copy": True}):
+        with pytest.raises(errors.ArgumentError, match="moves no data"):
+            t.reshape(12, 512, **options)
+    none, _ = made(FORMATS["q8_0"], (4, 0), key)
+    with pytest.raises(errors.ArgumentError):
+        none.reshape(7, 0)
+
+
+# ---- one after the other -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", SOME, ids=str)
+@pytest.mark.parametrize(
+    ("shapes", "axis"),
+    [
+        (((3, 512), (5, 512), (1, 512)), 0),
+        (((3, 4, 512), (3, 1, 512)), 1),
+        (((3, 4, 512), (2, 4, 512)), -3),
+        (((2, 2, 3, 512), (2, 2, 0, 512), (2, 2, 5, 512)), 2),
+        (((2, 512),), 0),
+        (((0, 512), (0, 512)), 0),
+    ],
+)
+def test_concatenate(kind: BlockFormat, shapes: Any, axis: int, key: Any) -> None:
+    """The values are those that NumPy joins; blocks have moved as they are."""
+    pairs = [made(kind, shape, key, seed) for seed, shape in enumerate(shapes)]
+    joined = concatenate([t for t, _ in pairs], axis, name="w")
+    wanted = np.concatenate([plain for _, plain in pairs], axis)
+    assert joined.format is kind and joined.name == "w"
+    assert same(joined[...], wanted)
+    assert joined.frozen and not joined.writable
+    assert all(same(t[...], plain) for t, plain in pairs)
+    x = np.ones((2, 512), np.float32)
+    rows = joined.reshape(-1, 512) if wanted.size else joined
+    bound = 0.01 * np.abs(wanted).sum(-1).reshape(1, -1)
+    assert (np.abs(pyccmem.linear(x, rows) - x @ wanted.reshape(-1, 512).T) <= bound).all()
+
+
+def test_concatenate_opens_a_mebibyte(key: Any) -> None:
+    pairs = [made(FORMATS["q8_0"], (6000, 512), key, seed) for seed in range(2)]
+    before = pyccmem.stats()["plain_in_use"]
+    with room_for(3 << 20):  # of 6 MiB
+        joined = concatenate([t for t, _ in pairs])
+    assert same(joined[11_999], pairs[1][1][-1])
+    with pytest.raises(errors.PlaintextBudgetError), room_for(100 << 10):  # the control
+        concatenate([t for t, _ in pairs])
+    gc.collect()
+    assert pyccmem.stats()["plain_in_use"] <= before
+
+
+def test_concatenate_refuses(key: Any) -> None:
+    a, _ = made(FORMATS["q8_0"], (2, 3, 512), key)
+    b, _ = made(FORMATS["q4_0"], (2, 3, 512), key)
+    c, _ = made(FORMATS["q8_0"], (2, 4, 512), key)
+    bad: list[tuple[Any, Any, str]] = [
+        ([], 0, "at least one"),
+        ([a, b], 0, "one format"),
+        ([a, c], 0, "more than axis 0"),
+        ([a, a], 2, "first 2 axes"),
+        ([a, a], -1, "first 2 axes"),
+        ([a, a], 3, "first 2 axes"),
+        ([a, a.reshape(6, 512)], 0, "more than axis 0"),
+    ]
+    for tensors, axis, match in bad:
+        with pytest.raises(errors.ArgumentError, match=match):
+            concatenate(tensors, axis)
+    for tensors, axis in (([a, np.ones(3)], 0), ([a], "x"), (7, 0)):
+        wrong: Any = tensors
+        with pytest.raises((errors.ArgumentTypeError, errors.ArgumentError)):
+            concatenate(wrong, axis)  # type: ignore[arg-type]
+    with pytest.raises(errors.ArgumentTypeError, match="key"):
+        concatenate([a], key=b"x" * 32)  # type: ignore[arg-type]
+    a.close()
+    with pytest.raises(errors.ClosedError):
+        concatenate([a, a])

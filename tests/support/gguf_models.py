@@ -34,6 +34,20 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "phi3": {"fused": True},
 }
 
+#: Mixtures of experts: how many, how wide each is and, if there is one, the one for all tokens.
+MIXTURES: dict[str, dict[str, Any]] = {
+    "mixtral": {"experts": 4, "width": 512},
+    "qwen2_moe": {"biases": True, "experts": 4, "width": 256, "shared": 512},
+    "qwen3_moe": {
+        "head": 128,
+        "norms": ("attn_q_norm", "attn_k_norm"),
+        "experts": 4,
+        "width": 256,
+    },
+}
+
+_NAMES = {"mistral": "llama", "mixtral": "llama", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe"}
+
 
 def write(
     path: Path,
@@ -45,21 +59,24 @@ def write(
     leave_out: str = "",
     layers: int = LAYERS,
     split: int = 0,
+    unlike: str = "",
 ) -> None:
     """Writes a model whose matrices take the types in turn; with `split` in several files, of as
-    many tensors each, named as the package gguf names them."""
+    many tensors each, named as the package gguf names them. `unlike`: the type of the experts' ups,
+    which else is that of their gates."""
     import gguf
 
-    about = ARCHITECTURES[architecture]
+    about = (ARCHITECTURES | MIXTURES)[architecture]
     head = about.get("head", WIDTH // HEADS)
-    prefix = "llama" if architecture == "mistral" else architecture
+    prefix = _NAMES.get(architecture, architecture)
     rng = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, prefix, split_max_tensors=split)
     writer.add_name("mistral" if architecture == "mistral" else f"tiny {architecture}")
     writer.add_context_length(CONTEXT)
     writer.add_embedding_length(WIDTH)
     writer.add_block_count(layers)
-    writer.add_feed_forward_length(HIDDEN)
+    if "experts" not in about:
+        writer.add_feed_forward_length(HIDDEN)
     writer.add_head_count(HEADS)
     writer.add_head_count_kv(KV_HEADS)
     writer.add_layer_norm_rms_eps(1e-6)
@@ -69,6 +86,13 @@ def write(
     writer.add_value_length(head)
     if "window" in about:
         writer.add_sliding_window(about["window"])
+    if "experts" in about:
+        writer.add_expert_count(about["experts"])
+        writer.add_expert_used_count(2)
+        writer.add_expert_feed_forward_length(about["width"])
+        writer.add_feed_forward_length(about["width"])
+    if "shared" in about:
+        writer.add_expert_shared_feed_forward_length(about["shared"])
     writer.add_vocab_size(len(TOKENS))
     writer.add_tokenizer_model("llama")
     writer.add_token_list(TOKENS)
@@ -97,6 +121,27 @@ def write(
         number = gguf.GGMLQuantizationType[kind.upper()]
         tensor(f"{name}.weight", random_blocks(kind, rows, columns, rng), raw_dtype=number)
 
+    def experts(name: str, rows: int, columns: int, kind: str) -> None:
+        count = about["experts"]
+        blocks = random_blocks(kind, count * rows, columns, rng).reshape(count, rows, -1)
+        tensor(f"{name}.weight", blocks, raw_dtype=gguf.GGMLQuantizationType[kind.upper()])
+
+    def mixture(block: str) -> None:
+        width, kind = about["width"], kinds[turn % len(kinds)]
+        values = rng.standard_normal((about["experts"], WIDTH)).astype(np.float32)
+        tensor(f"{block}ffn_gate_inp.weight", values)
+        experts(f"{block}ffn_gate_exps", width, WIDTH, kind)
+        experts(f"{block}ffn_up_exps", width, WIDTH, unlike or kind)
+        experts(f"{block}ffn_down_exps", WIDTH, width, "q6_k")
+        if "shared" in about:
+            vector(f"{block}ffn_gate_inp_shexp.weight", WIDTH, 0)
+            for part, rows, columns in (
+                ("gate", about["shared"], WIDTH),
+                ("up", about["shared"], WIDTH),
+                ("down", WIDTH, about["shared"]),
+            ):
+                matrix(f"{block}ffn_{part}_shexp", rows, columns)
+
     def vector(name: str, size: int, around: float) -> None:
         tensor(name, (around + 0.1 * rng.standard_normal(size)).astype(np.float32))
 
@@ -121,10 +166,14 @@ def write(
                 matrix(block + name, rows, WIDTH)
                 if "biases" in about:
                     vector(f"{block}{name}.bias", rows, 0)
-            matrix(block + "ffn_gate", HIDDEN, WIDTH)
-            matrix(block + "ffn_up", HIDDEN, WIDTH)
+            if "experts" not in about:
+                matrix(block + "ffn_gate", HIDDEN, WIDTH)
+                matrix(block + "ffn_up", HIDDEN, WIDTH)
         matrix(block + "attn_output", WIDTH, wide)
-        matrix(block + "ffn_down", WIDTH, HIDDEN)
+        if "experts" in about:
+            mixture(block)
+        else:
+            matrix(block + "ffn_down", WIDTH, HIDDEN)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

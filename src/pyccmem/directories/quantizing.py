@@ -54,8 +54,6 @@ class Quantizing:
         module, _, last = name.rpartition(".")
         if last != "weight":
             return None
-        if ".experts." in name:
-            return None  # transformers merges the experts of a layer, and would open blocks for it
         names = (name, module, module.rpartition(".")[2])
         if any(fnmatchcase(one, pattern) for one in names for pattern in self.skip):
             return None

@@ -4,12 +4,14 @@ checkpoints have them."""
 
 from .blocks import dequantize_blocks, quantize_blocks, quantize_rows
 from .formats import FORMATS, BlockFormat, format_named
+from .joining import concatenate
 from .tensor import QuantizedTensor
 
 __all__ = [
     "FORMATS",
     "BlockFormat",
     "QuantizedTensor",
+    "concatenate",
     "dequantize_blocks",
     "format_named",
     "quantize_blocks",

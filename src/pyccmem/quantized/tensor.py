@@ -19,7 +19,7 @@ from ..binding.arguments import integer
 from ..core import block_maker, maker
 from ..core.block_formats import BlockFormat, format_named
 from ..core.block_matrix import BlockMatrix, BlockOperand, open_rows
-from ..core.indexing import refuse
+from ..core.indexing import refuse, reshaped
 from ..core.operand import place_of
 from ..core.resource import Resource
 from ..core.runs import flat_parts, scatter
@@ -501,6 +501,31 @@ class QuantizedTensor(BlockOperand, np.lib.mixins.NDArrayOperatorsMixin, Resourc
             )
         plain = [x.__array__() if isinstance(x, QuantizedTensor) else x for x in inputs]
         return getattr(ufunc, method)(*plain, **options)
+
+    # ---- the same blocks in another form ----
+
+    def reshape(self, *shape: Any, order: str = "C", copy: bool | None = None) -> QuantizedTensor:
+        """Returns a tensor of another shape over the same blocks, in C order; one length may be -1.
+        The last length must stay, because a row is a run of whole blocks. Moves no data; close()
+        of one closes both. Raises ArgumentError, also for another order and for `copy=True`, which
+        would move data; ArgumentTypeError."""
+        if order not in ("C", "A") or copy:
+            raise errors.ArgumentError(
+                f"reshape() moves no data, and order={order!r}, copy={copy!r} would; "
+                f"np.reshape(t.dequantize(), ...) returns a plain array."
+            )
+        try:
+            lengths = reshaped(self._shape, shape[0] if len(shape) == 1 else shape)
+        except (TypeError, ValueError) as error:
+            raise refuse(error, "The new shape", self._shape) from None
+        rows = self._raw.shape[0]  # if they have no elements, NumPy takes any number of them
+        if not lengths or lengths[-1] != self._shape[-1] or math.prod(lengths[:-1]) != rows:
+            raise errors.ArgumentError(
+                f"The new shape is {lengths}; rows of blocks stay whole, so its last length must "
+                f"be {self._shape[-1]}, as in {self._shape}. t.dequantize().reshape(...) gives "
+                f"plain values in any shape."
+            )
+        return self._of(self._raw, self._format, lengths, self._scale)
 
     # ---- what it is ----
 

@@ -231,13 +231,13 @@ def encrypt_module(
     wiped when it is freed; set_activations() says more.
 
     `quantize`: a block format ("q4_k", "q8_0", "int8_row", ...: pyccmem.quantized.FORMATS) that the
-    weights of all nn.Linear and nn.Embedding get, a few rows at a time; or a dict of formats by
-    patterns of names, of which the first that fits counts, with None for weights that keep their
-    elements. `skip`: patterns of names of weights, or of their modules, that keep them. All other
-    tensors (biases, norms) are encrypted as they are. A weight whose rows are no whole number of
-    blocks gets "q8_0" or "int8_row" instead, and a FormatWarning says so. A model that torchao has
-    quantised keeps its numbers, as blocks of "int4_g*", "int8_g*" or "int8_row". Weights that are
-    encrypted already are quantised, too.
+    weights of all nn.Linear and nn.Embedding get, and the merged experts of transformers, a few
+    rows at a time; or a dict of formats by patterns of names, of which the first that fits counts,
+    with None for weights that keep their elements. `skip`: patterns of names of weights, or of
+    their modules, that keep them. All other tensors (biases, norms) are encrypted as they are. A
+    weight whose rows are no whole number of blocks gets "q8_0" or "int8_row" instead, and a
+    FormatWarning says so. A model that torchao has quantised keeps its numbers, as blocks of
+    "int4_g*", "int8_g*" or "int8_row". Weights that are encrypted already are quantised, too.
 
     Raises, with the model unchanged, ArgumentTypeError for a `model` or `key` of another type and
     for tensors that are not dense CPU tensors, and ArgumentError for other activations and unknown

@@ -54,6 +54,10 @@ _FLOATING = frozenset((torch.float32, torch.float16, torch.bfloat16, torch.float
 _MODULES = (nn.Linear, nn.Embedding)
 
 
+#: What merged experts call their matrices.
+_EXPERTS = ("gate_up_proj", "gate_proj", "up_proj", "down_proj")
+
+
 class StoredType(NamedTuple):
     """What a model has of one type: a block format, or a dtype. `bytes` are those of the tensors'
     contents as they are stored, without tags and versions."""
@@ -100,6 +104,8 @@ class Formats:
 
     def of(self, name: str, module: Any, last: str, tensor: Tensor) -> str | None:
         """Returns the format for a parameter of a module; None to leave it as it is."""
+        if tensor.dim() == 3:
+            return self._of_rows(name, tensor) if _is_of_experts(module, last, tensor) else None
         if last != "weight" or not isinstance(module, _MODULES):
             return None
         if isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear):
@@ -108,7 +114,10 @@ class Formats:
 
     def of_matrix(self, name: str, tensor: Tensor) -> str | None:
         """Returns the format for a weight of two dimensions, whatever module has it."""
-        if tensor.dim() != 2 or tensor.dtype not in _FLOATING or not tensor.numel():
+        return self._of_rows(name, tensor) if tensor.dim() == 2 else None
+
+    def _of_rows(self, name: str, tensor: Tensor) -> str | None:
+        if tensor.dtype not in _FLOATING or not tensor.numel():
             return None
         if isinstance(tensor, EncryptedTensor) and (tensor.format or path_of(tensor)):
             return None
@@ -136,6 +145,18 @@ class Formats:
             errors.FormatWarning,
             stacklevel=3,
         )
+
+
+def _is_of_experts(module: Any, last: str, tensor: Tensor) -> bool:
+    """Returns True for the matrices of a mixture's experts, one after the other, whose rows are
+    multiplied with x. transformers' merged experts say whether theirs are transposed, which then
+    are multiplied by columns; its older ones (Granite, JetMoe) say how long their inputs are."""
+    count = getattr(module, "num_experts", None)
+    if type(count) is not int or tensor.shape[0] != count:
+        return False
+    if getattr(module, "is_transposed", None) is False:
+        return last in _EXPERTS
+    return last == "weight" and getattr(module, "input_size", None) == tensor.shape[2]
 
 
 def _fits(name: str, pattern: str) -> bool:
@@ -195,10 +216,11 @@ def _part(tensor: Tensor) -> ArrayPart:
 
 
 class _EncryptedPart:
-    """The values of an encrypted tensor, opened some rows at a time."""
+    """The values of an encrypted tensor, opened some rows at a time: of one with more dimensions
+    than two, rows along all but the last."""
 
     def __init__(self, tensor: EncryptedTensor) -> None:
-        self._tensor = tensor
+        self._tensor: Any = tensor.view(-1, tensor.shape[-1]) if tensor.dim() > 2 else tensor
         self.dtype, self.shape = _TYPES[tensor.dtype], tuple(tensor.shape)
 
     def read(self, rows: slice, columns: slice) -> Any:

@@ -19,21 +19,44 @@ _FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 #: How transformers calls the text model of an architecture, where it has another name.
 _MODEL_TYPES = {"gemma3": "gemma3_text"}
 
+#: How transformers calls an architecture of llama.cpp, where it has another name.
+_NAMES = {"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe"}
+
+#: What transformers' tables lack: entries of the configuration by metadata.
+_MORE = {
+    "mixtral": {
+        **ggml.GGUF_CONFIG_MAPPING["llama"],
+        "expert_count": "num_local_experts",
+        "expert_used_count": "num_experts_per_tok",
+    },
+    "qwen2_moe": {
+        "expert_feed_forward_length": "moe_intermediate_size",
+        "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+    },
+    "qwen3_moe": {"expert_feed_forward_length": "moe_intermediate_size"},
+}
+
 
 def architecture_of(file: SealedModel) -> str:
     """Returns the architecture as transformers calls it. Raises FileFormatError for a file that
     names none, or one that is not in ARCHITECTURES."""
-    found = file.metadata.get("general.architecture")
-    if not isinstance(found, str) or found not in ARCHITECTURES:
+    metadata = file.metadata
+    named = metadata.get("general.architecture")
+    found = _NAMES.get(named, named) if isinstance(named, str) else None
+    # llama.cpp gives Mistral's models Llama's architecture. transformers tells Mistral's own by
+    # this name, and Mixtral's are those with experts.
+    if found == "llama" and metadata.get("llama.expert_count"):
+        return "mixtral"
+    if found == "llama" and metadata.get("general.name") == "mistral":
+        return "mistral"
+    if found not in ARCHITECTURES or found in ("mixtral", "mistral") or named in _NAMES.values():
+        known = sorted(set(ARCHITECTURES) - set(_NAMES.values()) - {"mistral", "mixtral"})
         raise errors.FileFormatError(
-            f"The GGUF file is of architecture {found!r}; those that pyccmem loads into "
-            f"transformers are {', '.join(ARCHITECTURES)}. The tensors of any file can be had with "
-            f"pyccmem.gguf.open_model()."
+            f"The GGUF file is of architecture {named!r}; those that pyccmem loads into "
+            f"transformers are {', '.join([*known, *_NAMES])}. The tensors of any file can be had "
+            f"with pyccmem.gguf.open_model()."
         )
-    # llama.cpp gives Mistral's models Llama's architecture; transformers tells them by this name.
-    return (
-        "mistral" if (found, file.metadata.get("general.name")) == ("llama", "mistral") else found
-    )
+    return found
 
 
 def float_type(file: SealedModel) -> str:
@@ -54,12 +77,14 @@ def config_of(file: SealedModel) -> dict[str, Any]:
     prefix = metadata["general.architecture"]
     found: dict[str, Any] = {"tie_word_embeddings": "output.weight" not in file}
     tables = ggml.GGUF_CONFIG_MAPPING
+    own = {**tables.get(architecture, {}), **_MORE.get(architecture, {})}
+    found |= ggml.GGUF_CONFIG_DEFAULTS_MAPPING.get(architecture, {})
     for group, table in (
-        ("general", "general"),
-        (prefix, architecture),
-        ("tokenizer", "tokenizer"),
+        ("general", tables["general"]),
+        (prefix, own),
+        ("tokenizer", tables["tokenizer"]),
     ):
-        for theirs, ours in tables[table].items():
+        for theirs, ours in table.items():
             key = f"{group}.{theirs}"
             if ours is not None and key in metadata:
                 value = metadata[key]

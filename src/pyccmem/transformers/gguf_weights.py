@@ -2,14 +2,15 @@
 """Gives the tensors of a sealed GGUF file to transformers, under its names and in its order.
 
 Blocks stay blocks, over the pages of the file. What llama.cpp's converter did to a tensor is undone
-without opening it as a whole: rows are brought back into order as blocks, a head at a time, and
-norms are a few kilobytes. These tensors lie in memory of the process, encrypted under a key that is
-stored nowhere.
+without opening it as a whole: rows are brought back into order as blocks, a head at a time, the
+experts' gates and ups are joined as blocks, and norms are a few kilobytes. These tensors lie in
+memory of the process, encrypted under a key that is stored nowhere.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from .. import errors
 from ..files.safetensors_header import shown
 from ..gguf import SealedModel, TensorInfo
 from ..keys import Key
-from ..quantized import QuantizedTensor
+from ..quantized import QuantizedTensor, concatenate
 from ..tensor import EncryptedTensor as Core
 from ..torch import EncryptedTensor
 from .files import Slice
@@ -26,6 +27,9 @@ from .gguf_config import architecture_of
 from .gguf_names import ARCHITECTURES
 
 __all__ = ["GGUFSlice", "check_complete", "slices_of"]
+
+#: Bytes of float32 that are opened at a time.
+_BLOCK = 1 << 20
 
 
 class GGUFSlice(Slice):
@@ -49,7 +53,40 @@ class GGUFSlice(Slice):
             core = _in_order(core, self._info, int(getattr(self._config, heads)))
         elif kind.is_from_one(name):
             core = _less_one(core)
+        elif kind.is_row(name):
+            core = core.reshape(1, -1)
         return EncryptedTensor.from_core(core, key=self._key, activations=self._activations)
+
+
+class _ExpertsSlice(GGUFSlice):
+    """Two tensors of the experts of a layer, whose rows transformers has one after the other for
+    each expert."""
+
+    def __init__(
+        self, file: SealedModel, halves: list[TensorInfo], config: Any, key: Any, activations: str
+    ) -> None:
+        super().__init__(file, halves[0], config, key, activations)
+        self._halves = halves
+        experts, rows, columns = halves[0].shape
+        self._shape, self._dtype = [experts, rows + halves[1].shape[1], columns], "F32"
+
+    def load(self) -> EncryptedTensor:
+        """Raises as GGUFSlice.load() does."""
+        name = self._halves[0].name
+        cores = [self._file.tensor(half.name) for half in self._halves]
+        try:
+            blocks = [core for core in cores if isinstance(core, QuantizedTensor)]
+            joined: Core | QuantizedTensor
+            if len(blocks) == 2 and blocks[0].format == blocks[1].format:
+                joined = concatenate(blocks, 1, name=name)
+            else:
+                if blocks:
+                    _tell_of_values(self._halves)
+                joined = _joined_values(cores, tuple(self._shape), name)
+        finally:
+            for core in cores:
+                core.close()
+        return EncryptedTensor.from_core(joined, key=self._key, activations=self._activations)
 
 
 def slices_of(
@@ -60,11 +97,41 @@ def slices_of(
     kind = ARCHITECTURES[architecture_of(file)]
     own = key if isinstance(key, Key) else None
     found: dict[str, GGUFSlice] = {}
+    halves: dict[str, dict[int, TensorInfo]] = {}
     for theirs, info in file.tensors.items():
+        half = kind.half(theirs)
+        if half is not None:
+            halves.setdefault(half.name, {})[half.number] = info
+            continue
         ours = kind.name(theirs)
         if ours is not None:
             found[ours] = GGUFSlice(file, info, config, own, activations)
+            if kind.is_row(theirs) and len(info.shape) == 1:
+                found[ours].get_shape().insert(0, 1)
+    for ours, both in halves.items():
+        if len(both) == 2:  # else check_complete() tells
+            _check_halves(both[0], both[1])
+            found[ours] = _ExpertsSlice(file, [both[0], both[1]], config, own, activations)
     return found
+
+
+def _check_halves(first: TensorInfo, second: TensorInfo) -> None:
+    if len(first.shape) != 3 or first.shape != second.shape:
+        raise errors.FileFormatError(
+            f"Tensors {shown(first.name)} and {shown(second.name)} have shapes {first.shape} and "
+            f"{second.shape}; those of the experts of a layer have one shape of three dimensions."
+        )
+
+
+def _tell_of_values(halves: list[TensorInfo]) -> None:
+    kinds = " and ".join(str(half.type) for half in halves)
+    warnings.warn(
+        f"Tensors {shown(halves[0].name)} and {shown(halves[1].name)} are of {kinds}, and "
+        f"transformers has them in one; their values are encrypted in memory, which takes more of "
+        f"it than blocks do.",
+        errors.FormatWarning,
+        stacklevel=2,
+    )
 
 
 def check_complete(model: Any, found: dict[str, GGUFSlice]) -> None:
@@ -118,6 +185,32 @@ def _in_order(
         raise
     finally:
         tensor.close()
+
+
+def _joined_values(
+    tensors: list[Core | QuantizedTensor], shape: tuple[int, ...], name: str
+) -> Core:
+    """Returns the values of tensors of three dimensions, joined along the second, as float32; some
+    rows of them are open at a time."""
+    with Key.generate() as key:
+        made = Core.empty(shape, np.float32, key=key, name=name)
+    try:
+        step = max(_BLOCK // max(4 * shape[-1], 1), 1)
+        for expert in range(shape[0]):
+            place = 0
+            for tensor in tensors:
+                for first in range(0, tensor.shape[1], step):
+                    part = tensor[expert, first : first + step]
+                    try:
+                        made[expert, place : place + len(part)] = part
+                    finally:
+                        part.fill(0)
+                    place += len(part)
+        made.freeze()
+        return made
+    except BaseException:
+        made.close()
+        raise
 
 
 def _bytes_of(tensor: Core, rows: int) -> Core:

@@ -20,6 +20,7 @@ from . import sentences
 from .config import PyccmemConfig
 from .files import Slice, parameter
 from .keys import find_key
+from .merging import merge_blocks, merge_values
 
 __all__ = ["ATTRIBUTE", "PyccmemQuantizer", "Sealing", "forget", "loading"]
 
@@ -129,10 +130,11 @@ class PyccmemQuantizer(HfQuantizer):  # type: ignore[misc]
 
     def update_weight_conversions(self, weight_conversions: Any, model: Any) -> Any:
         """Has what transformers computes of a checkpoint's tensors encrypted, of sealed files as
-        of plain ones: its converters give plain tensors."""
+        of plain ones: its converters give plain tensors, but of blocks."""
         for converter in weight_conversions:
             if isinstance(converter, WeightConverter):
                 converter.quantization_operation = _Encrypt(self)
+                merge_blocks(converter)
         return weight_conversions
 
     def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
@@ -149,6 +151,7 @@ class PyccmemQuantizer(HfQuantizer):  # type: ignore[misc]
         forget()
         for converter in getattr(model, "_weight_conversions", None) or ():
             converter.quantization_operation = None  # save_pretrained() turns it round
+            merge_values(converter)
         for name in self._buffers:
             _make_buffer(model, name)
         self._quantize_rest(model)

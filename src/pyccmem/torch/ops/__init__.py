@@ -6,6 +6,7 @@ views         one more step on the path
 copies        copies and conversions: encrypted
 writes        opened, done, encrypted again
 products      by tiles, or in the native kernels
+experts       of a stack of matrices those that are asked for
 rows          only the rows that are needed
 elementwise   functions of a forward pass, opened without the dispatcher
 assign        other data for a tensor: `.data`, set_(), resize_()
@@ -22,6 +23,7 @@ from . import (
     compiled,
     copies,
     elementwise,
+    experts,
     gradients,
     memory,
     plan,
@@ -36,6 +38,7 @@ __all__ = [
     "compiled",
     "copies",
     "elementwise",
+    "experts",
     "gradients",
     "memory",
     "plan",
