@@ -177,6 +177,16 @@ ccmem_status ccmem_key_from_bytes(const uint8_t key[32], ccmem_secret_level requ
  * Errors as above, CCMEM_ERR_IO (errno set), CCMEM_ERR_KEYFILE. */
 ccmem_status ccmem_key_from_fd(int fd, ccmem_secret_level require, ccmem_key **out);
 
+/* A root key from n bytes of text, which are copied and not wiped: 64 hexadecimal digits, or 32
+ * bytes in base64 (RFC 4648) of either alphabet, with or without padding; blanks as above. Errors
+ * as above. */
+ccmem_status ccmem_key_from_text(const uint8_t *text, size_t n, ccmem_secret_level require,
+                                 ccmem_key **out);
+
+/* Overwrites with zeros the values that the process's environment block has for `name`, before it
+ * is unset. Returns how many there were. No other thread may change the environment meanwhile. */
+uint64_t ccmem_environment_wipe(const char *name);
+
 /* The secret-memory level the key lies in. */
 ccmem_secret_level ccmem_key_level(const ccmem_key *key);
 

@@ -9,6 +9,7 @@
 #include "crypto/aes/keywrap.h"
 #include "crypto/mac/kdf.h"
 #include "memory/secret.h"
+#include "pages/key_text.h"
 #include "platform/fork.h"
 #include "platform/random.h"
 #include "tiers/tiers.h"
@@ -17,13 +18,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-
-enum {
-    HEX_DIGITS = 2 * CCMEM_ROOT_KEY_SIZE,
-    BOM_SIZE = 3,    /* U+FEFF in UTF-8, which some editors begin a file with */
-    BLANKS_MAX = 16, /* spaces and ends of lines after the digits */
-    KEY_FILE_MAX = BOM_SIZE + HEX_DIGITS + BLANKS_MAX
-};
 
 struct ccmem_key {
     aes_key *schedule; /* AES-256 for CMAC, in secret memory; it begins with the key itself */
@@ -78,30 +72,6 @@ ccmem_status ccmem_key_from_bytes(const uint8_t key[32], ccmem_secret_level requ
     return key_new(key, require, out);
 }
 
-/* 1 when a < b, else 0, without a comparison that could become a branch; both below 2^31. */
-static unsigned below(unsigned a, unsigned b) { return (a - b) >> 31; }
-
-/* The value of a hexadecimal digit; sets *bad when it is none. */
-static unsigned hex_digit(unsigned c, unsigned *bad) {
-    unsigned digit = (c - '0') & 0xff, letter = ((c | 0x20) - 'a') & 0xff;
-    unsigned is_digit = below(digit, 10), is_letter = below(letter, 6);
-
-    *bad |= 1 ^ (is_digit | is_letter);
-    return (digit & (0 - is_digit)) | ((letter + 10) & (0 - is_letter));
-}
-
-/* Decodes 64 digits in time that does not depend on them. `out` may be `text`, or lie before it. */
-static ccmem_status hex_decode(const uint8_t *text, uint8_t *out) {
-    unsigned bad = 0;
-
-    for (size_t i = 0; i < CCMEM_ROOT_KEY_SIZE; i++) {
-        unsigned hi = hex_digit(text[2 * i], &bad), lo = hex_digit(text[2 * i + 1], &bad);
-        out[i] = (uint8_t)(hi << 4 | lo);
-    }
-    DECLASSIFY(bad); /* that some digit is none is what the caller is told; not which */
-    return bad ? CCMEM_ERR_KEYFILE : CCMEM_OK;
-}
-
 /* Reads up to n bytes or the end of the file. */
 static ccmem_status read_all(int fd, uint8_t *p, size_t n, size_t *length) {
     *length = 0;
@@ -118,37 +88,14 @@ static ccmem_status read_all(int fd, uint8_t *p, size_t n, size_t *length) {
     return CCMEM_OK;
 }
 
-/* 1 for n >= 3 bytes that begin with a byte order mark, which no digits do. */
-static unsigned has_bom(const uint8_t *text) {
-    unsigned differs = (text[0] ^ 0xefu) | (text[1] ^ 0xbbu) | (text[2] ^ 0xbfu);
-    unsigned same = below(differs, 1);
-
-    DECLASSIFY(same); /* says nothing of the digits */
-    return same;
-}
-
-static int is_blank(unsigned c) { return c == ' ' || c == '\t' || c == '\r' || c == '\n'; }
-
 /* What is in the file becomes the first 32 bytes of `raw`. */
 static ccmem_status read_key(int fd, uint8_t *raw) {
     size_t length;
-    ccmem_status status = read_all(fd, raw, KEY_FILE_MAX + 1, &length);
+    ccmem_status status = read_all(fd, raw, KEY_TEXT_MAX + 1, &length);
 
-    if (status)
+    if (status || length == CCMEM_ROOT_KEY_SIZE)
         return status;
-    if (length == CCMEM_ROOT_KEY_SIZE)
-        return CCMEM_OK;
-    if (length < HEX_DIGITS || length > KEY_FILE_MAX)
-        return CCMEM_ERR_KEYFILE;
-    size_t at = has_bom(raw) ? BOM_SIZE : 0, end = at + HEX_DIGITS;
-    if (length < end || length - end > BLANKS_MAX)
-        return CCMEM_ERR_KEYFILE;
-    for (size_t i = end; i < length; i++) {
-        DECLASSIFY(raw[i]); /* no byte of the key: anything but a blank is refused */
-        if (!is_blank(raw[i]))
-            return CCMEM_ERR_KEYFILE;
-    }
-    return hex_decode(raw + at, raw);
+    return key_text_hex(raw, length);
 }
 
 ccmem_status ccmem_key_from_fd(int fd, ccmem_secret_level require, ccmem_key **out) {
@@ -158,7 +105,7 @@ ccmem_status ccmem_key_from_fd(int fd, ccmem_secret_level require, ccmem_key **o
 
     if (!out)
         return CCMEM_ERR_ARGUMENT;
-    status = secret_alloc(KEY_FILE_MAX + 1, require, &raw, NULL);
+    status = secret_alloc(KEY_TEXT_MAX + 1, require, &raw, NULL);
     if (status)
         return status;
     status = read_key(fd, raw);
@@ -168,6 +115,29 @@ ccmem_status ccmem_key_from_fd(int fd, ccmem_secret_level require, ccmem_key **o
     secret_free(raw);
     if (status == CCMEM_ERR_IO)
         errno = error;
+    return status;
+}
+
+ccmem_status ccmem_key_from_text(const uint8_t *text, size_t n, ccmem_secret_level require,
+                                 ccmem_key **out) {
+    ccmem_status status;
+    void *raw;
+
+    if ((!text && n) || !out)
+        return CCMEM_ERR_ARGUMENT;
+    if (n > KEY_TEXT_MAX)
+        return CCMEM_ERR_KEYFILE;
+    status = secret_alloc(KEY_TEXT_MAX + 1, require, &raw, NULL);
+    if (status)
+        return status;
+    if (n)
+        copy_secret(raw, text, n);
+    status = key_text_hex(raw, n);
+    if (status)
+        status = key_text_base64(raw, n);
+    if (!status)
+        status = key_new(raw, require, out);
+    secret_free(raw);
     return status;
 }
 

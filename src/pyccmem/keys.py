@@ -228,6 +228,37 @@ class Key(Resource):
         return cls._adopt(out), mode
 
     @classmethod
+    def _from_text(cls, data: Any, require: str | None = None) -> Key:
+        """Returns the key in a buffer of text: 64 hexadecimal digits, or 32 bytes in base64. The
+        buffer is left as it is. Raises InvalidKeyError for other text, BufferTypeError, and what
+        generate() raises."""
+        require = wanted_level(require, None)
+        level = native_level(require)
+        out = KEY.cell()
+        with input_buffer("data", data) as source:
+            status = lib.ccmem_key_from_text(source, len(source), level, out)
+            length = len(source)
+        if status == lib.CCMEM_ERR_KEYFILE:
+            raise errors.InvalidKeyError(
+                f"The text of {length} bytes is no key; it must be 64 hexadecimal digits, or 32 "
+                f"bytes in base64."
+            )
+        check(status, KeyCall("a key", require))
+        return cls._adopt(out)
+
+    @classmethod
+    def _from_descriptor(cls, number: int, require: str | None = None) -> Key:
+        """Returns the key that can be read from an open descriptor up to its end, as a key file
+        has it. The descriptor stays open. Raises KeyFileError, InvalidKeyError for other contents,
+        and what generate() raises."""
+        require = wanted_level(require, None)
+        level = native_level(require)
+        out = KEY.cell()
+        status = lib.ccmem_key_from_fd(number, level, out)
+        check(status, KeyFileCall("a key", require, f"descriptor {number}", ffi.errno))
+        return cls._adopt(out)
+
+    @classmethod
     def from_passphrase(
         cls,
         text: str,
@@ -491,6 +522,19 @@ def unwrap(key: Key, wrapped: Any) -> Key:
     another length, ClosedError, ForkError, and what Key.generate() raises.
     """
     return key._unwrap(wrapped)
+
+
+def from_text(data: Any) -> Key:
+    """Returns the key in a buffer of text: 64 hexadecimal digits, or 32 bytes in base64. The buffer
+    is left as it is. Raises InvalidKeyError for other text, and what Key.generate() raises."""
+    return Key._from_text(data)
+
+
+def from_descriptor(number: int) -> Key:
+    """Returns the key that can be read from an open descriptor up to its end, as a key file has it.
+    The descriptor stays open. Raises KeyFileError, InvalidKeyError for other contents, and what
+    Key.generate() raises."""
+    return Key._from_descriptor(number)
 
 
 def for_context(key: Key, digest: Any) -> Key:

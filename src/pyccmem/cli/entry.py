@@ -19,6 +19,7 @@ _MODULES = {
     "info": ("cli.commands.info", "processor, tiers, secret memory, host encryption"),
     "selftest": ("cli.commands.selftest", "known-answer tests of every usable tier"),
     "keygen": ("cli.commands.keygen", "make a key file"),
+    "keys": ("cli.commands.keys", "list, test and use the key services that URIs name"),
     "encrypt": ("cli.commands.encrypt", "seal a safetensors or GGUF file, or a model's directory"),
     "decrypt": ("cli.commands.decrypt", "write a sealed file or directory in the clear"),
     "inspect": ("cli.commands.inspect", "what a sealed file says of itself"),

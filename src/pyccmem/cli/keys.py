@@ -9,16 +9,25 @@ import os
 import stat
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from .. import errors
 from ..console.command import complain
 from ..files.safetensors_header import open_file
+from ..key_services import from_uri
 from ..keys import Key
 from ..safetensors.providers import AnyKey, Passphrase, provider_named
 
-__all__ = ["add_key_options", "key_of"]
+__all__ = [
+    "add_context_option",
+    "add_key_options",
+    "close",
+    "context_of",
+    "key_of",
+    "with_warnings",
+]
 
 _MAX_PASSPHRASE = 1 << 16
 
@@ -37,6 +46,11 @@ def add_key_options(
     one = group.add_mutually_exclusive_group(required=required)
     one.add_argument(
         f"--{prefix}key-file", metavar="FILE", help="a key file, as `pyccmem keygen` makes them"
+    )
+    one.add_argument(
+        f"--{prefix}key",
+        metavar="URI",
+        help="a key's URI: file:PATH, env:NAME, fd:N, systemd-creds:NAME, or that of a key service",
     )
     one.add_argument(f"--{prefix}passphrase", action="store_true", help="ask for a passphrase")
     one.add_argument(
@@ -66,7 +80,9 @@ def key_of(arguments: argparse.Namespace, prefix: str = "") -> Iterator[AnyKey |
     kdf = option("kdf")
     key: AnyKey | None = None
     if option("key-file"):
-        key = _key_file(option("key-file") or "")
+        key = with_warnings(lambda: Key.from_file(option("key-file") or ""))
+    elif option("key"):
+        key = with_warnings(lambda: from_uri(option("key") or ""))
     elif option("passphrase"):
         key = Passphrase(_ask(prefix, twice=kdf is not None), kdf=kdf or "scrypt")
     elif option("passphrase-file"):
@@ -76,17 +92,51 @@ def key_of(arguments: argparse.Namespace, prefix: str = "") -> Iterator[AnyKey |
     try:
         yield key
     finally:
-        if isinstance(key, (Key, Passphrase)):
-            key.close()
+        close(key)
 
 
-def _key_file(path: str) -> Key:
+def close(key: object) -> None:
+    """Closes a key, a passphrase, or a provider that can be closed."""
+    if hasattr(key, "close"):
+        key.close()
+
+
+_Made = TypeVar("_Made")
+
+
+def with_warnings(make: Callable[[], _Made]) -> _Made:
+    """Returns what `make` returns, and says on standard error what it warns of."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        key = Key.from_file(path)
+        made = make()
     for warning in caught:
         complain(str(warning.message))
-    return key
+    return made
+
+
+def add_context_option(parser: argparse.ArgumentParser, name: str, purpose: str) -> None:
+    """Adds an option that names texts of a context, any number of times."""
+    parser.add_argument(
+        name, metavar="NAME=VALUE", action="append", default=None, help=f"{purpose} (repeatable)"
+    )
+
+
+def context_of(values: list[str] | None) -> dict[str, str] | None:
+    """Returns the context that such options give, None for none. Raises ArgumentError."""
+    if values is None:
+        return None
+    found: dict[str, str] = {}
+    for text in values:
+        name, sign, value = text.partition("=")
+        if not sign or not name:
+            raise errors.ArgumentError(
+                f"A context is NAME=VALUE, and not {text[:60]!a}; write a '=' between the two."
+            )
+        if found.setdefault(name, value) != value:
+            raise errors.ArgumentError(
+                f"The context has {name[:60]!a} twice, with two values; name it once."
+            )
+    return found
 
 
 def _ask(prefix: str, *, twice: bool) -> str:

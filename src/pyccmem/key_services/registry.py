@@ -20,7 +20,7 @@ from .. import errors
 from ..keys import Key
 from .provider import KeyProvider, check_provider
 
-__all__ = ["ENTRY_POINTS", "from_uri", "provider_named", "scheme_of", "schemes"]
+__all__ = ["ENTRY_POINTS", "from_uri", "provider_named", "scheme_of", "schemes", "shared"]
 
 #: The group of entry points under which packages offer providers.
 ENTRY_POINTS = "pyccmem.key_providers"
@@ -28,16 +28,22 @@ ENTRY_POINTS = "pyccmem.key_providers"
 #: The module and the class of each scheme of pyccmem's own. A module is imported when its scheme
 #: is asked for, and not before.
 _OWN = {
+    "env": "local:Environment",
+    "fd": "local:Descriptor",
     "file": "local:File",
     "pkcs11": "pkcs11:Pkcs11",
+    "systemd-creds": "local:SystemdCredential",
     "tpm2": "tpm2:Tpm2",
 }
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*\Z")
 
 
-def schemes() -> list[str]:
-    """Returns the schemes that from_uri() knows: pyccmem's own, and those of installed packages."""
+def schemes(*, own: bool = False) -> list[str]:
+    """Returns the schemes that from_uri() knows: pyccmem's own, and those of installed packages
+    unless `own` is true."""
+    if own:
+        return sorted(_OWN)
     offered = importlib.metadata.entry_points(group=ENTRY_POINTS)
     return sorted({*_OWN, *(entry.name for entry in offered if _SCHEME.match(entry.name))})
 
@@ -68,6 +74,20 @@ def from_uri(uri: str) -> Key | KeyProvider:
     if not isinstance(made, Key):
         check_provider(made)
     found: Key | KeyProvider = made
+    return found
+
+
+#: What shared() has given, by URI.
+_shared: dict[str, Key | KeyProvider] = {}
+
+
+def shared(uri: str) -> Key | KeyProvider:
+    """Does from_uri() once for each URI in this process, for callers that ask again and again: a
+    key of env: or fd: can be had once. Nobody closes what this returns. Raises what from_uri()
+    raises."""
+    found = _shared.get(uri)
+    if found is None or (isinstance(found, Key) and found.closed):
+        found = _shared[uri] = from_uri(uri)
     return found
 
 

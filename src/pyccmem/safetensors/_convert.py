@@ -230,7 +230,7 @@ def rewrap_file(
             raise errors.FileFormatError(
                 f"{os.fspath(path)!r} has reached the last generation; decrypt and encrypt it anew."
             )
-        bound_to = file_context(header.file_id, named(header) if texts is None else texts)
+        bound_to = file_context(header.file_id, named(header.context) if texts is None else texts)
         provider, wrapped, bound = wrap(new, data_key_of(opened), bound_to)
         header = replace(
             header,

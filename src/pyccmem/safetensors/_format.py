@@ -62,12 +62,15 @@ __all__ = [
     "RESERVED_PREFIX",
     "Blob",
     "Index",
+    "KeyEntry",
     "SealedHeader",
     "SealedTensor",
     "index_text",
+    "key_text",
     "layout",
     "parse",
     "parse_index",
+    "parse_key",
     "place",
     "serialized",
     "to_json",
@@ -122,6 +125,18 @@ class Index:
 
 
 @dataclass(frozen=True)
+class KeyEntry:
+    """What a file says of its data key."""
+
+    provider: str
+    wrapped: WrappedKey
+    #: The data key under what `wrapped` holds; empty when `wrapped` holds the data key itself.
+    bound: bytes
+    #: What the data key was wrapped for; None in a file of format 1.
+    context: dict[str, str] | None
+
+
+@dataclass(frozen=True)
 class SealedHeader:
     """A header. `index` is the index itself, or the sealed blob that holds it."""
 
@@ -136,6 +151,11 @@ class SealedHeader:
     #: What the data key was wrapped for; None for a file of format 1.
     context: dict[str, str] | None
     index: Index | SealedTensor
+
+    @property
+    def key(self) -> KeyEntry:
+        """What the header says of the data key."""
+        return KeyEntry(self.provider, self.wrapped, self.bound, self.context)
 
 
 @dataclass(frozen=True)
@@ -227,6 +247,23 @@ def _context(value: object) -> dict[str, str]:
     raise wrong(f"the context of its key cannot be: {why.rstrip('.')}")
 
 
+def parse_key(value: object, *, bound: bool = True) -> KeyEntry:
+    """Returns what a file says of its data key; `bound`: as in format 2. Raises
+    FileFormatError."""
+    names = ("provider", "key_id", "wrapped", "parameters")
+    key = _fields(value, (*names, "bound", "context") if bound else names, "its key")
+    return KeyEntry(
+        _text(key["provider"], "the provider of its key"),
+        WrappedKey(
+            _text(key["key_id"], "the id of its key"),
+            _bytes(key["wrapped"], 1, MAX_WRAPPED_BYTES, "its wrapped key"),
+            _parameters(key["parameters"]),
+        ),
+        _bytes(key["bound"], 0, MAX_WRAPPED_BYTES, "its bound key") if bound else b"",
+        _context(key["context"]) if bound else None,
+    )
+
+
 def parse(header: Header) -> SealedHeader:
     """Returns what the header of a sealed file says. Raises FileFormatError with what is wrong."""
     text = header.metadata.get(METADATA_KEY)
@@ -261,21 +298,16 @@ def parse(header: Header) -> SealedHeader:
     page_size = _integer(document["page_size"], smallest, largest, "its page_size")
     if page_size & (page_size - 1):
         raise wrong(f"its page_size is {page_size}; it must be a power of two")
-    names = ("provider", "key_id", "wrapped", "parameters")
-    key = _fields(document["key"], (*names, "bound", "context") if bound else names, "its key")
+    key = parse_key(document["key"], bound=bound)
     return SealedHeader(
         file_id=_bytes(document["file_id"], _ID_BYTES, _ID_BYTES, "its file_id"),
         generation=_integer(document["generation"], 1, MAX_GENERATION, "its generation"),
         cipher=cipher,
         page_size=page_size,
-        provider=_text(key["provider"], "the provider of its key"),
-        wrapped=WrappedKey(
-            _text(key["key_id"], "the id of its key"),
-            _bytes(key["wrapped"], 1, MAX_WRAPPED_BYTES, "its wrapped key"),
-            _parameters(key["parameters"]),
-        ),
-        bound=_bytes(key["bound"], 0, MAX_WRAPPED_BYTES, "its bound key") if bound else b"",
-        context=_context(key["context"]) if bound else None,
+        provider=key.provider,
+        wrapped=key.wrapped,
+        bound=key.bound,
+        context=key.context,
         index=_index_blob(document["index"])
         if sealed
         else _index(document["tensors"], document["metadata"], sealed=False),
@@ -434,6 +466,19 @@ def index_text(index: Index) -> dict[str, Any]:
     }
 
 
+def key_text(key: KeyEntry) -> dict[str, Any]:
+    """Returns an entry as the JSON object that parse_key() reads."""
+    found: dict[str, Any] = {
+        "provider": key.provider,
+        "key_id": key.wrapped.key_id,
+        "wrapped": key.wrapped.blob.hex(),
+        "parameters": key.wrapped.parameters,
+    }
+    if key.context is not None:
+        found |= {"bound": key.bound.hex(), "context": key.context}
+    return found
+
+
 def serialized(header: SealedHeader, tensors: tuple[SealedTensor, ...]) -> tuple[bytes, Header]:
     """Returns the bytes before the data, and the header as a reader sees it. `tensors` are those of
     all blobs in order, including a sealed index. The length does not depend on the table_macs.
@@ -449,21 +494,13 @@ def serialized(header: SealedHeader, tensors: tuple[SealedTensor, ...]) -> tuple
                 "table_mac": own.table_mac.hex(),
             }
         }
-    key: dict[str, Any] = {
-        "provider": header.provider,
-        "key_id": header.wrapped.key_id,
-        "wrapped": header.wrapped.blob.hex(),
-        "parameters": header.wrapped.parameters,
-    }
-    if header.context is not None:
-        key |= {"bound": header.bound.hex(), "context": header.context}
     description = {
         "format": 1 if header.context is None else FORMAT,
         "file_id": header.file_id.hex(),
         "generation": header.generation,
         "cipher": header.cipher,
         "page_size": header.page_size,
-        "key": key,
+        "key": key_text(header.key),
         **index,
     }
     page_size = header.page_size

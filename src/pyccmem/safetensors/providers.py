@@ -28,7 +28,7 @@ from ..key_services.wrapped import MAX_PARAMETERS, MAX_TEXT, MAX_WRAPPED_BYTES, 
 from ..keys import Key, KeyFile, check_open, file_of
 
 if TYPE_CHECKING:
-    from ._format import SealedHeader
+    from ._format import KeyEntry, SealedHeader
 
 __all__ = [
     "ENTRY_POINTS",
@@ -43,6 +43,7 @@ __all__ = [
     "check_key",
     "file_context",
     "named",
+    "opened",
     "provider_named",
     "source_of",
     "unwrap",
@@ -287,11 +288,9 @@ def file_context(file_id: bytes, texts: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def named(header: SealedHeader) -> dict[str, str]:
+def named(context: Mapping[str, str] | None) -> dict[str, str]:
     """Returns the part of a file's context that its writer named."""
-    return {
-        name: value for name, value in (header.context or {}).items() if not name.startswith(OWN)
-    }
+    return {name: value for name, value in (context or {}).items() if not name.startswith(OWN)}
 
 
 def wrap(key: AnyKey, data_key: Key, context: Mapping[str, str]) -> tuple[str, WrappedKey, bytes]:
@@ -316,21 +315,28 @@ def unwrap(key: AnyKey, header: SealedHeader, context: Mapping[str, str] | None 
     changed, FileFormatError, and what the provider raises."""
     check_key(key)
     _check_context(header, context or {})
-    provider, wrapped = header.provider, header.wrapped
+    return opened(key, header.key)
+
+
+def opened(key: AnyKey, entry: KeyEntry) -> Key:
+    """Returns the key of an entry. Raises InvalidKeyError for a key that does not open it,
+    ContextError, IntegrityError, FileFormatError, and what the provider raises."""
+    check_key(key)
+    provider, wrapped = entry.provider, entry.wrapped
     if isinstance(key, Key):
         if provider != _KEY:
             raise _other_kind(provider, "a Key")
-        return _unwrapped(key, header, "this key does not open this file", "the given one is")
+        return _unwrapped(key, entry, "this key does not open this file", "the given one is")
     if isinstance(key, Passphrase):
         if provider not in _KDFS:
             raise _other_kind(provider, "a Passphrase")
         derived = key._opening(provider, wrapped.parameters)
         return _unwrapped(
-            derived, header, "this passphrase does not open this file", "the passphrase gives"
+            derived, entry, "this passphrase does not open this file", "the passphrase gives"
         )
     if provider != key.name:
         raise _other_kind(provider, f"the provider {key.name!r}")
-    return unwrapped(key, wrapped, header.bound, header.context)
+    return unwrapped(key, wrapped, entry.bound, entry.context)
 
 
 def _check_context(header: SealedHeader, wanted: Mapping[str, str]) -> None:
@@ -359,8 +365,8 @@ def _check_context(header: SealedHeader, wanted: Mapping[str, str]) -> None:
         )
 
 
-def _unwrapped(key: Key, header: SealedHeader, refusal: str, given: str) -> Key:
-    wrapped = header.wrapped
+def _unwrapped(key: Key, entry: KeyEntry, refusal: str, given: str) -> Key:
+    wrapped = entry.wrapped
     if wrapped.key_id != key.id:
         raise errors.InvalidKeyError(
             f"{refusal[0].upper()}{refusal[1:]}: it was sealed for key id {shown(wrapped.key_id)}, "
@@ -371,8 +377,8 @@ def _unwrapped(key: Key, header: SealedHeader, refusal: str, given: str) -> Key:
             f"This sealed file is damaged: its wrapped key has {len(wrapped.blob)} bytes, not "
             f"{lib.CCMEM_WRAPPED_KEY_SIZE}; use a good copy of it."
         )
-    if header.context is not None:
-        return envelope.open(key, wrapped.blob, header.context)
+    if entry.context is not None:
+        return envelope.open(key, wrapped.blob, entry.context)
     try:
         return keys.unwrap(key, wrapped.blob)
     except errors.IntegrityError:

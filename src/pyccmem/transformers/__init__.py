@@ -12,8 +12,9 @@ or even read, before the model works with it. save_pretrained() writes sealed fi
 SentenceTransformer("MiniLM-sealed") does the same. A plain directory is encrypted while it is
 loaded, if from_pretrained() is given `quantization_config=PyccmemConfig(key=key)`.
 
-The key is that of PyccmemConfig, else that of using_key(), else that of the file which the
-environment variable PYCCMEM_KEY_FILE names. It is never written to a config.json.
+The key is that of PyccmemConfig, else that of using_key(), else that of the URI in the environment
+variable PYCCMEM_KEY, else that of the file which PYCCMEM_KEY_FILE names. It is never written to a
+config.json.
 
 transformers sees a method of quantization, "pyccmem", which its own decorators register:
 
@@ -60,13 +61,14 @@ from . import adapters, attention, batching, hooks
 from .cache import EncryptedCache, EncryptedEncoderDecoderCache
 from .config import PyccmemConfig
 from .gguf import from_gguf, tokenizer_from_gguf
-from .keys import KEY_FILE_VARIABLE, using_key
+from .keys import KEY_FILE_VARIABLE, KEY_VARIABLE, using_key
 from .protect import protect_inputs, protected_inputs, unprotect_inputs
 from .quantizer import PyccmemQuantizer
 from .save import save_pretrained
 
 __all__ = [
     "KEY_FILE_VARIABLE",
+    "KEY_VARIABLE",
     "EncryptedCache",
     "EncryptedEncoderDecoderCache",
     "PyccmemConfig",

@@ -13,7 +13,7 @@ from .. import errors
 from ..directories.marks import METHOD
 from ..torch._quantize import Formats
 from ..torch._results import wipes
-from .keys import note_given
+from .keys import key_named, note_given
 
 __all__ = ["PyccmemConfig"]
 
@@ -22,12 +22,13 @@ class PyccmemConfig(QuantizationConfigMixin):  # type: ignore[misc]
     """`quantization_config` of from_pretrained(): for a sealed directory it gives the key to open
     it; for a plain one it has the model encrypted while it is loaded.
 
-    `key`: a pyccmem.Key, or what else pyccmem.safetensors.load_file() takes. It is not copied, and
-    must stay open as long as the model is to be saved. A copy of the object has the same key; a
-    pickled or serialised one has none. `weights`: the name of the file that holds the weights, or
-    of their index, if it is not the one that transformers expects. `mmap`: False reads the pages of
-    sealed files into memory of this process, as load_file() does. `activations`: "plain", or
-    "wiped" to put results of the encrypted tensors into memory that is wiped when it is freed, as
+    `key`: a pyccmem.Key, or what else pyccmem.safetensors.load_file() takes; or the URI of one,
+    such as "file:/etc/model.key", see pyccmem.key_services.from_uri(). It is not copied, and must
+    stay open as long as the model is to be saved. A copy of the object has the same key; a pickled
+    or serialised one has none. `weights`: the name of the file that holds the weights, or of their
+    index, if it is not the one that transformers expects. `mmap`: False reads the pages of sealed
+    files into memory of this process, as load_file() does. `activations`: "plain", or "wiped" to
+    put results of the encrypted tensors into memory that is wiped when it is freed, as
     pyccmem.torch.set_activations() says; anything else is an ArgumentError. `quantize` and `skip`:
     the block format of the weights of linear layers and embeddings, which are quantised while they
     are loaded, as pyccmem.torch.encrypt_module() says. config.json keeps none of the last four.
@@ -50,6 +51,7 @@ class PyccmemConfig(QuantizationConfigMixin):  # type: ignore[misc]
         self.checkpoint: dict[str, Any] | None = None
         self.quant_method = METHOD
         self.weights = weights
+        key = key_named(key)
         self._key, self._mmap, self._activations = key, bool(mmap), activations
         if key is not None:
             note_given(self)

@@ -12,13 +12,16 @@ from contextvars import ContextVar
 from typing import Any
 
 from .. import errors
+from ..key_services.registry import shared
 from ..keys import Key
 
 __all__ = [
     "KEY_FILE_VARIABLE",
+    "KEY_VARIABLE",
     "encrypts_beside",
     "find_key",
     "given_config",
+    "key_named",
     "note_given",
     "recent_config",
     "recent_key",
@@ -27,7 +30,9 @@ __all__ = [
     "using_key",
 ]
 
-#: The environment variable with the name of a key file; see pyccmem.Key.from_file().
+#: The environment variables with the URI of a key, see pyccmem.key_services.from_uri(), and with
+#: the name of a key file, see pyccmem.Key.from_file().
+KEY_VARIABLE = "PYCCMEM_KEY"
 KEY_FILE_VARIABLE = "PYCCMEM_KEY_FILE"
 
 _recent = threading.local()
@@ -39,12 +44,14 @@ _current: ContextVar[Any] = ContextVar("pyccmem_key", default=None)
 def using_key(key: Any) -> Iterator[None]:
     """Lets transformers and sentence-transformers load and save with `key` in a `with` block, in
     this thread (or asyncio task). `key` is a pyccmem.Key, or what else
-    pyccmem.safetensors.load_file() takes; it is not closed. Blocks may be nested.
+    pyccmem.safetensors.load_file() takes; it is not closed. Or it is the URI of one, such as
+    "file:/etc/model.key". Blocks may be nested.
 
-    Raises ArgumentTypeError for None.
+    Raises ArgumentTypeError for None, and for a URI what from_uri() raises.
     """
     if key is None:
         raise errors.ArgumentTypeError("using_key() needs a key, not None; make one with Key.")
+    key = key_named(key)
     before = _current.get()
     try:
         _current.set(key)
@@ -54,23 +61,34 @@ def using_key(key: Any) -> Iterator[None]:
 
 
 def find_key(given: Any = None, *, what: str) -> Any:
-    """Returns the key to use: `given`, else that of using_key(), else the one in the file that
-    PYCCMEM_KEY_FILE names. `what` names its purpose in an error.
+    """Returns the key to use: `given`, else that of using_key(), else the one whose URI is in
+    PYCCMEM_KEY, else the one in the file that PYCCMEM_KEY_FILE names. `what` names its purpose in
+    an error.
 
-    Raises InvalidKeyError if there is none, and what Key.from_file() raises.
+    Raises InvalidKeyError if there is none, and what from_uri() and Key.from_file() raise.
     """
     if given is not None:
         return given
     key = _current.get()
     if key is not None:
         return key
+    uri = os.environ.get(KEY_VARIABLE)
+    if uri:
+        return shared(uri)
     path = os.environ.get(KEY_FILE_VARIABLE)
     if path:
         return Key.from_file(path)
     raise errors.InvalidKeyError(
         f"There is no key for {what}; pass quantization_config=PyccmemConfig(key=...), use `with "
-        f"pyccmem.transformers.using_key(key):`, or set {KEY_FILE_VARIABLE} to a key file."
+        f"pyccmem.transformers.using_key(key):`, or set {KEY_VARIABLE} to a key's URI, or "
+        f"{KEY_FILE_VARIABLE} to a key file."
     )
+
+
+def key_named(key: Any) -> Any:
+    """Returns the key of a URI, one for each URI in this process; anything else as it is. Raises
+    what from_uri() raises."""
+    return shared(key) if isinstance(key, str) else key
 
 
 # ---- what this thread is about to load ---------------------------------------------------------

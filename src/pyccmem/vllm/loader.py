@@ -18,6 +18,7 @@ from .. import errors
 from .. import safetensors as sealed
 from ..directories.index import INDEX_SUFFIX, read_index
 from ..directories.marks import METHOD
+from ..keys import Key
 from ..torch import EncryptedTensor, encrypt_module
 from .keys import file_key
 from .method import PyccmemQuantization, adopt_layers, weights_of
@@ -99,8 +100,9 @@ def _mapped(files: list[str], prefix: str) -> Iterator[tuple[str, Tensor]]:
     for file in files:
         key = file_key(f"the sealed file {file!r}")
         cores = sealed.load_file(file, key=key, sealed=True, progress=False)
+        own = key if isinstance(key, Key) else None
         for name, core in cores.items():
-            yield prefix + name, EncryptedTensor.from_core(core, key=key)
+            yield prefix + name, EncryptedTensor.from_core(core, key=own)
 
 
 def _config_of(model: nn.Module) -> PyccmemQuantization:

@@ -144,6 +144,7 @@ MODULES: dict[str, tuple[Tests, ...]] = {
     "platform/random.c": (tests("failures"), tests("keys")),
     "crypto/mac/kdf.c": (tests("kdf", "residue"), tests("secret")),
     "crypto/aes/keywrap.c": (tests("key_wrap", "residue"),),
+    "pages/key_text.c": (tests("keys", "local_keys"), tests("secret")),
     "pages/key.c": (tests("keys", "key_wrap", "residue"), tests("secret")),
     "memory/secret.c": SECRET,
     "memory/secret.h": SECRET,
@@ -329,7 +330,7 @@ CHANGES: list[Change] = [
     ),
     Change(
         "hex-accepts-anything",
-        "pages/key.c",
+        "pages/key_text.c",
         "*bad |= 1 ^ (is_digit | is_letter);",
         ";",
         (tests("keys::test_from_file_refuses_other_contents"),),

@@ -13,7 +13,7 @@ from ... import errors
 from ...gguf import encrypt
 from ..destination import add_force, check_destination
 from ..directory import directory_function
-from ..keys import add_key_options, key_of
+from ..keys import add_context_option, add_key_options, context_of, key_of
 from ..output import safe, show_json, show_table
 
 __all__ = ["add_arguments", "run"]
@@ -54,6 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="with --quantize, leave weights or modules whose name matches (repeatable)",
     )
+    add_context_option(
+        parser, "--context", "a text that the key is bound to, which stands in the file"
+    )
     add_force(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_key_options(parser, "the key to seal it for", sealing=True)
@@ -63,6 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Seals. Raises what encrypt() and encrypt_directory() raise."""
     src, dst = arguments.src, arguments.dst
     check_destination(src, dst, force=arguments.force)
+    context = context_of(arguments.context)
     with key_of(arguments) as key:
         assert key is not None, "argparse asks for one"
         if os.path.isdir(src):
@@ -74,6 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
                 exclude=arguments.exclude,
                 quantize=arguments.quantize,
                 skip=arguments.skip,
+                context=context,
             )
             _show_directory(dst, pins, arguments.json)
             _warn_of_owner(src, dst)
@@ -82,7 +87,14 @@ def run(arguments: argparse.Namespace) -> int:
             raise errors.ArgumentError("--quantize is for the directory of a model, not a file.")
         if arguments.exclude:
             raise errors.ArgumentError("--exclude is for directories; leave it out for a file.")
-        pin = encrypt(src, dst, key, seal_names=arguments.seal_names, overwrite=arguments.force)
+        pin = encrypt(
+            src,
+            dst,
+            key,
+            seal_names=arguments.seal_names,
+            overwrite=arguments.force,
+            context=context,
+        )
     if arguments.json:
         show_json({"file": dst, "pin": pin, "mode": _mode(dst)})
     else:

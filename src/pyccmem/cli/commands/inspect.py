@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 from ... import errors, gguf
 from ...safetensors import FileInfo, inspect_file
-from ...safetensors.providers import AnyKey
-from ..keys import add_key_options, key_of
+from ...safetensors.providers import AnyKey, named
+from ..keys import add_context_option, add_key_options, context_of, key_of
 from ..output import safe, show_json, show_rows, show_table, size
 from ..walk import Found
 from .verify import EXIT_DAMAGED, EXIT_ERROR
@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--expect", metavar="ID:GENERATION", help="the file and the least generation to accept"
     )
+    add_context_option(parser, "--context", "a text that the file's context must have")
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_key_options(parser, required=False)
 
@@ -45,10 +46,11 @@ def run(arguments: argparse.Namespace) -> int:
     found = Found([arguments.file])
     if arguments.expect:
         found.refuse("--expect")
+    context = context_of(arguments.context)
     with key_of(arguments) as key:
         if found.several:
-            return _directory(found, key, arguments)
-        info = inspect_file(arguments.file, key, expect=arguments.expect)
+            return _directory(found, key, context, arguments)
+        info = inspect_file(arguments.file, key, expect=arguments.expect, context=context)
         summary = None
         if key is not None and gguf.is_gguf_content(info.metadata):
             summary = gguf.inspect(arguments.file, key, expect=info)
@@ -92,12 +94,17 @@ def _gguf_rows(summary: gguf.Summary) -> Iterator[tuple[str, str]]:
     yield "types", ", ".join(f"{name} {count}" for name, count in summary.types.items())
 
 
-def _directory(found: Found, key: AnyKey | None, arguments: argparse.Namespace) -> int:
+def _directory(
+    found: Found,
+    key: AnyKey | None,
+    context: dict[str, str] | None,
+    arguments: argparse.Namespace,
+) -> int:
     infos: dict[str, FileInfo | errors.PyccmemError] = {}
     status = 0
     for path in found.paths:
         try:
-            infos[path] = inspect_file(path, key)
+            infos[path] = inspect_file(path, key, context=context)
         except (errors.FileFormatError, errors.IntegrityError) as error:
             infos[path] = error.with_traceback(None)
             status = EXIT_DAMAGED
@@ -144,6 +151,9 @@ def _rows(info: FileInfo) -> Iterator[tuple[str, str]]:
     parameters = ", ".join(f"{name} {value}" for name, value in info.parameters.items())
     yield "sealed by", safe(info.provider + (f" ({parameters})" if parameters else ""))
     yield "key id", safe(info.key_id)
+    yield "format", str(info.format)
+    for name, value in named(info.context).items():
+        yield f"context {safe(name)}", safe(value)
     yield "names", "sealed" if info.names_sealed else "in the clear"
     yield "size", size(info.nbytes)
     if info.tensors is None:

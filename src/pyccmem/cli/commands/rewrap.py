@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 
 from ...safetensors import rewrap_file
-from ..keys import add_key_options, key_of
+from ..keys import add_context_option, add_key_options, context_of, key_of
 from ..output import safe, show_json
 from ..walk import Found
 
@@ -23,6 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "ends the run, and what was printed before it is done."
     )
     parser.add_argument("files", metavar="FILE", nargs="+", help="a sealed file, or a directory")
+    add_context_option(parser, "--context", "a text that the file's context must have")
+    add_context_option(
+        parser, "--new-context", "a text of the new context, which else stays as it is"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_key_options(parser, "the key that opens it now")
     add_key_options(parser, "the key that shall open it", prefix="new-", sealing=True)
@@ -31,10 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Rewraps and prints. Raises what rewrap_file() raises."""
     pins = {}
+    context, new_context = context_of(arguments.context), context_of(arguments.new_context)
     with key_of(arguments) as old, key_of(arguments, "new-") as new:
         assert old is not None and new is not None, "argparse asks for both"
         for path in Found(arguments.files).paths:
-            pins[path] = rewrap_file(path, old, new)
+            pins[path] = rewrap_file(path, old, new, context=context, new_context=new_context)
             if not arguments.json:
                 print(f"{safe(path)}  {pins[path]}", flush=True)
     if arguments.json:

@@ -12,7 +12,7 @@ from ... import errors
 from ...console.command import EXIT_ERROR
 from ...safetensors._inspect import Damage, damage_of
 from ...safetensors.providers import AnyKey
-from ..keys import add_key_options, key_of
+from ..keys import add_context_option, add_key_options, context_of, key_of
 from ..output import safe, show_json
 from ..walk import Found
 
@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--expect", metavar="ID:GENERATION", help="the file and the least generation to accept"
     )
+    add_context_option(parser, "--context", "a text that the file's context must have")
     parser.add_argument("--json", action="store_true", help="print JSON")
     add_key_options(parser)
 
@@ -49,11 +50,12 @@ def run(arguments: argparse.Namespace) -> int:
         found.refuse("--expect")
     results = []
     width = max(map(len, map(safe, found.paths)))
+    context = context_of(arguments.context)
     with key_of(arguments) as key:
         assert key is not None, "argparse asks for one"
         for path in found.paths:
             try:
-                result = _checked(path, key, arguments.expect)
+                result = _checked(path, key, arguments.expect, context)
             except errors.PyccmemError as error:
                 if not found.several:
                     raise
@@ -74,9 +76,11 @@ def _result(path: str, state: str, **more: Any) -> dict[str, Any]:
     return {"file": path, "state": state, "error": None, "pin": None, "damage": [], **more}
 
 
-def _checked(path: str, key: AnyKey, expect: str | None) -> dict[str, Any]:
+def _checked(
+    path: str, key: AnyKey, expect: str | None, context: dict[str, str] | None
+) -> dict[str, Any]:
     try:
-        opened, damage = damage_of(path, key, expect=expect)
+        opened, damage = damage_of(path, key, expect=expect, context=context)
     except (errors.IntegrityError, errors.FileFormatError) as error:
         return _result(path, "DAMAGED", error=str(error).removeprefix(f"{path!a}: "))
     pin = f"{opened.file_id}:{opened.generation}"
