@@ -39,7 +39,8 @@ typedef enum ccmem_status {
     CCMEM_ERR_PINNED,       /* too much of a mapping's window would be pinned */
     CCMEM_ERR_THREAD,       /* the system refused a thread */
     CCMEM_ERR_CLOSED,       /* the store was removed from its arena */
-    CCMEM_ERR_FROZEN        /* the store's pages are sealed once, and were, or writes were ended */
+    CCMEM_ERR_FROZEN,       /* the store's pages are sealed once, and were, or writes were ended */
+    CCMEM_ERR_REKEY         /* the pages are being moved to another key, or by another thread */
 } ccmem_status;
 
 /* ISA levels of the kernels, worst first. */
@@ -239,13 +240,12 @@ ccmem_status ccmem_store_new(const ccmem_key *key, ccmem_cipher cipher, uint64_t
                              uint32_t tweak_cache_entries, ccmem_freshness freshness,
                              ccmem_store **out);
 
-/* A store of the size, cipher, page size and tweak cache of another, under a random key of its own,
- * in secret memory of the level that the other's key was to have, and counters that go on where the
- * other's are. It holds zeros, or nothing yet,
- * as ccmem_store_new() says. Not like a store over a file: CCMEM_ERR_ARGUMENT. Other errors as of
- * ccmem_store_new(). */
-ccmem_status ccmem_store_like(const ccmem_store *like, ccmem_freshness freshness,
-                              ccmem_store **out);
+/* A store of the size, cipher, page size and tweak cache of another, under `key`, or (NULL) under a
+ * random key of its own, in secret memory of the level that the other's key was to have, and
+ * counters that go on where the other's are. It holds zeros, or nothing yet, as ccmem_store_new()
+ * says. Not like a store over a file: CCMEM_ERR_ARGUMENT. Other errors as of ccmem_store_new(). */
+ccmem_status ccmem_store_like(const ccmem_store *like, const ccmem_key *key,
+                              ccmem_freshness freshness, ccmem_store **out);
 
 /* Seals n bytes from `data` as the next pages of a store of CCMEM_FRESH_ONCE, from `offset` on: as
  * many bytes as were filled before. n is whole pages, or ends with the store. A page that is not
@@ -404,6 +404,46 @@ void ccmem_arena_free(ccmem_arena *arena);
 
 /* What the stores of an arena take now. CCMEM_ERR_FORK. */
 ccmem_status ccmem_arena_get_totals(const ccmem_arena *arena, ccmem_arena_totals *out);
+
+/* ---- another key ----------------------------------------------------------------------------- */
+
+/* How much a key has sealed, and how far the pages are that are moved to it. */
+typedef struct ccmem_key_use {
+    uint64_t pages_sealed;    /* under the key that pages are sealed under now, about */
+    uint64_t highest_version; /* that a page has */
+    uint64_t version_limit;   /* that a page may have under this key */
+    uint64_t pages;           /* that there are, */
+    uint64_t pages_moved;     /* of which these were looked at; all, when none are to be moved */
+    int moving;               /* 1: some may be under the key before */
+} ccmem_key_use;
+
+/* Has the store's pages sealed under another subkey from now on: derived from `key`, or from a
+ * random key when it is NULL, and a fresh random id. Pages that are not written stay under the old
+ * subkey until ccmem_store_move() has moved them; both stay usable until then, for any number of
+ * threads that read and write. Versions go on, and the version limit is then that of
+ * ccmem_store_new() more than the highest that a page has now. Writers wait for one look at all
+ * versions. On failure nothing has changed. CCMEM_ERR_REKEY: the pages are being moved already.
+ * CCMEM_ERR_READONLY: a file's; _FROZEN: sealed once; _ARGUMENT: it shares its key with others;
+ * _INTEGRITY: the version of a page was changed, or the copy of it (ccmem_last_failure() tells
+ * which page; write it as a whole first); _VERSION: no higher version is left; _FORK, _CLOSED,
+ * _NOMEM, _MEMLOCK, _SECRETMEM, _ENTROPY. */
+ccmem_status ccmem_store_rekey(ccmem_store *store, const ccmem_key *key);
+
+/* Looks at up to npages of the pages that are yet to be moved, and moves them, 64 KiB of plaintext
+ * at a time, in the calling thread. *done is how many these were; with fewer than npages all are
+ * moved, and the old subkey is overwritten. A call that finds none to move does nothing. On failure
+ * all pages are as usable as before, and a later call goes on. CCMEM_ERR_INTEGRITY: a page was
+ * changed, and was not moved. CCMEM_ERR_REKEY: another thread moves pages now. _ARGUMENT,
+ * _READONLY, _FROZEN, _FORK, _CLOSED, _NOMEM, _BUDGET, _VERSION. */
+ccmem_status ccmem_store_move(ccmem_store *store, uint64_t npages, uint64_t *done);
+
+/* CCMEM_ERR_FORK, _CLOSED. */
+ccmem_status ccmem_store_key_use(ccmem_store *store, ccmem_key_use *out);
+
+/* The same for all stores of an arena; in a failure, pages have their numbers in the arena. */
+ccmem_status ccmem_arena_rekey(ccmem_arena *arena, const ccmem_key *key);
+ccmem_status ccmem_arena_move(ccmem_arena *arena, uint64_t npages, uint64_t *done);
+ccmem_status ccmem_arena_key_use(ccmem_arena *arena, ccmem_key_use *out);
 
 /* ---- files ----------------------------------------------------------------------------------- */
 
@@ -1089,6 +1129,10 @@ int ccmem_kept_file_number(const ccmem_kept_file *file);
 
 /* Closes it, if it is still that file's. */
 void ccmem_kept_file_drop(ccmem_kept_file *file);
+
+/* Has two names, of files or directories, change places in one step that is seen as a whole. 0, or
+ * the error: ENOSYS, EINVAL where the system or the file system cannot. */
+int ccmem_exchange(const char *one, const char *other);
 
 /* ---- low-level functions, for checking against published vectors ----------------------------- */
 

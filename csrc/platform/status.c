@@ -41,6 +41,7 @@ const char *ccmem_status_text(ccmem_status status) {
         return "each page of the store is sealed once, and cannot be written; copy the data to a "
                "new "
                "store";
+    case CCMEM_ERR_REKEY: return "the pages are being moved to another key: finish that first";
     case CCMEM_ERR_PINNED: return "too few frames of the window would be left unpinned";
     case CCMEM_ERR_THREAD:
         return "the system refused a thread; raise the limit of processes and threads";

@@ -36,10 +36,6 @@ struct ccmem_arena {
 
 /* ---- pages ----------------------------------------------------------------------------------- */
 
-static int used(const store_chunk *c, uint64_t page) {
-    return (int)(c->in_use[page / WORD] >> page % WORD & 1);
-}
-
 static void mark(store_chunk *c, uint64_t first, uint64_t n, int taken) {
     for (uint64_t i = first; i < first + n; i++) {
         uint64_t bit = (uint64_t)1 << i % WORD;
@@ -57,7 +53,7 @@ static uint64_t find_left(const store_chunk *c, uint64_t n) {
             i += WORD - 1;
             continue;
         }
-        run = used(c, i) ? 0 : run + 1;
+        run = chunk_uses(c, i) ? 0 : run + 1;
         if (run == n)
             return i + 1 - n;
     }
@@ -143,6 +139,8 @@ static void discard(uint8_t *p, uint64_t n) {
 static void leave(store_core *core, const ccmem_store *s) {
     const uint64_t n = store_pages(s), at = s->first - s->chunk->first;
     store_chunk *c = s->chunk;
+    /* Not while a thread moves these pages to another key: the lower of two records would stay. */
+    pthread_mutex_lock(&core->lock);
     /* Both records, as one may be damaged before the next store has the page. */
     for (uint64_t i = 0; i < n && s->version; i++) {
         const uint64_t used = store_used_version(s, i);
@@ -152,11 +150,10 @@ static void leave(store_core *core, const ccmem_store *s) {
     discard(s->ct, n << core->page_shift);
     if (s->tag)
         memset(s->tag, 0, n * sizeof *s->tag);
-    pthread_mutex_lock(&core->lock);
     if (!s->version)
         c->left += n; /* marked as in use, which they never are again */
     for (uint64_t i = 0; i < n && s->version; i++)
-        if (*store_sealed(s, i) < core->version_limit) { /* else it is of no use any more */
+        if (*store_sealed(s, i) < core_version_limit(core)) { /* else it is of no use any more */
             mark(c, at + i, 1, 0);
             c->left++;
         }
@@ -201,7 +198,7 @@ ccmem_status ccmem_arena_new(const ccmem_key *key, ccmem_cipher cipher, uint32_t
         return status;
     }
     if (version_limit)
-        arena->core->version_limit = version_limit;
+        arena->core->version_limit = arena->core->versions = version_limit;
     *out = arena;
     return CCMEM_OK;
 }
@@ -292,6 +289,8 @@ ccmem_status ccmem_arena_get_totals(const ccmem_arena *arena, ccmem_arena_totals
     out->integrity_failures = stats.integrity_failures;
     return CCMEM_OK;
 }
+
+store_core *arena_core(const ccmem_arena *arena) { return arena->core; }
 
 ccmem_secret_level ccmem_arena_level(const ccmem_arena *arena) { return arena->core->level; }
 

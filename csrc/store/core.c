@@ -108,7 +108,7 @@ ccmem_status core_new(const ccmem_key *key, ccmem_cipher cipher, const uint8_t i
     core->generation = fork_generation();
     core->page_shift = (uint32_t)__builtin_ctz(page_size);
     core->suite = page_suite_of(cipher);
-    core->version_limit = VERSION_MAX;
+    core->version_limit = core->versions = VERSION_MAX;
     core->refs = 1;
     core->read_only = !id;
     core->freshness = freshness;
@@ -129,8 +129,10 @@ void core_release(store_core *core) {
         return;
     int alien = fork_alien(core->generation);
     tweak_cache_destroy(&core->page.cache, alien);
-    if (!alien)
+    if (!alien) {
         secret_free(core->key);
+        secret_free(core->other_key);
+    }
     if (core->late)
         subkeys_close(core->late, alien);
     free(core->late);

@@ -55,8 +55,15 @@ typedef struct store_chunk {
 
 typedef struct store_core {
     page_context page;
+    page_context other; /* as the first but for the key, once there was a second one: rekey.c */
+    uint64_t turn;      /* atomic, see core_page() */
     uint64_t generation;
-    uint64_t version_limit;
+    uint64_t version_limit; /* atomic */
+    uint64_t versions;      /* that a page may have under one key */
+    uint64_t frontier;      /* atomic: numbers of pages below this are under the new key */
+    uint64_t sealed_before; /* atomic: pages, under earlier keys */
+    int moving;             /* atomic: a thread begins to move pages, or moves some */
+    int paused;             /* atomic: writers wait before they change a page */
     uint32_t page_shift;
     int read_only;    /* stores over a file */
     int writes_ended; /* atomic */
@@ -64,6 +71,7 @@ typedef struct store_core {
     ccmem_secret_level level;
     ccmem_secret_level require; /* of its key */
     void *key;                  /* expanded, in secret memory; NULL: */
+    void *other_key;            /* that of `other`; NULL: there was only one */
     subkeys *late;              /* one for each store, derived when it is used */
     const page_suite *suite;
     uint64_t refs; /* atomic: its stores, and the arena itself */
@@ -113,6 +121,44 @@ extern const store_core store_gone;
 
 static inline uint64_t store_pages(const ccmem_store *s) {
     return (s->nbytes + s->core->page.size - 1) >> s->core->page_shift;
+}
+
+/* Returns with what a page of this version is opened. In `turn` the lowest bit says which of the
+ * two contexts has the key that pages are sealed under; the rest is the version that the first page
+ * of that key had, as long as there may be pages of the other key, whose versions are all lower,
+ * and then 0. Call it after the version was loaded with acquire: a version from there on was
+ * published after the turn. */
+static inline const page_context *core_page(const store_core *c, uint64_t version) {
+    const uint64_t turn = __atomic_load_n(&c->turn, __ATOMIC_ACQUIRE);
+    return ((turn & 1) ^ (uint64_t)(version < turn >> 1)) ? &c->other : &c->page;
+}
+
+/* Returns 1 for a version of a page that is still under the key before. */
+static inline int core_before(const store_core *c, uint64_t version) {
+    return version < __atomic_load_n(&c->turn, __ATOMIC_ACQUIRE) >> 1;
+}
+
+/* Returns with what pages are sealed, for a writer that is in its slot: it does not change before
+ * the writer has left. */
+static inline const page_context *core_sealing(const store_core *c) {
+    return __atomic_load_n(&c->turn, __ATOMIC_ACQUIRE) & 1 ? &c->other : &c->page;
+}
+
+/* Returns the version after the last one that was used, likewise: none that is below the first of
+ * the key. */
+static inline uint64_t core_next_version(const store_core *c, uint64_t used) {
+    const uint64_t first = __atomic_load_n(&c->turn, __ATOMIC_ACQUIRE) >> 1;
+    return used + 1 > first ? used + 1 : first;
+}
+
+/* The highest version that a page may have under the key that pages are sealed under. */
+static inline uint64_t core_version_limit(const store_core *c) {
+    return __atomic_load_n(&c->version_limit, __ATOMIC_RELAXED);
+}
+
+/* Returns 1 if an arena's chunk has a store with this page. */
+static inline int chunk_uses(const store_chunk *c, uint64_t page) {
+    return (int)(c->in_use[page / 64] >> page % 64 & 1);
 }
 
 /* Where the last version is that a page was sealed under, whatever became of its word; a store
@@ -186,6 +232,9 @@ void store_over_end(file_store *s);
 
 /* Returns why a core is not to be used in this process: CCMEM_ERR_CLOSED or _FORK. */
 __attribute__((cold)) ccmem_status core_alien(const store_core *core);
+
+/* What the stores of an arena share. */
+store_core *arena_core(const ccmem_arena *arena);
 
 /* Counts a damaged page, notes it for ccmem_last_failure() and returns CCMEM_ERR_INTEGRITY. */
 __attribute__((cold)) ccmem_status store_damaged(shard *sh, uint64_t page, uint64_t version);

@@ -69,7 +69,8 @@ uint64_t ccmem_store_overhead(const ccmem_store *s) {
     if (core->shared)
         return own;
     own += sizeof *core + sizeof(ccmem_mapping);
-    return core->read_only ? own + sizeof *core->late
-                           : own + sizeof(store_chunk) + core->suite->key_size +
-                                 tweak_cache_bytes(&core->page.cache);
+    return core->read_only
+               ? own + sizeof *core->late
+               : own + sizeof(store_chunk) + core->suite->key_size * (core->other_key ? 2 : 1) +
+                     tweak_cache_bytes(&core->page.cache);
 }

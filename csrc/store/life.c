@@ -50,7 +50,7 @@ ccmem_status ccmem_store_new(const ccmem_key *key, ccmem_cipher cipher, uint64_t
     if (status != CCMEM_OK)
         return status;
     if (version_limit)
-        core->version_limit = version_limit;
+        core->version_limit = core->versions = version_limit;
     if (core->suite->tweaks)
         status = tweak_cache_init(&core->page.cache, tweak_cache_entries,
                                   (nbytes + page_size - 1) >> core->page_shift);
@@ -68,22 +68,22 @@ static ccmem_cipher cipher_of(const page_suite *suite) {
     return (ccmem_cipher)cipher;
 }
 
-ccmem_status ccmem_store_like(const ccmem_store *like, ccmem_freshness freshness,
-                              ccmem_store **out) {
+ccmem_status ccmem_store_like(const ccmem_store *like, const ccmem_key *key,
+                              ccmem_freshness freshness, ccmem_store **out) {
     const store_core *c = like->core;
-    ccmem_key *key;
+    ccmem_key *random = NULL;
     if (fork_alien(c->generation))
         return core_alien(c);
     if (c->read_only)
         return CCMEM_ERR_ARGUMENT;
-    ccmem_status status = ccmem_key_generate(c->require, &key);
+    ccmem_status status = key ? ccmem_key_check(key) : ccmem_key_generate(c->require, &random);
     if (status != CCMEM_OK)
         return status;
     const tweak_cache *cache = &c->page.cache;
     const uint32_t tweaks = cache->entries ? (uint32_t)(cache->mask + 1) : 0;
-    status = ccmem_store_new(key, cipher_of(c->suite), like->nbytes, c->page.size, 0, tweaks,
-                             freshness, out);
-    ccmem_key_free(key);
+    status = ccmem_store_new(key ? key : random, cipher_of(c->suite), like->nbytes, c->page.size, 0,
+                             tweaks, freshness, out);
+    ccmem_key_free(random);
     if (status == CCMEM_OK)
         core_stats(c, &(*out)->core->shards[0].count);
     return status;

@@ -47,6 +47,24 @@ static uint64_t lock_free_pages(ccmem_store *s, uint64_t first, uint64_t n, uint
     return i;
 }
 
+void lock_await_writers(store_core *c) {
+    for (int i = 0; i < SLOTS; i++)
+        while ((uint32_t)__atomic_load_n(&c->slots[i], __ATOMIC_SEQ_CST))
+            sched_yield();
+}
+
+uint64_t lock_to_write(ccmem_store *s, uint64_t first, uint64_t n, uint64_t *v, int seize) {
+    const int *paused = &s->core->paused;
+    for (;;) {
+        uint64_t locked = lock_pages(s, first, n, v, seize);
+        if (!locked || __builtin_expect(!__atomic_load_n(paused, __ATOMIC_SEQ_CST), 1))
+            return locked;
+        publish(s, first, v, locked);
+        while (__atomic_load_n(paused, __ATOMIC_ACQUIRE))
+            sched_yield();
+    }
+}
+
 uint64_t lock_pages(ccmem_store *s, uint64_t first, uint64_t n, uint64_t *v, int seize) {
     unsigned spins = 0;
     uint64_t slot, locked;

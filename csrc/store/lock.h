@@ -49,6 +49,14 @@ int lock_wait(ccmem_store *s, uint64_t page, unsigned *spins, uint64_t *slot);
  * holds. W1 to W3. */
 uint64_t lock_pages(ccmem_store *s, uint64_t first, uint64_t n, uint64_t *v, int seize);
 
+/* lock_pages() for a change of what the pages hold: waits, holding none, while writers pause. */
+uint64_t lock_to_write(ccmem_store *s, uint64_t first, uint64_t n, uint64_t *v, int seize);
+
+/* Waits until each writer has left that entered its slot before. One that enters later sees, once
+ * it has locked a page, what the caller stored before: both sides store, and then load what the
+ * other stores, all of it sequentially consistent, so that one of the two sees the other. */
+void lock_await_writers(store_core *c);
+
 /* Returns the page's version, once no writer holds it; with LOCK when no thread will ever drop it.
  * R1. */
 static inline uint64_t stable_version(ccmem_store *s, uint64_t page) {

@@ -4,8 +4,6 @@
  * store is filled from its beginning to its end, and an arena gives no such page to another store.
  *
  * And how writes to a store are ended, so that what it holds can be sealed like that. */
-#include <sched.h>
-
 #include "store/bulk.h"
 #include "store/lock.h"
 
@@ -61,15 +59,6 @@ ccmem_status ccmem_store_fill(ccmem_store *s, uint64_t offset, const void *data,
     return n ? store_fill(s, offset, data, n) : CCMEM_OK;
 }
 
-/* Waits until each writer has left that entered its slot before: one that enters later sees, once
- * it has locked a page, that writes are ended. Both sides store, and then load what the other
- * stores, all of it sequentially consistent, so that one of the two sees the other. */
-static void await_writers(store_core *c) {
-    for (int i = 0; i < SLOTS; i++)
-        while ((uint32_t)__atomic_load_n(&c->slots[i], __ATOMIC_SEQ_CST))
-            sched_yield();
-}
-
 ccmem_status ccmem_store_end_writes(ccmem_store *s, int end) {
     store_core *c = s->core;
     if (fork_alien(c->generation))
@@ -78,6 +67,6 @@ ccmem_status ccmem_store_end_writes(ccmem_store *s, int end) {
         return CCMEM_ERR_ARGUMENT;
     __atomic_store_n(&c->writes_ended, end, __ATOMIC_SEQ_CST);
     if (end)
-        await_writers(c);
+        lock_await_writers(c);
     return CCMEM_OK;
 }

@@ -66,12 +66,13 @@ static inline __attribute__((always_inline)) int open_part(ccmem_store *s, shard
         return never_written(s, page);
     }
     page_result result;
-    if (__builtin_expect(!c->late, 1))
-        result =
-            c->page.ops->open_part(&c->page, out, s->ct + (page << c->page_shift), s->first + page,
-                                   version, tag_of(s, page), offset, n, last(s, page + 1));
-    else
+    if (__builtin_expect(!c->late, 1)) {
+        const page_context *with = core_page(c, version);
+        result = with->ops->open_part(with, out, s->ct + (page << c->page_shift), s->first + page,
+                                      version, tag_of(s, page), offset, n, last(s, page + 1));
+    } else {
         result = open_part_late(s, page, version, offset, out, n);
+    }
     if (__builtin_expect(result == PAGE_HIT, 1))
         add(&sh->count.tweak_hits, 1);
     else if (result == PAGE_MISS)
@@ -115,10 +116,10 @@ ccmem_status store_read_part(ccmem_store *s, shard *sh, uint64_t page, uint32_t 
     return good ? CCMEM_OK : store_damaged(sh, page, v);
 }
 
-/* Opens pages first + [0, n), all written or all never written; returns the mask of those that are
- * bad. */
-static uint64_t open_run(ccmem_store *s, shard *sh, uint64_t first, const uint64_t *v, uint8_t *to,
-                         uint64_t n, unsigned flags) {
+/* Opens pages first + [0, n), all written or all never written, all under one key; returns the mask
+ * of those that are bad. */
+static uint64_t open_run(ccmem_store *s, shard *sh, const page_context *with, uint64_t first,
+                         const uint64_t *v, uint8_t *to, uint64_t n, unsigned flags) {
     const store_core *c = s->core;
     uint64_t bad = 0;
     flags |= last(s, first + n);
@@ -131,8 +132,8 @@ static uint64_t open_run(ccmem_store *s, shard *sh, uint64_t first, const uint64
         } while (!lent_back(c, ticket));
         add(&sh->count.pages_opened, n);
     } else if (v[0]) {
-        bad = c->page.ops->open(&c->page, to, s->ct + (first << c->page_shift), s->first + first, v,
-                                s->tag ? s->tag + first : NULL, n, flags);
+        bad = with->ops->open(with, to, s->ct + (first << c->page_shift), s->first + first, v,
+                              s->tag ? s->tag + first : NULL, n, flags);
         add(&sh->count.pages_opened, n);
     } else {
         memset(to, 0, n << s->core->page_shift);
@@ -149,9 +150,10 @@ ccmem_status store_read_batch(ccmem_store *s, shard *sh, uint64_t first, uint8_t
     for (uint64_t i = 0; i < n; i++)
         v[i] = version_now(s, first + i);
     for (uint64_t i = 0, run; i < n; i += run) {
-        for (run = 1; i + run < n && !v[i + run] == !v[i];)
+        const page_context *with = core_page(c, v[i]);
+        for (run = 1; i + run < n && !v[i + run] == !v[i] && with == core_page(c, v[i + run]);)
             run++;
-        bad |= open_run(s, sh, first + i, v + i, out + (i << s->core->page_shift), run, flags) << i;
+        bad |= open_run(s, sh, with, first + i, v + i, out + (i << c->page_shift), run, flags) << i;
     }
     for (uint64_t i = 0; i < n; i++) {
         if (__builtin_expect(!still(s, first + i, v[i]) || (v[i] & LOCK), 0)) {
@@ -192,7 +194,11 @@ ccmem_status store_open_fused(ccmem_store *s, uint64_t first, uint64_t n, ccmem_
         if (!v[i] || (v[i] & LOCK))
             return CCMEM_OK;
     }
-    page_context own = c->page;
+    const page_context *with = core_page(c, v[0]);
+    for (uint64_t i = 1; i < n; i++)
+        if (core_page(c, v[i]) != with)
+            return CCMEM_OK;
+    page_context own = *with;
     uint64_t ticket = 0;
     if (c->late)
         own = lend(s, &ticket);

@@ -12,13 +12,14 @@ static int vouched(const ccmem_store *s, uint64_t page, uint64_t version) {
     if (!version)
         return ccmem_equal(s->tag[page], none, sizeof none);
     const store_core *c = s->core;
-    return c->page.ops->open_part(&c->page, NULL, s->ct + (page << c->page_shift), s->first + page,
-                                  version, s->tag[page], 0, 0, 0) != PAGE_BAD;
+    const page_context *with = core_page(c, version);
+    return with->ops->open_part(with, NULL, s->ct + (page << c->page_shift), s->first + page,
+                                version, s->tag[page], 0, 0, 0) != PAGE_BAD;
 }
 
 __attribute__((noinline)) uint64_t vouched_version(const ccmem_store *s, uint64_t page,
                                                    uint64_t word, uint64_t sealed) {
-    const uint64_t limit = s->core->version_limit;
+    const uint64_t limit = core_version_limit(s->core);
     if (word > limit && sealed < limit && vouched(s, page, sealed))
         return sealed;
     if (sealed > limit && word < limit && vouched(s, page, word))

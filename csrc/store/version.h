@@ -23,7 +23,7 @@ uint64_t vouched_version(const ccmem_store *s, uint64_t page, uint64_t word, uin
 static inline uint64_t used_version(const ccmem_store *s, uint64_t page, uint64_t word) {
     uint64_t sealed = __atomic_load_n(store_sealed(s, page), __ATOMIC_RELAXED);
     uint64_t v = word & VERSION_MAX, copy = sealed & VERSION_MAX, used = copy > v ? copy : v;
-    if (__builtin_expect(used < s->core->version_limit, 1))
+    if (__builtin_expect(used < core_version_limit(s->core), 1))
         return used;
     return vouched_version(s, page, word, sealed);
 }

@@ -5,11 +5,25 @@
 #include <string.h>
 
 #include "memory/ranges.h"
+#include "pages/move.h"
 #include "store/bulk.h"
 #include "store/open.h"
 #include "store/version.h"
 
 enum { STAGING_BYTES = 1 << 20 }; /* a multiple of every page size */
+
+/* page_ops' modify() of a locked page, which it may move to the key that pages are sealed under. */
+static page_result change(ccmem_store *s, uint64_t page, const uint8_t *data, uint64_t from,
+                          uint64_t to, const uint64_t *offsets, size_t count, uint32_t n) {
+    const store_core *c = s->core;
+    const page_context *with = core_sealing(c);
+    uint8_t *ct = s->ct + (page << c->page_shift);
+    if (from && __builtin_expect(core_before(c, from), 0))
+        return page_move(core_page(c, from), with, ct, data, s->first + page, from, to,
+                         tag_of(s, page), offsets, count, n);
+    return with->ops->modify(with, ct, data, s->first + page, from, to, tag_of(s, page), offsets,
+                             count, n);
+}
 
 /* Writes `count` runs of n bytes each into one page, as one version. `anew`: the runs are all that
  * the page is to hold, whatever became of it, and the rest zeros. */
@@ -17,20 +31,18 @@ static ccmem_status write_parts(ccmem_store *s, shard *sh, uint64_t page, const 
                                 size_t count, const uint8_t *data, uint32_t n, int anew) {
     const store_core *c = s->core;
     uint64_t v;
-    if (!lock_pages(s, page, 1, &v, anew))
+    if (!lock_to_write(s, page, 1, &v, anew))
         return store_damaged(sh, page, v);
-    uint64_t used = used_version(s, page, v);
+    uint64_t used = used_version(s, page, v), next = core_next_version(c, used);
     ccmem_status status = writes_ended(c);
-    if (used >= s->core->version_limit)
+    if (used >= core_version_limit(c))
         status = CCMEM_ERR_VERSION;
     else if (status == CCMEM_OK &&
              ((v == 0 && !anew && !never_written(s, page)) ||
-              c->page.ops->modify(&c->page, s->ct + (page << c->page_shift), data, s->first + page,
-                                  anew ? 0 : v, used + 1, tag_of(s, page), offsets, count,
-                                  n) == PAGE_BAD))
+              change(s, page, data, anew ? 0 : v, next, offsets, count, n) == PAGE_BAD))
         status = store_damaged(sh, page, v);
     if (status == CCMEM_OK) {
-        v = used + 1;
+        v = next;
         __atomic_store_n(store_sealed(s, page), v, __ATOMIC_RELAXED);
     }
     publish(s, page, &v, 1);
@@ -60,8 +72,9 @@ static ccmem_status write_locked(ccmem_store *s, shard *sh, uint64_t first, cons
     ccmem_status status = writes_ended(c);
     uint64_t next[PAGE_BATCH];
     for (uint64_t i = 0; i < n; i++) {
-        next[i] = used_version(s, first + i, v[i]) + 1;
-        if (next[i] > s->core->version_limit)
+        const uint64_t used = used_version(s, first + i, v[i]);
+        next[i] = core_next_version(c, used);
+        if (used >= core_version_limit(c))
             status = CCMEM_ERR_VERSION;
     }
     if (status == CCMEM_OK) {
@@ -69,8 +82,9 @@ static ccmem_status write_locked(ccmem_store *s, shard *sh, uint64_t first, cons
             v[i] = next[i];
             __atomic_store_n(store_sealed(s, first + i), v[i], __ATOMIC_RELAXED);
         }
-        c->page.ops->seal(&c->page, s->ct + (first << c->page_shift), data, s->first + first, v,
-                          s->tag ? s->tag + first : NULL, n, flags);
+        const page_context *with = core_sealing(c);
+        with->ops->seal(with, s->ct + (first << c->page_shift), data, s->first + first, v,
+                        s->tag ? s->tag + first : NULL, n, flags);
         add(&sh->count.pages_sealed, n);
     }
     publish(s, first, v, n);
@@ -82,7 +96,7 @@ static ccmem_status write_batch(ccmem_store *s, shard *sh, uint64_t first, const
     ccmem_status status = CCMEM_OK;
     for (uint64_t i = 0, locked; i < n && status == CCMEM_OK; i += locked) {
         uint64_t v[PAGE_BATCH];
-        locked = lock_pages(s, first + i, n - i, v, 1);
+        locked = lock_to_write(s, first + i, n - i, v, 1);
         const uint8_t *from = data + (i << s->core->page_shift);
         status = write_locked(s, sh, first + i, from, v, locked, flags);
     }
@@ -115,8 +129,8 @@ static ccmem_status check_versions(ccmem_store *s, uint64_t offset, uint64_t n) 
         do {
             v = stable_version(s, p);
             used = used_version(s, p, v);
-        } while (used >= s->core->version_limit && !unchanged(&s->version[p], v));
-        if (used >= s->core->version_limit)
+        } while (used >= core_version_limit(s->core) && !unchanged(&s->version[p], v));
+        if (used >= core_version_limit(s->core))
             return CCMEM_ERR_VERSION;
     }
     return CCMEM_OK;

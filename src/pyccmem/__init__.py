@@ -40,6 +40,7 @@ try:
     from .product.blas import batched_products
     from .product.linear import linear
     from .quantized import QuantizedTensor
+    from .rekeying import Rekeying
     from .tenants import TenantKeys
     from .tensor import EncryptedTensor
 except errors.PyccmemError as _error:
@@ -56,6 +57,7 @@ __all__ = [
     "Key",
     "Mapping",
     "QuantizedTensor",
+    "Rekeying",
     "TenantKeys",
     "__version__",
     "batched_products",

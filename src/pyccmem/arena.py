@@ -12,7 +12,7 @@ import itertools
 import math
 import operator
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,8 @@ from .core.fork_warning import name_also
 from .core.forks import Lock
 from .core.form import Form, Shared, remember
 from .core.maker import TensorMaker, put_as
-from .core.replaced import BLOCK
+from .core.rekey import KeyUse, Native, Steps, checked_rate, run
+from .core.replaced import BLOCK, transfer_steps
 from .core.runs import flat_bytes, flat_parts
 from .core.store import TENSOR
 from .keys import Key
@@ -57,8 +58,12 @@ __all__ = [
     "Arena",
     "frozen_twin",
     "is_fresh",
+    "moving",
+    "native_arena",
     "open_arenas",
     "place_for_writes",
+    "rekey_steps",
+    "shared_of",
     "totals",
 ]
 
@@ -245,6 +250,17 @@ class _Tensor(EncryptedTensor):
             # Either form fits either store, for calls that come between the two assignments.
             self._form, self._store = new._form, new._store
 
+    def _rekey_steps(self, key: Key | None) -> Steps:
+        check(lib.ccmem_store_check(self._opened()), TENSOR)
+        shared: Any = self._form.shared
+        if not shared.frozen:
+            raise errors.ArgumentError(
+                f"Tensor {self.name!a} lies in an arena, whose tensors share a key, so that it "
+                f"cannot have another one alone; rekey() the arena, or use pyccmem.Rekeying, which "
+                f"does."
+            )
+        return frozen_steps([self], _frozen_arena(shared, key))
+
     @property
     def cipher(self) -> str:
         """Name of the cipher suite."""
@@ -329,6 +345,12 @@ class _Buffer(EncryptedBuffer):
         """Does what the tensor's does."""
         self._tensor.thaw()
 
+    def _rekey_steps(self, key: Key | None) -> Steps:
+        return self._tensor._rekey_steps(key)
+
+    def _native(self, store: Any) -> Native:
+        return native_arena(self._tensor._form.shared)
+
     @property
     def closed(self) -> bool:
         """True after close() of the tensor."""
@@ -339,21 +361,97 @@ class _Buffer(EncryptedBuffer):
         self._tensor.close()
 
 
+def _arena_like(shared: Any, key: Key | None, *, frozen: bool) -> Arena:
+    """Returns an empty arena of the same cipher, page size and name, under `key` or a random key of
+    the same level."""
+    options = {
+        "cipher": shared.cipher,
+        "page_size": shared.page_size,
+        "name": shared.name,
+        "fresh": shared.fresh,
+        "frozen": frozen,
+    }
+    if key is not None:
+        return Arena(key=key, **options)
+    wanted = {"level": "mlock"} if shared.level == "mlock" else {"require": shared.level}
+    with Key.generate(**wanted) as random:
+        return Arena(key=random, **options)
+
+
 def _thawed_arena(shared: Any) -> Arena:
     """Returns the arena for what is thawed of another, with a random key of the same level. The
     caller holds the lock."""
     arena: Arena | None = shared.thawed
     if arena is None:
-        wanted = {"level": "mlock"} if shared.level == "mlock" else {"require": shared.level}
-        with Key.generate(**wanted) as key:
-            arena = shared.thawed = Arena(
-                key=key,
-                cipher=shared.cipher,
-                page_size=shared.page_size,
-                name=shared.name,
-                fresh=shared.fresh,
-            )
+        arena = shared.thawed = _arena_like(shared, None, frozen=False)
     return arena
+
+
+def _frozen_arena(shared: Any, key: Key | None) -> Arena:
+    """Returns an empty frozen arena for tensors of another."""
+    return _arena_like(shared, key, frozen=True)
+
+
+def shared_of(tensor: EncryptedTensor) -> Any:
+    """Returns what the tensor shares with others of its arena; None for a tensor in a buffer of its
+    own."""
+    return tensor._form.shared if isinstance(tensor, _Tensor) else None
+
+
+def native_arena(shared: Any) -> Native:
+    """Returns the arena of such tensors, to be moved to another key where it lies."""
+    return Native(
+        "arena",
+        shared.native[()],
+        name=shared.name,
+        cipher=shared.cipher,
+        page_size=shared.page_size,
+    )
+
+
+def moving(tensors: list[EncryptedTensor], key: Key | None) -> Steps:
+    """Returns the steps that give the tensors of one frozen arena a new one. Raises what Arena
+    raises."""
+    return frozen_steps(tensors, _frozen_arena(shared_of(tensors[0]), key))
+
+
+def frozen_steps(tensors: list[Any], arena: Arena) -> Steps:
+    """Moves tensors of a frozen arena to another, one after the other, 1 MiB of plaintext at a
+    time; those that share pages go on to share them. One that was thawed or closed meanwhile is
+    left alone. Raises IntegrityError, MappingConflictError, ClosedError, ForkError,
+    OutOfMemoryError: tensors are where they were, or moved."""
+    pages: dict[int, list[Any]] = {}
+    for tensor in tensors:
+        pages.setdefault(id(tensor._opened()), []).append(tensor)
+    while pages:
+        alike = pages.pop(next(iter(pages)))
+        first = alike[0]
+        store = first._store
+        if store is None or first.writable:
+            continue
+        check(lib.ccmem_store_check(store), TENSOR)
+        new: Any = arena._make(arena._form(first.shape, first.dtype), None, None)
+        try:
+            yield from transfer_steps(
+                first._buffer, 0, first.nbytes, new._store, lib.ccmem_store_fill, new._buffer
+            )
+            with _thawing.here():
+                if lib.ccmem_store_mapped(store) != lib.CCMEM_UNMAPPED:
+                    raise errors.MappingConflictError(
+                        f"A mapping of {first.name!a} is open, and rekey() puts other pages in the "
+                        f"place of those that it shows; leave the mapping first."
+                    )
+                for tensor in alike:
+                    if tensor._store is store:
+                        cache = tensor._cache
+                        if type(cache) is Cache:
+                            cache.exposed = None
+                        # Either form fits either store, as in thaw().
+                        tensor._form = arena._form(tensor.shape, tensor.dtype)
+                        tensor._store = new._store
+        finally:
+            new._store = None
+            del store
 
 
 def place_for_writes(tensor: EncryptedTensor) -> Arena | None:
@@ -597,6 +695,40 @@ class Arena(TensorMaker):
         """The secret-memory level of the arena's subkey: "secretmem" or "mlock"."""
         return self._shared.level
 
+    # ---- another key ----
+
+    def rekey(
+        self,
+        key: Key | None = None,
+        *,
+        bytes_per_second: int | None = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> None:
+        """Seals every page of every tensor of the arena under another key, and wipes the old one,
+        while tensors are made, used and closed; see EncryptedBuffer.rekey(). May be called after
+        close().
+
+        Raises FrozenError for a frozen arena, whose tensors go to another arena: rekey() these, or
+        all of them with Rekeying. Otherwise raises what EncryptedBuffer.rekey() raises."""
+        rate = checked_rate(bytes_per_second)
+        steps = rekey_steps(self, key)
+        total = native_arena(self._shared).nbytes
+        run(steps, total=total, bytes_per_second=rate, progress=progress)
+
+    def key_use(self) -> KeyUse:
+        """Returns how much the arena's key has sealed; see EncryptedBuffer.key_use(). Raises
+        ForkError."""
+        return native_arena(self._shared).use().warn(self.name)
+
+    def _rekey_steps(self, key: Key | None) -> Steps:
+        if self._shared.frozen:
+            raise errors.FrozenError(
+                f"Arena {self.name!a} is frozen: each of its pages is sealed once. Call rekey() of "
+                f"its tensors, which moves them to another arena, or give them to "
+                f"pyccmem.Rekeying."
+            )
+        return native_arena(self._shared).steps(None if key is None else native_key(key))
+
     # ---- lifetime ----
 
     @property
@@ -617,3 +749,8 @@ class Arena(TensorMaker):
     def _description(self) -> str:
         kind = ", frozen" if self.frozen else ", fresh" if self.fresh else ""
         return f"{self.name!a}, {self.cipher}, pages of {self.page_size}{kind}"
+
+
+def rekey_steps(arena: Arena, key: Key | None) -> Steps:
+    """Does Arena.rekey() step by step. Checks the arguments at once."""
+    return arena._rekey_steps(key)

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import itertools
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -38,8 +39,18 @@ from .binding.handlers import stay_in_front
 from .binding.owned import STORE, keeping, made
 from .binding.status import FilePagesCall, lost_page
 from .core.forks import Lock, Origin
-from .core.replaced import replace_store
-from .core.store import BUFFER, Store, check_open, forget, is_usable, register, registered
+from .core.rekey import KeyUse, Native, Steps, checked_rate, run
+from .core.replaced import like_store, put_of, replace_store, transfer_steps
+from .core.store import (
+    BUFFER,
+    Store,
+    check_open,
+    exchange,
+    forget,
+    is_usable,
+    register,
+    registered,
+)
 from .keys import Key, native_key
 from .mapping import Mapping
 
@@ -54,6 +65,7 @@ __all__ = [
     "over_file",
     "over_store",
     "refuse_versions",
+    "rekey_steps",
     "verify",
 ]
 
@@ -585,6 +597,95 @@ class EncryptedBuffer(Store):
             replace_store(self, store, locked)
             self._writable, self._frozen = True, False
 
+    # ---- another key ----
+
+    def rekey(
+        self,
+        key: Key | None = None,
+        *,
+        bytes_per_second: int | None = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> None:
+        """Seals every page under another key, and wipes the old one: subkeys of `key`, or of a
+        random key that nothing else has. `key` may be closed afterwards.
+
+        Other threads may read and write meanwhile, and see no difference. Each page is moved as a
+        whole, with its version going on; 64 KiB of plaintext exist at a time, in memory that is
+        wiped. A write moves the pages that it touches by itself. Pages that are read wait for at
+        most 64 KiB to be moved. A frozen buffer stays frozen: its pages are sealed in other memory
+        under the new key, 1 MiB of plaintext at a time, which takes its ciphertext twice meanwhile.
+
+        `bytes_per_second` makes it slower, `progress` is called with the bytes done and the total.
+        Rekeying does the same in a thread.
+
+        When it stops half-way (a damaged page, an interrupt, an exception of `progress`), all pages
+        stay as usable as before, some under the new key, and both keys are kept. The next rekey()
+        finishes that first. Without `key` it does no more; with a key it then moves all pages to
+        that one.
+
+        Raises IntegrityError for a changed page (write it anew as a whole, then call again),
+        ReadOnlyError for pages in a sealed file, RekeyingError while another thread does the same,
+        MappingConflictError for a frozen buffer with an open mapping, OutOfMemoryError,
+        PlaintextBudgetError, LockedMemoryError, ClosedError, ForkError, ArgumentError."""
+        rate = checked_rate(bytes_per_second)
+        run(
+            rekey_steps(self, key),
+            total=self._ciphertext_bytes(),
+            bytes_per_second=rate,
+            progress=progress,
+        )
+
+    def key_use(self) -> KeyUse:
+        """Returns how much the buffer's key has sealed, how far that is from what one key should
+        seal, and whether a rekey() is unfinished. Warns with KeyUsageWarning from half of a bound
+        on. The key of pages in an arena is that of the whole arena. Raises ReadOnlyError for pages
+        in a sealed file, which are sealed once; ClosedError, ForkError."""
+        store = self._opened()
+        check_open(self)
+        if not self._writable and not self._frozen:
+            self._refuse_file("key_use()")
+        return self._native(store).use().warn(self._name)
+
+    def _native(self, store: Any) -> Native:
+        return Native(
+            "store",
+            store,
+            name=self._name,
+            cipher=self._cipher,
+            page_size=self._page_size,
+            store=store,
+        )
+
+    def _ciphertext_bytes(self) -> int:
+        return -(-self._nbytes // self._page_size) * self._page_size
+
+    def _refuse_file(self, what: str) -> NoReturn:
+        raise errors.ReadOnlyError(
+            f"The pages of {self._name!a} lie in a sealed file that other processes may have "
+            f"loaded too, so that {what} cannot change their key; give the file another key "
+            f"(`pyccmem rotate --re-encrypt`) and load it again, or rekey a copy(key=...)."
+        )
+
+    def _rekey_steps(self, key: Key | None) -> Steps:
+        """Does rekey() step by step."""
+        store = self._opened()
+        check_open(self)
+        root = None if key is None else native_key(key)
+        if self._writable:
+            return self._native(store).steps(root)
+        if not self._frozen:
+            self._refuse_file("rekey()")
+        return self._frozen_steps(store, root)
+
+    def _frozen_steps(self, store: Any, root: Any) -> Steps:
+        once = lib.CCMEM_FRESH_ONCE
+        new = like_store(store, root, once, self._nbytes)
+        yield from transfer_steps(self, 0, self._nbytes, new, put_of(once), self)
+        with _changing.here():
+            if lib.ccmem_store_mapped(store) != lib.CCMEM_UNMAPPED:
+                raise self._mapped_meanwhile("rekey()")
+            exchange(self, store, new)
+
     def _mapped_meanwhile(self, what: str) -> errors.MappingConflictError:
         return errors.MappingConflictError(
             f"A mapping of {self._name!a} is open, and {what} puts other pages in the place of "
@@ -697,6 +798,12 @@ class EncryptedBuffer(Store):
 #: For modules whose pages lie in a file; see EncryptedBuffer._mapped() and _over().
 over_file = EncryptedBuffer._mapped
 over_store = EncryptedBuffer._over
+
+
+def rekey_steps(buffer: EncryptedBuffer, key: Key | None) -> Steps:
+    """Does EncryptedBuffer.rekey() step by step, each of at most about 1 MiB. Checks the arguments
+    at once."""
+    return buffer._rekey_steps(key)
 
 
 def verify(buffer: EncryptedBuffer, offset: int, nbytes: int) -> list[int]:

@@ -42,6 +42,7 @@ its text is a sentence that says what was wrong and what to do::
     │   └── LockedMemoryError                 RLIMIT_MEMLOCK leaves no room for another locked page
     ├── PlaintextBudgetError (MemoryError)    the plaintext budget or a window leaves no room
     ├── FaultMechanismError (RuntimeError)    the system offers no way to fill memory on a touch
+    ├── RekeyingError (RuntimeError)          another thread moves the pages to another key
     ├── MappingConflictError (RuntimeError)   bytes of another mapping, one of the two writable
     ├── GuardError (RuntimeError)             a part of guard() that was required and does not hold
     ├── PostureError (RuntimeError)           a process that is not protected as required
@@ -63,6 +64,7 @@ its text is a sentence that says what was wrong and what to do::
     ├── UnsharedFileWarning                   a sealed file that processes cannot share in memory
     ├── PlainTensorsWarning                   tensors of a model that stay plain
     ├── FormatWarning                         weights that got another block format than asked for
+    ├── KeyUsageWarning                       a key that has sealed half of what it should
     ├── OpenedCacheWarning                    an encrypted cache that has to be opened
     └── InsecureKeyFileWarning                other users of the system can read the key file
 """
@@ -101,6 +103,7 @@ __all__ = [
     "KeyFileError",
     "KeyServiceError",
     "KeyUnavailableError",
+    "KeyUsageWarning",
     "LockedMemoryError",
     "MappingConflictError",
     "MissingFileError",
@@ -125,6 +128,7 @@ __all__ = [
     "RangeError",
     "ReadOnlyError",
     "ReadOnlyOutputError",
+    "RekeyingError",
     "SafetensorError",
     "SecretMemoryError",
     "SelfTestError",
@@ -324,6 +328,10 @@ class FaultMechanismError(PyccmemError, RuntimeError):
     refuses the thread or the signals that it needs."""
 
 
+class RekeyingError(PyccmemError, RuntimeError):
+    """A rekey() while another thread moves the same pages to another key."""
+
+
 class MappingConflictError(PyccmemError, RuntimeError):
     """A mapping of bytes that another mapping covers, one of the two being writable."""
 
@@ -470,6 +478,10 @@ class PlainTensorsWarning(PyccmemWarning):
 class FormatWarning(PyccmemWarning):
     """Weights that got another block format than was asked for, since their rows are no whole
     number of its blocks."""
+
+
+class KeyUsageWarning(PyccmemWarning):
+    """A key has sealed half of what one key should seal; rekey() gives the data another one."""
 
 
 class OpenedCacheWarning(PyccmemWarning):

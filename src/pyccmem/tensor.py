@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import operator
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ from .core.indexing import (
 )
 from .core.maker import TensorMaker
 from .core.operand import Operand, place_of
+from .core.rekey import KeyUse
 from .core.replaced import put_of, transfer
 from .core.resource import Resource
 from .core.runs import Layout, flat_bytes, gather, read, write
@@ -812,6 +813,28 @@ class EncryptedTensor(Operand, ArrayMethods, Resource):
         EncryptedBuffer.thaw(). One of a frozen arena goes to another arena, with a random key.
         Raises what EncryptedBuffer.thaw() raises."""
         self._buffer.thaw()
+
+    # ---- another key ----
+
+    def rekey(
+        self,
+        key: Key | None = None,
+        *,
+        bytes_per_second: int | None = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> None:
+        """Seals every page of the tensor's buffer under another key while it may be used, and wipes
+        the old one; see EncryptedBuffer.rekey(). Tensors that share the buffer are rekeyed with it.
+        A tensor of a frozen arena goes to another arena.
+
+        Raises ArgumentError for a tensor in an arena that can be written, whose tensors share a
+        key: call Arena.rekey(). Otherwise raises what EncryptedBuffer.rekey() raises."""
+        self._buffer.rekey(key, bytes_per_second=bytes_per_second, progress=progress)
+
+    def key_use(self) -> KeyUse:
+        """Returns how much the key of the tensor's buffer, or of its arena, has sealed; see
+        EncryptedBuffer.key_use()."""
+        return self._buffer.key_use()
 
     # ---- the same bytes in another form ----
 

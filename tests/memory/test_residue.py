@@ -386,6 +386,44 @@ def test_reads_and_writes(stack: Stack, key: pyccmem.Key, cipher: str, page_size
                     assert not found, f"{what.__name__} of {n} at {offset}: {found[:8]}"
 
 
+@pytest.mark.parametrize("page_size", [4096, 32768])
+def test_pages_that_get_another_key(
+    stack: Stack, key: pyccmem.Key, cipher: str, page_size: int
+) -> None:
+    """Moved by the mover, and by a write of a part."""
+    memory = Memory()
+    with EncryptedBuffer(
+        PAGES * 4096, key=key, cipher=cipher, page_size=page_size, tweak_cache=0
+    ) as buffer:
+        store, count = buffer._opened(), PAGES * 4096 // page_size
+
+        def begin(number: int) -> None:
+            buffer.write(secret(number, buffer.nbytes))
+            assert lib.ccmem_store_rekey(store, ffi.NULL) == OK
+
+        def finish() -> None:
+            assert lib.ccmem_store_move(store, 1000, ffi.new("uint64_t *")) == OK
+
+        def move(number: int) -> Bytes:
+            begin(number)
+            status, left = stack.call("ccmem_store_move", store, count, memory("done", 8))
+            assert status == OK
+            finish()
+            return left
+
+        def write(number: int) -> Bytes:
+            begin(number)
+            data = memory("data", secret(number + 7, 40))
+            status, left = stack.call("ccmem_store_write", store, 5, data, 40)
+            assert status == OK
+            finish()
+            return left
+
+        for what in (move, write):
+            found = left_by(buffer, what)
+            assert not found, f"{what.__name__}: {found[:8]}"
+
+
 @pytest.mark.parametrize("run", [1, 4, 8, 24])
 def test_scattered_writes(stack: Stack, key: pyccmem.Key, cipher: str, run: int) -> None:
     """Several runs of one page go through scratch together."""

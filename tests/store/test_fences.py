@@ -202,6 +202,14 @@ ORDERS = {
         "lock_free_pages": "ldaxr, stlxr, ldaxr, stlxr, dmb ish",  # W1, W2, W3
         "lock_pages": "ldaxr, stlxr, dmb ish",  # the same of a lock that is taken over
         "orphaned": "ldar, ldar, ldar",
+        "lock_to_write": "ldar, ldar",  # whether writers pause, after W2; until they do not
+        "lock_await_writers": "ldar",
+    },
+    "store/rekey.c": {
+        "turn_to": "stlr",  # both keys, before a page is sealed with the new one
+        "core_page": "ldar",  # after R1
+        "begin_rekey": "stlr, stlr",  # writers pause, and go on
+        "finish": "stlr, dmb ish",  # all pages moved, before the old key goes
     },
     "pages/subkeys.c": {
         "subkey_borrow": "ldar",
@@ -250,11 +258,12 @@ def test_every_step_is_ordered(tmp_path: Path) -> None:
     ("flag", "missed"),
     [
         ("-D__atomic_thread_fence(order)=(void)0",
-         {"unchanged", "lock_free_pages", "lock_pages", "subkey_kept", "begin"}),
+         {"unchanged", "lock_free_pages", "lock_pages", "subkey_kept", "begin", "finish"}),
         ("-D__ATOMIC_ACQUIRE=__ATOMIC_RELAXED",
-         {"stable_version", "unchanged", "orphaned", "subkey_borrow", "subkey_kept"}),
+         {"stable_version", "unchanged", "orphaned", "lock_to_write", "core_page", "subkey_borrow",
+          "subkey_kept"}),
         ("-D__ATOMIC_RELEASE=__ATOMIC_RELAXED",
-         {"lock_free_pages", "lock_pages", "publish", "begin", "end"}),
+         {"lock_free_pages", "lock_pages", "publish", "turn_to", "finish", "begin", "end"}),
     ],
     ids=["fences", "acquire", "release"],
 )  # fmt: skip

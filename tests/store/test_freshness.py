@@ -662,7 +662,7 @@ def test_a_child_can_do_nothing_with_it(key: Key) -> None:
                 for status in (
                     lib.ccmem_store_fill(store, 0, out, PAGE),
                     lib.ccmem_store_end_writes(store, 1),
-                    lib.ccmem_store_like(store, 0, cell),
+                    lib.ccmem_store_like(store, ffi.NULL, 0, cell),
                 ):
                     assert status == lib.CCMEM_ERR_FORK
             fresh.close()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import textwrap
 
 import numpy as np
@@ -23,6 +24,7 @@ def test_a_model_is_one_arena_and_goes_as_a_whole(key: Key) -> None:
     model = nn.Sequential(nn.Linear(64, 32), nn.LayerNorm(32), nn.Linear(32, 5)).eval()
     x = torch.randn(3, 64)
     expected = model(x)
+    gc.collect()
     before = totals()["stores"]
     encrypted.encrypt_module(model, key=key)
     assert totals()["stores"] - before == 6

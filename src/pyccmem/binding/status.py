@@ -463,7 +463,8 @@ _TABLE: dict[tuple[int, type[Call]], _Meaning | Callable[[Any], errors.PyccmemEr
         errors.VersionExhaustedError,
         "A page has no unused version left under its key and cannot be written again: it has used "
         "up all of them, or its version and the copy of it are both damaged, so that nothing tells "
-        "which are unused. Copy the contents to a new buffer, which has keys of its own.",
+        "which are unused. Call rekey(), which gives the buffer (or arena) another key with new "
+        "versions, or copy the contents to a new buffer.",
     ),
     (lib.CCMEM_ERR_TIER, TierCall): _unusable_tier,
     (lib.CCMEM_ERR_SELFTEST, Call): _Meaning(

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from ..core.block_formats import BlockFormat, format_named
 from ..core.block_matrix import BlockMatrix, BlockOperand, open_rows
 from ..core.indexing import refuse, reshaped
 from ..core.operand import place_of
+from ..core.rekey import KeyUse
 from ..core.resource import Resource
 from ..core.runs import flat_parts, scatter
 from ..core.store import check_open, check_writable
@@ -620,6 +621,23 @@ class QuantizedTensor(BlockOperand, np.lib.mixins.NDArrayOperatorsMixin, Resourc
         """Makes a frozen tensor writable, as EncryptedTensor.thaw() does."""
         for part in self._parts():
             part.thaw()
+
+    def rekey(
+        self,
+        key: Key | None = None,
+        *,
+        bytes_per_second: int | None = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> None:
+        """Seals every page under another key while the tensor may be used, as
+        EncryptedTensor.rekey() does; `progress` is called for the blocks, and then for the scales
+        of rows, if there are any."""
+        for part in self._parts():
+            part.rekey(key, bytes_per_second=bytes_per_second, progress=progress)
+
+    def key_use(self) -> KeyUse:
+        """Returns how much the key of the blocks has sealed; see EncryptedBuffer.key_use()."""
+        return self._raw.key_use()
 
     def _parts(self) -> tuple[EncryptedTensor, ...]:
         return (self._raw,) if self._scale is None else (self._raw, self._scale)

@@ -26,6 +26,7 @@ from ._models import load_model, save_model
 from ._module import decrypt_module, encrypt_module, set_activations
 from ._offload import install as _refuse_offloading
 from ._quantize import StoredType, stored_types
+from ._rekey import rekey_module
 from ._report import PlainTensor, plain_tensors
 from ._serialize import using_key
 from ._tensor import EncryptedTensor
@@ -44,6 +45,7 @@ __all__ = [
     "load_file",
     "load_model",
     "plain_tensors",
+    "rekey_module",
     "save",
     "save_file",
     "save_model",

@@ -22,7 +22,7 @@ from ._results import wipes
 from ._tensor import EncryptedTensor, check_encryptable, opened, real
 from ._threads import own_threads
 
-__all__ = ["decrypt_module", "encrypt_module", "set_activations"]
+__all__ = ["decrypt_module", "encrypt_module", "places", "set_activations"]
 
 Choice = Iterable[str] | str | Callable[[str, Tensor], object] | None
 
@@ -37,7 +37,7 @@ class _Place(NamedTuple):
     is_parameter: bool
 
 
-def _places(model: nn.Module) -> Iterator[_Place]:
+def places(model: nn.Module) -> Iterator[_Place]:
     """Yields every place that holds a tensor; a shared tensor as often as it occurs."""
     for prefix, module in model.named_modules(remove_duplicate=True):
         start = f"{prefix}." if prefix else ""
@@ -293,7 +293,7 @@ def set_activations(target: nn.Module | Tensor, activations: str) -> None:
     if isinstance(target, EncryptedTensor):
         found = [target]
     elif isinstance(target, nn.Module):
-        found = [p.tensor for p in _places(target) if isinstance(p.tensor, EncryptedTensor)]
+        found = [p.tensor for p in places(target) if isinstance(p.tensor, EncryptedTensor)]
     else:
         raise errors.ArgumentTypeError(
             f"target must be an EncryptedTensor or a torch.nn.Module, not {type(target).__name__}."
@@ -309,7 +309,7 @@ def _tell_of_plain(model: nn.Module, others: list[Tensor], strict: bool) -> None
     """Warns of tensors that would stay plain. With `strict`, raises ArgumentError for these and for
     `others`."""
     left = {id(tensor) for tensor in others}
-    names = [place.full_name for place in _places(model) if id(place.tensor) in left]
+    names = [place.full_name for place in places(model) if id(place.tensor) in left]
     for prefix, module in model.named_modules():
         start = f"{prefix}." if prefix else ""
         names += [start + name for name, tensor in beside(module) if id(tensor) not in left]
@@ -338,7 +338,7 @@ def _chosen(
     ArgumentTypeError for a tensor that cannot be encrypted, MissingPackageError."""
     chosen: list[_Place] = []
     others: list[Tensor] = []
-    for place in _places(model):
+    for place in places(model):
         name, tensor = place.full_name, place.tensor
         if isinstance(tensor, EncryptedTensor) and not (
             place.is_parameter and formats.of(name, place.module, place.name, tensor)
@@ -367,16 +367,16 @@ def decrypt_module(model: nn.Module) -> nn.Module:
         raise errors.ArgumentTypeError(
             f"model must be a torch.nn.Module, not {type(model).__name__}."
         )
-    places = [p for p in _places(model) if isinstance(p.tensor, EncryptedTensor)]
+    found = [p for p in places(model) if isinstance(p.tensor, EncryptedTensor)]
     made: dict[int, Tensor] = {}
-    for place in places:
+    for place in found:
         tensor = place.tensor
         assert isinstance(tensor, EncryptedTensor)
         if id(tensor) not in made:
             plain = opened(tensor).clone()
             asks = tensor.requires_grad
             made[id(tensor)] = nn.Parameter(plain, asks) if place.is_parameter else plain
-    for place in places:
+    for place in found:
         _put(place.module, place.name, made[id(place.tensor)])
     return model
 

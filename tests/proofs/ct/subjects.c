@@ -449,6 +449,23 @@ static void use_store(ccmem_store *store, ccmem_cipher cipher, size_t page_size)
     check_opened(opened, 24, SEED_MORE);
 }
 
+/* Another key: pages moved by a write of a part, by the mover, and read half-way. */
+static void rekey_store(ccmem_store *store, ccmem_cipher cipher, size_t page_size) {
+    const size_t all = STORE_PAGES * page_size;
+    uint64_t done;
+
+    fill(plain, all, SEED_PLAIN);
+    write_secret(store, cipher, 0, all);
+    REQUIRE(!ccmem_store_rekey(store, NULL));
+    write_secret(store, cipher, page_size + 100, 64);
+    REQUIRE(!ccmem_store_move(store, 1, &done) && done == 1);
+    publish_store(store, cipher);
+    read_secret(store, 0, all);
+    REQUIRE(!ccmem_store_move(store, STORE_PAGES, &done) && done == STORE_PAGES - 1);
+    publish_store(store, cipher);
+    read_secret(store, 0, all);
+}
+
 /* A changed page: refused as a whole and in part, found by the check of all. */
 static void damage_store(ccmem_store *store, size_t page_size) {
     uint8_t *tags, bad[STORE_PAGES];
@@ -504,6 +521,7 @@ static void store(ccmem_cipher cipher) {
         REQUIRE(!ccmem_store_new(key, cipher, STORE_PAGES * page_size, page_size, 0, cached,
                                  CCMEM_FRESH_NOT, &s));
         use_store(s, cipher, page_size);
+        rekey_store(s, cipher, page_size);
         if (ccmem_cipher_authenticated(cipher))
             damage_store(s, page_size);
         fill_store(key, cipher, page_size);
