@@ -72,9 +72,10 @@ def checked_order(order: Core, blocks: QuantizedTensor) -> Core:
 
 def _refused() -> NoReturn:
     raise errors.ReadOnlyError(
-        "A quantised tensor cannot be written: its blocks were made once of all their values. Put "
-        "a new one in its place, made of plain values by encrypt_module(model, quantize=...), or "
-        "turn the model into plain tensors with pyccmem.torch.decrypt_module(model) first."
+        "A quantised tensor cannot be written: its blocks were made once of all their values. An "
+        "adapter works without being merged. To merge it, or to change weights, turn the model "
+        "into plain tensors with pyccmem.torch.decrypt_module(model), and quantise it again "
+        "afterwards with encrypt_module(model, quantize=...)."
     )
 
 
