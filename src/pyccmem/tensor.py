@@ -20,7 +20,7 @@ from .binding.arguments import BYTES, integer
 from .buffer import EncryptedBuffer, verify
 from .core import maker
 from .core.array_methods import ArrayMethods
-from .core.block_formats import BlockFormat
+from .core.block_formats import FORMATS, BlockFormat
 from .core.block_maker import block_format_of
 from .core.block_maker import maker as block_maker
 from .core.form import Form
@@ -88,7 +88,14 @@ def _checked_dtype(dtype: Any) -> np.dtype[Any]:
     try:
         kind: np.dtype[Any] = np.dtype(dtype)
     except (TypeError, ValueError, SyntaxError) as error:
-        raise errors.ArgumentTypeError(f"dtype is not a dtype: {str(error).rstrip('.')}.") from None
+        more = (
+            f" Block formats are {', '.join(FORMATS)}."
+            if isinstance(dtype, str) and "not understood" in str(error)
+            else ""
+        )
+        raise errors.ArgumentTypeError(
+            f"dtype is not a dtype: {str(error).rstrip('.')}.{more}"
+        ) from None
     if kind.hasobject:
         raise errors.ArgumentTypeError(
             f"dtype {kind} holds references to Python objects, not data; use one of fixed size."

@@ -478,3 +478,25 @@ def test_concatenate_refuses(key: Any) -> None:
     a.close()
     with pytest.raises(errors.ClosedError):
         concatenate([a, a])
+
+
+def test_what_to_use_instead(key: Any) -> None:
+    """An array's methods, which a tensor of blocks has not, are named with what does the work."""
+    t, _ = made(FORMATS["q8_0"], (2, 512), key)
+    hints = {
+        "T": r"linear\(x, t\)",
+        "sum": r"dequantize\(\)",
+        "tobytes": r"dequantize\(\)",
+        "astype": "float32",
+        "view": r"t\.raw",
+        "data": "ciphertext",
+        "map": r"t\.raw",
+        "open": r"t\[a:b\]",
+    }
+    for name, hint in hints.items():
+        with pytest.raises(AttributeError, match=f"attribute '{name}'; .*{hint}"):
+            getattr(t, name)
+    with pytest.raises(AttributeError, match=r"attribute 'nothing'$"):
+        _ = t.nothing  # type: ignore[attr-defined]
+    with pytest.raises(errors.ArgumentTypeError, match=r"'q7_k'.*q4_k"):
+        pyccmem.EncryptedTensor.from_numpy(np.ones((2, 512)), dtype="q7_k", key=key)

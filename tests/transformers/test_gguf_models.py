@@ -328,6 +328,37 @@ def test_a_model_in_several_files(home: Path, key: Key) -> None:
         from_gguf(first, key=key)
 
 
+@pytest.mark.parametrize(
+    ("entry", "value", "match"),
+    [
+        ("block_count", 1, "9 tensors for which the model .* no place"),
+        ("block_count", 3, "lacks 9 tensors"),
+        ("block_count", 0, "num_hidden_layers is 0"),
+        ("attention.head_count_kv", 0, "num_key_value_heads is 0"),
+        ("attention.head_count", 8, r"q_proj.* \(256, 256\).* \(512, 256\)"),
+        ("embedding_length", 128, r"\(269, 256\).* \(269, 128\)"),
+        ("embedding_length", 1 << 31, "hidden_size is 2147483648"),
+        ("vocab_size", 100_000, r"\(269, 256\).* \(100000, 256\)"),
+        ("attention.head_count", 4, None),
+    ],
+)
+def test_metadata_that_do_not_fit_the_tensors(
+    home: Path, key: Key, entry: str, value: int, match: str | None
+) -> None:
+    """A number is changed in its place; the last one, which is the control, to what it is."""
+    data = bytearray((home / "m.gguf").read_bytes())
+    name = f"llama.{entry}".encode()
+    at = data.index(len(name).to_bytes(8, "little") + name) + 8 + len(name) + 4
+    data[at : at + 4] = value.to_bytes(4, "little")
+    (home / "m.gguf").write_bytes(data)
+    gguf.seal(home / "m.gguf", home / "m.gguf.sealed", key, overwrite=True)
+    if match is None:
+        assert torch.isfinite(logits(from_gguf(home / "m.gguf.sealed", key=key))).all()
+        return
+    with pytest.raises(errors.FileFormatError, match=match):
+        from_gguf(home / "m.gguf.sealed", key=key)
+
+
 def test_damage_is_noticed(home: Path, key: Key) -> None:
     sealed = home / "m.gguf.sealed"
     model = from_gguf(sealed, key=key)

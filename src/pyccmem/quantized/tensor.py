@@ -62,6 +62,15 @@ class QuantizedTensor(BlockOperand, np.lib.mixins.NDArrayOperatorsMixin, Resourc
     _instead_of_a_copy = "make a new one with copy(key=...)"
     _instead: Mapping[str, str] = MappingProxyType(
         {
+            **dict.fromkeys(
+                (name for name in dir(np.ndarray) if not name.startswith("_")),
+                "t.dequantize() returns a plain array that has it, and NumPy's functions take t",
+            ),
+            "T": "pyccmem.linear(x, t) is x @ t.T and opens tiles; t.dequantize().T is plain",
+            "astype": "t.dequantize() gives float32, and pyccmem.linear(x, t) takes x of any type",
+            "data": "the blocks lie in t.raw.buffer, as ciphertext",
+            "view": "the bytes of the blocks are t.raw",
+            "open": "open rows with t[a:b], or all with t.dequantize()",
             "map": "a mapping shows bytes as they lie; map t.raw, or open rows with t[a:b]",
             "buffer": "the blocks lie in t.raw.buffer",
             "numpy": "t.dequantize() returns a plain array",

@@ -8,6 +8,7 @@ from typing import Any
 from transformers.integrations import ggml
 
 from .. import errors
+from ..files.safetensors_header import shown
 from ..gguf import SealedModel
 from .gguf_names import ARCHITECTURES
 
@@ -35,6 +36,23 @@ _MORE = {
     },
     "qwen3_moe": {"expert_feed_forward_length": "moe_intermediate_size"},
 }
+
+#: Entries that are numbers of something, or lengths.
+_COUNTS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "num_experts",
+    "num_local_experts",
+    "num_experts_per_tok",
+    "moe_intermediate_size",
+    "shared_expert_intermediate_size",
+)
 
 
 def architecture_of(file: SealedModel) -> str:
@@ -97,7 +115,25 @@ def config_of(file: SealedModel) -> dict[str, Any]:
     if "vocab_size" not in found and "tokenizer.ggml.tokens" in metadata:
         found["vocab_size"] = metadata.count("tokenizer.ggml.tokens")
     found["dtype"] = float_type(file)
+    _check_counts(found)
     return found
+
+
+def _check_counts(found: dict[str, Any]) -> None:
+    """Raises FileFormatError for numbers of a configuration of which no model can be made."""
+    for name in _COUNTS:
+        value = found.get(name)
+        if value is not None and (type(value) is not int or not 0 < value < 1 << 31):
+            raise errors.FileFormatError(
+                f"The GGUF file's metadata give a model whose {name} is {shown(value)}; it must be "
+                f"a whole number from 1."
+            )
+    experts = found.get("num_experts", found.get("num_local_experts"))
+    if experts is not None and found.get("num_experts_per_tok", 1) > experts:
+        raise errors.FileFormatError(
+            f"The GGUF file's metadata give a model that asks {found['num_experts_per_tok']} of "
+            f"{experts} experts."
+        )
 
 
 def metadata_of(file: SealedModel, whole: Any = ()) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -136,19 +136,31 @@ def _tell_of_values(halves: list[TensorInfo]) -> None:
 
 def check_complete(model: Any, found: dict[str, GGUFSlice]) -> None:
     """Raises FileFormatError if a layer of the model lacks a tensor, which transformers would make
-    up at random after a warning."""
+    up at random after a warning; if the file has one that the model lacks, which it would leave
+    out; and for another shape than the model's."""
     prefix = f"{model.base_model_prefix}."
-    names = {name.removeprefix(prefix) for name in found}
-    missing = [
-        name
-        for name, _ in model.named_parameters()
-        if "layers." in name and name.removeprefix(prefix) not in names
-    ]
+    slices = {name.removeprefix(prefix): part for name, part in found.items()}
+    wanted = {name.removeprefix(prefix): tensor for name, tensor in model.named_parameters()}
+    missing = [name for name in wanted if "layers." in name and name not in slices]
     if missing:
         raise errors.FileFormatError(
             f"The GGUF file lacks {len(missing)} tensors of the model, {shown(missing[0])} the "
             f"first; it is one of several files, or of another version of the architecture."
         )
+    more = [name for name in slices if "layers." in name and name not in wanted]
+    if more:
+        raise errors.FileFormatError(
+            f"The GGUF file has {len(more)} tensors for which the model of its metadata has no "
+            f"place, {shown(more[0])} the first; it is damaged, or of another version of the "
+            f"architecture."
+        )
+    for name, part in slices.items():
+        if name in wanted and tuple(part.get_shape()) != tuple(wanted[name].shape):
+            raise errors.FileFormatError(
+                f"The GGUF file has {shown(name)} of shape {tuple(part.get_shape())}, and the "
+                f"model of its metadata {tuple(wanted[name].shape)}; it is damaged, or of another "
+                f"version of the architecture."
+            )
 
 
 def _in_order(
