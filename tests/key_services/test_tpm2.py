@@ -364,6 +364,5 @@ def test_nothing_of_the_key_stays_in_memory(machine: Machine) -> None:
     provider = key_services.from_uri(uri)
     wrapped = wrapped_by(provider, key := new_key())
     kek = sealed_key(provider, wrapped)
-    assert left_by(uri, wrapped, CONTEXT, key, search=kek, way="bare")
-    assert not left_by(uri, wrapped, CONTEXT, key, search=kek)
-    assert not left_by(uri, wrapped, CONTEXT, key)
+    assert left_by(uri, wrapped, CONTEXT, key, search=[kek], way="bare")
+    assert not left_by(uri, wrapped, CONTEXT, key, search=[kek])

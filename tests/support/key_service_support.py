@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from pyccmem.safetensors import safe_open, save_file
 
 CONTEXT = {"pyccmem.format": "2", "pyccmem.file_id": "00ff" * 8, "who": "tests"}
 
-#: Unwraps a key, as opening a file does, and waits. "bare" leaves out what wipes and covers.
+#: Unwraps a key, as opening a file does, and waits. "bare" keeps what is to be wiped.
 _CHILD = """
 import json, sys
 import pyccmem
@@ -36,7 +36,10 @@ from pyccmem.binding import wiped
 from pyccmem.key_services import clients, provider
 uri, wrapped, context, way, rounds = json.loads(sys.argv[1])
 if way == "bare":
-    wiped.wipe = wiped.wipe_bytes = clients.taken_base64 = lambda *_: None
+    kept = []
+    wiped.wipe = wiped.wipe_bytes = kept.append
+    clients._blot = lambda body, *_: kept.append(body)
+    clients._COVERS = 0
     import importlib
     name = uri.partition(":")[0].replace("-", "_")
     module = importlib.import_module("pyccmem.key_services." + name)
@@ -68,17 +71,19 @@ def needles(key: bytes) -> dict[str, bytes]:
     }
 
 
-def left_in(pid: int, key: bytes) -> list[str]:
-    """What of a key lies in another process's memory outside of the secret memory of pyccmem, and
+def left_in(pid: int, keys: Sequence[bytes]) -> list[str]:
+    """What of keys lies in another process's memory outside of the secret memory of pyccmem, and
     in which mapping."""
     found = []
-    forms = needles(key)
+    forms = [pair for key in keys for pair in needles(key).items()]
     for mapping, content in readable(pid):
         if mapping.locked:  # where a Key lies on systems without memfd_secret
             continue
-        for form, needle in forms.items():
+        for form, needle in forms:
             at = content.find(needle)
             while at >= 0:
+                if os.environ.get("SHOW"):
+                    print(form, content[max(0, at - 260) : at + 300])
                 found.append(f"{form} in {mapping.name or 'anonymous'} at {mapping.start + at:x}")
                 at = content.find(needle, at + 1)
     return found
@@ -90,15 +95,15 @@ def left_by(
     context: Mapping[str, str],
     key: bytes,
     *,
-    search: bytes | None = None,
+    search: Sequence[bytes] = (),
     way: str = "",
     rounds: int = 1,
     environment: Mapping[str, str] | None = None,
     run: bool = False,
 ) -> list[str]:
     """What a process that unwraps a key leaves of it in its memory. With `run` it is started by
-    `pyccmem run`, which overwrites what is freed. `search` is a key to look for in
-    place of the one unwrapped."""
+    `pyccmem run`, which overwrites what is freed. `search` are keys to look for
+    besides."""
     shown = {
         "key_id": wrapped.key_id, "blob": wrapped.blob.hex(), "parameters": wrapped.parameters,
     }  # fmt: skip
@@ -117,7 +122,7 @@ def left_by(
         if said != wanted + "ready\n":
             process.stdin.close()
             raise AssertionError(f"the child said {said!r}: {process.stderr.read()}")
-        return left_in(process.pid, search or key)
+        return left_in(process.pid, [key, *search])
     finally:
         process.kill()
         process.wait()

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import binascii
 import importlib
+import io
 import logging
 import os
 import re
@@ -14,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NoReturn
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from .. import errors
 from ..binding import ffi, wiped
@@ -24,10 +25,12 @@ from .context import words
 __all__ = [
     "KEY_BYTES",
     "base64_of",
+    "cover_answers",
     "imported",
     "not_for_context",
     "options",
     "own_bytes",
+    "private_address",
     "quiet",
     "raised",
     "secret_text",
@@ -38,6 +41,9 @@ KEY_BYTES = 32
 
 #: The most characters of a PIN or a token in a file.
 _MAX_TEXT = 1 << 14
+
+#: Buffers of 8 KiB that are overwritten after an answer.
+_COVERS = 16
 
 
 def options(uri: str, known: tuple[str, ...], separator: str = "&") -> tuple[str, dict[str, str]]:
@@ -69,6 +75,23 @@ def imported(module: str, package: str, extra: str) -> Any:
             f"Keys of this kind need the package {package}, which is not installed "
             f"({problem}); pip install 'pyccmem[{extra}]'."
         ) from None
+
+
+def private_address(address: str) -> str:
+    """Returns the address of a service, if nobody else can read what is sent there: it begins with
+    https://, or is of this machine. Raises ArgumentError."""
+    parts = urlsplit(address)
+    host = (parts.hostname or "").lower()
+    here = host in ("localhost", "::1") or re.fullmatch(r"127\.\d+\.\d+\.\d+", host)
+    if (
+        not host
+        or parts.username
+        or not (parts.scheme == "https" or (parts.scheme == "http" and here))
+    ):
+        raise errors.ArgumentError(
+            f"Keys are not sent to {address[:200]!a}; use an address that begins with https://."
+        )
+    return address
 
 
 def secret_text(source: str, what: str) -> str:
@@ -160,8 +183,12 @@ def taken_base64(body: bytes, field: str) -> bytearray | None:
         if found is None:
             found = _decoded(memoryview(body)[start:end])
         # re keeps `body`, not what it matched, until it is asked for that.
-        ffi.memmove(ffi.from_buffer(body) + start, b"A" * (end - start), end - start)
+        _blot(body, start, end)
     return found
+
+
+def _blot(body: bytes, start: int, end: int) -> None:
+    ffi.memmove(ffi.from_buffer(body) + start, b"A" * (end - start), end - start)
 
 
 def _decoded(text: memoryview) -> bytearray:
@@ -186,6 +213,20 @@ def _decoded(text: memoryview) -> bytearray:
                 wiped.wipe_bytes(decoded)
     finally:
         wiped.wipe(plain)
+
+
+def cover_answers() -> None:
+    """Overwrites what HTTP clients have read an answer through and freed unwiped: buffers of 8 KiB,
+    and pieces of the answer's size, which is below 2 KiB. It reaches them as far as the allocator
+    gives them out again; it prefers those freed last."""
+    zeros = bytes(io.DEFAULT_BUFFER_SIZE)
+    kept: list[Any] = []
+    for _ in range(_COVERS):
+        raw: Any = io.BytesIO(zeros)
+        kept.append(io.BufferedReader(raw))
+        kept[-1].peek(1)
+        # bytearray, since bytes of zeros come from calloc(), which passes over blocks freed last.
+        kept += [bytearray(size) for size in range(15, 2064, 16)]
 
 
 # ---- logs and exceptions -------------------------------------------------------------------------

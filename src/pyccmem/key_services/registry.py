@@ -28,12 +28,14 @@ ENTRY_POINTS = "pyccmem.key_providers"
 #: The module and the class of each scheme of pyccmem's own. A module is imported when its scheme
 #: is asked for, and not before.
 _OWN = {
+    "aws-kms": "aws_kms:AwsKms",
     "env": "local:Environment",
     "fd": "local:Descriptor",
     "file": "local:File",
     "pkcs11": "pkcs11:Pkcs11",
     "systemd-creds": "local:SystemdCredential",
     "tpm2": "tpm2:Tpm2",
+    "vault": "vault:Vault",
 }
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*\Z")
