@@ -187,6 +187,17 @@ def test_a_command_of_ones_own() -> None:
     assert [look["found"].get("text", 0) for look in found["looks"]] == [4, 0, 4, 0]
 
 
+def test_a_twin_of_ones_own() -> None:
+    """Another process is the control, and a run beside one that shows nothing is void."""
+    with running(holding(TEXT)) as open_one, running(holding("")) as closed:
+        words = ["--text", TEXT, *QUICK]
+        status, found, said = attack(*words, "--pid", str(closed), "--twin", str(open_one))
+        assert status == 0 and found["passed"], said
+        assert [look["found"].get("text", 0) for look in found["looks"]] == [4, 0, 4, 0]
+        status, found, said = attack(*words, "--pid", str(open_one), "--twin", str(closed))
+        assert status == 2 and "only 0 of 4 text were found" in said
+
+
 def test_other_things_to_look_for(tmp_path: Path) -> None:
     """Bytes of a file, in hexadecimal, and of weights; by the number of a running process."""
     from safetensors.numpy import save_file
@@ -227,6 +238,7 @@ def test_wrong_words(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         (["--file", str(tmp_path / "none"), "--pid", "1"], "cannot be read"),
         (["--text", TEXT, "--pid", str(2**31 - 1)], "no process"),
         (["--text", TEXT, "--pid", "1", "--", "true"], "not both"),
+        (["--text", TEXT, "--pid", "1", "--twin", "1"], "names the process of --pid"),
         (["--text", TEXT, "--", "/no/such/command"], "cannot be started"),
         (["--way", "mem", "--leave-out", "mem"], "No way is left"),
         (["--text", TEXT, *QUICK, "--", "true"], "no process"),

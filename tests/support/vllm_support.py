@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -46,21 +47,22 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral-window": ("Mistral", {"sliding_window": 20}),
     "phi3": ("Phi3", {"pad_token_id": 0}),  # matrices that are merged in the file
     "gemma2": ("Gemma2", {"sliding_window": 20, "tie_word_embeddings": True}),  # softcap
+    "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
 }
 
 
-def make_model(name: str, folder: Path) -> None:
+def make_model(name: str, folder: Path, **differing: Any) -> None:
     """Writes a model with random weights of float32, in two shards."""
     import torch
     import transformers
 
     kind, changes = MODELS[name]
     torch.manual_seed(0)
-    config = getattr(transformers, f"{kind}Config")(**{**_LLAMA, **changes})
+    config = getattr(transformers, f"{kind}Config")(**{**_LLAMA, **changes, **differing})
     model = getattr(transformers, f"{kind}ForCausalLM")(config)
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1 and "experts" not in name:
                 parameter.mul_(4)  # logits that differ
             else:
                 parameter.add_(torch.randn_like(parameter) / 8)
@@ -122,7 +124,11 @@ def good_config() -> dict[str, Any]:
 
 
 def answer(
-    llm: Any, prompts: Sequence[Sequence[int]], tokens: int = 6, salts: Sequence[str | None] = ()
+    llm: Any,
+    prompts: Sequence[Sequence[int]],
+    tokens: int = 6,
+    salts: Sequence[str | None] = (),
+    lora: Any = None,
 ) -> list[tuple[list[int], list[dict[int, float]]]]:
     """The tokens of each prompt, chosen greedily, and log-probabilities at each."""
     from vllm import SamplingParams
@@ -131,7 +137,8 @@ def answer(
         max_tokens=tokens, temperature=0, logprobs=20, detokenize=False, ignore_eos=True
     )
     found = []
-    for result in llm.generate(prompts_of(prompts, salts), sampling, use_tqdm=False):
+    given = prompts_of(prompts, salts)
+    for result in llm.generate(given, sampling, use_tqdm=False, lora_request=lora):
         output = result.outputs[0]
         scores = [{token: one.logprob for token, one in at.items()} for at in output.logprobs]
         found.append((list(output.token_ids), scores))
@@ -150,6 +157,26 @@ def furthest(a: Any, b: Any) -> float:
             if token_a != token_b:
                 break
     return most
+
+
+@contextmanager
+def damaged(folder: Path, name: str, page: int = 0) -> Iterator[None]:
+    """A byte of a tensor's page is another one, in the sealed file that a server has mapped."""
+    for file in folder.glob("*.safetensors"):
+        with file.open("r+b", buffering=0) as opened:
+            size = int.from_bytes(opened.read(8), "little")
+            blobs = json.loads(opened.read(size))
+            if name not in blobs:
+                continue
+            at = 8 + size + blobs[name]["data_offsets"][0] + page * 4096 + 99
+            (byte,) = os.pread(opened.fileno(), 1, at)
+            os.pwrite(opened.fileno(), bytes([byte ^ 1]), at)
+            try:
+                yield
+            finally:
+                os.pwrite(opened.fileno(), bytes([byte]), at)
+            return
+    raise AssertionError(name)
 
 
 PROMPTS = [

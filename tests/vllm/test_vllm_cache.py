@@ -22,9 +22,10 @@ import vllm_support
 from support import child_environment
 from vllm_support import PROMPTS, VOCABULARY, answer, engine, furthest, make_model, prompts_of
 
+import pyccmem
 from pyccmem import errors
 from pyccmem.core.kv_tables import Attention, Rows
-from pyccmem.vllm import attention, proof, start, steps, tenants
+from pyccmem.vllm import attention, proof, settings, start, steps, tenants
 from pyccmem.vllm.requests import Ledger, Request
 
 #: One prompt, which fills blocks of 32 tokens.
@@ -156,6 +157,41 @@ def test_tenants_have_names_of_this_process() -> None:
     assert "alice" not in str(tenants.tenant_of("alice"))
 
 
+def test_two_prompts_of_a_tenant_that_come_at_once(folder: Path) -> None:
+    with engine(folder / "llama") as llm:
+        plain = answer(llm, [LONG, LONG], 3)
+    with encrypted(folder / "llama") as llm:
+        assert furthest(plain, answer(llm, [LONG, LONG], 3, ["alice", "alice"])) < 1e-3
+
+
+@pytest.mark.parametrize("how", ["the cache is reset", "nothing is kept", "nothing is shared"])
+def test_what_a_tenant_had_is_erased_at_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    options = {}
+    if how == "nothing is kept":
+        monkeypatch.setenv("PYCCMEM_VLLM_KEEP", "nothing")
+    if how == "nothing is shared":
+        options["enable_prefix_caching"] = False
+    with encrypted(folder / "llama", **options) as llm:
+        caches = pyccmem.stats()["caches"]
+        _, first = cached(llm, LONG, "alice")
+        settle(llm)
+        if how == "the cache is reset":
+            assert ledger_of(llm).stats()["kept"] == 1 and pyccmem.stats()["caches"] == caches + 1
+            assert llm.reset_prefix_cache()
+        assert ledger_of(llm).stats() == {"running": 0, "kept": 0, "ciphertext_bytes": 0}
+        assert pyccmem.stats()["caches"] == caches
+        tokens, found = cached(llm, LONG, "alice")
+        assert tokens == 0 and found == first
+
+
+def test_what_is_to_be_kept_is_one_of_two_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYCCMEM_VLLM_KEEP", "all")
+    with pytest.raises(errors.ConfigError, match="prefixes or nothing"):
+        settings.keeps_ended(Space(cache_config=Space(enable_prefix_caching=True)))
+
+
 # ---- the end of a request ------------------------------------------------------------------------
 
 
@@ -254,19 +290,59 @@ def test_vllm_has_no_memory_for_keys_and_values(folder: Path) -> None:
 # ---- what does not go on -------------------------------------------------------------------------
 
 
-def test_a_block_that_was_changed(folder: Path) -> None:
+def finished(llm: Any) -> dict[str, tuple[str, list[int]]]:
+    """Goes on until all requests have ended. Returns why each has, and its tokens."""
+    found = {}
+    while llm.llm_engine.has_unfinished_requests():
+        for result in llm.llm_engine.step():
+            if result.finished:
+                (output,) = result.outputs
+                found[result.request_id] = (output.finish_reason, list(output.token_ids))
+    return found
+
+
+def damage(request: Request) -> None:
+    place = request.tables.places(1, 0)[0]
+    ctypes.c_ubyte.from_address(place.data + 5).value ^= 1
+
+
+@pytest.mark.parametrize("salt", [None, "alice"])
+def test_a_block_that_was_changed_fails_its_request_alone(
+    folder: Path, caplog: pytest.LogCaptureFixture, salt: str | None
+) -> None:
+    from vllm import SamplingParams
+
+    with engine(folder / "llama") as llm:
+        ((plain, _),) = answer(llm, [LONG], 4)
+    with encrypted(folder / "llama") as llm:
+        sampling = SamplingParams(max_tokens=4, temperature=0, detokenize=False, ignore_eos=True)
+        for name in ("one", "two"):
+            llm.llm_engine.add_request(name, prompts_of([LONG], [salt])[0], sampling)
+        llm.llm_engine.step()
+        requests = dict(ledger_of(llm)._requests)
+        (first,) = (one for name, one in requests.items() if name.startswith("one"))
+        damage(first)
+        ends = finished(llm)
+        assert ends["one"][0] == "error" and len(ends["one"][1]) < 4
+        assert ends["two"] == ("length", plain)
+        assert "keys and values of 'model.layers.1.self_attn.attn'" in caplog.text
+        settle(llm)
+        assert is_gone(first)  # also a tenant's
+        # Nothing of it is the beginning of another request.
+        assert answer(llm, [LONG], 4, [salt])[0][0] == plain
+
+
+def test_a_changed_block_that_requests_of_a_tenant_share(folder: Path) -> None:
     from vllm import SamplingParams
 
     with encrypted(folder / "llama") as llm:
-        sampling = SamplingParams(max_tokens=4, detokenize=False, ignore_eos=True)
-        llm.llm_engine.add_request("one", prompts_of([LONG])[0], sampling)
-        llm.llm_engine.step()
-        (request,) = ledger_of(llm)._requests.values()
-        place = request.tables.places(1, 0)[0]
-        byte = ctypes.c_ubyte.from_address(place.data + 5)
-        byte.value ^= 1
-        with pytest.raises(errors.IntegrityError):
-            llm.llm_engine.step()
+        ((whole, _),) = answer(llm, [LONG], 4, ["alice"])
+        (kept,) = {one for one in ledger_of(llm)._owners.values()}
+        damage(kept)
+        sampling = SamplingParams(max_tokens=4, temperature=0, detokenize=False, ignore_eos=True)
+        llm.llm_engine.add_request("one", prompts_of([LONG], ["alice"])[0], sampling)
+        assert finished(llm)["one"] == ("error", [])
+        assert answer(llm, [LONG], 4, ["alice"])[0][0] == whole
 
 
 def test_an_engine_that_names_no_tenants(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ def test_a_posture_that_is_not_reached(how: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PYCCMEM_VLLM_REQUIRE", "self-tests, fork")
     with pytest.raises(errors.PostureError, match="fork is"):
         PyccmemQuantization() if how == "made" else pickle.loads(sent)
-    monkeypatch.setenv("PYCCMEM_VLLM_REQUIRE", "self-tests,integrity")
+    monkeypatch.setenv("PYCCMEM_VLLM_REQUIRE", "self-tests,secret-memory")
     assert pickle.loads(sent).sealed is False
     monkeypatch.setattr(process, "_done", None)
     monkeypatch.setenv("PYCCMEM_VLLM_REQUIRE", "nonsense")

@@ -29,6 +29,7 @@ import pyccmem
 from pyccmem import errors
 from pyccmem.directories import encrypt_directory
 from pyccmem.torch import EncryptedTensor
+from pyccmem.torch._tensor import ciphertext
 from pyccmem.vllm import loader, proof, register, start, versions, weights
 from pyccmem.vllm.method import PyccmemQuantization
 
@@ -151,7 +152,7 @@ def refused(folder: Path, kind: type[BaseException], words: str, **options: Any)
 
 def test_without_a_key(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYCCMEM_KEY_FILE")
-    refused(folder / "llama-sealed", errors.InvalidKeyError, "set PYCCMEM_KEY_FILE")
+    refused(folder / "llama-sealed", errors.InvalidKeyError, "PYCCMEM_KEY_FILE to a key file")
 
 
 def test_with_another_key(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -243,7 +244,6 @@ def test_options_that_were_not_tried() -> None:
     start.check_config(Space(**good))
     for name, value in (
         ("parallel_config", Space(pipeline_parallel_size=2)),
-        ("lora_config", Space()),
         ("speculative_config", Space()),
     ):
         with pytest.raises(errors.ArgumentError, match="was not tried"):
@@ -263,30 +263,85 @@ def test_a_file_that_lacks_weights(folder: Path, tmp_path: Path) -> None:
     refused(tmp_path, errors.FileFormatError, words, quantization="pyccmem")
 
 
-def test_a_damaged_weight_is_no_answer(folder: Path, tmp_path: Path) -> None:
+def end_of(llm: Any, prompt: list[int]) -> tuple[str, list[int]]:
+    """Why a request ended, and its tokens."""
+    from vllm import SamplingParams
+
+    sampling = SamplingParams(max_tokens=3, temperature=0, detokenize=False, ignore_eos=True)
+    (result,) = llm.generate(vllm_support.prompts_of([prompt]), sampling, use_tqdm=False)
+    return result.outputs[0].finish_reason, list(result.outputs[0].token_ids)
+
+
+def test_a_changed_page_fails_the_requests_that_need_it(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(folder / "llama-sealed", tmp_path / "model")
+    prompt = [3 + n for n in range(50)]
+    with engine(tmp_path / "model") as llm:
+        reason, tokens = whole = end_of(llm, prompt)
+        assert reason == "length" and len(tokens) == 3
+        for name in (
+            "model.layers.0.self_attn.k_proj.weight",
+            "model.layers.1.mlp.down_proj.weight",
+            "lm_head.weight",
+        ):
+            with vllm_support.damaged(tmp_path / "model", name):
+                caplog.clear()
+                assert end_of(llm, prompt) == ("error", [])
+                assert f"buffer '{name}'" in caplog.text
+            assert end_of(llm, prompt) == whole
+
+
+def test_a_changed_row_of_an_embedding_fails_those_who_ask_for_it(
+    folder: Path, tmp_path: Path
+) -> None:
     shutil.copytree(folder / "llama-sealed", tmp_path / "model")
     with engine(tmp_path / "model") as llm:
-        whole = answer(llm, PROMPTS[:1], 1)
-        file = max((tmp_path / "model").glob("*.safetensors"), key=lambda one: one.stat().st_size)
-        with file.open("r+b") as opened:  # the same pages that are mapped
-            opened.seek(file.stat().st_size // 2)
-            byte = opened.read(1)[0]
-            opened.seek(-1, os.SEEK_CUR)
-            opened.write(bytes([byte ^ 1]))
-        with pytest.raises(errors.IntegrityError):
-            answer(llm, [[3 + n for n in range(50)]], 1)
-    assert whole
+        prompts = [[80, 200], [5, 6, 7], [90, 3]]  # a page has 8 rows
+        plain = answer(llm, prompts, 1)
+        with vllm_support.damaged(tmp_path / "model", "model.embed_tokens.weight", 11):
+            assert end_of(llm, prompts[2]) == ("error", [])
+            found = answer(llm, [prompts[0], prompts[1]], 1)
+            assert furthest(plain[:2], found) < 1e-3
+            found = together(llm, prompts)
+            assert [reason for reason, _ in found] == ["length", "length", "error"]
+            assert [tokens for _, tokens in found[:2]] == [tokens for tokens, _ in plain[:2]]
+
+
+def together(llm: Any, prompts: list[list[int]]) -> list[tuple[str, list[int]]]:
+    """The same of prompts that are computed in one step."""
+    from vllm import SamplingParams
+
+    sampling = SamplingParams(max_tokens=1, temperature=0, detokenize=False, ignore_eos=True)
+    results = llm.generate(vllm_support.prompts_of(prompts), sampling, use_tqdm=False)
+    return [(one.outputs[0].finish_reason, list(one.outputs[0].token_ids)) for one in results]
+
+
+def test_a_changed_norm_fails_the_batch(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with engine(folder / "llama-sealed") as llm:
+        whole = end_of(llm, [5, 6, 7])
+        stored = ciphertext(model_of(llm).model.norm.weight)
+        stored[9] ^= 1
+        assert end_of(llm, [5, 6, 7]) == ("error", [])
+        assert "model.norm.weight" in caplog.text
+        stored[9] ^= 1
+        assert end_of(llm, [5, 6, 7]) == whole
 
 
 # ---- parts ---------------------------------------------------------------------------------------
 
 
 def test_what_is_looked_at_at_the_start() -> None:
+    def hidden(plain: bytes, lies: bytes) -> bool:
+        as_tensor = [torch.tensor(list(one), dtype=torch.uint8) for one in (plain, lies)]
+        return proof.is_hidden(*as_tensor)
+
     plain = bytes(range(64))
-    assert proof.is_hidden(plain, bytes(64))
-    assert not proof.is_hidden(plain, bytes(7) + plain[16:32])
-    assert not proof.is_hidden(b"", bytes(64))
-    assert not proof.is_hidden(plain, b"")
+    assert hidden(plain, bytes(64))
+    assert not hidden(plain, bytes(7) + plain[16:32])
+    assert not hidden(plain, bytes(50) + plain[48:])
+    assert not hidden(b"", bytes(64))
+    assert not hidden(plain, b"")
 
 
 def test_weights_of_a_layer() -> None:
@@ -335,3 +390,30 @@ def test_register_may_be_repeated_and_needs_vllm(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "vllm.model_executor.layers", None)
     with pytest.raises(errors.MissingPackageError, match="needs vLLM"):
         register()
+
+
+def test_a_changed_expert_fails_the_requests_that_chose_it(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(folder / "mixtral-sealed", tmp_path / "model")
+    prompts = [[token] for token in range(3, 60)]
+    with engine(tmp_path / "model") as llm:
+        whole = together(llm, prompts)
+        assert all(reason == "length" for reason, _ in whole)
+        name = expert_of(tmp_path / "model")
+        with vllm_support.damaged(tmp_path / "model", name):
+            found = together(llm, prompts)
+        failed = [reason for reason, _ in found].count("error")
+        assert 0 < failed < len(prompts)
+        assert all(a == b for a, b in zip(whole, found, strict=True) if b[0] != "error")
+        assert f"buffer '{name}'" in caplog.text
+        assert together(llm, prompts) == whole
+
+
+def expert_of(folder: Path) -> str:
+    """The name of a matrix of an expert in the first layer."""
+    names: list[str] = []
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            names += opened.keys()
+    return min(name for name in names if ".layers.0." in name and ".experts." in name)

@@ -49,7 +49,7 @@ class Outcome:
             elif look.status == READ and look.way in whole:
                 for kind in sorted(self.rules.certain(look.moment, wanted)):
                     found, of = look.found.get(kind, 0), wanted.get(kind, 0)
-                    if found < of or not of:
+                    if found < self.rules.least(of) or not of:
                         reasons.append(f"{where}: only {found} of {of} {kind} were found.")
             elif look.status == READ and look.moment == DURING and not look.found:
                 reasons.append(f"{where}: nothing was found.")

@@ -2,7 +2,7 @@
 """Attacks a process of one's own: one that runs, or a command that is started for it.
 
 The control of each way is a twin that holds the samples in the clear. In the process itself the
-marker is what lies in every process: words of its environment or command line.
+marker is what lies in every process: words of its environment or command line, and of its program.
 """
 
 from __future__ import annotations
@@ -63,6 +63,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     own.add_argument("--pid", metavar="PID", type=demo.count(1, 2**31 - 1), help="its number")
     own.add_argument(
+        "--twin",
+        metavar="PID",
+        type=demo.count(1, 2**31 - 1),
+        help="with --pid: a process that does the same unprotected, in the place of the twin that "
+        "only holds what is looked for",
+    )
+    own.add_argument(
         "--text",
         metavar="TEXT",
         action="append",
@@ -111,12 +118,17 @@ def attack(
         del command[0]
     if arguments.pid is not None and command:
         raise errors.ArgumentError("Name either --pid or a command, not both.")
+    if arguments.twin is not None and arguments.twin == arguments.pid:
+        raise errors.ArgumentError("--twin names the process of --pid; name its twin.")
     parts = _parts(arguments)
     looks: list[Look] = []
     with ExitStack() as stack:
-        twin_marker = os.urandom(32)
-        held = {**parts, f"{MARKER}/0": twin_marker[:16], f"{MARKER}/1": twin_marker[16:]}
-        twin = stack.enter_context(Twin(Holding(held)))
+        if arguments.twin is not None:
+            held, twin_pid = {**parts, **_markers(arguments.twin)}, arguments.twin
+        else:
+            twin_marker = os.urandom(32)
+            held = {**parts, f"{MARKER}/0": twin_marker[:16], f"{MARKER}/1": twin_marker[16:]}
+            twin_pid = stack.enter_context(Twin(Holding(held))).pid
         if arguments.pid is None:
             pid = stack.enter_context(_started(command))
             time.sleep(arguments.interval)
@@ -125,7 +137,8 @@ def attack(
         wanted = Wanted({**parts, **_markers(pid)})
         is_closed = _closed(pid)
         subject = Subject(OWN, pid, wanted, directory, files=True)
-        control = Subject(PLAIN, twin.pid, Wanted(held), directory)
+        is_real = arguments.twin is not None
+        control = Subject(PLAIN, twin_pid, Wanted(held), directory, files=is_real)
         count = arguments.looks or 1
         for number in range(1, count + 1):
             moment = f"look {number}"
@@ -136,9 +149,11 @@ def attack(
             if number < count:
                 time.sleep(arguments.interval)
     shown = shlex.join(command).encode("unicode_escape").decode()
+    beside = "a twin that holds the samples in the clear"
+    if is_real:
+        beside = f"process {twin_pid}, which is to hold them in the clear"
     return Outcome(
-        f"Process {pid} ({shown or 'which was running'}), beside a twin "
-        f"that holds the samples in the clear.",
+        f"Process {pid} ({shown or 'which was running'}), beside {beside}.",
         {"pid": pid},
         ways,
         Result(
@@ -148,7 +163,7 @@ def attack(
             {PLAIN: control.wanted.kinds, OWN: wanted.kinds},
         ),
         _CLEAN,
-        OwnRules(),
+        OwnRules(real=is_real),
     )
 
 
@@ -223,7 +238,23 @@ def _markers(pid: int) -> dict[str, bytes]:
         for at in range(0, len(content) - _SAMPLE, 5):
             if len(parts) < _MARKERS:
                 parts[f"{MARKER}/{name}.{at}"] = content[at : at + _SAMPLE]
-    return parts
+    return parts | _program(pid)
+
+
+def _program(pid: int) -> dict[str, bytes]:
+    """The beginning of its program's file, which is mapped: some programs overwrite environment and
+    command line with a title of theirs."""
+    try:
+        with open(f"/proc/{pid}/exe", "rb") as file:
+            content = file.read(_MARKERS * _SAMPLE * 4)
+    except OSError:
+        return {}
+    pieces = {at: content[at : at + _SAMPLE] for at in range(0, len(content), _SAMPLE)}
+    return {
+        f"{MARKER}/exe.{at}": piece
+        for at, piece in pieces.items()
+        if len(piece) == _SAMPLE and len(set(piece)) > _SAMPLE // 2
+    }
 
 
 def _closed(pid: int) -> bool:

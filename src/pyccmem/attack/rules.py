@@ -35,6 +35,10 @@ class Rules:
         """Returns the kinds of which the twin must show every sample."""
         return _CERTAIN.get(moment, frozenset())
 
+    def least(self, of: int) -> int:
+        """Returns how many of `of` samples of a certain kind the twin must show: all."""
+        return of
+
     def allowed(self, kind: str, moment: str, of: int) -> int:
         """Returns how many of `of` samples of the other process may be found."""
         if moment == SERIES and kind in _IN_USE:
@@ -51,7 +55,16 @@ class Rules:
 
 
 class OwnRules(Rules):
-    """Those of a process of one's own: the twin holds all, and nothing may be found."""
+    """Those of a process of one's own: the twin holds all, and nothing may be found. `real`: the
+    twin is a process of one's own, too, which may keep things in another form: an eighth of each
+    kind must be found of it."""
+
+    def __init__(self, *, real: bool = False) -> None:
+        self._real = real
+
+    def least(self, of: int) -> int:
+        """Returns all, or an eighth."""
+        return max(1, of // 8) if self._real else of
 
     def certain(self, moment: str, wanted: dict[str, int]) -> frozenset[str]:
         """Returns all kinds."""

@@ -32,6 +32,7 @@ from . import (
     rows,
     threads,
     torch_models,
+    vllm_engines,
 )
 from .rounds import CheckError, Figure, Plan
 
@@ -55,6 +56,7 @@ CLAIMS: dict[str, Callable[[Plan], Iterator[Figure]]] = {
     "cache": cache.figures,
     "guard": guard.figures,
     "llama": llama.figures,
+    "vllm": vllm_engines.figures,
 }
 
 
@@ -128,6 +130,8 @@ def run(arguments: argparse.Namespace) -> int:
             missing = (*missing, *cache.missing())
         if "llama" in claims:
             missing = (*missing, *llama.missing())
+        if "vllm" in claims:
+            missing = (*missing, *vllm_engines.missing())
     except CheckError as error:
         progress.clear()
         return _complain(str(error), EXIT_WRONG_RESULT)

@@ -20,9 +20,10 @@ from vllm.v1.attention.backends.cpu_attn import (
 
 from .. import errors
 from ..core.kv_tables import Attention, Rows
+from .failures import FAILURES, current_step
 from .requests import Request
+from .settings import encrypts_cache
 from .steps import current_runner
-from .tenants import is_encrypted
 
 __all__ = ["EncryptedAttentionBackend", "EncryptedAttentionImpl", "Run"]
 
@@ -32,6 +33,7 @@ _NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "b
 class Run(NamedTuple):
     """Rows [begin, end) of a batch, which come behind `past` tokens of one request."""
 
+    request_id: str
     request: Request
     begin: int
     end: int
@@ -57,7 +59,7 @@ class _Builder(CPUAttentionMetadataBuilder):  # type: ignore[misc]
         self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False
     ) -> Any:
         made = super().build(common_prefix_len, common_attn_metadata, fast_build)
-        if is_encrypted(self.vllm_config):
+        if encrypts_cache(self.vllm_config):
             made.pyccmem_runs = _runs(common_attn_metadata)
         return made
 
@@ -73,7 +75,7 @@ def _runs(common: Any) -> list[Run]:
         begin, end = places[at], places[at + 1]
         if end > begin:
             past = lengths[at] - (end - begin)
-            found.append(Run(runner.pyccmem_ledger[request_id], begin, end, past))
+            found.append(Run(request_id, runner.pyccmem_ledger[request_id], begin, end, past))
     return found
 
 
@@ -83,8 +85,8 @@ class EncryptedAttentionImpl(CPUAttentionBackendImpl):  # type: ignore[misc]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        #: False for a model without pyccmem.
-        self.encrypted = is_encrypted(get_current_vllm_config())
+        #: False for a model without pyccmem, and for one whose cache is to be plain.
+        self.encrypted = encrypts_cache(get_current_vllm_config())
         if not self.encrypted:
             return
         for found, what in (
@@ -119,8 +121,9 @@ class EncryptedAttentionImpl(CPUAttentionBackendImpl):  # type: ignore[misc]
         output_block_scale: Tensor | None = None,
     ) -> Tensor:
         """Seals the new rows of `key` and `value`, [tokens, heads, size], behind what each request
-        has, and writes the attention of `query` to `output`. Raises IntegrityError, ClosedError,
-        ArgumentError, OutOfMemoryError, PlaintextBudgetError."""
+        has, and writes the attention of `query` to `output`. A request whose blocks were changed,
+        or that has no room, fails, and its rows are zeros. Raises ClosedError, ArgumentError,
+        PlaintextBudgetError."""
         if not self.encrypted:
             done: Tensor = super().forward(
                 layer,
@@ -143,40 +146,58 @@ class EncryptedAttentionImpl(CPUAttentionBackendImpl):  # type: ignore[misc]
             )
         if not isinstance(attn_metadata.causal, bool) or attn_metadata.dynamic_causal is not None:
             raise errors.ArgumentError("Masks of their own have no encrypted form in pyccmem.vllm.")
-        target = self.kv_sharing_target_layer_name
         if query.stride(2) != 1:
             query = query.contiguous()
-        sinks = self._weights_of_sinks()
+        step = current_step()
+        for run in attn_metadata.pyccmem_runs:
+            if not run.request.failed:
+                try:
+                    self._attend(run, layer.layer_name, query, key, value, output, attn_metadata)
+                    continue
+                except FAILURES as error:
+                    if step is None:
+                        raise
+                    step.fail(run.request_id, f"keys and values of {layer.layer_name!r}", error)
+            output[run.begin : run.end] = 0
+        return output
+
+    def _attend(
+        self,
+        run: Run,
+        name: str,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        output: Tensor,
+        metadata: Any,
+    ) -> None:
+        """The attention of one request."""
+        target, sinks = self.kv_sharing_target_layer_name, self._weights_of_sinks()
+        number = _append(run, name, key, value) if target is None else run.request.layers[target]
         q_row, q_head, _ = query.stride()
         out_row, out_head, _ = output.stride()
         size = query.element_size()
-        for run in attn_metadata.pyccmem_runs:
-            if target is None:
-                number = _append(run, layer.layer_name, key, value)
-            else:
-                number = run.request.layers[target]
-            run.request.tables.attend(
-                Attention(
-                    layer=number,
-                    query_heads=query.shape[1],
-                    rows=run.end - run.begin,
-                    q=query.data_ptr() + run.begin * q_row * size,
-                    q_dtype=_NAMES[query.dtype],
-                    q_sequence=0,
-                    q_head=q_head,
-                    q_row=q_row,
-                    out=output.data_ptr() + run.begin * out_row * size,
-                    out_sequence=0,
-                    out_head=out_head,
-                    out_row=out_row,
-                    scale=self.scale,
-                    softcap=float(self.logits_soft_cap),
-                    causal=attn_metadata.causal,
-                    window=self._window,
-                    sinks=None if sinks is None else sinks.data_ptr(),
-                )
+        run.request.tables.attend(
+            Attention(
+                layer=number,
+                query_heads=query.shape[1],
+                rows=run.end - run.begin,
+                q=query.data_ptr() + run.begin * q_row * size,
+                q_dtype=_NAMES[query.dtype],
+                q_sequence=0,
+                q_head=q_head,
+                q_row=q_row,
+                out=output.data_ptr() + run.begin * out_row * size,
+                out_sequence=0,
+                out_head=out_head,
+                out_row=out_row,
+                scale=self.scale,
+                softcap=float(self.logits_soft_cap),
+                causal=metadata.causal,
+                window=self._window,
+                sinks=None if sinks is None else sinks.data_ptr(),
             )
-        return output
+        )
 
     def _weights_of_sinks(self) -> Tensor | None:
         """Returns the sinks as float32; taken when the weights are there."""

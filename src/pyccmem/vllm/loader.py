@@ -18,10 +18,11 @@ from .. import errors
 from .. import safetensors as sealed
 from ..directories.index import INDEX_SUFFIX, read_index
 from ..directories.marks import METHOD
-from ..keys import Key
-from ..torch import EncryptedTensor, encrypt_module
+from ..torch import encrypt_module
+from ..torch._block_files import load_sealed
 from .keys import file_key
 from .method import PyccmemQuantization, adopt_layers, weights_of
+from .process import use_vllm_threads
 from .proof import check_attention, check_weights
 
 __all__ = ["EncryptedLoader", "register_loader"]
@@ -51,6 +52,7 @@ class EncryptedLoader(DefaultModelLoader):  # type: ignore[misc]
         if model_config.quantization != METHOD:
             super().load_weights(model, model_config)
             return
+        use_vllm_threads()
         self._config = _config_of(model)
         adopt_layers(model, self._config)
         self.enable_weights_track = True
@@ -60,7 +62,8 @@ class EncryptedLoader(DefaultModelLoader):  # type: ignore[misc]
             one.finish()
         _encrypt_rest(model, self._config)
         check_weights(model, weights)
-        check_attention(self._config.layers)
+        if self._config.with_cache:
+            check_attention(self._config.layers)
 
     def _get_weights_iterator(self, source: Any) -> Iterator[tuple[str, Tensor]]:
         config = self._config
@@ -99,10 +102,8 @@ def _mapped(files: list[str], prefix: str) -> Iterator[tuple[str, Tensor]]:
     """Yields the tensors of sealed files, mapped."""
     for file in files:
         key = file_key(f"the sealed file {file!r}")
-        cores = sealed.load_file(file, key=key, sealed=True, progress=False)
-        own = key if isinstance(key, Key) else None
-        for name, core in cores.items():
-            yield prefix + name, EncryptedTensor.from_core(core, key=own)
+        for name, tensor in load_sealed(file, key).items():
+            yield prefix + name, tensor
 
 
 def _config_of(model: nn.Module) -> PyccmemQuantization:
@@ -120,7 +121,7 @@ def _config_of(model: nn.Module) -> PyccmemQuantization:
 
 def _encrypt_rest(model: nn.Module, config: PyccmemQuantization) -> None:
     """Encrypts the parameters that are no matrices of linear layers: of norms, and biases."""
-    names = {name for name, one in model.named_parameters() if one.device.type != "meta"}
+    names = {name for name, one in model.named_parameters() if not one.is_meta}
     with warnings.catch_warnings():  # buffers that the model computes for itself stay plain
         warnings.simplefilter("ignore", errors.PlainTensorsWarning)
         encrypt_module(

@@ -7,6 +7,7 @@ then calls it in the place of its own product.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from vllm.config import get_current_vllm_config
 from vllm.model_executor.layers.attention import Attention
+from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.layers.linear import (
     LinearBase,
     LinearMethodBase,
@@ -35,13 +37,20 @@ from vllm.model_executor.utils import set_weight_attrs
 from .. import errors
 from ..directories.marks import METHOD
 from ..keys import Key
+from ..torch._quantize import Formats
+from .engine import patch_engine
+from .experts import EncryptedExperts
 from .process import hide_prompts, protect_process
+from .settings import encrypts_cache
 from .start import check_config
 from .steps import patch_runner
-from .tenants import patch_engine
 from .weights import LayerWeights, layer_linear, layer_rows, placeholder
 
 __all__ = ["EncryptedMethod", "PyccmemQuantization", "adopt_layers", "weights_of"]
+
+#: The block format for weights that are plain in their files, as in q4_k; or by patterns of names,
+#: as in lm_head*=q6_k,*=q4_k.
+QUANTIZE = "PYCCMEM_VLLM_QUANTIZE"
 
 _NUMBERS = {"q": 0, "k": 1, "v": 2}
 
@@ -56,6 +65,8 @@ class PyccmemQuantization(QuantizationConfig):  # type: ignore[misc]
         self.sealed = sealed
         #: vLLM's layers with a cache, by their names, while a model is made.
         self.layers: dict[str, Any] = {}
+        #: Keys and values are encrypted, too.
+        self.with_cache = True
         self._key: Key | None = None
         patch_engine()
         hide_prompts()
@@ -74,6 +85,18 @@ class PyccmemQuantization(QuantizationConfig):  # type: ignore[misc]
         if self._key is None:
             self._key = Key.generate()
         return self._key
+
+    def formats(self) -> Formats:
+        """Returns which weights of plain files become blocks of which format. Raises ArgumentError
+        for an unknown one, ConfigError where the files are sealed, and have the type they have."""
+        text = os.environ.get(QUANTIZE, "")
+        if text and self.sealed:
+            raise errors.ConfigError(
+                f"{QUANTIZE} is for plain directories; quantise this one when it is sealed: "
+                f"pyccmem encrypt --quantize {text}."
+            )
+        rules = dict(rule.rpartition("=")[::2] for rule in text.split(",") if rule)
+        return Formats({name or "*": format for name, format in rules.items()})
 
     def get_name(self) -> str:
         return METHOD
@@ -101,10 +124,13 @@ class PyccmemQuantization(QuantizationConfig):  # type: ignore[misc]
         patch_runner()
         protect_process()
         self.layers = config.compilation_config.static_forward_context
+        self.with_cache = encrypts_cache(config)
         if isinstance(layer, LinearBase):
             return EncryptedLinear(self, prefix)
         if isinstance(layer, VocabParallelEmbedding):
             return EncryptedEmbedding(self, prefix)
+        if isinstance(layer, RoutedExperts):
+            return EncryptedExperts(self, prefix, layer)
         if isinstance(layer, Attention):
             return None
         raise errors.ArgumentError(
@@ -128,9 +154,12 @@ class EncryptedMethod(QuantizeMethodBase):  # type: ignore[misc]
         wanted: Callable[[int, Tensor], Tensor],
         load: Callable[[LayerWeights, Tensor, Any], None],
     ) -> None:
-        weights = LayerWeights(self.prefix, sizes, columns, dtype, self.config.memory_key, wanted)
+        config = self.config
+        weights = LayerWeights(
+            self.prefix, sizes, columns, dtype, config.memory_key, wanted, config.formats()
+        )
         layer.pyccmem_weights = weights
-        weight = placeholder(sizes, columns, dtype)
+        weight = placeholder([sum(sizes), columns], dtype)
         layer.register_parameter("weight", weight)  # in the place of an earlier one
 
         def loader(param: Any, tensor: Tensor, shard: Any = None) -> None:
@@ -162,6 +191,11 @@ class EncryptedLinear(EncryptedMethod, LinearMethodBase):  # type: ignore[misc]
             if isinstance(layer, RowParallelLinear):
                 if layer.tp_size == 1:
                     return tensor
+                if getattr(tensor, "format", None):
+                    raise errors.ArgumentError(
+                        f"Layer {self.prefix!r} has blocks of {tensor.format}, whose columns "  # type: ignore[attr-defined]
+                        f"pyccmem.vllm does not cut; leave out --tensor-parallel-size."
+                    )
                 first = layer.tp_rank * input_size_per_partition
                 return tensor.narrow(1, first, input_size_per_partition).clone()
             rows, rank = output_partition_sizes[number], layer.tp_rank
@@ -265,11 +299,13 @@ def adopt_layers(model: torch.nn.Module, config: PyccmemQuantization) -> None:
 
 def weights_of(model: torch.nn.Module) -> dict[str, LayerWeights]:
     """Returns the weights of a model's layers by their names."""
-    return {
-        name: module.pyccmem_weights
-        for name, module in model.named_modules()
-        if hasattr(module, "pyccmem_weights")
-    }
+    found = {}
+    for name, module in model.named_modules():
+        if hasattr(module, "pyccmem_weights"):
+            found[name] = module.pyccmem_weights
+        for kind, weights in getattr(module, "pyccmem_experts", {}).items():
+            found[f"{name}.{kind}"] = weights
+    return found
 
 
 def _split(layer: Any, tensor: Tensor, shard: Any) -> list[tuple[int, Tensor]]:

@@ -19,7 +19,7 @@ def register() -> None:
             "pyccmem.vllm needs vLLM, which is not installed; pip install 'pyccmem[vllm]'."
         ) from error
     from ..directories.marks import METHOD
-    from .tenants import patch_engine
+    from .engine import patch_engine
 
     patch_engine()  # in an engine's process, where its class is loaded already
     if METHOD in quantization.QUANTIZATION_METHODS:

@@ -7,14 +7,16 @@ import ctypes
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from vllm.logger import init_logger
+from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 
 from .. import errors
 from ..core.kv_tables import KVTables, Rows
 from ..core.operand import place_of
+from ..quantized import QuantizedTensor
 from ..torch import EncryptedTensor
 from ..torch._tensor import ciphertext
 from .weights import LayerWeights
@@ -33,7 +35,7 @@ def check_weights(model: nn.Module, weights: dict[str, LayerWeights]) -> None:
     left = [
         name
         for name, one in model.named_parameters()
-        if one.device.type != "meta" and not isinstance(one, EncryptedTensor)
+        if not one.is_meta and not isinstance(one, EncryptedTensor)
     ]
     left += [
         name
@@ -64,7 +66,8 @@ def check_attention(layers: dict[str, Any]) -> None:
     left = [
         name
         for name, layer in layers.items()
-        if not getattr(getattr(layer, "impl", None), "encrypted", False)
+        if not isinstance(layer, MoERunner)  # its weights are among the parameters
+        and not getattr(getattr(layer, "impl", None), "encrypted", False)
     ]
     if left or not layers:
         raise errors.ArgumentError(
@@ -78,7 +81,7 @@ def check_cache() -> None:
     then lies in memory."""
     tokens, size = 64, 32
     states = torch.arange(tokens * size, dtype=torch.float32).view(1, 1, tokens, size)
-    plain = states.view(torch.uint8).flatten()[:4096].numpy().tobytes()
+    plain = states.view(torch.uint8).flatten()[:4096]
     tables = KVTables(1)
     try:
         layer = tables.add_layer("float32", 1, size, size)
@@ -88,7 +91,7 @@ def check_cache() -> None:
         lies = b"".join(ctypes.string_at(place.data, place.nbytes) for place in places)
     finally:
         tables.close()
-    if not is_hidden(plain, lies):
+    if not is_hidden(plain, torch.frombuffer(bytearray(lies), dtype=torch.uint8)):
         raise errors.ArgumentError(
             "What lies in memory for keys and values is their rows; this is a fault of pyccmem."
         )
@@ -96,22 +99,28 @@ def check_cache() -> None:
 
 
 def _differs(part: EncryptedTensor) -> bool:
-    """Returns True if nothing of the first row of a weight is where it lies."""
+    """Returns True if nothing of the first row of a weight is where it lies; of a quantised one, of
+    its first blocks."""
+    blocks: Any = part.core
+    if isinstance(blocks, QuantizedTensor):
+        return _differs(EncryptedTensor.from_core(blocks.raw))
     first_row: Any = part[:1]
-    plain = (
-        first_row.decrypt()
-        .contiguous()
-        .view(-1)
-        .view(torch.uint8)[:4096]
-        .numpy(force=True)
-        .tobytes()
-    )
+    row = first_row.decrypt().contiguous()
     first = place_of(part.core)[1]
-    lies = ciphertext(part)[first : first + 2 * 4096].numpy(force=True).tobytes()
-    return is_hidden(plain, lies)
+    try:
+        return is_hidden(
+            row.view(-1).view(torch.uint8)[:4096], ciphertext(part)[first : first + 2 * 4096]
+        )
+    finally:
+        row.zero_()
 
 
-def is_hidden(plain: bytes, lies: bytes) -> bool:
-    """Returns True if no 16 bytes of `plain`, from a multiple of 16 on, are in `lies`."""
-    pieces = {plain[at : at + 16] for at in range(0, len(plain) - 15, 16)}
-    return bool(pieces) and bool(lies) and not any(piece in lies for piece in pieces)
+def is_hidden(plain: Tensor, lies: Tensor) -> bool:
+    """Returns True if no 16 bytes of `plain`, from a multiple of 16 on, are in `lies`; both are of
+    uint8. Makes no copy of them, which would stay in freed memory."""
+    if len(plain) < 16 or len(lies) < 16:
+        return False
+    windows = lies.unfold(0, 16, 1)
+    return not any(
+        bool((windows == plain[at : at + 16]).all(1).any()) for at in range(0, len(plain) - 15, 16)
+    )

@@ -23,13 +23,14 @@ _NO_BLOCK = 0
 class Request:
     """One request's tables. `tenant` names whose it is; None: nobody's, and nothing is shared."""
 
-    __slots__ = ("claims", "layers", "running", "tables", "tenant")
+    __slots__ = ("claims", "failed", "layers", "running", "tables", "tenant")
 
     def __init__(self, tenant: str | None) -> None:
         self.tenant = tenant
         self.tables = KVTables(1)
         self.layers: dict[str, int] = {}  # numbers in the tables, by vLLM's names
         self.running = True
+        self.failed = False  # something that it needs could not be opened
         self.claims: set[tuple[int, int]] = set()
 
     @property
@@ -77,10 +78,12 @@ class Request:
 
 class Ledger:
     """The requests of a worker by vLLM's ids. `block_sizes` are tokens of a block in each of
-    vLLM's groups of layers."""
+    vLLM's groups of layers. `keeps`: what a tenant's request had stays when it has ended, for its
+    next one."""
 
-    def __init__(self, block_sizes: Sequence[int]) -> None:
+    def __init__(self, block_sizes: Sequence[int], *, keeps: bool = True) -> None:
         self._sizes = list(block_sizes)
+        self._keeps = keeps
         self._requests: dict[str, Request] = {}
         self._owners: dict[tuple[int, int], Request] = {}
 
@@ -165,28 +168,31 @@ class Ledger:
                     self._let_go(before)
 
     def end(self, request_id: str) -> None:
-        """The request has ended, or was aborted. Without a tenant its key is destroyed; a tenant's
-        stays as long as vLLM may take one of its blocks for the beginning of another request."""
+        """The request has ended, or was aborted. Without a tenant its key is destroyed, and so is
+        that of one that has failed; a tenant's stays as long as vLLM may take one of its blocks for
+        the beginning of another request, if the ledger keeps any."""
         request = self._requests.pop(request_id, None)
         if request is None:
             return
         request.running = False
-        if request.tenant is None:
-            for place in request.claims:
-                self._owners.pop(place, None)
-            request.claims.clear()
+        if request.tenant is None or request.failed or not self._keeps:
+            self._drop(request)
         self._let_go(request)
+
+    def _drop(self, request: Request) -> None:
+        for place in request.claims:
+            self._owners.pop(place, None)
+        request.claims.clear()
 
     def _let_go(self, request: Request) -> None:
         if not request.running and not request.claims:
             request.end()
 
     def forget(self) -> None:
-        """Destroys the keys of all requests that do not run."""
+        """Destroys the keys of all requests that do not run. vLLM must not take one of their
+        blocks for the beginning of another request any more."""
         for request in {one for one in self._owners.values() if not one.running}:
-            for place in request.claims:
-                self._owners.pop(place, None)
-            request.claims.clear()
+            self._drop(request)
             request.end()
 
     def stats(self) -> dict[str, int]:

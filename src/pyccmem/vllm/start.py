@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from .. import errors
+from .settings import LORA, takes_lora
 from .versions import check_version
 
 __all__ = ["check_config"]
@@ -21,7 +22,11 @@ def check_config(config: Any) -> None:
     published = events is not None and events.enable_kv_cache_events
     for name, found, why in (
         ("--pipeline-parallel-size", parallel.pipeline_parallel_size > 1, "was not tried"),
-        ("--enable-lora", config.lora_config is not None, "was not tried"),
+        (
+            "--enable-lora",
+            config.lora_config is not None and not takes_lora(),
+            f"keeps adapters in the clear, which {LORA}=plain accepts,",
+        ),
         ("--speculative-config", config.speculative_config is not None, "was not tried"),
         ("VLLM_USE_V2_MODEL_RUNNER", config.use_v2_model_runner, "was not tried"),
         ("--kv-cache-dtype", quantised, "has no encrypted form"),

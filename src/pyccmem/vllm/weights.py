@@ -18,6 +18,8 @@ from .. import errors
 from ..keys import Key
 from ..torch import EncryptedTensor
 from ..torch._plain_memory import Mappings
+from ..torch._quantize import Formats, quantized
+from .failures import Step, current_step
 
 __all__ = ["LayerWeights", "find", "placeholder"]
 
@@ -32,10 +34,12 @@ class LayerWeights:
 
     `key` makes the key under which plain tensors are encrypted. `wanted` cuts what belongs to this
     process out of a tensor of the checkpoint: called with the number of the part and the tensor.
+    `formats`: the block formats that plain tensors get.
     """
 
     __slots__ = (
         "__weakref__",
+        "_formats",
         "_key",
         "_parts",
         "_ready",
@@ -54,7 +58,9 @@ class LayerWeights:
         dtype: torch.dtype,
         key: Callable[[], Key],
         wanted: Callable[[int, Tensor], Tensor],
+        formats: Formats | None = None,
     ) -> None:
+        self._formats = formats or Formats(None)
         self.name, self.sizes, self.columns, self.dtype = _free(name), list(sizes), columns, dtype
         self._key, self._wanted = key, wanted
         self._parts: list[EncryptedTensor | None] = [None] * len(sizes)
@@ -75,7 +81,11 @@ class LayerWeights:
             found: Any = part if part.dtype is self.dtype else part.to(self.dtype)
         else:
             plain = part.to(self.dtype).contiguous()
-            found = EncryptedTensor.from_tensor(plain, key=self._key(), name=self.name)
+            format = self._formats.of_matrix(f"{self.name}.weight", plain)
+            if format is None:
+                found = EncryptedTensor.from_tensor(plain, key=self._key(), name=self.name)
+            else:
+                found = quantized(plain, format, key=self._key(), name=self.name)
             memory = Mappings()
             memory.overwrite(plain)
             if plain is not part:
@@ -106,17 +116,63 @@ class LayerWeights:
         return iter(self.parts)
 
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """Returns x · Wᵀ + bias, of shape (..., rows). Raises IntegrityError, ForkError,
+        """Returns x · Wᵀ + bias, of shape (..., rows). A changed page fails the requests of the
+        step, and gives zeros. Raises IntegrityError outside of a step, ForkError,
         OutOfMemoryError."""
+        step = current_step()
+        if step is None:
+            return self._product(x, bias)
+        if not step.everything:
+            try:
+                return self._product(x, bias)
+            except errors.IntegrityError as error:
+                step.fail_all(f"layer {self.name!r}", error)
+        return x.new_zeros((*x.shape[:-1], sum(self.sizes)))
+
+    def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         parts = self.parts
         if len(parts) == 1:
             return torch.nn.functional.linear(x, parts[0], bias)
         y = torch.cat([torch.nn.functional.linear(x, part) for part in parts], -1)
         return y if bias is None else y.add_(bias)
 
+    def of_part(self, number: int, x: Tensor, rows: Tensor) -> Tensor:
+        """Returns the product with one part alone. x has these `rows` of the batch; a changed page
+        fails their requests, and gives zeros. Raises as linear() does."""
+        step, part = current_step(), self.parts[number]
+        if step is None:
+            return torch.nn.functional.linear(x, part)
+        if not step.everything:
+            try:
+                return torch.nn.functional.linear(x, part)
+            except errors.IntegrityError as error:
+                step.fail_rows(rows.tolist(), f"part {number} of layer {self.name!r}", error)
+        return x.new_zeros((*x.shape[:-1], self.sizes[number]))
+
     def rows(self, numbers: Tensor) -> Tensor:
-        """Returns rows of an embedding by their numbers. Raises as linear() does."""
+        """Returns rows of an embedding by their numbers. A changed page fails the requests that
+        ask for its rows, whose rows are zeros. Raises as linear() does."""
+        step = current_step()
+        if step is None:
+            return self._rows(numbers)
+        if not step.everything:
+            try:
+                return self._rows(numbers)
+            except errors.IntegrityError:
+                return self._rows_by_request(numbers, step)
+        return numbers.new_zeros((*numbers.shape, self.columns), dtype=self.dtype)
+
+    def _rows(self, numbers: Tensor) -> Tensor:
         return torch.nn.functional.embedding(numbers, self.parts[0])
+
+    def _rows_by_request(self, numbers: Tensor, step: Step) -> Tensor:
+        found = numbers.new_zeros((*numbers.shape, self.columns), dtype=self.dtype)
+        for request_id, first, last in step.rows():
+            try:
+                found[first:last] = self._rows(numbers[first:last])
+            except errors.IntegrityError as error:
+                step.fail(request_id, f"layer {self.name!r}", error)
+        return found
 
 
 def _living(name: str) -> LayerWeights | None:
@@ -133,11 +189,20 @@ def _free(name: str) -> str:
     return found
 
 
-def placeholder(sizes: list[int], columns: int, dtype: torch.dtype) -> torch.nn.Parameter:
+class _Placeholder(torch.nn.Parameter):
+    """A parameter on "meta" that says it is on the processor: vLLM makes adapters of LoRA where the
+    layer's weight is."""
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return torch.device("cpu")
+
+
+def placeholder(shape: list[int], dtype: torch.dtype) -> torch.nn.Parameter:
     """Returns the parameter that vLLM sees in the place of the weights: a tensor on "meta", which
     has a shape and no memory. What would read or write plain weights there fails."""
-    shape = torch.empty(sum(sizes), columns, dtype=dtype, device="meta")
-    return torch.nn.Parameter(shape, requires_grad=False)
+    nothing = torch.empty(shape, dtype=dtype, device="meta")
+    return _Placeholder(nothing, requires_grad=False)
 
 
 def find(name: str) -> LayerWeights:

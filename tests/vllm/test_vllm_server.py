@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's OpenAI server over a sealed model: streams, clients that leave in the middle, pages that
+are changed while it serves, a server that is killed, and servers that cannot have the key."""
+
+from __future__ import annotations
+
+import http.client
+import importlib.util
+import os
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+if importlib.util.find_spec("vllm") is None:
+    pytest.skip("needs vllm: make test-vllm", allow_module_level=True)
+
+from vllm_server import Server
+from vllm_support import VOCABULARY, damaged, make_model
+
+import pyccmem
+from pyccmem.directories import encrypt_directory
+
+#: Requests of the long form, and of the short one.
+REQUESTS = {True: 500, False: 60}
+
+#: A page of the embedding has 8 rows of 128 float32.
+PAGE, IN_PAGE = 30, 243
+
+
+@pytest.fixture(scope="module")
+def sealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("vllm")
+    make_model("llama", root / "llama")
+    for name in ("key", "other"):
+        (root / name).write_bytes(os.urandom(32))
+        (root / name).chmod(0o600)
+    with pyccmem.Key.from_file(root / "key") as key:
+        encrypt_directory(root / "llama", root / "sealed", key=key)
+    return root / "sealed"
+
+
+@pytest.fixture(scope="module")
+def server(sealed: Path) -> Iterator[Server]:
+    with Server(sealed, sealed.parent / "log", key=sealed.parent / "key") as started:
+        started.wait()
+        yield started
+
+
+def tokens_of(server: Server, prompt: list[int], wanted: int = 6, **options: Any) -> list[int]:
+    """The tokens of an answer that is not streamed."""
+    status, answer = server.complete(prompt, wanted, **options)
+    assert status == 200, answer
+    found: list[int] = answer["choices"][0]["token_ids"]
+    return found
+
+
+def ask(server: Server, number: int) -> str:
+    """Streams one answer. Every fourth client leaves in the middle, every third is a tenant's."""
+    chance = random.Random(number)
+    prompt = [chance.randrange(3, VOCABULARY) for _ in range(chance.randrange(1, 120))]
+    if number % 6 == 0:  # beginnings that a tenant's requests have in common
+        prompt = [number % 5 + 3] * 70 + prompt[:40]
+    wanted = chance.randrange(8, 60)
+    options = {"cache_salt": f"tenant {number % 5}"} if number % 3 == 0 else {}
+    tokens = 0
+    with server.stream(prompt, wanted, **options) as events:
+        for event in events:
+            if "error" in event:
+                return f"error: {event}"
+            tokens += len(event["choices"][0].get("token_ids") or ())
+            if number % 4 == 1 and tokens >= 3:
+                return "left"
+    return "whole" if tokens == wanted else f"{tokens} of {wanted} tokens"
+
+
+def by_clients(server: Server, numbers: range) -> Counter[str]:
+    """What became of requests that 8 clients send."""
+    left, seen, lock = iter(numbers), Counter[str](), threading.Lock()
+
+    def client() -> None:
+        while True:
+            with lock:
+                number = next(left, None)
+            if number is None:
+                return
+            try:
+                found = ask(server, number)
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                found = repr(error)
+            with lock:
+                seen[found] += 1
+
+    threads = [threading.Thread(target=client) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return seen
+
+
+@pytest.mark.parametrize("long", [False, pytest.param(True, marks=pytest.mark.full)])
+def test_streams_and_clients_that_leave(server: Server, long: bool) -> None:
+    count = REQUESTS[long]
+    assert by_clients(server, range(count)) == {"whole": count * 3 // 4, "left": count // 4}
+    log = server.log()
+    assert "lies in memory as ciphertext" in log and "a block was looked at" in log
+
+
+def test_a_changed_page_fails_the_requests_that_need_it(server: Server, sealed: Path) -> None:
+    prompts = {"of the page": [5, IN_PAGE, 9], "of others": [5, 6, 7]}
+    whole = {name: tokens_of(server, prompt) for name, prompt in prompts.items()}
+    assert not any(token // 8 == PAGE for token in whole["of others"]), "choose another page"
+    with damaged(sealed, "model.embed_tokens.weight", PAGE):
+        status, answer = server.complete(prompts["of the page"], 6)
+        assert status == 500 and "choices" not in answer
+        assert tokens_of(server, prompts["of others"]) == whole["of others"]
+        # Of streams that are under way at once it ends one.
+        with server.stream(prompts["of the page"], 6) as events:
+            assert all("error" in event for event in events)
+    log = server.log()
+    assert "buffer 'model.embed_tokens.weight'" in log and "IntegrityError" not in log
+    for name, prompt in prompts.items():
+        assert tokens_of(server, prompt) == whole[name]
+
+
+def test_a_changed_page_of_a_matrix_fails_all_of_the_batch(server: Server, sealed: Path) -> None:
+    prompt = [7 * n % VOCABULARY for n in range(3, 60)]
+    whole = tokens_of(server, prompt)
+    name = "model.layers.1.mlp.down_proj.weight"
+    with damaged(sealed, name):
+        seen = by_clients(server, range(2, 34, 4))
+        assert sum(seen.values()) == 8 and all("error" in one for one in seen)
+    assert f"buffer '{name}'" in server.log()
+    assert tokens_of(server, prompt) == whole
+    # A page that is changed while a stream is under way ends it after what was right.
+    tokens: list[int] = []
+    with server.stream(prompt, 190) as events:
+        change = damaged(sealed, name)
+        try:
+            for event in events:
+                if "error" in event:
+                    break
+                tokens += event["choices"][0].get("token_ids") or ()
+                if len(tokens) == 6:
+                    change.__enter__()
+        finally:
+            change.__exit__(None, None, None)
+    assert 6 <= len(tokens) < 190 and tokens[:6] == whole
+    assert tokens_of(server, prompt) == whole
+
+
+def test_the_prefixes_of_tenants_can_be_forgotten(server: Server) -> None:
+    prompt = [11 * n % VOCABULARY for n in range(1, 100)]
+
+    def cached() -> int:
+        _, answer = server.complete(prompt, 2, cache_salt="one more tenant")
+        return int((answer["usage"]["prompt_tokens_details"] or {}).get("cached_tokens") or 0)
+
+    assert cached() == 0 and cached() == 96
+    assert server.post("/reset_prefix_cache", {})[0] == 200
+    assert cached() == 0
+
+
+def alive(pids: list[int]) -> list[int]:
+    """Those that run, and are not only waited for."""
+    found = []
+    for pid in pids:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if state != "Z":
+            found.append(pid)
+    return found
+
+
+def test_a_server_that_is_killed_leaves_nothing_and_starts_again(server: Server) -> None:
+    prompt = [7 * n % VOCABULARY for n in range(3, 60)]
+    whole = tokens_of(server, prompt)
+    family = server.processes()
+    assert len(family) >= 3  # engine and worker, with the key
+    with server.stream(prompt, 190) as events:
+        next(iter(events))
+        os.kill(server.pid, signal.SIGKILL)
+    until = time.monotonic() + 60
+    while time.monotonic() < until and alive(family):
+        server.poll()
+        time.sleep(0.2)
+    assert not alive(family)
+    server.start()
+    server.wait()
+    assert tokens_of(server, prompt) == whole
+
+
+@pytest.mark.full
+def test_a_changed_page_in_one_of_two_workers(server: Server, sealed: Path, tmp_path: Path) -> None:
+    """The second worker has the rows of that page, and the first one's answer is what counts."""
+    prompts = [5, IN_PAGE, 9], [5, 6, 7]
+    whole = [tokens_of(server, prompt, 3) for prompt in prompts]
+    with Server(
+        sealed,
+        tmp_path / "log",
+        key=sealed.parent / "key",
+        options="--tensor-parallel-size 2",
+        VLLM_CPU_OMP_THREADS_BIND="0|1",
+    ) as both:
+        both.wait()
+        assert [tokens_of(both, prompt, 3) for prompt in prompts] == whole
+        with damaged(sealed, "model.embed_tokens.weight", PAGE):
+            assert both.complete(prompts[0], 3)[0] == 500
+            assert tokens_of(both, prompts[1], 3) == whole[1]
+        assert [tokens_of(both, prompt, 3) for prompt in prompts] == whole
+
+
+@pytest.mark.full
+def test_servers_without_the_key_end(sealed: Path, tmp_path: Path) -> None:
+    with (
+        Server(sealed, tmp_path / "other", key=sealed.parent / "other") as other,
+        Server(sealed, tmp_path / "none", key=None) as none,
+    ):
+        for one in (other, none):
+            assert one.ends() != 0
+            assert "InvalidKeyError" in one.log()
