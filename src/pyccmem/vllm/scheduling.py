@@ -21,12 +21,13 @@ def patch_scheduler() -> None:
     if hasattr(Scheduler.update_from_output, "pyccmem"):
         return
     begin, allocate = Scheduler.__init__, KVCacheManager.allocate_slots
-    update, free = Scheduler.update_from_output, Scheduler._free_request
+    update, free = Scheduler.update_from_output, KVCacheManager.free
 
     @functools.wraps(begin)
     def init(scheduler: Any, *args: Any, **kwargs: Any) -> None:
         begin(scheduler, *args, **kwargs)
         if is_encrypted(scheduler.vllm_config):
+            scheduler.kv_cache_manager.pyccmem_keeps = keeps_ended(scheduler.vllm_config)
             protect_process()  # a forked process has not got the configuration anew
 
     @functools.wraps(allocate)
@@ -45,16 +46,16 @@ def patch_scheduler() -> None:
         return update(scheduler, planned, made)
 
     @functools.wraps(free)
-    def free_request(scheduler: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-        if is_encrypted(scheduler.vllm_config) and not keeps_ended(scheduler.vllm_config):
-            _forget(scheduler.kv_cache_manager, request.request_id)
-        return free(scheduler, request, *args, **kwargs)
+    def free_blocks(manager: Any, request: Any) -> None:
+        if not getattr(manager, "pyccmem_keeps", True):
+            _forget(manager, request.request_id)
+        free(manager, request)
 
     update_from_output.pyccmem = True  # type: ignore[attr-defined]
     Scheduler.__init__ = init
     KVCacheManager.allocate_slots = allocate_slots
     Scheduler.update_from_output = update_from_output
-    Scheduler._free_request = free_request
+    KVCacheManager.free = free_blocks
 
 
 def _take_over(scheduler: Any, computed: Any, failed: frozenset[str]) -> None:
