@@ -35,7 +35,7 @@ ASAN_BIN  := $(CURDIR)/$(ASAN_DIR)/venv/bin
 SANITIZE  := address,undefined
 
 .DEFAULT_GOAL := help
-.PHONY: help install key-services lint format test test-full test-architectures test-safetensors test-vllm ggml-backend test-ggml demo demo-torch demo-chat attack check-tiers asan tsan mutants faults ct bench docs-outputs wheel sdist clean
+.PHONY: help install key-services lint format test test-full test-architectures test-safetensors test-vllm test-ray ggml-backend test-ggml demo demo-torch demo-chat attack check-tiers asan tsan mutants faults ct bench docs-outputs wheel sdist clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -152,6 +152,22 @@ $(VLLM)/.installed: pyproject.toml $(NATIVE)
 test-vllm: $(VLLM)/.installed ## encrypted models in vLLM, about 4 minutes after a set-up of as many
 	@$(SAY) "vLLM, about 4 minutes on two idle cores"
 	$(VLLM)/bin/python -m pytest -p no:cacheprovider tests/vllm $(PYTEST_ARGS)
+
+# Ray over the first environment: some 750 MB, most of it Arrow, pandas and Ray itself.
+RAY := build/ray
+
+$(RAY)/.installed: pyproject.toml | $(STAMP)
+	@$(SAY) "Ray in $(RAY) (1 to 2 minutes, 750 MB)"
+	@$(BIN)/python -m venv $(RAY)
+	@echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
+	    > $$($(RAY)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/first.pth
+	@$(RAY)/bin/python -m pip install --quiet --disable-pip-version-check $$($(BIN)/python -c 'import importlib.metadata as m; \
+	    print(*(r.split(";")[0] for r in m.requires("pyccmem") if "extra == \"ray\"" in r))')
+	@touch $@
+
+test-ray: $(RAY)/.installed ## tensors and models in a Ray cluster of two nodes, about 4 minutes
+	@$(SAY) "Ray, about 4 minutes on two idle cores"
+	$(RAY)/bin/python -m pytest -p no:cacheprovider tests/ray $(PYTEST_ARGS)
 
 demo: $(STAMP) ## a real model answers with its weights encrypted in RAM, about 2 minutes
 	@$(SAY) "the demo, about 2 minutes on two idle cores"

@@ -237,6 +237,12 @@ class ForkError(PyccmemError, RuntimeError):
 class _SystemError(PyccmemError, OSError):
     """Base of the exceptions for a failed system call."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Returns what pickle writes. OSError's own leaves out what of_system() sets."""
+        set_later = {"errno": self.errno, "filename": self.filename}
+        known = {name: value for name, value in set_later.items() if value is not None}
+        return type(self), self.args, {**self.__dict__, **known}
+
     def of_system(self: _Failure, number: int | None, filename: Any = None) -> _Failure:
         """Returns the exception itself, with the system's number for the failure and the file's
         name. If the number says that the file is not there, the exception becomes one that

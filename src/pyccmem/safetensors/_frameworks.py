@@ -5,6 +5,7 @@ frameworks, devices and backends are those of safetensors."""
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +16,15 @@ from ..keys import Key
 from ..tensor import EncryptedTensor
 from ._dtypes import numpy_dtype
 
-__all__ = ["NUMPY", "Framework", "check_device", "framework_named", "offer", "reads_pages"]
+__all__ = [
+    "NUMPY",
+    "Framework",
+    "check_device",
+    "framework_named",
+    "offer",
+    "reads_pages",
+    "when_offered",
+]
 
 
 class Framework(Protocol):
@@ -65,6 +74,9 @@ _ALIASES = {
 
 _KNOWN: dict[str, Framework] = {"numpy": NUMPY}
 
+#: What when_offered() is to call.
+_waiting: dict[str, list[Callable[[], None]]] = {}
+
 #: Frameworks of safetensors that have no adapter here.
 _OTHERS = frozenset(("tf", "tensorflow", "flax", "jax", "mlx", "paddle"))
 
@@ -72,6 +84,16 @@ _OTHERS = frozenset(("tf", "tensorflow", "flax", "jax", "mlx", "paddle"))
 def offer(name: str, framework: Framework) -> None:
     """Makes a framework known. Adapters call this when they are imported."""
     _KNOWN[name] = framework
+    for call in _waiting.pop(name, ()):
+        call()
+
+
+def when_offered(name: str, call: Callable[[], None]) -> None:
+    """Calls a function once a framework's adapter is imported, at once if it is."""
+    if name in _KNOWN:
+        call()
+    else:
+        _waiting.setdefault(name, []).append(call)
 
 
 def framework_named(name: Any) -> Framework:
