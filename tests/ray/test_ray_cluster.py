@@ -18,7 +18,7 @@ if importlib.util.find_spec("ray") is None:
     pytest.skip("needs ray: make test-ray", allow_module_level=True)
 
 import ray
-import ray_support  # before ray
+import ray_support
 from ray_support import MIB, STORE, Nodes, found_in_files, found_in_stores, samples
 
 import pyccmem

@@ -19,7 +19,7 @@ import pytest
 if importlib.util.find_spec("ray") is None:
     pytest.skip("needs ray: make test-ray", allow_module_level=True)
 
-import ray_support  # before ray
+import ray_support
 from ray_support import samples
 from support import PAGE_SIZES, child_environment, in_forked_child
 

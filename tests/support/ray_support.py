@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 from support import child_environment
 
-#: Before ray is imported: no statistics sent home, no tokens in the home directory, quiet workers.
+#: Before Ray starts: no statistics sent home, no tokens in the home directory, quiet workers.
 SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "disabled",
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_enable_metrics_collection": "0",
-    "RAY_SERVE_HAPROXY_ENABLED": "0",
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "OMP_NUM_THREADS": "1",
