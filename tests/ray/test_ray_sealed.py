@@ -285,6 +285,8 @@ def test_where_a_process_has_its_key_from(
     pyccmem.ray.use_key(f"file:{path}")
     pyccmem.ray.use_key(key)
     assert made.open().sum() == 10 and seal([1]).open() == [1], "several keys at once"
+    read = [ray_keys.sealing_key(f"file:{path}")[0] for _ in range(2)]
+    assert read[0] is read[1] and seal([2], key=f"file:{path}").open() == [2]
 
 
 class Service:

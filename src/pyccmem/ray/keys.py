@@ -51,7 +51,7 @@ class _Keys:
         self.process = os.getpid()
         self.lock = threading.RLock()
         self.used: list[AnyKey] = []  # the last first
-        self.found: dict[tuple[str, str], AnyKey] = {}  # by variable and its text
+        self.found: dict[tuple[str, str], AnyKey] = {}  # by variable ("": none) and its text
         self.own: dict[int, tuple[AnyKey, Key, Session]] = {}  # sessions of ours, by their service
         self.others: OrderedDict[tuple[str, str, bytes, bytes], Key] = OrderedDict()
 
@@ -111,12 +111,17 @@ def _from_environment(here: _Keys) -> list[AnyKey]:
         text = os.environ.get(variable)
         if not text:
             continue
-        key = here.found.get((variable, text))
-        if key is None or (isinstance(key, Key) and not is_usable(key)):
-            key = from_uri(text) if variable == "PYCCMEM_KEY" else Key.from_file(text)
-            here.found[variable, text] = key
-        found.append(key)
+        found.append(_named(here, variable, text))
     return found
+
+
+def _named(here: _Keys, variable: str, text: str) -> AnyKey:
+    """Returns the key that a URI or a file's name says, read once."""
+    key = here.found.get((variable, text))
+    if key is None or (isinstance(key, Key) and not is_usable(key)):
+        key = Key.from_file(text) if variable == "PYCCMEM_KEY_FILE" else from_uri(text)
+        here.found[variable, text] = key
+    return key
 
 
 def sealing_key(key: AnyKey | str | None) -> tuple[Key, Session | None]:
@@ -126,7 +131,7 @@ def sealing_key(key: AnyKey | str | None) -> tuple[Key, Session | None]:
     here = _here()
     with here.lock:
         if isinstance(key, str):
-            key = from_uri(key)
+            key = _named(here, "", key)
         if key is None:
             known = here.used or _from_environment(here)
             if not known:
