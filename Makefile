@@ -67,8 +67,8 @@ $(LINTERS): pyproject.toml | $(STAMP)
 	    print(*(r.split(";")[0] for r in m.requires("pyccmem") if "extra == \"lint\"" in r))')
 	@touch $@
 
-key-services: $(STAMP) ## install the clients of key services, for their tests (40 seconds)
-	@$(SAY) "the clients of key services (40 seconds, most of it compiling tpm2-pytss)"
+key-services: $(STAMP) ## install the clients of key services, for their tests (180 MB, a minute)
+	@$(SAY) "the clients of key services (180 MB, a minute, half of it compiling tpm2-pytss)"
 	@$(PIP) -e '.[key-services-test]'
 
 lint: $(LINTERS) ## check style, types, the order of the layers, and what every file opens with; 2 minutes

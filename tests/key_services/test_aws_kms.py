@@ -15,6 +15,7 @@ from key_service_support import (
     CONTEXT,
     assert_not_in,
     assert_seals_a_file,
+    assert_serves_a_model,
     left_by,
     logged,
     new_key,
@@ -229,3 +230,8 @@ def test_nothing_of_the_key_stays_in_memory(server: KmsServer) -> None:
     assert not left_by(uri, wrapped, CONTEXT, key)
     # The same where all that is freed is overwritten.
     assert not left_by(uri, wrapped, CONTEXT, key, run=True)
+
+
+@pytest.mark.full
+def test_a_sealed_model_is_served(server: KmsServer, tmp_path: Path) -> None:
+    assert_serves_a_model(uri_of(server, server.add()), tmp_path)

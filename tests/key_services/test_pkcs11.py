@@ -18,6 +18,7 @@ from key_service_support import (
     CONTEXT,
     assert_not_in,
     assert_seals_a_file,
+    assert_serves_a_model,
     left_by,
     logged,
     new_key,
@@ -329,3 +330,8 @@ def test_nothing_of_the_key_stays_in_memory(token: Token, mechanism: str) -> Non
     left = left_by(uri, wrapped, CONTEXT, key, search=search, way="bare")
     assert left, "the search does not find what was left on purpose"
     assert not left_by(uri, wrapped, CONTEXT, key, search=search)
+
+
+@pytest.mark.full
+def test_a_sealed_model_is_served(token: Token, tmp_path: Path) -> None:
+    assert_serves_a_model(token.uri(), tmp_path)

@@ -18,6 +18,7 @@ from key_service_support import (
     CONTEXT,
     assert_not_in,
     assert_seals_a_file,
+    assert_serves_a_model,
     free_port,
     left_by,
     logged,
@@ -366,3 +367,8 @@ def test_nothing_of_the_key_stays_in_memory(machine: Machine) -> None:
     kek = sealed_key(provider, wrapped)
     assert left_by(uri, wrapped, CONTEXT, key, search=[kek], way="bare")
     assert not left_by(uri, wrapped, CONTEXT, key, search=[kek])
+
+
+@pytest.mark.full
+def test_a_sealed_model_is_served(machine: Machine, tmp_path: Path) -> None:
+    assert_serves_a_model(machine.uri(), tmp_path)

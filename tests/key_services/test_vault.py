@@ -16,6 +16,7 @@ from key_service_support import (
     CONTEXT,
     assert_not_in,
     assert_seals_a_file,
+    assert_serves_a_model,
     left_by,
     logged,
     new_key,
@@ -290,3 +291,8 @@ def test_nothing_of_the_key_stays_in_memory(
     # "run": the same where all that is freed is overwritten.
     assert not left_by(uri, wrapped, CONTEXT, key, search=[kek], run=way == "run")
     server.close()
+
+
+@pytest.mark.full
+def test_a_sealed_model_is_served(server: VaultServer, tmp_path: Path) -> None:
+    assert_serves_a_model(URI, tmp_path)

@@ -28,6 +28,7 @@ FOREIGN: dict[str, str | tuple[str, ...]] = {
     "_attn_implementation": "transformers/",
     "_supports_default_dynamic_cache": "transformers/",
     "_manager": "key_services/aws_session.py",
+    "_session": "key_services/gcp_kms.py",  # which the client makes itself, and sends by
     "_LOAD_FORMAT_TO_MODEL_LOADER": "vllm/",  # its public twin warns in every process
     "_update_states": "vllm/",
     # Ours, on objects of torch.

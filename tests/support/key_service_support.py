@@ -5,9 +5,11 @@ what a client library logs, and ports of loopback servers."""
 from __future__ import annotations
 
 import base64
+import importlib.util
 import json
 import logging
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -18,11 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from secret_search import readable
 from support import child_environment
 
 import pyccmem
-from pyccmem import key_services
+from pyccmem import errors, key_services
+from pyccmem.demo.files import find_model
 from pyccmem.safetensors import safe_open, save_file
 
 CONTEXT = {"pyccmem.format": "2", "pyccmem.file_id": "00ff" * 8, "who": "tests"}
@@ -31,7 +35,8 @@ CONTEXT = {"pyccmem.format": "2", "pyccmem.file_id": "00ff" * 8, "who": "tests"}
 _CHILD = """
 import json, sys
 import pyccmem
-from pyccmem import key_services
+from pyccmem import errors, key_services
+from pyccmem.demo.files import find_model
 from pyccmem.binding import wiped
 from pyccmem.key_services import clients, provider
 uri, wrapped, context, way, rounds = json.loads(sys.argv[1])
@@ -153,6 +158,43 @@ def assert_seals_a_file(provider: Any, path: Path) -> None:
     save_file(weights, path, key=provider)
     with safe_open(path, key=provider) as opened:
         assert np.array_equal(opened.get_tensor("w"), weights["w"])
+
+
+def assert_serves_a_model(uri: str, folder: Path) -> None:
+    """all-MiniLM-L6-v2, sealed by the command for the key of a URI, and served by transformers in
+    another process by the same URI, answers as the plain model does."""
+    for package in ("transformers", "torch"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+    try:
+        model = find_model(None)
+    except errors.MissingPackageError as problem:
+        pytest.skip(str(problem))
+    program = """
+import sys, torch, pyccmem.transformers
+from transformers import AutoModel
+plain, sealed = sys.argv[1:]
+ids = torch.arange(1000, 1040).reshape(2, 20)
+with torch.no_grad():
+    wanted = AutoModel.from_pretrained(plain)(ids).last_hidden_state
+    model = AutoModel.from_pretrained(sealed)
+    found = model(ids).last_hidden_state
+assert isinstance(model.embeddings.word_embeddings.weight, pyccmem.torch.EncryptedTensor)
+assert torch.allclose(found, wanted, atol=1e-4), (found - wanted).abs().max()
+"""
+    sealed = folder / "sealed"
+    try:
+        for command in (
+            ["-m", "pyccmem", "encrypt", str(model), str(sealed), "--key", uri],
+            ["-c", program, str(model), str(sealed)],
+        ):
+            done = subprocess.run(
+                [sys.executable, *command], capture_output=True, text=True, timeout=300,
+                env=child_environment() | {"PYCCMEM_KEY": uri}, check=False, cwd=folder,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stdout + done.stderr
+    finally:
+        shutil.rmtree(sealed, ignore_errors=True)
 
 
 @contextmanager

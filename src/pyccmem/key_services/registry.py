@@ -29,9 +29,11 @@ ENTRY_POINTS = "pyccmem.key_providers"
 #: is asked for, and not before.
 _OWN = {
     "aws-kms": "aws_kms:AwsKms",
+    "azure-keyvault": "azure_keyvault:AzureKeyVault",
     "env": "local:Environment",
     "fd": "local:Descriptor",
     "file": "local:File",
+    "gcp-kms": "gcp_kms:GcpKms",
     "pkcs11": "pkcs11:Pkcs11",
     "systemd-creds": "local:SystemdCredential",
     "tpm2": "tpm2:Tpm2",
