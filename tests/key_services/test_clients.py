@@ -7,6 +7,7 @@ import base64
 import json
 import logging
 import os
+import signal
 import threading
 from pathlib import Path
 
@@ -85,6 +86,39 @@ def test_answers_without_a_secret_and_forged_ones() -> None:
     taken = bytes(bytearray(both))
     clients.taken_base64(taken, "Plaintext")
     assert b"MTIz" not in taken and b"NDU2" not in taken
+
+
+def test_each_process_makes_its_own() -> None:
+    made: list[int] = []
+
+    def make() -> int:
+        made.append(os.getpid())
+        return len(made)
+
+    own = clients.PerProcess(make)
+    assert own() == own() == 1
+    # A fork while another thread is making one, which holds the lock.
+    own.forget()
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow() -> int:
+        begun.set()
+        go_on.wait(10)
+        return 7
+
+    own._make = slow
+    thread = threading.Thread(target=own)
+    thread.start()
+    begun.wait(10)
+    own._make = make
+    child = os.fork()
+    if child == 0:
+        signal.alarm(5)  # which ends one that waits for ever
+        os._exit(0 if own() == 2 and made[-1] == os.getpid() else 1)
+    go_on.set()
+    thread.join()
+    assert os.waitpid(child, 0)[1] == 0
+    assert own() == 7
 
 
 def test_copies_are_overwritten() -> None:

@@ -13,7 +13,6 @@ an answer from which the key has been taken. No str of a key is made, and no log
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
 import threading
@@ -24,6 +23,7 @@ from .. import errors
 from ..binding import wiped
 from .clients import (
     KEY_BYTES,
+    PerProcess,
     base64_of,
     cover_answers,
     imported,
@@ -100,8 +100,7 @@ class AwsKms:
         for name in ("config", "exceptions", "session"):
             imported(f"botocore.{name}", "botocore", "aws-kms")
         self._on_its_way = _OnItsWay()
-        self._making = threading.Lock()
-        self._made: tuple[int, Any] | None = None
+        self._client = PerProcess(self._new_client)
 
     @classmethod
     def from_uri(cls, uri: str) -> AwsKms:
@@ -217,34 +216,28 @@ class AwsKms:
             )
         return None
 
-    def _client(self) -> Any:
-        """Returns this process's client, which threads share."""
-        made = self._made
-        if made is not None and made[0] == os.getpid():
-            return made[1]
-        with self._making:
-            # A session of its own: making clients of boto3's default one is not for threads.
-            session = self._botocore.session.Session(profile=self._profile)
-            client = session.create_client(
-                "kms",
-                region_name=self._region,
-                endpoint_url=self._endpoint,
-                config=self._botocore.config.Config(
-                    connect_timeout=self._timeout,
-                    read_timeout=self._timeout,
-                    retries={"total_max_attempts": 1},
-                    ignore_configured_endpoint_urls=True,
-                ),
-            )
-            http = imported(f"{__package__}.aws_session", "botocore", "aws-kms").http_session(
-                session, client.meta.endpoint_url, self._timeout
-            )
-            events = client.meta.events
-            events.register("before-sign.kms.Encrypt", self._exchange)
-            events.register("before-send.kms.*", lambda request, **_: http.send(request))
-            events.register("before-parse.kms.Decrypt", self._take)
-            self._made = (os.getpid(), client)
-            return client
+    def _new_client(self) -> Any:
+        # A session of its own: making clients of boto3's default one is not for threads.
+        session = self._botocore.session.Session(profile=self._profile)
+        client = session.create_client(
+            "kms",
+            region_name=self._region,
+            endpoint_url=self._endpoint,
+            config=self._botocore.config.Config(
+                connect_timeout=self._timeout,
+                read_timeout=self._timeout,
+                retries={"total_max_attempts": 1},
+                ignore_configured_endpoint_urls=True,
+            ),
+        )
+        http = imported(f"{__package__}.aws_session", "botocore", "aws-kms").http_session(
+            session, client.meta.endpoint_url, self._timeout
+        )
+        events = client.meta.events
+        events.register("before-sign.kms.Encrypt", self._exchange)
+        events.register("before-send.kms.*", lambda request, **_: http.send(request))
+        events.register("before-parse.kms.Decrypt", self._take)
+        return client
 
     def _exchange(self, request: Any, **_: Any) -> None:
         """Puts the key into a request in place of its stand-in."""

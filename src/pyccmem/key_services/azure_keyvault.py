@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -28,6 +27,7 @@ from ..keys import Key
 from . import envelope
 from .clients import (
     KEY_BYTES,
+    PerProcess,
     cover_answers,
     imported,
     not_for_context,
@@ -95,8 +95,7 @@ class AzureKeyVault:
         self._transport = imported("azure.core.pipeline.transport", _PACKAGE, "azure-keyvault")
         self._sessions = imported(f"{__package__}.sessions", _PACKAGE, "azure-keyvault")
         self._carrier = self._sessions.Carrier()
-        self._making = threading.Lock()
-        self._made: tuple[int, dict[str, Any]] = (0, {})
+        self._clients: PerProcess[dict[str, Any]] = PerProcess(dict)
 
     @classmethod
     def from_uri(cls, uri: str) -> AzureKeyVault:
@@ -214,18 +213,15 @@ class AzureKeyVault:
 
     def _client(self, key_id: str) -> Any:
         """Returns this process's client of a key's version."""
-        with self._making:
-            if self._made[0] != os.getpid():
-                self._made = (os.getpid(), {})
-            clients = self._made[1]
-            client = clients.get(key_id)
-            if client is None:
-                client = self._new_client(key_id)
-                if len(clients) >= 64:  # files of many versions
-                    clients.clear()
-                if key_id.count("/") == 5:  # a client of no version stays with the one it found
-                    clients[key_id] = client
-            return client
+        clients = self._clients()
+        client = clients.get(key_id)
+        if client is None:
+            client = self._new_client(key_id)
+            if len(clients) >= 64:  # files of many versions
+                clients.clear()
+            if key_id.count("/") == 5:  # a client of no version stays with the one it found
+                clients[key_id] = client
+        return client
 
     def _new_client(self, key_id: str) -> Any:
         return self._crypto.CryptographyClient(

@@ -12,9 +12,10 @@ import os
 import re
 import stat
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any, Generic, NoReturn, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from .. import errors
@@ -24,6 +25,7 @@ from .context import words
 
 __all__ = [
     "KEY_BYTES",
+    "PerProcess",
     "base64_of",
     "cover_answers",
     "imported",
@@ -75,6 +77,43 @@ def imported(module: str, package: str, extra: str) -> Any:
             f"Keys of this kind need the package {package}, which is not installed "
             f"({problem}); pip install 'pyccmem[{extra}]'."
         ) from None
+
+
+_Made = TypeVar("_Made")
+
+
+class PerProcess(Generic[_Made]):
+    """What each process makes once for itself, and its threads share: connections do not survive a
+    fork, nor does a lock that another thread held then."""
+
+    def __init__(self, make: Callable[[], _Made]) -> None:
+        self._make = make
+        self.forget()
+        _per_process.add(self)
+
+    def forget(self) -> None:
+        self._lock = threading.Lock()
+        self._made: list[_Made] = []
+
+    def __call__(self) -> _Made:
+        """Returns it. Raises what making it raises."""
+        made = self._made
+        if not made:
+            with self._lock:
+                if not made:
+                    made.append(self._make())
+        return made[0]
+
+
+_per_process: weakref.WeakSet[PerProcess[Any]] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for each in list(_per_process):
+        each.forget()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def private_address(address: str) -> str:

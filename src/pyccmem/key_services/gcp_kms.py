@@ -10,10 +10,8 @@ it, as from the client of AWS: see sessions.py.
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
-import threading
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,6 +20,7 @@ from .. import errors
 from ..binding import wiped
 from .clients import (
     KEY_BYTES,
+    PerProcess,
     base64_of,
     cover_answers,
     imported,
@@ -71,8 +70,7 @@ class GcpKms:
         self._requests = imported("requests", _PACKAGE, "gcp-kms")
         self._sessions = imported(f"{__package__}.sessions", _PACKAGE, "gcp-kms")
         self._carrier = self._sessions.Carrier()
-        self._making = threading.Lock()
-        self._made: tuple[int, Any] | None = None
+        self._client = PerProcess(self._new_client)
 
     @classmethod
     def from_uri(cls, uri: str) -> GcpKms:
@@ -177,27 +175,20 @@ class GcpKms:
             )
         return None
 
-    def _client(self) -> Any:
-        """Returns this process's client, which threads share."""
-        made = self._made
-        if made is not None and made[0] == os.getpid():
-            return made[1]
-        with self._making:
-            named: dict[str, Any] = {}
-            scopes = ["https://www.googleapis.com/auth/cloudkms"]
-            if self._endpoint is not None:
-                named = {"host": self._endpoint.netloc, "url_scheme": self._endpoint.scheme}
-            if self._endpoint is not None and self._endpoint.scheme == "http":  # of this machine
-                credentials = imported("google.auth.credentials", _PACKAGE, "gcp-kms")
-                named["credentials"] = credentials.AnonymousCredentials()
-            else:
-                named["credentials"], _ = self._auth.default(scopes=scopes)
-            transports = imported(
-                "google.cloud.kms_v1.services.key_management_service.transports", _PACKAGE,
-                "gcp-kms",
-            )  # fmt: skip
-            transport = transports.KeyManagementServiceRestTransport(**named)
-            self._sessions.wired(transport._session, self._carrier)
-            client = self._kms.KeyManagementServiceClient(transport=transport)
-            self._made = (os.getpid(), client)
-            return client
+    def _new_client(self) -> Any:
+        named: dict[str, Any] = {}
+        scopes = ["https://www.googleapis.com/auth/cloudkms"]
+        if self._endpoint is not None:
+            named = {"host": self._endpoint.netloc, "url_scheme": self._endpoint.scheme}
+        if self._endpoint is not None and self._endpoint.scheme == "http":  # of this machine
+            credentials = imported("google.auth.credentials", _PACKAGE, "gcp-kms")
+            named["credentials"] = credentials.AnonymousCredentials()
+        else:
+            named["credentials"], _ = self._auth.default(scopes=scopes)
+        transports = imported(
+            "google.cloud.kms_v1.services.key_management_service.transports", _PACKAGE,
+            "gcp-kms",
+        )  # fmt: skip
+        transport = transports.KeyManagementServiceRestTransport(**named)
+        self._sessions.wired(transport._session, self._carrier)
+        return self._kms.KeyManagementServiceClient(transport=transport)

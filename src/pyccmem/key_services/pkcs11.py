@@ -431,7 +431,11 @@ class Pkcs11:
         with own_bytes(secrets.token_bytes(KEY_BYTES)) as probe:
             parameters = self._gcm_parameters(secrets.token_bytes(_NONCE_BYTES), context)
             back = kek.decrypt(kek.encrypt(probe, **parameters), **parameters)
-            return None if back == probe else bytearray()
+            if back == probe:
+                return None
+        raise errors.KeyServiceError(
+            f"The token of {self.key_id!a} decrypts to something else than was encrypted."
+        )
 
     def _cover(self, kek: Any) -> None:
         """Has the client library use the buffer again that it has just read the key through, which
