@@ -6,8 +6,6 @@
 #include "memory/secret.h"
 #include "quant/unpack.h"
 
-enum { LANES = BLOCKS_RUN / 4 }; /* of a run */
-
 /* a * b + c, rounded once. A product of two floats is exact as a double; the sum is rounded to odd
  * (Boldo and Melquiond 2008), so that rounding it once more, to a float, gives the nearest. */
 static inline float fused(float a, float b, float c) {
@@ -57,126 +55,117 @@ static int32_t sum_of(const int8_t *q, size_t n) {
     return sum;
 }
 
-static CLEAR_REGISTERS void pack_runs(blocks_run *to, float *scales, const float *x, size_t n,
-                                      int zero, int sums) {
-    for (size_t i = 0; i < n; i++, to++, x += BLOCKS_RUN) {
+static CLEAR_REGISTERS void pack_runs(uint8_t *row, const blocks_layout *at, const float *x,
+                                      int zero) {
+    int8_t *q = (int8_t *)row;
+    float *scales = (float *)(void *)(row + at->scale), *sums = (float *)(void *)(row + at->more);
+    int32_t *less = (int32_t *)(void *)(row + at->sums);
+    for (size_t i = 0; i < at->units; i++, q += BLOCKS_RUN, x += BLOCKS_RUN) {
         const blocks_scale scale = blocks_scale_of(highest(x, BLOCKS_RUN));
-        quantise(to->q, x, &scale, BLOCKS_RUN);
+        quantise(q, x, &scale, BLOCKS_RUN);
+        const int32_t sum = sum_of(q, BLOCKS_RUN);
         scales[i] = scale.scale;
-        for (size_t j = 0; j < LANES; j++) {
-            const int32_t four = sum_of(to->q + 4 * j, 4);
-            if (sums)
-                to->sums[j] = (float)four * scale.scale;
-            else
-                to->less[j] = four * -zero;
-        }
+        less[i] = sum * -zero;
+        sums[i] = (float)sum * scale.scale;
     }
 }
 
-static CLEAR_REGISTERS void pack_supers(blocks_super *to, float *scales, const float *x, size_t n) {
-    for (size_t i = 0; i < n; i++, to++, x += BLOCK_SUPER) {
+static CLEAR_REGISTERS void pack_supers(uint8_t *row, const blocks_layout *at, const float *x) {
+    int8_t *q = (int8_t *)row;
+    float *scales = (float *)(void *)(row + at->scale);
+    int16_t *sums16 = (int16_t *)(void *)(row + at->sums);
+    int16_t *sums32 = (int16_t *)(void *)(row + at->more);
+    for (size_t i = 0; i < at->units; i++, q += BLOCK_SUPER, x += BLOCK_SUPER) {
         const blocks_scale scale = blocks_scale_of(highest(x, BLOCK_SUPER));
-        quantise(to->q, x, &scale, BLOCK_SUPER);
+        quantise(q, x, &scale, BLOCK_SUPER);
         scales[i] = scale.scale;
         for (size_t j = 0; j < BLOCK_SUPER / 16; j++)
-            to->sums16[j] = (int16_t)sum_of(to->q + 16 * j, 16);
+            *sums16++ = (int16_t)sum_of(q + 16 * j, 16);
         for (size_t j = 0; j < BLOCK_SUPER / 32; j++)
-            to->sums32[j] = to->sums16[2 * j] + to->sums16[2 * j + 1];
+            *sums32++ = (int16_t)sum_of(q + 32 * j, 32);
     }
 }
 
 /* ---- products -------------------------------------------------------------------------------- */
 
-static int32_t four_products(const int8_t *w, const int8_t *x) {
+static int32_t products(const int8_t *w, const int8_t *x, size_t n) {
     int32_t sum = 0;
-    for (size_t i = 0; i < 4; i++)
+    for (size_t i = 0; i < n; i++)
         sum += w[i] * x[i];
     return sum;
 }
 
-static void add_runs(float *sums, const block_numbers *w, int offset, const blocks_run *x,
-                     const float *scale, size_t run, size_t n) {
+/* A run or more of a row of x, and the lane of its first. */
+static void add_runs(float *sums, const block_numbers *w, int offset, const uint8_t *row,
+                     const blocks_layout *at, size_t run, size_t n) {
+    const float *scale = (const float *)(const void *)(row + at->scale);
+    const float *sum = (const float *)(const void *)(row + at->more);
     for (size_t i = 0; i < n; i++, run++) {
-        float *sum = sums + run % 2 * LANES;
-        const float d = w->d * scale[run];
-        for (size_t j = 0; j < LANES; j++) {
-            const int8_t *q = w->q + i * BLOCKS_RUN + 4 * j;
-            sum[j] = fused((float)four_products(q, x[run].q + 4 * j), d, sum[j]);
-            if (offset)
-                sum[j] = fused(x[run].sums[j], w->m, sum[j]);
-        }
+        const int8_t *q = (const int8_t *)row + run * BLOCKS_RUN;
+        float *lane = sums + run % BLOCKS_LANES;
+        *lane =
+            fused((float)products(w->q + i * BLOCKS_RUN, q, BLOCKS_RUN), w->d * scale[run], *lane);
+        if (offset)
+            *lane = fused(sum[run], w->m, *lane);
     }
-}
-
-/* What is taken away from q where it has no sign: Q3_K and Q6_K. The sums are of q without it, and
- * a lane of even runs has what it is too much for two groups of 16. */
-static int32_t zero_of(ccmem_block_format format) {
-    return format == CCMEM_Q6_K ? 32 : format == CCMEM_Q3_K ? 4 : 0;
 }
 
 static void add_super(float *sums, const block_numbers *w, ccmem_block_format format,
-                      const blocks_super *x, float scale) {
-    const size_t group = block_formats[format].group;
-    const int32_t zero = zero_of(format);
-    const float d = w->d * scale, m = w->m * scale;
-    int32_t whole[BLOCKS_LANES] = {0};
-    for (size_t i = 0; i < BLOCK_SUPER; i += 4)
-        whole[i / 4 % BLOCKS_LANES] +=
-            w->step[i / group] * (four_products(w->q + i, x->q + i) + zero * sum_of(x->q + i, 4));
-    for (size_t j = 0; zero && j < BLOCK_SUPER / 16; j++)
-        whole[j / 2] -= zero * w->step[j] * x->sums16[j];
-    for (size_t j = 0; j < BLOCKS_LANES; j++)
-        sums[j] = fused((float)whole[j], d, sums[j]);
-    for (size_t j = 0; block_formats[format].offset && j < LANES; j++) {
-        const int32_t least = group == 16 ? w->least[2 * j] * x->sums16[2 * j] +
-                                                w->least[2 * j + 1] * x->sums16[2 * j + 1]
-                                          : w->least[j] * x->sums32[j];
-        sums[j] = fused(-(float)least, m, sums[j]);
-    }
-    ccmem_wipe(whole, sizeof whole);
+                      const uint8_t *row, const blocks_layout *at, size_t block) {
+    const size_t group = block_formats[format].group, groups = BLOCK_SUPER / group;
+    const int8_t *q = (const int8_t *)row + block * BLOCK_SUPER;
+    const float scale = ((const float *)(const void *)(row + at->scale))[block];
+    float *lane = sums + block % BLOCKS_LANES;
+    int32_t whole = 0, least = 0;
+    for (size_t j = 0; j < groups; j++)
+        whole += w->step[j] * products(w->q + j * group, q + j * group, group);
+    *lane = fused((float)whole, w->d * scale, *lane);
+    if (!block_formats[format].offset)
+        return;
+    for (size_t j = 0; j < groups; j++)
+        least += w->least[j] * sum_of(q + j * group, group);
+    *lane = fused(-(float)least, w->m * scale, *lane);
 }
 
-static void dot(size_t rows, float *sums, const uint8_t *w, size_t n, const blocks_x *x,
-                size_t first) {
+static void add_block(size_t rows, float *sums, const uint8_t *w, const blocks_x *x, size_t i) {
     const block_format *format = &block_formats[x->format];
     const size_t runs = format->elements / BLOCKS_RUN;
     block_numbers numbers;
-    for (size_t i = first; i < first + n; i++, w += format->bytes) {
-        block_unpackers[x->format](w, format, &numbers);
-        for (size_t r = 0; r < rows; r++) {
-            float *sum = sums + r * BLOCKS_LANES;
-            const uint8_t *q = x->q + r * x->stride;
-            const float *scale =
-                (const float *)(const void *)((const uint8_t *)x->scale + r * x->stride);
-            if (format->elements == BLOCK_SUPER)
-                add_super(sum, &numbers, x->format, (const blocks_super *)(const void *)q + i,
-                          scale[i]);
-            else
-                add_runs(sum, &numbers, format->offset, (const blocks_run *)(const void *)q, scale,
-                         i * runs, runs);
-        }
+    block_unpackers[x->format](w, format, &numbers);
+    for (size_t r = 0; r < rows; r++, sums += BLOCKS_LANES) {
+        const uint8_t *row = x->row + r * x->at.bytes;
+        if (blocks_super(x->format))
+            add_super(sums, &numbers, x->format, row, &x->at, i);
+        else
+            add_runs(sums, &numbers, format->offset, row, &x->at, i * runs, runs);
     }
     ccmem_wipe(&numbers, sizeof numbers);
 }
 
-static CLEAR_REGISTERS void dot_1(float *sums, const uint8_t *w, size_t n, const blocks_x *x,
-                                  size_t first) {
-    dot(1, sums, w, n, x, first);
+static void dot(size_t rows, float *sums, const blocks_w *w, const blocks_x *x) {
+    const size_t bytes = block_formats[x->format].bytes;
+    for (size_t i = 0; i < w->rows; i++, sums += w->apart)
+        for (size_t j = 0; j < w->n; j++)
+            add_block(rows, sums, w->first + i * w->bytes + j * bytes, x, w->number + j);
 }
 
-static CLEAR_REGISTERS void dot_4(float *sums, const uint8_t *w, size_t n, const blocks_x *x,
-                                  size_t first) {
-    dot(BLOCKS_ROWS, sums, w, n, x, first);
+static CLEAR_REGISTERS void dot_1(float *sums, const blocks_w *w, const blocks_x *x) {
+    dot(1, sums, w, x);
+}
+
+static CLEAR_REGISTERS void dot_4(float *sums, const blocks_w *w, const blocks_x *x) {
+    dot(BLOCKS_ROWS, sums, w, x);
 }
 
 /* Halves on halves. */
-static CLEAR_REGISTERS float total(float *sums) {
-    for (size_t half = BLOCKS_LANES / 2; half; half /= 2)
-        for (size_t i = 0; i < half; i++)
-            sums[i] += sums[i + half];
-    const float sum = sums[0];
-    memset(sums, 0, BLOCKS_LANES * sizeof *sums);
-    return sum;
+static CLEAR_REGISTERS void total(float *to, float *sums, size_t n) {
+    for (; n; n--, sums += BLOCKS_LANES) {
+        for (size_t half = BLOCKS_LANES / 2; half; half /= 2)
+            for (size_t i = 0; i < half; i++)
+                sums[i] += sums[i + half];
+        *to++ = sums[0];
+        memset(sums, 0, BLOCKS_LANES * sizeof *sums);
+    }
 }
 
 const blocks_ops blocks_portable = {.pack_runs = pack_runs,

@@ -5,8 +5,8 @@
  * then includes this file once.
  *
  * A run of 32 elements is one vector: its products with x, those of four elements added, are exact
- * 32-bit numbers, one for each of eight lanes. Runs with even numbers have the sums 0 to 7 of a
- * row, the others 8 to 15: two chains, which hide the latency of the multiply-adds.
+ * 32-bit numbers. What is summed up in floats is a run's, or a block's, whole sum: those of eight
+ * runs, or of four blocks, are added across the lanes together.
  *
  * Pairs of products must not saturate 16 bits where they are added in such (all but b32_dot8 with
  * VNNI): q of up to 128, unsigned, times x of up to 127, twice, are 32512. Hence signed q of W are
@@ -39,17 +39,17 @@ typedef enum kind {
     KIND_IQ4_XS
 } kind;
 
-/* The float16, or float32, at p in each lane. */
-INLINE f8 spread_half(const uint8_t *p) {
-    int16_t half;
+/* The float16, or float32, at p. */
+INLINE float half_at(const uint8_t *p) {
+    uint16_t half;
     memcpy(&half, p, sizeof half);
-    return _mm256_cvtph_ps(_mm_set1_epi16(half));
+    return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(half)));
 }
 
-INLINE f8 spread_float(const uint8_t *p) {
+INLINE float float_at(const uint8_t *p) {
     float f;
     memcpy(&f, p, sizeof f);
-    return _mm256_set1_ps(f);
+    return f;
 }
 
 INLINE uint32_t word32(const uint8_t *p) {
@@ -92,7 +92,7 @@ INLINE int has_offset(kind k) {
 /* Where x brings what an unsigned q has too much of. */
 INLINE int has_less(kind k) {
     return k == KIND_Q4_0 || k == KIND_Q5_0 || k == KIND_INT4 ||
-           (VNNI && (k == KIND_Q8_0 || k == KIND_IQ4_NL || k == KIND_INT8));
+           (VNNI && (k == KIND_Q8_0 || k == KIND_IQ4_NL || k == KIND_INT8 || k == KIND_INT8_ZP));
 }
 
 INLINE size_t head_bytes(kind k) {
@@ -124,165 +124,193 @@ INLINE b32 run_of(kind k, const uint8_t *head, const uint8_t *q) {
     }
 }
 
-INLINE f8 scale_of(kind k, const uint8_t *head) {
+INLINE float scale_of(kind k, const uint8_t *head) {
     switch (k) {
     case KIND_INT4:
     case KIND_INT4_ZP:
     case KIND_INT8:
-    case KIND_INT8_ZP: return spread_float(head + GROUP_SCALE);
-    default: return spread_half(head);
+    case KIND_INT8_ZP: return float_at(head + GROUP_SCALE);
+    default: return half_at(head);
     }
 }
 
-INLINE f8 offset_of(kind k, const uint8_t *head) {
+INLINE float offset_of(kind k, const uint8_t *head) {
     switch (k) {
-    case KIND_Q4_1: return spread_half(head + Q4_1_M);
-    case KIND_Q5_1: return spread_half(head + Q5_1_M);
-    default: return spread_float(head + GROUP_OFFSET);
+    case KIND_Q4_1: return half_at(head + Q4_1_M);
+    case KIND_Q5_1: return half_at(head + Q5_1_M);
+    default: return float_at(head + GROUP_OFFSET);
     }
+}
+
+/* ---- sums of vectors ------------------------------------------------------------------------- */
+
+INLINE b32 eight_totals(const b32 v[8]) {
+    const b32 a = b32_pairs32(b32_pairs32(v[0], v[1]), b32_pairs32(v[2], v[3]));
+    const b32 b = b32_pairs32(b32_pairs32(v[4], v[5]), b32_pairs32(v[6], v[7]));
+    return b32_add32(b32_outer(a, b), b32_inner(a, b));
+}
+
+INLINE f4 four_totals(const b32 v[4]) {
+    const b32 a = b32_pairs32(b32_pairs32(v[0], v[1]), b32_pairs32(v[2], v[3]));
+    return _mm_cvtepi32_ps(_mm_add_epi32(b32_low(a), b32_high(a)));
+}
+
+INLINE int32_t one_total(b32 v) {
+    b16 t = _mm_add_epi32(b32_low(v), b32_high(v));
+    t = _mm_add_epi32(t, _mm_shuffle_epi32(t, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(t, _mm_shuffle_epi32(t, 0xb1)));
+}
+
+/* a * b + *to, rounded once. */
+INLINE void add_product(float *to, float a, float b) {
+    _mm_store_ss(to, _mm_fmadd_ss(_mm_set_ss(a), _mm_set_ss(b), _mm_load_ss(to)));
 }
 
 /* ---- blocks of 32 elements, and groups ------------------------------------------------------- */
 
-/* The products of a run of W, prepared as below, with one of x. */
-INLINE b32 run_products(kind k, b32 q, b32 size, const blocks_run *x) {
-    const b32 xq = b32_load_aligned(x->q);
-    const b32 less = has_less(k) ? b32_load_aligned(x->less) : b32_zero();
-    if (has_sign(k) && !has_less(k))
-        return b32_dot8(less, size, b32_sign8(xq, q));
-    return b32_dot8(less, q, xq);
-}
-
-/* Adds the products of a run of W with one of each row of x; scale[r] is that of both, in every
- * lane.
- */
-INLINE void add_products(kind k, int rows, f8 *sums, size_t odd, b32 q, const f8 *scale, f8 offset,
-                         const blocks_x *x, size_t run) {
-    b32 v = q, size = q;
-    if (has_sign(k) && has_less(k))
-        v = b32_xor(v, b32_all8(-128));
-    else if (has_sign(k))
-        size = b32_size8(v);
-#pragma GCC unroll 4
-    for (int r = 0; r < rows; r++) {
-        const blocks_run *xr = (const blocks_run *)(const void *)(x->q + r * x->stride) + run;
-        f8 *sum = &sums[2 * r + odd];
-        *sum = f8_fma(f8_of_ints(run_products(k, v, size, xr)), scale[r], *sum);
-        if (has_offset(k))
-            *sum = f8_fma(f8_load(xr->sums), offset, *sum);
-    }
-}
+INLINE const uint8_t *row_of(const blocks_x *x, int r) { return x->row + (size_t)r * x->at.bytes; }
 
 INLINE const float *scales_of_row(const blocks_x *x, int r) {
-    return (const float *)(const void *)((const uint8_t *)x->scale + r * x->stride);
+    return (const float *)(const void *)(row_of(x, r) + x->at.scale);
 }
 
-INLINE void add_run(kind k, int rows, f8 *sums, size_t odd, const uint8_t *head, const uint8_t *q,
-                    const blocks_x *x, size_t run) {
-    const f8 d = scale_of(k, head), offset = has_offset(k) ? offset_of(k, head) : d;
-    f8 scale[BLOCKS_ROWS];
-#pragma GCC unroll 4
-    for (int r = 0; r < rows; r++)
-        scale[r] = f8_mul(d, f8_all(scales_of_row(x, r)[run]));
-    add_products(k, rows, sums, odd, run_of(k, head, q), scale, offset, x, run);
+/* Of runs: what the sum of products has too much, or too little, and what an offset is multiplied
+ * with. */
+INLINE const int32_t *less_of_row(const blocks_x *x, int r) {
+    return (const int32_t *)(const void *)(row_of(x, r) + x->at.sums);
 }
 
-/* The float16 at p and in the same place of three more blocks, as floats, in both halves. */
-INLINE f8 four_halves(const uint8_t *p, size_t bytes) {
-    uint16_t half[4];
-    for (size_t i = 0; i < 4; i++)
+INLINE const float *sums_of_row(const blocks_x *x, int r) {
+    return (const float *)(const void *)(row_of(x, r) + x->at.more);
+}
+
+/* q's as they are multiplied: those without a sign as run_products() takes them. */
+INLINE b32 prepared(kind k, b32 q) {
+    return has_sign(k) && has_less(k) ? b32_xor(q, b32_all8(-128)) : q;
+}
+
+/* The products of a run of W with one of x, but for `less`. */
+INLINE b32 run_products(kind k, b32 q, const uint8_t *x) {
+    const b32 xq = b32_load_aligned(x);
+    if (has_sign(k) && !has_less(k))
+        return b32_dot8(b32_zero(), b32_size8(q), b32_sign8(xq, q));
+    return b32_dot8(b32_zero(), q, xq);
+}
+
+/* Where a row's run lies: `runs` of them follow the head of each block. */
+INLINE const uint8_t *head_of(kind k, const uint8_t *w, size_t runs, size_t i) {
+    return w + i / runs * (head_bytes(k) + runs * run_bytes(k));
+}
+
+INLINE b32 prepared_run(kind k, const uint8_t *head, size_t runs, size_t i) {
+    return prepared(k, run_of(k, head, head + head_bytes(k) + i % runs * run_bytes(k)));
+}
+
+/* The float16 at p and in the same place of seven more blocks. */
+INLINE f8 eight_halves(const uint8_t *p, size_t bytes) {
+    uint16_t half[8];
+#pragma GCC unroll 8
+    for (size_t i = 0; i < 8; i++)
         memcpy(&half[i], p + i * bytes, sizeof half[i]);
     b16 v = _mm_cvtsi32_si128(half[0]);
     v = _mm_insert_epi16(v, half[1], 1);
     v = _mm_insert_epi16(v, half[2], 2);
     v = _mm_insert_epi16(v, half[3], 3);
-    const f4 four = _mm_cvtph_ps(v);
-    return _mm256_set_m128(four, four);
+    v = _mm_insert_epi16(v, half[4], 4);
+    v = _mm_insert_epi16(v, half[5], 5);
+    v = _mm_insert_epi16(v, half[6], 6);
+    v = _mm_insert_epi16(v, half[7], 7);
+    return _mm256_cvtph_ps(v);
 }
 
-INLINE f8 spread(f8 four, size_t i) {
-    switch (i) {
-    case 0: return f8_spread(four, 0);
-    case 1: return f8_spread(four, 1);
-    case 2: return f8_spread(four, 2);
-    default: return f8_spread(four, 3);
-    }
+/* The same floats of the blocks of eight runs. */
+INLINE f8 eight_floats(kind k, const uint8_t *w, size_t runs, size_t at) {
+    float f[8];
+#pragma GCC unroll 8
+    for (size_t i = 0; i < 8; i++)
+        f[i] = float_at(head_of(k, w, runs, i) + at);
+    return _mm256_setr_ps(f[0], f[1], f[2], f[3], f[4], f[5], f[6], f[7]);
 }
 
-/* Four blocks of a run each. Their scales are converted and multiplied together, since loads and
- * conversions bound the loop: a tenth of the time (Zen 4). */
-INLINE void add_four(kind k, int rows, f8 *sums, const uint8_t *w, const blocks_x *x, size_t run) {
+INLINE int is_group(kind k) { return k >= KIND_INT4 && k <= KIND_INT8_ZP; }
+
+/* Eight runs, from the first lane on: all is converted, scaled and added at once. */
+INLINE void add_eight(kind k, int rows, f8 *sums, const uint8_t *w, size_t runs, const blocks_x *x,
+                      size_t run) {
     const size_t bytes = head_bytes(k) + run_bytes(k);
-    const f8 d = four_halves(w, bytes), m = has_offset(k) ? four_halves(w + 2, bytes) : d;
-    f8 scales[BLOCKS_ROWS], scale[BLOCKS_ROWS];
+    const f8 d = is_group(k) ? eight_floats(k, w, runs, GROUP_SCALE) : eight_halves(w, bytes);
+    const f8 m = !has_offset(k) ? d
+                 : is_group(k)  ? eight_floats(k, w, runs, GROUP_OFFSET)
+                                : eight_halves(w + 2, bytes);
+    b32 q[8];
+#pragma GCC unroll 8
+    for (size_t i = 0; i < 8; i++)
+        q[i] = prepared_run(k, head_of(k, w, runs, i), runs, i);
 #pragma GCC unroll 4
-    for (int r = 0; r < rows; r++)
-        scales[r] = f8_mul(d, f8_of_four(scales_of_row(x, r) + run));
-#pragma GCC unroll 4
-    for (size_t i = 0; i < 4; i++) {
-        const uint8_t *head = w + i * bytes;
-#pragma GCC unroll 4
-        for (int r = 0; r < rows; r++)
-            scale[r] = spread(scales[r], i);
-        add_products(k, rows, sums, i % 2, run_of(k, head, head + head_bytes(k)), scale,
-                     spread(m, i), x, run + i);
+    for (int r = 0; r < rows; r++) {
+        const uint8_t *xq = row_of(x, r) + run * BLOCKS_RUN;
+        b32 v[8];
+#pragma GCC unroll 8
+        for (size_t i = 0; i < 8; i++)
+            v[i] = run_products(k, q[i], xq + i * BLOCKS_RUN);
+        b32 whole = eight_totals(v);
+        if (has_less(k))
+            whole = b32_add32(whole, b32_load(less_of_row(x, r) + run));
+        sums[r] = f8_fma(f8_of_ints(whole), f8_mul(d, f8_load(scales_of_row(x, r) + run)), sums[r]);
+        if (has_offset(k))
+            sums[r] = f8_fma(f8_load(sums_of_row(x, r) + run), m, sums[r]);
     }
 }
 
-/* Runs are taken by twos, whichever block they are in. */
+INLINE void add_run(kind k, int rows, float *sums, const uint8_t *head, size_t runs, size_t i,
+                    const blocks_x *x, size_t run) {
+    const b32 q = prepared_run(k, head, runs, i);
+    const float d = scale_of(k, head);
+    for (int r = 0; r < rows; r++) {
+        float *lane = sums + r * BLOCKS_LANES + run % BLOCKS_LANES;
+        int32_t whole = one_total(run_products(k, q, row_of(x, r) + run * BLOCKS_RUN));
+        if (has_less(k))
+            whole += less_of_row(x, r)[run];
+        add_product(lane, (float)whole, d * scales_of_row(x, r)[run]);
+        if (has_offset(k))
+            add_product(lane, sums_of_row(x, r)[run], offset_of(k, head));
+    }
+}
+
 INLINE void add_runs(kind k, int rows, float *sums, const uint8_t *w, size_t n, const blocks_x *x,
                      size_t first) {
-    const int groups = k >= KIND_INT4;
-    const size_t runs = groups ? block_formats[x->format].elements / BLOCKS_RUN : 1;
-    size_t run = first * runs, end = run + n * runs;
-    const uint8_t *head = w, *q = w + head_bytes(k);
-    size_t left = runs;
-    f8 sum[2 * BLOCKS_ROWS];
-    /* The first run's are in sum[0], whichever lanes they are. */
-    float *even = sums + run % 2 * 8, *odd = sums + (run + 1) % 2 * 8;
+    const size_t runs = is_group(k) ? block_formats[x->format].elements / BLOCKS_RUN : 1;
+    size_t run = first * runs, i = 0;
+    const size_t end = run + n * runs;
+    for (; run < end && run % BLOCKS_LANES; run++, i++)
+        add_run(k, rows, sums, head_of(k, w, runs, i), runs, i, x, run);
+    if (end - run >= BLOCKS_LANES) {
+        f8 sum[BLOCKS_ROWS];
 #pragma GCC unroll 4
-    for (int r = 0; r < rows; r++) {
-        sum[2 * r] = f8_load(even + r * BLOCKS_LANES);
-        sum[2 * r + 1] = f8_load(odd + r * BLOCKS_LANES);
-    }
-#define NEXT_RUN                                                                                   \
-    q += run_bytes(k);                                                                             \
-    if (!groups || !--left)                                                                        \
-    head = q, q += head_bytes(k), left = runs
-    for (; !groups && run + 4 <= end; run += 4, head += 4 * (head_bytes(k) + run_bytes(k)))
-        add_four(k, rows, sum, head, x, run);
-    if (!groups)
-        q = head + head_bytes(k);
-    for (; run + 2 <= end; run += 2) {
-        add_run(k, rows, sum, 0, head, q, x, run);
-        NEXT_RUN;
-        add_run(k, rows, sum, 1, head, q, x, run + 1);
-        NEXT_RUN;
-    }
-    if (run < end)
-        add_run(k, rows, sum, 0, head, q, x, run);
-#undef NEXT_RUN
+        for (int r = 0; r < rows; r++)
+            sum[r] = f8_load(sums + r * BLOCKS_LANES);
+        for (; end - run >= BLOCKS_LANES; run += BLOCKS_LANES, i += BLOCKS_LANES)
+            add_eight(k, rows, sum, head_of(k, w, runs, i), runs, x, run);
 #pragma GCC unroll 4
-    for (int r = 0; r < rows; r++) {
-        f8_store(even + r * BLOCKS_LANES, sum[2 * r]);
-        f8_store(odd + r * BLOCKS_LANES, sum[2 * r + 1]);
+        for (int r = 0; r < rows; r++)
+            f8_store(sums + r * BLOCKS_LANES, sum[r]);
     }
+    for (; run < end; run++, i++)
+        add_run(k, rows, sums, head_of(k, w, runs, i), runs, i, x, run);
 }
 
 /* ---- blocks of 256 elements ------------------------------------------------------------------ */
 
 /* What a block's 8 runs are multiplied with: 16-bit number s of each half for that half of run s;
- * what is taken away; and d, m. */
+ * and what is taken away. */
 typedef struct scales {
     b32 steps; /* the scales of groups of q's, in each half number s is of run s */
     b32 least; /* the offsets of groups, as x's sums ask for them */
-    f8 d, m;
 } scales;
 
-/* 8 bytes as 16-bit numbers, in both halves. */
-INLINE b32 same_halves(uint64_t bytes) {
-    return _mm256_broadcastsi128_si256(_mm_cvtepu8_epi16(_mm_cvtsi64_si128((int64_t)bytes)));
-}
+/* Indices of bytes that become 16-bit numbers. */
+#define STEPS_LOW ((int64_t)0xff03ff02ff01ff00)
+#define STEPS_HIGH ((int64_t)0xff07ff06ff05ff04)
 
 /* 16 bytes as 16-bit numbers: those with even numbers, then the others. */
 INLINE b32 sorted_halves(b16 bytes) {
@@ -290,13 +318,22 @@ INLINE b32 sorted_halves(b16 bytes) {
                                                             9, 11, 13, 15)));
 }
 
-/* Q4_K's and Q5_K's scales and offsets: quant/unpack.c says how they lie. */
-INLINE void six_bits(const uint8_t *p, scales *out) {
-    const uint32_t a = word32(p), b = word32(p + 4), c = word32(p + 8);
-    const uint32_t low = a & 0x3f3f3f3f, high = (c & 0x0f0f0f0f) | (a >> 2 & 0x30303030);
-    const uint32_t least = b & 0x3f3f3f3f, most = (c >> 4 & 0x0f0f0f0f) | (b >> 2 & 0x30303030);
-    out->steps = same_halves(low | (uint64_t)high << 32);
-    out->least = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128((int64_t)(least | (uint64_t)most << 32)));
+/* Q4_K's and Q5_K's scales and offsets: quant/unpack.c says how they lie. As bytes they are eight
+ * scales, then eight offsets, each four from words that lie behind d and m. */
+INLINE scales six_bits(const uint8_t *block) {
+    const b16 words = _mm_loadu_si128((const b16 *)(const void *)block);
+    const b16 low =
+        _mm_and_si128(_mm_srlv_epi32(_mm_shuffle_epi32(words, 0xed), _mm_setr_epi32(0, 0, 0, 4)),
+                      _mm_setr_epi32(0x3f3f3f3f, 0x0f0f0f0f, 0x3f3f3f3f, 0x0f0f0f0f));
+    const b16 high = _mm_and_si128(_mm_srli_epi32(_mm_shuffle_epi32(words, 0x84), 2),
+                                   _mm_setr_epi32(0, 0x30303030, 0, 0x30303030));
+    const b32 both = _mm256_broadcastsi128_si256(_mm_or_si128(low, high));
+    return (scales){.steps = b32_choose(both, _mm256_setr_epi64x(STEPS_LOW, STEPS_HIGH, STEPS_LOW,
+                                                                 STEPS_HIGH)),
+                    .least = b32_choose(both, _mm256_setr_epi32((int)0xffffff08, (int)0xffffff09,
+                                                                (int)0xffffff0a, (int)0xffffff0b,
+                                                                (int)0xffffff0c, (int)0xffffff0d,
+                                                                (int)0xffffff0e, (int)0xffffff0f))};
 }
 
 /* Q3_K's. */
@@ -328,31 +365,23 @@ INLINE scales scales_of(kind k, const uint8_t *w) {
     b16 bytes;
     switch (k) {
     case KIND_Q4_K:
-    case KIND_Q5_K:
-        six_bits(w + Q4_K_SCALES, &s);
-        s.d = spread_half(w + Q4_K_D);
-        s.m = spread_half(w + Q4_K_M);
-        break;
+    case KIND_Q5_K: return six_bits(w);
     case KIND_Q2_K:
         bytes = _mm_loadu_si128((const b16 *)(const void *)(w + Q2_K_SCALES));
         s.steps = sorted_halves(_mm_and_si128(bytes, _mm_set1_epi8(15)));
         s.least = b32_widen_u8(_mm_and_si128(_mm_srli_epi16(bytes, 4), _mm_set1_epi8(15)));
-        s.d = spread_half(w + Q2_K_D);
-        s.m = spread_half(w + Q2_K_M);
         break;
     case KIND_Q3_K:
         bytes = six_bits_signed(w + Q3_K_SCALES);
         s.steps = sorted_halves(bytes);
         s.least = b32_widen8(bytes);
-        s.d = spread_half(w + Q3_K_D);
         break;
     case KIND_Q6_K:
         bytes = _mm_loadu_si128((const b16 *)(const void *)(w + Q6_K_SCALES));
         s.steps = sorted_halves(bytes);
         s.least = b32_widen8(bytes);
-        s.d = spread_half(w + Q6_K_D);
         break;
-    default: s.steps = iq4_steps(w); s.d = spread_half(w + IQ4_XS_D);
+    default: s.steps = iq4_steps(w);
     }
     return s;
 }
@@ -399,68 +428,140 @@ INLINE int has_least(kind k) { return k == KIND_Q2_K || k == KIND_Q4_K || k == K
 /* The bits by which q - zero is zero's multiple; 0: q has no zero. */
 INLINE int zero_bits(kind k) { return k == KIND_Q6_K ? 5 : k == KIND_Q3_K ? 2 : 0; }
 
-INLINE b32 least_products(kind k, b32 least, const blocks_super *x) {
-    return b32_madd16(least,
-                      b32_load_aligned(k == KIND_Q4_K || k == KIND_Q5_K ? (const void *)x->sums32
-                                                                        : (const void *)x->sums16));
+INLINE size_t place_of_d(kind k) {
+    switch (k) {
+    case KIND_Q2_K: return Q2_K_D;
+    case KIND_Q3_K: return Q3_K_D;
+    case KIND_Q6_K: return Q6_K_D;
+    default: return Q4_K_D;
+    }
 }
 
-/* c + the products of a run of W with one of x, times the run's scales. */
-INLINE b32 super_products(kind k, b32 c, b32 q, b32 size, b32 step, const int8_t *x) {
-    b32 xq = b32_load_aligned(x);
-    if (has_sign(k))
-        xq = b32_sign8(xq, q);
-    return b32_dot16(c, b32_madd8(size, xq), step);
+/* Products of a block's offsets, or of its scales, with sums of x. */
+INLINE b32 least_products(kind k, b32 least, const blocks_x *x, int r, size_t block) {
+    const uint8_t *row = row_of(x, r);
+    if (k == KIND_Q4_K || k == KIND_Q5_K)
+        return b32_madd16(least, b32_widen_u16(row + x->at.more + 16 * block));
+    return b32_madd16(least, b32_load(row + x->at.sums + 32 * block));
 }
 
-INLINE const blocks_super *super_of(const blocks_x *x, int r, size_t block) {
-    return (const blocks_super *)(const void *)(x->q + r * x->stride) + block;
+/* c + the products of runs 2 * i and 2 * i + 1 of W with x, times the runs' scales. Without a sign,
+ * sums of four products fit into 16 bits. */
+INLINE b32 super_products(kind k, b32 c, int i, const b32 q[2], b32 steps, const uint8_t *x) {
+    const int64_t first = 0x0100010001000100 + 0x0404040404040404 * i;
+    const int64_t second = first + 0x0202020202020202;
+    const b32 x0 = b32_load_aligned(x), x1 = b32_load_aligned(x + BLOCKS_RUN);
+    if (VNNI && !has_sign(k)) {
+        const b32 fours =
+            _mm256_packs_epi32(b32_dot8(b32_zero(), q[0], x0), b32_dot8(b32_zero(), q[1], x1));
+        return b32_dot16(c, fours,
+                         b32_choose(steps, _mm256_setr_epi64x(first, second, first, second)));
+    }
+    const b32 step0 = b32_choose(steps, _mm256_set1_epi64x(first));
+    const b32 step1 = b32_choose(steps, _mm256_set1_epi64x(second));
+    if (has_sign(k)) {
+        c = b32_dot16(c, b32_madd8(b32_size8(q[0]), b32_sign8(x0, q[0])), step0);
+        return b32_dot16(c, b32_madd8(b32_size8(q[1]), b32_sign8(x1, q[1])), step1);
+    }
+    return b32_dot16(b32_dot16(c, b32_madd8(q[0], x0), step0), b32_madd8(q[1], x1), step1);
 }
 
-INLINE void add_block(kind k, int rows, f8 *sums, const uint8_t *w, const blocks_x *x,
-                      size_t block) {
+/* Of a block and each row r of x: sums, the totals of whose lanes are what is multiplied with d, to
+ * whole[8 * r], and with m, to least[8 * r]. */
+INLINE void block_sums(kind k, int rows, b32 *whole, b32 *least, const uint8_t *w,
+                       const blocks_x *x, size_t block) {
     const scales s = scales_of(k, w);
     b32 even[BLOCKS_ROWS], odd[BLOCKS_ROWS];
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++) {
         even[r] = odd[r] = b32_zero();
         if (zero_bits(k))
-            even[r] =
-                b32_sub32(b32_zero(), b32_shl32(least_products(k, s.least, super_of(x, r, block)),
-                                                zero_bits(k)));
+            even[r] = b32_sub32(b32_zero(),
+                                b32_shl32(least_products(k, s.least, x, r, block), zero_bits(k)));
+        if (has_least(k))
+            least[8 * r] = least_products(k, s.least, x, r, block);
     }
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; i++) {
-        const b32 q = super_run(k, w, i), size = has_sign(k) ? b32_size8(q) : q;
-        const b32 step = b32_choose(s.steps, b32_all16(0x0100 + 0x0202 * i));
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        const b32 q[2] = {super_run(k, w, 2 * i), super_run(k, w, 2 * i + 1)};
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++) {
             b32 *sum = i % 2 ? &odd[r] : &even[r];
-            *sum = super_products(k, *sum, q, size, step, super_of(x, r, block)->q + 32 * i);
+            *sum = super_products(k, *sum, i, q, s.steps,
+                                  row_of(x, r) + block * BLOCK_SUPER + 2 * BLOCKS_RUN * (size_t)i);
         }
     }
 #pragma GCC unroll 4
+    for (int r = 0; r < rows; r++)
+        whole[8 * r] = b32_add32(even[r], odd[r]);
+}
+
+/* Four blocks' d, and m in the upper half. */
+INLINE f8 four_scales(kind k, const uint8_t *w) {
+    const size_t bytes = super_bytes(k);
+    const uint8_t *p = w + place_of_d(k);
+    if (!has_least(k)) {
+        uint16_t half[4];
+#pragma GCC unroll 4
+        for (size_t i = 0; i < 4; i++)
+            memcpy(&half[i], p + i * bytes, sizeof half[i]);
+        return f8_of4(_mm_cvtph_ps(_mm_setr_epi16((short)half[0], (short)half[1], (short)half[2],
+                                                  (short)half[3], 0, 0, 0, 0)));
+    }
+    const b16 pairs = _mm_setr_epi32((int)word32(p), (int)word32(p + bytes),
+                                     (int)word32(p + 2 * bytes), (int)word32(p + 3 * bytes));
+    return _mm256_cvtph_ps(_mm_shuffle_epi8(pairs, _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6,
+                                                                 7, 10, 11, 14, 15)));
+}
+
+/* Four blocks, from the first or the fifth lane on. */
+INLINE void add_four(kind k, int rows, float *sums, const uint8_t *w, const blocks_x *x,
+                     size_t block) {
+    b32 v[8 * BLOCKS_ROWS]; /* of each row: four blocks' sums, and four that go with offsets */
+    const f8 d = four_scales(k, w);
+#pragma GCC unroll 4
+    for (size_t i = 0; i < 4; i++)
+        block_sums(k, rows, v + i, v + 4 + i, w + i * super_bytes(k), x, block + i);
+#pragma GCC unroll 4
     for (int r = 0; r < rows; r++) {
-        const f8 scale = f8_all(scales_of_row(x, r)[block]), d = f8_mul(s.d, scale);
-        sums[2 * r] = f8_fma(f8_of_ints(even[r]), d, sums[2 * r]);
-        sums[2 * r + 1] = f8_fma(f8_of_ints(odd[r]), d, sums[2 * r + 1]);
+        float *lanes = sums + r * BLOCKS_LANES + block % BLOCKS_LANES;
+        const float *scale = scales_of_row(x, r) + block;
+        f4 sum = f4_load(lanes);
+        if (has_least(k)) {
+            const f8 whole = f8_of_ints(eight_totals(v + 8 * r)), by = f8_mul(d, f8_of_four(scale));
+            sum = f4_fma(f8_low(whole), f8_low(by), sum);
+            sum = f4_fnma(f8_high(whole), f8_high(by), sum);
+        } else {
+            sum = f4_fma(four_totals(v + 8 * r), f4_mul(f8_low(d), f4_load(scale)), sum);
+        }
+        f4_store(lanes, sum);
+    }
+}
+
+INLINE void add_block(kind k, int rows, float *sums, const uint8_t *w, const blocks_x *x,
+                      size_t block) {
+    b32 whole[8 * BLOCKS_ROWS], least[8 * BLOCKS_ROWS];
+    const float d = half_at(w + place_of_d(k));
+    block_sums(k, rows, whole, least, w, x, block);
+    for (int r = 0; r < rows; r++) {
+        float *lane = sums + r * BLOCKS_LANES + block % BLOCKS_LANES;
+        const float scale = scales_of_row(x, r)[block];
+        add_product(lane, (float)one_total(whole[8 * r]), d * scale);
         if (has_least(k))
-            sums[2 * r] = f8_fnma(f8_of_ints(least_products(k, s.least, super_of(x, r, block))),
-                                  f8_mul(s.m, scale), sums[2 * r]);
+            add_product(lane, -(float)one_total(least[8 * r]),
+                        half_at(w + place_of_d(k) + 2) * scale);
     }
 }
 
 INLINE void add_blocks(kind k, int rows, float *sums, const uint8_t *w, size_t n, const blocks_x *x,
                        size_t first) {
-    f8 sum[2 * BLOCKS_ROWS];
-#pragma GCC unroll 8
-    for (int i = 0; i < 2 * rows; i++)
-        sum[i] = f8_load(sums + 8 * i);
-    for (size_t i = 0; i < n; i++, w += super_bytes(k))
-        add_block(k, rows, sum, w, x, first + i);
-#pragma GCC unroll 8
-    for (int i = 0; i < 2 * rows; i++)
-        f8_store(sums + 8 * i, sum[i]);
+    const size_t end = first + n;
+    for (; first < end && first % 4; first++, w += super_bytes(k))
+        add_block(k, rows, sums, w, x, first);
+    for (; end - first >= 4; first += 4, w += 4 * super_bytes(k))
+        add_four(k, rows, sums, w, x, first);
+    for (; first < end; first++, w += super_bytes(k))
+        add_block(k, rows, sums, w, x, first);
 }
 
 /* ---- x --------------------------------------------------------------------------------------- */
@@ -496,57 +597,64 @@ INLINE b32 quantise(int8_t *q, const float *x, const blocks_scale *scale) {
     return b32_madd16(b32_madd8(b32_all8(1), sorted), b32_all16(1));
 }
 
-static TARGET CLEAR_REGISTERS void pack_runs(blocks_run *to, float *scales, const float *x,
-                                             size_t n, int zero, int sums) {
-    for (size_t i = 0; i < n; i++, to++, x += BLOCKS_RUN) {
+static TARGET CLEAR_REGISTERS void pack_runs(uint8_t *row, const blocks_layout *at, const float *x,
+                                             int zero) {
+    float *scales = (float *)(void *)(row + at->scale), *sums = (float *)(void *)(row + at->more);
+    int32_t *less = (int32_t *)(void *)(row + at->sums);
+    for (size_t i = 0; i < at->units; i++, row += BLOCKS_RUN, x += BLOCKS_RUN) {
         const blocks_scale scale = blocks_scale_of(highest(highest_of(x)));
-        const b32 four = quantise(to->q, x, &scale);
+        const int32_t sum = one_total(quantise((int8_t *)row, x, &scale));
         scales[i] = scale.scale;
-        if (sums)
-            f8_store(to->sums, f8_mul(f8_of_ints(four), f8_all(scale.scale)));
-        else
-            b32_store_aligned(to->less, b32_mul32(four, b32_all32(-zero)));
+        less[i] = sum * -zero;
+        sums[i] = (float)sum * scale.scale;
     }
 }
 
-static TARGET CLEAR_REGISTERS void pack_supers(blocks_super *to, float *scales, const float *x,
-                                               size_t n) {
-    for (size_t i = 0; i < n; i++, to++) {
+static TARGET CLEAR_REGISTERS void pack_supers(uint8_t *row, const blocks_layout *at,
+                                               const float *x) {
+    float *scales = (float *)(void *)(row + at->scale);
+    int16_t *sums16 = (int16_t *)(void *)(row + at->sums);
+    int16_t *sums32 = (int16_t *)(void *)(row + at->more);
+    for (size_t i = 0; i < at->units; i++) {
         b32 most = b32_zero();
         for (size_t j = 0; j < BLOCK_SUPER; j += BLOCKS_RUN)
             most = _mm256_max_epi32(most, highest_of(x + j));
         const blocks_scale scale = blocks_scale_of(highest(most));
         scales[i] = scale.scale;
-        for (size_t j = 0; j < 8; j++, x += BLOCKS_RUN) {
-            b32 four = quantise(to->q + j * BLOCKS_RUN, x, &scale);
+        for (size_t j = 0; j < 8; j++, x += BLOCKS_RUN, row += BLOCKS_RUN) {
+            b32 four = quantise((int8_t *)row, x, &scale);
             four = b32_add32(four, _mm256_shuffle_epi32(four, 0x4e));
             four = b32_add32(four, _mm256_shuffle_epi32(four, 0xb1));
-            const int low = _mm_cvtsi128_si32(_mm256_castsi256_si128(four));
-            const int high = _mm_cvtsi128_si32(_mm256_extracti128_si256(four, 1));
-            to->sums16[2 * j] = (int16_t)low;
-            to->sums16[2 * j + 1] = (int16_t)high;
-            to->sums32[j] = low + high;
+            const int low = _mm_cvtsi128_si32(b32_low(four));
+            const int high = _mm_cvtsi128_si32(b32_high(four));
+            *sums16++ = (int16_t)low;
+            *sums16++ = (int16_t)high;
+            *sums32++ = (int16_t)(low + high);
         }
     }
 }
 
 /* ---- the table ------------------------------------------------------------------------------- */
 
-static TARGET CLEAR_REGISTERS float total(float *sums) {
-    const float sum = f8_total(f8_add(f8_load(sums), f8_load(sums + 8)));
-    f8_store(sums, _mm256_setzero_ps());
-    f8_store(sums + 8, _mm256_setzero_ps());
-    return sum;
+static TARGET CLEAR_REGISTERS void total(float *to, float *sums, size_t n) {
+    for (; n; n--, sums += BLOCKS_LANES) {
+        *to++ = f8_total(f8_load(sums));
+        f8_store(sums, _mm256_setzero_ps());
+    }
 }
 
+/* All rows of W in one call: the registers are cleared once. */
+#define DOT_ROWS(add, kind, x_rows)                                                                \
+    for (size_t i = 0; i < w->rows; i++, sums += w->apart)                                         \
+    add(kind, x_rows, sums, w->first + i * w->bytes, w->n, x, w->number)
 #define DOT(name, add, kind)                                                                       \
-    static TARGET CLEAR_REGISTERS void name##_1(float *sums, const uint8_t *w, size_t n,           \
-                                                const blocks_x *x, size_t first) {                 \
-        add(kind, 1, sums, w, n, x, first);                                                        \
+    static TARGET CLEAR_REGISTERS void name##_1(float *sums, const blocks_w *w,                    \
+                                                const blocks_x *x) {                               \
+        DOT_ROWS(add, kind, 1);                                                                    \
     }                                                                                              \
-    static TARGET CLEAR_REGISTERS void name##_4(float *sums, const uint8_t *w, size_t n,           \
-                                                const blocks_x *x, size_t first) {                 \
-        add(kind, BLOCKS_ROWS, sums, w, n, x, first);                                              \
+    static TARGET CLEAR_REGISTERS void name##_4(float *sums, const blocks_w *w,                    \
+                                                const blocks_x *x) {                               \
+        DOT_ROWS(add, kind, BLOCKS_ROWS);                                                          \
     }
 DOT(q4_0, add_runs, KIND_Q4_0)
 DOT(q4_1, add_runs, KIND_Q4_1)
@@ -565,6 +673,11 @@ DOT(q5_k, add_blocks, KIND_Q5_K)
 DOT(q6_k, add_blocks, KIND_Q6_K)
 DOT(iq4_xs, add_blocks, KIND_IQ4_XS)
 #undef DOT
+#undef DOT_ROWS
+
+#ifdef PANEL_HEIGHT
+#include "kernels/blocks_panels.h"
+#endif
 
 #define BOTH(name) {name##_1, name##_4}
 const blocks_ops BLOCKS_OPS = {
@@ -582,5 +695,9 @@ const blocks_ops BLOCKS_OPS = {
             [CCMEM_INT8_G32] = BOTH(int8),       [CCMEM_INT8_G64] = BOTH(int8),
             [CCMEM_INT8_G128] = BOTH(int8),      [CCMEM_INT8_G32_ZP] = BOTH(int8_zp),
             [CCMEM_INT8_G64_ZP] = BOTH(int8_zp), [CCMEM_INT8_G128_ZP] = BOTH(int8_zp)},
-    .total = total};
+    .total = total,
+#ifdef PANEL_HEIGHT
+    .panels = &panels,
+#endif
+};
 #undef BOTH

@@ -10,62 +10,88 @@
 #include "platform/threads.h"
 #include "product/linear.h"
 
-enum { LINE = 64 };
+/* Rows of x that are packed and transposed together. */
+enum { TRANSPOSED = 8 };
 
 /* ---- x --------------------------------------------------------------------------------------- */
 
-static int is_super(const blocks_call *l) { return l->format->elements == BLOCK_SUPER; }
-
-/* What x is quantised in, of a row. */
-static size_t units_of(const blocks_call *l) {
-    return (size_t)l->blocks * (is_super(l) ? 1 : l->format->elements / BLOCKS_RUN);
+static void pack_row(const blocks_call *l, size_t r) {
+    uint8_t *row = (uint8_t *)l->x.row + r * l->x.at.bytes;
+    const float *from = l->from + r * l->blocks * l->format->elements;
+    if (blocks_super(l->x.format))
+        l->ops->pack_supers(row, &l->x.at, from);
+    else
+        l->ops->pack_runs(row, &l->x.at, from, blocks_zero(l->x.format));
 }
 
-/* Packed x of a row: its units, then their scales, on an odd number of cache lines, so that equal
- * places of rows are in different sets of a cache. */
-static void lay_out(blocks_call *l) {
-    const size_t units = units_of(l);
-    const size_t q = units * (is_super(l) ? sizeof(blocks_super) : sizeof(blocks_run));
-    l->x.stride = (round_up(q + units * sizeof(float), LINE) / LINE | 1) * LINE;
-    l->x.scale = (const float *)(const void *)(l->x.q + q);
-}
-
+/* Packs TRANSPOSED rows of x each. */
 static void pack_rows(void *call, uint64_t begin, uint64_t end) {
     const blocks_call *l = call;
-    const size_t units = units_of(l), in_features = (size_t)l->blocks * l->format->elements;
+    const size_t words = l->x.at.bytes / sizeof(int32_t);
     const float_env env = float_env_default();
-    for (uint64_t r = begin; r < end; r++) {
-        uint8_t *q = (uint8_t *)l->x.q + r * l->x.stride;
-        float *scale = (float *)(void *)((uint8_t *)l->x.scale + r * l->x.stride);
-        if (is_super(l))
-            l->ops->pack_supers((blocks_super *)(void *)q, scale, l->from + r * in_features, units);
-        else
-            l->ops->pack_runs((blocks_run *)(void *)q, scale, l->from + r * in_features, units,
-                              blocks_zero(l->x.format), l->format->offset);
+    for (uint64_t i = begin; i < end; i++) {
+        const size_t first = (size_t)i * TRANSPOSED;
+        for (size_t r = first; r < first + TRANSPOSED && r < l->rows; r++)
+            pack_row(l, r);
+        if (l->columns) {
+            const size_t width = l->panels->width, panel = first / width;
+            l->panels->pack(l->columns + panel * width * words + first % width,
+                            (const int8_t *)l->x.row + first * l->x.at.bytes, l->x.at.bytes, words);
+        }
     }
     float_env_restore(env);
     burn_stack();
 }
 
+/* ---- y --------------------------------------------------------------------------------------- */
+
+void blocks_finish(const blocks_call *l, float *sums, size_t apart, uint64_t row, size_t n,
+                   size_t r, size_t end) {
+    enum { MOST = 64 }; /* sums that are added up by one call */
+    float total[MOST];
+    for (size_t rows; r < end; r += rows, sums += rows * BLOCKS_LANES) {
+        rows = end - r < MOST ? end - r : MOST;
+        const size_t most = rows * BLOCKS_LANES == apart ? MOST / rows : 1;
+        for (size_t i = 0, h; i < n; i += h) {
+            h = n - i < most ? n - i : most;
+            l->ops->total(total, sums + i * apart, h * rows);
+            for (size_t j = 0; j < h * rows; j++) {
+                const size_t o = (size_t)row + i + j / rows, of_x = r + j % rows;
+                if (of_x < l->rows)
+                    l->y[of_x * l->out_features + o] = l->bias ? total[j] + l->bias[o] : total[j];
+            }
+        }
+    }
+}
+
 /* ---- one call -------------------------------------------------------------------------------- */
 
 /* A byte of W costs a unit to open, and about as much for each few rows of x. */
-static unsigned threads_worth(const blocks_call *l) {
-    const uint64_t group = blocks_group_rows(l), groups = (l->out_features + group - 1) / group;
+static unsigned threads_worth(const blocks_call *l, uint64_t group) {
+    const uint64_t groups = (l->out_features + group - 1) / group;
     const uint64_t work = l->out_features * l->row_bytes / BLOCKS_ROWS * (BLOCKS_ROWS + l->rows) /
                           l->sizes->blocks_grain;
     return threads_for(work, groups);
 }
 
+static size_t room_of(const blocks_call *l, size_t rows) {
+    return l->columns ? round_up(rows, TRANSPOSED) : blocks_room(rows);
+}
+
 static void run_pass(blocks_call *l) {
     const uint64_t in_features = l->blocks * l->format->elements;
-    l->room = blocks_room(l->rows);
+    l->room = room_of(l, l->rows);
     if (l->room > l->rows)
-        memset((uint8_t *)l->x.q + l->rows * l->x.stride, 0, (l->room - l->rows) * l->x.stride);
-    parallel_for(l->rows, l->sizes->pack_grain / (in_features * sizeof(float)) + 1, pack_rows, l);
+        memset((uint8_t *)l->x.row + l->rows * l->x.at.bytes, 0,
+               (l->room - l->rows) * l->x.at.bytes);
+    parallel_for((l->rows + TRANSPOSED - 1) / TRANSPOSED,
+                 l->sizes->pack_grain / (in_features * sizeof(float) * TRANSPOSED) + 1, pack_rows,
+                 l);
     l->next = 0;
-    if (l->rows > l->sizes->blocks_few && blocks_group_rows(l))
-        parallel_for(threads_worth(l), 1, blocks_group, l);
+    if (l->columns)
+        parallel_for(threads_worth(l, blocks_panel_rows(l)), 1, blocks_panel_groups, l);
+    else if (l->rows > l->sizes->blocks_few && blocks_group_rows(l))
+        parallel_for(threads_worth(l, blocks_group_rows(l)), 1, blocks_group, l);
     else
         parallel_for(l->out_features,
                      l->row_bytes < l->sizes->blocks_grain ? l->sizes->blocks_grain / l->row_bytes
@@ -73,25 +99,29 @@ static void run_pass(blocks_call *l) {
                      blocks_stream, l);
 }
 
-/* Rows of x that are packed at a time: about the same number in each pass. */
-static uint64_t pass_of(const blocks_call *l, uint64_t nrows) {
-    uint64_t most = l->sizes->blocks_pass / l->x.stride / BLOCKS_ROWS * BLOCKS_ROWS;
-    if (most < BLOCKS_ROWS)
-        most = BLOCKS_ROWS;
+/* Rows of x that are packed at a time, whole panels of `width`: about the same number in each pass.
+ */
+static uint64_t pass_of(const blocks_call *l, uint64_t nrows, size_t width) {
+    uint64_t most = l->sizes->blocks_pass / l->x.at.bytes / width * width;
+    if (most < width)
+        most = width;
     const uint64_t passes = (nrows + most - 1) / most;
-    return passes <= 1 ? nrows : round_up((nrows + passes - 1) / passes, BLOCKS_ROWS);
+    return passes <= 1 ? nrows : round_up((nrows + passes - 1) / passes, width);
 }
 
 static ccmem_status multiply(blocks_call *l, uint64_t nrows) {
     const uint64_t in_features = l->blocks * l->format->elements;
+    const int many = nrows > l->sizes->blocks_many && blocks_panel_rows(l);
+    const size_t width = many ? l->panels->width : BLOCKS_ROWS;
     uint8_t *packed;
-    lay_out(l);
-    const uint64_t pass = pass_of(l, nrows);
-    ccmem_status status = ccmem_plain_alloc(blocks_room((size_t)pass) * l->x.stride, &packed);
+    const uint64_t pass = pass_of(l, nrows, width);
+    const size_t rows = many ? round_up((size_t)pass, TRANSPOSED) : blocks_room((size_t)pass);
+    const size_t columns = many ? round_up((size_t)pass, width) : 0;
+    ccmem_status status = ccmem_plain_alloc((rows + columns) * l->x.at.bytes, &packed);
     if (status != CCMEM_OK)
         return status;
-    l->x.q = packed;
-    lay_out(l);
+    l->x.row = packed;
+    l->columns = many ? (int32_t *)(void *)(packed + rows * l->x.at.bytes) : NULL;
     for (uint64_t r = 0; r < nrows && !outcome_stopped(&l->end); r += l->rows) {
         l->rows = (size_t)(nrows - r < pass ? nrows - r : pass);
         run_pass(l);
@@ -139,13 +169,15 @@ ccmem_status ccmem_store_linear_blocks(ccmem_store *store, uint64_t offset,
                             .offset = offset,
                             .format = &block_formats[format],
                             .dot = ops->dot[format],
+                            .panels = ops->panels,
                             .blocks = in_features / elements,
                             .row_bytes = row_bytes,
                             .out_features = out_features,
                             .bias = bias,
                             .from = x,
                             .y = y,
-                            .x = {.format = format}};
+                            .x = {.at = blocks_layout_of(format, in_features / elements),
+                                  .format = format}};
         status = multiply(&call, nrows);
     }
     if (status != CCMEM_OK && bytes)

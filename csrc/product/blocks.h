@@ -14,17 +14,19 @@ typedef struct blocks_call {
     const tier_sizes *sizes;
     uint64_t offset;
     const block_format *format;
-    const blocks_dot *dot; /* of the format */
-    uint64_t blocks;       /* of a row of W */
+    const blocks_dot *dot;       /* of the format */
+    const blocks_panels *panels; /* NULL: the tier has none */
+    uint64_t blocks;             /* of a row of W */
     uint64_t row_bytes;
     uint64_t out_features;
     const float *bias;
     const float *from; /* rows of x, */
     float *y;          /* and of the result: those of this pass */
     size_t rows;
-    size_t room;   /* rows that are packed: some behind the last are zeros, see blocks_room() */
-    blocks_x x;    /* packed */
-    uint64_t next; /* atomic; the first row of W that no thread has taken, where groups are */
+    size_t room;      /* rows that are packed: some behind the last are zeros, see blocks_room() */
+    blocks_x x;       /* packed */
+    int32_t *columns; /* and in panels; NULL: rows are few */
+    uint64_t next;    /* atomic; the first row of W that no thread has taken, where groups are */
     outcome end;
 } blocks_call;
 
@@ -33,28 +35,24 @@ static inline size_t blocks_room(size_t rows) {
     return rows % BLOCKS_ROWS == BLOCKS_ROWS - 1 ? rows + 1 : rows;
 }
 
-/* Adds the products of n blocks of a row of W with all rows of x from r to `end` to their sums. */
-static inline void blocks_add(const blocks_call *l, float *sums, const uint8_t *w, size_t n,
-                              size_t first, size_t r, size_t end) {
+/* Adds the products of rows of W with all rows of x from r to `end` to their sums, which for the
+ * first of them begin at `sums`. */
+static inline void blocks_add(const blocks_call *l, float *sums, const blocks_w *w, size_t r,
+                              size_t end) {
     while (r < end) {
-        const size_t rows = end - r < BLOCKS_ROWS ? 1 : BLOCKS_ROWS, at = r * l->x.stride;
+        const size_t rows = end - r < BLOCKS_ROWS ? 1 : BLOCKS_ROWS;
         blocks_x x = l->x;
-        x.q += at;
-        x.scale = (const float *)(const void *)((const uint8_t *)x.scale + at);
-        l->dot[rows > 1](sums, w, n, &x, first);
+        x.row += r * x.at.bytes;
+        l->dot[rows > 1](sums, w, &x);
         sums += rows * BLOCKS_LANES;
         r += rows;
     }
 }
 
-/* Writes the results of the row of W with the rows of x from r to `end`. */
-static inline void blocks_finish(const blocks_call *l, float *sums, uint64_t row, size_t r,
-                                 size_t end) {
-    for (; r < end && r < l->rows; r++, sums += BLOCKS_LANES) {
-        const float sum = l->ops->total(sums);
-        l->y[r * l->out_features + row] = l->bias ? sum + l->bias[row] : sum;
-    }
-}
+/* Writes the results of n rows of W, whose sums are `apart` floats from each other, with the rows
+ * of x from r to `end`. */
+void blocks_finish(const blocks_call *l, float *sums, size_t apart, uint64_t row, size_t n,
+                   size_t r, size_t end);
 
 /* Bodies of parallel loops. Rows of W one after the other, their pages opened a few at a time into
  * a tile: for few rows of x, and for rows of W of any length. */
@@ -65,5 +63,9 @@ void blocks_group(void *call, uint64_t begin, uint64_t end);
 
 /* Rows of W in a group; 0: they are too long for that. */
 uint64_t blocks_group_rows(const blocks_call *l);
+
+/* Groups of rows of W, taken apart, times panels of x: for many rows; and rows in such a group. */
+void blocks_panel_groups(void *call, uint64_t begin, uint64_t end);
+uint64_t blocks_panel_rows(const blocks_call *l);
 
 #endif

@@ -17,30 +17,29 @@ uint64_t blocks_group_rows(const blocks_call *l) {
     return most < l->out_features ? most : l->out_features;
 }
 
-/* Blocks of W for which BLOCKS_ROWS rows of x take what sizes->blocks_part says; an even number. */
+/* Blocks of W for which BLOCKS_ROWS rows of x take what sizes->blocks_part says; whole lanes. */
 static size_t part_of(const blocks_call *l) {
-    const size_t super = l->format->elements == BLOCK_SUPER;
-    const size_t bytes =
-        super ? sizeof(blocks_super) : sizeof(blocks_run) * (l->format->elements / BLOCKS_RUN);
-    const size_t n = l->sizes->blocks_part / (bytes * BLOCKS_ROWS) / 2 * 2;
-    return n ? n : 2;
+    const size_t n =
+        l->sizes->blocks_part / (l->format->elements * BLOCKS_ROWS) / BLOCKS_LANES * BLOCKS_LANES;
+    return n ? n : BLOCKS_LANES;
 }
 
 static void multiply(const blocks_call *l, float *sums, const uint8_t *w, uint64_t row, size_t h) {
-    const size_t part = part_of(l), each = BLOCKS_ROWS * BLOCKS_LANES;
+    enum { EACH = BLOCKS_ROWS * BLOCKS_LANES };
+    const size_t part = part_of(l);
     for (size_t r = 0; r < l->room; r += BLOCKS_ROWS) {
         const size_t end = l->room - r < BLOCKS_ROWS ? l->room : r + BLOCKS_ROWS;
         for (size_t first = 0, n; first < l->blocks; first += n) {
             n = l->blocks - first < part ? (size_t)l->blocks - first : part;
-            for (size_t i = 0; i < h; i++)
-                blocks_add(l, sums + i * each, w + i * l->row_bytes + first * l->format->bytes, n,
-                           first, r, end);
+            const blocks_w rows = {.first = w + first * l->format->bytes,
+                                   .number = first,
+                                   .n = n,
+                                   .rows = h,
+                                   .bytes = (size_t)l->row_bytes,
+                                   .apart = EACH};
+            blocks_add(l, sums, &rows, r, end);
         }
-        for (size_t i = 0; i < h; i++)
-            blocks_finish(l, sums + i * each, row + i, r, end);
-        /* Rows that are not x's have sums as well. */
-        if (end > l->rows)
-            memset(sums, 0, h * each * sizeof *sums);
+        blocks_finish(l, sums, EACH, row, h, r, end);
     }
 }
 

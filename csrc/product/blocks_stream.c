@@ -29,23 +29,44 @@ static size_t pages_at_once(const blocks_call *l) {
     return n < 1 ? 1 : n > STORE_OPEN_MAX ? STORE_OPEN_MAX : n;
 }
 
+/* Rows of W that one call of a kernel takes, so long as they are whole. */
+static size_t rows_at_once(const blocks_call *l) {
+    enum { MOST = 16 };
+    return l->room <= BLOCKS_ROWS && l->row_bytes <= l->sizes->blocks_open ? MOST : 1;
+}
+
+static size_t sums_apart(const blocks_call *l) { return l->room * BLOCKS_LANES; }
+
 /* Multiplies what n bytes at w hold of W's rows up to `end`. Returns how many bytes at their end
  * are the beginning of a block. */
 static size_t multiply(const blocks_call *l, float *sums, position *at, uint64_t end,
                        const uint8_t *w, size_t n) {
+    const size_t most = rows_at_once(l), apart = sums_apart(l);
     while (at->row < end) {
         const uint64_t left = l->blocks - at->done;
-        const size_t have = n / l->format->bytes, blocks = have < left ? have : (size_t)left;
-        if (blocks) {
-            blocks_add(l, sums, w, blocks, (size_t)at->done, 0, l->room);
-            at->done += blocks;
-            w += blocks * l->format->bytes;
-            n -= blocks * l->format->bytes;
+        const size_t have = n / l->format->bytes;
+        blocks_w rows = {.first = w,
+                         .number = (size_t)at->done,
+                         .n = have < left ? have : (size_t)left,
+                         .rows = 1,
+                         .bytes = (size_t)l->row_bytes,
+                         .apart = apart};
+        if (!at->done && n >= l->row_bytes) {
+            const uint64_t whole = n / l->row_bytes, more = end - at->row;
+            rows.rows = (size_t)(whole < more ? whole : more);
+            if (rows.rows > most)
+                rows.rows = most;
         }
+        const size_t bytes = rows.rows * rows.n * l->format->bytes;
+        if (rows.n)
+            blocks_add(l, sums, &rows, 0, l->room);
+        at->done += rows.n;
+        w += bytes;
+        n -= bytes;
         if (at->done < l->blocks)
             return n;
-        blocks_finish(l, sums, at->row, 0, l->room);
-        at->row++;
+        blocks_finish(l, sums, apart, at->row, rows.rows, 0, l->room);
+        at->row += rows.rows;
         at->done = 0;
     }
     return 0;
@@ -59,7 +80,7 @@ static void multiply_rows(blocks_call *l, tile *t, uint64_t begin, uint64_t end)
     size_t cut = 0; /* bytes of a block that wait in front of the pages */
     position at = {begin, 0};
 
-    memset(sums, 0, l->room * BLOCKS_LANES * sizeof *sums);
+    memset(sums, 0, rows_at_once(l) * sums_apart(l) * sizeof *sums);
     while (from < last && !outcome_stopped(&l->end)) {
         const uint64_t page = from / size, left = (last - 1) / size + 1 - page;
         const uint64_t n = left < most ? left : most;
@@ -83,7 +104,8 @@ void blocks_stream(void *call, uint64_t begin, uint64_t end) {
     const size_t pages = pages_at_once(l) * store_page_size(l->store);
     uint8_t *block;
     ccmem_status status =
-        ccmem_plain_alloc(sizeof(tile) + pages + l->room * BLOCKS_LANES * sizeof(float), &block);
+        ccmem_plain_alloc(sizeof(tile) + pages + rows_at_once(l) * sums_apart(l) * sizeof(float),
+                          &block);
     if (status != CCMEM_OK) {
         outcome_stop(&l->end, status);
         return;

@@ -16,11 +16,17 @@
  *                                    0 where s is
  *   b32_add32 b32_sub32 b32_mul32 b32_shl32 b32_madd16  the last: products of 16-bit lanes, those
  *                                    of each pair added
- *   b32_madd8(u, s)                  unsigned times signed bytes, those of each pair added: 16
- * bits, which saturate b32_dot8(c, u, s)                unsigned times signed bytes, those of four
- * added to a 32-bit lane of c; without VNNI pairs saturate b32_dot16(c, a, b)               c +
- * b32_madd16(a, b) b32_widen8(v) b32_widen_u8(v)    16 bytes, of b16, as 16-bit lanes, signed and
- * unsigned f8_of_ints(v)                    32-bit lanes as floats */
+ *   b32_pairs32(a, b)                in each half: sums of a's pairs of 32-bit lanes, then of b's
+ *   b32_low b32_high(v)              halves, as b16
+ *   b32_outer b32_inner(a, b)        a's lower and b's upper half; the others, exchanged
+ *   b32_madd8(u, s)                  unsigned times signed bytes, those of each pair added: 16 bits
+ *                                    that saturate
+ *   b32_dot8(c, u, s)                unsigned times signed bytes, those of four added to a 32-bit
+ *                                    lane of c; without VNNI pairs saturate
+ *   b32_dot16(c, a, b)               c + b32_madd16(a, b)
+ *   b32_widen8(v) b32_widen_u8(v)    16 bytes, of b16, as 16-bit lanes, signed and unsigned
+ *   b32_widen_u16(p)                 eight unsigned 16-bit numbers at p as 32-bit lanes
+ *   f8_of_ints(v)                    32-bit lanes as floats */
 #ifndef CCMEM_SIMD_B32_H
 #define CCMEM_SIMD_B32_H
 
@@ -53,6 +59,11 @@ typedef __m128i b16;
 #define b32_mul32(a, b) _mm256_mullo_epi32(a, b)
 #define b32_shl32(v, n) _mm256_slli_epi32(v, n)
 #define b32_madd16(a, b) _mm256_madd_epi16(a, b)
+#define b32_pairs32(a, b) _mm256_hadd_epi32(a, b)
+#define b32_low(v) _mm256_castsi256_si128(v)
+#define b32_high(v) _mm256_extracti128_si256(v, 1)
+#define b32_outer(a, b) _mm256_blend_epi32(a, b, 0xf0)
+#define b32_inner(a, b) _mm256_permute2x128_si256(a, b, 0x21)
 #define b32_madd8(u, s) _mm256_maddubs_epi16(u, s)
 #ifdef B32_VNNI
 #define B32_WORD(name, type) B32_WORD_(name, type)
@@ -65,6 +76,8 @@ typedef __m128i b16;
 #endif
 #define b32_widen8(v) _mm256_cvtepi8_epi16(v)
 #define b32_widen_u8(v) _mm256_cvtepu8_epi16(v)
+
+#define b32_widen_u16(p) _mm256_cvtepu16_epi32(_mm_loadu_si128((const b16 *)(const void *)(p)))
 
 #define f8_of_ints(v) _mm256_cvtepi32_ps(v)
 

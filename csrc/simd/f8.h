@@ -10,6 +10,7 @@
  *   f8_all(x) f8_spread(v, i)        x in each lane; in each half its number i, a constant
  *   f8_of_four(p)                    the four at p in both halves
  *   f8_fma f8_fnma(a, b, c)          a * b + c, c - a * b, rounded once
+ *   f4_fma f4_fnma(a, b, c)          the same
  *   f8_low f8_high(v) f8_of4(v)      four of eight; four as eight, the others anything
  *   f8_join(p, q)                    four at p, then four at q
  *   f8_unpack_low f8_unpack_high     in each half: a0 b0 a1 b1; a2 b2 a3 b3
@@ -45,6 +46,8 @@ typedef __m256i f8_mask;
 #define f8_of_four(p) _mm256_broadcast_ps((const f4 *)(const void *)(p))
 #define f8_fma(a, b, c) _mm256_fmadd_ps(a, b, c)
 #define f8_fnma(a, b, c) _mm256_fnmadd_ps(a, b, c)
+#define f4_fma(a, b, c) _mm_fmadd_ps(a, b, c)
+#define f4_fnma(a, b, c) _mm_fnmadd_ps(a, b, c)
 #define f4_add(a, b) _mm_add_ps(a, b)
 #define f4_mul(a, b) _mm_mul_ps(a, b)
 #define f8_low(v) _mm256_castps256_ps128(v)

@@ -26,6 +26,8 @@
     .blocks_few = 3,                                                                               \
     .blocks_group = 96 << 10, /* in an L2, beside x */                                             \
     .blocks_part = 16 << 10,  /* in an L1 */                                                       \
+    .blocks_many = 8,                                                                              \
+    .blocks_tile = 256 << 10,                                                                      \
     .blocks_pass = 8 << 20,                                                                        \
     .int8_tile = 256 << 10,                                                                        \
     .int8_group = 256 << 10,                                                                       \

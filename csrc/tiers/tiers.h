@@ -75,6 +75,8 @@ typedef struct tier_sizes {
     uint32_t blocks_few;   /* rows of x up to which rows of W come one after the other */
     uint32_t blocks_group; /* of W's rows that are opened at a time, for more rows of x */
     uint32_t blocks_part;  /* of packed rows of x that are multiplied at a time */
+    uint32_t blocks_many;  /* rows of x up to which few of them are taken after the other */
+    uint32_t blocks_tile;  /* of W's rows that are taken apart beside a panel of x, in an L2 */
     uint32_t blocks_pass;  /* of packed x at a time, since each pass opens W anew */
 
     /* int8 by int8: */

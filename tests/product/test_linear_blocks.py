@@ -174,14 +174,14 @@ def digest() -> str:
         for blocks in (1, 2, 5, 18):
             width = blocks * kind.elements
             packed = random_blocks(rng, kind, 37, blocks)
-            x = rng.standard_normal((13, width)) * 10.0 ** rng.integers(-3, 4, (13, width))
+            x = rng.standard_normal((45, width)) * 10.0 ** rng.integers(-3, 4, (45, width))
             x[1] = 0
             x[2] *= 1e-32
             x[3, : width // 2] = 0
             x[4] *= 1e-30
             with Store(packed.nbytes) as store:
                 store.write(0, packed.tobytes())
-                for rows in (1, 5, 13):
+                for rows in (1, 5, 13, 45):
                     status, y = linear(store, 0, kind, (37, width), x[:rows].astype(np.float32))
                     assert status == OK
                     found.update(y.tobytes())
@@ -203,7 +203,7 @@ def test_the_same_bits_on_every_tier() -> None:
     assert done.stdout.strip() == digest()
 
 
-@pytest.mark.parametrize("rows", (1, 4, 13))
+@pytest.mark.parametrize("rows", (1, 4, 13, 40))
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_extreme_numbers_do_not_saturate(kind: BlockFormat, rows: int) -> None:
     """All q's the lowest or the highest, times x of which each is the largest: sums that overflow

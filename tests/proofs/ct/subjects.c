@@ -806,35 +806,58 @@ static void blocks(void) {
 
 /* Any bits in both: scales and x that are subnormal, infinite and no numbers as well. */
 static void block_kernels_of(const blocks_ops *ops, ccmem_block_format format) {
-    enum { BLOCKS = 3, ELEMENTS = BLOCKS * BLOCK_SUPER };
-    static float x[ELEMENTS];
-    static _Alignas(64) blocks_super packed[BLOCKS_ROWS][ELEMENTS / BLOCKS_RUN];
-    static _Alignas(64) float sums[BLOCKS_ROWS * BLOCKS_LANES];
+    enum { BLOCKS = 9, ELEMENTS = BLOCKS * BLOCK_SUPER, ROW = 52 * 64, WIDTH = 32, HEIGHT = 12 };
+    static float x[ELEMENTS + 8];
+    static _Alignas(64) uint8_t packed[8 * ROW], apart[HEIGHT * 4096];
+    static _Alignas(64) int32_t columns[WIDTH * ROW / 4];
+    static _Alignas(64) float sums[2 * BLOCKS_ROWS * BLOCKS_LANES], of_panel[HEIGHT * WIDTH];
+    static _Alignas(64) float lanes[(BLOCKS_LANES + 1) * HEIGHT * WIDTH];
     static uint8_t w[BLOCKS * BLOCK_BYTES_MAX];
     const block_format *is = &block_formats[format];
-    const size_t elements = BLOCKS * (size_t)is->elements;
-    const size_t units = elements / (is->elements == BLOCK_SUPER ? BLOCK_SUPER : BLOCKS_RUN);
-    const blocks_x rows = {(const uint8_t *)packed, (const float *)(const void *)&packed[0][units],
-                           sizeof packed[0], format};
+    const blocks_layout at = blocks_layout_of(format, BLOCKS);
+    const blocks_x rows = {packed, at, format};
 
+    REQUIRE(at.bytes <= ROW);
     fill_secret(x, sizeof x, SEED_KEY);
     fill_secret(w, sizeof w, SEED_PLAIN);
-    for (size_t r = 0; r < BLOCKS_ROWS; r++) {
-        float *scale = (float *)(void *)&packed[r][units];
-        if (is->elements == BLOCK_SUPER)
-            ops->pack_supers(packed[r], scale, x + r, units);
+    for (size_t r = 0; r < 8; r++) {
+        uint8_t *row = packed + r * at.bytes;
+        if (blocks_super(format))
+            ops->pack_supers(row, &at, x + r);
         else
-            ops->pack_runs((blocks_run *)(void *)packed[r], scale, x + r, units,
-                           blocks_zero(format), is->offset);
-        REQUIRE(is_secret(scale, units * sizeof *scale));
+            ops->pack_runs(row, &at, x + r, blocks_zero(format));
+        REQUIRE(is_secret(row + at.scale, at.units * sizeof(float)));
     }
     for (int several = 0; several < 2; several++) {
+        const size_t n = several ? BLOCKS_ROWS : 1;
+        const blocks_w rows_of_w = {.first = w + is->bytes,
+                                    .number = 1,
+                                    .n = BLOCKS - 2,
+                                    .rows = 2,
+                                    .bytes = is->bytes,
+                                    .apart = n * BLOCKS_LANES};
+        float total[2 * BLOCKS_ROWS];
         memset(sums, 0, sizeof sums);
-        ops->dot[format][several](sums, w + is->bytes, BLOCKS - 1, &rows, 1);
-        for (size_t r = 0; r < (several ? BLOCKS_ROWS : 1); r++) {
-            const float sum = ops->total(sums + r * BLOCKS_LANES);
-            REQUIRE(is_secret(&sum, sizeof sum));
-        }
+        ops->dot[format][several](sums, &rows_of_w, &rows);
+        ops->total(total, sums, 2 * n);
+        REQUIRE(is_secret(total, 2 * n * sizeof *total));
+    }
+    if (!ops->panels)
+        return;
+    const blocks_panel panel = {.w = apart,
+                                .ldw = 4096,
+                                .x = columns,
+                                .at = {at.units, at.scale / 4, at.sums / 4, at.more / 4, 0},
+                                .lanes = lanes,
+                                .sums = of_panel};
+    for (size_t i = 0; i < ops->panels->height; i++)
+        ops->panels->unpack[format](apart + i * 4096, w, BLOCKS, is->elements / BLOCKS_RUN);
+    for (size_t r = 0; r < ops->panels->width; r += 8)
+        ops->panels->pack(columns + r, (const int8_t *)packed, at.bytes, at.bytes / 4);
+    for (int both = 0; both < 2; both++) {
+        memset(of_panel, 0, sizeof of_panel);
+        ops->panels->multiply[format][both](&panel);
+        REQUIRE(is_secret(of_panel, ops->panels->lanes * sizeof *of_panel));
     }
 }
 

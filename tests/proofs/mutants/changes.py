@@ -167,6 +167,7 @@ MODULES: dict[str, tuple[Tests, ...]] = {
     "product/blocks_typed.c": (tests("linear_blocks"),),
     "product/blocks_stream.c": (tests("linear_blocks"),),
     "product/blocks_group.c": (tests("linear_blocks"),),
+    "product/blocks_panels.c": (tests("linear_blocks"),),
     "product/typed.c": (tests("torch_typed"),),
     "product/bias.c": (tests("int8_native"), tests("torch_typed")),
     "product/int8.c": (tests("int8_native"),),
@@ -1195,6 +1196,20 @@ CHANGES: list[Change] = [
         "            outcome_stop(&l->end, status);\n            return;\n        }\n        multiply",
         "        }\n        multiply",
         (tests("linear_blocks::test_a_changed_page_gives_zeros"),),
+    ),
+    Change(
+        "changed-page-of-panels-multiplied",
+        "product/blocks_panels.c",
+        "            outcome_stop(&l->end, status);\n            return;\n        }\n        multiply",
+        "        }\n        multiply",
+        (tests("linear_blocks::test_a_changed_page_gives_zeros"),),
+    ),
+    Change(
+        "rows-of-panels-left-out",
+        "product/blocks_panels.c",
+        "rows > l->panels->lanes",
+        "0",
+        (tests("linear_blocks::test_the_same_bits_on_every_tier"),),
     ),
     Change(
         "cut-block-not-carried",
