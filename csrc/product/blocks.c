@@ -8,6 +8,7 @@
 #include "platform/float_env.h"
 #include "platform/round.h"
 #include "platform/threads.h"
+#include "product/halves.h"
 #include "product/linear.h"
 
 /* Rows of x that are packed and transposed together. */
@@ -15,24 +16,40 @@ enum { TRANSPOSED = 8 };
 
 /* ---- x --------------------------------------------------------------------------------------- */
 
-static void pack_row(const blocks_call *l, size_t r) {
+static size_t number_bytes(int halves) { return halves ? sizeof(uint16_t) : sizeof(float); }
+
+static size_t in_features(const blocks_call *l) { return (size_t)l->blocks * l->format->elements; }
+
+/* `floats` has room for a row where x is of bfloat16. */
+static void pack_row(const blocks_call *l, size_t r, float *floats) {
+    const size_t n = in_features(l);
+    const uint8_t *from = l->from + r * n * number_bytes(l->x_halves);
+    const float *x = l->x_halves ? floats : (const float *)(const void *)from;
     uint8_t *row = (uint8_t *)l->x.row + r * l->x.at.bytes;
-    const float *from = l->from + r * l->blocks * l->format->elements;
+    if (l->x_halves)
+        widen_halves(floats, (const uint16_t *)(const void *)from, n);
     if (blocks_super(l->x.format))
-        l->ops->pack_supers(row, &l->x.at, from);
+        l->ops->pack_supers(row, &l->x.at, x);
     else
-        l->ops->pack_runs(row, &l->x.at, from, blocks_zero(l->x.format));
+        l->ops->pack_runs(row, &l->x.at, x, blocks_zero(l->x.format));
 }
 
 /* Packs TRANSPOSED rows of x each. */
 static void pack_rows(void *call, uint64_t begin, uint64_t end) {
-    const blocks_call *l = call;
+    blocks_call *l = call;
     const size_t words = l->x.at.bytes / sizeof(int32_t);
+    uint8_t *floats = NULL;
+    ccmem_status status =
+        l->x_halves ? ccmem_plain_alloc(in_features(l) * sizeof(float), &floats) : CCMEM_OK;
+    if (status != CCMEM_OK) {
+        outcome_stop(&l->end, status);
+        return;
+    }
     const float_env env = float_env_default();
     for (uint64_t i = begin; i < end; i++) {
         const size_t first = (size_t)i * TRANSPOSED;
         for (size_t r = first; r < first + TRANSPOSED && r < l->rows; r++)
-            pack_row(l, r);
+            pack_row(l, r, (float *)(void *)floats);
         if (l->columns) {
             const size_t width = l->panels->width, panel = first / width;
             l->panels->pack(l->columns + panel * width * words + first % width,
@@ -41,27 +58,7 @@ static void pack_rows(void *call, uint64_t begin, uint64_t end) {
     }
     float_env_restore(env);
     burn_stack();
-}
-
-/* ---- y --------------------------------------------------------------------------------------- */
-
-void blocks_finish(const blocks_call *l, float *sums, size_t apart, uint64_t row, size_t n,
-                   size_t r, size_t end) {
-    enum { MOST = 64 }; /* sums that are added up by one call */
-    float total[MOST];
-    for (size_t rows; r < end; r += rows, sums += rows * BLOCKS_LANES) {
-        rows = end - r < MOST ? end - r : MOST;
-        const size_t most = rows * BLOCKS_LANES == apart ? MOST / rows : 1;
-        for (size_t i = 0, h; i < n; i += h) {
-            h = n - i < most ? n - i : most;
-            l->ops->total(total, sums + i * apart, h * rows);
-            for (size_t j = 0; j < h * rows; j++) {
-                const size_t o = (size_t)row + i + j / rows, of_x = r + j % rows;
-                if (of_x < l->rows)
-                    l->y[of_x * l->out_features + o] = l->bias ? total[j] + l->bias[o] : total[j];
-            }
-        }
-    }
+    ccmem_plain_free(floats);
 }
 
 /* ---- one call -------------------------------------------------------------------------------- */
@@ -79,15 +76,16 @@ static size_t room_of(const blocks_call *l, size_t rows) {
 }
 
 static void run_pass(blocks_call *l) {
-    const uint64_t in_features = l->blocks * l->format->elements;
     l->room = room_of(l, l->rows);
     if (l->room > l->rows)
         memset((uint8_t *)l->x.row + l->rows * l->x.at.bytes, 0,
                (l->room - l->rows) * l->x.at.bytes);
     parallel_for((l->rows + TRANSPOSED - 1) / TRANSPOSED,
-                 l->sizes->pack_grain / (in_features * sizeof(float) * TRANSPOSED) + 1, pack_rows,
-                 l);
+                 l->sizes->pack_grain / (in_features(l) * sizeof(float) * TRANSPOSED) + 1,
+                 pack_rows, l);
     l->next = 0;
+    if (outcome_stopped(&l->end))
+        return;
     if (l->columns)
         parallel_for(threads_worth(l, blocks_panel_rows(l)), 1, blocks_panel_groups, l);
     else if (l->rows > l->sizes->blocks_few && blocks_group_rows(l))
@@ -110,7 +108,6 @@ static uint64_t pass_of(const blocks_call *l, uint64_t nrows, size_t width) {
 }
 
 static ccmem_status multiply(blocks_call *l, uint64_t nrows) {
-    const uint64_t in_features = l->blocks * l->format->elements;
     const int many = nrows > l->sizes->blocks_many && blocks_panel_rows(l);
     const size_t width = many ? l->panels->width : BLOCKS_ROWS;
     uint8_t *packed;
@@ -125,43 +122,33 @@ static ccmem_status multiply(blocks_call *l, uint64_t nrows) {
     for (uint64_t r = 0; r < nrows && !outcome_stopped(&l->end); r += l->rows) {
         l->rows = (size_t)(nrows - r < pass ? nrows - r : pass);
         run_pass(l);
-        l->from += l->rows * in_features;
-        l->y += l->rows * l->out_features;
+        l->from += l->rows * in_features(l) * number_bytes(l->x_halves);
+        l->y += l->rows * l->out_features * number_bytes(l->y_halves);
     }
     ccmem_plain_free(packed);
     return outcome_end(&l->end);
 }
 
-static void only_bias(const float *bias, uint64_t nrows, uint64_t out_features, float *y) {
+static void only_bias(const blocks_call *l, uint64_t nrows) {
     for (uint64_t r = 0; r < nrows; r++)
-        for (uint64_t o = 0; o < out_features; o++)
-            *y++ = bias ? bias[o] : 0.0f;
+        for (uint64_t o = 0; o < l->out_features; o++)
+            blocks_put(l, (size_t)r, o, 0.0f);
 }
 
-ccmem_status ccmem_store_linear_blocks(ccmem_store *store, uint64_t offset,
-                                       ccmem_block_format format, uint64_t out_features,
-                                       uint64_t in_features, const float *scale, const float *x,
-                                       uint64_t nrows, const float *bias, float *y) {
+ccmem_status blocks_linear(ccmem_store *store, uint64_t offset, ccmem_block_format format,
+                           uint64_t out_features, uint64_t in_features, const void *x, int x_halves,
+                           uint64_t nrows, const float *bias, void *y, int y_halves) {
     const size_t elements = ccmem_block_elements(format);
     uint64_t results, bytes, row_bytes;
     if (!store || !elements || in_features % elements || (nrows && in_features && !x) ||
         (nrows && out_features && !y))
         return CCMEM_ERR_ARGUMENT;
-    if (format == CCMEM_INT8_ROW)
-        return ccmem_store_linear_int8(store, offset, out_features, in_features, scale, x,
-                                       CCMEM_F32, nrows,
-                                       (ccmem_bias){.data = bias, .dtype = CCMEM_F32}, y,
-                                       CCMEM_F32);
-    if (scale)
-        return CCMEM_ERR_ARGUMENT;
     if (__builtin_mul_overflow(nrows, out_features, &results) ||
-        __builtin_mul_overflow(results, sizeof *y, &bytes) ||
+        __builtin_mul_overflow(results, number_bytes(y_halves), &bytes) ||
         __builtin_mul_overflow(in_features / elements, ccmem_block_bytes(format), &row_bytes))
         return CCMEM_ERR_RANGE;
     ccmem_status status = linear_check_matrix(store, offset, row_bytes, out_features, 1);
-    if (status == CCMEM_OK && results && !in_features) {
-        only_bias(bias, nrows, out_features, y);
-    } else if (status == CCMEM_OK && results) {
+    if (status == CCMEM_OK && results) {
         const blocks_ops *ops = tier_active_kernels().blocks;
         blocks_call call = {.store = store,
                             .ops = ops,
@@ -176,11 +163,30 @@ ccmem_status ccmem_store_linear_blocks(ccmem_store *store, uint64_t offset,
                             .bias = bias,
                             .from = x,
                             .y = y,
+                            .x_halves = x_halves,
+                            .y_halves = y_halves,
                             .x = {.at = blocks_layout_of(format, in_features / elements),
                                   .format = format}};
-        status = multiply(&call, nrows);
+        if (in_features)
+            status = multiply(&call, nrows);
+        else
+            only_bias(&call, nrows);
     }
     if (status != CCMEM_OK && bytes)
         ccmem_wipe(y, (size_t)bytes);
     return status;
+}
+
+ccmem_status ccmem_store_linear_blocks(ccmem_store *store, uint64_t offset,
+                                       ccmem_block_format format, uint64_t out_features,
+                                       uint64_t in_features, const float *scale, const float *x,
+                                       uint64_t nrows, const float *bias, float *y) {
+    if (format == CCMEM_INT8_ROW)
+        return ccmem_store_linear_int8(store, offset, out_features, in_features, scale, x,
+                                       CCMEM_F32, nrows,
+                                       (ccmem_bias){.data = bias, .dtype = CCMEM_F32}, y,
+                                       CCMEM_F32);
+    if (scale)
+        return CCMEM_ERR_ARGUMENT;
+    return blocks_linear(store, offset, format, out_features, in_features, x, 0, nrows, bias, y, 0);
 }

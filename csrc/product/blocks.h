@@ -5,6 +5,7 @@
 #define CCMEM_PRODUCT_BLOCKS_H
 
 #include "kernels/blocks.h"
+#include "simd/scalar.h"
 #include "store/store.h"
 #include "tiers/tiers.h"
 
@@ -20,8 +21,9 @@ typedef struct blocks_call {
     uint64_t row_bytes;
     uint64_t out_features;
     const float *bias;
-    const float *from; /* rows of x, */
-    float *y;          /* and of the result: those of this pass */
+    const uint8_t *from;    /* rows of x, */
+    uint8_t *y;             /* and of the result: those of this pass */
+    int x_halves, y_halves; /* 1: of bfloat16, else of float32 */
     size_t rows;
     size_t room;      /* rows that are packed: some behind the last are zeros, see blocks_room() */
     blocks_x x;       /* packed */
@@ -33,6 +35,16 @@ typedef struct blocks_call {
 /* Three rows of x that are left are multiplied as if they were BLOCKS_ROWS, which takes as long. */
 static inline size_t blocks_room(size_t rows) {
     return rows % BLOCKS_ROWS == BLOCKS_ROWS - 1 ? rows + 1 : rows;
+}
+
+/* Writes the result of a row of x and a row of W. */
+static inline void blocks_put(const blocks_call *l, size_t r, uint64_t row, float sum) {
+    const uint64_t at = r * l->out_features + row;
+    const float v = l->bias ? sum + l->bias[row] : sum;
+    if (l->y_halves)
+        ((uint16_t *)(void *)l->y)[at] = bfloat16_of(v);
+    else
+        ((float *)(void *)l->y)[at] = v;
 }
 
 /* Adds the products of rows of W with all rows of x from r to `end` to their sums, which for the
@@ -53,6 +65,11 @@ static inline void blocks_add(const blocks_call *l, float *sums, const blocks_w 
  * of x from r to `end`. */
 void blocks_finish(const blocks_call *l, float *sums, size_t apart, uint64_t row, size_t n,
                    size_t r, size_t end);
+
+/* ccmem_store_linear_blocks() with x and y of float32 or bfloat16, of a format with blocks. */
+ccmem_status blocks_linear(ccmem_store *store, uint64_t offset, ccmem_block_format format,
+                           uint64_t out_features, uint64_t in_features, const void *x, int x_halves,
+                           uint64_t nrows, const float *bias, void *y, int y_halves);
 
 /* Bodies of parallel loops. Rows of W one after the other, their pages opened a few at a time into
  * a tile: for few rows of x, and for rows of W of any length. */

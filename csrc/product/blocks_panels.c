@@ -65,13 +65,9 @@ static ccmem_status open_rows(const blocks_call *l, fetch *f, uint8_t *to, uint6
 
 static void put(const blocks_call *l, const float *sums, uint64_t row, size_t h, size_t r,
                 size_t rows) {
-    for (size_t j = 0; j < rows; j++) {
-        float *y = l->y + (r + j) * l->out_features + row;
-        for (size_t i = 0; i < h; i++) {
-            const float sum = sums[i * l->panels->width + j];
-            y[i] = l->bias ? sum + l->bias[row + i] : sum;
-        }
-    }
+    for (size_t j = 0; j < rows; j++)
+        for (size_t i = 0; i < h; i++)
+            blocks_put(l, r + j, row + i, sums[i * l->panels->width + j]);
 }
 
 static void multiply(const blocks_call *l, blocks_panel *p, const uint8_t *w, uint64_t row,

@@ -319,7 +319,7 @@ def typed(store, kind, shape, x, bias, y, bias_store=None):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("rows", (1, 2, 11))
+@pytest.mark.parametrize("rows", (1, 2, 11, 40))
 @pytest.mark.parametrize("name", ("q8_0", "q4_k", "int4_g128_zp"))
 def test_typed_vectors(name: str, rows: int) -> None:
     """As floats, rounded once; and a bias that is read from a store or refused there."""

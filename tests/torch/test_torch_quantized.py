@@ -21,8 +21,9 @@ from support import damage  # noqa: E402
 import pyccmem  # noqa: E402
 import pyccmem.torch as ours  # noqa: E402
 from pyccmem import errors  # noqa: E402
-from pyccmem.binding import wiped  # noqa: E402
+from pyccmem.binding import lib, wiped  # noqa: E402
 from pyccmem.checkpoints import ArrayPart, quantized_weights  # noqa: E402
+from pyccmem.torch import _linear  # noqa: E402
 from pyccmem.torch._quantize import from_packing  # noqa: E402
 
 FORMATS = ["q4_0", "q8_0", "q4_k", "q6_k", "int4_g64", "int8_g32", "int8_row"]
@@ -181,6 +182,28 @@ def test_to_another_type_opens_nothing(key: Any) -> None:
     assert run(model).dtype == torch.bfloat16
     with pytest.raises(errors.ArgumentError, match="main memory"):
         model.to("cuda")
+
+
+@pytest.mark.parametrize("format", ["q4_k", "q8_0", "int8_row"])
+def test_bfloat16_is_multiplied_as_it_is(
+    format: str, key: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bits are those of float32, rounded once; and nobody converts x before."""
+    given, model = [], net(key, format, torch.bfloat16).up
+    native = _linear.native.block_rows
+    monkeypatch.setattr(
+        _linear.native, "block_rows", lambda *args: (given.append(args[-1]), native(*args))
+    )
+    x = torch.randn(3, 256, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        for rows in (x, x[:1], x.repeat(7, 1)):
+            got = model(rows)
+            assert given.pop() == (lib.CCMEM_BF16,) * 3
+            wide = torch.nn.functional.linear(
+                rows.float(), model.weight.to(torch.float32), model.bias[:].float()
+            )
+            assert set(given.pop()) == {lib.CCMEM_F32}
+            assert torch.equal(got, wide.bfloat16())
 
 
 def test_state_dicts(key: Any) -> None:

@@ -4,18 +4,20 @@ into registers, and multiplied there."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..binding import OK, ffi, lib
 from ..core.block_matrix import BlockMatrix, fail_rows, open_scales
 from ..core.matrix import Matrix
 from ..core.store import fail, handle
 
-__all__ = ["block_rows", "rows"]
+__all__ = ["Types", "block_rows", "rows"]
 
 _linear = lib.ccmem_store_linear
-_linear_blocks = lib.ccmem_store_linear_blocks
+_linear_blocks = lib.ccmem_store_linear_blocks_typed
 _NULL = ffi.NULL
+_F32 = lib.CCMEM_F32
+_BIAS = ffi.typeof("ccmem_bias *")
 
 
 def rows(
@@ -43,13 +45,30 @@ def rows(
         fail(store, status, offset, matrix.nbytes)
 
 
-def block_rows(matrix: BlockMatrix, x: Any, count: int, out: Any, bias: Any = _NULL) -> None:
+class Types(NamedTuple):
+    """The native numbers of the types of x, out and bias: float32 or bfloat16 each."""
+
+    x: int = _F32
+    out: int = _F32
+    bias: int = _F32
+
+
+def block_rows(
+    matrix: BlockMatrix,
+    x: Any,
+    count: int,
+    out: Any,
+    bias: Any = _NULL,
+    types: Types = Types(),  # noqa: B008 (immutable)
+) -> None:
     """Computes out = x · matrixᵀ + bias for `count` rows of x and a matrix of quantised blocks; x,
-    out and bias are as for rows(). x is quantised to 8 bits (docs/design/quantized-products.md).
-    Raises as rows() does."""
+    out and bias are pointers in C order to what `types` says. x is quantised to 8 bits, sums are
+    float32 and rounded once more for bfloat16 (docs/design/quantized-products.md). Raises as rows()
+    does."""
     try:
         scales = open_scales(matrix)
         scale = _NULL if scales is None else ffi.cast("float *", scales.ctypes.data)
+        added = ffi.new(_BIAS, (bias, _NULL, 0, types.bias))
         status = _linear_blocks(
             handle(matrix.store),
             matrix.offset,
@@ -58,9 +77,11 @@ def block_rows(matrix: BlockMatrix, x: Any, count: int, out: Any, bias: Any = _N
             matrix.cols,
             scale,
             x,
+            types.x,
             count,
-            bias,
+            added[0],
             out,
+            types.out,
         )
     finally:
         del x, out, bias

@@ -140,6 +140,8 @@ def rows(
         torch.index_select(x, -1, matrix.numbers(), out=arranged)
         return rows(arranged, matrix.matrix, bias, result, wipe=wipe)
     kind = _sum_type(x.dtype, matrix)
+    if isinstance(matrix, BlockMatrix) and kind is _SINGLE and count and height and width:
+        return _block_rows(x, matrix, bias, result, wipe)
     x = in_order(as_type(x, kind, wipe), wipe)
     if bias is not None and (bias.dtype is not kind or not bias.is_contiguous()):
         bias = converted(bias, kind)  # it may have been encrypted
@@ -154,16 +156,6 @@ def rows(
             bias=_NULL if bias is None else _cast(_FLOATS, bias.data_ptr()),
         )
         return as_type(out, result, wipe)
-    if isinstance(matrix, BlockMatrix) and kind is _SINGLE and count and height and width:
-        out = new_result((*shape, height), _SINGLE, wipe)
-        native.block_rows(
-            matrix,
-            _cast(_FLOATS, x.data_ptr()),
-            count,
-            _cast(_FLOATS, out.data_ptr()),
-            _NULL if bias is None else _cast(_FLOATS, bias.data_ptr()),
-        )
-        return as_type(out, result, wipe)
     out = new_result((*shape, height), result, wipe)
     if not count or not height:
         handle(matrix.store)
@@ -175,6 +167,27 @@ def rows(
         product = _Rows(x.view(count, width), bias, out.view(count, height), wipe)
         multiply(_TORCH, matrix, kind, count, product, transposed=True)
     return out
+
+
+def _block_rows(
+    x: Tensor, matrix: BlockMatrix, bias: Tensor | None, result: torch.dtype, wipe: bool
+) -> Tensor:
+    """rows() for blocks, summed in float32. x, bias and result of float32 and bfloat16 are taken as
+    they are: a conversion of its own would read and write a prompt's activations once more."""
+    x = in_order(x if x.dtype in _TYPED else as_type(x, _SINGLE, wipe), wipe)
+    if bias is not None and (bias.dtype not in _TYPED or not bias.is_contiguous()):
+        bias = converted(bias, _SINGLE)
+    own = result if result in _TYPED else _SINGLE
+    out = new_result((*x.shape[:-1], matrix.rows), own, wipe)
+    native.block_rows(
+        matrix,
+        _cast(_POINTER, x.data_ptr()),
+        x.numel() // matrix.cols,
+        _cast(_POINTER, out.data_ptr()),
+        _NULL if bias is None else _cast(_POINTER, bias.data_ptr()),
+        native.Types(_TYPED[x.dtype], _TYPED[own], _TYPED[_SINGLE if bias is None else bias.dtype]),
+    )
+    return as_type(out, result, wipe)
 
 
 def columns(

@@ -168,6 +168,7 @@ MODULES: dict[str, tuple[Tests, ...]] = {
     "product/blocks_stream.c": (tests("linear_blocks"),),
     "product/blocks_group.c": (tests("linear_blocks"),),
     "product/blocks_panels.c": (tests("linear_blocks"),),
+    "product/blocks_finish.c": (tests("linear_blocks"),),
     "product/typed.c": (tests("torch_typed"),),
     "product/bias.c": (tests("int8_native"), tests("torch_typed")),
     "product/int8.c": (tests("int8_native"),),
@@ -1165,8 +1166,8 @@ CHANGES: list[Change] = [
     Change(
         "blocks-out-of-the-store",
         "product/blocks.c",
-        "    if (status == CCMEM_OK && results && !in_features) {",
-        "    status = CCMEM_OK;\n    if (status == CCMEM_OK && results && !in_features) {",
+        "    if (status == CCMEM_OK && results) {",
+        "    status = CCMEM_OK;\n    if (status == CCMEM_OK && results) {",
         (tests("linear_blocks::test_refusals"),),
     ),
     Change(
