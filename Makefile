@@ -5,6 +5,8 @@ comma := ,
 PYTHON ?= python3
 VENV   ?= .venv
 PYTEST_ARGS ?=
+# What asan and check-tiers run of them: files and folders.
+TESTS ?= tests
 # Tests that run side by side (pytest-xdist); 0: one after the other, in this process.
 WORKERS ?= 2
 DEMO_ARGS ?=
@@ -183,11 +185,11 @@ attack: $(STAMP) ## try every way to get at a server's memory, beside an unprote
 	@$(SAY) "the attacks, about 1 1/2 minutes on two idle cores"
 	$(BIN)/python -m pyccmem attack $(ATTACK_ARGS)
 
-check-tiers: $(STAMP) ## run the tests that depend on the tier once for each tier of this machine
+check-tiers: $(STAMP) ## run the tests that depend on the tier once for each tier of this machine; TESTS=some of them
 	@set -e; for tier in $$($(BIN)/python -c 'from pyccmem.binding import TIERS; print(*TIERS)'); do \
 	    if PYCCMEM_TIER=$$tier $(BIN)/python -c 'import pyccmem' 2>/dev/null; then \
 	        echo "== tier $$tier"; \
-	        PYCCMEM_TIER=$$tier $(BIN)/python -m pytest tests -m 'tier and not full' $(BESIDE) $(PYTEST_ARGS); \
+	        PYCCMEM_TIER=$$tier $(BIN)/python -m pytest $(TESTS) -m 'tier and not full' $(BESIDE) $(PYTEST_ARGS); \
 	    else \
 	        echo "== tier $$tier: skipped, this processor cannot run it"; \
 	    fi; \
@@ -200,7 +202,7 @@ check-tiers: $(STAMP) ## run the tests that depend on the tier once for each tie
 # descriptors and mappings itself. PYTHONMALLOC=malloc: the address sanitizer can watch the
 # interpreter's buffers only when each comes from malloc. -fno-sanitize-recover (build_ffi.py)
 # makes the first undefined operation end the process.
-asan: ## run the suite under the address and undefined-behaviour sanitizers
+asan: ## run the suite under the address and undefined-behaviour sanitizers; TESTS=some of it
 	mkdir -p $(ASAN_TREE)
 	rm -rf $(ASAN_TREE)/csrc $(ASAN_TREE)/src $(ASAN_TREE)/tests $(ASAN_TREE)/bench $(ASAN_TREE)/docs
 	cp -R pyproject.toml setup.py build_ffi.py MANIFEST.in Makefile LICENSE csrc src tests bench docs $(wildcard *.md) $(ASAN_TREE)
@@ -213,7 +215,7 @@ asan: ## run the suite under the address and undefined-behaviour sanitizers
 	    ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 	    UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	    PYTHONMALLOC=malloc PYCCMEM_SANITIZE=$(SANITIZE) \
-	    $(ASAN_BIN)/python -m pytest tests $(BESIDE) $(PYTEST_ARGS)
+	    $(ASAN_BIN)/python -m pytest $(TESTS) $(BESIDE) $(PYTEST_ARGS)
 
 tsan: $(STAMP) ## run the threaded tests under ThreadSanitizer, with controls
 	$(BIN)/python tests/proofs/tsan/run.py

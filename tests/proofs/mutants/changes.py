@@ -1129,13 +1129,6 @@ CHANGES: list[Change] = [
         (tests("int8_native::test_no_plaintext_is_kept"),),
     ),
     Change(
-        "int8-rounded-x-left-on-the-stack",
-        "product/int8.c",
-        "    float_env_restore(env);\n    burn_stack();\n}",
-        "    float_env_restore(env);\n}",
-        (tests("residue::test_products_of_int8"),),
-    ),
-    Change(
         "matrix-out-of-the-store",
         "product/linear.c",
         "bytes > size ||\n        offset > size - bytes)",
