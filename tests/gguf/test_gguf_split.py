@@ -5,6 +5,8 @@ set, opened as one model, and refused if their files do not belong together."""
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ pytest.importorskip("gguf", reason="needs the package gguf")
 
 import gguf as package
 import gguf_models
+import support
 
 from pyccmem import EncryptedTensor, Key, QuantizedTensor, directories, errors, gguf
+from pyccmem.cli.commands.keygen import write_key_file
 
 #: Files of a model of 22 tensors, at most 9 in each.
 COUNT = 3
@@ -195,3 +199,32 @@ def test_what_is_no_set(plain: Path, key: Key) -> None:
         gguf.open_model(plain / "whole.gguf", key)
     with pytest.raises(errors.FileReadError):
         gguf.open_model(plain / "none.gguf.sealed", key)
+
+
+def test_the_command_tells_of_the_other_files(plain: Path, tmp_path: Path, key: Key) -> None:
+    """One file alone is sealed as it is asked for, with a word about the others."""
+    write_key_file(tmp_path / "key", key)
+
+    def encrypt(name: str) -> str:
+        return subprocess.run(
+            [sys.executable, "-m", "pyccmem", "encrypt", str(plain / name), str(tmp_path / name),
+             "--key-file", str(tmp_path / "key")],
+            capture_output=True, text=True, timeout=60, check=True,
+        ).stderr  # fmt: skip
+
+    assert "is file 2 of 3 of a model; encrypt the directory" in encrypt(names()[1])
+    assert "of a model" not in encrypt("whole.gguf")
+
+
+def test_a_forked_child_opens_the_files_anew(plain: Path, tmp_path: Path, key: Key) -> None:
+    write_key_file(tmp_path / "key", key)
+    kept = Key.from_file(tmp_path / "key")
+    directories.encrypt_directory(plain, tmp_path / "sealed", key=kept)
+    with gguf.open_model(first(tmp_path / "sealed"), kept) as model:
+        raws = [model.raw(next(iter(file))) for file in model.files]
+    wanted = [raw[...].tobytes() for raw in raws]
+
+    def work() -> None:
+        assert [raw[...].tobytes() for raw in raws] == wanted
+
+    support.in_forked_child(work)

@@ -10,7 +10,7 @@ import stat
 import sys
 
 from ... import errors
-from ...gguf import encrypt
+from ...gguf import encrypt, split_of
 from ..destination import add_force, check_destination
 from ..directory import directory_function
 from ..keys import add_context_option, add_key_options, context_of, key_of
@@ -99,6 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
         show_json({"file": dst, "pin": pin, "mode": _mode(dst)})
     else:
         print(f"{safe(dst)}  {pin}")
+    _tell_of_other_files(src)
     _warn_of_owner(src, dst)
     return 0
 
@@ -117,6 +118,17 @@ def _show_directory(dst: str, pins: dict[str, str], as_json: bool) -> None:
     print(f"{safe(dst)}: {len(pins)} sealed, {others} other file{'' if others == 1 else 's'}")
     rows = [(safe(name), pin, modes[name]) for name, pin in pins.items()]
     show_table(("sealed file", "pin", "mode"), rows)
+
+
+def _tell_of_other_files(src: str) -> None:
+    """Says what to do with the other files of a model in several."""
+    split = split_of(os.path.basename(src))
+    if split is not None and split.files > 1:
+        print(
+            f"pyccmem: {safe(src)} is file {split.number} of {split.files} of a model; encrypt the "
+            f"directory that has all of them, and they open only with each other.",
+            file=sys.stderr,
+        )
 
 
 def _warn_of_owner(src: str, dst: str) -> None:
