@@ -29,6 +29,7 @@ from transformers.modeling_gguf_pytorch_utils import get_gguf_hf_weights_map
 
 import pyccmem.torch
 import pyccmem.transformers
+import pyccmem.transformers.gguf_quantizer
 from pyccmem import Key, errors, gguf
 from pyccmem.cli.commands.keygen import write_key_file
 from pyccmem.torch import EncryptedTensor, stored_types
@@ -219,6 +220,30 @@ def test_pins(home: Path, key: Key) -> None:
     assert from_gguf(sealed, key=key, expect=pin) is not None
     with pytest.raises(errors.IntegrityError):
         from_gguf(sealed, key=key, expect="0" * 32 + ":1")
+
+
+def test_a_file_that_is_exchanged_while_it_is_loaded(
+    home: Path, key: Key, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After its configuration was read, by another that was sealed with the same key: the pin is
+    that of the file whose tensors are taken. The control: without a pin it loads."""
+    sealed, other = home / "m.gguf.sealed", home / "other"
+    pin = gguf.open_sealed(sealed, key).pin
+    gguf_models.write(home / "n.gguf", "llama", seed=2)
+    gguf.seal(home / "n.gguf", other, key)
+    read = pyccmem.transformers.gguf_quantizer.GGUFQuantizer.read_header
+
+    def exchanged(self: Any, name: str) -> None:
+        other.replace(sealed)
+        read(self, name)
+
+    monkeypatch.setattr(pyccmem.transformers.gguf_quantizer.GGUFQuantizer, "read_header", exchanged)
+    kept = sealed.read_bytes(), other.read_bytes()
+    with pytest.raises(errors.IntegrityError):
+        from_gguf(sealed, key=key, expect=pin)
+    sealed.write_bytes(kept[0])
+    other.write_bytes(kept[1])
+    assert from_gguf(sealed, key=key) is not None
 
 
 @pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "mistral"])

@@ -20,7 +20,7 @@ from .. import errors
 from ..gguf import SealedModel, is_gguf, open_model
 from .config import PyccmemConfig
 from .gguf_config import config_of, metadata_of
-from .gguf_quantizer import GGUFQuantizer
+from .gguf_quantizer import GGUFQuantizer, expected, expecting
 from .keys import find_key, given_config, using_key
 
 __all__ = ["begin", "from_gguf", "install", "is_ours", "tokenizer_from_gguf"]
@@ -70,11 +70,9 @@ def from_gguf(
     """
     name = os.fspath(path)
     key = find_key(key, what=f"the sealed file {name!r}")
-    if expect is not None:
-        open_model(name, key, expect=expect).close()
     wanted = transformers.AutoModelForCausalLM if model_class is None else model_class
     config = PyccmemConfig(key, mmap=mmap, activations=activations)
-    with using_key(key):
+    with using_key(key), expecting(expect):
         return wanted.from_pretrained(
             os.path.dirname(name) or ".",
             gguf_file=os.path.basename(name),
@@ -133,7 +131,7 @@ def _opened(path: Any) -> Iterator[SealedModel]:
     name = os.fspath(path)
     given = given_config()
     key = find_key(None if given is None else given.key, what=f"the sealed file {name!r}")
-    with open_model(name, key) as file:
+    with open_model(name, key, expect=expected()) as file:
         yield file
 
 

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -13,7 +16,26 @@ from .gguf_config import float_type
 from .gguf_weights import GGUFSlice, check_complete, slices_of
 from .quantizer import PyccmemQuantizer
 
-__all__ = ["GGUFQuantizer"]
+__all__ = ["GGUFQuantizer", "expected", "expecting"]
+
+_expected: ContextVar[Any] = ContextVar("pyccmem_gguf_pins", default=None)
+
+
+@contextmanager
+def expecting(pins: Any) -> Iterator[None]:
+    """Has each file that this thread opens in a `with` block be of these pins, as `expect` of
+    open_model() takes them: transformers opens one for its configuration, and again for tensors."""
+    before = _expected.get()
+    try:
+        _expected.set(pins)
+        yield
+    finally:
+        _expected.set(before)
+
+
+def expected() -> Any:
+    """Returns the pins of expecting()."""
+    return _expected.get()
 
 
 class GGUFQuantizer(PyccmemQuantizer):
@@ -27,7 +49,10 @@ class GGUFQuantizer(PyccmemQuantizer):
         """Opens the file. Raises what pyccmem.gguf.open_model() raises."""
         config = self.quantization_config
         self._file = open_model(
-            gguf_file, self.key(f"the sealed file {gguf_file!r}"), mmap=config.mmap
+            gguf_file,
+            self.key(f"the sealed file {gguf_file!r}"),
+            expect=expected(),
+            mmap=config.mmap,
         )
 
     def update_dtype(self, dtype: Any) -> Any:
