@@ -16,7 +16,7 @@ import pytest
 
 import pyccmem
 from pyccmem import EncryptedTensor, errors
-from pyccmem.core import blockwise
+from pyccmem.core import tiles
 
 KEY = pyccmem.Key.generate()
 ARENA = pyccmem.Arena(key=KEY)
@@ -357,7 +357,7 @@ def compare(plain: np.ndarray, name: str) -> int:
 @pytest.mark.parametrize("name", sorted(CALLS))
 def test_answers(name: str, size: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if size == "blocks":
-        monkeypatch.setattr(blockwise, "BLOCK_BYTES", 24)
+        monkeypatch.setattr(tiles, "BLOCK_BYTES", 24)
     counted = sum(compare(plain, name) for plain in arrays())
     assert counted > 60
 
@@ -365,7 +365,7 @@ def test_answers(name: str, size: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", sorted(CALLS))
 def test_answers_of_types_of_ml_dtypes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ml_dtypes = pytest.importorskip("ml_dtypes")
-    monkeypatch.setattr(blockwise, "BLOCK_BYTES", 8)
+    monkeypatch.setattr(tiles, "BLOCK_BYTES", 8)
     for kind in OTHERS:
         for shape in ((), (7,), (3, 4)):
             count = int(np.prod(shape))

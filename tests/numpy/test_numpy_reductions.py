@@ -16,7 +16,7 @@ from support import damage
 
 import pyccmem
 from pyccmem import EncryptedTensor, errors
-from pyccmem.core import blockwise
+from pyccmem.core import tiles
 
 KEY = pyccmem.Key.generate()
 MIB = 1 << 20
@@ -36,7 +36,7 @@ def tensor(array: Any) -> EncryptedTensor:
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blockwise, "BLOCK_BYTES", 256)
+    monkeypatch.setattr(tiles, "BLOCK_BYTES", 256)
 
 
 # ---- what is in the clear ------------------------------------------------------------------------
@@ -213,7 +213,7 @@ def test_every_ufunc(small_blocks: None) -> None:
     plain = np.random.default_rng(2).integers(1, 100, (50, 8))
     for form in (plain, plain / 7.0, plain > 50):
         t = tensor(form)
-        assert t.nbytes > blockwise.BLOCK_BYTES
+        assert t.nbytes > tiles.BLOCK_BYTES
         for name in dir(np):
             ufunc = getattr(np, name)
             if not isinstance(ufunc, np.ufunc) or ufunc.nin != 2 or ufunc.signature:

@@ -20,15 +20,14 @@ import numpy.typing as npt
 
 from .. import errors
 from ..binding import wiped
-from . import blockwise
 from .flags import Flags
+from .number_methods import NumberMethods
+from .tiles import lines, tiles
 
 __all__ = ["INSTEAD", "ArrayMethods"]
 
 Array = npt.NDArray[Any]
 _Self = TypeVar("_Self", bound="ArrayMethods")
-
-_NONE: Any = getattr(np, "_NoValue")  # noqa: B009
 
 _POINTER = (
     "its bytes are ciphertext, and nothing in the clear can be pointed to; `with t.map() as array` "
@@ -71,7 +70,7 @@ INSTEAD = {
 }
 
 
-class ArrayMethods:
+class ArrayMethods(NumberMethods):
     """The methods, for EncryptedTensor."""
 
     __slots__ = ()
@@ -97,127 +96,6 @@ class ArrayMethods:
         def __setitem__(self, index: Any, value: Any) -> None: ...
 
         def reshape(self: _Self, *shape: Any) -> _Self: ...
-
-    # ---- numbers of all elements, or along axes: opened a block at a time ----
-
-    def sum(
-        self,
-        axis: Any = None,
-        dtype: Any = None,
-        out: Any = None,
-        keepdims: Any = False,
-        initial: Any = _NONE,
-        where: Any = True,
-    ) -> Any:
-        """Returns the sum of all elements, or along axes, as np.sum() does, opening 1 MiB of the
-        tensor at a time. Integers: NumPy's result. Floating point: within the error of NumPy's own
-        order of summation, since blocks are joined in pairs; NumPy's bits for up to 1 MiB.
-
-        Raises what np.sum() raises, and what reading raises: IntegrityError, ClosedError,
-        ForkError, OutOfMemoryError. So do the other methods here."""
-        return np.sum(self, axis, dtype, out, keepdims, initial, where)
-
-    def prod(
-        self,
-        axis: Any = None,
-        dtype: Any = None,
-        out: Any = None,
-        keepdims: Any = False,
-        initial: Any = _NONE,
-        where: Any = True,
-    ) -> Any:
-        """Returns the product, as np.prod() does; as sum()."""
-        return np.prod(self, axis, dtype, out, keepdims, initial, where)
-
-    def min(
-        self,
-        axis: Any = None,
-        out: Any = None,
-        keepdims: Any = False,
-        initial: Any = _NONE,
-        where: Any = True,
-    ) -> Any:
-        """Returns the smallest element, NumPy's result, opening 1 MiB at a time."""
-        return np.min(self, axis, out, keepdims, initial, where)
-
-    def max(
-        self,
-        axis: Any = None,
-        out: Any = None,
-        keepdims: Any = False,
-        initial: Any = _NONE,
-        where: Any = True,
-    ) -> Any:
-        """Returns the largest element, NumPy's result, opening 1 MiB at a time."""
-        return np.max(self, axis, out, keepdims, initial, where)
-
-    def argmin(self, axis: Any = None, out: Any = None, *, keepdims: Any = False) -> Any:
-        """Returns the place of the first smallest element, opening 1 MiB at a time."""
-        return np.argmin(self, axis, out, **_if(keepdims))
-
-    def argmax(self, axis: Any = None, out: Any = None, *, keepdims: Any = False) -> Any:
-        """Returns the place of the first largest element, opening 1 MiB at a time."""
-        return np.argmax(self, axis, out, **_if(keepdims))
-
-    def any(
-        self, axis: Any = None, out: Any = None, keepdims: Any = False, *, where: Any = True
-    ) -> Any:
-        """Returns whether any element is true, opening 1 MiB at a time."""
-        return np.any(self, axis, out, keepdims, where=where)
-
-    def all(
-        self, axis: Any = None, out: Any = None, keepdims: Any = False, *, where: Any = True
-    ) -> Any:
-        """Returns whether all elements are true, opening 1 MiB at a time."""
-        return np.all(self, axis, out, keepdims, where=where)
-
-    def mean(
-        self,
-        axis: Any = None,
-        dtype: Any = None,
-        out: Any = None,
-        keepdims: Any = False,
-        *,
-        where: Any = True,
-    ) -> Any:
-        """Returns the mean, summed in the type in which np.mean() sums; as sum()."""
-        return np.mean(self, axis, dtype, out, keepdims, where=where)
-
-    def var(
-        self,
-        axis: Any = None,
-        dtype: Any = None,
-        out: Any = None,
-        ddof: Any = 0,
-        keepdims: Any = False,
-        **options: Any,
-    ) -> Any:
-        """Returns the variance, as np.var() does, of which it takes `where`, `mean` and
-        `correction` too. Opens the tensor twice, 1 MiB at a time, and some 2 MiB for squares."""
-        return np.var(self, axis, dtype, out, ddof, keepdims, **options)
-
-    def std(
-        self,
-        axis: Any = None,
-        dtype: Any = None,
-        out: Any = None,
-        ddof: Any = 0,
-        keepdims: Any = False,
-        **options: Any,
-    ) -> Any:
-        """Returns the standard deviation, the root of var()."""
-        return np.std(self, axis, dtype, out, ddof, keepdims, **options)
-
-    def trace(
-        self,
-        offset: Any = 0,
-        axis1: Any = 0,
-        axis2: Any = 1,
-        dtype: Any = None,
-        out: Any = None,
-    ) -> Any:
-        """Returns the sum of the diagonal, opening its pages alone."""
-        return np.trace(self, offset, axis1, axis2, dtype, out)
 
     # ---- some elements, as a plain array ----
 
@@ -292,7 +170,7 @@ class ArrayMethods:
         if not self.size:
             self.__array__()  # raises if the tensor is closed
         else:
-            for index in blockwise.tiles(self.shape, self.itemsize):
+            for index in tiles(self.shape, self.itemsize):
                 part: Any = (*index, ...)  # also of no dimensions an array
                 np.copyto(converted[part], self[index], casting=casting)
         return converted
@@ -477,7 +355,7 @@ class ArrayMethods:
         work(probe.copy(), *first, axis, kind, order, **options)  # NumPy's errors
         if not self.size:
             return
-        for index in blockwise.lines(self.shape, self.itemsize, along % self.ndim, self.page_size):
+        for index in lines(self.shape, self.itemsize, along % self.ndim, self.page_size):
             part = self[index]
             work(part, *first, axis, kind, order, **options)
             self[index] = part
@@ -503,7 +381,7 @@ class ArrayMethods:
             return bool(np.any(self.__array__() == plain))
         if not self.size:
             return bool(np.any(self[...] == plain))
-        parts = blockwise.tiles(self.shape, self.itemsize)
+        parts = tiles(self.shape, self.itemsize)
         return any(bool(np.any(self[index] == plain)) for index in parts)
 
     # ---- what it is ----
@@ -525,11 +403,6 @@ class ArrayMethods:
         if device != "cpu":
             raise ValueError(f"Unsupported device: {device}. Only 'cpu' is accepted.")
         return self
-
-
-def _if(keepdims: Any) -> dict[str, Any]:
-    """Returns keepdims where it is true: NumPy 1.22 has functions without it."""
-    return {"keepdims": True} if keepdims else {}
 
 
 def _plain(value: Any) -> Any:

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import errors
-from . import blockwise
+from . import blockwise, reductions
 from .matrix import Matrix
 from .store import Store, handle
 
@@ -67,7 +67,7 @@ class Operand:
         if method == "at" and isinstance(inputs[0], Operand):
             targets.append(inputs[0])
         if method == "reduce" and isinstance(inputs[0], Operand):
-            work = partial(blockwise.reduce, ufunc)
+            work = partial(reductions.reduce, ufunc)
             result = _applied(work, inputs, options, targets, _as_it_is)
             if result is not NotImplemented:
                 return result
