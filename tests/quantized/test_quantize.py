@@ -196,11 +196,17 @@ def test_numbers_that_are_too_large_are_held_at_the_largest(kind: BlockFormat) -
         assert np.allclose(got[0, ::2], -3e38, rtol=0.1)
 
 
-def test_scales_that_float16_cannot_hold_are_its_largest() -> None:
-    x = np.full((1, 32), 1e6, np.float32)  # 65504 times -8 is the most
-    x[0, ::2] = -1e6
-    got = dequantize_blocks(quantize_blocks(x, "q4_0"), "q4_0")
-    assert sorted(set(np.abs(got[0]).tolist())) == [7 * 65504.0, 8 * 65504.0]
+@pytest.mark.parametrize("kind", [f for f in BLOCKS if f.gguf is not None], ids=str)
+def test_scales_that_float16_cannot_hold_are_its_largest(kind: BlockFormat) -> None:
+    """A scale that overflowed would make the block zeros."""
+    for size in (1e9, 1e30, 3e38):
+        x = np.full((1, 256), size, np.float32)
+        x[0, ::2] *= -1
+        got = dequantize_blocks(quantize_blocks(x, kind), kind)
+        assert np.array_equal(np.sign(got), np.sign(x))
+        assert np.abs(got).max() >= 2 * 65504  # a scale of 65504 times 2 at least
+    if kind.name == "q4_0":
+        assert sorted(set(np.abs(got[0]).tolist())) == [7 * 65504.0, 8 * 65504.0]
 
 
 @pytest.mark.parametrize("kind", FORMATS.values(), ids=str)
