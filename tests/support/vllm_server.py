@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +22,14 @@ class Server:
     """A server over a directory, which ends with the `with` block. Its output goes to `log`."""
 
     def __init__(
-        self, model: Path, log: Path, *, key: Path | None = None, options: str = "", **setting: str
+        self,
+        model: Path,
+        log: Path,
+        *,
+        key: Path | None = None,
+        options: str = "",
+        launcher: Sequence[str] = (),
+        **setting: str,
     ) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -43,14 +50,15 @@ class Server:
         )
         if key is None:
             environment.pop("PYCCMEM_KEY_FILE", None)
-        self._log, self._command, self._environment = log, command.split(), environment
+        self._log, self._environment = log, environment
+        self._command = [*launcher, sys.executable, *command.split()]
         self.start()
 
     def start(self) -> None:
         """Starts it, for the first time or when it has ended."""
         with self._log.open("ab") as out:
             self._process = subprocess.Popen(
-                [sys.executable, *self._command], env=self._environment, stdout=out, stderr=out
+                self._command, env=self._environment, stdout=out, stderr=out
             )
         self.pid = self._process.pid
 

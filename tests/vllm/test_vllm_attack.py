@@ -28,6 +28,9 @@ from pyccmem.directories import encrypt_directory
 
 PROMPT = [13 * n % VOCABULARY for n in range(100)]
 
+#: Without it glibc keeps what lay in small blocks, such as a token's row in so small a model.
+RUN = (sys.executable, "-m", "pyccmem", "run", "--debuggable", "--swap", "ignore", "--")
+
 #: Computes the prompt as a server does, and prints rows of its keys and values.
 _REHEARSAL = f"""
 import os, sys
@@ -106,7 +109,7 @@ def test_nothing_of_weights_and_of_ended_requests(tmp_path: Path) -> None:
     # Both compute the same up to rounding, so each process is looked through for rows of both.
     rows = rows_of(plain, key) + rows_of(sealed, key)
     with (
-        Server(sealed, tmp_path / "log", key=key) as server,
+        Server(sealed, tmp_path / "log", key=key, launcher=RUN) as server,
         Server(plain, tmp_path / "twin's log") as twin,
     ):
         for one in (server, twin):

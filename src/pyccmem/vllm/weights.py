@@ -23,6 +23,9 @@ from .failures import Step, current_step
 
 __all__ = ["LayerWeights", "find", "placeholder"]
 
+#: Bytes up to which glibc keeps freed blocks as they are, whatever guard() has told it.
+_SMALL = 1040
+
 #: Of the layers of the models in this process, by the names that compiled programs have. Without
 #: callbacks, in which an interrupt could come; the next layer of a name takes the place of one that
 #: is gone.
@@ -133,7 +136,11 @@ class LayerWeights:
         parts = self.parts
         if len(parts) == 1:
             return torch.nn.functional.linear(x, parts[0], bias)
-        y = torch.cat([torch.nn.functional.linear(x, part) for part in parts], -1)
+        made = [torch.nn.functional.linear(x, part) for part in parts]
+        y = torch.cat(made, -1)
+        for one in made:  # keys and values of a token are among them
+            if one.nbytes <= _SMALL:
+                one.zero_()
         return y if bias is None else y.add_(bias)
 
     def of_part(self, number: int, x: Tensor, rows: Tensor) -> Tensor:
