@@ -73,6 +73,7 @@ def make_model(name: str, folder: Path, **differing: Any) -> None:
 def engine(folder: Path | str, **options: Any) -> Iterator[Any]:
     """An LLM in this process."""
     from vllm import LLM
+    from vllm.distributed.parallel_state import destroy_model_parallel
 
     settings: dict[str, Any] = {
         "skip_tokenizer_init": True,
@@ -89,6 +90,7 @@ def engine(folder: Path | str, **options: Any) -> Iterator[Any]:
     finally:
         llm.llm_engine.engine_core.shutdown()
         del llm
+        destroy_model_parallel()  # that of the next model may have experts
         gc.collect()
 
 
