@@ -121,7 +121,7 @@ def test_nothing_of_weights_and_of_ended_requests(tmp_path: Path) -> None:
         counts = {(look["process"], look["way"]): look["found"] for look in found["looks"]}
         assert not any(counts["attacked", "mem"].values())
         assert counts["unprotected", "mem"]["weights"] > 100
-        assert counts["unprotected", "mem"]["file"] > len(rows) // 16 // 8
+        assert counts["unprotected", "mem"]["file"] > 32
         # The control: the plain server is found out.
         status, found = attack(twin, server, rows, tmp_path / "weights.safetensors")
         assert status != 0 and not found["passed"]
