@@ -151,8 +151,8 @@ $(VLLM)/.installed: pyproject.toml $(NATIVE)
 	@$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
-test-vllm: $(VLLM)/.installed ## encrypted models in vLLM, about 4 minutes after a set-up of as many
-	@$(SAY) "vLLM, about 4 minutes on two idle cores"
+test-vllm: $(VLLM)/.installed ## encrypted models in vLLM, about 7 minutes after a set-up of 4
+	@$(SAY) "vLLM, about 7 minutes on two idle cores"
 	$(VLLM)/bin/python -m pytest -p no:cacheprovider tests/vllm $(PYTEST_ARGS)
 
 # Ray over the first environment: some 750 MB, most of it Arrow, pandas and Ray itself.

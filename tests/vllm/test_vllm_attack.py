@@ -95,6 +95,7 @@ def attack(server: Server, twin: Server, rows: bytes, weights: Path) -> tuple[in
     return done.returncode, json.loads(done.stdout)
 
 
+@pytest.mark.full
 def test_nothing_of_weights_and_of_ended_requests(tmp_path: Path) -> None:
     plain, sealed, key = tmp_path / "plain", tmp_path / "sealed", tmp_path / "key"
     make_model("llama", plain)
