@@ -40,7 +40,8 @@ typedef enum ccmem_status {
     CCMEM_ERR_THREAD,       /* the system refused a thread */
     CCMEM_ERR_CLOSED,       /* the store was removed from its arena */
     CCMEM_ERR_FROZEN,       /* the store's pages are sealed once, and were, or writes were ended */
-    CCMEM_ERR_REKEY         /* the pages are being moved to another key, or by another thread */
+    CCMEM_ERR_REKEY,        /* the pages are being moved to another key, or by another thread */
+    CCMEM_ERR_WITHHELD      /* the key of the file was withheld, see ccmem_file_withhold() */
 } ccmem_status;
 
 /* ISA levels of the kernels, worst first. */
@@ -536,6 +537,14 @@ ccmem_status ccmem_file_add(ccmem_file *file, int fd, uint64_t offset, uint64_t 
  * _NOMEM. */
 ccmem_status ccmem_file_add_lent(ccmem_file *file, const uint8_t *pages, uint64_t nbytes,
                                  const uint8_t id[16], const void *records, void *store);
+
+/* Wipes the file's key and all that was derived from it. From the return on every use of the pages
+ * of its stores is CCMEM_ERR_WITHHELD, with the output as after CCMEM_ERR_INTEGRITY, until
+ * ccmem_file_restore() gives the key back; it must be the same, or no page will match its tag. What
+ * other threads have begun before may still succeed. A touch of a mapping has no caller to tell:
+ * the process ends. Both may be repeated. CCMEM_ERR_FORK, and for the key CCMEM_ERR_ARGUMENT. */
+ccmem_status ccmem_file_withhold(ccmem_file *file);
+ccmem_status ccmem_file_restore(ccmem_file *file, const ccmem_key *key);
 
 /* Drops a store that one of these made, or was to make, as ccmem_arena_remove() does. */
 ccmem_done ccmem_file_remove(void *store);

@@ -127,8 +127,13 @@ void subkey_end(const subkeys *of, const subkey *k) {
     pthread_mutex_unlock(&lock);
 }
 
-static void fill(const subkeys *of, subkey *k, table *t) {
+/* Returns 0 when there is no root to derive from. */
+static int fill(const subkeys *of, subkey *k, table *t) {
     pthread_mutex_lock(&lock);
+    if (!of->root) {
+        pthread_mutex_unlock(&lock);
+        return 0;
+    }
     uint32_t at = k->entry;
     if (t->entry[at].owner != k->serial) { /* else another thread was quicker */
         at = t->next;
@@ -140,6 +145,7 @@ static void fill(const subkeys *of, subkey *k, table *t) {
         __atomic_store_n(&k->entry, at, __ATOMIC_RELAXED);
     }
     pthread_mutex_unlock(&lock);
+    return 1;
 }
 
 const uint8_t *subkey_borrow(const subkeys *of, subkey *k, uint64_t *ticket) {
@@ -153,8 +159,31 @@ const uint8_t *subkey_borrow(const subkeys *of, subkey *k, uint64_t *ticket) {
             *ticket = sequence << 9 | at;
             return place(t, at);
         }
-        fill(of, k, t);
+        if (!fill(of, k, t))
+            return NULL;
     }
+}
+
+void subkeys_withhold(subkeys *of) {
+    table *t = &tables[of->level];
+    pthread_mutex_lock(&lock);
+    ccmem_key *root = of->root;
+    of->root = NULL;
+    for (uint32_t i = 0; root && i < ENTRIES; i++) {
+        begin(&t->entry[i]);
+        ccmem_wipe(place(t, i), SUBKEY_SIZE);
+        end(&t->entry[i], 0);
+    }
+    pthread_mutex_unlock(&lock);
+    ccmem_key_free(root);
+}
+
+void subkeys_restore(subkeys *of, ccmem_key *root) {
+    pthread_mutex_lock(&lock);
+    ccmem_key *before = of->root;
+    of->root = key_retain(root);
+    pthread_mutex_unlock(&lock);
+    ccmem_key_free(before);
 }
 
 int subkey_kept(const subkeys *of, uint64_t ticket) {

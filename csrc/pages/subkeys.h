@@ -10,7 +10,7 @@ enum { SUBKEY_SIZE = 16 };
 
 /* What subkeys have in common: a core's. */
 typedef struct subkeys {
-    ccmem_key *root; /* they are derived from; a reference of its own */
+    ccmem_key *root; /* they are derived from; a reference of its own; NULL while it is withheld */
     const char *cipher;
     uint32_t page_size;
     int level; /* of the memory they lie in, as asked for */
@@ -38,8 +38,16 @@ void subkey_begin(subkey *k, const uint8_t id[CCMEM_STORE_ID_SIZE]);
 void subkey_end(const subkeys *of, const subkey *k);
 
 /* The subkey in secret memory, and a ticket: other threads may put another one there at any time,
- * so what was done with it means nothing unless subkey_kept() is true afterwards. */
+ * so what was done with it means nothing unless subkey_kept() is true afterwards. NULL while the
+ * root is withheld. */
 const uint8_t *subkey_borrow(const subkeys *of, subkey *k, uint64_t *ticket);
 int subkey_kept(const subkeys *of, uint64_t ticket);
+
+/* Drops the root, and wipes whatever was derived from it, with the subkeys of others that lie
+ * beside them, which are derived anew. What is borrowed meanwhile is not kept. */
+void subkeys_withhold(subkeys *of);
+
+/* Gives a root back, in the place of one there may be. */
+void subkeys_restore(subkeys *of, ccmem_key *root);
 
 #endif

@@ -37,6 +37,7 @@ const char *ccmem_status_text(ccmem_status status) {
     case CCMEM_ERR_MAPPED:
         return "another mapping covers some of the bytes, and one of the two can be written";
     case CCMEM_ERR_CLOSED: return "the store was removed from its arena, or the cache was erased";
+    case CCMEM_ERR_WITHHELD: return "the key of the file was withheld";
     case CCMEM_ERR_FROZEN:
         return "each page of the store is sealed once, and cannot be written; copy the data to a "
                "new "

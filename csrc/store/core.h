@@ -236,8 +236,12 @@ __attribute__((cold)) ccmem_status core_alien(const store_core *core);
 /* What the stores of an arena share. */
 store_core *arena_core(const ccmem_arena *arena);
 
-/* Counts a damaged page, notes it for ccmem_last_failure() and returns CCMEM_ERR_INTEGRITY. */
+/* Counts a damaged page, notes it for ccmem_last_failure() and returns CCMEM_ERR_INTEGRITY; or
+ * CCMEM_ERR_WITHHELD, when this thread has called store_withheld() since it did last. */
 __attribute__((cold)) ccmem_status store_damaged(shard *sh, uint64_t page, uint64_t version);
+
+/* Notes that a page counts as damaged only because there is no key to open it. */
+__attribute__((cold)) void store_withheld(void);
 
 extern unsigned core_threads; /* atomic */
 /* One word of static TLS, so that counting costs no call in a shared object. */

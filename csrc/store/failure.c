@@ -9,7 +9,16 @@ ccmem_failure ccmem_last_failure(void) { return last_failure; }
 
 void store_set_failure(ccmem_failure failure) { last_failure = failure; }
 
+/* 1 from store_withheld() on, up to the next store_damaged(). */
+static _Thread_local int withheld;
+
+void store_withheld(void) { withheld = 1; }
+
 ccmem_status store_damaged(shard *sh, uint64_t page, uint64_t version) {
+    if (withheld) {
+        withheld = 0;
+        return CCMEM_ERR_WITHHELD;
+    }
     add(&sh->count.integrity_failures, 1);
     last_failure = (ccmem_failure){page, version};
     return CCMEM_ERR_INTEGRITY;

@@ -126,6 +126,26 @@ ccmem_status ccmem_file_add_lent(ccmem_file *f, const uint8_t *pages, uint64_t n
     return status;
 }
 
+ccmem_status ccmem_file_withhold(ccmem_file *f) {
+    if (!f)
+        return CCMEM_ERR_ARGUMENT;
+    if (fork_alien(f->core->generation))
+        return CCMEM_ERR_FORK;
+    subkeys_withhold(f->core->late);
+    return CCMEM_OK;
+}
+
+ccmem_status ccmem_file_restore(ccmem_file *f, const ccmem_key *key) {
+    if (!f || !key)
+        return CCMEM_ERR_ARGUMENT;
+    if (fork_alien(f->core->generation))
+        return CCMEM_ERR_FORK;
+    ccmem_status status = ccmem_key_check(key);
+    if (status == CCMEM_OK) /* the reference is the core's own; other holders have it as const */
+        subkeys_restore(f->core->late, (ccmem_key *)key);
+    return status;
+}
+
 /* For a caller that has to call something. */
 static void done(void) {}
 

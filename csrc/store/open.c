@@ -31,11 +31,14 @@ static inline unsigned last(const ccmem_store *s, uint64_t end) {
 }
 
 /* Returns the context for one attempt at pages with a subkey that is derived when it is used. What
- * was done with it means nothing until lent_back() is true. */
+ * was done with it means nothing until lent_back() is true. Its key is NULL while it is withheld:
+ * then the pages count as bad. */
 static page_context lend(ccmem_store *s, uint64_t *ticket) {
     lost_guard();
     page_context page = s->core->page;
     page.key = subkey_borrow(s->core->late, &((file_store *)s)->key, ticket);
+    if (__builtin_expect(!page.key, 0))
+        store_withheld();
     return page;
 }
 
@@ -49,6 +52,10 @@ static __attribute__((noinline)) page_result open_part_late(ccmem_store *s, uint
     uint64_t ticket;
     do {
         page_context own = lend(s, &ticket);
+        if (!own.key) {
+            clear(out, n);
+            return PAGE_BAD;
+        }
         result = own.ops->open_part(&own, out, s->ct + (page << c->page_shift), s->first + page,
                                     version, tag_of(s, page), offset, n, last(s, page + 1));
     } while (!lent_back(c, ticket));
@@ -127,6 +134,10 @@ static uint64_t open_run(ccmem_store *s, shard *sh, const page_context *with, ui
         uint64_t ticket;
         do {
             page_context own = lend(s, &ticket);
+            if (!own.key) {
+                memset(to, 0, n << c->page_shift);
+                return n < 64 ? ((uint64_t)1 << n) - 1 : ~(uint64_t)0;
+            }
             bad = own.ops->open(&own, to, s->ct + (first << c->page_shift), s->first + first, v,
                                 s->tag + first, n, flags);
         } while (!lent_back(c, ticket));
@@ -200,8 +211,11 @@ ccmem_status store_open_fused(ccmem_store *s, uint64_t first, uint64_t n, ccmem_
             return CCMEM_OK;
     page_context own = *with;
     uint64_t ticket = 0;
-    if (c->late)
+    if (c->late) {
         own = lend(s, &ticket);
+        if (!own.key)
+            return store_damaged(my_shard(s->core), first, v[0]);
+    }
     size_t good = own.ops->fused(&own, s->ct + (first << c->page_shift), s->first + first, v,
                                  s->tag ? s->tag + first : NULL, n, dtype, rows);
     if (c->late && !lent_back(c, ticket))

@@ -30,9 +30,13 @@ static void verify_pages(void *arg, uint64_t begin, uint64_t end) {
     ccmem_store *s = b->store;
     shard *sh = my_shard(s->core);
     uint64_t failures = 0;
-    for (uint64_t i = begin; i < end; i++) {
-        b->bad[i] = store_read_part(s, sh, b->first + i, 0, NULL, 0) != CCMEM_OK ||
-                    compare_copy(s, sh, b->first + i) != CCMEM_OK;
+    for (uint64_t i = begin; i < end && !outcome_stopped(&b->end); i++) {
+        ccmem_status status = store_read_part(s, sh, b->first + i, 0, NULL, 0);
+        if (status == CCMEM_ERR_WITHHELD) {
+            outcome_stop(&b->end, status);
+            break;
+        }
+        b->bad[i] = status != CCMEM_OK || compare_copy(s, sh, b->first + i) != CCMEM_OK;
         failures += b->bad[i];
     }
     __atomic_fetch_add(&b->failures, failures, __ATOMIC_RELAXED);
@@ -49,9 +53,8 @@ ccmem_status ccmem_store_verify(ccmem_store *s, uint64_t first, uint64_t count, 
     bulk b = {.store = s, .first = first, .bad = bad};
     ccmem_failure before =
         ccmem_last_failure(); /* the status is CCMEM_OK, so it tells of no page */
-    if (count)
-        (void)bulk_run(&b, count, verify_pages, 0);
+    ccmem_status status = count ? bulk_run(&b, count, verify_pages, 0) : CCMEM_OK;
     store_set_failure(before);
     *failures = b.failures;
-    return CCMEM_OK;
+    return status;
 }

@@ -381,6 +381,14 @@ class Key(Resource):
         check(status, UnwrapCall("unwrapping a key", require))
         return self._adopt(out)
 
+    def _another(self) -> Key:
+        """Returns another object for this key. Raises ClosedError, ForkError."""
+        native = self._opened()
+        new = Key.__new__(Key)
+        new._key, new._anchor = native, self._anchor
+        new._level, new._source = self._level, self._source
+        return new
+
     def _for_context(self, digest: Any) -> Key:
         """Returns the key that is derived from this one for the context of this SHA-256, 32 bytes.
 
@@ -535,6 +543,12 @@ def from_descriptor(number: int) -> Key:
     The descriptor stays open. Raises KeyFileError, InvalidKeyError for other contents, and what
     Key.generate() raises."""
     return Key._from_descriptor(number)
+
+
+def another(key: Key) -> Key:
+    """Returns another object for the same key, in the same memory, which is wiped when both are
+    closed. Raises ClosedError, ForkError."""
+    return key._another()
 
 
 def for_context(key: Key, digest: Any) -> Key:

@@ -331,6 +331,13 @@ class _Meaning(NamedTuple):
     of_system: bool = False
 
 
+_WITHHELD = _Meaning(
+    errors.KeyUnavailableError,
+    "The key of this sealed file is withheld: it was held for as long as its max_age allows, or "
+    "its service has taken it back, and it was not fetched again since. Nothing was returned; what "
+    "is open works again when the service gives the key.",
+)
+
 _FROZEN = _Meaning(
     errors.FrozenError,
     "Buffer {name!a} is frozen: each of its pages is sealed once, so that none can be put back "
@@ -382,6 +389,7 @@ _TABLE: dict[tuple[int, type[Call]], _Meaning | Callable[[Any], errors.PyccmemEr
         "may have loaded too; make a writable copy of the tensor with tensor.copy(key=...).",
     ),
     (lib.CCMEM_ERR_FROZEN, BufferCall): _FROZEN,
+    (lib.CCMEM_ERR_WITHHELD, Call): _WITHHELD,
     (lib.CCMEM_ERR_FROZEN, StartMappingCall): _FROZEN,
     (lib.CCMEM_ERR_RANGE, FilePagesCall): _Meaning(
         errors.FileFormatError,

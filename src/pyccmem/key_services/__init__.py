@@ -12,8 +12,19 @@ example of each scheme.
 from __future__ import annotations
 
 from .context import canonical
+from .events import Event, on_event
+from .life import Held
 from .provider import KeyProvider
 from .registry import from_uri, schemes
 from .wrapped import WrappedKey
 
-__all__ = ["KeyProvider", "WrappedKey", "canonical", "from_uri", "schemes"]
+__all__ = [
+    "Event",
+    "Held",
+    "KeyProvider",
+    "WrappedKey",
+    "canonical",
+    "from_uri",
+    "on_event",
+    "schemes",
+]

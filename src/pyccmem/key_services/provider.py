@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, runtime_checkable
 
 from .. import errors, keys
 from ..binding import lib, wiped
 from ..keys import Key
 from . import envelope
+from .events import Told, watched
 from .wrapped import MAX_PARAMETERS, MAX_TEXT, MAX_WRAPPED_BYTES, WrappedKey, fits
 
 __all__ = ["KeyProvider", "check_provider", "takes_context", "unwrapped", "wrapped_for"]
@@ -99,7 +101,10 @@ def _wrapped(provider: Any, key: Key, *context: Mapping[str, str]) -> WrappedKey
     view = memoryview(memory)
     try:
         keys.copy_into(key, view)
-        made = provider.wrap_key(view, *context)
+        with _watched("wrap", provider, None, context) as told:
+            made = provider.wrap_key(view, *context)
+            if isinstance(made, WrappedKey):
+                told.key_id = made.key_id
     finally:
         wiped.wipe(memory)
         view.release()
@@ -145,10 +150,13 @@ def unwrapped(
 
 
 def _unwrapped(provider: Any, wrapped: WrappedKey, *context: Mapping[str, str]) -> Key:
-    data = provider.unwrap_key(wrapped, *context)
-    if isinstance(data, Key):
-        return data
+    data = None
     try:
+        with _watched("unwrap", provider, wrapped.key_id, context):
+            data = provider.unwrap_key(wrapped, *context)
+        if isinstance(data, Key):
+            found, data = data, None
+            return found
         if not isinstance(data, bytearray) or len(data) != _KEY_BYTES:
             raise errors.ArgumentTypeError(
                 f"unwrap_key() of provider {provider.name!r} must return a bytearray of "
@@ -156,5 +164,16 @@ def _unwrapped(provider: Any, wrapped: WrappedKey, *context: Mapping[str, str]) 
             )
         return Key.from_bytes(data)
     finally:
-        if isinstance(data, bytearray) and data:
+        if isinstance(data, Key):
+            data.close()
+        elif isinstance(data, bytearray) and data:
             wiped.wipe(data)
+
+
+def _watched(
+    event: str, provider: Any, key_id: str | None, context: tuple[Mapping[str, str], ...]
+) -> AbstractContextManager[Told]:
+    """Tells the hooks of a call, unless the provider does that itself (Held)."""
+    if getattr(provider, "tells", False):
+        return nullcontext(Told(None))
+    return watched(event, provider.name, key_id, context[0] if context else {})

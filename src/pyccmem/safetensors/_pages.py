@@ -18,6 +18,7 @@ from ..binding.status import FilePagesCall
 from ..buffer import LARGEST, EncryptedBuffer, over_store, refuse_versions
 from ..core.forks import Origin
 from ..core.store import SharedPages
+from ..key_services.leases import Lease
 from ..keys import Key, native_key
 
 __all__ = ["LENT_ALIGN", "FilePages"]
@@ -56,7 +57,17 @@ class FilePages(SharedPages):
     """The pages of one sealed file, which lie from byte `begin` to byte `end`. Nothing is mapped or
     read before the first buffer."""
 
-    __slots__ = ("_anonymous", "_cipher", "_file", "_level", "_page_size")
+    __slots__ = (
+        "__weakref__",
+        "_anonymous",
+        "_cipher",
+        "_file",
+        "_lease",
+        "_level",
+        "_page_size",
+    )
+
+    _lease: Lease | None
 
     def __init__(
         self, key: Key, cipher: str, page_size: int, begin: int, end: int, anonymous: bool
@@ -64,6 +75,7 @@ class FilePages(SharedPages):
         """Prepares buffers; with `anonymous` their pages are read into memory. Raises ClosedError
         or ForkError for the key, OutOfMemoryError, LockedMemoryError."""
         self._cipher, self._page_size, self._anonymous = cipher, page_size, anonymous
+        self._lease = None
         native, out = native_key(key), FILE.cell()
         status = lib.ccmem_file_new(
             native, CIPHERS[cipher], page_size, begin, end, bool(anonymous), out
@@ -71,6 +83,19 @@ class FilePages(SharedPages):
         check(status, Call("the subkeys of a sealed file", "key"))
         self._file = FILE.own(out)
         self._level = LEVELS[lib.ccmem_file_level(self._file)]
+
+    def lease(self, lease: Lease) -> None:
+        """Uses the key only while `lease` lets it. Keeps it as long as this is."""
+        self._lease = lease
+        lease.add(self)
+
+    def withhold(self) -> None:
+        """Wipes the key. Reads raise KeyUnavailableError from now on. Raises ForkError."""
+        check(lib.ccmem_file_withhold(self._file), Call("a file", "file"))
+
+    def restore(self, key: Key) -> None:
+        """Goes on with the same key. Raises ClosedError, ForkError."""
+        check(lib.ccmem_file_restore(self._file, native_key(key)), Call("a file", "file"))
 
     def buffer(
         self,

@@ -20,7 +20,8 @@ from ..buffer import EncryptedBuffer
 from ..core.forks import opening
 from ..files.safetensors_header import Header, about, open_file, read_all, shown
 from ..key_services.context import given
-from ..keys import Key, check_open, is_usable, mac
+from ..key_services.leases import Lease, clock
+from ..keys import Key, another, check_open, is_usable, mac
 from ._format import (
     HEADER_CONTEXT,
     INDEX_BLOB,
@@ -38,6 +39,7 @@ from ._format import (
     wrong,
 )
 from ._handles import memory_of
+from ._lease import lease_of
 from ._origin import SealedOrigin
 from ._pages import FilePages
 from ._sharing import warn_if_unshared
@@ -155,6 +157,7 @@ class SealedFile(TensorFile):
         "_file",
         "_header",
         "_index",
+        "_lease",
         "_origin",
         "_pages",
         "_placed",
@@ -168,6 +171,7 @@ class SealedFile(TensorFile):
     _extent: tuple[int, int]  # where the data begin and end in the file
     _header: SealedHeader
     _index: Index
+    _lease: Lease | None  # of the data key
     _placed: Placed
     _anonymous: bool
     _origin: SealedOrigin | None  # of the tensors that were returned
@@ -200,6 +204,7 @@ class SealedFile(TensorFile):
         with about(self._path):
             described, blobs, table, placed = structure(header)
         self._header, self._origin, self._pages = described, None, None
+        self._lease, fetched = None, clock()
         self._data_key = unwrap(key, described, context)
         try:
             tag = self._read_at(table, MAC_BYTES, "the table")
@@ -210,6 +215,7 @@ class SealedFile(TensorFile):
                     f"tensors among them; use a good copy of the file."
                 )
             self._check_expected(expect)
+            self._begin_lease(key, fetched)
             if placed is None:
                 self._index = self._open_index(blobs[0])
                 with about(self._path):
@@ -230,16 +236,34 @@ class SealedFile(TensorFile):
         return self
 
     def _key(self) -> Key:
-        """Returns the data key, which a forked child fetches again. Raises ClosedError,
-        ForkError."""
+        """Returns the data key, which a forked child fetches again. Raises ClosedError, ForkError,
+        KeyUnavailableError while it is withheld."""
+        if self._lease is not None:
+            self._lease.check()
         try:
             check_open(self._data_key)
         except errors.ForkError:
             with opening():
                 if self._source is not None and not is_usable(self._data_key):
-                    self._data_key = unwrap(self._source.key(), self._header)
+                    key, fetched = self._source.key(), clock()
+                    self._data_key = unwrap(key, self._header)
                     self._pages = None  # they are under the parent's key
+                    self._begin_lease(key, fetched)
         return self._data_key
+
+    def _begin_lease(self, key: AnyKey, fetched: float) -> None:
+        self._lease = lease_of(key, self._data_key, self._header, fetched)
+        if self._lease is not None:
+            self._lease.add(self)
+
+    def withhold(self) -> None:
+        """Wipes the data key; for the lease of a key that is held for a time."""
+        self._data_key.close()
+
+    def restore(self, key: Key) -> None:
+        """Goes on with the data key."""
+        if self._file is not None:
+            self._data_key = another(key)
 
     def _read_at(self, offset: int, count: int, what: str | SealedTensor) -> bytes:
         """Returns a part of the file; `what` names it, or is the tensor to which it belongs in the
@@ -294,7 +318,10 @@ class SealedFile(TensorFile):
         size = self._header.page_size
         begin = blobs[0].start if blobs else 0
         end = blobs[-1].start + blobs[-1].npages * size if blobs else 0
-        return FilePages(self._key(), self._header.cipher, size, begin, end, anonymous)
+        pages = FilePages(self._key(), self._header.cipher, size, begin, end, anonymous)
+        if self._lease is not None:
+            pages.lease(self._lease)
+        return pages
 
     def _part(self, what: str | SealedTensor) -> str:
         """Returns the name of a part of the file in errors."""
@@ -406,7 +433,7 @@ class SealedFile(TensorFile):
         """Wipes the data key and closes the file. Tensors that were returned stay valid. May be
         repeated."""
         file, self._file = self._file, None
-        self._origin = self._pages = None
+        self._origin = self._pages = self._lease = None
         if file is not None:
             file.close()
             self._data_key.close()
