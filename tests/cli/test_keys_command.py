@@ -112,6 +112,12 @@ def test_test(home: Path, capsys: pytest.CaptureFixture[str], uri: str) -> None:
     assert main(["keys", "test", uri, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["works"] and found["bound"] and set(found["seconds"]) == {"wrap", "unwrap"}
+    assert main(["keys", "test", uri, "--json", "--count", "20"]) == 0
+    seconds = json.loads(capsys.readouterr().out)["seconds"]
+    assert 0 < seconds["unwrap"] <= seconds["slowest unwrap"]
+    for wrong in ("0", "x", "-1"):
+        with pytest.raises(SystemExit):
+            main(["keys", "test", uri, "--count", wrong])
     if uri == "file:key":
         with Key.from_file("key") as key:
             assert (found["provider"], found["key_id"]) == ("key", key.id)

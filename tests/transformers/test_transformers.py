@@ -387,6 +387,31 @@ def test_key_from_the_environment(
     file.write_bytes(support.KEY_BYTES)
     monkeypatch.setenv("PYCCMEM_KEY_FILE", str(file))
     encrypted(AutoModel.from_pretrained(out))
+    monkeypatch.setenv("PYCCMEM_KEY_FILE", "nowhere")
+    monkeypatch.setenv("PYCCMEM_KEY", f"file:{file}")
+    encrypted(AutoModel.from_pretrained(out))
+    monkeypatch.setenv("A_KEY", support.KEY_BYTES.hex())
+    monkeypatch.setenv("PYCCMEM_KEY", "env:A_KEY")
+    for _ in range(2):  # the variable is taken the first time
+        encrypted(AutoModel.from_pretrained(out))
+    monkeypatch.setenv("PYCCMEM_KEY", "unheard-of:x")
+    with pytest.raises(errors.ArgumentError, match="unheard-of"):
+        AutoModel.from_pretrained(out)
+
+
+def test_the_uri_of_a_key(tmp_path: Path, key: Key) -> None:
+    out = seal(bert(), tmp_path, key)
+    file = tmp_path / "key"
+    file.touch(0o600)
+    file.write_bytes(support.KEY_BYTES)
+    config = PyccmemConfig(key=f"file:{file}")
+    encrypted(AutoModel.from_pretrained(out, quantization_config=config))
+    assert str(file) not in str(config.to_dict())
+    with using_key(f"file:{file}"):
+        encrypted(AutoModel.from_pretrained(out))
+    for wrong in ("file:/nowhere/at/all", "nowhere"):
+        with pytest.raises(errors.PyccmemError):
+            PyccmemConfig(key=wrong)
 
 
 def test_the_key_given_comes_first(tmp_path: Path, key: Key) -> None:
