@@ -30,8 +30,8 @@ from pyccmem.directories import encrypt_directory
 #: Requests of the long form, and of the short one.
 REQUESTS = {True: 500, False: 60}
 
-#: A page of the embedding has 8 rows of 128 float32.
-PAGE, IN_PAGE = 30, 243
+#: Its tokens are of other pages of the embedding than the one that is changed.
+OTHERS = [5, 6, 7]
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +59,14 @@ def tokens_of(server: Server, prompt: list[int], wanted: int = 6, **options: Any
     assert status == 200, answer
     found: list[int] = answer["choices"][0]["token_ids"]
     return found
+
+
+def free_page(server: Server) -> int:
+    """A page of the embedding, of 8 rows of 128 float32, with no token of OTHERS and its answer. Of
+    two workers the second has it, and not as its first page, where it looks up what is not its
+    own."""
+    used = {token // 8 for token in tokens_of(server, OTHERS)}
+    return next(page for page in range(21, VOCABULARY // 8) if page not in used)
 
 
 def ask(server: Server, number: int) -> str:
@@ -114,10 +122,10 @@ def test_streams_and_clients_that_leave(server: Server, long: bool) -> None:
 
 
 def test_a_changed_page_fails_the_requests_that_need_it(server: Server, sealed: Path) -> None:
-    prompts = {"of the page": [5, IN_PAGE, 9], "of others": [5, 6, 7]}
+    page = free_page(server)
+    prompts = {"of the page": [5, 8 * page + 3, 9], "of others": OTHERS}
     whole = {name: tokens_of(server, prompt) for name, prompt in prompts.items()}
-    assert not any(token // 8 == PAGE for token in whole["of others"]), "choose another page"
-    with damaged(sealed, "model.embed_tokens.weight", PAGE):
+    with damaged(sealed, "model.embed_tokens.weight", page):
         status, answer = server.complete(prompts["of the page"], 6)
         assert status == 500 and "choices" not in answer
         assert tokens_of(server, prompts["of others"]) == whole["of others"]
@@ -202,7 +210,8 @@ def test_a_server_that_is_killed_leaves_nothing_and_starts_again(server: Server)
 @pytest.mark.full
 def test_a_changed_page_in_one_of_two_workers(server: Server, sealed: Path, tmp_path: Path) -> None:
     """The second worker has the rows of that page, and the first one's answer is what counts."""
-    prompts = [5, IN_PAGE, 9], [5, 6, 7]
+    page = free_page(server)
+    prompts = [5, 8 * page + 3, 9], OTHERS
     whole = [tokens_of(server, prompt, 3) for prompt in prompts]
     with Server(
         sealed,
@@ -213,7 +222,7 @@ def test_a_changed_page_in_one_of_two_workers(server: Server, sealed: Path, tmp_
     ) as both:
         both.wait()
         assert [tokens_of(both, prompt, 3) for prompt in prompts] == whole
-        with damaged(sealed, "model.embed_tokens.weight", PAGE):
+        with damaged(sealed, "model.embed_tokens.weight", page):
             assert both.complete(prompts[0], 3)[0] == 500
             assert tokens_of(both, prompts[1], 3) == whole[1]
         assert [tokens_of(both, prompt, 3) for prompt in prompts] == whole
