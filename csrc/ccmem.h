@@ -594,9 +594,10 @@ typedef enum ccmem_dtype {
  * g * (|scale[o]| * sum over i of |x[r][i] * W[o][i]| + |bias[o]|), where g = k*u / (1 - k*u),
  * u = 2^-24, unless a float32 overflows or underflows; k = in_features / 32 rounded up, plus 9, for
  * one row of x, and in_features + 9 for more, which are summed in longer chains. Its bits depend on
- * the row of x, the row of W, scale[o], bias[o], the tier, and on whether nrows is 1, 2 to 48, or
- * more: not on where W lies, on the cipher, on what other rows hold, on threads, or on the caller's
- * rounding mode.
+ * the row of x, the row of W, scale[o], bias[o], the tier, and on which of three orders the sums
+ * have: of one row, of few (up to 48), or of panels (more; some tiers take whole panels from 15
+ * rows on, too, if dtype is CCMEM_F32). nrows, in_features and dtype say which: not where W lies,
+ * nor the cipher, what other rows hold, threads, or the caller's rounding mode.
  *
  * Each page is read as one writer left it. On any failure all of y that lies in its rows is zero:
  * CCMEM_ERR_ARGUMENT (ldx < in_features or ldy < out_features with more than one row, an unknown

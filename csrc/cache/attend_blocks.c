@@ -288,7 +288,7 @@ CLEAR_REGISTERS static void run_blocks(void *arg, uint64_t begin, uint64_t end) 
 }
 
 void attend_blocks(attend *a) {
-    const size_t width = a->gemm->width, height = a->gemm->height;
+    const size_t width = a->gemm->width, height = a->gemm->height[1];
     blocks_call c = {.a = a,
                      .width = width,
                      .height = height,

@@ -13,6 +13,7 @@
 
 #include "kernels/convert.h"
 #define HEIGHT 6
+#define HEIGHT_1 12
 #define DOT_ROWS 3
 #define UNIT sizeof(float)
 #define MULTIPLY_ADD(a, b, c) ffma(a, b, c)

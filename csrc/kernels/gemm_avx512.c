@@ -13,6 +13,7 @@
 
 #include "kernels/convert.h"
 #define HEIGHT 12
+#define HEIGHT_1 12
 #define DOT_ROWS 6
 #define UNIT sizeof(float)
 #define MULTIPLY_ADD(a, b, c) ffma(a, b, c)

@@ -20,6 +20,7 @@ static TARGET CLEAR_REGISTERS void copy(void *to, const uint8_t *from, size_t n)
 
 #define CONVERT {[CCMEM_BF16] = copy}
 #define HEIGHT 12
+#define HEIGHT_1 12
 #define DOT_ROWS 6
 #define UNIT sizeof(uint16_t)
 #define MULTIPLY_ADD(a, b, c) ffma_bfloats(a, b, c)

@@ -37,14 +37,20 @@ static void put(float sum, const gemm_epilogue *end, size_t r, size_t i) {
 }
 
 static void dot(size_t rows, const float *w, size_t ldw, size_t h, const uint8_t *x, size_t ldx,
-                size_t vectors, const gemm_epilogue *end) {
+                size_t vectors, float *kept, int more, const gemm_epilogue *end) {
     for (size_t i = 0; i < h; i++)
         for (size_t r = 0; r < rows; r++) {
             const float *a = w + i * ldw, *b = (const float *)(const void *)x + r * ldx;
-            float sum[LANES] = {0};
+            float *part = kept + (r * GEMM_DOT_HEIGHT + i) * LANES, sum[LANES] = {0};
+            if (more)
+                memcpy(sum, part, sizeof sum);
             for (size_t k = 0; k < vectors * LANES; k += LANES)
                 for (size_t j = 0; j < LANES; j++)
                     sum[j] += a[k + j] * b[k + j];
+            if (!end) {
+                memcpy(part, sum, sizeof sum);
+                continue;
+            }
             for (size_t half = LANES / 2; half; half /= 2)
                 for (size_t j = 0; j < half; j++)
                     sum[j] += sum[j + half];
@@ -54,8 +60,8 @@ static void dot(size_t rows, const float *w, size_t ldw, size_t h, const uint8_t
 
 #define DOT(rows)                                                                                  \
     static void dot_##rows(const float *w, size_t ldw, size_t h, const uint8_t *x, size_t ldx,     \
-                           size_t vectors, const gemm_epilogue *end) {                             \
-        dot(rows, w, ldw, h, x, ldx, vectors, end);                                                \
+                           size_t vectors, float *kept, int more, const gemm_epilogue *end) {      \
+        dot(rows, w, ldw, h, x, ldx, vectors, kept, more, end);                                    \
     }
 DOT(1)
 DOT(2)
@@ -97,7 +103,7 @@ static void finish(const float *sums, size_t h, size_t rows, const gemm_epilogue
 
 const gemm_ops gemm_portable = {.lanes = LANES,
                                 .width = WIDTH,
-                                .height = HEIGHT,
+                                .height = {HEIGHT, HEIGHT},
                                 .dot_rows = DOT_ROWS,
                                 .unit = sizeof(float),
                                 .convert = {convert_f32, convert_f16, convert_bf16, convert_i8},

@@ -5,6 +5,7 @@
  * of W or x is a lane of fvec: one float32, or two bfloat16.
  *
  *   HEIGHT, DOT_ROWS, UNIT   of the table
+ *   HEIGHT_1                 height of a panel of one vector; both are multiples of 3
  *   CONVERT                  its conversions
  *   MULTIPLY_ADD(a, b, c)    a * b + c, for each word
  *   GEMM_OPS                 the name of the table to define
@@ -84,7 +85,7 @@ INLINE f4 totals(const fvec v[4]) {
 }
 
 INLINE void dot(size_t rows, const float *w, size_t ldw, size_t h, const uint8_t *x, size_t ldx,
-                size_t vectors, const gemm_epilogue *end) {
+                size_t vectors, float *kept, int more, const gemm_epilogue *end) {
     const float *row[GEMM_DOT_HEIGHT];
     fvec sum[DOT_ROWS][GEMM_DOT_HEIGHT];
 #pragma GCC unroll 4
@@ -94,7 +95,7 @@ INLINE void dot(size_t rows, const float *w, size_t ldw, size_t h, const uint8_t
     for (size_t r = 0; r < rows; r++)
 #pragma GCC unroll 4
         for (size_t i = 0; i < GEMM_DOT_HEIGHT; i++)
-            sum[r][i] = fzero();
+            sum[r][i] = more ? fload(kept + (r * GEMM_DOT_HEIGHT + i) * F_LANES) : fzero();
     for (size_t at = 0; at < vectors * F_LANES; at += F_LANES) {
         fvec v[DOT_ROWS];
 #pragma GCC unroll 6
@@ -103,10 +104,19 @@ INLINE void dot(size_t rows, const float *w, size_t ldw, size_t h, const uint8_t
 #pragma GCC unroll 4
         for (size_t i = 0; i < GEMM_DOT_HEIGHT; i++) {
             fvec u = fload(row[i] + at);
+            fpin(u); /* else GCC loads it again for a second use, and loads become the limit */
 #pragma GCC unroll 6
             for (size_t r = 0; r < rows; r++)
                 sum[r][i] = MULTIPLY_ADD(u, v[r], sum[r][i]);
         }
+    }
+    if (!end) {
+#pragma GCC unroll 6
+        for (size_t r = 0; r < rows; r++)
+#pragma GCC unroll 4
+            for (size_t i = 0; i < GEMM_DOT_HEIGHT; i++)
+                fstore(kept + (r * GEMM_DOT_HEIGHT + i) * F_LANES, sum[r][i]);
+        return;
     }
 #pragma GCC unroll 6
     for (size_t r = 0; r < rows; r++) {
@@ -125,8 +135,9 @@ INLINE void dot(size_t rows, const float *w, size_t ldw, size_t h, const uint8_t
 #define DOT(rows)                                                                                  \
     static TARGET CLEAR_REGISTERS void dot_##rows(const float *w, size_t ldw, size_t h,            \
                                                   const uint8_t *x, size_t ldx, size_t vectors,    \
+                                                  float *kept, int more,                           \
                                                   const gemm_epilogue *end) {                      \
-        dot(rows, w, ldw, h, x, ldx, vectors, end);                                                \
+        dot(rows, w, ldw, h, x, ldx, vectors, kept, more, end);                                    \
     }
 DOT(1)
 DOT(2)
@@ -138,27 +149,34 @@ DOT(6)
 #endif
 #undef DOT
 
-/* What word k of a panel and of HEIGHT rows of W add to the sums. */
-INLINE void add_word(fvec sum[HEIGHT][2], int vectors, const float *w, size_t ldw, const float *x) {
+enum { HEIGHT_MAX = HEIGHT > HEIGHT_1 ? HEIGHT : HEIGHT_1 };
+
+/* What word k of a panel and of `height` rows of W add to the sums. */
+INLINE void add_word(fvec sum[HEIGHT_MAX][2], int vectors, int height, const float *const *w,
+                     size_t ldw, const float *x) {
     fvec column[2];
 #pragma GCC unroll 2
     for (int v = 0; v < vectors; v++)
         column[v] = fload(x + v * F_LANES);
 #pragma GCC unroll 14
-    for (int i = 0; i < HEIGHT; i++) {
-        fvec u = fspread(w + (size_t)i * ldw);
+    for (int i = 0; i < height; i++) {
+        fvec u = fspread(w[i / 3] + (size_t)(i % 3) * ldw);
 #pragma GCC unroll 2
         for (int v = 0; v < vectors; v++)
             sum[i][v] = MULTIPLY_ADD(u, column[v], sum[i][v]);
     }
 }
 
-INLINE void panel(int vectors, float *sums, const float *w, size_t ldw, const float *x, size_t n,
-                  int add, gemm_ahead ahead) {
+INLINE void panel(int vectors, int height, float *sums, const float *w, size_t ldw, const float *x,
+                  size_t n, int add, gemm_ahead ahead) {
     const char *ahead_x = ahead.x, *ahead_w = ahead.w;
-    fvec sum[HEIGHT][2];
+    const float *row[HEIGHT_MAX / 3]; /* every third: addresses have one factor of ldw, 1 or 2 */
+    fvec sum[HEIGHT_MAX][2];
+#pragma GCC unroll 4
+    for (int i = 0; i < height / 3; i++)
+        row[i] = w + (size_t)i * 3 * ldw;
 #pragma GCC unroll 14
-    for (int i = 0; i < HEIGHT; i++)
+    for (int i = 0; i < height; i++)
 #pragma GCC unroll 2
         for (int v = 0; v < vectors; v++)
             sum[i][v] = add ? fload(sums + i * WIDTH + v * F_LANES) : fzero();
@@ -168,26 +186,34 @@ INLINE void panel(int vectors, float *sums, const float *w, size_t ldw, const fl
         ahead_x += LINE;
         ahead_w += LINE;
 #pragma GCC unroll 1
-        for (int k = 0; k < AHEAD_WORDS; k++, w++, x += WIDTH)
-            add_word(sum, vectors, w, ldw, x);
+        for (int k = 0; k < AHEAD_WORDS; k++, x += WIDTH) {
+            add_word(sum, vectors, height, row, ldw, x);
+#pragma GCC unroll 4
+            for (int i = 0; i < height / 3; i++)
+                row[i]++;
+        }
     }
-    for (; n; n--, w++, x += WIDTH)
-        add_word(sum, vectors, w, ldw, x);
+    for (; n; n--, x += WIDTH) {
+        add_word(sum, vectors, height, row, ldw, x);
+#pragma GCC unroll 4
+        for (int i = 0; i < height / 3; i++)
+            row[i]++;
+    }
 #pragma GCC unroll 14
-    for (int i = 0; i < HEIGHT; i++)
+    for (int i = 0; i < height; i++)
 #pragma GCC unroll 2
         for (int v = 0; v < vectors; v++)
             fstore(sums + i * WIDTH + v * F_LANES, sum[i][v]);
 }
 
-#define PANEL(vectors)                                                                             \
+#define PANEL(vectors, height)                                                                     \
     static TARGET CLEAR_REGISTERS void panel_##vectors(float *sums, const float *w, size_t ldw,    \
                                                        const float *x, size_t n, int add,          \
                                                        gemm_ahead ahead) {                         \
-        panel(vectors, sums, w, ldw, x, n, add, ahead);                                            \
+        panel(vectors, height, sums, w, ldw, x, n, add, ahead);                                    \
     }
-PANEL(1)
-PANEL(2)
+PANEL(1, HEIGHT_1)
+PANEL(2, HEIGHT)
 #undef PANEL
 
 /* Four words of each of eight rows, `stride` bytes apart: column[j] has word j of all. Halves of
@@ -249,7 +275,7 @@ static TARGET CLEAR_REGISTERS void finish(const float *sums, size_t h, size_t ro
 
 const gemm_ops GEMM_OPS = {.lanes = F_LANES,
                            .width = WIDTH,
-                           .height = HEIGHT,
+                           .height = {HEIGHT_1, HEIGHT},
                            .dot_rows = DOT_ROWS,
                            .unit = UNIT,
                            .convert = CONVERT,

@@ -216,6 +216,15 @@ static void share_out(job *j, unsigned threads, uint64_t n, uint64_t grain, para
     }
 }
 
+void wait_for_byte(const uint8_t *byte, uint8_t value) {
+    for (unsigned spin = 0; __atomic_load_n(byte, __ATOMIC_ACQUIRE) != value; spin++) {
+        if (spin < SPINS)
+            cpu_relax();
+        else
+            sched_yield();
+    }
+}
+
 static void run_in_own_threads(job *j) {
     pthread_mutex_lock(&pool.lock);
     keep_away(j->parts);

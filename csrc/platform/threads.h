@@ -14,6 +14,9 @@ typedef void (*parallel_body)(void *arg, uint64_t begin, uint64_t end);
  * could be started, the calling thread does all. */
 void parallel_for(uint64_t n, uint64_t grain, parallel_body body, void *arg);
 
+/* Waits until another thread has stored `value`, in a moment: spins before it yields. */
+void wait_for_byte(const uint8_t *byte, uint8_t value);
+
 /* libgomp's manual, "Implementing PARALLEL construct": calls fn(data) in a team of so many threads.
  */
 typedef void (*gomp_parallel)(void (*fn)(void *data), void *data, unsigned threads, unsigned flags);

@@ -62,6 +62,10 @@ static inline unsigned gemm_threads(const gemm_call *c, uint64_t rows, uint64_t 
 /* 1 when the rows are summed along k in one piece, so that sums can be rounded at once. */
 int gemm_few_whole(const gemm_call *call);
 
+/* 1 when panels are multiplied by rows of W where they were opened: then they lose nothing but the
+ * rows that a last panel lacks. */
+int gemm_panels_as_is(const gemm_call *call);
+
 ccmem_status gemm_few(gemm_call *call);
 ccmem_status gemm_panels(gemm_call *call);
 

@@ -11,10 +11,16 @@
 #include "platform/threads.h"
 #include "product/gemm_call.h"
 
-enum { SET_BYTES = 4096 /* words so far apart share the few places of one set of an L1 */ };
+enum {
+    LINE = GEMM_LINE_WORDS * GEMM_WORD,
+    SET_BYTES = 4096 /* words so far apart share the few places of one set of an L1 */
+};
 
 typedef struct few_call {
     gemm_call *c;
+    size_t blocks;    /* of rows of x */
+    size_t piece;     /* words of a row of W and of x that are multiplied at a time, */
+    size_t kept;      /* and of the sums of pieces */
     const uint8_t *x; /* its rows, ldx words apart */
     size_t ldx;
     int as_is;      /* rows of W are multiplied where they were opened */
@@ -23,6 +29,11 @@ typedef struct few_call {
     size_t ldw;     /* words */
     uint64_t next;  /* atomic; the first row of W that no thread has taken */
 } few_call;
+
+/* Words of the sums of a block of x with GEMM_DOT_HEIGHT rows of W. */
+static size_t block_sums(const few_call *l) {
+    return GEMM_DOT_HEIGHT * l->c->ops->dot_rows * l->c->ops->lanes;
+}
 
 static size_t rows_words(const few_call *l) { return l->as_is ? 0 : l->group * l->ldw; }
 
@@ -66,23 +77,28 @@ static gemm_epilogue epilogue_of(const gemm_call *c, uint64_t row, size_t r, uin
                            .add = first > 0};
 }
 
-static void multiply(const few_call *l, const float *w, uint64_t row, size_t h, uint64_t first,
-                     size_t n) {
+static void multiply(const few_call *l, const float *w, float *kept, uint64_t row, size_t h,
+                     uint64_t first, size_t n) {
     const gemm_call *c = l->c;
-    const size_t vectors = round_up(gemm_words(c, n), c->ops->lanes) / c->ops->lanes;
-    const size_t blocks = (c->p.nrows + c->ops->dot_rows - 1) / c->ops->dot_rows;
-    for (size_t i = 0; i < h; i += GEMM_DOT_HEIGHT)
-        for (size_t b = 0; b < blocks; b++) {
-            const size_t r = c->p.nrows * b / blocks, rows = c->p.nrows * (b + 1) / blocks - r;
-            const gemm_epilogue end = epilogue_of(c, row + i, r, first, n);
-            c->ops->dot[rows - 1](w + i * l->ldw, l->ldw,
-                                  h - i < GEMM_DOT_HEIGHT ? h - i : GEMM_DOT_HEIGHT,
-                                  l->x + (r * l->ldx + first * c->unit / GEMM_WORD) * GEMM_WORD,
-                                  l->ldx, vectors, &end);
-        }
+    const size_t lanes = c->ops->lanes, words = round_up(gemm_words(c, n), lanes);
+    const uint8_t *x = l->x + first * c->unit;
+    for (size_t k = 0; k < words; k += l->piece) {
+        const size_t some = words - k < l->piece ? words - k : l->piece;
+        float *sums = kept;
+        for (size_t i = 0; i < h; i += GEMM_DOT_HEIGHT)
+            for (size_t b = 0; b < l->blocks; b++, sums += block_sums(l)) {
+                const size_t r = c->p.nrows * b / l->blocks;
+                const size_t rows = c->p.nrows * (b + 1) / l->blocks - r;
+                const gemm_epilogue end = epilogue_of(c, row + i, r, first, n);
+                c->ops->dot[rows - 1](w + i * l->ldw + k, l->ldw,
+                                      h - i < GEMM_DOT_HEIGHT ? h - i : GEMM_DOT_HEIGHT,
+                                      x + (r * l->ldx + k) * GEMM_WORD, l->ldx, some / lanes, sums,
+                                      k > 0, k + some < words ? NULL : &end);
+            }
+    }
 }
 
-static void multiply_groups(few_call *l, fetch *f, float *room) {
+static void multiply_groups(few_call *l, fetch *f, float *room, float *kept) {
     gemm_call *c = l->c;
     while (!outcome_stopped(&c->end)) {
         const uint64_t row = __atomic_fetch_add(&l->next, l->group, __ATOMIC_RELAXED);
@@ -98,7 +114,7 @@ static void multiply_groups(few_call *l, fetch *f, float *room) {
                 outcome_stop(&c->end, status);
                 return;
             }
-            multiply(l, w, row, h, first, (size_t)n);
+            multiply(l, w, kept, row, h, first, (size_t)n);
         }
     }
 }
@@ -106,20 +122,21 @@ static void multiply_groups(few_call *l, fetch *f, float *room) {
 static void run_thread(void *arg, uint64_t begin, uint64_t end) {
     few_call *l = arg;
     gemm_call *c = l->c;
-    const size_t pages = round_up(pages_bytes(l), 64);
+    const size_t pages = round_up(pages_bytes(l), LINE);
+    const size_t rows = round_up(rows_words(l) * GEMM_WORD, LINE);
     uint8_t *block;
     (void)begin;
     (void)end;
     if (__atomic_load_n(&l->next, __ATOMIC_RELAXED) >= c->p.out_features)
         return;
-    ccmem_status status = ccmem_plain_alloc(pages + rows_words(l) * GEMM_WORD, &block);
+    ccmem_status status = ccmem_plain_alloc(pages + rows + l->kept * GEMM_WORD, &block);
     if (status != CCMEM_OK) {
         outcome_stop(&c->end, status);
         return;
     }
     fetch f = gemm_fetch(c, block);
     const float_env env = float_env_default();
-    multiply_groups(l, &f, (float *)(block + pages));
+    multiply_groups(l, &f, (float *)(block + pages), (float *)(block + pages + rows));
     float_env_restore(env);
     ccmem_plain_free(block);
 }
@@ -132,6 +149,17 @@ static uint64_t group_of(const few_call *l, size_t limit) {
     const uint64_t step = fetch_step(l->c->p.store, row_bytes, GEMM_DOT_HEIGHT, most);
     most = most / step * step;
     return most < GEMM_DOT_HEIGHT ? GEMM_DOT_HEIGHT : most;
+}
+
+/* Rows of W and of x in pieces of one length, so that those of a block stay in an L1. Their sums
+ * are kept meanwhile, where there is more than one. */
+static void choose_piece(few_call *l) {
+    const gemm_call *c = l->c;
+    const size_t lanes = c->ops->lanes, words = round_up(gemm_words(c, l->part), lanes);
+    const size_t pieces = (words + c->sizes->few_piece - 1) / c->sizes->few_piece;
+    l->piece = round_up((words + pieces - 1) / pieces, lanes);
+    if (l->piece < words)
+        l->kept = l->group / GEMM_DOT_HEIGHT * l->blocks * block_sums(l);
 }
 
 /* Which rows and elements of W are taken at a time. */
@@ -153,6 +181,8 @@ static few_call few_of(gemm_call *c) {
     l.group = group_of(&l, c->sizes->few_group);
     if (l.group > c->p.out_features)
         l.group = round_up((size_t)c->p.out_features, GEMM_DOT_HEIGHT);
+    l.blocks = (c->p.nrows + c->ops->dot_rows - 1) / c->ops->dot_rows;
+    choose_piece(&l);
     return l;
 }
 

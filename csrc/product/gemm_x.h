@@ -8,8 +8,8 @@
 /* Bytes of so many rows in panels. */
 uint64_t gemm_x_bytes(const gemm_call *c, uint64_t rows);
 
-/* Copies `rows` rows of x from number `first` on into panels at `to`, with as many threads as that
- * is worth: to[j * width + r] is word j of row r; the rows that a last panel lacks are zeros. */
+/* Copies one panel, of `rows` rows of x from number `first` on: to[j * width + r] is word j of
+ * row r. What belongs to rows that a last panel lacks is left as it is, or is zeros. */
 void gemm_x_pack(const gemm_call *c, uint64_t first, size_t rows, float *to);
 
 #endif

@@ -103,13 +103,20 @@ static gemm_epilogue end_of(several *s, unsigned number, float before) {
 }
 
 static int check_dots(const gemm_ops *ops, several *s) {
-    const size_t vectors = WORDS / ops->lanes;
+    const size_t vectors = WORDS / ops->lanes, at = vectors / 3 * ops->lanes;
     int good = 1;
     for (unsigned number = 0; number < 3; number++)
         for (size_t rows = 1; rows <= ops->dot_rows; rows++)
             for (size_t h = 1; h <= GEMM_DOT_HEIGHT; h++) {
                 gemm_epilogue end = end_of(s, number, 3.0f);
-                ops->dot[rows - 1](s->w[0], WORDS, h, (const uint8_t *)s->x, WORDS, vectors, &end);
+                ops->dot[rows - 1](s->w[0], WORDS, h, (const uint8_t *)s->x, WORDS, vectors, NULL,
+                                   0, &end);
+                good &= right(s, &end, rows, h, 3.0f);
+                end = end_of(s, number, 3.0f);
+                ops->dot[rows - 1](s->w[0], WORDS, h, (const uint8_t *)s->x, WORDS, vectors / 3,
+                                   s->sums, 0, NULL);
+                ops->dot[rows - 1](s->w[0] + at, WORDS, h, (const uint8_t *)(s->x[0] + at), WORDS,
+                                   vectors - vectors / 3, s->sums, 1, &end);
                 good &= right(s, &end, rows, h, 3.0f);
             }
     return good;
@@ -124,7 +131,7 @@ static int check_panels(const gemm_ops *ops, several *s) {
         for (size_t i = 0; i < HEIGHT * WIDTH; i++)
             s->sums[i] = 5.0f; /* which the first words do not add to */
         for (size_t k = 0; k < WORDS; k += WORDS / 2)
-            for (size_t i = 0; i < HEIGHT; i += ops->height)
+            for (size_t i = 0; i < HEIGHT; i += ops->height[both])
                 ops->panel[both](s->sums + i * ops->width, s->w[i] + k, WORDS,
                                  s->panel + k * ops->width, WORDS / 2, k > 0,
                                  (gemm_ahead){s->panel, s->panel});

@@ -15,7 +15,6 @@
     .few_rows = 48,                                                                                \
     .few_group = 64 << 10,                                                                         \
     .rows_max = 640 << 10,                                                                         \
-    .transpose = 64,         /* they fit into an L1 */                                             \
     .kept_pages = 192 << 10, /* a page of 4 KiB for each of 48 rows */                             \
     .pass = 8 << 20,         /* some MiB of a last-level cache, for all blocks */                  \
     .pass_rows = 256,        /* since each pass opens W anew */                                    \
@@ -45,14 +44,19 @@
 
 const tier_sizes tier_sizes_usual = {
     SIZES,
-    .depth = 256, /* 16 KiB of a panel of 16 rows */
+    .whole_panels = 1,
+    .few_piece = 768, /* of 3 rows of x and 4 of W 21 KiB: in an L1 */
+    .depth = 256,     /* 16 KiB of a panel of 16 rows */
     .block = 208 << 10,
+    .block_as_is = 304 << 10,
     .block_rows = 48,
 };
 
 const tier_sizes tier_sizes_large = {
     SIZES,
-    .depth = 512, /* an L2 is as fast for 32 rows */
+    .few_piece = 1 << 20, /* whole rows: a vector is used twice as often, and L2 keeps up */
+    .depth = 512,         /* an L2 is as fast for 32 rows */
     .block = 400 << 10,
+    .block_as_is = 400 << 10,
     .block_rows = 96,
 };

@@ -55,19 +55,21 @@ typedef struct tier_sizes {
     uint32_t gemv_grain; /* of W that are worth another thread */
 
     /* Several rows of x: */
-    uint32_t few_rows;   /* rows of x up to which sums along k are faster than panels */
-    uint32_t transpose;  /* words of rows of x that are transposed at a time */
-    uint32_t few_group;  /* of W's rows in a group, converted, when rows of x are few */
-    uint32_t rows_max;   /* what the lowest such group takes at most; wider rows are cut */
-    uint32_t depth;      /* words of a panel that are multiplied by all rows of a block at a time */
-    uint32_t block;      /* of W, converted, that stays in L2 */
-    uint32_t block_rows; /* rows of W in it at most: each block reads all of x */
-    uint32_t kept_pages; /* opened and kept beside it, where parts of rows end within pages */
-    uint32_t pass;       /* of x in panels at a time, since all blocks read them, */
-    uint32_t pass_rows;  /* but at least so many rows, since each pass opens W anew */
-    uint32_t pack_grain; /* of x that are worth another thread */
-    uint32_t gemm_grain; /* units of work that are: an element of W costs one, and one more for
-                            each 16 rows of x */
+    uint32_t few_rows;     /* rows of x up to which sums along k are faster than panels, */
+    uint32_t whole_panels; /* 1: but for whole ones of rows of W that are multiplied as they are */
+    uint32_t few_group;    /* of W's rows in a group, converted, when rows of x are few */
+    uint32_t few_piece;    /* words of them and of x that are multiplied at a time */
+    uint32_t rows_max;     /* what the lowest such group takes at most; wider rows are cut */
+    uint32_t depth; /* words of a panel that are multiplied by all rows of a block at a time */
+    uint32_t block; /* of W, converted, that stays in L2, */
+    uint32_t block_as_is; /* or multiplied where it was opened: without pages beside it */
+    uint32_t block_rows;  /* rows of W in it at most: each block reads all of x */
+    uint32_t kept_pages;  /* opened and kept beside it, where parts of rows end within pages */
+    uint32_t pass;        /* of x in panels at a time, since all blocks read them, */
+    uint32_t pass_rows;   /* but at least so many rows, since each pass opens W anew */
+    uint32_t pack_grain;  /* of x that are worth another thread to round or to quantise */
+    uint32_t gemm_grain;  /* units of work that are: an element of W costs one, and one more for
+                             each 16 rows of x */
 
     /* Quantised blocks: */
     uint32_t blocks_open;  /* of pages that are opened at a time, for few rows of x */

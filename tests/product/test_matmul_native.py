@@ -25,10 +25,14 @@ DTYPES = {
     "bfloat16": (lib.CCMEM_BF16, np.dtype(ml_dtypes.bfloat16)),
     "int8": (lib.CCMEM_I8, np.dtype(np.int8)),
 }
-#: Up to so many rows of x are summed along k, more in panels (few_rows in tiers/sizes.c).
+#: Up to so many rows of x are summed along k, more in panels (few_rows in tiers/sizes.c),
 FEW = 48
+#: but for whole panels on these tiers, of rows of W that are multiplied as they lie, up to so many
+#: bytes (gemm_panels_as_is()).
+WHOLE_PANELS = ("portable", "aesni", "vaes256")
+PANEL, AS_IS = 16, (304 << 10) // 24
 #: Around the rows of x of a block of sums, of a panel, and of several.
-ROWS = (0, 1, 2, 3, 4, 5, 6, 7, 12, 13, FEW - 1, FEW, FEW + 1, 63, 64, 65, 81, 96, 97, 110)
+ROWS = (*range(8), *range(12, 18), 28, 29, 32, 33, FEW - 1, FEW, FEW + 1, 63, 64, 65, 97, 110)
 #: Around the rows of W of a block, of a group of them, and of several.
 HEIGHTS = (0, 1, 2, 3, 4, 5, 6, 7, 12, 13, 17, 23, 24, 25, 48, 49, 64, 130)
 #: Elements of the blocks that a row is cut into, and of what is multiplied in registers at a time.
@@ -64,6 +68,16 @@ def bound(x, w, scale, bias):
     k = (-(-w.shape[1] // 32) if len(x) == 1 else w.shape[1]) + 9
     g = k * 2.0**-24 / (1 - k * 2.0**-24)
     return (x @ w.T) * scale + bias, g * ((np.abs(x) @ np.abs(w).T) * np.abs(scale) + np.abs(bias))
+
+
+def order(rows: int, width: int, dtype: str) -> int:
+    """Which of the three orders sums have: of one row, along k, in panels."""
+    if rows == 1:
+        return 1
+    tier = ffi.string(lib.ccmem_tier_name(lib.ccmem_tier_active())).decode()
+    as_is = dtype == "float32" and width % 1024 and width * 4 <= AS_IS and tier in WHOLE_PANELS
+    whole = rows * 9 >= -(-rows // PANEL) * PANEL * 8
+    return 3 if rows > FEW or (as_is and whole) else 2
 
 
 @pytest.fixture(autouse=True)
@@ -106,15 +120,15 @@ def test_within_the_bound(
             return
         # What other rows hold changes nothing, nor which row it is, nor how many more.
         row = int(rng.integers(rows))
-        least, most = (1, 1) if rows == 1 else (2, FEW) if rows <= FEW else (FEW + 1, 120)
-        other = np.full((int(rng.integers(least, most + 1)), x.shape[1]), 1.5, np.float32)
+        same = [n for n in range(1, 121) if order(n, width, dtype) == order(rows, width, dtype)]
+        other = np.full((int(rng.choice(same)), x.shape[1]), 1.5, np.float32)
         place = int(rng.integers(len(other)))
         other[place] = x[row]
         _, again = store.linear(offset, dtype, w.shape, other, scale, bias)
         assert again[place].tobytes() == y[row].tobytes()
 
 
-@pytest.mark.parametrize("rows", [1, 2, FEW, FEW + 1])
+@pytest.mark.parametrize("rows", [1, 2, 16, FEW, FEW + 1])
 @pytest.mark.parametrize("dtype", sorted(DTYPES))
 def test_same_bits_wherever_the_matrix_lies(dtype, rows):
     rng = np.random.default_rng(5)
@@ -181,7 +195,9 @@ def test_x_of_more_rows_than_are_packed_at_once(dtype, rows, width):
 
 
 @pytest.mark.parametrize("page_size", [4096, 65536])
-@pytest.mark.parametrize("width, offset", [(384, 0), (4096, 0), (4096, 8), (3101, 3)])
+@pytest.mark.parametrize(
+    "width, offset", [(384, 0), (384, 3), (1536, 4), (4096, 0), (4096, 8), (3101, 3)]
+)
 def test_many_rows_are_summed_in_one_chain(width, offset, page_size):
     """However blocks are cut: by columns that end within pages or with them, for any number of rows
     of x, by one thread or several. The control: another order of columns gives other bits."""
@@ -191,7 +207,9 @@ def test_many_rows_are_summed_in_one_chain(width, offset, page_size):
         s.write(offset, w.tobytes())
         lib.ccmem_set_threads(1)
         y = s.linear(offset, "float32", w.shape, x)[1]
-        for threads, rows in ((1, FEW + 1), (2, 700), (3, 333), (2, FEW + 2)):
+        numbers = [(1, FEW + 1), (2, 700), (3, 333), (2, FEW + 2)]
+        numbers += [(2, n) for n in range(2, FEW) if order(n, width, "float32") == 3]
+        for threads, rows in numbers:
             lib.ccmem_set_threads(threads)
             assert s.linear(offset, "float32", w.shape, x[:rows])[1].tobytes() == y[:rows].tobytes()
         s.write(offset, np.ascontiguousarray(w[:, ::-1]).tobytes())

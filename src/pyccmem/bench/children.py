@@ -5,11 +5,11 @@ from its environment, and whose memory nothing else has touched."""
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from typing import Any
 
+from . import instructions
 from .linear import THREAD_VARIABLES
 from .rounds import CheckError
 
@@ -23,7 +23,7 @@ def child(module: str, what: str, threads: int, *words: object) -> Any:
         text=True,
         check=False,
         env={
-            **os.environ,
+            **instructions.environment(),
             **dict.fromkeys(THREAD_VARIABLES, str(threads)),
             "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false",

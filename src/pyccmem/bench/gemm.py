@@ -3,7 +3,7 @@
 with the plain one, by shape, rows of x and threads.
 
 Both BLAS's are to use the instructions of the tier that is measured: with a tier for AVX2 they are
-told so in the environment of the process (gemm_child.py), unless it says something else already.
+told so in the environment of the process (instructions.py), unless it says something else already.
 The numbers are whole, as in linear.py, so results must be equal.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import subprocess
 import sys
 import time
@@ -22,8 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ..cpu import cpu_info
-from . import common, linear
+from . import common, instructions, linear
 from .linear import Products
 from .rounds import CheckError, Figure, Plan, Samples, Summary, Target, interleave
 from .threads import cores
@@ -40,14 +38,6 @@ QUICK_ROWS = (8, 64, 512)
 QUICK_SHAPES = SHAPES[:3]
 
 TARGET = Target(1.0)
-
-#: Instructions that numpy's OpenBLAS, MKL and torch are told to use with these tiers.
-AVX2 = {
-    "OPENBLAS_CORETYPE": "Haswell",
-    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
-    "ATEN_CPU_CAPABILITY": "avx2",
-}
-AVX2_TIERS = ("aesni", "vaes256")
 
 #: Threads of OpenMP wait for the next product in a busy loop for some milliseconds, and would take
 #: the processor from who is timed next.
@@ -135,9 +125,7 @@ def _times(
 
 def environment(threads: int) -> dict[str, str]:
     """Returns what the child's environment has for these threads and the active tier."""
-    found = {linear.BLAS_TIMEOUT[0]: linear.BLAS_TIMEOUT[1], **os.environ}
-    if cpu_info()["tier"] in AVX2_TIERS:
-        found = {**AVX2, **found}
+    found = {linear.BLAS_TIMEOUT[0]: linear.BLAS_TIMEOUT[1], **instructions.environment()}
     return found | dict.fromkeys(linear.THREAD_VARIABLES, str(threads))
 
 

@@ -655,6 +655,54 @@ static void caches(void) {
     use_cache(CCMEM_I8);
 }
 
+/* ---- products of floats ---------------------------------------------------------------------- */
+
+/* All ways to sum, of rows that are multiplied where they were opened or converted, as whole rows,
+ * pieces and parts, cut by pages: W, x, scale and bias are secret, and any bits. A bias and x in
+ * bfloat16 are converted as well. */
+static void float_products_of(ccmem_dtype dtype, uint64_t in) {
+    enum { OUT = 9, IN_MAX = 11000, ROWS_MAX = 50 };
+    static const uint64_t counts[] = {1, 2, 7, 16, 50}; /* rows of x */
+    static uint8_t raw[CCMEM_ROOT_KEY_SIZE], w[8 + OUT * IN_MAX * sizeof(float)];
+    static float x[ROWS_MAX * IN_MAX], y[ROWS_MAX * OUT], scale[OUT], bias[OUT];
+    const size_t bytes = 8 + OUT * (size_t)in * dtype_size(dtype);
+    ccmem_store *s;
+    ccmem_key *key;
+
+    fill_secret(raw, sizeof raw, SEED_KEY);
+    fill_secret(w, bytes, SEED_PLAIN);
+    fill_secret(x, sizeof x, SEED_MORE);
+    fill_secret(scale, sizeof scale, SEED_KEY);
+    fill_secret(bias, sizeof bias, SEED_KEY);
+    REQUIRE(!ccmem_key_from_bytes(raw, CCMEM_SECRET_MLOCK, &key));
+    REQUIRE(!ccmem_store_new(key, CCMEM_AES_128_XTS, bytes, 4096, 0, 0, CCMEM_FRESH_ONCE, &s));
+    REQUIRE(!ccmem_store_fill(s, 0, w, bytes));
+    publish_store(s, CCMEM_AES_128_XTS);
+    for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
+        const uint64_t rows = counts[i];
+        memset(y, 0, sizeof y);
+        REQUIRE(!ccmem_store_linear(s, 8, dtype, OUT, in, scale, x, rows, in, bias, y, OUT));
+        REQUIRE(is_secret(y, rows * OUT * sizeof *y));
+        if (dtype != CCMEM_F32 && dtype != CCMEM_BF16)
+            continue;
+        const ccmem_bias added = {.data = bias, .dtype = CCMEM_BF16};
+        memset(y, 0, sizeof y);
+        REQUIRE(!ccmem_store_linear_typed(s, 8, dtype, OUT, in, x, CCMEM_BF16, rows, added, y,
+                                          CCMEM_BF16));
+        REQUIRE(is_secret(y, rows * OUT * sizeof(uint16_t)));
+    }
+    ccmem_store_free(s);
+    ccmem_key_free(key);
+}
+
+static void float_products(void) {
+    for (int dtype = 0; dtype < DTYPES; dtype++) {
+        float_products_of((ccmem_dtype)dtype, 1000);
+        float_products_of((ccmem_dtype)dtype, 1023);
+    }
+    float_products_of(CCMEM_F32, 11000);
+}
+
 /* ---- products of int8 ------------------------------------------------------------------------ */
 
 /* Few rows of x and panels, with rows of W that pages cut, and rows of x of all kinds: which ones
@@ -881,6 +929,7 @@ static const struct {
     {"xts-kernels", xts_kernels},
     {"aegis-messages", aegis_messages},
     {"aegis-kernels", aegis_pages},
+    {"float-products", float_products},
     {"int8-products", int8_products},
     {"root-keys", keys},
     {"attention-kernels", attention_kernels},
