@@ -38,9 +38,10 @@ static long does_nothing(void) { return 0; }
 static float is_zero(void) { return 0.0f; }
 
 /* Right, but for the last block. */
-static void blocks_but_one(float *sums, const uint8_t *w, size_t n, const blocks_x *x,
-                           size_t first) {
-    ((blocks_dot)real)(sums, w, n - 1, x, first);
+static void blocks_but_one(float *sums, const blocks_w *w, const blocks_x *x) {
+    blocks_w fewer = *w;
+    fewer.n--;
+    ((blocks_dot)real)(sums, &fewer, x);
 }
 
 /* Right but for one bit, at the end. */
