@@ -13,7 +13,7 @@ __all__ = ["directory_function"]
 
 
 def directory_function(name: str) -> Callable[..., Any]:
-    """Returns encrypt_directory() or decrypt_directory(). Raises MissingPackageError."""
+    """Returns a function of pyccmem.directories. Raises MissingPackageError."""
     try:
         module = importlib.import_module("pyccmem.directories")
     except ImportError:

@@ -25,6 +25,7 @@ _MODULES = {
     "inspect": ("cli.commands.inspect", "what a sealed file says of itself"),
     "verify": ("cli.commands.verify", "is a sealed file as it was sealed?"),
     "rewrap": ("cli.commands.rewrap", "have a sealed file opened by another key"),
+    "rotate": ("cli.commands.rotate", "give all sealed files of a directory another key at once"),
     "bench": ("bench", "how fast, as ratios to what this machine could do"),
     "demo": ("demo", "a real model answers with its weights encrypted in RAM"),
     "demo-torch": ("demo_torch", "the same model in PyTorch, in place and from a sealed directory"),

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from .. import errors
+from .directory import directory_function
 
 __all__ = ["Found"]
 
@@ -22,14 +24,31 @@ class Found:
         """Finds the files. Raises ArgumentError for a directory without such files or with
         links to other directories, FileReadError for one that cannot be read."""
         self.paths: list[str] = []
+        self._names = list(names)
         for name in names:
             self.paths += _safetensors(name) if os.path.isdir(name) else [name]
         self.several = len(self.paths) > 1 or any(map(os.path.isdir, names))
+
+    def expected(self, expect: str | None, key: Any, context: Any) -> dict[str, str | None]:
+        """Returns what `expect` of --expect says of each file, by its path: the pin of one file, or
+        of the one directory that was named. Raises IntegrityError for a directory in another state,
+        ArgumentError for a pin that is not of what was named."""
+        if expect is None or not self.several:
+            return dict.fromkeys(self.paths, expect)
+        if len(self._names) > 1 or not directory_function("is_directory_pin")(expect):
+            self.refuse("--expect FILE_ID:GENERATION")
+        directory = self._names[0]
+        pins = directory_function("expected_pins")(directory, key, expect, context=context)
+        return {path: pins[_within(path, directory)] for path in self.paths}
 
     def refuse(self, option: str) -> None:
         """Raises ArgumentError if a directory was named, for an option that is about one file."""
         if self.several:
             raise errors.ArgumentError(f"{option} is for one file; name it, not its directory.")
+
+
+def _within(path: str, directory: str) -> str:
+    return os.path.relpath(path, directory).replace(os.sep, "/")
 
 
 def _safetensors(directory: str) -> list[str]:

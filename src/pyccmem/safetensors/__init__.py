@@ -14,6 +14,7 @@ mapped:
     load_file, safe_open              ... and mapped, with no decryption
     inspect_file, verify_file         what it says, and whether it is whole
     rewrap_file(path, old, new)       for another key
+    reencrypt_file(path, old, new)    for another key, and under a new data key
     decrypt_file(src, dst, key)       back in the clear, on disk
 
 `key` is a pyccmem.Key, a Passphrase, or a KeyProvider. The format: see _format.
@@ -47,6 +48,7 @@ from ._open import safe_open, safe_open_handle
 from ._opened_plain import PlainFile
 from ._progress import Progress
 from ._reader import SealedFile
+from ._reencrypt import reencrypt_file
 from ._save import save, save_file, serialize, serialize_file
 from ._slices import TensorSlice
 from ._specs import TensorSpec
@@ -81,6 +83,7 @@ __all__ = [
     "open_file",
     "provider_named",
     "read_header",
+    "reencrypt_file",
     "rewrap_file",
     "safe_open",
     "safe_open_handle",

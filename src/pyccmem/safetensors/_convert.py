@@ -204,17 +204,19 @@ def rewrap_file(
     old: AnyKey,
     new: AnyKey,
     *,
+    dst: _Path | None = None,
     expect: Any = None,
     progress: bool | Progress | None = None,
     context: Any = None,
     new_context: Any = None,
 ) -> str:
     """Makes the sealed file `path` open with `new` instead of `old`. Returns its pin, for `expect`:
-    the same file id, and the next generation.
+    the same file id, and the next generation. With `dst` the file stays as it is, and the new one
+    appears there.
 
     The data key and the pages stay the same: nothing is decrypted, and the file is copied to a new
     one that replaces it whole or not at all. With `old` and the old file, or with the data key,
-    these contents can still be read. To prevent that, decrypt and encrypt anew. A file of format 1
+    these contents can still be read; see reencrypt_file(). A file of format 1
     becomes one of format 2. `context` is as for load_file(); `new_context` takes the place of what
     the writer named (see save_file()), which else stays as it is.
 
@@ -247,7 +249,11 @@ def rewrap_file(
         parse(seen)
         _, table = layout(seen, header.page_size)
         begin, end = data_of(opened)
-        with AtomicFile(path) as out, reporting(progress, path, end - begin) as report:
+        mode = stat.S_IMODE(os.fstat(descriptor_of(opened)).st_mode) & 0o777
+        with (
+            AtomicFile(path if dst is None else dst, new_mode=mode) as out,
+            reporting(progress, path, end - begin) as report,
+        ):
             out.write_at(raw, 0)
             _copy(opened, begin, end, out, len(raw), report)
             out.write_at(mac(data_key_of(opened), HEADER_CONTEXT, raw), table)

@@ -60,14 +60,19 @@ def save_sealed(
 
 
 def load_sealed(
-    path: str | os.PathLike[str], key: Any, *, mmap: bool = True, activations: str = "plain"
+    path: str | os.PathLike[str],
+    key: Any,
+    *,
+    mmap: bool = True,
+    activations: str = "plain",
+    expect: Any = None,
 ) -> dict[str, EncryptedTensor]:
     """Returns the tensors of a sealed file by name, nothing of which is opened but orders of
     columns. Raises what pyccmem.safetensors.load_file() raises, and FileFormatError for quantised
     tensors that are not what the file says."""
     wipe = wipes(activations)
     own = key if isinstance(key, Key) else None
-    with safetensors.safe_open(path, "np", key=key, sealed=True, mmap=mmap) as file:
+    with safetensors.safe_open(path, "np", key=key, sealed=True, mmap=mmap, expect=expect) as file:
         entries = values_in(file.metadata())
         cores = file.get_tensors()
     try:

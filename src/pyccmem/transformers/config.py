@@ -4,18 +4,43 @@ key."""
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .. import errors
+from ..directories import expected_pins, is_directory_pin
 from ..directories.marks import METHOD
 from ..torch._quantize import Formats
 from ..torch._results import wipes
 from .keys import key_named, note_given
 
 __all__ = ["PyccmemConfig"]
+
+_PIN = re.compile(r"[0-9a-fA-F]{32}:[1-9][0-9]{0,15}")
+
+
+def _checked_expect(expect: Any) -> str | Mapping[str, Any] | None:
+    """Returns `expect`. Raises ArgumentError, ArgumentTypeError for what is no pin, or no dict of
+    pins."""
+    if expect is None or is_directory_pin(expect):
+        return expect  # type: ignore[no-any-return]
+    pins = dict(expect) if isinstance(expect, Mapping) else {"": expect}
+    for pin in pins.values():
+        if not isinstance(pin, str):
+            raise errors.ArgumentTypeError(
+                f"expect must be a pin, or a dict of pins by names, not {type(pin).__name__}."
+            )
+        if not _PIN.fullmatch(pin):
+            raise errors.ArgumentError(
+                f"expect is {pin[:80]!a}; a pin is 'FILE_ID:GENERATION', or of a directory 'dir:' "
+                f"and 64 hexadecimal digits."
+            )
+    only: str | Mapping[str, Any] = pins.get("", pins)
+    return only
 
 
 class PyccmemConfig(QuantizationConfigMixin):  # type: ignore[misc]
@@ -31,7 +56,10 @@ class PyccmemConfig(QuantizationConfigMixin):  # type: ignore[misc]
     put results of the encrypted tensors into memory that is wiped when it is freed, as
     pyccmem.torch.set_activations() says; anything else is an ArgumentError. `quantize` and `skip`:
     the block format of the weights of linear layers and embeddings, which are quantised while they
-    are loaded, as pyccmem.torch.encrypt_module() says. config.json keeps none of the last four.
+    are loaded, as pyccmem.torch.encrypt_module() says. `expect`: the pin of the directory in which
+    the weights lie ("dir:...", as `pyccmem encrypt` prints it), or of its only file, or a dict of
+    pins by the files' names; anything else than these very files is an IntegrityError, and a plain
+    file in their place a FileFormatError. config.json keeps none of the last five.
     """
 
     def __init__(
@@ -43,8 +71,11 @@ class PyccmemConfig(QuantizationConfigMixin):  # type: ignore[misc]
         activations: str = "plain",
         quantize: str | Mapping[str, str | None] | None = None,
         skip: Iterable[str] | str = (),
+        expect: str | Mapping[str, Any] | None = None,
     ) -> None:
         wipes(activations)
+        self._expect = _checked_expect(expect)
+        self._pins: dict[str, Mapping[str, Any]] = {}
         self._quantize, self._skip = quantize, skip if isinstance(skip, str) else tuple(skip)
         Formats(quantize, self._skip)
         #: The quantization_config of a checkpoint that another library has quantised.
@@ -103,9 +134,35 @@ class PyccmemConfig(QuantizationConfigMixin):  # type: ignore[misc]
             activations=self._activations,
             quantize=self._quantize,
             skip=self._skip,
+            expect=self._expect,
         )
         new.checkpoint = self.checkpoint
         return new
+
+    @property
+    def expects(self) -> bool:
+        """Whether there is a pin for what is loaded."""
+        return self._expect is not None
+
+    def expected(self, path: str, key: Any) -> Any:
+        """Returns what is expected of the sealed file `path`, for load_file(). Raises
+        IntegrityError if its directory is not in the state of the pin, or had no such file."""
+        if self._expect is None:
+            return None
+        folder, name = os.path.split(os.path.abspath(path))
+        pins = self._expect
+        if isinstance(pins, str):
+            if not is_directory_pin(pins):
+                return pins
+            if folder not in self._pins:
+                self._pins[folder] = expected_pins(folder, key, pins)
+            pins = self._pins[folder]
+        if name not in pins:
+            raise errors.IntegrityError(
+                f"{path!r} is none of the files that `expect` names; a file was added, or renamed.",
+                name=name,
+            )
+        return pins[name]
 
     def formats(self) -> Formats:
         """Returns what `quantize` and `skip` ask for."""

@@ -120,11 +120,19 @@ class SealedFile(_File):
     """All tensors of a sealed file, mapped or read. None is opened."""
 
     def __init__(
-        self, path: str, key: Any, *, mmap: bool = True, activations: str = "plain"
+        self,
+        path: str,
+        key: Any,
+        *,
+        mmap: bool = True,
+        activations: str = "plain",
+        expect: Any = None,
     ) -> None:
         """Loads them. Raises what pyccmem.safetensors.load_file() raises, with the file's name."""
         with _naming(path):
-            self._tensors = load_sealed(path, key, mmap=mmap, activations=activations)
+            self._tensors = load_sealed(
+                path, key, mmap=mmap, activations=activations, expect=expect
+            )
 
     def keys(self) -> list[str]:
         return list(self._tensors)

@@ -131,7 +131,10 @@ def _opened(path: Any) -> Iterator[SealedModel]:
     name = os.fspath(path)
     given = given_config()
     key = find_key(None if given is None else given.key, what=f"the sealed file {name!r}")
-    with open_model(name, key, expect=expected()) as file:
+    pins = expected()
+    if pins is None and given is not None:
+        pins = given.expected(name, key)
+    with open_model(name, key, expect=pins) as file:
         yield file
 
 

@@ -48,12 +48,11 @@ class GGUFQuantizer(PyccmemQuantizer):
     def read_header(self, gguf_file: str) -> None:
         """Opens the file. Raises what pyccmem.gguf.open_model() raises."""
         config = self.quantization_config
-        self._file = open_model(
-            gguf_file,
-            self.key(f"the sealed file {gguf_file!r}"),
-            expect=expected(),
-            mmap=config.mmap,
-        )
+        key = self.key(f"the sealed file {gguf_file!r}")
+        pins = expected()
+        if pins is None:
+            pins = config.expected(gguf_file, key)
+        self._file = open_model(gguf_file, key, expect=pins, mmap=config.mmap)
 
     def update_dtype(self, dtype: Any) -> Any:
         """Returns float32 where nothing else was asked for and the file has blocks."""

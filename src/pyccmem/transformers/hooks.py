@@ -109,7 +109,8 @@ def _open(path: Any, framework: str = "pt", device: Any = "cpu", **options: Any)
         what = f"the sealed file {name!r}"
         if quantizer is None:
             return SealedFile(name, find_key(what=what))
-        return SealedFile(name, quantizer.key(what), mmap=quantizer.quantization_config.mmap)
+        config, key = quantizer.quantization_config, quantizer.key(what)
+        return SealedFile(name, key, mmap=config.mmap, expect=config.expected(name, key))
     if quantizer is not None:
         if not os.path.isfile(name):
             raise errors.FileReadError(
@@ -121,6 +122,11 @@ def _open(path: Any, framework: str = "pt", device: Any = "cpu", **options: Any)
             raise errors.FileFormatError(
                 f"{name!r} is not sealed, but config.json beside it says that the model is; "
                 f"someone has put a plain file there, or changed config.json."
+            )
+        if quantizer.quantization_config.expects:
+            raise errors.FileFormatError(
+                f"{name!r} is not sealed, and `expect` names a sealed file; someone has put a "
+                f"plain file there."
             )
         remember_encrypting(name)
         if checkpoint is not None:

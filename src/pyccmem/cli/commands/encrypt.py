@@ -24,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Seals a safetensors or GGUF file, or every one in a model's directory, whose other "
         "files are copied; there NAME.gguf becomes NAME.gguf.sealed. Prints the pin of each sealed "
-        "file: what --expect of the other commands takes. Each has the mode of its original, so "
+        "file, and one of the directory as a whole: what --expect of the other commands takes. "
+        "Each has the mode of its original, so "
         "the same users can read the ciphertext. SRC stays as it is: delete it, and mind that this "
         "does not overwrite it on the disk."
     )
@@ -110,14 +111,16 @@ def _mode(path: str) -> str:
 
 def _show_directory(dst: str, pins: dict[str, str], as_json: bool) -> None:
     modes = {name: _mode(os.path.join(dst, name)) for name in pins}
+    pin = directory_function("directory_pin")(pins)
     others = sum(len(files) for _, _, files in os.walk(dst)) - len(pins)
     if as_json:
         files = [{"file": name, "pin": pin, "mode": modes[name]} for name, pin in pins.items()]
-        show_json({"directory": dst, "files": files, "others": others})
+        show_json({"directory": dst, "pin": pin, "files": files, "others": others})
         return
     print(f"{safe(dst)}: {len(pins)} sealed, {others} other file{'' if others == 1 else 's'}")
     rows = [(safe(name), pin, modes[name]) for name, pin in pins.items()]
     show_table(("sealed file", "pin", "mode"), rows)
+    print(f"directory  {pin}")
 
 
 def _tell_of_other_files(src: str) -> None:

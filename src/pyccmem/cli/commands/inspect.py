@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from ... import errors, gguf
 from ...safetensors import FileInfo, inspect_file
 from ...safetensors.providers import AnyKey, named
+from ..directory import directory_function
 from ..keys import add_context_option, add_key_options, context_of, key_of
 from ..output import safe, show_json, show_rows, show_table, size
 from ..walk import Found
@@ -33,7 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("file", metavar="FILE", help="the sealed file, or a directory")
     parser.add_argument(
-        "--expect", metavar="ID:GENERATION", help="the file and the least generation to accept"
+        "--expect",
+        metavar="PIN",
+        help="ID:GENERATION, the file and the least generation to accept; or the pin of the "
+        "directory, dir:...",
     )
     add_context_option(parser, "--context", "a text that the file's context must have")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -44,11 +48,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Prints. Raises what inspect_file() raises; for a directory, errors of single files are
     printed instead."""
     found = Found([arguments.file])
-    if arguments.expect:
-        found.refuse("--expect")
     context = context_of(arguments.context)
     with key_of(arguments) as key:
         if found.several:
+            if arguments.expect and key is None:
+                raise errors.ArgumentError("--expect means nothing without a key; name it, too.")
+            found.expected(arguments.expect, key, context)
             return _directory(found, key, context, arguments)
         info = inspect_file(arguments.file, key, expect=arguments.expect, context=context)
         summary = None
@@ -136,6 +141,13 @@ def _directory(
     print(safe(arguments.file))
     if cells:
         show_table(("file", "pin", "sealed by", "tensors", "size", "authenticated"), cells)
+    pins = {
+        os.path.relpath(path, arguments.file): info.pin
+        for path, info in infos.items()
+        if not isinstance(info, Exception)
+    }
+    if len(pins) == len(infos):
+        print(f"directory  {directory_function('directory_pin')(pins)}")
     for path, info in infos.items():
         if isinstance(info, Exception):
             text = str(info).removeprefix(f"{path!a}: ")

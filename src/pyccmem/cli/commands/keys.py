@@ -22,6 +22,7 @@ from ..keys import add_context_option, close, context_of, with_warnings
 from ..output import safe, show_json, show_rows, show_table
 from ..wrapped_keys import read_wrapped, write_wrapped
 from .keygen import write_key_file
+from .rotate import add_rotation_options, rotated
 
 __all__ = ["add_arguments", "run"]
 
@@ -225,6 +226,18 @@ def _count(text: str) -> int:
     return count
 
 
+def _add_rotate(parser: argparse.ArgumentParser) -> None:
+    _add_uri(parser)
+    parser.add_argument("new_uri", metavar="NEW-URI", help="the URI of the new key")
+    parser.add_argument("directory", metavar="DIR", help="a directory of sealed files")
+    add_rotation_options(parser)
+
+
+def _rotate(arguments: argparse.Namespace) -> int:
+    with _key(arguments.uri) as old, _key(arguments.new_uri) as new:
+        return rotated(arguments, old, new)
+
+
 _Action = tuple[str, Callable[[argparse.ArgumentParser], Any], Callable[[argparse.Namespace], int]]
 
 _ACTIONS: dict[str, _Action] = {
@@ -232,4 +245,5 @@ _ACTIONS: dict[str, _Action] = {
     "test": ("wrap and unwrap a random key, and show that its context binds", _add_test, _test),
     "wrap": ("wrap a key file by the key or the service that a URI names", _add_wrap, _wrap),
     "unwrap": ("make a key file of what was wrapped", _add_unwrap, _unwrap),
+    "rotate": ("give all sealed files of a directory another key at once", _add_rotate, _rotate),
 }

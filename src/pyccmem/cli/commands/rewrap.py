@@ -18,7 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Makes sealed files open with another key, in place. Nothing is decrypted: the file's own "
         "data key is wrapped anew. With the old key, a copy of the old file can still be "
-        "read; to keep new contents from that key, decrypt and encrypt anew. Of a directory, "
+        "read; to keep new contents from that key, use `pyccmem rotate --re-encrypt`. Of a "
+        "directory, "
         "every safetensors and GGUF file is rewrapped, one after the other; the first failure "
         "ends the run, and what was printed before it is done."
     )

@@ -35,7 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("files", metavar="FILE", nargs="+", help="a sealed file, or a directory")
     parser.add_argument(
-        "--expect", metavar="ID:GENERATION", help="the file and the least generation to accept"
+        "--expect",
+        metavar="PIN",
+        help="ID:GENERATION, the file and the least generation to accept; or the pin of the "
+        "directory, dir:...",
     )
     add_context_option(parser, "--context", "a text that the file's context must have")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -46,16 +49,18 @@ def run(arguments: argparse.Namespace) -> int:
     """Checks and prints. Raises what verify_file() raises except IntegrityError; for several files,
     errors of single files are printed instead."""
     found = Found(arguments.files)
-    if arguments.expect:
-        found.refuse("--expect")
     results = []
     width = max(map(len, map(safe, found.paths)))
     context = context_of(arguments.context)
     with key_of(arguments) as key:
         assert key is not None, "argparse asks for one"
+        try:
+            expected = found.expected(arguments.expect, key, context)
+        except (errors.IntegrityError, errors.FileFormatError) as error:
+            return _refused(arguments, str(error))
         for path in found.paths:
             try:
-                result = _checked(path, key, arguments.expect, context)
+                result = _checked(path, key, expected[path], context)
             except errors.PyccmemError as error:
                 if not found.several:
                     raise
@@ -70,6 +75,16 @@ def run(arguments: argparse.Namespace) -> int:
         print(_summary(results))
     states = {result["state"] for result in results}
     return EXIT_DAMAGED if "DAMAGED" in states else EXIT_ERROR if "error" in states else 0
+
+
+def _refused(arguments: argparse.Namespace, why: str) -> int:
+    """Prints that a directory is not the one that was expected."""
+    result = _result(arguments.files[0], "DAMAGED", error=why)
+    if arguments.json:
+        show_json([_public(result)])
+    else:
+        print(f"{safe(result['file'])}  DAMAGED: {why}")
+    return EXIT_DAMAGED
 
 
 def _result(path: str, state: str, **more: Any) -> dict[str, Any]:
