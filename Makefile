@@ -71,7 +71,7 @@ $(LINTERS): pyproject.toml | $(STAMP)
 
 key-services: $(STAMP) ## install the clients of key services, for their tests (180 MB, a minute)
 	@$(SAY) "the clients of key services (180 MB, a minute, half of it compiling tpm2-pytss)"
-	@$(PIP) -e '.[key-services-test]'
+	@$(PIP) 'pyccmem[key-services-test]'  # of the one that is installed
 
 lint: $(LINTERS) ## check style, types, the order of the layers, and what every file opens with; 2 minutes
 	$(BIN)/ruff check .
