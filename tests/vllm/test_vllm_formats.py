@@ -129,7 +129,13 @@ def test_formats_by_names_and_what_is_refused(
         engine(folder / "plain", quantization="pyccmem"),
     ):
         pass
-    monkeypatch.setenv(QUANTIZE, "lm_head*=q8_0,*proj*=q4_k")
+    monkeypatch.setenv(QUANTIZE, "q4_k,*=q8_0")
+    with (
+        pytest.raises(errors.ConfigError, match="twice what \\* becomes"),
+        engine(folder / "plain", quantization="pyccmem"),
+    ):
+        pass
+    monkeypatch.setenv(QUANTIZE, " lm_head* = q8_0, *proj*=q4_k,")
     with engine(folder / "plain", quantization="pyccmem") as llm:
         assert formats_of(llm) == {"q8_0", "q4_k", None}
         assert answer(llm, PROMPTS)
@@ -138,3 +144,13 @@ def test_formats_by_names_and_what_is_refused(
         engine(folder / "q8_0"),
     ):
         pass
+
+
+def test_rows_that_are_no_blocks_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_model("llama", tmp_path / "plain")  # rows of 128 and 192; q4_k has blocks of 256
+    monkeypatch.setenv(QUANTIZE, "q4_k")
+    with (
+        pytest.warns(errors.FormatWarning, match="no whole number of blocks of q4_k.* q8_0"),
+        engine(tmp_path / "plain", quantization="pyccmem") as llm,
+    ):
+        assert formats_of(llm) == {"q8_0"}

@@ -22,7 +22,7 @@ from support import child_environment
 from vllm_support import answer, engine, make_model
 
 from pyccmem import errors
-from pyccmem.vllm import process
+from pyccmem.vllm import logs, process
 from pyccmem.vllm.method import PyccmemQuantization
 
 
@@ -98,41 +98,85 @@ class _Lines(logging.Handler):
         self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
+        self.lines.append(self.format(record))
+
+
+#: What vLLM's modules log, as they do it, and what is left.
+_LOGGED: list[tuple[str, str, tuple[Any, ...], str]] = [
+    ("tool_parsers.llama_tool_parser", "timeout matching: %s", ("secret",), "matching: [hidden]"),
+    ("entrypoints.openai.chat_completion.serving", "%d%% of %r", (7, "secret"), "[hidden]% of"),
+    ("entrypoints.anthropic.api_router", "Response: %(text)s", ({"text": "secret"},), "Response:"),
+    ("renderers.hf", "Chat template rejected it: %s", (ValueError("secret"),), "rejected it"),
+    ("tool_parsers.xlam_tool_parser", "Error in calls: secret", (), "Error in calls: [hidden]"),
+    ("v1.engine.async_llm", "Request %s failed: %s.", ("r7", "secret"), "Request r7 failed:"),
+    ("v1.core.sched.scheduler", "rejected %s for %s", ([4711], "r7"), "rejected [hidden]"),
+    ("logging_utils.dump_input", "Dumping: %.3f %s", (1.5, "secret"), "Dumping: [hidden]"),
+]
+
+
+def _logged() -> str:
+    from vllm.entrypoints.serve.middleware import log_response
+    from vllm.entrypoints.serve.utils.request_logger import RequestLogger
+    from vllm.sampling_params import SamplingParams, StructuredOutputsParams
+
+    lines, vllm = _Lines(), logging.getLogger("vllm")
+    lines.setFormatter(logging.Formatter("%(message)s"))
+    level = vllm.level
+    vllm.addHandler(lines)
+    vllm.setLevel(logging.DEBUG)
+    try:
+        made = RequestLogger(max_log_len=None)
+        choice = StructuredOutputsParams(choice=["secret"])
+        params = SamplingParams(stop=["secret"], structured_outputs=choice)
+        made.log_inputs("r1", "a secret", [4711], None, params=params, lora_request=None)
+        made.log_outputs("r1", "an answer", [4712])
+        log_response._log_non_streaming_response([b"an answer"])
+        for name, text, given, _ in _LOGGED:
+            logging.getLogger(f"vllm.{name}").warning(text, *given)
+        try:
+            raise ValueError(_LOGGED[0][2][0])
+        except ValueError:
+            logging.getLogger("vllm.renderers.base").exception("Rendering has failed")
+        logging.getLogger("vllm.entrypoints.openai.api_server").info("Serving at %s", "a port")
+        logging.getLogger("vllm.pyccmem.vllm").error("Page %d of %s", 7, "a tensor")
+    finally:
+        vllm.setLevel(level)
+        vllm.removeHandler(lines)
+    return "\n".join(lines.lines)
 
 
 def test_logs_have_no_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vllm.entrypoints.serve.utils import request_logger
-    from vllm.entrypoints.serve.utils.request_logger import RequestLogger
-
-    def logged() -> str:
-        lines = _Lines()
-        request_logger.logger.addHandler(lines)
-        level = request_logger.logger.level
-        request_logger.logger.setLevel(logging.DEBUG)
-        try:
-            made = RequestLogger(max_log_len=None)
-            made.log_inputs("r1", "a secret", [4711], None, params=None, lora_request=None)
-            made.log_outputs("r1", "an answer", [4712])
-        finally:
-            request_logger.logger.setLevel(level)
-            request_logger.logger.removeHandler(lines)
-        return "\n".join(lines.lines)
-
-    kept = {name: getattr(RequestLogger, name) for name in vars(RequestLogger) if "log_" in name}
-    for name, value in kept.items():  # vLLM's own, whatever ran before
-        monkeypatch.setattr(RequestLogger, name, getattr(value, "__wrapped__", value))
-    if "an answer" in logged():
-        assert "a secret" in logged() and "4711" in logged()
-    monkeypatch.setenv("PYCCMEM_VLLM_LOG", "prompts")
-    process.hide_prompts()
-    assert "a secret" in logged()
+    monkeypatch.setattr(logging, "_logRecordFactory", logging.LogRecord)  # as before
+    for hide in (False, True):
+        if hide:
+            monkeypatch.setenv("PYCCMEM_VLLM_LOG", "prompts")
+            logs.hide_prompts()
+        found = _logged()
+        assert found.count("secret") >= len(_LOGGED) + 2 and found.count("an answer") == 2
+        assert "4711" in found and "ValueError: secret" in found
     monkeypatch.delenv("PYCCMEM_VLLM_LOG")
-    process.hide_prompts()
-    process.hide_prompts()
-    found = logged()
-    assert "Received request r1" in found
-    assert not any(word in found for word in ("secret", "4711", "answer", "4712"))
+    logs.hide_prompts()
+    found = _logged()
+    assert not [word for word in ("secret", "4711", "answer", "4712") if word in found]
+    for left in (
+        "Received request r1",
+        "Generated response r1",
+        "Serving at a port",
+        "Page 7 of a tensor",
+        "in _logged",
+        "Hidden: ValueError",
+        *(left for *_, left in _LOGGED),
+    ):
+        assert left in found
+
+
+@pytest.mark.parametrize("how", ["made", "sent"])
+def test_every_process_hides_prompts(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = pickle.dumps(PyccmemQuantization())
+    monkeypatch.setattr(logging, "_logRecordFactory", logging.LogRecord)
+    assert "secret" in _logged()
+    PyccmemQuantization() if how == "made" else pickle.loads(sent)
+    assert "secret" not in _logged()
 
 
 _SERVER = """

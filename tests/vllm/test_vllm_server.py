@@ -48,7 +48,11 @@ def sealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(sealed: Path) -> Iterator[Server]:
-    with Server(sealed, sealed.parent / "log", key=sealed.parent / "key") as started:
+    # It logs whatever vLLM can log.
+    setting = {"VLLM_LOGGING_LEVEL": "DEBUG", "VLLM_DEBUG_LOG_API_SERVER_RESPONSE": "true"}
+    options = "--enable-log-requests --enable-log-outputs --log-error-stack"
+    log, key = sealed.parent / "log", sealed.parent / "key"
+    with Server(sealed, log, key=key, options=options, **setting) as started:
         started.wait()
         yield started
 
@@ -119,6 +123,32 @@ def test_streams_and_clients_that_leave(server: Server, long: bool) -> None:
     assert by_clients(server, range(count)) == {"whole": count * 3 // 4, "left": count // 4}
     log = server.log()
     assert "lies in memory as ciphertext" in log and "a block was looked at" in log
+
+
+def test_what_a_server_logs(server: Server) -> None:
+    """Ids of prompts, answers, and what is no request, are not in a log of everything."""
+    prompt, stop = [271, 272, 273, 274, 275], "Zebrafinch"
+    body = {"model": "m", "prompt": prompt, "max_tokens": 9, "detokenize": False}
+    answer = tokens_of(server, prompt, 9)
+    bad: list[tuple[str, dict[str, Any]]] = [
+        ("/v1/completions", {**body, "max_tokens": stop}),
+        ("/v1/completions", {**body, "prompt": {stop: stop}}),
+        ("/v1/completions", {**body, stop: stop}),
+        ("/v1/completions", {**body, "stop": [stop]}),
+        ("/v1/completions", {**body, "structured_outputs": {"choice": [stop]}}),
+        ("/v1/chat/completions", {"model": "m", "messages": [{"role": "user", "content": stop}]}),
+        ("/v1/messages", {"model": "m", "messages": [{"role": "user", "content": stop}]}),
+        ("/tokenize", {"model": "m", "prompt": stop}),
+    ]
+    for path, given in bad:
+        server.post(path, given)
+    log = server.log()
+    # Such lines there are.
+    assert "JSON body: [hidden]" in log and "response_body={[hidden]}" in log
+    assert stop not in log
+    for ids in (prompt, answer):
+        for spelled in (str(ids)[1:-1], str(ids)[1:-1].replace(" ", "")):
+            assert spelled not in log
 
 
 def test_a_changed_page_fails_the_requests_that_need_it(server: Server, sealed: Path) -> None:

@@ -48,7 +48,8 @@ class EncryptedLoader(DefaultModelLoader):  # type: ignore[misc]
 
     def load_weights(self, model: nn.Module, model_config: Any) -> None:
         """Loads a model. Raises what opening sealed files raises, FileFormatError for a plain file
-        where config.json says that it is sealed and for missing weights."""
+        where config.json says that it is sealed and for missing weights. FormatWarning names
+        weights that took another block format than was asked for."""
         if model_config.quantization != METHOD:
             super().load_weights(model, model_config)
             return
@@ -60,6 +61,7 @@ class EncryptedLoader(DefaultModelLoader):  # type: ignore[misc]
         weights = weights_of(model)
         for one in weights.values():
             one.finish()
+        self._config.formats().tell()
         _encrypt_rest(model, self._config)
         check_weights(model, weights)
         if self._config.with_cache:

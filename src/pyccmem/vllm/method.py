@@ -40,7 +40,8 @@ from ..keys import Key
 from ..torch._quantize import Formats
 from .engine import patch_engine
 from .experts import EncryptedExperts
-from .process import hide_prompts, protect_process
+from .logs import hide_prompts
+from .process import protect_process
 from .settings import encrypts_cache
 from .start import check_config
 from .steps import patch_runner
@@ -68,6 +69,7 @@ class PyccmemQuantization(QuantizationConfig):  # type: ignore[misc]
         #: Keys and values are encrypted, too.
         self.with_cache = True
         self._key: Key | None = None
+        self._formats: Formats | None = None
         patch_engine()
         hide_prompts()
         protect_process()
@@ -75,10 +77,11 @@ class PyccmemQuantization(QuantizationConfig):  # type: ignore[misc]
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Comes to a process of vLLM's."""
         self.__dict__.update(state)
+        hide_prompts()
         protect_process()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_key": None, "layers": {}}
+        return {**self.__dict__, "_key": None, "_formats": None, "layers": {}}
 
     def memory_key(self) -> Key:
         """Returns the key of what is encrypted in memory and stored nowhere."""
@@ -88,15 +91,17 @@ class PyccmemQuantization(QuantizationConfig):  # type: ignore[misc]
 
     def formats(self) -> Formats:
         """Returns which weights of plain files become blocks of which format. Raises ArgumentError
-        for an unknown one, ConfigError where the files are sealed, and have the type they have."""
-        text = os.environ.get(QUANTIZE, "")
-        if text and self.sealed:
-            raise errors.ConfigError(
-                f"{QUANTIZE} is for plain directories; quantise this one when it is sealed: "
-                f"pyccmem encrypt --quantize {text}."
-            )
-        rules = dict(rule.rpartition("=")[::2] for rule in text.split(",") if rule)
-        return Formats({name or "*": format for name, format in rules.items()})
+        for an unknown one, ConfigError for a pattern that comes twice, and where the files are
+        sealed, and have the type they have."""
+        if self._formats is None:
+            text = os.environ.get(QUANTIZE, "")
+            if text and self.sealed:
+                raise errors.ConfigError(
+                    f"{QUANTIZE} is for plain directories; quantise this one when it is sealed: "
+                    f"pyccmem encrypt --quantize {text}."
+                )
+            self._formats = Formats(_rules(text))
+        return self._formats
 
     def get_name(self) -> str:
         return METHOD
@@ -137,6 +142,23 @@ class PyccmemQuantization(QuantizationConfig):  # type: ignore[misc]
             f"Layer {prefix!r} is a {type(layer).__name__}, which pyccmem.vllm has no encrypted "
             f"form of; serve this model without pyccmem, or with pyccmem.transformers."
         )
+
+
+def _rules(text: str) -> dict[str, str]:
+    """Returns the formats by patterns of names that PYCCMEM_VLLM_QUANTIZE says."""
+    rules: dict[str, str] = {}
+    for rule in text.split(","):
+        name, _, format = (part.strip() for part in rule.rpartition("="))
+        if not name and not format:
+            continue
+        name = name or "*"
+        if name in rules:
+            raise errors.ConfigError(
+                f"{QUANTIZE} is {text!r}, which says twice what {name} becomes; write FORMAT, or "
+                f"PATTERN=FORMAT,PATTERN=FORMAT."
+            )
+        rules[name] = format
+    return rules
 
 
 class EncryptedMethod(QuantizeMethodBase):  # type: ignore[misc]

@@ -1,17 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each of vLLM's processes does for its prompts and answers: guard(), the posture that an
-environment variable requires, and no prompts in logs."""
+"""What each of vLLM's processes does for its prompts and answers: guard(), and the posture that an
+environment variable requires."""
 
 from __future__ import annotations
 
-import functools
-import inspect
 import multiprocessing
 import os
 import signal
 import threading
 import time
-from typing import Any
 
 from .. import errors
 from ..assessment import posture
@@ -21,9 +18,7 @@ from ..process import set_num_threads
 
 __all__ = [
     "GUARD",
-    "LOG",
     "REQUIRE",
-    "hide_prompts",
     "protect_process",
     "require_posture",
     "use_vllm_threads",
@@ -33,8 +28,6 @@ __all__ = [
 GUARD = "PYCCMEM_VLLM_GUARD"
 #: Levels and lines of the posture, as in no-dumps,freed-memory.
 REQUIRE = "PYCCMEM_VLLM_REQUIRE"
-#: "prompts" lets vLLM log what --enable-log-requests asks for.
-LOG = "PYCCMEM_VLLM_LOG"
 
 #: Seconds between looks whether the process that started this one is there, and seconds that this
 #: one has to end when it is not.
@@ -104,27 +97,3 @@ def use_vllm_threads() -> None:
     told = os.environ.get("OMP_NUM_THREADS", "")
     if told.isdigit() and int(told) and not os.environ.get("PYCCMEM_NUM_THREADS"):
         set_num_threads(int(told))
-
-
-def hide_prompts() -> None:
-    """Has vLLM log requests without prompts, their ids and answers. May be repeated."""
-    from vllm.entrypoints.serve.utils.request_logger import RequestLogger
-
-    if os.environ.get(LOG) == "prompts" or hasattr(RequestLogger.log_inputs, "pyccmem"):
-        return
-    inputs = RequestLogger.log_inputs
-
-    names = inspect.signature(inputs)
-
-    @functools.wraps(inputs)
-    def log_inputs(*args: Any, **kwargs: Any) -> None:
-        given = names.bind(*args, **kwargs).arguments
-        inputs(**{**given, "prompt": None, "prompt_token_ids": None, "prompt_embeds": None})
-
-    def nothing(self: Any, *args: Any, **kwargs: Any) -> None:
-        """Logs nothing: all of it would be of the request's text."""
-
-    log_inputs.pyccmem = True  # type: ignore[attr-defined]
-    RequestLogger.log_inputs = log_inputs
-    RequestLogger.log_request_body = nothing
-    RequestLogger.log_outputs = nothing
