@@ -269,7 +269,13 @@ def test_where_a_process_has_its_key_from(
     made = seal(np.arange(5), key=mine)
     with pytest.raises(errors.InvalidKeyError, match=f"{mine.id}.*{key.id}"):
         made.open()
+    pyccmem.ray.use_key(mine)
     monkeypatch.setenv("PYCCMEM_KEY_FILE", str(path))
+    with pytest.raises(errors.InvalidKeyError) as caught:  # a key that it has twice is told once
+        seal([1], key=Key.generate()).open()
+    assert str(caught.value).count(mine.id) == 1
+    pyccmem.ray.forget_keys()
+    pyccmem.ray.use_key(key)
     assert made.open().sum() == 10
     pyccmem.ray.forget_keys()
     assert seal([1]).open() == [1], "the environment's key"

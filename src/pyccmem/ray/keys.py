@@ -178,7 +178,8 @@ def key_for(provider: str, key_id: str) -> AnyKey:
                         return key
                 elif provider == key.name:
                     return key
-        have = [_called(key) for key in (*here.used, *_from_environment(here))]
+        # one key may be in both
+        have = dict.fromkeys(map(_called, (*here.used, *_from_environment(here))))
         wanted = f"the key {key_id}" if provider == _KEY else f"the key service {provider!a}"
         raise errors.InvalidKeyError(
             f"What came here is sealed with {wanted}, and this process has "
