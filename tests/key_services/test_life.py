@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import support
 
-from pyccmem import Key, errors, gguf
+from pyccmem import Key, errors, gguf, keys
 from pyccmem import safetensors as sealed
 from pyccmem.key_services import Event, Held, WrappedKey, envelope, leases, on_event
 
@@ -427,3 +427,141 @@ def test_wrapping_is_told(tmp_path: Path, service: Service, heard: list[Event]) 
     (event,) = heard
     assert (event.event, event.key_id, event.error) == ("wrap", "kek-1", None)
     assert event.context["pyccmem.file_id"] == sealed.inspect_file(tmp_path / "f").file_id
+
+
+# ---- where the machine has no room ----
+
+
+def _no_thread(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Lets no thread of this name start."""
+    start = threading.Thread.start
+
+    def refuse(self: threading.Thread) -> None:
+        if self.name == name:
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+
+
+@pytest.fixture
+def own_watcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "_watcher", leases._Watcher())
+
+
+@pytest.mark.usefixtures("own_watcher")
+def test_no_key_with_a_limit_that_nobody_watches(
+    path: Path, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as scarce:
+        _no_thread(scarce, "pyccmem key limits")
+        for _ in range(2):  # the second is not told that the first has begun it
+            with pytest.raises(errors.KeyServiceError, match="no further thread"):
+                sealed.load_file(path, key=Held(service, max_age=0.2))
+        assert reads(sealed.load_file(path, key=service)["t"])  # without a limit
+    tensor = sealed.load_file(path, key=Held(service, max_age=0.2))["t"]
+    assert reads(tensor)
+    service.failure = AWAY
+    until(lambda: not reads(tensor))
+
+
+@pytest.mark.usefixtures("own_watcher")
+def test_a_renewal_that_finds_no_thread_does_not_end_the_limit(
+    path: Path, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensor = sealed.load_file(path, key=Held(service, max_age=0.4))["t"]
+    with monkeypatch.context() as scarce:
+        _no_thread(scarce, "pyccmem key renewal")
+        until(lambda: not reads(tensor))
+    until(lambda: reads(tensor))  # it is fetched again once there are threads
+
+
+class Part:
+    """A holder that fails, or not."""
+
+    def __init__(self, failure: BaseException | None = None) -> None:
+        self.failure, self.has = failure, True
+
+    def withhold(self) -> None:
+        self.has = False
+        if self.failure is not None:
+            raise self.failure
+
+    def restore(self, key: Key) -> None:
+        if self.failure is not None:
+            raise self.failure
+        self.has = True
+
+
+def _lease(fetch: Callable[[], Key], key: Key, max_age: float, hook: Any = None) -> leases.Lease:
+    return leases.Lease(
+        key, fetch, max_age, object(),
+        provider="p", key_id="k", context={}, hook=hook, fetched=leases.clock(),
+    )  # fmt: skip
+
+
+@pytest.mark.usefixtures("own_watcher")
+@pytest.mark.parametrize("failure", [errors.OutOfMemoryError("No memory."), SystemExit(3)])
+def test_no_part_keeps_a_key_that_another_could_not_get(failure: BaseException, key: Key) -> None:
+    def away() -> Key:
+        raise AWAY
+
+    parts = [Part(), Part(failure), Part()]
+    lease = _lease(away, key, 0.2)
+    for part in parts:
+        lease.add(part)
+    until(lambda: lease.withheld)
+    assert not any(part.has for part in parts)  # though one of them failed
+    lease._fetch = lambda: keys.another(key)
+    lease.renew()
+    assert lease.withheld and not any(part.has for part in parts)
+    parts[1].failure = errors.ClosedError("Closed.")  # which stops nobody
+    lease.renew()
+    assert not lease.withheld and parts[0].has and parts[2].has
+
+
+@pytest.mark.usefixtures("own_watcher")
+def test_a_provider_that_ends_its_thread_is_asked_no_more_often(key: Key) -> None:
+    calls = []
+
+    def ends() -> Key:
+        calls.append(1)
+        raise SystemExit(1)
+
+    part = Part()
+    lease = _lease(ends, key, 0.5, hook=lambda event: ends())
+    lease.add(part)
+    until(lambda: not part.has)
+    assert 1 <= len(calls) < 50 and lease.withheld
+
+
+def test_what_a_hook_keeps_from_the_caller_is_wiped(path: Path) -> None:
+    given: list[bytearray] = []
+
+    class Gives(Service):
+        def unwrap_key(self, wrapped: WrappedKey, context: Mapping[str, str]) -> Any:
+            with super().unwrap_key(wrapped, context) as made:
+                data = bytearray(32)
+                keys.copy_into(made, memoryview(data))
+            given.append(data)
+            return data
+
+    def hook(event: Event) -> None:
+        raise PermissionError("no room for the audit log")
+
+    with pytest.raises(PermissionError):
+        sealed.load_file(path, key=Held(Gives(), on_event=hook))
+    assert given == [bytearray(32)]
+    sealed.load_file(path, key=Held(Gives()))  # and without the hook it is a key
+
+
+def test_a_hook_is_told_as_often_as_it_was_registered(path: Path, service: Service) -> None:
+    told: list[Event] = []
+    first, second = on_event(told.append), on_event(told.append)
+    try:
+        first()
+        first()  # ends nothing but its own
+        sealed.load_file(path, key=service)
+        assert len(told) == 1
+    finally:
+        second()

@@ -35,7 +35,8 @@ class Event:
 
 Hook = Callable[[Event], Any]
 
-_hooks: list[Hook] = []
+#: By what tells two registrations of one function apart.
+_hooks: dict[object, Hook] = {}
 
 
 def on_event(hook: Hook) -> Callable[[], None]:
@@ -48,18 +49,18 @@ def on_event(hook: Hook) -> Callable[[], None]:
         raise errors.ArgumentTypeError(
             f"A hook must be a function of one Event, not {type(hook).__name__}."
         )
-    _hooks.append(hook)
+    registration = object()
+    _hooks[registration] = hook
 
     def end() -> None:
-        if hook in _hooks:
-            _hooks.remove(hook)
+        _hooks.pop(registration, None)
 
     return end
 
 
 def emit(event: Event, more: Hook | None = None) -> None:
     """Calls every hook, and `more`. Raises what they raise."""
-    for hook in (*_hooks, *(() if more is None else (more,))):
+    for hook in (*_hooks.values(), *(() if more is None else (more,))):
         hook(event)
 
 

@@ -136,8 +136,12 @@ class Lease:
                 f"The key service {self._event[0]!r} does not give the key any more: "
                 f"{str(problem).rstrip('.')}."
             )
-        except Exception:  # a provider may raise anything; the hook was told
+        except BaseException:  # a provider may raise anything; the hook was told
             pass
+        self._plan(clock())
+
+    def put_off(self) -> None:
+        """Plans the next fetching after one that could not begin."""
         self._plan(clock())
 
     def _renewed(self, key: Key, begin: float) -> None:
@@ -145,8 +149,14 @@ class Lease:
             was, self._fetched, self._wait = self._why, begin, 0.0
             self._plan(0.0)
             if was is not None:
-                for holder in list(self._holders):
-                    holder.restore(key)
+                try:
+                    for holder in list(self._holders):
+                        with contextlib.suppress(errors.ClosedError):
+                            holder.restore(key)
+                except BaseException:
+                    # A part of them would have the key, and no limit: none has it then.
+                    self._withhold_all()
+                    raise
                 self._why = None
         if was is not None:
             self._tell("restored")
@@ -154,10 +164,15 @@ class Lease:
     def _withhold(self, why: str) -> None:
         with self._lock:
             was, self._why = self._why, why
-            for holder in list(self._holders):
-                holder.withhold()
+            self._withhold_all()
         if was is None:
             self._tell("withheld")
+
+    def _withhold_all(self) -> None:
+        for holder in list(self._holders):
+            # What fails for one of them keeps the key of no other.
+            with contextlib.suppress(BaseException):
+                holder.withhold()
 
     def _plan(self, now: float) -> None:
         """Plans the next fetching: half a life after the last, or after a failure at `now`."""
@@ -172,8 +187,17 @@ class Lease:
         provider, key_id, context = self._event
         event = Event(what, provider, key_id, dict(context), time.time(), 0.0, None)
         # Nobody is there to be told of a hook's failure; what happened has happened.
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(BaseException):
             emit(event, self._hook)
+
+
+def _started(thread: threading.Thread) -> bool:
+    """Starts a thread. Returns False if the system gives none."""
+    try:
+        thread.start()
+    except (RuntimeError, MemoryError):
+        return False
+    return True
 
 
 class _Watcher:
@@ -187,13 +211,19 @@ class _Watcher:
         self._busy: set[int] = set()  # groups that are being renewed, by id()
 
     def add(self, lease: Lease) -> None:
+        """Watches a lease. Raises KeyServiceError if there is no thread to do it, since a limit
+        that nobody watches would be none."""
         with self._changed:
+            if self._thread is None or not self._thread.is_alive():
+                thread = threading.Thread(target=self._run, name="pyccmem key limits", daemon=True)
+                if not _started(thread):
+                    raise errors.KeyServiceError(
+                        "The system gives this process no further thread, and a key with a limit "
+                        "needs one that watches it; raise the limit of threads (ulimit -u, "
+                        "TasksMax), or end some."
+                    )
+                self._thread = thread
             self._leases.add(lease)
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=self._run, name="pyccmem key limits", daemon=True
-                )
-                self._thread.start()
             self._news = True
             self._changed.notify()
 
@@ -227,9 +257,15 @@ class _Watcher:
                 if group in self._busy:
                     continue
                 self._busy.add(group)
-            threading.Thread(
-                target=self._renew, args=(group, due), name="pyccmem key renewal", daemon=True
-            ).start()
+            if not _started(
+                threading.Thread(
+                    target=self._renew, args=(group, due), name="pyccmem key renewal", daemon=True
+                )
+            ):
+                with self._changed:
+                    self._busy.discard(group)
+                for lease in due:
+                    lease.put_off()
         return max(wait, 0.0)
 
     def _renew(self, group: int, leases: list[Lease]) -> None:

@@ -21,7 +21,7 @@ from .. import errors
 from ..keys import Key
 from .events import Hook, watched
 from .leases import clock
-from .provider import KeyProvider, check_provider, takes_context
+from .provider import KeyProvider, check_provider, forget, takes_context
 from .wrapped import WrappedKey
 
 __all__ = ["Held"]
@@ -114,8 +114,14 @@ class Held:
             return made
 
     def _unwrapped(self, wrapped: WrappedKey, context: Mapping[str, str]) -> bytearray | Key:
-        with watched("unwrap", self.name, wrapped.key_id, context, self.on_event):
-            return self.provider.unwrap_key(wrapped, context)
+        found: bytearray | Key | None = None
+        try:
+            with watched("unwrap", self.name, wrapped.key_id, context, self.on_event):
+                found = self.provider.unwrap_key(wrapped, context)
+            made, found = found, None
+            return made
+        finally:
+            forget(found)  # what a hook has kept from being handed out
 
     def once(self) -> Held:
         """Returns the same without repetition, for a caller that repeats by itself."""

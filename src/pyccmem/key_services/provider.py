@@ -20,7 +20,7 @@ from . import envelope
 from .events import Told, watched
 from .wrapped import MAX_PARAMETERS, MAX_TEXT, MAX_WRAPPED_BYTES, WrappedKey, fits
 
-__all__ = ["KeyProvider", "check_provider", "takes_context", "unwrapped", "wrapped_for"]
+__all__ = ["KeyProvider", "check_provider", "forget", "takes_context", "unwrapped", "wrapped_for"]
 
 _KEY_BYTES: int = lib.CCMEM_ROOT_KEY_SIZE
 
@@ -164,10 +164,15 @@ def _unwrapped(provider: Any, wrapped: WrappedKey, *context: Mapping[str, str]) 
             )
         return Key.from_bytes(data)
     finally:
-        if isinstance(data, Key):
-            data.close()
-        elif isinstance(data, bytearray) and data:
-            wiped.wipe(data)
+        forget(data)
+
+
+def forget(data: object) -> None:
+    """Wipes what unwrap_key() has returned."""
+    if isinstance(data, Key):
+        data.close()
+    elif isinstance(data, bytearray) and data:
+        wiped.wipe(data)
 
 
 def _watched(
