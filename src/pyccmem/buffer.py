@@ -672,10 +672,20 @@ class EncryptedBuffer(Store):
         check_open(self)
         root = None if key is None else native_key(key)
         if self._writable:
-            return self._native(store).steps(root)
+            return self._moving_steps(store, root)
         if not self._frozen:
             self._refuse_file("rekey()")
         return self._frozen_steps(store, root)
+
+    def _moving_steps(self, store: Any, root: Any) -> Steps:
+        for count in self._native(store).steps(root):
+            yield count
+            if self._store is not store:
+                # Its keys are wiped once nothing has the store any more, this generator too.
+                store = self._opened()  # raises if it was closed
+                if root is not None:  # freeze() has taken a random key
+                    yield from self._frozen_steps(store, root)
+                return
 
     def _frozen_steps(self, store: Any, root: Any) -> Steps:
         once = lib.CCMEM_FRESH_ONCE

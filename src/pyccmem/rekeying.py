@@ -22,6 +22,10 @@ from .tensor import EncryptedTensor
 __all__ = ["KeyUse", "Rekeying"]
 
 
+#: Seconds between two looks at what else has happened, while it waits.
+_LOOK = 0.05
+
+
 class _Cancelled(Exception):  # it is no error: it ends the thread
     """Raised in the thread when it is cancelled."""
 
@@ -51,11 +55,13 @@ def _parts(targets: Any) -> Iterator[Any]:
             )
 
 
-def _jobs(targets: Any, key: Key | None) -> tuple[int, list[Steps]]:
-    """Returns the bytes of all that the targets lie in, and the steps, each part once. Raises what
-    EncryptedBuffer.rekey() raises before it begins."""
+def _jobs(targets: Any, key: Key | None) -> tuple[int, list[tuple[Steps, Any]]]:
+    """Returns the bytes of all that the targets lie in, and the steps, each part once, with the
+    buffer that they are about, or None. Raises what EncryptedBuffer.rekey() raises before it
+    begins."""
     root = None if key is None else native_key(key)
-    total, jobs, seen = 0, [], set[int]()
+    total, seen = 0, set[int]()
+    jobs: list[tuple[Steps, Any]] = []
     frozen: dict[int, list[EncryptedTensor]] = {}
     for part in _parts(targets):
         shared = shared_of(part) if isinstance(part, EncryptedTensor) else None
@@ -68,15 +74,15 @@ def _jobs(targets: Any, key: Key | None) -> tuple[int, list[Steps]]:
             continue
         elif shared is not None:
             total += native_arena(shared).nbytes
-            jobs.append(native_arena(shared).steps(root))
+            jobs.append((native_arena(shared).steps(root), None))
         elif isinstance(part, Arena):
-            jobs.append(arena_steps(part, key))
+            jobs.append((arena_steps(part, key), None))
             total += part.key_use().pages * part.page_size
         else:
-            jobs.append(rekey_steps(part, key))
+            jobs.append((rekey_steps(part, key), part))
             total += part.nbytes
         seen |= {id(owner), id(part)}
-    return total, jobs + [moving(alike, key) for alike in frozen.values()]
+    return total, jobs + [(moving(alike, key), None) for alike in frozen.values()]
 
 
 class Rekeying(Resource):
@@ -93,7 +99,8 @@ class Rekeying(Resource):
     here share. What several targets share is done once.
 
     `bytes_per_second` limits how much is moved, `progress` is called in the thread with the bytes
-    done and the total. pause(), resume() and cancel() take effect after at most 1 MiB. What
+    done and the total. pause(), resume() and cancel() take effect after at most 1 MiB. A buffer
+    that is closed meanwhile ends it with ClosedError, and its keys go then. What
     cancel(), or an error, has left half-way stays usable under both keys, as rekey() says; another
     Rekeying of the same targets goes on. A forked child has no such thread.
 
@@ -144,7 +151,7 @@ class Rekeying(Resource):
     def _run(self) -> None:
         try:
             while self._jobs:
-                steps = self._jobs[0]
+                steps, _ = self._jobs[0]
                 try:
                     run(
                         self._counted(steps),
@@ -171,16 +178,20 @@ class Rekeying(Resource):
             yield count
 
     def _pause(self, seconds: float) -> None:
-        """Waits so long, and as long as it is paused. Raises _Cancelled."""
+        """Waits so long, and as long as it is paused; no longer than until the buffer is closed,
+        whose keys the steps keep. Raises _Cancelled."""
         end = time.monotonic() + seconds
+        buffer = self._jobs[0][1]
         while not self._cancelled:
             left = end - time.monotonic()
             if self._going.is_set():
                 if left <= 0:
                     return
-                time.sleep(min(left, 0.05))
+                time.sleep(min(left, _LOOK))
             else:
-                self._going.wait()
+                self._going.wait(_LOOK)
+            if buffer is not None and buffer.closed:
+                return
         raise _Cancelled
 
     # ---- for the caller ----
@@ -232,10 +243,16 @@ class Rekeying(Resource):
     def wait(self, timeout: float | None = None) -> bool:
         """Waits until the thread has ended, at most `timeout` seconds. Returns True if all is under
         the new key. Raises what stopped it, such as IntegrityError for a damaged page, and
-        ForkError in a forked child, which has no such thread."""
+        ForkError in a forked child, which has no such thread; ArgumentError, ArgumentTypeError for
+        `timeout`."""
         if not (timeout is None or isinstance(timeout, (int, float))):
             raise errors.ArgumentTypeError(
                 f"timeout must be seconds or None, not {type(timeout).__name__}."
+            )
+        if timeout is not None and not timeout <= threading.TIMEOUT_MAX:
+            raise errors.ArgumentError(
+                f"timeout is {timeout!r}; it must be at most {threading.TIMEOUT_MAX:.0f} seconds, "
+                f"or None for no limit."
             )
         self._thread.join(timeout)
         if self._failure is not None:

@@ -4,9 +4,11 @@ no nonce twice, and nothing of the old key left."""
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -692,6 +694,50 @@ def test_a_failure_in_the_thread_is_told(key: Key) -> None:
         with Rekeying(buffer):
             pass
         assert not buffer.key_use().moving
+
+
+@pytest.mark.parametrize("state", ["writable", "frozen", "paused"])
+def test_closing_ends_it_and_leaves_no_key(key: Key, state: str) -> None:
+    buffer = EncryptedBuffer.from_data(noise(4 * STEP), key=key)
+    if state == "frozen":
+        buffer.freeze()
+    native = weakref.ref(handle(buffer))
+    work = Rekeying(buffer, bytes_per_second=1)  # so slow that it waits after the first step
+    while not work.done:
+        time.sleep(0.01)
+    if state == "paused":
+        work.pause()
+    buffer.close()
+    with pytest.raises(errors.ClosedError):
+        work.wait(20)
+    gc.collect()
+    assert not work.running and native() is None
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_freezing_half_way(key: Key, other: Key, given: bool) -> None:
+    data = noise(4 * STEP)
+    with EncryptedBuffer.from_data(data, key=key) as buffer:
+        native = weakref.ref(handle(buffer))
+        work = Rekeying(buffer, key=other if given else None, bytes_per_second=8 * STEP)
+        while not work.done:
+            time.sleep(0.01)
+        buffer.freeze()
+        frozen = handle(buffer)
+        assert work.wait(20) and buffer.read() == data and buffer.frozen
+        del work
+        gc.collect()
+        assert native() is None
+        # freeze() takes a random key, so that only a key that was asked for needs another store.
+        assert (handle(buffer) is not frozen) == given
+
+
+@pytest.mark.parametrize("timeout", [float("nan"), 1e300, float("inf")])
+def test_times_that_no_wait_can_have(key: Key, timeout: float) -> None:
+    with EncryptedBuffer(PAGE, key=key) as buffer, Rekeying(buffer) as work:
+        with pytest.raises(errors.ArgumentError, match="timeout"):
+            work.wait(timeout)
+        assert work.wait(-1) in (True, False)
 
 
 @linux_only
