@@ -359,6 +359,91 @@ def test_what_is_refused(model: Path, keys: Any, tmp_path: Path) -> None:
         rotate_directory(model, old, new, re_encrypt=True)
 
 
+@pytest.mark.parametrize("how", ["saved", "replaced", "linked", "removed"])
+def test_what_is_put_there_meanwhile_is_not_lost(model: Path, keys: Any, how: str) -> None:
+    old, new, *_ = keys
+
+    def meanwhile(path: str, number: int, count: int) -> None:
+        if path:
+            return  # all are made
+        if how == "saved":
+            save_file({"a": A}, model / "deep" / "late.safetensors", key=old)
+        elif how == "replaced":
+            save_file({"a": A}, model / FILES[1], key=old)
+        elif how == "linked":
+            (model / "new.json").write_text("{}")
+            (model / "new.json").replace(model / "config.json")
+        else:
+            (model / "link").unlink()
+
+    before = set(os.listdir(model))
+    with pytest.raises(errors.FileWriteError, match="while the key was rotated"):
+        rotate_directory(model, old, new, progress=meanwhile)
+    assert opened_with(model, old) == set(FILES) and before - set(os.listdir(model)) <= {"link"}
+    done = rotate_directory(model, old, new)
+    assert opened_with(model, new) == set(FILES) and not left(model)
+    if how == "saved":
+        assert (load_file(model / "deep" / "late.safetensors", key=new)["a"][...] == A).all()
+        assert "deep/late.safetensors" in done.pins
+
+
+def test_two_that_follow_each_other_closely(model: Path, keys: Any) -> None:
+    """The first removes its lock while the second waits for it: there is another one then."""
+    old, new, *_ = keys
+    work = model.with_name(".model.pyccmem-rotation")
+    lock, held = rotating._lock, []
+
+    def late(path: Path, descriptor: Any) -> None:
+        lock(path, descriptor)
+        if not held:
+            held.append(path)
+            path.rmdir()  # as the first does at its end
+
+    rotating._lock = late
+    try:
+        rotate_directory(model, old, new)
+    finally:
+        rotating._lock = lock
+    assert held == [work] and opened_with(model, new) == set(FILES) and not left(model)
+
+
+def test_a_place_that_somebody_else_has_made(model: Path, keys: Any) -> None:
+    old, new, *_ = keys
+    work = model.with_name(".model.pyccmem-rotation")
+    work.symlink_to(model)
+    with pytest.raises(errors.FileWriteError):
+        rotate_directory(model, old, new)
+    work.unlink()
+    if os.geteuid():
+        pytest.skip("needs root, to give a directory away")
+    work.mkdir()
+    os.chown(work, 12345, 12345)
+    with pytest.raises(errors.ArgumentError, match="another user"):
+        rotate_directory(model, old, new)
+    assert opened_with(model, old) == set(FILES)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give files away")
+@pytest.mark.parametrize("re_encrypt", [False, True])
+def test_files_stay_with_their_owner(model: Path, keys: Any, re_encrypt: bool) -> None:
+    """Or a service could not read its files any more after root has rotated them."""
+    old, new, *_ = keys
+    for path in (model, model / FILES[0], model / FILES[1], model / "config.json"):
+        os.chown(path, 12345, 23456)
+    rotate_directory(model, old, new, re_encrypt=re_encrypt)
+    for path in (model, model / FILES[0], model / FILES[1], model / "config.json"):
+        assert (path.stat().st_uid, path.stat().st_gid) == (12345, 23456)
+    assert (model / FILES[2]).stat().st_uid == 0
+
+
+def test_a_refusal_leaves_nothing_beside_the_directory(model: Path, keys: Any) -> None:
+    old, new, *_ = keys
+    (model / "plain.safetensors").write_bytes(b"\x02\x00\x00\x00\x00\x00\x00\x00{}")
+    with pytest.raises(errors.FileFormatError, match="not sealed"):
+        rotate_directory(model, old, new)
+    assert not left(model)
+
+
 def test_a_link_to_the_directory_stays(model: Path, keys: Any, tmp_path: Path) -> None:
     old, new, *_ = keys
     (tmp_path / "link").symlink_to("model")

@@ -143,8 +143,9 @@ def rotate_directory(
     next call ends it.
 
     Raises ArgumentError for an unusable directory, or one that another call rotates now;
-    FileFormatError for weights in it that are not sealed, FileReadError, FileWriteError, and what
-    rewrap_file() or reencrypt_file() raises."""
+    FileFormatError for weights in it that are not sealed, FileReadError, FileWriteError, also when
+    something was put into the directory meanwhile, and what rewrap_file() or reencrypt_file()
+    raises."""
     target = _target(directory)
     work = target.with_name(f".{target.name}.pyccmem-rotation")
     mode = "re-encrypt" if re_encrypt else "rewrap"
@@ -185,6 +186,7 @@ def rotate_directory(
             if progress is not None:
                 progress("", len(sealed), len(sealed))
             _finish(target, made, journal)
+            _check_unchanged(target, made, sealed, journal)
             pins = {path: journal.files[path]["to"] for path in sealed}
             _put(target, work, made)
             _remove(work)
@@ -220,21 +222,54 @@ def _target(directory: str | os.PathLike[str]) -> Path:
 
 @contextmanager
 def _alone(work: Path) -> Iterator[None]:
-    """Makes the directory for the work, and locks it. Raises ArgumentError, FileWriteError."""
-    work.mkdir(mode=0o700, exist_ok=True)
-    with Descriptor.open(work, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise errors.ArgumentError(
-                f"Another process rotates the keys of this directory now; {str(work)!r} is "
-                f"locked. Wait until it has finished."
-            ) from None
-        except OSError:  # a file system without locks
-            pass
-        yield
-    with contextlib.suppress(OSError):
-        work.rmdir()
+    """Makes the directory for the work, and locks it; in the end removes it, if it is empty. Raises
+    ArgumentError, FileWriteError."""
+    while True:
+        work.mkdir(mode=0o700, exist_ok=True)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+        with Descriptor.open(work, flags) as descriptor:
+            _lock(work, descriptor)
+            if not _is_at(work, descriptor):
+                continue  # who had the lock before has removed it
+            _check_owner(work, descriptor)
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):
+                    work.rmdir()
+            return
+
+
+def _lock(work: Path, descriptor: int) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise errors.ArgumentError(
+            f"Another process rotates the keys of this directory now; {str(work)!r} is "
+            f"locked. Wait until it has finished."
+        ) from None
+    except OSError:  # a file system without locks
+        pass
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Returns True if the open directory is still the one of this name."""
+    try:
+        there = path.lstat()
+    except FileNotFoundError:
+        return False
+    own = os.fstat(descriptor)
+    return (there.st_dev, there.st_ino) == (own.st_dev, own.st_ino)
+
+
+def _check_owner(work: Path, descriptor: int) -> None:
+    """Raises ArgumentError for a directory that somebody else made, who could change what is built
+    in it: where many may make directories, as in /tmp."""
+    if os.fstat(descriptor).st_uid not in (os.geteuid(), work.parent.stat().st_uid):
+        raise errors.ArgumentError(
+            f"{str(work)!r} belongs to another user, who could change what is made there; remove "
+            f"it, or have that user end the rotation that it is of."
+        )
 
 
 def _sealed_files(target: Path) -> list[str]:
@@ -336,6 +371,9 @@ def _seal(
     with contextlib.suppress(FileNotFoundError):
         os.unlink(goal)
     pin = make(source, goal)
+    there = os.stat(source)
+    with contextlib.suppress(OSError):  # only root may give files away
+        os.chown(goal, there.st_uid, there.st_gid)
     journal.files[path] = {"from": begun, "to": pin}
     journal.write()
 
@@ -360,6 +398,36 @@ def _finish(target: Path, made: Path, journal: _Journal) -> None:
         sync_directory(os.path.join(folder, ""))
     journal.ready = True
     journal.write()
+
+
+def _check_unchanged(target: Path, made: Path, sealed: list[str], journal: _Journal) -> None:
+    """Raises FileWriteError if the directory is not what the new one was made of: what somebody has
+    put there meanwhile would be lost."""
+    found, built = (dict(_paths(folder)) for folder in (target, made))
+    changed = sorted(found.keys() ^ built.keys())
+    for path in found.keys() & built.keys():
+        if path in sealed:
+            if inspect_file(target / path).pin != journal.files[path]["from"]:
+                changed.append(path)
+        # Another link to the same file, or a copy of one that cannot be linked.
+        elif built[path].st_nlink > 1 and found[path].st_ino != built[path].st_ino:
+            changed.append(path)
+    if changed:
+        raise errors.FileWriteError(
+            f"{changed[0]!r} in {str(target)!r} was added, removed or replaced while the key was "
+            f"rotated, and would be lost; nothing has changed. Rotate again, when nobody writes "
+            f"there."
+        )
+
+
+def _paths(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Yields the path within `folder`, and the state, of all that is no directory."""
+    for here, names, files in os.walk(folder, onerror=_unreadable):
+        links = [name for name in names if os.path.islink(os.path.join(here, name))]
+        for name in (*files, *links):
+            path = os.path.join(here, name)
+            if not name.startswith(TEMPORARY_PREFIX):
+                yield os.path.relpath(path, folder), os.lstat(path)
 
 
 def _put(target: Path, work: Path, made: Path) -> None:
