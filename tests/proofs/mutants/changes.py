@@ -1428,22 +1428,22 @@ CHANGES: list[Change] = [
     Change(
         "version-not-counted-up",
         "store/write.c",
-        "        next[i] = used_version(s, first + i, v[i]) + 1;",
-        "        next[i] = used_version(s, first + i, v[i]);",
+        "        next[i] = core_next_version(c, used);",
+        "        next[i] = used;",
         (tests("buffer"),),
     ),
     Change(
         "part-written-under-the-old-version",
         "store/write.c",
-        "anew ? 0 : v, used + 1, tag_of(s, page), offsets, count,",
-        "anew ? 0 : v, used, tag_of(s, page), offsets, count,",
+        "change(s, page, data, anew ? 0 : v, next, offsets, count, n) == PAGE_BAD))",
+        "change(s, page, data, anew ? 0 : v, used, offsets, count, n) == PAGE_BAD))",
         (tests("buffer"),),
     ),
     Change(
         "copy-not-kept-by-parts",
         "store/write.c",
-        "        v = used + 1;\n        __atomic_store_n(store_sealed(s, page), v, __ATOMIC_RELAXED);",
-        "        v = used + 1;",
+        "        v = next;\n        __atomic_store_n(store_sealed(s, page), v, __ATOMIC_RELAXED);",
+        "        v = next;",
         (INTEGRITY,),
     ),
     Change(
