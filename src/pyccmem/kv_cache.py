@@ -450,6 +450,7 @@ class KVCache(Resource):
         *,
         key: AnyKey | None = None,
         progress: bool | Progress | None = None,
+        context: Any = None,
     ) -> str:
         """Writes what the cache holds now into a sealed file, which appears whole or not at all:
         under `key`, or under the cache's `key`. Returns what load() pins it by. The file lives as
@@ -457,7 +458,8 @@ class KVCache(Resource):
 
         Plaintext passes through a few MiB that are wiped. An int8 cache is written as float32, and
         quantised again when it is loaded, which gives the same bytes and scales.
-        `progress` as for load_file().
+        `progress` as for load_file(), `context` as for save_file(): a request's or a tenant's name,
+        which load() may demand.
 
         Raises FileWriteError, IntegrityError, OutOfMemoryError, and what a key provider raises.
         """
@@ -465,7 +467,15 @@ class KVCache(Resource):
 
         tables = self._opened()
         root = self.key if key is None else key
-        return export(tables, self._shapes, self._dtype, path, key=root, progress=progress)
+        return export(
+            tables,
+            self._shapes,
+            self._dtype,
+            path,
+            key=root,
+            progress=progress,
+            context=context,
+        )
 
     @classmethod
     def load(
@@ -478,11 +488,12 @@ class KVCache(Resource):
         name: str | None = None,
         expect: Any = None,
         progress: bool | Progress | None = None,
+        context: Any = None,
     ) -> KVCache:
         """Returns a cache with what export() wrote, under a new random key: nothing is sealed again
         as it was before, even if a file is loaded twice. `key` is what the file was sealed for, and
-        what the new cache's exports are. `expect` as for load_file(): without it, an older file
-        in the place of a newer one is not noticed.
+        what the new cache's exports are. `context` and `expect` as for load_file(): without
+        `expect`, an older file in the place of a newer one is not noticed.
 
         Raises FileReadError, FileFormatError, IntegrityError, InvalidKeyError, and what KVCache()
         raises.
@@ -491,7 +502,7 @@ class KVCache(Resource):
 
         self = cls.__new__(cls)
         self._tables = None
-        file, contents = opened(path, key, expect)
+        file, contents = opened(path, key, expect, context)
         with file:
             tables = KVTables(contents.sequences, level=level, require=require, name=name)
             filled(file, contents, tables, path, progress)

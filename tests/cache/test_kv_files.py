@@ -67,6 +67,19 @@ def test_what_was_exported_is_loaded(dtype: str, key: Key, tmp_path: Path) -> No
         assert other.length() == 41 and cache.length() == 40
 
 
+def test_a_file_is_bound_to_a_context(key: Key, tmp_path: Path) -> None:
+    path, tenant = tmp_path / "chat", {"tenant": "a"}
+    with filled("float32") as cache:
+        cache.export(path, key=key, context=tenant)
+        for context in (None, tenant):
+            with KVCache.load(path, key, context=context) as other:
+                assert_same(cache, other)
+        with pytest.raises(errors.ContextError, match="tenant=b is needed"):
+            KVCache.load(path, key, context={"tenant": "b"})
+        with pytest.raises(errors.ArgumentError, match=r"pyccmem\."):
+            cache.export(path, key=key, context={"pyccmem.file_id": "0"})
+
+
 def test_int8_of_all_magnitudes(key: Key, tmp_path: Path) -> None:
     """What was opened is quantised to the same bytes and scales again: (m / 127) * 127 is m for
     every float32 m, rounded as it is."""

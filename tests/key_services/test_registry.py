@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pyccmem import Key, errors
-from pyccmem.key_services import from_uri, schemes
+from pyccmem.key_services import Held, from_uri, schemes
 
 
 @pytest.fixture
@@ -106,3 +106,42 @@ def test_nobody_takes_the_place_of_a_scheme_of_ours(installed: Path, key_file: P
     name = str(key_file).replace("%", "%25")
     with from_uri(f"file:{name}") as key:  # type: ignore[union-attr]
         assert isinstance(key, Key)
+
+
+# ---- limits ----
+
+
+@pytest.fixture
+def vault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    pytest.importorskip("hvac", reason="needs hvac")
+    (tmp_path / "token").write_text("t")
+    return f"vault:transit/k?addr=https://127.0.0.1:1&token-source=file:{tmp_path / 'token'}"
+
+
+def test_limits_in_a_uri(vault: str) -> None:
+    for more, max_age, deadline in (
+        ("&max-age=3600", 3600, 30),
+        ("&deadline=0.5", None, 0.5),
+        ("&deadline=5&max%2Dage=60.25", 60.25, 5),
+    ):
+        held = from_uri(vault + more)
+        assert isinstance(held, Held) and (held.max_age, held.deadline) == (max_age, deadline)
+        assert held.name == from_uri(vault).name
+        held.close()
+    assert not isinstance(from_uri(vault), Held)
+
+
+@pytest.mark.parametrize(
+    "more",
+    ["max-age=", "max-age=0", "max-age", "max-age=-1", "max-age=nan", "max-age=1e3", "deadline=x",
+     "max-age=9999999999", "max-age=1&max-age=2", "max_age=5"],
+)  # fmt: skip
+def test_limits_that_are_none(vault: str, more: str) -> None:
+    with pytest.raises(errors.ArgumentError, match="max|deadline"):
+        from_uri(f"{vault}&{more}")
+
+
+def test_keys_of_this_machine_take_no_limits(key_file: Path) -> None:
+    odd = key_file.with_name("k?max-age=5")  # a name like another
+    key_file.rename(odd)
+    assert isinstance(from_uri(f"file:{odd}"), Key)

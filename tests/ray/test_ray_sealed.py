@@ -372,7 +372,7 @@ def test_another_process(key: Key, tmp_path: Path) -> None:
 
 def test_models_by_path_and_pin(key: Key, tmp_path: Path) -> None:
     pytest.importorskip("transformers", reason="needs the [transformers] extra")
-    from pyccmem.directories import encrypt_directory
+    from pyccmem.directories import directory_pin, encrypt_directory
 
     folder, sealed = tmp_path / "plain", tmp_path / "sealed"
     folder.mkdir()
@@ -396,6 +396,10 @@ def test_models_by_path_and_pin(key: Key, tmp_path: Path) -> None:
     assert model.load(loader, way=2) is not first
     file = pyccmem.ray.SealedModel(sealed / "model.safetensors", pins["model.safetensors"])
     assert np.array_equal(file.tensors()["w"][...], plain)
+    pinned = pyccmem.ray.SealedModel(str(sealed), directory_pin(pins))
+    assert np.array_equal(pinned.load(loader)["w"][...], plain)
+    with pytest.raises(errors.IntegrityError, match="state that was expected"):
+        pyccmem.ray.SealedModel(str(sealed), f"dir:{'0' * 64}").load(loader)
     wrong = {"model.safetensors": "0" * 32 + ":1"}
     for expect, error in (
         (wrong, "another file"),

@@ -5,6 +5,7 @@ state."""
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import transformers as stock
 
 import pyccmem.transformers
 from pyccmem import Key, errors
-from pyccmem.directories import directory_pin, encrypt_directory, rotate_directory
+from pyccmem.directories import directory_pin, encrypt_directory, pins_of, rotate_directory
 from pyccmem.safetensors import save_file
 from pyccmem.transformers import PyccmemConfig
 
@@ -97,3 +98,41 @@ def test_what_is_no_pin(key: Key) -> None:
     for wrong in (5, {"a": 5}):
         with pytest.raises(errors.ArgumentTypeError, match="pin"):
             PyccmemConfig(key=key, expect=wrong)  # type: ignore[arg-type]
+
+
+def test_a_context_is_demanded_and_given_on(sealed: Any, key: Key, tmp_path: Path) -> None:
+    _, plain, _, expected = sealed
+    path, context = tmp_path / "bound", {"model": "bert"}
+    encrypt_directory(plain, path, key=key, context=context)
+    pin = directory_pin(pins_of(path, key))
+    good = PyccmemConfig(key=key, context=context, expect=pin)
+    model = stock.BertModel.from_pretrained(path, quantization_config=good).eval()
+    assert torch.allclose(model(IDS).last_hidden_state, expected, atol=1e-5)
+    model.save_pretrained(tmp_path / "saved")
+    for at in (path, tmp_path / "saved"):
+        with pytest.raises(errors.ContextError, match=r"model=bert, and model=beru is needed"):
+            stock.BertModel.from_pretrained(
+                at, quantization_config=PyccmemConfig(key=key, context={"model": "beru"})
+            )
+        stock.BertModel.from_pretrained(at, quantization_config=PyccmemConfig(key=key))
+    with pytest.raises(errors.FileFormatError, match="`context` asks for a sealed file"):
+        stock.BertModel.from_pretrained(
+            plain, quantization_config=PyccmemConfig(key=key, context=context)
+        )
+    with pytest.raises(errors.ArgumentError, match=r"pyccmem\."):
+        PyccmemConfig(key=key, context={"pyccmem.format": "1"})
+    pyccmem.transformers.save_pretrained(model, tmp_path / "mine", key=key, context={"by": "me"})
+    with pytest.raises(errors.ContextError, match="by=me"):
+        pins_of(tmp_path / "mine", key, context={"by": "you"})
+
+
+def test_a_pickled_config_has_no_key_and_all_demands(key: Key) -> None:
+    given = PyccmemConfig(
+        key=key, expect=f"dir:{'0' * 64}", context={"a": "b"}, mmap=False, quantize="q8_0"
+    )
+    kept = pickle.loads(pickle.dumps(given))
+    assert kept.key is None and not kept.mmap and kept.context == {"a": "b"}
+    assert kept.demands == ["expect", "context"]
+    assert kept.formats() == given.formats() or vars(kept.formats()) == vars(given.formats())
+    with pytest.raises(errors.PyccmemError):
+        kept.expected(__file__, key)

@@ -161,6 +161,13 @@ def test_with_another_key(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_pat
     refused(folder / "llama-sealed", errors.InvalidKeyError, "")
 
 
+def test_of_another_context(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYCCMEM_CONTEXT", '{"tenant": "a"}')
+    refused(folder / "llama-sealed", errors.ContextError, "tenant=a is needed")
+    monkeypatch.setenv("PYCCMEM_CONTEXT", "tenant=a")
+    refused(folder / "llama-sealed", errors.ArgumentError, "JSON object")
+
+
 def test_without_the_plug_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.model_executor.layers import quantization
 

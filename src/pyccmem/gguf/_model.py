@@ -157,10 +157,12 @@ class SealedModel(Resource):
         return f"{len(self._places)} tensors in {len(self._files)} files"
 
 
-def open_model(path: _Path, key: AnyKey, *, expect: Any = None, mmap: bool = True) -> SealedModel:
+def open_model(
+    path: _Path, key: AnyKey, *, expect: Any = None, mmap: bool = True, context: Any = None
+) -> SealedModel:
     """Opens the model of which `path` is the sealed GGUF file, or one of the files: those called
     NAME-00001-of-00003.gguf.sealed and so on, of one directory. Nothing is decrypted but headers.
-    `key` and `mmap` are as for open_sealed(). `expect`: the pin of a model in one file; of several,
+    `key`, `mmap` and `context` are as for open_sealed(). `expect`: the pin of a model in one file; of several,
     a sequence of their pins in order, or a dict of pins by file name, as encrypt_directory()
     returns it.
 
@@ -177,7 +179,9 @@ def open_model(path: _Path, key: AnyKey, *, expect: Any = None, mmap: bool = Tru
     with ExitStack() as stack:
 
         def opened(one: str, pin: Any) -> SealedGGUF:
-            return stack.enter_context(open_sealed_gguf(one, key, expect=pin, mmap=mmap))
+            return stack.enter_context(
+                open_sealed_gguf(one, key, expect=pin, mmap=mmap, context=context)
+            )
 
         if split is None or split.files == 1:
             files = [opened(os.fsdecode(name), _pin_of_one(expect, os.fsdecode(base)))]

@@ -15,9 +15,11 @@ import importlib
 import importlib.metadata
 import re
 from typing import Any
+from urllib.parse import unquote
 
 from .. import errors
 from ..keys import Key
+from .life import Held
 from .provider import KeyProvider, check_provider
 
 __all__ = ["ENTRY_POINTS", "from_uri", "provider_named", "scheme_of", "schemes", "shared"]
@@ -39,6 +41,13 @@ _OWN = {
     "tpm2": "tpm2:Tpm2",
     "vault": "vault:Vault",
 }
+
+#: The module of the schemes that give a Key, which is here for good.
+_LOCAL = "local:"
+
+#: The options of a URI that say how long its key may be used, and those of Held.
+_LIMITS = {"max-age": "max_age", "deadline": "deadline"}
+_SECONDS = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,6})?\Z")
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*\Z")
 
@@ -69,16 +78,43 @@ def scheme_of(uri: Any) -> str:
 
 def from_uri(uri: str) -> Key | KeyProvider:
     """Returns what a URI says: a Key, or a provider that wraps and unwraps data keys. The caller
-    closes it, if it has close().
+    closes it, if it has close(). The options max-age and deadline of pyccmem's own services, both
+    in seconds, give a Held.
 
     Raises ArgumentError for a scheme that nobody offers, ArgumentTypeError, MissingPackageError for
     a scheme whose package is not installed, and what the scheme's own reading raises."""
     scheme = scheme_of(uri)
+    limits: dict[str, float] = {}
+    if scheme in _OWN and not _OWN[scheme].startswith(_LOCAL):
+        uri, limits = _without_limits(uri)
     made = _class_of(scheme).from_uri(uri)
     if not isinstance(made, Key):
         check_provider(made)
-    found: Key | KeyProvider = made
+    found: Key | KeyProvider = Held(made, **limits) if limits else made
     return found
+
+
+def _without_limits(uri: str) -> tuple[str, dict[str, float]]:
+    """Returns a URI without the options of a Held, and these. Raises ArgumentError."""
+    rest, mark, query = uri.partition("?")
+    others, limits = [], dict[str, float]()
+    for part in query.split("&"):
+        name, _, value = part.partition("=")
+        option = _LIMITS.get(unquote(name))
+        if option is None:
+            others.append(part)
+            continue
+        text = unquote(value)
+        if not _SECONDS.match(text) or option in limits:
+            raise errors.ArgumentError(
+                f"The key's URI has {unquote(name)}={text[:20]!a}, or has it twice; it must be one "
+                f"number of seconds."
+            )
+        limits[option] = float(text)
+        if option == "max_age" and not limits[option]:
+            raise errors.ArgumentError("The key's URI has max-age=0; leave it out for no limit.")
+    left = "&".join(others)
+    return (f"{rest}?{left}" if left or (mark and not limits) else rest), limits
 
 
 #: What shared() has given, by URI.

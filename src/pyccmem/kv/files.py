@@ -107,6 +107,7 @@ def export(
     *,
     key: AnyKey,
     progress: bool | Progress | None,
+    context: Any = None,
 ) -> str:
     """Writes a file of what the cache holds when the call begins. Returns what `expect` pins it
     by."""
@@ -139,6 +140,7 @@ def export(
             page_size=TENSOR_PAGE_SIZE,
             seal_names=True,
             progress=progress,
+            context=context,
         )
     return f"{header.file_id.hex()}:{header.generation}"
 
@@ -146,10 +148,12 @@ def export(
 # ---- and back ------------------------------------------------------------------------------------
 
 
-def opened(path: str | os.PathLike[str], key: AnyKey, expect: Any) -> tuple[SealedFile, Contents]:
+def opened(
+    path: str | os.PathLike[str], key: AnyKey, expect: Any, context: Any = None
+) -> tuple[SealedFile, Contents]:
     """Opens a file, and returns it with what it says that it holds. Raises FileFormatError for
     another kind of sealed file, and what safe_open() raises."""
-    file = open_sealed(path, key=key, expect=expected(expect))
+    file = open_sealed(path, key=key, expect=expected(expect), context=context)
     try:
         return file, _contents(file, os.fspath(path))
     except BaseException:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import errors
+from ..directories import expected_pins, is_directory_pin
 from ..files.safetensors_header import open_file, read_all
 from ..safetensors._format import parse
 from ..safetensors._frameworks import framework_named
@@ -48,8 +49,8 @@ class SealedModel:
     """A sealed file, or a directory that `pyccmem encrypt` made, by its path on each node.
 
     `expect` is what must be there: of a file its pin ("FILE_ID:GENERATION"), of a directory the
-    pins of its sealed files by their paths within, as encrypt_directory() returns them. A
-    SealedModel is a path and a pin, and nothing else: pass it to tasks and actors."""
+    pins of its sealed files by their paths within, as encrypt_directory() returns them, or the
+    directory's own ("dir:..."), as `pyccmem encrypt` prints it. A SealedModel is a path and a pin, and nothing else: pass it to tasks and actors."""
 
     path: str
     expect: Any = field(default=None, hash=False)
@@ -66,7 +67,7 @@ class SealedModel:
             object.__setattr__(self, "expect", dict(self.expect))
             for pin in self.expect.values():
                 _pinned(pin)
-        else:
+        elif not is_directory_pin(self.expect):
             expected(self.expect)
 
     def tensors(self, framework: str = "np") -> dict[str, Any]:
@@ -124,6 +125,10 @@ class SealedModel:
             provider, key_id, _ = next(iter(names.values()))
             found = {name: pin for name, (_, _, pin) in names.items()}
             expect = self.expect
+            if is_directory_pin(expect):
+                key = key_for(provider, key_id)
+                expected_pins(self.path, key, expect)
+                return key
         if expect is not None:
             _check(self.path, found, expect)
         return key_for(provider, key_id)
@@ -134,8 +139,8 @@ def _check(path: str, found: Mapping[str, str], expect: Any) -> None:
     generation, and no other; ArgumentTypeError for what are no pins."""
     if not isinstance(expect, dict):
         raise errors.ArgumentTypeError(
-            f"expect of a directory must be the pins of its files by name, not "
-            f"{type(expect).__name__}."
+            f"expect of a directory must be its pin, 'dir:...', or the pins of its files by name, "
+            f"not {type(expect).__name__}."
         )
     for name in sorted({*found, *expect}):
         have, wanted = found.get(name), expect.get(name)

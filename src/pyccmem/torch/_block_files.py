@@ -66,13 +66,16 @@ def load_sealed(
     mmap: bool = True,
     activations: str = "plain",
     expect: Any = None,
+    context: Any = None,
 ) -> dict[str, EncryptedTensor]:
     """Returns the tensors of a sealed file by name, nothing of which is opened but orders of
     columns. Raises what pyccmem.safetensors.load_file() raises, and FileFormatError for quantised
     tensors that are not what the file says."""
     wipe = wipes(activations)
     own = key if isinstance(key, Key) else None
-    with safetensors.safe_open(path, "np", key=key, sealed=True, mmap=mmap, expect=expect) as file:
+    with safetensors.safe_open(
+        path, "np", key=key, sealed=True, mmap=mmap, expect=expect, context=context
+    ) as file:
         entries = values_in(file.metadata())
         cores = file.get_tensors()
     try:

@@ -14,6 +14,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from .. import errors
 from ..directories import expected_pins, is_directory_pin
 from ..directories.marks import METHOD
+from ..key_services.context import given
 from ..torch._quantize import Formats
 from ..torch._results import wipes
 from .keys import key_named, note_given
@@ -59,7 +60,9 @@ class PyccmemConfig(QuantizationConfigMixin):  # type: ignore[misc]
     are loaded, as pyccmem.torch.encrypt_module() says. `expect`: the pin of the directory in which
     the weights lie ("dir:...", as `pyccmem encrypt` prints it), or of its only file, or a dict of
     pins by the files' names; anything else than these very files is an IntegrityError, and a plain
-    file in their place a FileFormatError. config.json keeps none of the last five.
+    file in their place a FileFormatError. `context`: texts that the contexts of the sealed files
+    must have, as for pyccmem.safetensors.load_file(), and that save_pretrained() gives those it
+    writes. config.json keeps none of the last six, a pickled object all but the key.
     """
 
     def __init__(
@@ -72,8 +75,10 @@ class PyccmemConfig(QuantizationConfigMixin):  # type: ignore[misc]
         quantize: str | Mapping[str, str | None] | None = None,
         skip: Iterable[str] | str = (),
         expect: str | Mapping[str, Any] | None = None,
+        context: Mapping[str, str] | None = None,
     ) -> None:
         wipes(activations)
+        self._context = None if context is None else given(context)
         self._expect = _checked_expect(expect)
         self._pins: dict[str, Mapping[str, Any]] = {}
         self._quantize, self._skip = quantize, skip if isinstance(skip, str) else tuple(skip)
@@ -135,14 +140,21 @@ class PyccmemConfig(QuantizationConfigMixin):  # type: ignore[misc]
             quantize=self._quantize,
             skip=self._skip,
             expect=self._expect,
+            context=self._context,
         )
         new.checkpoint = self.checkpoint
         return new
 
     @property
-    def expects(self) -> bool:
-        """Whether there is a pin for what is loaded."""
-        return self._expect is not None
+    def context(self) -> dict[str, str] | None:
+        """Texts that the sealed files' contexts must have, or None."""
+        return None if self._context is None else dict(self._context)
+
+    @property
+    def demands(self) -> list[str]:
+        """The options that only sealed files can fulfil."""
+        options = {"expect": self._expect, "context": self._context}
+        return [name for name, value in options.items() if value is not None]
 
     def expected(self, path: str, key: Any) -> Any:
         """Returns what is expected of the sealed file `path`, for load_file(). Raises
@@ -155,7 +167,7 @@ class PyccmemConfig(QuantizationConfigMixin):  # type: ignore[misc]
             if not is_directory_pin(pins):
                 return pins
             if folder not in self._pins:
-                self._pins[folder] = expected_pins(folder, key, pins)
+                self._pins[folder] = expected_pins(folder, key, pins, context=self._context)
             pins = self._pins[folder]
         if name not in pins:
             raise errors.IntegrityError(
@@ -186,8 +198,19 @@ class PyccmemConfig(QuantizationConfigMixin):  # type: ignore[misc]
         return self.with_key(self._key)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _without_key, (self.weights, self._mmap, self._activations)
+        options = {
+            "weights": self.weights,
+            "mmap": self._mmap,
+            "activations": self._activations,
+            "quantize": self._quantize,
+            "skip": self._skip,
+            "expect": self._expect,
+            "context": self._context,
+        }
+        return _without_key, (options, self.checkpoint)
 
 
-def _without_key(weights: str | None, mmap: bool, activations: str = "plain") -> PyccmemConfig:
-    return PyccmemConfig(weights=weights, mmap=mmap, activations=activations)
+def _without_key(options: dict[str, Any], checkpoint: dict[str, Any] | None) -> PyccmemConfig:
+    made = PyccmemConfig(**options)
+    made.checkpoint = checkpoint
+    return made

@@ -127,11 +127,12 @@ class SealedFile(_File):
         mmap: bool = True,
         activations: str = "plain",
         expect: Any = None,
+        context: Any = None,
     ) -> None:
         """Loads them. Raises what pyccmem.safetensors.load_file() raises, with the file's name."""
         with _naming(path):
             self._tensors = load_sealed(
-                path, key, mmap=mmap, activations=activations, expect=expect
+                path, key, mmap=mmap, activations=activations, expect=expect, context=context
             )
 
     def keys(self) -> list[str]:
@@ -200,6 +201,13 @@ def encrypted(path: str) -> dict[str, Any]:
     return found
 
 
-def write(tensors: dict[str, Any], path: str, key: Any, *, seal_names: bool = False) -> None:
+def write(
+    tensors: dict[str, Any],
+    path: str,
+    key: Any,
+    *,
+    seal_names: bool = False,
+    context: Any = None,
+) -> None:
     """Writes a sealed file of encrypted and plain tensors."""
-    save_sealed(tensors, path, key, {"format": "pt"}, seal_names=seal_names)
+    save_sealed(tensors, path, key, {"format": "pt"}, seal_names=seal_names, context=context)

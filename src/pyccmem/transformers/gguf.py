@@ -134,7 +134,8 @@ def _opened(path: Any) -> Iterator[SealedModel]:
     pins = expected()
     if pins is None and given is not None:
         pins = given.expected(name, key)
-    with open_model(name, key, expect=pins) as file:
+    context = None if given is None else given.context
+    with open_model(name, key, expect=pins, context=context) as file:
         yield file
 
 

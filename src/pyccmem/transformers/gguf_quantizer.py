@@ -52,7 +52,9 @@ class GGUFQuantizer(PyccmemQuantizer):
         pins = expected()
         if pins is None:
             pins = config.expected(gguf_file, key)
-        self._file = open_model(gguf_file, key, expect=pins, mmap=config.mmap)
+        self._file = open_model(
+            gguf_file, key, expect=pins, mmap=config.mmap, context=config.context
+        )
 
     def update_dtype(self, dtype: Any) -> Any:
         """Returns float32 where nothing else was asked for and the file has blocks."""

@@ -110,7 +110,13 @@ def _open(path: Any, framework: str = "pt", device: Any = "cpu", **options: Any)
         if quantizer is None:
             return SealedFile(name, find_key(what=what))
         config, key = quantizer.quantization_config, quantizer.key(what)
-        return SealedFile(name, key, mmap=config.mmap, expect=config.expected(name, key))
+        return SealedFile(
+            name,
+            key,
+            mmap=config.mmap,
+            expect=config.expected(name, key),
+            context=config.context,
+        )
     if quantizer is not None:
         if not os.path.isfile(name):
             raise errors.FileReadError(
@@ -123,9 +129,9 @@ def _open(path: Any, framework: str = "pt", device: Any = "cpu", **options: Any)
                 f"{name!r} is not sealed, but config.json beside it says that the model is; "
                 f"someone has put a plain file there, or changed config.json."
             )
-        if quantizer.quantization_config.expects:
+        for option in quantizer.quantization_config.demands:
             raise errors.FileFormatError(
-                f"{name!r} is not sealed, and `expect` names a sealed file; someone has put a "
+                f"{name!r} is not sealed, and `{option}` asks for a sealed file; someone has put a "
                 f"plain file there."
             )
         remember_encrypting(name)
@@ -171,4 +177,5 @@ def _write_sealed(tensors: dict[str, Any], name: str, quantizer: PyccmemQuantize
         real[key] = tensor if found is None else found
     path, hidden = sealed_name(name, quantizer.quantization_config.weights)
     mark_directory(os.path.dirname(path))
-    write(real, path, quantizer.key(f"saving {path!r}"), seal_names=hidden)
+    context = quantizer.quantization_config.context
+    write(real, path, quantizer.key(f"saving {path!r}"), seal_names=hidden, context=context)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from .config import PyccmemConfig
@@ -14,17 +15,23 @@ __all__ = ["save_pretrained"]
 
 
 def save_pretrained(
-    model: Any, directory: str | os.PathLike[str], *, key: Any = None, **options: Any
+    model: Any,
+    directory: str | os.PathLike[str],
+    *,
+    key: Any = None,
+    context: Mapping[str, str] | None = None,
+    **options: Any,
 ) -> None:
     """Does `model.save_pretrained(directory, **options)`, but seals the files, for a transformers
     model that pyccmem.torch.encrypt_module() encrypted, or for a plain one. `key` is the key to
-    seal with, by default the one that from_pretrained() would find.
+    seal with, by default the one that from_pretrained() would find; `context` is as for
+    pyccmem.safetensors.save_file().
 
     Raises InvalidKeyError without a key, and what pyccmem.safetensors.save_file() raises.
     """
     found = find_key(key, what=f"saving {os.fspath(directory)!r}")
     before = {name: getattr(owner, name, None) for owner, name in _places(model)}
-    quantizer = PyccmemQuantizer(PyccmemConfig(found), pre_quantized=True)
+    quantizer = PyccmemQuantizer(PyccmemConfig(found, context=context), pre_quantized=True)
     model.hf_quantizer = quantizer
     model.config.quantization_config = quantizer.quantization_config
     try:

@@ -3,19 +3,48 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 from .. import errors
 from ..key_services import KeyProvider
+from ..key_services.context import given
 from ..key_services.registry import shared
 from ..keys import Key
 
-__all__ = ["KEY_FILE_VARIABLE", "KEY_VARIABLE", "file_key"]
+__all__ = [
+    "CONTEXT_VARIABLE",
+    "KEY_FILE_VARIABLE",
+    "KEY_VARIABLE",
+    "file_context",
+    "file_key",
+]
 
 #: The environment variables with the URI of a key, see pyccmem.key_services.from_uri(), and with
 #: the name of a key file, see pyccmem.Key.from_file().
 KEY_VARIABLE = "PYCCMEM_KEY"
 KEY_FILE_VARIABLE = "PYCCMEM_KEY_FILE"
+
+#: The environment variable with the context that sealed files must have.
+CONTEXT_VARIABLE = "PYCCMEM_CONTEXT"
+
+
+def file_context() -> dict[str, str] | None:
+    """Returns the texts that the contexts of sealed files must have: the JSON object of texts in
+    PYCCMEM_CONTEXT. None without that variable. Raises ArgumentError for anything else in it."""
+    text = os.environ.get(CONTEXT_VARIABLE)
+    if not text:
+        return None
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise errors.ArgumentError(
+            f"{CONTEXT_VARIABLE} must be a JSON object of texts, such as "
+            f'{{"model": "MiniLM"}}; correct it before vLLM starts.'
+        )
+    return given(found)
 
 
 def file_key(what: str) -> Key | KeyProvider:

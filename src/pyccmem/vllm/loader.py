@@ -20,7 +20,7 @@ from ..directories.index import INDEX_SUFFIX, read_index
 from ..directories.marks import METHOD
 from ..torch import encrypt_module
 from ..torch._block_files import load_sealed
-from .keys import file_key
+from .keys import file_context, file_key
 from .method import PyccmemQuantization, adopt_layers, weights_of
 from .process import use_vllm_threads
 from .proof import check_attention, check_weights
@@ -102,9 +102,10 @@ def _files(folder: Path) -> list[str]:
 
 def _mapped(files: list[str], prefix: str) -> Iterator[tuple[str, Tensor]]:
     """Yields the tensors of sealed files, mapped."""
+    context = file_context()
     for file in files:
         key = file_key(f"the sealed file {file!r}")
-        for name, tensor in load_sealed(file, key).items():
+        for name, tensor in load_sealed(file, key, context=context).items():
             yield prefix + name, tensor
 
 
