@@ -330,6 +330,13 @@ def test_what_is_refused(model: Path, keys: Any, tmp_path: Path) -> None:
     for bad in (tmp_path / "none", model / "config.json"):
         with pytest.raises(errors.ArgumentError):
             rotate_directory(bad, old, new)
+    for nothing in (None, 5, b"/tmp"):
+        for use in (lambda one: rotate_directory(one, old, new), lambda one: pins_of(one, old)):
+            with pytest.raises(errors.ArgumentTypeError, match="directory"):
+                use(nothing)
+    for nowhere in ("", "nul\0l"):
+        with pytest.raises(errors.ArgumentError):
+            rotate_directory(nowhere, old, new)
     (tmp_path / "empty").mkdir()
     with pytest.raises(errors.ArgumentError, match="no sealed file"):
         rotate_directory(tmp_path / "empty", old, new)

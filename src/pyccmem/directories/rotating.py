@@ -166,7 +166,7 @@ def rotate_directory(
             made = work / "new"
             if not journal.found:
                 _clear(made)
-            _build(target, made, journal)
+            copied = _build(target, made, journal)
             make = reencrypt_file if re_encrypt else _rewrapped
             for number, path in enumerate(sealed):
                 if progress is not None:
@@ -186,7 +186,7 @@ def rotate_directory(
             if progress is not None:
                 progress("", len(sealed), len(sealed))
             _finish(target, made, journal)
-            _check_unchanged(target, made, sealed, journal)
+            _check_unchanged(target, made, sealed, journal, copied)
             pins = {path: journal.files[path]["to"] for path in sealed}
             _put(target, work, made)
             _remove(work)
@@ -205,8 +205,9 @@ def _target(directory: str | os.PathLike[str]) -> Path:
     """Returns where the directory lies. It may be missing, if a rotation was killed. Raises
     ArgumentError."""
     try:
-        target = Path(os.path.realpath(directory))
-    except (TypeError, ValueError):
+        usable = isinstance(directory, (str, os.PathLike)) and bool(os.fspath(directory))
+        target = Path(os.path.realpath(directory)) if usable else source_of(directory)
+    except ValueError:  # a null character
         target = source_of(directory)
     work = target.with_name(f".{target.name}.pyccmem-rotation") if target.name else target
     if not (target.is_dir() or work.is_dir()):
@@ -302,9 +303,11 @@ def _unreadable(error: OSError) -> None:
 # ---- steps ---------------------------------------------------------------------------------------
 
 
-def _build(target: Path, made: Path, journal: _Journal) -> None:
+def _build(target: Path, made: Path, journal: _Journal) -> set[str]:
     """Makes the new directory, with everything but the sealed files. What is there of a rotation
-    before is made anew, but for the sealed files."""
+    before is made anew, but for the sealed files. Returns the paths of what could not be linked,
+    and was copied."""
+    copied = set[str]()
     made.mkdir(mode=0o700, exist_ok=True)
     place = made.stat()
     if journal.place != [place.st_dev, place.st_ino]:
@@ -326,8 +329,10 @@ def _build(target: Path, made: Path, journal: _Journal) -> None:
             if name.startswith(TEMPORARY_PREFIX):
                 continue
             wanted.add(here / name)
-            if hidden or name.startswith(".") or not name.endswith(_SEALED):
-                _link(target / here / name, made / here / name)
+            if (hidden or name.startswith(".") or not name.endswith(_SEALED)) and not _link(
+                target / here / name, made / here / name
+            ):
+                copied.add(os.fspath(here / name))
     for folder, names, files in os.walk(made, topdown=False):
         here = Path(folder).relative_to(made)
         for name in files:
@@ -336,21 +341,25 @@ def _build(target: Path, made: Path, journal: _Journal) -> None:
         for name in names:
             if here / name not in wanted:
                 _clear(made / here / name)
+    return copied
 
 
-def _link(source: Path, goal: Path) -> None:
-    """Puts the same file, or a copy of it, at another place, where there may be one."""
+def _link(source: Path, goal: Path) -> bool:
+    """Puts the same file, or a copy of it, at another place, where there may be one. Returns True
+    for the same file."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(goal)
     if source.is_symlink():
         os.symlink(os.readlink(source), goal)
-        return
+        return False
     try:
         os.link(source, goal)
     except OSError as error:
         if error.errno not in _NO_LINK:
             raise
         copy(source, goal)
+        return False
+    return True
 
 
 def _seal(
@@ -400,7 +409,9 @@ def _finish(target: Path, made: Path, journal: _Journal) -> None:
     journal.write()
 
 
-def _check_unchanged(target: Path, made: Path, sealed: list[str], journal: _Journal) -> None:
+def _check_unchanged(
+    target: Path, made: Path, sealed: list[str], journal: _Journal, copied: set[str]
+) -> None:
     """Raises FileWriteError if the directory is not what the new one was made of: what somebody has
     put there meanwhile would be lost."""
     found, built = (dict(_paths(folder)) for folder in (target, made))
@@ -409,8 +420,10 @@ def _check_unchanged(target: Path, made: Path, sealed: list[str], journal: _Jour
         if path in sealed:
             if inspect_file(target / path).pin != journal.files[path]["from"]:
                 changed.append(path)
-        # Another link to the same file, or a copy of one that cannot be linked.
-        elif built[path].st_nlink > 1 and found[path].st_ino != built[path].st_ino:
+        elif stat.S_ISLNK(built[path].st_mode):
+            if found[path].st_size != built[path].st_size:
+                changed.append(path)
+        elif path not in copied and found[path].st_ino != built[path].st_ino:
             changed.append(path)
     if changed:
         raise errors.FileWriteError(

@@ -67,7 +67,13 @@ class Tree:
 
 
 def source_of(src: str | os.PathLike[str]) -> Path:
-    """Returns the directory to copy. Raises ArgumentError."""
+    """Returns the directory to copy. Raises ArgumentError, ArgumentTypeError."""
+    if not isinstance(src, (str, os.PathLike)):
+        raise errors.ArgumentTypeError(
+            f"A directory must be given by its name, a str, and not {type(src).__name__}."
+        )
+    if not os.fspath(src):
+        raise errors.ArgumentError("The name of the directory is empty; '.' is the current one.")
     source = Path(src)
     if not source.is_dir():
         raise errors.ArgumentError(
