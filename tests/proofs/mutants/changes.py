@@ -98,6 +98,7 @@ MODULES: dict[str, tuple[Tests, ...]] = {
     "store/bulk.h": STORE,
     "store/ciphertext.c": STORE,
     "store/core.c": STORE,
+    "store/core.h": STORE,
     "store/life.c": STORE,
     "store/lock.c": STORE,
     "store/lock.h": STORE,
@@ -1491,21 +1492,21 @@ CHANGES: list[Change] = [
     Change(
         "limit-of-parts",
         "store/write.c",
-        "    if (used >= s->core->version_limit)\n        status = CCMEM_ERR_VERSION;\n    else if",
+        "    if (used >= core_version_limit(c))\n        status = CCMEM_ERR_VERSION;\n    else if",
         "    if (0)\n        status = CCMEM_ERR_VERSION;\n    else if",
         (tests("failures::test_the_last_version_is_used_up_meanwhile"),),
     ),
     Change(
         "limit-of-pages",
         "store/write.c",
-        "        if (next[i] > s->core->version_limit)\n            status = CCMEM_ERR_VERSION;",
+        "        if (used >= core_version_limit(c))\n            status = CCMEM_ERR_VERSION;",
         "        ;",
         (tests("failures::test_the_last_version_is_used_up_meanwhile"),),
     ),
     Change(
         "limit-not-looked-at-before",
         "store/write.c",
-        "        if (used >= s->core->version_limit)\n            return CCMEM_ERR_VERSION;\n    }",
+        "        if (used >= core_version_limit(s->core))\n            return CCMEM_ERR_VERSION;\n    }",
         "    }",
         (INTEGRITY,),
     ),
@@ -1893,7 +1894,7 @@ CHANGES: list[Change] = [
     Change(
         "left-pages-that-are-used-up",
         "store/arena.c",
-        "        if (*store_sealed(s, i) < core->version_limit) {",
+        "        if (*store_sealed(s, i) < core_version_limit(core)) {",
         "        if (1) {",
     ),
     Change(
