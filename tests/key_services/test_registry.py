@@ -137,7 +137,7 @@ def test_limits_in_a_uri(vault: str) -> None:
      "max-age=9999999999", "max-age=1&max-age=2", "max_age=5"],
 )  # fmt: skip
 def test_limits_that_are_none(vault: str, more: str) -> None:
-    with pytest.raises(errors.ArgumentError, match="max|deadline"):
+    with pytest.raises(errors.ArgumentError, match=r"max|deadline"):
         from_uri(f"{vault}&{more}")
 
 

@@ -162,9 +162,9 @@ def open_model(
 ) -> SealedModel:
     """Opens the model of which `path` is the sealed GGUF file, or one of the files: those called
     NAME-00001-of-00003.gguf.sealed and so on, of one directory. Nothing is decrypted but headers.
-    `key`, `mmap` and `context` are as for open_sealed(). `expect`: the pin of a model in one file; of several,
-    a sequence of their pins in order, or a dict of pins by file name, as encrypt_directory()
-    returns it.
+    `key`, `mmap` and `context` are as for open_sealed(). `expect`: the pin of a model in one file;
+    of several, a sequence of their pins in order, or a dict of pins by file name, as
+    encrypt_directory() returns it.
 
     Files that were sealed together open only with each other: each has the same random number.
     Without pins, files that seal() made one at a time can be exchanged with those of another model

@@ -24,7 +24,10 @@ from .leases import clock
 from .provider import KeyProvider, check_provider, forget, takes_context
 from .wrapped import WrappedKey
 
-__all__ = ["Held"]
+__all__ = ["DEADLINE", "Held"]
+
+#: Seconds for which a start goes on trying, if nothing else is said.
+DEADLINE = 30.0
 
 #: Seconds before the first and before later retries of a call; each wait is up to twice the last.
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 10.0
@@ -51,7 +54,7 @@ class Held:
         provider: KeyProvider,
         *,
         max_age: float | None = None,
-        deadline: float = 30.0,
+        deadline: float = DEADLINE,
         on_event: Hook | None = None,
     ) -> None:
         """Asks for nothing yet. Raises ArgumentTypeError for what is no provider, or one that takes

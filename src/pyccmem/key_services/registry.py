@@ -19,7 +19,7 @@ from urllib.parse import unquote
 
 from .. import errors
 from ..keys import Key
-from .life import Held
+from .life import DEADLINE, Held
 from .provider import KeyProvider, check_provider
 
 __all__ = ["ENTRY_POINTS", "from_uri", "provider_named", "scheme_of", "schemes", "shared"]
@@ -90,7 +90,9 @@ def from_uri(uri: str) -> Key | KeyProvider:
     made = _class_of(scheme).from_uri(uri)
     if not isinstance(made, Key):
         check_provider(made)
-    found: Key | KeyProvider = Held(made, **limits) if limits else made
+    if limits:
+        return Held(made, max_age=limits.get("max_age"), deadline=limits.get("deadline", DEADLINE))
+    found: Key | KeyProvider = made
     return found
 
 

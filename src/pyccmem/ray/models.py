@@ -50,7 +50,8 @@ class SealedModel:
 
     `expect` is what must be there: of a file its pin ("FILE_ID:GENERATION"), of a directory the
     pins of its sealed files by their paths within, as encrypt_directory() returns them, or the
-    directory's own ("dir:..."), as `pyccmem encrypt` prints it. A SealedModel is a path and a pin, and nothing else: pass it to tasks and actors."""
+    directory's own ("dir:..."), as `pyccmem encrypt` prints it. A SealedModel is a path and a pin,
+    and nothing else: pass it to tasks and actors."""
 
     path: str
     expect: Any = field(default=None, hash=False)
