@@ -107,7 +107,7 @@ _LOGGED: list[tuple[str, str, tuple[Any, ...], str]] = [
     ("entrypoints.openai.chat_completion.serving", "%d%% of %r", (7, "secret"), "[hidden]% of"),
     ("entrypoints.anthropic.api_router", "Response: %(text)s", ({"text": "secret"},), "Response:"),
     ("renderers.hf", "Chat template rejected it: %s", (ValueError("secret"),), "rejected it"),
-    ("tool_parsers.xlam_tool_parser", "Error in calls: secret", (), "Error in calls: [hidden]"),
+    ("entrypoints.serve", "A warning: of the start", (), "A warning: of the start"),
     ("v1.engine.async_llm", "Request %s failed: %s.", ("r7", "secret"), "Request r7 failed:"),
     ("v1.core.sched.scheduler", "rejected %s for %s", ([4711], "r7"), "rejected [hidden]"),
     ("logging_utils.dump_input", "Dumping: %.3f %s", (1.5, "secret"), "Dumping: [hidden]"),
@@ -137,6 +137,7 @@ def _logged() -> str:
             raise ValueError(_LOGGED[0][2][0])
         except ValueError:
             logging.getLogger("vllm.renderers.base").exception("Rendering has failed")
+            logging.getLogger("vllm.tool_parsers.x").exception("Error in calls: a secret")
         logging.getLogger("vllm.entrypoints.openai.api_server").info("Serving at %s", "a port")
         logging.getLogger("vllm.pyccmem.vllm").error("Page %d of %s", 7, "a tensor")
     finally:
@@ -152,7 +153,7 @@ def test_logs_have_no_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setenv("PYCCMEM_VLLM_LOG", "prompts")
             logs.hide_prompts()
         found = _logged()
-        assert found.count("secret") >= len(_LOGGED) + 2 and found.count("an answer") == 2
+        assert found.count("secret") >= len(_LOGGED) + 3 and found.count("an answer") == 2
         assert "4711" in found and "ValueError: secret" in found
     monkeypatch.delenv("PYCCMEM_VLLM_LOG")
     logs.hide_prompts()
@@ -165,6 +166,7 @@ def test_logs_have_no_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
         "Page 7 of a tensor",
         "in _logged",
         "Hidden: ValueError",
+        "Error in calls: [hidden]",
         *(left for *_, left in _LOGGED),
     ):
         assert left in found

@@ -94,19 +94,19 @@ def _hide(record: logging.LogRecord, kept: int) -> None:
     """Takes out of a record what may be of a user's."""
     if kept != _ALL:
         given = record.args if isinstance(record.args, tuple) else ()
-        record.msg = _told(str(record.msg), bool(record.args), given[:kept])
-        record.args = ()
+        text = str(record.msg)
+        if record.args:
+            text = _told(text, given[:kept])
+        elif record.exc_info and ":" in text:  # put together from it where it was logged
+            text = f"{text.partition(':')[0]}: {_HIDDEN}"
+        record.msg, record.args = text, ()
     if record.exc_info and record.exc_info[0] is not None:
         kind, _, trace = record.exc_info
         record.exc_info = Hidden, Hidden(kind.__name__), trace
 
 
-def _told(text: str, has_arguments: bool, kept: tuple[object, ...]) -> str:
-    """Returns a message with the arguments that are kept. One that has none may have been put
-    together where it was logged: it is cut behind its first colon."""
-    if not has_arguments:
-        head, colon, _ = text.partition(":")
-        return f"{head}: {_HIDDEN}" if colon else text
+def _told(text: str, kept: tuple[object, ...]) -> str:
+    """Returns a message with the arguments that are kept."""
     left = iter(kept)
 
     def told(place: re.Match[str]) -> str:
