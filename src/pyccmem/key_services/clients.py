@@ -227,7 +227,8 @@ def taken_base64(body: bytes, field: str) -> bytearray | None:
 
 
 def _blot(body: bytes, start: int, end: int) -> None:
-    ffi.memmove(ffi.from_buffer(body) + start, b"A" * (end - start), end - start)
+    with ffi.from_buffer(body) as text:
+        ffi.memmove(text + start, b"A" * (end - start), end - start)
 
 
 def _decoded(text: memoryview) -> bytearray:
@@ -311,14 +312,17 @@ def raised(
     `explain` returns None, the exception is raised as it is."""
     problem: errors.PyccmemError | None = None
     try:
-        return call()
-    except errors.PyccmemError:
-        raise
-    except Exception as error:
-        problem = explain(error)
-        if problem is None:
+        try:
+            return call()
+        except errors.PyccmemError:
             raise
-    raise problem
+        except Exception as error:
+            problem = explain(error)
+            if problem is None:
+                raise
+        raise problem
+    finally:
+        del problem  # its traceback has this frame
 
 
 def not_for_context(context: Mapping[str, str], service: str, key_id: str, given: str) -> NoReturn:

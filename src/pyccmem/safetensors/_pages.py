@@ -157,8 +157,9 @@ class FilePages(SharedPages):
             )
         store = _LentStore(_STORE_BYTES + inside)
         store.lent = np.frombuffer(memory, np.uint8)
-        pages = ffi.from_buffer(store.lent)
-        status = _add_lent(self._file, pages, nbytes, store_id, records, store)
+        status = _add_lent(
+            self._file, ffi.from_buffer(store.lent), nbytes, store_id, records, store
+        )
         if status == lib.CCMEM_ERR_ARGUMENT:
             refuse_versions(name, records[: 8 * count])
         check(status, Call(f"a view of {nbytes} bytes", "key"))
