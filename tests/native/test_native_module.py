@@ -82,8 +82,8 @@ def traces_of_the_build(module: Path, folder: Path) -> list[str]:
 @pytest.mark.skipif(bool(os.environ.get("PYCCMEM_DEBUG")), reason="built to be debugged")
 def test_the_module_is_stripped() -> None:
     assert traces_of_the_build(MODULE, ROOT) == []
-    # The wheel, which is compressed, stays below 1 MB; with debug data the module had 7 MB.
-    assert MODULE.stat().st_size < 7 << 18
+    # gzip makes less than half of it; with debug data it would have four times as much.
+    assert MODULE.stat().st_size < 9 << 18
 
 
 def test_a_module_that_is_not_stripped_is_told(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ import os
 import re
 import stat
 import threading
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Generic, NoReturn, TypeVar
@@ -21,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 from .. import errors
 from ..binding import ffi, wiped
 from ..binding.owned import Descriptor
+from ..core.registry import Registry
 from .context import words
 
 __all__ = [
@@ -105,7 +105,7 @@ class PerProcess(Generic[_Made]):
         return made[0]
 
 
-_per_process: weakref.WeakSet[PerProcess[Any]] = weakref.WeakSet()
+_per_process: Registry[PerProcess[Any]] = Registry(16)
 
 
 def _after_fork() -> None:

@@ -14,11 +14,11 @@ import os
 import random
 import threading
 import time
-import weakref
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from .. import errors
+from ..core.registry import Registry
 from ..keys import Key
 from .events import Event, Hook, emit
 
@@ -73,7 +73,7 @@ class Lease:
         self._identity, self._fetch, self._max_age = key.id, fetch, max_age
         self._event = (provider, key_id, context)
         self._hook, self.group = hook, group
-        self._holders: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._holders: Registry[Any] = Registry(16)
         self._lock = threading.RLock()
         self._fetched, self._next, self._wait = fetched, 0.0, 0.0
         self._why: str | None = None
@@ -205,7 +205,7 @@ class _Watcher:
 
     def __init__(self) -> None:
         self._changed = threading.Condition(threading.Lock())
-        self._leases: weakref.WeakSet[Lease] = weakref.WeakSet()
+        self._leases: Registry[Lease] = Registry(16)
         self._thread: threading.Thread | None = None
         self._news = False  # something has changed since the last look
         self._busy: set[int] = set()  # groups that are being renewed, by id()
@@ -231,7 +231,7 @@ class _Watcher:
         while True:
             wait = self._look()
             with self._changed:
-                if not self._leases:
+                if not list(self._leases):
                     self._thread = None
                     return
                 if not self._news:  # none came since the look began

@@ -17,6 +17,7 @@ from transformers.integrations.gguf import reader as plain_reader
 from transformers.quantizers import quantizer_gguf as plain_quantizer
 
 from .. import errors
+from ..files.safetensors_header import open_file
 from ..gguf import SealedModel, is_gguf, open_model
 from .config import PyccmemConfig
 from .gguf_config import config_of, metadata_of
@@ -72,6 +73,8 @@ def from_gguf(
     key = find_key(key, what=f"the sealed file {name!r}")
     wanted = transformers.AutoModelForCausalLM if model_class is None else model_class
     config = PyccmemConfig(key, mmap=mmap, activations=activations)
+    with open_file(name, "a sealed GGUF file"):  # transformers has errors of its own
+        pass
     with using_key(key), expecting(expect):
         return wanted.from_pretrained(
             os.path.dirname(name) or ".",
@@ -86,7 +89,10 @@ def tokenizer_from_gguf(path: str | os.PathLike[str], *, key: Any = None, **opti
     template is a program; that of a sealed file is authenticated like all of it. Arguments and
     errors are those of from_gguf(), and of AutoTokenizer.from_pretrained()."""
     name = os.fspath(path)
-    with using_key(find_key(key, what=f"the sealed file {name!r}")):
+    key = find_key(key, what=f"the sealed file {name!r}")
+    with open_file(name, "a sealed GGUF file"):
+        pass
+    with using_key(key):
         return transformers.AutoTokenizer.from_pretrained(
             os.path.dirname(name) or ".", gguf_file=os.path.basename(name), **options
         )
