@@ -24,14 +24,12 @@ from ..binding import wiped
 from .clients import (
     KEY_BYTES,
     PerProcess,
+    answered,
     base64_of,
-    cover_answers,
     imported,
     not_for_context,
     options,
     private_address,
-    quiet,
-    raised,
     taken_base64,
 )
 from .wrapped import WrappedKey
@@ -177,11 +175,7 @@ class AwsKms:
                     return None
                 raise
 
-        try:
-            with quiet(*_LIBRARIES):
-                return raised(call, self._explained)
-        finally:
-            cover_answers()
+        return answered(_LIBRARIES, call, self._explained)
 
     def _explained(self, error: Exception) -> errors.PyccmemError | None:
         known = self._botocore.exceptions

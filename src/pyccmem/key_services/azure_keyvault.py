@@ -28,14 +28,12 @@ from . import envelope
 from .clients import (
     KEY_BYTES,
     PerProcess,
-    cover_answers,
+    answered,
     imported,
     not_for_context,
     options,
     own_bytes,
     private_address,
-    quiet,
-    raised,
     secret_text,
 )
 from .wrapped import WrappedKey
@@ -173,11 +171,7 @@ class AzureKeyVault:
                     return None
                 raise
 
-        try:
-            with quiet(*_LIBRARIES):
-                return raised(call, self._explained)
-        finally:
-            cover_answers()
+        return answered(_LIBRARIES, call, self._explained)
 
     def _explained(self, error: Exception) -> errors.PyccmemError | None:
         known = self._known

@@ -12,7 +12,7 @@ import os
 import re
 import stat
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Generic, NoReturn, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -26,6 +26,7 @@ from .context import words
 __all__ = [
     "KEY_BYTES",
     "PerProcess",
+    "answered",
     "base64_of",
     "cover_answers",
     "imported",
@@ -323,6 +324,21 @@ def raised(
         raise problem
     finally:
         del problem  # its traceback has this frame
+
+
+def answered(
+    libraries: Iterable[str],
+    call: Callable[[], Any],
+    explain: Callable[[Exception], errors.PyccmemError | None],
+) -> Any:
+    """Returns what `call` returns, which asks a service for a key over HTTP: `libraries` do not log
+    the answer, and what they have freed of it is overwritten as cover_answers() can. Raises as
+    raised() does."""
+    try:
+        with quiet(*libraries):
+            return raised(call, explain)
+    finally:
+        cover_answers()
 
 
 def not_for_context(context: Mapping[str, str], service: str, key_id: str, given: str) -> NoReturn:

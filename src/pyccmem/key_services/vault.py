@@ -33,14 +33,12 @@ from ..keys import Key
 from . import envelope
 from .clients import (
     KEY_BYTES,
+    answered,
     base64_of,
-    cover_answers,
     imported,
     not_for_context,
     options,
     private_address,
-    quiet,
-    raised,
     secret_text,
     taken_base64,
 )
@@ -242,12 +240,8 @@ class Vault:
             )  # fmt: skip
             return answer.status_code, answer.content
 
-        try:
-            with quiet(*_LIBRARIES):
-                found: tuple[int, bytes] = raised(call, self._explained)
-            return found
-        finally:
-            cover_answers()
+        found: tuple[int, bytes] = answered(_LIBRARIES, call, self._explained)
+        return found
 
     def _connection(self) -> _Connection:
         """Returns this thread's connection, with a token that lasts."""
