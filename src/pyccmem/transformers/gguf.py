@@ -73,8 +73,7 @@ def from_gguf(
     key = find_key(key, what=f"the sealed file {name!r}")
     wanted = transformers.AutoModelForCausalLM if model_class is None else model_class
     config = PyccmemConfig(key, mmap=mmap, activations=activations)
-    with open_file(name, "a sealed GGUF file"):  # transformers has errors of its own
-        pass
+    _check_there(name)
     with using_key(key), expecting(expect):
         return wanted.from_pretrained(
             os.path.dirname(name) or ".",
@@ -90,12 +89,17 @@ def tokenizer_from_gguf(path: str | os.PathLike[str], *, key: Any = None, **opti
     errors are those of from_gguf(), and of AutoTokenizer.from_pretrained()."""
     name = os.fspath(path)
     key = find_key(key, what=f"the sealed file {name!r}")
-    with open_file(name, "a sealed GGUF file"):
-        pass
+    _check_there(name)
     with using_key(key):
         return transformers.AutoTokenizer.from_pretrained(
             os.path.dirname(name) or ".", gguf_file=os.path.basename(name), **options
         )
+
+
+def _check_there(name: str) -> None:
+    """Raises FileReadError for a file that cannot be opened: transformers has an error of its own
+    for that."""
+    open_file(name, "a sealed GGUF file").close()
 
 
 def is_ours(gguf_file: Any, config: Any) -> bool:
