@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import os
 import threading
@@ -16,6 +17,8 @@ from key_service_support import (
     assert_not_in,
     assert_seals_a_file,
     assert_serves_a_model,
+    assert_unwraps_in_a_child,
+    in_threads,
     left_by,
     logged,
     new_key,
@@ -183,28 +186,15 @@ def test_uris_that_say_too_little_or_too_much(uri: str, message: str) -> None:
 def test_forks_and_threads(server: KmsServer) -> None:
     provider = key_services.from_uri(f"{uri_of(server, server.add())}&region=eu-central-1")
     wrapped = wrapped_by(provider, key := new_key())
-    child = os.fork()
-    if child == 0:
-        try:
-            os._exit(0 if unwrapped_by(provider, wrapped) == key else 1)
-        finally:
-            os._exit(2)
-    assert os.waitpid(child, 0)[1] == 0
-    found: list[bool] = []
+    assert_unwraps_in_a_child(provider, wrapped, key)
+    counted = itertools.count()
 
-    def work() -> None:
-        for number in range(10):
-            context = CONTEXT | {"who": f"{threading.get_ident()} {number}"}
-            mine = new_key()
-            found.append(
-                unwrapped_by(provider, wrapped_by(provider, mine, context), context) == mine
-            )
+    def work() -> bool:
+        context = CONTEXT | {"who": f"{threading.get_ident()} {next(counted)}"}
+        mine = new_key()
+        return unwrapped_by(provider, wrapped_by(provider, mine, context), context) == mine
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    found = in_threads(work, 10)
     assert found == [True] * 40
 
 

@@ -4,8 +4,6 @@ the public description of the API (cloud_servers.py)."""
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +16,8 @@ from key_service_support import (
     assert_not_in,
     assert_seals_a_file,
     assert_serves_a_model,
+    assert_unwraps_in_a_child,
+    in_threads,
     left_by,
     logged,
     new_key,
@@ -143,24 +143,8 @@ def test_uris_that_say_too_little_or_too_much(uri: str, message: str) -> None:
 def test_forks_and_threads(server: AzureServer, tmp_path: Path, certificate: Path) -> None:
     provider = key_services.from_uri(uri_of(server, tmp_path, certificate))
     wrapped = wrapped_by(provider, key := new_key())
-    child = os.fork()
-    if child == 0:
-        try:
-            os._exit(0 if unwrapped_by(provider, wrapped) == key else 1)
-        finally:
-            os._exit(2)
-    assert os.waitpid(child, 0)[1] == 0
-    found: list[bool] = []
-
-    def work() -> None:
-        for _ in range(5):
-            found.append(unwrapped_by(provider, wrapped) == key)
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    assert_unwraps_in_a_child(provider, wrapped, key)
+    found = in_threads(lambda: unwrapped_by(provider, wrapped) == key, 5)
     assert found == [True] * 20
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,8 @@ from key_service_support import (
     assert_not_in,
     assert_seals_a_file,
     assert_serves_a_model,
+    assert_unwraps_in_a_child,
+    in_threads,
     left_by,
     logged,
     new_key,
@@ -120,25 +121,13 @@ def test_uris_that_say_too_little_or_too_much(uri: str, message: str) -> None:
 def test_forks_and_threads(server: GoogleServer) -> None:
     provider = key_services.from_uri(uri_of(server))
     wrapped = wrapped_by(provider, key := new_key())
-    child = os.fork()
-    if child == 0:
-        try:
-            os._exit(0 if unwrapped_by(provider, wrapped) == key else 1)
-        finally:
-            os._exit(2)
-    assert os.waitpid(child, 0)[1] == 0
-    found: list[bool] = []
+    assert_unwraps_in_a_child(provider, wrapped, key)
 
-    def work() -> None:
-        for _ in range(10):
-            mine = new_key()
-            found.append(unwrapped_by(provider, wrapped_by(provider, mine)) == mine)
+    def work() -> bool:
+        mine = new_key()
+        return unwrapped_by(provider, wrapped_by(provider, mine)) == mine
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    found = in_threads(work, 10)
     assert found == [True] * 40
 
 

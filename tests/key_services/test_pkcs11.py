@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ from key_service_support import (
     assert_not_in,
     assert_seals_a_file,
     assert_serves_a_model,
+    assert_unwraps_in_a_child,
+    in_threads,
     left_by,
     logged,
     new_key,
@@ -284,30 +285,14 @@ def test_uris_that_say_too_little_or_too_much(uri: str, message: str) -> None:
 def test_a_forked_child_logs_in_anew(token: Token) -> None:
     provider = key_services.from_uri(token.uri())
     wrapped = wrapped_by(provider, key := new_key())
-    child = os.fork()
-    if child == 0:
-        try:
-            os._exit(0 if unwrapped_by(provider, wrapped) == key else 1)
-        finally:
-            os._exit(2)
-    assert os.waitpid(child, 0)[1] == 0
+    assert_unwraps_in_a_child(provider, wrapped, key)
     assert unwrapped_by(provider, wrapped) == key
 
 
 def test_threads_take_turns(token: Token) -> None:
     provider = key_services.from_uri(token.uri())
     wrapped = wrapped_by(provider, key := new_key())
-    found: list[bool] = []
-
-    def work() -> None:
-        for _ in range(25):
-            found.append(unwrapped_by(provider, wrapped) == key)
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    found = in_threads(lambda: unwrapped_by(provider, wrapped) == key, 25)
     assert found == [True] * 100
 
 

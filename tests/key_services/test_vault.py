@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import base64
 import os
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,8 @@ from key_service_support import (
     assert_not_in,
     assert_seals_a_file,
     assert_serves_a_model,
+    assert_unwraps_in_a_child,
+    in_threads,
     left_by,
     logged,
     new_key,
@@ -212,24 +213,8 @@ def test_an_address_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_forks_and_threads(server: VaultServer) -> None:
     provider = key_services.from_uri(URI)
     wrapped = wrapped_by(provider, key := new_key())
-    child = os.fork()
-    if child == 0:
-        try:
-            os._exit(0 if unwrapped_by(provider, wrapped) == key else 1)
-        finally:
-            os._exit(2)
-    assert os.waitpid(child, 0)[1] == 0
-    found: list[bool] = []
-
-    def work() -> None:
-        for _ in range(10):
-            found.append(unwrapped_by(provider, wrapped) == key)
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    assert_unwraps_in_a_child(provider, wrapped, key)
+    found = in_threads(lambda: unwrapped_by(provider, wrapped) == key, 10)
     assert found == [True] * 40
 
 

@@ -13,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -87,8 +88,6 @@ def left_in(pid: int, keys: Sequence[bytes]) -> list[str]:
         for form, needle in forms:
             at = content.find(needle)
             while at >= 0:
-                if os.environ.get("SHOW"):
-                    print(form, content[max(0, at - 260) : at + 300])
                 found.append(f"{form} in {mapping.name or 'anonymous'} at {mapping.start + at:x}")
                 at = content.find(needle, at + 1)
     return found
@@ -150,6 +149,33 @@ def unwrapped_by(provider: Any, wrapped: Any, context: Mapping[str, str] = CONTE
         return bytes(out)
     assert isinstance(made, bytearray)
     return bytes(made)
+
+
+def assert_unwraps_in_a_child(provider: Any, wrapped: Any, key: bytes) -> None:
+    """A forked child unwraps the key through its copy of the provider."""
+    child = os.fork()
+    if child == 0:
+        try:
+            os._exit(0 if unwrapped_by(provider, wrapped) == key else 1)
+        finally:
+            os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def in_threads(work: Callable[[], bool], times: int) -> list[bool]:
+    """What four threads get, each of which calls `work` so many times."""
+    found: list[bool] = []
+
+    def several() -> None:
+        for _ in range(times):
+            found.append(work())
+
+    threads = [threading.Thread(target=several) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
 
 
 def assert_seals_a_file(provider: Any, path: Path) -> None:
