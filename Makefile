@@ -11,6 +11,7 @@ TESTS ?= tests
 WORKERS ?= 2
 DEMO_ARGS ?=
 ATTACK_ARGS ?=
+WHEELS_ARGS ?=
 MUTANTS_ARGS ?=
 ARCHITECTURES_ARGS ?=
 
@@ -37,7 +38,7 @@ ASAN_BIN  := $(CURDIR)/$(ASAN_DIR)/venv/bin
 SANITIZE  := address,undefined
 
 .DEFAULT_GOAL := help
-.PHONY: help install key-services lint format test test-full test-architectures test-safetensors test-vllm test-ray ggml-backend test-ggml demo demo-torch demo-chat attack check-tiers asan tsan mutants faults ct bench docs-outputs wheel sdist clean
+.PHONY: help install key-services lint format test test-full test-architectures test-safetensors test-vllm test-ray ggml-backend test-ggml demo demo-torch demo-chat attack check-tiers asan tsan mutants faults ct bench docs-outputs wheels wheel sdist clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -236,14 +237,25 @@ bench: $(STAMP) ## measure every claim; table on the screen, JSON and plot in bu
 docs-outputs: $(STAMP) ## make the printed outputs in docs/ anew, on an idle machine
 	$(BIN)/python tests/support/docs_outputs.py
 
+# What releases are made with, in an environment of its own.
+RELEASE := build/release
+
+$(RELEASE)/.installed: pyproject.toml
+	@$(SAY) "the tools of releases (1 minute)"
+	@test -x $(RELEASE)/bin/python || $(PYTHON) -m venv $(RELEASE)
+	@$(RELEASE)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	@$(RELEASE)/bin/python -m pip install --quiet --disable-pip-version-check --group release
+	@touch $@
+
+wheels: $(RELEASE)/.installed ## build, check and try all that is published; WHEELS_ARGS="--python PYTHON ..." for others
+	$(RELEASE)/bin/python release/wheels.py --to dist $(WHEELS_ARGS)
+
 wheel: ## build dist/*.whl
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
-sdist: ## build dist/*.tar.gz
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check build
-	$(BIN)/python -m build --sdist --outdir dist .
+sdist: $(RELEASE)/.installed ## build dist/*.tar.gz
+	$(RELEASE)/bin/python release/wheels.py --to dist --only-sdist
 
 clean: ## remove what the other targets made
 	rm -rf build dist .venv src/*.egg-info src/pyccmem/*.so src/pyccmem/_native.c .pytest_cache .hypothesis \

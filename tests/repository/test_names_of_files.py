@@ -13,11 +13,13 @@ PAGES = [
     ROOT / "ARCHITECTURE.md",
     ROOT / "STYLE.md",
     ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 
 #: Names in backticks that say of which folder they are, and targets of links.
-QUOTED = re.compile(r"`((?:csrc|ggml|src|tests|docs|bench)/[\w./-]+)`")
+QUOTED = re.compile(r"`((?:csrc|ggml|src|tests|docs|bench|release)/[\w./-]+)`")
 LINKED = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
 
 

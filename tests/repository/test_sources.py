@@ -11,7 +11,7 @@ import pytest
 from support import ROOT
 
 LICENCE = "SPDX-License-Identifier: Apache-2.0"
-FOLDERS = ("csrc", "ggml", "src", "tests", "bench")
+FOLDERS = ("csrc", "ggml", "src", "tests", "bench", "release")
 SOURCES = [
     path
     for path in (
