@@ -16,7 +16,6 @@
     .few_group = 64 << 10,                                                                         \
     .rows_max = 640 << 10,                                                                         \
     .kept_pages = 192 << 10, /* a page of 4 KiB for each of 48 rows */                             \
-    .pass = 8 << 20,         /* some MiB of a last-level cache, for all blocks */                  \
     .pass_rows = 256,        /* since each pass opens W anew */                                    \
     .pack_grain = 64 << 10,                                                                        \
     .gemm_grain = 96 << 10,                                                                        \
@@ -46,7 +45,8 @@ const tier_sizes tier_sizes_usual = {
     SIZES,
     .whole_panels = 1,
     .few_piece = 768, /* of 3 rows of x and 4 of W 21 KiB: in an L1 */
-    .depth = 256,     /* 16 KiB of a panel of 16 rows */
+    .depth = 512,     /* 32 KiB of a panel: an L2 keeps up, and sums move half as often */
+    .pass = 24 << 20, /* of x: fewer passes that open W; a last-level cache need not hold it */
     .block = 208 << 10,
     .block_as_is = 304 << 10,
     .block_rows = 48,
@@ -56,6 +56,7 @@ const tier_sizes tier_sizes_large = {
     SIZES,
     .few_piece = 1 << 20, /* whole rows: a vector is used twice as often, and L2 keeps up */
     .depth = 512,         /* an L2 is as fast for 32 rows */
+    .pass = 8 << 20,      /* some MiB of a last-level cache, for all blocks */
     .block = 400 << 10,
     .block_as_is = 400 << 10,
     .block_rows = 96,
