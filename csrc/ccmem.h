@@ -1052,6 +1052,50 @@ ccmem_status ccmem_cache_places(ccmem_cache *cache, uint32_t layer, uint32_t seq
 void ccmem_cache_drop(ccmem_cache **cell);
 ccmem_cache *ccmem_cache_take(ccmem_cache **cell);
 
+/* ---- search ---------------------------------------------------------------------------------- */
+
+/* Queries of a search at most. */
+enum { CCMEM_SEARCH_QUERIES_MAX = 4096 };
+
+/* Rows that are searched: `count` of `dim` elements each, one after the other from byte `offset` of
+ * the store `rows` on. Their sums are multiplied by `factors` and `biases` are added, float32 for
+ * each row, from byte factor_offset and bias_offset of these stores on; NULL: 1 and 0. Row i has
+ * the id ids[i], or first_id + i where `ids` is NULL. It is seen if bit live_first + i of `live` is
+ * set, the lowest bit of a byte being the first; NULL: all are. `queries` are the numbers of the
+ * nqueries queries that the rows are for, each once; NULL: all. */
+typedef struct ccmem_search_part {
+    ccmem_store *rows;
+    uint64_t offset;
+    uint64_t count;
+    ccmem_store *factors;
+    uint64_t factor_offset;
+    ccmem_store *biases;
+    uint64_t bias_offset;
+    const int64_t *ids;
+    int64_t first_id;
+    const uint8_t *live;
+    uint64_t live_first;
+    const uint32_t *queries;
+    uint32_t nqueries;
+} ccmem_search_part;
+
+/* For each of nqueries queries of `dim` floats, one after the other, the k rows of all parts with
+ * the largest score, which is what ccmem_store_linear() gives for the row: scores[q * k + i] and
+ * ids[q * k + i], the largest first, of equal ones the smaller id first; -infinity and -1 where
+ * there are fewer. A score that is no number is not among them. The ids of rows that are seen
+ * differ.
+ *
+ * Each page is opened once for all queries, a tile at a time, and its scores are compared while
+ * they are in the cache: memory is wiped, and grows with nqueries * k, not with the rows. Which
+ * scores are among the best decides on branches and addresses.
+ *
+ * On any failure scores and ids are zeros, and *failed says where it was: three times the number of
+ * the part, plus 1 for its factors, 2 for its biases. CCMEM_ERR_ARGUMENT, _RANGE, _FORK, _CLOSED,
+ * _NOMEM, _BUDGET; CCMEM_ERR_INTEGRITY as for ccmem_store_read. */
+ccmem_status ccmem_search(const ccmem_search_part *parts, uint64_t nparts, ccmem_dtype dtype,
+                          uint64_t dim, const float *queries, uint64_t nqueries, uint64_t k,
+                          float *scores, int64_t *ids, uint64_t *failed);
+
 /* ---- memory for plaintext that is handed out ------------------------------------------------- */
 
 typedef struct ccmem_plain_stats {

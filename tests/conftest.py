@@ -49,7 +49,7 @@ ALONE = {
 
 #: Folders of tests whose outcome can depend on the tier; `make check-tiers` runs them once for each
 #: tier. The other folders check what all tiers share, or call every tier themselves.
-TIER_FOLDERS = {"cache", "core", "crypto", "memory", "product", "store"}
+TIER_FOLDERS = {"cache", "core", "crypto", "memory", "product", "search", "store"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

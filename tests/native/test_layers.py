@@ -24,7 +24,7 @@ ORDER = [
         "crypto/aegis",
         "crypto/*",
     ),
-    *("quant", "kernels", "tiers", "pages", "store", "product", "mapping", "cache"),
+    *("quant", "kernels", "tiers", "pages", "store", "product", "search", "mapping", "cache"),
     *("selftest", "start", "tools", "api"),
 ]
 
