@@ -23,8 +23,8 @@
 enum {
     LINE = 64,
     SCORES = 256 << 10,    /* bytes of a block's scores, beside what a product takes of an L2 */
-    BLOCK_BYTES = 1 << 20, /* of rows that are worth a product of their own, */
-    BLOCK_MAX = 4096,      /* and rows of one at most and at least: whole pages of any page size */
+    BLOCK_BYTES = 4 << 20, /* of rows that are worth a product of their own, */
+    BLOCK_MAX = 8192,      /* and rows of one at most and at least: whole pages of any page size */
     BLOCK_MIN = 256,
     GROUP = 32 /* scores that are compared at once */
 };
