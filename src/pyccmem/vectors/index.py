@@ -299,33 +299,7 @@ class EncryptedIndex(Resource):
         Raises ArgumentError, ArgumentTypeError; IntegrityError when a page was changed (nothing is
         returned then), OutOfMemoryError, PlaintextBudgetError.
         """
-        number = integer("k", k)
-        if not 1 <= number < 2**31:
-            raise errors.ArgumentError(f"k is {number}; it must be at least 1.")
-        asked = queries_of(queries, self._form)
-        state, masks = self._filtered(filter)
-        scores = np.empty((len(asked.floats), number), np.float32)
-        ids = np.empty((len(asked.floats), number), np.int64)
-        found = min(number, state.alive)
-        if found and len(asked.floats):
-            parts = [
-                searching.Part(view, 0, view.total, mask)
-                for view, mask in zip(state.views, masks, strict=True)
-            ]
-            scores[:, :found], ids[:, :found] = searching.best(
-                self._form, parts, asked.floats, found
-            )
-        scores[:, found:], ids[:, found:] = -np.inf, -1
-        if self._form.metric == "l2":
-            distance = asked.square[:, None] - 2 * scores.astype(np.float64)
-            with np.errstate(over="ignore"):
-                np.copyto(scores, np.maximum(distance, 0), casting="unsafe")
-            # Ranks that differed may have become equal distances.
-            order = np.lexsort((ids[:, :found], scores[:, :found]))
-            for whole in (scores, ids):
-                whole[:, :found] = np.take_along_axis(whole[:, :found], order, 1)
-        asked.floats.fill(0)
-        return (scores[0], ids[0]) if asked.single else (scores, ids)
+        return self._search(queries, k, filter, None)
 
     def get(self, ids: npt.ArrayLike) -> Floats:
         """Returns the vectors of these ids as float32, of shape [n, dim], in memory that is wiped
@@ -377,6 +351,46 @@ class EncryptedIndex(Resource):
                 mask |= _damaged_payloads(state.chunks, places, view.total)
             bad.append(view.ids_of(np.flatnonzero(mask & view.mask())))
         return sorted(int(one) for part in bad for one in part)
+
+    def _search(self, queries: Any, k: Any, filter: Any, options: Any) -> tuple[Floats, Integers]:
+        """Does search(); `options` are for _parts()."""
+        number = integer("k", k)
+        if not 1 <= number < 2**31:
+            raise errors.ArgumentError(f"k is {number}; it must be at least 1.")
+        asked = queries_of(queries, self._form)
+        state, masks = self._filtered(filter)
+        scores = np.empty((len(asked.floats), number), np.float32)
+        ids = np.empty((len(asked.floats), number), np.int64)
+        found = min(number, state.alive)
+        if found:
+            step = searching.queries_at_once(found)
+            for first in range(0, len(asked.floats), step):
+                some = asked.floats[first : first + step]
+                parts = self._parts(state, masks, some, options)
+                end = first + len(some)
+                scores[first:end, :found], ids[first:end, :found] = searching.best(
+                    self._form, parts, some, found
+                )
+        scores[:, found:], ids[:, found:] = -np.inf, -1
+        if self._form.metric == "l2":
+            distance = asked.square[:, None] - 2 * scores.astype(np.float64)
+            with np.errstate(over="ignore"):
+                np.copyto(scores, np.maximum(distance, 0), casting="unsafe")
+            # Ranks that differed may have become equal distances.
+            order = np.lexsort((ids[:, :found], scores[:, :found]))
+            for whole in (scores, ids):
+                whole[:, :found] = np.take_along_axis(whole[:, :found], order, 1)
+        asked.floats.fill(0)
+        return (scores[0], ids[0]) if asked.single else (scores, ids)
+
+    def _parts(
+        self, state: _State, masks: Sequence[Bitmap | None], queries: Floats, options: Any
+    ) -> searching.Parts:
+        """Returns the rows that are searched for some queries: all."""
+        parts = searching.Parts(self._form)
+        for view, mask in zip(state.views, masks, strict=True):
+            parts.add(view, mask, np.zeros(1, np.int64), np.full(1, view.total, np.int64))
+        return parts
 
     # ---- files ----
 

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,62 +18,121 @@ from .form import BIAS, FACTOR, Form
 from .ids import Integers
 from .segment import View
 
-__all__ = ["Part", "best"]
+__all__ = ["Parts", "best", "queries_at_once"]
 
 _search = lib.ccmem_search
-_PARTS = ffi.typeof("ccmem_search_part[]")
+_NONE: npt.NDArray[np.uint64] = np.zeros(1, np.uint64)
+
+#: ccmem_search_part, whose pointers are numbers.
+_PART = np.dtype(
+    [
+        ("rows", "u8"),
+        ("offset", "u8"),
+        ("count", "u8"),
+        ("factors", "u8"),
+        ("factor_offset", "u8"),
+        ("biases", "u8"),
+        ("bias_offset", "u8"),
+        ("ids", "u8"),
+        ("first_id", "i8"),
+        ("live", "u8"),
+        ("live_first", "u8"),
+        ("queries", "u8"),
+        ("nqueries", "u4"),
+        ("", "u4"),
+    ]
+)
+assert _PART.itemsize == ffi.sizeof("ccmem_search_part"), "the fields are those of ccmem.h"
 
 #: Queries of one pass at most, and entries of their lists.
 _QUERIES, _ENTRIES = 256, 1 << 20
 
 
-class Part(NamedTuple):
-    """Rows [first, first + total) of a view that are searched. `live` has those of the view that
-    may be found, None all; `queries` the numbers of the queries that they are for, None all."""
-
-    view: View
-    first: int
-    total: int
-    live: Bitmap | None
-    queries: npt.NDArray[np.uint32] | None = None
+def queries_at_once(k: int) -> int:
+    """Returns for how many queries rows are opened once."""
+    return max(min(_QUERIES, _ENTRIES // k), 1)
 
 
-def best(form: Form, parts: Sequence[Part], queries: Floats, k: int) -> tuple[Floats, Integers]:
+class Parts:
+    """Rows that are searched: runs of rows of views."""
+
+    def __init__(self, form: Form) -> None:
+        self._form = form
+        self._native: list[npt.NDArray[Any]] = []
+        self._views: list[View] = []
+        self._kept: list[Any] = []  # what the native parts point to
+
+    def add(
+        self,
+        view: View,
+        live: Bitmap | None,
+        first: Integers,
+        total: Integers,
+        queries: tuple[npt.NDArray[np.uint32], Integers, Integers] | None = None,
+        *,
+        positions: int | None = None,
+    ) -> None:
+        """Adds runs of total[i] rows of a view from first[i] on. `live` has those of the view's
+        rows that may be found, None all. `queries`: numbers of queries, and for each run where
+        those that it is for begin among them, and how many they are; None: all queries.
+        `positions`: rows are called by their numbers, from this one on, not by their ids."""
+        form, segment = self._form, view.segment
+        part = np.zeros(len(first), _PART)
+        part["rows"] = self._store(segment.buffer)
+        part["offset"], part["count"] = first * form.row_bytes, total
+        for column, store, offset in (
+            (FACTOR, "factors", "factor_offset"),
+            (BIAS, "biases", "bias_offset"),
+        ):
+            if column in segment.columns:
+                buffer, begin = segment.columns[column]
+                part[store], part[offset] = self._store(buffer), begin + 4 * first
+        if positions is not None:
+            part["first_id"] = positions + first
+        elif isinstance(view.ids, int):
+            part["first_id"] = view.ids + first
+        else:
+            self._kept.append(view.ids)
+            part["ids"] = address(view.ids) + 8 * first
+        if live is not None:
+            self._kept.append(live)
+            part["live"], part["live_first"] = address(live), first
+        if queries is not None:
+            numbers, begin, count = queries
+            self._kept.append(numbers)
+            part["queries"], part["nqueries"] = address(numbers) + 4 * begin, count
+        self._native.append(part)
+        self._views.append(view)
+
+    def _store(self, buffer: Any) -> int:
+        store = handle(buffer)
+        self._kept.append(store)
+        return int(ffi.cast("uintptr_t", pointer_to(store)))
+
+    def native(self) -> npt.NDArray[Any]:
+        """Returns all parts."""
+        return np.concatenate(self._native) if self._native else np.zeros(0, _PART)
+
+    def view(self, number: int) -> View | None:
+        """Returns the view of a part."""
+        for part, view in zip(self._native, self._views, strict=True):
+            if number < len(part):
+                return view
+            number -= len(part)
+        return None
+
+
+def best(form: Form, parts: Parts, queries: Floats, k: int) -> tuple[Floats, Integers]:
     """Returns the k largest ranks of each query, and their ids, the largest first, of equal ones
     the smaller id first; -infinity and -1 where there are no more rows. Raises IntegrityError, and
     returns nothing then; ClosedError, ForkError, OutOfMemoryError, PlaintextBudgetError."""
-    count = len(queries)
-    scores = np.empty((count, k), np.float32)
-    ids = np.empty((count, k), np.int64)
-    step = max(min(_QUERIES, _ENTRIES // k), 1)
-    for first in range(0, count, step):
-        end = min(first + step, count)
-        chosen = parts
-        if step < count:
-            chosen = [one for one in map(lambda part: _within(part, first, end), parts) if one]
-        _pass(form, chosen, queries[first:end], k, scores[first:end], ids[first:end])
-    return scores, ids
-
-
-def _within(part: Part, first: int, end: int) -> Part | None:
-    """Returns a part for the queries from `first` up to `end` alone; None if it is for none."""
-    if part.queries is None:
-        return part
-    mine = part.queries[(part.queries >= first) & (part.queries < end)] - np.uint32(first)
-    return part._replace(queries=mine) if len(mine) else None
-
-
-def _pass(
-    form: Form, parts: Sequence[Part], queries: Floats, k: int, scores: Floats, ids: Integers
-) -> None:
-    native = ffi.new(_PARTS, max(len(parts), 1))
-    kept: list[Any] = []  # what the native parts point to
-    for at, part in enumerate(parts):
-        _fill(native[at], part, form, kept)
+    scores = np.empty((len(queries), k), np.float32)
+    ids = np.empty((len(queries), k), np.int64)
+    native = parts.native()
     failed = ffi.new("uint64_t *")
     status = _search(
-        native,
-        len(parts),
+        ffi.cast("ccmem_search_part *", address(native if len(native) else _NONE)),
+        len(native),
         form.native,
         form.dim,
         ffi.cast("float *", address(queries)),
@@ -85,47 +143,17 @@ def _pass(
         failed,
     )
     if status != OK:
-        _fail(status, int(failed[0]), parts, form)
+        _fail(status, int(failed[0]), parts)
+    return scores, ids
 
 
-def _fill(native: Any, part: Part, form: Form, kept: list[Any]) -> None:
-    segment, first = part.view.segment, part.first
-    native.rows = _native(segment.buffer, kept)
-    native.offset = first * form.row_bytes
-    native.count = part.total
-    if FACTOR in segment.columns:
-        buffer, offset = segment.columns[FACTOR]
-        native.factors, native.factor_offset = _native(buffer, kept), offset + 4 * first
-    if BIAS in segment.columns:
-        buffer, offset = segment.columns[BIAS]
-        native.biases, native.bias_offset = _native(buffer, kept), offset + 4 * first
-    ids = part.view.ids
-    if isinstance(ids, int):
-        native.first_id = ids + first
-    else:
-        kept.append(ids)
-        native.ids = ffi.cast("int64_t *", address(ids) + 8 * first)
-    if part.live is not None:
-        kept.append(part.live)
-        native.live, native.live_first = ffi.cast("uint8_t *", address(part.live)), first
-    if part.queries is not None:
-        kept.append(part.queries)
-        native.queries = ffi.cast("uint32_t *", address(part.queries))
-        native.nqueries = len(part.queries)
-
-
-def _native(buffer: Any, kept: list[Any]) -> Any:
-    store = handle(buffer)
-    kept.append(store)
-    return pointer_to(store)
-
-
-def _fail(status: int, failed: int, parts: Sequence[Part], form: Form) -> None:
-    at, which = divmod(failed, 3)
-    segment = parts[min(at, len(parts) - 1)].view.segment if parts else None
-    if segment is None:
+def _fail(status: int, failed: int, parts: Parts) -> None:
+    number, which = divmod(failed, 3)
+    view = parts.view(number)
+    if view is None:
         check(status)
         return
+    segment = view.segment
     column = segment.columns.get((FACTOR, BIAS)[which - 1]) if which else None
     buffer = segment.buffer if column is None else column.buffer
     fail(buffer, status, 0, buffer.nbytes)
