@@ -10,5 +10,6 @@ found = index.payloads(ids)
 from __future__ import annotations
 
 from .index import EncryptedIndex
+from .lists import EncryptedIVF
 
-__all__ = ["EncryptedIndex"]
+__all__ = ["EncryptedIVF", "EncryptedIndex"]

@@ -62,15 +62,22 @@ def matrix_of(name: str, value: Any, dim: int) -> Array:
     return array
 
 
-def encoded(name: str, vectors: Array, form: Form, part: int = _PART) -> Iterator[Encoded]:
-    """Yields the vectors as they are stored, some at a time; each is valid until the next. Raises
-    ArgumentError for numbers that are not finite, or that the type cannot hold."""
+def encoded(
+    name: str, vectors: Array, form: Form, order: npt.NDArray[np.int64] | None = None
+) -> Iterator[Encoded]:
+    """Yields the vectors as they are stored, some at a time, in the order of `order`; each is valid
+    until the next. Raises ArgumentError for numbers that are not finite, or that the type cannot
+    hold."""
+    part = _PART
     step = max(part // (form.dim * 4) // 1024 * 1024, min(len(vectors), 1024), 1)
     step = max(min(step, part // (form.dim * 4)), 1)
     encoder = _Encoder(form, min(step, max(len(vectors), 1)))
     try:
         for first in range(0, len(vectors), step):
-            yield encoder.encoded(name, vectors[first : first + step], first)
+            if order is None:
+                yield encoder.encoded(name, vectors[first : first + step], first)
+            else:
+                yield encoder.taken(name, vectors, order[first : first + step], first)
     finally:
         encoder.wipe()
 
@@ -100,7 +107,16 @@ class _Encoder:
         for room in self._scratch.values():
             room.fill(0)
 
+    def taken(self, name: str, given: Array, rows: npt.NDArray[np.int64], first: int) -> Encoded:
+        """Encodes some rows of what was given."""
+        floats = self._room("floats", len(rows), np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            for at, row in enumerate(rows.tolist()):
+                np.copyto(floats[at], given[row], casting="unsafe")
+        return self.encoded(name, floats, first)
+
     def encoded(self, name: str, given: Array, first: int) -> Encoded:
+        """Encodes what was given."""
         form, count = self._form, len(given)
         floats = given
         if given.dtype != np.float32 or not given.flags.c_contiguous or not given.flags.aligned:

@@ -125,6 +125,7 @@ def save(
     views: Sequence[tuple[View, Places | None]],
     chunks: Sequence[Chunk],
     *,
+    centroids: npt.NDArray[np.float32] | None,
     next_id: int,
     key: AnyKey,
     progress: bool | Progress | None,
@@ -133,10 +134,7 @@ def save(
     """Writes a file of the vectors that were not removed. Returns its pin."""
     check_progress(progress)
     check_key(key)
-    parts = [
-        _Part(view, places, None if view.live is None else np.flatnonzero(view.mask()))
-        for view, places in views
-    ]
+    parts = [_Part(view, places, _rows_to_save(view)) for view, places in views]
     parts = [one for one in parts if one.total]
     count = sum(one.total for one in parts)
     kind = DTYPES[form.dtype].safetensors or ""
@@ -160,6 +158,15 @@ def save(
         metadata["first_id"] = str(int(ids[0]))
     else:
         sources.append(ArraySource("ids", "I64", (count,), ids))
+    if centroids is not None:
+        sources.append(ArraySource("centroids", "F32", centroids.shape, centroids))
+        lists = [
+            one.view.segment.lists[one.some(0, one.total)]
+            for one in parts
+            if one.view.segment.lists is not None
+        ]
+        numbers = np.concatenate(lists) if lists else np.empty(0, np.uint32)
+        sources.append(ArraySource("lists", "U32", (count,), numbers))
     if any(one.places is not None for one in parts):
         start = _joined([_place(one, 0) for one in parts])
         length = _joined([_place(one, 1) for one in parts])
@@ -177,6 +184,16 @@ def save(
         context=context,
     )
     return f"{header.file_id.hex()}:{header.generation}"
+
+
+def _rows_to_save(view: View) -> Integers | None:
+    """Returns the rows that were not removed, None for all; those of a list together."""
+    lists = view.segment.lists
+    if lists is None:
+        return None if view.live is None else np.flatnonzero(view.mask())
+    rows = np.flatnonzero(view.mask())
+    ordered: Integers = rows[np.argsort(lists[rows], kind="stable")]
+    return ordered
 
 
 def _column_reader(name: str) -> Callable[[Segment, Integers], npt.NDArray[Any]]:
@@ -207,6 +224,7 @@ class Loaded(NamedTuple):
     total: int
     next_id: int
     payload_bytes: int
+    centroids: npt.NDArray[np.float32] | None
 
     def close(self) -> None:
         """Closes what lies over the file."""
@@ -263,8 +281,12 @@ def _loaded(file: SealedFile, metadata: dict[str, str], opened: list[EncryptedBu
         opened.append(buffer_of(file, name))
         return opened[-1]
 
+    centroids: npt.NDArray[np.float32] | None = None
+    if "centroids" in file:
+        centroids = wiped.empty(file.info("centroids").shape, np.float32)
+        _fill(file, "centroids", centroids)
     if not count:
-        return Loaded(form, (), (), (), 0, next_id, 0)
+        return Loaded(form, (), (), (), 0, next_id, 0, centroids)
     columns = {name: Column(buffer(name), 0) for name in form.columns}
     segment = Segment(form, count, buffer("rows"), columns, False)
     if "first_id" in metadata:
@@ -275,9 +297,14 @@ def _loaded(file: SealedFile, metadata: dict[str, str], opened: list[EncryptedBu
     if ids.min() < 0 or ids.max() >= max(next_id, 1) or len(np.unique(ids)) != count:
         raise ValueError("ids that cannot be")
     segment.ids.put(0, ids)
+    if centroids is not None:
+        segment.lists = np.empty(count, np.uint32)
+        _fill(file, "lists", segment.lists)
+        if segment.lists.max() >= len(centroids):
+            raise ValueError("lists that are not there")
     views = (View(segment, count, segment.ids.column(), None, count),)
     if "payload_lengths" not in file:
-        return Loaded(form, views, (None,), (), count, next_id, 0)
+        return Loaded(form, views, (None,), (), count, next_id, 0, centroids)
     length = _numbers(file, "payload_lengths", count)
     total = file.info("payloads").nbytes
     there = np.maximum(length, 0)
@@ -287,13 +314,18 @@ def _loaded(file: SealedFile, metadata: dict[str, str], opened: list[EncryptedBu
     start[length < 0] = -1
     places = Places(start, there.astype(np.uint32))
     chunks = (Chunk(0, buffer("payloads")),) if total else ()
-    return Loaded(form, views, (places,), chunks, count, next_id, total)
+    return Loaded(form, views, (places,), chunks, count, next_id, total, centroids)
 
 
 def _check_tensors(file: SealedFile, form: Form, count: int) -> None:
     wanted: dict[str, Any] = {"rows": (DTYPES[form.dtype].safetensors, (count, form.dim))}
     wanted |= {name: ("F32", (count,)) for name in form.columns}
     wanted |= {name: ("I64", (count,)) for name in ("ids", "payload_lengths") if name in file}
+    if "centroids" in file:
+        shape = file.info("centroids").shape
+        if len(shape) != 2 or not shape[0] or shape[1] != form.dim:
+            raise ValueError("centroids of another shape")
+        wanted |= {"centroids": ("F32", shape), "lists": ("U32", (count,))}
     if "payloads" in file:
         wanted["payloads"] = ("U8", (file.info("payloads").nbytes,))
     found = {name: (file.info(name).dtype, file.info(name).shape) for name in file.offset_keys()}
@@ -302,10 +334,15 @@ def _check_tensors(file: SealedFile, form: Form, count: int) -> None:
 
 
 def _numbers(file: SealedFile, name: str, count: int) -> Integers:
+    found = np.empty(count, np.int64)
+    _fill(file, name, found)
+    return found
+
+
+def _fill(file: SealedFile, name: str, out: npt.NDArray[Any]) -> None:
     buffer = buffer_of(file, name)
     try:
-        found = np.empty(count, np.int64)
-        buffer.read_into(found)
-        return found
+        if out.size:
+            buffer.read_into(out)
     finally:
         buffer.close()

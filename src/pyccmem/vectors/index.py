@@ -415,6 +415,7 @@ class EncryptedIndex(Resource):
             self._form,
             list(zip(state.views, state.places, strict=True)),
             state.chunks,
+            centroids=self._centroids(),
             next_id=self._next,
             key=self._given if key is None else key,
             progress=progress,
@@ -444,6 +445,7 @@ class EncryptedIndex(Resource):
         self._state = None
         try:
             self._begin(loaded.form, key, os.fspath(path) if name is None else name)
+            self._take_centroids(loaded.centroids)
         except BaseException:
             loaded.close()
             raise
@@ -451,6 +453,17 @@ class EncryptedIndex(Resource):
         self._log = Log(self._key, self._name, loaded.chunks, loaded.payload_bytes)
         self._state = _State(loaded.views, loaded.places, loaded.chunks, loaded.total)
         return self
+
+    def _centroids(self) -> Floats | None:
+        """Returns the centres of the lists, in memory that is wiped; None where there are none."""
+        return None
+
+    def _take_centroids(self, centroids: Floats | None) -> None:
+        """Takes those of a file. Raises FileFormatError."""
+        if centroids is not None:
+            raise errors.FileFormatError(
+                "The file has an index with lists; load it with EncryptedIVF.load()."
+            )
 
     # ---- lifetime ----
 
@@ -513,9 +526,22 @@ class EncryptedIndex(Resource):
     def _appended(self, state: _State, given: Any, ids: Integers, places: Places | None) -> _State:
         """Writes rows, and returns a state in which they are seen."""
         writer = _Appending(state, self._form, self._key, self._name, len(ids))
-        for part in encoded("vectors", given, self._form):
+        lists = self._lists_of(given)
+        if lists is None:
+            for part in encoded("vectors", given, self._form):
+                writer.put(part)
+            return writer.state(ids, places)
+        # Those of a list lie together.
+        order = np.argsort(lists, kind="stable")
+        for part in encoded("vectors", given, self._form, order):
             writer.put(part)
-        return writer.state(ids, places)
+        if places is not None:
+            places = Places(places.start[order], places.length[order])
+        return writer.state(ids[order], places, lists[order].astype(np.uint32))
+
+    def _lists_of(self, given: Any) -> npt.NDArray[Any] | None:
+        """Returns the list that each vector belongs to; None where there are no lists."""
+        return None
 
     def _without(self, state: _State, ids: Integers) -> tuple[_State, int]:
         """Returns a state without these vectors, and the bytes of their payloads."""
@@ -657,11 +683,20 @@ class _Appending:
         self._places.append(None)
         self._used = 0
 
-    def state(self, ids: Integers, places: Places | None) -> _State:
+    def state(
+        self,
+        ids: Integers,
+        places: Places | None,
+        lists: npt.NDArray[np.uint32] | None = None,
+    ) -> _State:
         """Returns a state in which the rows are seen."""
         for number, row, first, count in self._runs:
             view = self._views[number]
             segment = view.segment
+            if lists is not None:
+                if segment.lists is None:
+                    segment.lists = np.empty(segment.capacity, np.uint32)
+                segment.lists[row : row + count] = lists[first : first + count]
             segment.ids.put(row, ids[first : first + count])
             self._views[number] = view._replace(
                 total=row + count,
@@ -690,6 +725,8 @@ def _copied(
     """Returns a view of a new segment with the rows that were not removed."""
     rows = np.flatnonzero(view.mask())
     old = view.segment
+    if old.lists is not None:
+        rows = rows[np.argsort(old.lists[rows], kind="stable")]
     segment = Segment.new(form, capacity_for(form, len(rows), 0), key, f"{name}, compacted")
     if segment.capacity < len(rows):
         segment = Segment.new(form, len(rows), key, f"{name}, compacted")
@@ -701,6 +738,9 @@ def _copied(
         segment.put(first, Encoded(0, len(some), raw, columns), 0, len(some))
         raw.fill(0)
     segment.ids.put(0, view.ids_of(rows))
+    if old.lists is not None:
+        segment.lists = np.empty(segment.capacity, np.uint32)
+        segment.lists[: len(rows)] = old.lists[rows]
     new = View(segment, len(rows), segment.ids.column(), None, len(rows))
     if places is None:
         return new, None

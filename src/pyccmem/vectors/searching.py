@@ -80,13 +80,13 @@ class Parts:
         part = np.zeros(len(first), _PART)
         part["rows"] = self._store(segment.buffer)
         part["offset"], part["count"] = first * form.row_bytes, total
-        for column, store, offset in (
+        for column, store, where in (
             (FACTOR, "factors", "factor_offset"),
             (BIAS, "biases", "bias_offset"),
         ):
             if column in segment.columns:
-                buffer, begin = segment.columns[column]
-                part[store], part[offset] = self._store(buffer), begin + 4 * first
+                buffer, start = segment.columns[column]
+                part[store], part[where] = self._store(buffer), start + 4 * first
         if positions is not None:
             part["first_id"] = positions + first
         elif isinstance(view.ids, int):

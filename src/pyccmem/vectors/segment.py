@@ -39,6 +39,14 @@ class Column(NamedTuple):
     offset: int
 
 
+class Runs(NamedTuple):
+    """Runs of rows: the first of each, how many there are, and whose list they are of."""
+
+    first: Integers
+    total: Integers
+    list: npt.NDArray[np.uint32]
+
+
 def capacity_for(form: Form, total: int, coming: int) -> int:
     """Returns for how many rows a new segment is, when there are `total` and `coming` are added."""
     row = form.row_bytes
@@ -49,7 +57,10 @@ def capacity_for(form: Form, total: int, coming: int) -> int:
 class Segment:
     """Rows of one form, the columns beside them, and their ids."""
 
-    __slots__ = ("buffer", "capacity", "columns", "form", "ids", "writable")
+    __slots__ = ("_runs", "buffer", "capacity", "columns", "form", "ids", "lists", "writable")
+
+    #: The list of each row, where there are lists; behind the rows that are seen, anything.
+    lists: npt.NDArray[np.uint32] | None
 
     def __init__(
         self,
@@ -62,6 +73,8 @@ class Segment:
         self.form, self.capacity, self.buffer = form, capacity, buffer
         self.columns, self.writable = columns, writable
         self.ids = Ids(capacity)
+        self.lists = None
+        self._runs: tuple[int, Runs] | None = None
 
     @classmethod
     def new(cls, form: Form, capacity: int, key: Key, name: str) -> Segment:
@@ -120,6 +133,17 @@ class Segment:
         finally:
             raw.fill(0)
 
+    def runs(self, total: int) -> Runs:
+        """Returns the runs of rows of one list among the first `total` rows."""
+        kept = self._runs  # those of another snapshot, or these
+        if kept is None or kept[0] != total:
+            lists = self.lists
+            assert lists is not None, "rows were added after train()"
+            seen = lists[:total]
+            first = np.concatenate(([0], np.flatnonzero(seen[1:] != seen[:-1]) + 1))
+            kept = self._runs = total, Runs(first, np.diff(np.append(first, total)), seen[first])
+        return kept[1]
+
     def buffers(self) -> list[EncryptedBuffer]:
         """Returns the buffers that it has, each once."""
         return [
@@ -129,7 +153,7 @@ class Segment:
 
     def nbytes(self, count: int) -> int:
         """Returns the bytes of memory that it takes for `count` rows."""
-        total = self.ids.overhead()
+        total = self.ids.overhead() + (0 if self.lists is None else 4 * count)
         for buffer in self.buffers():
             used = buffer.nbytes * count // max(self.capacity, 1)
             pages = -(-used // buffer.page_size)
