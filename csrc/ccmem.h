@@ -56,7 +56,8 @@ typedef enum ccmem_tier {
 typedef enum ccmem_cipher {
     CCMEM_AES_128_XTS = 0,
     CCMEM_AES_256_XTS,
-    CCMEM_AEGIS_128X2, /* authenticated: every changed page is noticed */
+    CCMEM_AEGIS_128X2, /* authenticated: every changed page is noticed; so are those below */
+    CCMEM_AES_256_GCM,
     CCMEM_CIPHER_COUNT
 } ccmem_cipher;
 
@@ -232,7 +233,8 @@ typedef struct ccmem_failure {
 /* A store of `nbytes` bytes, rounded up to whole pages, that reads as zeros. Subkeys are derived
  * from `key` and a fresh random store id (SP 800-108 counter mode, AES-CMAC); the key is not
  * needed afterwards. `page_size` is a power of two from CCMEM_PAGE_SIZE_MIN to _MAX.
- * `version_limit` is the highest version a page may reach (0: the format's own limit, 2^63 - 1).
+ * `version_limit` is the highest version a page may reach (0, or more than that: the suite's own
+ * limit, 2^63 - 1, of GCM 2^48 - 1).
  * `tweak_cache_entries` bounds the tweak cache of the XTS ciphers (0: off; rounded up to a power of
  * two, never more than the pages need). A store of CCMEM_FRESH_ONCE has nothing in it yet, where
  * others read as zeros. CCMEM_ERR_ARGUMENT, _NOMEM, _MEMLOCK, _SECRETMEM, _FORK, _ENTROPY. */
@@ -307,10 +309,14 @@ ccmem_failure ccmem_last_failure(void);
 
 /* What a cipher suite is. */
 typedef struct ccmem_suite {
-    const char *name;     /* of the suite, and the label that its subkeys are derived under */
-    uint32_t subkey_size; /* bytes that are derived for a store */
-    uint32_t tag_size;    /* bytes of a page's tag; 0: no tags, and no change is noticed */
-    uint32_t aes_rounds;  /* for each 16 bytes, which bound its speed; 0: it is not made of AES */
+    const char *name;      /* of the suite, and the label that its subkeys are derived under */
+    uint32_t subkey_size;  /* bytes that are derived for a store */
+    uint32_t tag_size;     /* bytes of a page's tag; 0: no tags, and no change is noticed */
+    uint32_t aes_rounds;   /* for each 16 bytes, which bound its speed; 0: it is not made of AES */
+    uint32_t key_bits;     /* of the cipher's own key */
+    uint32_t blocks_log2;  /* of blocks of 16 bytes that one key should seal at most: log2 of it;
+                            * 0: 2^48 pages instead */
+    const char *standards; /* that define the cipher and its mode */
 } ccmem_suite;
 
 /* The description of a cipher; NULL outside the enumeration. */
@@ -1211,6 +1217,20 @@ ccmem_status ccmem_aegis_decrypt(ccmem_tier tier, unsigned lanes, const uint8_t 
                                  const uint8_t nonce[16], const uint8_t *ad, size_t ad_len,
                                  const uint8_t *in, uint8_t *out, size_t n, const uint8_t *tag,
                                  size_t tag_len);
+
+/* AES-GCM (SP 800-38D) under a key of 16, 24 or 32 bytes, with a nonce of iv_len >= 1 bytes: as
+ * above, with a tag of 4, 8 or 12 to 16 bytes, and texts of at most 2^36 - 32 bytes.
+ * CCMEM_ERR_ARGUMENT, _TIER. */
+ccmem_status ccmem_aes_gcm_encrypt(ccmem_tier tier, const uint8_t *key, size_t key_len,
+                                   const uint8_t *iv, size_t iv_len, const uint8_t *ad,
+                                   size_t ad_len, const uint8_t *in, uint8_t *out, size_t n,
+                                   uint8_t *tag, size_t tag_len);
+
+/* The reverse. CCMEM_ERR_INTEGRITY when the tag does not match: `out` is zero then. */
+ccmem_status ccmem_aes_gcm_decrypt(ccmem_tier tier, const uint8_t *key, size_t key_len,
+                                   const uint8_t *iv, size_t iv_len, const uint8_t *ad,
+                                   size_t ad_len, const uint8_t *in, uint8_t *out, size_t n,
+                                   const uint8_t *tag, size_t tag_len);
 
 /* AES-CMAC (SP 800-38B) of n bytes under a key of 16, 24 or 32 bytes. CCMEM_ERR_ARGUMENT, _TIER. */
 ccmem_status ccmem_cmac(ccmem_tier tier, const uint8_t *key, size_t key_len, const uint8_t *msg,

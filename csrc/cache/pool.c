@@ -15,7 +15,7 @@ enum {
 };
 
 /* Far above what any machine seals, far below where a sum of numbers would wrap. */
-static const uint64_t NUMBERS_MAX = (uint64_t)1 << 62;
+static const uint64_t NUMBERS_MAX = PAGE_NUMBERS;
 
 static ccmem_status key_new(cache_pool *pool, ccmem_secret_level require) {
     ccmem_status status = secret_alloc(KEY_SIZE, require, &pool->key, &pool->level);

@@ -77,20 +77,25 @@ struct page_context {
     uint32_t size;       /* bytes of a page */
 };
 
-extern const page_ops page_xts, page_aegis;
+extern const page_ops page_xts, page_aegis, page_gcm;
 
 enum { PAGE_SUBKEY_MAX = 64 }; /* bytes, of every suite */
+
+/* Numbers of pages are below this, far above what a machine has: GCM has 48 bits of a nonce for
+ * them. */
+static const uint64_t PAGE_NUMBERS = (uint64_t)1 << 48;
 
 /* One cipher suite. */
 typedef struct page_suite {
     ccmem_suite is;
     size_t key_size; /* bytes of the expanded key */
-    /* Makes it; NULL: it is the subkey itself, of SUBKEY_SIZE bytes. CCMEM_ERR_EQUAL_HALVES. */
+    /* Makes it; NULL: it is the subkey itself. CCMEM_ERR_EQUAL_HALVES. */
     ccmem_status (*expand)(void *key, const uint8_t *subkey, size_t n);
     /* Its table among a tier's. */
     const void *(*kernels)(const tier_kernels *tier);
     const page_ops *pages; /* what is done with these */
     int tweaks;            /* 1: these use the tweak cache */
+    uint64_t versions;     /* that a page may have under one key; 0: any number below 2^63 */
 } page_suite;
 
 /* NULL outside the enumeration. */

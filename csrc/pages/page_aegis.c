@@ -6,6 +6,7 @@
 
 #include "crypto/aegis/aegis.h"
 #include "memory/secret.h"
+#include "pages/page_whole.h"
 
 _Static_assert((int)PAGE_BATCH <= (int)AEGIS_BATCH, "a batch is one call of the kernel");
 _Static_assert((int)PAGE_TAG == (int)AEGIS_TAG_SIZE, "tags have the cipher's size");
@@ -78,46 +79,6 @@ static page_result open_part(const page_context *ctx, uint8_t *dst, const uint8_
     return good ? PAGE_GOOD : PAGE_BAD;
 }
 
-/* The page as a whole goes through scratch: its ciphertext must not be overwritten before the last
- * byte of it is verified. */
-static page_result modify_in(uint8_t *scratch, const page_context *ctx, uint8_t *ct,
-                             const uint8_t *data, uint64_t page, uint64_t from, uint64_t to,
-                             uint8_t *tag, const uint64_t *offsets, size_t count, uint32_t n) {
-    page_result result = PAGE_GOOD;
-
-    if (!from)
-        memset(scratch, 0, ctx->size);
-    else if (open(ctx, scratch, ct, page, &from, (const page_tag *)tag, 1, 0))
-        result = PAGE_BAD;
-    if (result == PAGE_GOOD) {
-        page_place(scratch, 0, ctx->size, data, offsets, count, ctx->size - 1, n);
-        seal(ctx, ct, scratch, page, &to, (page_tag *)tag, 1, PAGE_LAST);
-    }
-    ccmem_wipe(scratch, ctx->size);
-    return result;
-}
-
-/* A frame of its own for large pages: threads may have small stacks, and a frame that is larger
- * than what is left could miss the guard page. */
-static __attribute__((noinline)) page_result modify_large(const page_context *ctx, uint8_t *ct,
-                                                          const uint8_t *data, uint64_t page,
-                                                          uint64_t from, uint64_t to, uint8_t *tag,
-                                                          const uint64_t *offsets, size_t count,
-                                                          uint32_t n) {
-    _Alignas(64) uint8_t scratch[CCMEM_PAGE_SIZE_MAX];
-    return modify_in(scratch, ctx, ct, data, page, from, to, tag, offsets, count, n);
-}
-
-static page_result modify(const page_context *ctx, uint8_t *ct, const uint8_t *data, uint64_t page,
-                          uint64_t from, uint64_t to, uint8_t *tag, const uint64_t *offsets,
-                          size_t count, uint32_t n) {
-    enum { USUAL = 4 * CCMEM_PAGE_SIZE_MIN };
-    _Alignas(64) uint8_t scratch[USUAL];
-    if (ctx->size > USUAL)
-        return modify_large(ctx, ct, data, page, from, to, tag, offsets, count, n);
-    return modify_in(scratch, ctx, ct, data, page, from, to, tag, offsets, count, n);
-}
-
 static size_t fused_step(const page_context *ctx) {
     return kernels(ctx)->fused ? AEGIS_FUSED_STEP : 0;
 }
@@ -137,6 +98,6 @@ const page_ops page_aegis = {.seal = seal,
                              .open = open,
                              .open_next = open_next,
                              .open_part = open_part,
-                             .modify = modify,
+                             .modify = page_modify_whole,
                              .fused_step = fused_step,
                              .fused = open_fused};

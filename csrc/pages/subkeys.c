@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * A table of entries for each level of secret memory, filled in turn. Readers take no lock: an
- * entry has a sequence number, odd while it is being filled, and they look at it again afterwards,
- * as at a page's version. That is needed though pages have tags: a page that was put in the place
- * of another store's would match its tag under that store's subkey. Entries come round after many
- * others, so that a reader has to begin again is rare. */
+ * A table of entries for each level of secret memory and each suite, filled in turn. Readers take
+ * no lock: an entry has a sequence number, odd while it is being filled, and they look at it again
+ * afterwards, as at a page's version. That is needed though pages have tags: a page that was put in
+ * the place of another store's would match its tag under that store's subkey. Entries come round
+ * after many others, so that a reader has to begin again is rare. */
 #include "pages/subkeys.h"
 
 #include <pthread.h>
@@ -14,10 +14,12 @@
 #include "platform/fork.h"
 
 enum {
-    SLOTS = 2,
-    EACH = SECRET_SLOT_MAX / SUBKEY_SIZE,
-    ENTRIES = SLOTS * EACH,
-    LEVELS = CCMEM_SECRET_MLOCK_ONLY + 1
+    LEVELS = CCMEM_SECRET_MLOCK_ONLY + 1,
+    SLOTS = 8, /* at most, of keys that are expanded; of others FEW_SLOTS */
+    FEW_SLOTS = 2,
+    ALIGN = 16, /* of an entry, which is one key */
+    EXPANDED_ALIGN = 64,
+    ENTRIES = FEW_SLOTS * SECRET_SLOT_MAX / ALIGN /* at most */
 };
 
 typedef struct entry {
@@ -29,12 +31,14 @@ typedef struct table {
     uint64_t generation;
     uint64_t users;
     uint8_t *slot[SLOTS];
+    uint8_t *raw; /* what an expanded key is made of, while it is; NULL: keys are not expanded */
     ccmem_secret_level level;
+    uint32_t slots, size, each; /* how many, bytes of an entry, entries in one */
     uint32_t next;
     entry entry[ENTRIES];
 } table;
 
-static table tables[LEVELS];
+static table tables[LEVELS][CCMEM_CIPHER_COUNT];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static uint64_t serials; /* atomic */
 
@@ -42,8 +46,12 @@ static uint64_t serials; /* atomic */
  * told by their generation. */
 static void after_fork(void) { pthread_mutex_init(&lock, NULL); }
 
+static table *table_of(const subkeys *of) { return &tables[of->level][of->cipher]; }
+
+static uint32_t entries(const table *t) { return t->slots * t->each; }
+
 static uint8_t *place(const table *t, uint32_t i) {
-    return t->slot[i / EACH] + (size_t)(i % EACH) * SUBKEY_SIZE;
+    return t->slot[i / t->each] + (size_t)(i % t->each) * t->size;
 }
 
 static void give_back(table *t) {
@@ -51,44 +59,61 @@ static void give_back(table *t) {
         secret_free(t->slot[i]);
         t->slot[i] = NULL;
     }
+    secret_free(t->raw);
+    t->raw = NULL;
+}
+
+/* The sizes of a table, and the memory. */
+static ccmem_status take(table *t, const page_suite *suite, ccmem_secret_level require) {
+    const size_t align = suite->expand ? EXPANDED_ALIGN : ALIGN;
+    ccmem_status status = CCMEM_OK;
+    void *slot;
+    t->slots = suite->expand ? SLOTS : FEW_SLOTS;
+    t->size = (uint32_t)((suite->key_size + align - 1) & ~(align - 1));
+    t->each = SECRET_SLOT_MAX / t->size;
+    if (suite->expand) {
+        status = secret_alloc(PAGE_SUBKEY_MAX, require, &slot, NULL);
+        t->raw = status == CCMEM_OK ? slot : NULL;
+    }
+    for (uint32_t i = 0; i < t->slots && status == CCMEM_OK; i++) {
+        status = secret_alloc(SECRET_SLOT_MAX, require, &slot, &t->level);
+        if (status == CCMEM_OK)
+            t->slot[i] = slot;
+    }
+    if (status != CCMEM_OK)
+        give_back(t);
+    return status;
 }
 
 /* With the lock held. */
-static ccmem_status join(table *t, ccmem_secret_level require) {
+static ccmem_status join(table *t, const page_suite *suite, ccmem_secret_level require) {
     const uint64_t generation = fork_generation();
     if (t->generation != generation) { /* the parent's: its slots are not mapped here */
         memset(t, 0, sizeof *t);
         t->generation = generation;
     }
-    for (int i = 0; i < SLOTS && !t->users; i++) {
-        void *slot;
-        ccmem_status status = secret_alloc(SECRET_SLOT_MAX, require, &slot, &t->level);
-        if (status != CCMEM_OK) {
-            give_back(t);
-            return status;
-        }
-        t->slot[i] = slot;
-    }
-    t->users++;
-    return CCMEM_OK;
+    ccmem_status status = t->users ? CCMEM_OK : take(t, suite, require);
+    if (status == CCMEM_OK)
+        t->users++;
+    return status;
 }
 
-ccmem_status subkeys_open(subkeys *of, ccmem_key *root, const char *cipher, uint32_t page_size,
+ccmem_status subkeys_open(subkeys *of, ccmem_key *root, ccmem_cipher cipher, uint32_t page_size,
                           ccmem_secret_level *level) {
     const ccmem_secret_level require = key_require(root);
     pthread_mutex_lock(&lock);
     fork_handle(FORK_SUBKEYS, (fork_handlers){.in_child = after_fork});
-    ccmem_status status = join(&tables[require], require);
+    ccmem_status status = join(&tables[require][cipher], page_suite_of(cipher), require);
     pthread_mutex_unlock(&lock);
     if (status != CCMEM_OK)
         return status;
     *of = (subkeys){key_retain(root), cipher, page_size, (int)require};
-    *level = tables[require].level;
+    *level = tables[require][cipher].level;
     return CCMEM_OK;
 }
 
 void subkeys_close(subkeys *of, int alien) {
-    table *t = &tables[of->level];
+    table *t = table_of(of);
     if (!alien) {
         pthread_mutex_lock(&lock);
         if (!--t->users)
@@ -116,15 +141,28 @@ static void end(entry *e, uint64_t owner) {
 }
 
 void subkey_end(const subkeys *of, const subkey *k) {
-    table *t = &tables[of->level];
+    table *t = table_of(of);
     pthread_mutex_lock(&lock);
     entry *e = &t->entry[k->entry];
     if (e->owner == k->serial) {
         begin(e);
-        ccmem_wipe(place(t, k->entry), SUBKEY_SIZE);
+        ccmem_wipe(place(t, k->entry), t->size);
         end(e, 0);
     }
     pthread_mutex_unlock(&lock);
+}
+
+/* It cannot fail: the key is this process's, as the store is that is asked to read, and suites with
+ * tags expand every subkey. */
+static void derive(const subkeys *of, const subkey *k, table *t, uint8_t *out) {
+    const page_suite *suite = page_suite_of(of->cipher);
+    const size_t n = suite->is.subkey_size;
+    uint8_t *raw = suite->expand ? t->raw : out;
+    (void)key_derive(of->root, suite->is.name, k->id, of->page_size, raw, n);
+    if (suite->expand) {
+        (void)suite->expand(out, raw, n);
+        ccmem_wipe(raw, n);
+    }
 }
 
 /* Returns 0 when there is no root to derive from. */
@@ -137,10 +175,9 @@ static int fill(const subkeys *of, subkey *k, table *t) {
     uint32_t at = k->entry;
     if (t->entry[at].owner != k->serial) { /* else another thread was quicker */
         at = t->next;
-        t->next = (at + 1) % ENTRIES;
+        t->next = (at + 1) % entries(t);
         begin(&t->entry[at]);
-        /* It cannot fail: the key is this process's, as the store is that is asked to read. */
-        (void)key_derive(of->root, of->cipher, k->id, of->page_size, place(t, at), SUBKEY_SIZE);
+        derive(of, k, t, place(t, at));
         end(&t->entry[at], k->serial);
         __atomic_store_n(&k->entry, at, __ATOMIC_RELAXED);
     }
@@ -149,7 +186,7 @@ static int fill(const subkeys *of, subkey *k, table *t) {
 }
 
 const uint8_t *subkey_borrow(const subkeys *of, subkey *k, uint64_t *ticket) {
-    table *t = &tables[of->level];
+    table *t = table_of(of);
     for (;;) {
         uint32_t at = __atomic_load_n(&k->entry, __ATOMIC_RELAXED);
         const entry *e = &t->entry[at];
@@ -165,13 +202,13 @@ const uint8_t *subkey_borrow(const subkeys *of, subkey *k, uint64_t *ticket) {
 }
 
 void subkeys_withhold(subkeys *of) {
-    table *t = &tables[of->level];
+    table *t = table_of(of);
     pthread_mutex_lock(&lock);
     ccmem_key *root = of->root;
     of->root = NULL;
-    for (uint32_t i = 0; root && i < ENTRIES; i++) {
+    for (uint32_t i = 0; root && i < entries(t); i++) {
         begin(&t->entry[i]);
-        ccmem_wipe(place(t, i), SUBKEY_SIZE);
+        ccmem_wipe(place(t, i), t->size);
         end(&t->entry[i], 0);
     }
     pthread_mutex_unlock(&lock);
@@ -187,7 +224,7 @@ void subkeys_restore(subkeys *of, ccmem_key *root) {
 }
 
 int subkey_kept(const subkeys *of, uint64_t ticket) {
-    const entry *e = &tables[of->level].entry[ticket & 511];
+    const entry *e = &table_of(of)->entry[ticket & 511];
     __atomic_thread_fence(__ATOMIC_ACQUIRE);
     return __atomic_load_n(&e->sequence, __ATOMIC_RELAXED) == ticket >> 9;
 }

@@ -5,13 +5,12 @@
 #define CCMEM_SUBKEYS_H
 
 #include "pages/key.h"
-
-enum { SUBKEY_SIZE = 16 };
+#include "pages/page.h"
 
 /* What subkeys have in common: a core's. */
 typedef struct subkeys {
     ccmem_key *root; /* they are derived from; a reference of its own; NULL while it is withheld */
-    const char *cipher;
+    ccmem_cipher cipher;
     uint32_t page_size;
     int level; /* of the memory they lie in, as asked for */
 } subkeys;
@@ -25,7 +24,7 @@ typedef struct subkey {
 
 /* Takes a reference to `root`, and room for subkeys of its level; *level is what that reaches.
  * CCMEM_ERR_MEMLOCK, _SECRETMEM, _NOMEM. */
-ccmem_status subkeys_open(subkeys *of, ccmem_key *root, const char *cipher, uint32_t page_size,
+ccmem_status subkeys_open(subkeys *of, ccmem_key *root, ccmem_cipher cipher, uint32_t page_size,
                           ccmem_secret_level *level);
 
 /* Gives back what subkeys_open() took. `alien`: in a forked child. */
@@ -37,9 +36,9 @@ void subkey_begin(subkey *k, const uint8_t id[CCMEM_STORE_ID_SIZE]);
 /* Wipes it, if it is anywhere. */
 void subkey_end(const subkeys *of, const subkey *k);
 
-/* The subkey in secret memory, and a ticket: other threads may put another one there at any time,
- * so what was done with it means nothing unless subkey_kept() is true afterwards. NULL while the
- * root is withheld. */
+/* The subkey in secret memory, expanded where the suite does that, and a ticket: other threads may
+ * put another one there at any time, so what was done with it means nothing unless subkey_kept() is
+ * true afterwards. NULL while the root is withheld. */
 const uint8_t *subkey_borrow(const subkeys *of, subkey *k, uint64_t *ticket);
 int subkey_kept(const subkeys *of, uint64_t ticket);
 

@@ -2,30 +2,50 @@
  * The cipher suites: one descriptor each. A suite is added by its kernels, a number in ccmem.h and
  * an entry here. */
 #include "crypto/aegis/aegis.h"
+#include "crypto/aes_gcm/aes_gcm.h"
 #include "crypto/xts/xts.h"
 #include "memory/secret.h"
 #include "pages/page.h"
-#include "pages/subkeys.h"
 
-_Static_assert((int)AEGIS_KEY_SIZE == (int)SUBKEY_SIZE, "a subkey that is the key has a place");
 _Static_assert((int)AEGIS_TAG_SIZE == (int)PAGE_TAG, "stores have room for a tag of this size");
 
 static const void *xts_kernels(const tier_kernels *k) { return k->xts; }
 
 static const void *aegis_kernels(const tier_kernels *k) { return k->aegis; }
 
+static const void *aes_gcm_kernels(const tier_kernels *k) { return k->aes_gcm; }
+
 static ccmem_status expand_xts(void *key, const uint8_t *subkey, size_t n) {
     return xts_expand(key, subkey, n);
 }
 
+static ccmem_status expand_aes_gcm(void *key, const uint8_t *subkey, size_t n) {
+    aes_gcm_expand(key, subkey, n);
+    return CCMEM_OK;
+}
+
+/* Blocks under one key of a block cipher of 16 bytes: two of n meet by chance with a probability of
+ * about n^2 / 2^128, here 2^-40. IEEE 1619-2018, 5.1, asks for no more than 2^64. */
+enum { BLOCKS_LOG2 = 44 };
+
 static const page_suite suites[CCMEM_CIPHER_COUNT] = {
-    [CCMEM_AES_128_XTS] = {.is = {.name = "aes-128-xts", .subkey_size = 32, .aes_rounds = 10},
+    [CCMEM_AES_128_XTS] = {.is = {.name = "aes-128-xts",
+                                  .subkey_size = 32,
+                                  .aes_rounds = 10,
+                                  .key_bits = 128,
+                                  .blocks_log2 = BLOCKS_LOG2,
+                                  .standards = "FIPS 197, IEEE 1619-2018, NIST SP 800-38E"},
                            .key_size = sizeof(xts_key),
                            .expand = expand_xts,
                            .kernels = xts_kernels,
                            .pages = &page_xts,
                            .tweaks = 1},
-    [CCMEM_AES_256_XTS] = {.is = {.name = "aes-256-xts", .subkey_size = 64, .aes_rounds = 14},
+    [CCMEM_AES_256_XTS] = {.is = {.name = "aes-256-xts",
+                                  .subkey_size = 64,
+                                  .aes_rounds = 14,
+                                  .key_bits = 256,
+                                  .blocks_log2 = BLOCKS_LOG2,
+                                  .standards = "FIPS 197, IEEE 1619-2018, NIST SP 800-38E"},
                            .key_size = sizeof(xts_key),
                            .expand = expand_xts,
                            .kernels = xts_kernels,
@@ -35,10 +55,24 @@ static const page_suite suites[CCMEM_CIPHER_COUNT] = {
     [CCMEM_AEGIS_128X2] = {.is = {.name = "aegis-128x2",
                                   .subkey_size = AEGIS_KEY_SIZE,
                                   .tag_size = AEGIS_TAG_SIZE,
-                                  .aes_rounds = 4},
+                                  .aes_rounds = 4,
+                                  .key_bits = 128,
+                                  .standards = "RFC 10032"},
                            .key_size = AEGIS_KEY_SIZE,
                            .kernels = aegis_kernels,
                            .pages = &page_aegis},
+    [CCMEM_AES_256_GCM] = {.is = {.name = "aes-256-gcm",
+                                  .subkey_size = 32,
+                                  .tag_size = GCM_TAG_SIZE,
+                                  .aes_rounds = 14,
+                                  .key_bits = 256,
+                                  .blocks_log2 = BLOCKS_LOG2,
+                                  .standards = "FIPS 197, NIST SP 800-38D"},
+                           .key_size = sizeof(aes_gcm_key),
+                           .expand = expand_aes_gcm,
+                           .kernels = aes_gcm_kernels,
+                           .pages = &page_gcm,
+                           .versions = ((uint64_t)1 << 48) - 1},
 };
 
 const page_suite *page_suite_of(ccmem_cipher cipher) {

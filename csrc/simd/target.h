@@ -10,9 +10,10 @@
  *   v128_stream                   store around the caches, aligned; simd_fence() orders those
  *   v128_zero v128_words(hi, lo) v128_low32(n)  0; two words; n in the lowest 32 bits, else 0
  *   v128_get64(v, i)              word i
- *   v128_xor v128_and v128_add64
+ *   v128_xor v128_and v128_add64 v128_add32
  *   v128_shl_bytes v128_shr_bytes by a constant number of bytes
  *   v128_swap64 v128_negative64   words exchanged; all ones in each word whose top bit is set
+ *   v128_reverse                  the bytes in the opposite order
  *   v128_clmul(a, b, which)       carry-less product of words: bit 0 of `which` is a's, bit 4 b's
  *   v128_aesenc v128_aesenclast v128_aesdec v128_aesdeclast  one AES round
  *   v128_same(a, b)               1 when equal
@@ -23,12 +24,13 @@
  *   vload vstore vstream          as above; vstream is aligned to the vector
  *   vload_part vstore_part (.., n)  n < V_BLOCKS blocks, or all; memory behind them is not touched
  *   vxor vxor3 vand vandxor vadd64  vandxor(a, b, c) is a ^ (b & c)
- *   vshl_bytes vshr_bytes vswap64 vnegative64 vclmul vaesenc ...  block by block
+ *   vshl_bytes vshr_bytes vswap64 vnegative64 vreverse vclmul vaesenc ...  block by block
  *   vwords(hi, lo) vlow64(n)      in each block; vlow64: what the upper word holds does not matter
  *   vwords_each(hi1, lo1, hi0, lo0)  where V_BLOCKS is 2: of block 1, then of block 0
  *   vlift(b) vkey(p)              a v128 in each block; that at an aligned address
  *   vstream_blocks(p, v)          block by block around the caches, for an address aligned to 16
  *   vfold(v)                      the blocks xored with each other
+ *   vfirst(v) valone(b)           the first block of a vector; a vector of b, then zeros
  *
  * A vector of F_LANES floats, fvec (v256.h, v512.h), as large as VEC:
  *   fzero fload fstore fload_aligned fstore_aligned fadd
@@ -52,7 +54,7 @@
  *                                 two the even one
  *
  * A vector VEC of 16-bit or 32-bit numbers, for F_LANES floats at a time (v256.h, v512.h):
- *   vall32 vadd32                 one in each 32-bit lane; sums
+ *   vall32 vadd32                 one in each 32-bit lane; sums (vadd32 also in v128.h)
  *   vmadd16(a, b)                 products of 16-bit lanes, those of each pair added: 32 bits
  *   vwiden8(p)                    2 * F_LANES signed bytes at p as 16-bit lanes
  *   vwiden8_pairs(p, q)           F_LANES signed bytes at p and at q as pairs of 16-bit lanes

@@ -29,6 +29,7 @@ typedef __m256i VEC;
 #define vshl_bytes(v, n) _mm256_slli_si256(v, n)
 #define vshr_bytes(v, n) _mm256_srli_si256(v, n)
 #define vswap64(v) _mm256_shuffle_epi32(v, 0x4e)
+#define vreverse(v) _mm256_shuffle_epi8(v, vlift(v128_byte_order()))
 #define vnegative64(v) _mm256_cmpgt_epi64(_mm256_setzero_si256(), v)
 #define vwords(hi, lo) _mm256_set_epi64x(hi, lo, hi, lo)
 #define vwords_each(hi1, lo1, hi0, lo0) _mm256_set_epi64x(hi1, lo1, hi0, lo0)
@@ -44,6 +45,8 @@ typedef __m256i VEC;
 #define vstream_blocks(p, v)                                                                       \
     (v128_stream((v128 *)(p), vblock(v, 0)), v128_stream((v128 *)(p) + 1, vblock(v, 1)))
 #define vfold(v) v128_xor(vblock(v, 0), vblock(v, 1))
+#define vfirst(v) vblock(v, 0)
+#define valone(b) _mm256_zextsi128_si256(b)
 
 /* Functions: as macros they made GCC order the code for whole pages otherwise. */
 static inline TARGET VEC vload_part(const uint8_t *p, size_t n) {

@@ -19,6 +19,7 @@ typedef __m512i VEC;
 #define vshl_bytes(v, n) _mm512_bslli_epi128(v, n)
 #define vshr_bytes(v, n) _mm512_bsrli_epi128(v, n)
 #define vlow64(n) _mm512_set1_epi64(n)
+#define vreverse(v) _mm512_shuffle_epi8(v, vlift(v128_byte_order()))
 #define vclmul(a, b, which) _mm512_clmulepi64_epi128(a, b, which)
 #define vaesenc(x, k) _mm512_aesenc_epi128(x, k)
 #define vaesenclast(x, k) _mm512_aesenclast_epi128(x, k)
@@ -26,6 +27,14 @@ typedef __m512i VEC;
 #define vaesdeclast(x, k) _mm512_aesdeclast_epi128(x, k)
 #define vlift(b) _mm512_broadcast_i32x4(b)
 #define vkey(p) vlift(v128_load_aligned(p))
+#define vfirst(v) _mm512_castsi512_si128(v)
+#define valone(b) _mm512_zextsi128_si512(b)
+
+/* Two halves, then two quarters. */
+static inline TARGET v128 vfold(VEC v) {
+    __m256i half = _mm256_xor_si256(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1));
+    return v128_xor(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+}
 
 /* ---- floats ---------------------------------------------------------------------------------- */
 

@@ -16,9 +16,11 @@ typedef v128 VEC;
 #define vand(a, b) v128_and(a, b)
 #define vandxor(a, b, c) vxor(a, vand(b, c))
 #define vadd64(a, b) v128_add64(a, b)
+#define vadd32(a, b) v128_add32(a, b)
 #define vshl_bytes(v, n) v128_shl_bytes(v, n)
 #define vshr_bytes(v, n) v128_shr_bytes(v, n)
 #define vswap64(v) v128_swap64(v)
+#define vreverse(v) v128_reverse(v)
 #define vnegative64(v) v128_negative64(v)
 #define vwords(hi, lo) v128_words(hi, lo)
 #define vlow64(n) v128_low32(n)
@@ -31,5 +33,7 @@ typedef v128 VEC;
 #define vkey(p) v128_load_aligned(p)
 #define vstream_blocks(p, v) vstream(p, v)
 #define vfold(v) (v)
+#define vfirst(v) (v)
+#define valone(b) (b)
 
 #endif

@@ -87,7 +87,7 @@ static ccmem_status grow(store_core *core, uint64_t n) {
     goal = all / 4;
     goal = goal < least ? least : goal > most ? most : goal;
     goal = goal < n ? n : goal;
-    if (n > UINT64_MAX - core->next_page)
+    if (n > PAGE_NUMBERS - core->next_page)
         return CCMEM_ERR_NOMEM;
     store_chunk *c = NULL;
     ccmem_status status = chunk_new(core, goal, &c);
@@ -197,7 +197,7 @@ ccmem_status ccmem_arena_new(const ccmem_key *key, ccmem_cipher cipher, uint32_t
         ccmem_arena_free(arena);
         return status;
     }
-    if (version_limit)
+    if (version_limit && version_limit < arena->core->versions)
         arena->core->version_limit = arena->core->versions = version_limit;
     *out = arena;
     return CCMEM_OK;

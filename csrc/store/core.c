@@ -88,8 +88,7 @@ static ccmem_status late_keys(store_core *core, const ccmem_key *key, ccmem_ciph
     if (!late)
         return CCMEM_ERR_NOMEM;
     /* The reference is this core's own; other holders have the key as const. */
-    ccmem_status status =
-        subkeys_open(late, (ccmem_key *)key, core->suite->is.name, page_size, &core->level);
+    ccmem_status status = subkeys_open(late, (ccmem_key *)key, cipher, page_size, &core->level);
     if (status != CCMEM_OK) {
         free(late);
         return status;
@@ -108,7 +107,8 @@ ccmem_status core_new(const ccmem_key *key, ccmem_cipher cipher, const uint8_t i
     core->generation = fork_generation();
     core->page_shift = (uint32_t)__builtin_ctz(page_size);
     core->suite = page_suite_of(cipher);
-    core->version_limit = core->versions = VERSION_MAX;
+    core->versions = core->suite->versions ? core->suite->versions : VERSION_MAX;
+    core->version_limit = core->versions;
     core->refs = 1;
     core->read_only = !id;
     core->freshness = freshness;

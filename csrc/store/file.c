@@ -23,15 +23,15 @@ static _Thread_local ccmem_file_way last_way;
 
 ccmem_file_way ccmem_store_map_way(void) { return last_way; }
 
-/* Pages of files need a tag, and a subkey that is the key itself: it is derived when it is used. */
-static int late_suite(ccmem_cipher cipher) {
+/* Pages of files need a tag. */
+static int tagged_suite(ccmem_cipher cipher) {
     const page_suite *suite = page_suite_of(cipher);
-    return suite && suite->is.tag_size && !suite->expand;
+    return suite && suite->is.tag_size;
 }
 
 static ccmem_status file_new(const ccmem_key *key, ccmem_cipher cipher, uint32_t page_size,
                              uint64_t begin, uint64_t end, int anonymous, ccmem_file **out) {
-    if (!key || !out || !late_suite(cipher) || !page_size_allowed(page_size) ||
+    if (!key || !out || !tagged_suite(cipher) || !page_size_allowed(page_size) ||
         begin % CCMEM_PAGE_SIZE_MIN || begin > end || end > INT64_MAX)
         return CCMEM_ERR_ARGUMENT;
     ccmem_status status = ccmem_key_check(key);

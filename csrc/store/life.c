@@ -49,7 +49,7 @@ ccmem_status ccmem_store_new(const ccmem_key *key, ccmem_cipher cipher, uint64_t
         status = core_new(key, cipher, id, page_size, freshness, &core);
     if (status != CCMEM_OK)
         return status;
-    if (version_limit)
+    if (version_limit && version_limit < core->versions)
         core->version_limit = core->versions = version_limit;
     if (core->suite->tweaks)
         status = tweak_cache_init(&core->page.cache, tweak_cache_entries,

@@ -67,7 +67,7 @@ ccmem_status ccmem_sealer_seal(ccmem_sealer *s, uint64_t first_page, uint64_t np
         return CCMEM_ERR_ARGUMENT;
     if (fork_alien(s->generation))
         return CCMEM_ERR_FORK;
-    if (npages > UINT64_MAX / CCMEM_PAGE_SIZE_MAX || npages > UINT64_MAX - first_page ||
+    if (npages > PAGE_NUMBERS || first_page > PAGE_NUMBERS - npages ||
         (npages && (!in || !out || !tags)))
         return CCMEM_ERR_ARGUMENT;
     /* The pages are this call's, or no call's, before the first of them is sealed. */

@@ -45,8 +45,8 @@ static inline ccmem_status outcome_end(const outcome *o) {
 
 uint32_t store_page_size(const ccmem_store *store);
 
-/* The largest size of a store: that of its pages fits in 63 bits. */
-static const uint64_t STORE_BYTES_MAX = (uint64_t)INT64_MAX - CCMEM_PAGE_SIZE_MAX;
+/* The largest size of a store: its pages have numbers below PAGE_NUMBERS (pages/page.h). */
+static const uint64_t STORE_BYTES_MAX = ((uint64_t)1 << 60) - CCMEM_PAGE_SIZE_MAX;
 
 /* ccmem_store_read() in the calling thread alone, for the handler of a fault: no other thread is
  * started or waited for. */

@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The tier of constant-time C, for any processor: the reference that the others are tested against,
  * and what they take where they have no kernels of their own. */
+#include "crypto/aes_gcm/aes_gcm.h"
 #include "tiers/tiers.h"
 
 static const tier_kernels rows[] = {
     {.aes = &aes_portable,
      .xts = &xts_portable,
      .aegis = &aegis_portable,
+     .aes_gcm = &aes_gcm_portable,
      .gemv = &gemv_portable,
      .gemm = &gemm_portable,
      .int8 = &int8_portable,

@@ -7,6 +7,7 @@
 
 #include "crypto/aegis/aegis.h"
 #include "crypto/aes/aes.h"
+#include "crypto/gcm/gcm.h"
 #include "crypto/xts/xts.h"
 #include "kernels/attention.h"
 #include "kernels/blocks.h"
@@ -23,6 +24,7 @@
     TABLE(aes_ops, aes)                                                                            \
     TABLE(xts_ops, xts)                                                                            \
     TABLE(aegis_ops, aegis)                                                                        \
+    TABLE(gcm_ops, aes_gcm)                                                                        \
     TABLE(gemv_ops, gemv)                                                                          \
     TABLE(gemm_ops, gemm)                                                                          \
     TABLE(gemm_ops, gemm_bf16)                                                                     \

@@ -3,7 +3,7 @@
 
 They protect nothing by themselves. Keys are ordinary Python objects here. XTS never detects a
 change, and without a fresh tweak for every write it shows what changed. AEGIS gives its state away
-when a nonce is used twice under one key. Use EncryptedBuffer.
+when a nonce is used twice under one key, and so does GCM the key of its tags. Use EncryptedBuffer.
 
 `tier` names the code to run ("portable", "aesni", "vaes256", "vaes512"); None is the one in use.
 Every function takes any C-contiguous bytes-like objects. Wrong types raise BufferTypeError or
@@ -25,6 +25,8 @@ __all__ = [
     "aegis128x2_decrypt",
     "aegis128x2_encrypt",
     "aes_cmac",
+    "aes_gcm_decrypt",
+    "aes_gcm_encrypt",
     "aes_key_unwrap",
     "aes_key_wrap",
     "kdf_counter_cmac",
@@ -35,6 +37,7 @@ __all__ = [
 _BLOCK = 16
 _AEGIS_NAMES = {1: "AEGIS-128L", 2: "AEGIS-128X2"}  # by the number of lanes
 _AEGIS_TAG_SIZES = (16, 32)
+_GCM_TAG_SIZES = (4, 8, 12, 13, 14, 15, 16)
 _KDF_BYTES_MAX = 8160  # what the native function takes, far more than keys need
 _KDF_FIELD_MAX = 64
 _KW_BYTES_MIN, _KW_BYTES_MAX = 16, 2**16  # of the key that is wrapped
@@ -184,6 +187,71 @@ def aegis128x2_decrypt(
     """Decrypts what aegis128x2_encrypt() encrypted, or returns nothing of it. Raises as
     aegis128l_decrypt() does."""
     return _aegis_decrypt(2, key, nonce, ciphertext, tag, ad, tier)
+
+
+def _gcm(
+    call: Any, key: Any, iv: Any, name: str, text: Any, tag: Any, ad: Any, tier: str | None
+) -> Any:
+    """Calls the native function `call` for `text`, which errors call `name`, and returns native
+    memory with the result. `tag` is native memory too, which the call fills or compares."""
+    number = tier_number(tier)
+    with (
+        exact_bytes("The AES key", key, (16, 24, 32), errors.InvalidKeyError) as key_buffer,
+        input_buffer("iv", iv) as iv_buffer,
+        input_buffer(name, text) as source,
+        input_buffer("ad", ad) as ad_buffer,
+    ):
+        if not len(iv_buffer):
+            raise errors.ArgumentError("iv is empty; it must have at least one byte.")
+        out = ffi.new("uint8_t[]", len(source))
+        status = call(
+            number,
+            key_buffer,
+            len(key_buffer),
+            iv_buffer,
+            len(iv_buffer),
+            ad_buffer,
+            len(ad_buffer),
+            source,
+            out,
+            len(source),
+            tag,
+            len(tag),
+        )
+    check(status, Call("AES-GCM"))  # if the tag does not match, `out` is zeros
+    return out
+
+
+def aes_gcm_encrypt(
+    key: Any, iv: Any, data: Any, ad: Any = b"", *, tag_len: int = 16, tier: str | None = None
+) -> tuple[bytes, bytes]:
+    """Encrypts `data` by AES-GCM (NIST SP 800-38D). Returns the ciphertext, and a tag of `tag_len`
+    bytes (4, 8, or 12 to 16) over it and the associated data `ad`, which is not encrypted.
+
+    `key` has 16, 24 or 32 bytes, the nonce `iv` any number but zero, usually 12; it must never be
+    used twice with one key. Raises InvalidKeyError, ArgumentError.
+    """
+    tag_len = integer("tag_len", tag_len)
+    if tag_len not in _GCM_TAG_SIZES:
+        raise errors.ArgumentError(f"tag_len is {tag_len}; it must be 4, 8, or from 12 to 16.")
+    tag = ffi.new("uint8_t[]", tag_len)
+    out = _gcm(lib.ccmem_aes_gcm_encrypt, key, iv, "data", data, tag, ad, tier)
+    return bytes(ffi.buffer(out)), bytes(ffi.buffer(tag))
+
+
+def aes_gcm_decrypt(
+    key: Any, iv: Any, ciphertext: Any, tag: Any, ad: Any = b"", *, tier: str | None = None
+) -> bytes:
+    """Decrypts what aes_gcm_encrypt() encrypted, if ciphertext, tag and `ad` belong together under
+    this key and nonce; else returns nothing of it. Raises IntegrityError, InvalidKeyError,
+    ArgumentError.
+    """
+    call = lib.ccmem_aes_gcm_decrypt
+    with exact_bytes("tag", tag, _GCM_TAG_SIZES, errors.ArgumentError) as tag_buffer:
+        out = _gcm(call, key, iv, "ciphertext", ciphertext, tag_buffer, ad, tier)
+    plaintext = bytes(ffi.buffer(out))
+    lib.ccmem_wipe(out, len(out))
+    return plaintext
 
 
 def aes_cmac(key: Any, message: Any, *, tier: str | None = None) -> bytes:

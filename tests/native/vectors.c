@@ -142,9 +142,10 @@ static int run_kw(field *f) {
  */
 
 static ccmem_cipher cipher_of(const char *name) {
-    return !strcmp(name, "aes-128-xts")   ? CCMEM_AES_128_XTS
-           : !strcmp(name, "aes-256-xts") ? CCMEM_AES_256_XTS
-                                          : CCMEM_AEGIS_128X2;
+    int cipher = 0;
+    while (strcmp(name, ccmem_suite_of((ccmem_cipher)cipher)->name) != 0)
+        cipher++;
+    return (ccmem_cipher)cipher;
 }
 
 /* pages CIPHER PAGE-SIZE VERSION DATA STORED TAGS: all of a store of three pages is written VERSION

@@ -24,7 +24,9 @@ import pytest
 # ---- x86: stores around the caches --------------------------------------------------------------
 
 #: Whose code has such stores. Another file that gets some belongs here.
-STREAMING = re.compile(r"crypto/(aegis|xts)/(aesni|vaes256|vaes512|vaes512_amd)\.c|memory/plain\.c")
+STREAMING = re.compile(
+    r"crypto/(aegis|aes_gcm|xts)/(aesni|vaes256|vaes512|vaes512_amd)\.c|memory/plain\.c"
+)
 STORE = re.compile(r"v?movnt(dq|dqu|i|q|pd|ps)\b")
 
 on_x86 = pytest.mark.skipif(os.uname().machine != "x86_64", reason="reads x86-64 code")
@@ -165,6 +167,16 @@ SFENCES = [
         "crypto/aegis/template.h",
         "        }\n    }\n    if (how != CACHED)\n",
         "crypto/aegis/vaes512.c",
+    ),
+    (
+        "crypto/gcm/template.h",
+        "(npages - 1 - i) * size)));\n    if (how != CACHED)\n",
+        "crypto/aes_gcm/vaes256.c",
+    ),
+    (
+        "crypto/gcm/template.h",
+        "        }\n    }\n    if (how != CACHED)\n",
+        "crypto/aes_gcm/aesni.c",
     ),
     ("crypto/xts/template.h", "    if (stream)\n", "crypto/xts/aesni.c"),
     ("crypto/xts/pages_vaes256.h", "    if (stream)\n", "crypto/xts/vaes256.c"),

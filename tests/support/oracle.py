@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import pytest
 import support
+from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.cmac import CMAC
 from cryptography.hazmat.primitives.kdf.kbkdf import KBKDFCMAC, CounterLocation, Mode
 
@@ -56,9 +58,21 @@ def subkey(cipher: str, store_id: bytes, page_size: int) -> bytes:
     return kdf_counter_cmac(support.KEY_BYTES, cipher.encode(), context, size)
 
 
+#: What GCM pages are of, by the name of their suite.
+GCM = {"aes-256-gcm": AESGCM}
+
+
+def gcm_nonce(page: int, version: int) -> bytes:
+    """The nonce of a page under GCM; its associated data is the whole place."""
+    return (page % 2**48).to_bytes(6, "little") + (version % 2**48).to_bytes(6, "little")
+
+
 def seal_page(cipher: str, key: bytes, page: int, version: int, data: bytes) -> tuple[bytes, bytes]:
     """The ciphertext of a page and its tag, which is zeros for XTS."""
     place = support.page_tweak(page, version)  # the tweak of XTS, the nonce of AEGIS
+    if cipher in GCM:
+        sealed = GCM[cipher](key).encrypt(gcm_nonce(page, version), data, place)
+        return sealed[:-16], sealed[-16:]
     if cipher != support.AEGIS:
         return xts_encrypt(key, place, data), bytes(16)
     pyaegis = pytest.importorskip("pyaegis", reason="AEGIS pages are compared with pyaegis")
@@ -69,8 +83,13 @@ def seal_page(cipher: str, key: bytes, page: int, version: int, data: bytes) -> 
 def open_page(
     cipher: str, key: bytes, page: int, version: int, ciphertext: bytes, tag: bytes
 ) -> bytes:
-    """The plaintext of a page. An exception of pyaegis when it does not match its tag."""
+    """The plaintext of a page. An exception of the library's when it does not match its tag."""
     place = support.page_tweak(page, version)
+    if cipher in GCM:
+        try:
+            return GCM[cipher](key).decrypt(gcm_nonce(page, version), ciphertext + tag, place)
+        except InvalidTag as error:
+            raise ValueError("the page does not match its tag") from error
     if cipher != support.AEGIS:
         assert tag == bytes(16)
         return xts_decrypt(key, place, ciphertext)

@@ -260,6 +260,9 @@ def secrets_of(key: bytes) -> dict[str, bytes]:
             if cipher == AEGIS:
                 needles |= aegis_secrets(name, subkeys)
                 continue
+            if cipher.endswith("-gcm"):
+                needles |= all_round_keys(name, subkeys, both=False)
+                continue
             needles |= all_round_keys(f"{name} K1", subkeys[: size // 2])
             needles |= all_round_keys(f"{name} K2", subkeys[size // 2 :], both=False)
     return needles

@@ -31,6 +31,9 @@ class Suite(NamedTuple):
     subkey_size: int  # bytes of the key that is derived for a store
     tag_size: int  # bytes of a page's tag; 0: pages have no tags, and changes go unnoticed
     aes_rounds: int  # AES rounds for each 16 bytes; 0: the suite is not made of AES
+    key_bits: int  # of the cipher's own key
+    blocks_log2: int  # log2 of the blocks of 16 bytes that one key should seal; 0: 2^48 pages
+    standards: str  # that define the cipher and its mode
 
 
 def _suites() -> dict[str, Suite]:
@@ -38,7 +41,15 @@ def _suites() -> dict[str, Suite]:
     for number in range(lib.CCMEM_CIPHER_COUNT):
         suite = lib.ccmem_suite_of(number)
         name = ffi.string(suite.name).decode()
-        found[name] = Suite(number, suite.subkey_size, suite.tag_size, suite.aes_rounds)
+        found[name] = Suite(
+            number,
+            suite.subkey_size,
+            suite.tag_size,
+            suite.aes_rounds,
+            suite.key_bits,
+            suite.blocks_log2,
+            ffi.string(suite.standards).decode(),
+        )
     return found
 
 

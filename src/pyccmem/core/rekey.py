@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .. import errors
-from ..binding import AUTHENTICATED, OK, check, ffi, lib
+from ..binding import OK, SUITES, check, ffi, lib
 from ..binding.arguments import integer
 from ..binding.status import BufferCall
 
@@ -42,10 +42,6 @@ _WARN_FROM = 0.5
 #: nonces applies; this is what the draft of AEGIS (draft-irtf-cfrg-aegis-aead) allows for random
 #: nonces, and less than counters would.
 _AEGIS_PAGES = 1 << 48
-
-#: Blocks of 16 bytes under one XTS key. Two of n blocks meet in AES by chance with a probability of
-#: about n^2 / 2^128: here 2^-40. IEEE 1619-2018, 5.1, asks for no more than 2^64.
-_XTS_BLOCKS = 1 << 44
 
 
 @dataclass(frozen=True)
@@ -85,7 +81,8 @@ class KeyUse:
 
 
 def _pages_limit(cipher: str, page_size: int) -> int:
-    return _AEGIS_PAGES if cipher in AUTHENTICATED else _XTS_BLOCKS * 16 // page_size
+    blocks = SUITES[cipher].blocks_log2
+    return (1 << blocks) * 16 // page_size if blocks else _AEGIS_PAGES
 
 
 class Native:

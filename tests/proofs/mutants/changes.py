@@ -76,6 +76,7 @@ PAGES = (tests("pages", "residue"),)
 PLAIN = (tests("plain", "failures"), tests("budget::test_counts", "budget::test_arrays_and_opens"))
 SECRET = (tests("keys", "kdf"), tests("secret"))
 AEGIS = (SELFTEST, tests("aegis"), tests("residue"))
+GCM = (SELFTEST, tests("gcm"), tests("residue"))
 XTS = (SELFTEST, tests("xts"), tests("residue"))
 MAPPING = (
     tests("mapping_life", "mapping_faults", "residue_mapping"),
@@ -127,6 +128,8 @@ MODULES: dict[str, tuple[Tests, ...]] = {
     ),
     "pages/place.c": PAGES,
     "pages/page_aegis.c": PAGES,
+    "pages/page_gcm.c": PAGES,
+    "pages/page_whole.c": PAGES,
     "pages/page_xts.c": PAGES,
     "pages/page_key.c": (tests("pages", "sealer"), tests("secret")),
     "pages/tweak_cache.c": PAGES,
@@ -135,6 +138,10 @@ MODULES: dict[str, tuple[Tests, ...]] = {
     "crypto/aegis/aegis.c": AEGIS,
     "crypto/aegis/template.h": AEGIS,
     "crypto/aegis/portable.c": AEGIS,
+    "crypto/gcm/gcm.c": GCM,
+    "crypto/gcm/ghash.c": GCM,
+    "crypto/gcm/portable.h": GCM,
+    "crypto/gcm/template.h": GCM,
     "crypto/aegis/fused.h": (SELFTEST, tests("matmul_native")),
     "crypto/xts/xts.c": XTS,
     "crypto/xts/template.h": XTS,
@@ -476,29 +483,57 @@ CHANGES: list[Change] = [
         (tests("pages", "integrity::test_a_write_of_the_whole_page_replaces_it"),),
     ),
     Change(
+        "gcm-nonce-without-version",
+        "pages/page_gcm.c",
+        "    put_le(out->nonce + 6, version, 6);",
+        "    put_le(out->nonce + 6, 1, 6);",
+        (tests("pages::test_stored_pages_have_the_documented_format"),),
+    ),
+    Change(
+        "gcm-nonce-without-page",
+        "pages/page_gcm.c",
+        "    put_le(out->nonce, page, 6);",
+        "    put_le(out->nonce, 0, 6);",
+        (tests("pages::test_stored_pages_have_the_documented_format"),),
+    ),
+    Change(
+        "gcm-place-not-authenticated",
+        "pages/page_gcm.c",
+        "    put_le(out->ad + 8, version, 8);",
+        "    put_le(out->ad + 8, version, 6);",
+        (tests("gcm::test_a_place_is_authenticated_as_a_whole"),),
+    ),
+    Change(
+        "gcm-bad-page-not-wiped",
+        "crypto/gcm/template.h",
+        "            ccmem_wipe(dst + i * size, size);\n",
+        "",
+        (SELFTEST,),
+    ),
+    Change(
         "scratch-not-wiped",
-        "pages/page_aegis.c",
+        "pages/page_whole.c",
         "    ccmem_wipe(scratch, ctx->size);\n",
         "",
         (RESIDUE,),
     ),
     Change(
         "scratch-wiped-by-half",
-        "pages/page_aegis.c",
+        "pages/page_whole.c",
         "    ccmem_wipe(scratch, ctx->size);\n",
         "    ccmem_wipe(scratch, ctx->size / 2);\n",
         (RESIDUE,),
     ),
     Change(
         "modify-does-not-verify",
-        "pages/page_aegis.c",
-        "    else if (open(ctx, scratch, ct, page, &from, (const page_tag *)tag, 1, 0))\n        result = PAGE_BAD;",
-        "    else\n        (void)open(ctx, scratch, ct, page, &from, (const page_tag *)tag, 1, 0);",
+        "pages/page_whole.c",
+        "    else if (ctx->ops->open(ctx, scratch, ct, page, &from, (const page_tag *)tag, 1, 0))\n        result = PAGE_BAD;",
+        "    else\n        (void)ctx->ops->open(ctx, scratch, ct, page, &from, (const page_tag *)tag, 1, 0);",
         (tests("integrity::test_a_refused_write_changes_nothing"),),
     ),
     Change(
         "modify-seals-under-the-old-version",
-        "pages/page_aegis.c",
+        "pages/page_whole.c",
         "seal(ctx, ct, scratch, page, &to,",
         "seal(ctx, ct, scratch, page, from ? &from : &to,",
         (tests("integrity::test_a_nonce_is_never_used_twice"),),
@@ -541,14 +576,14 @@ CHANGES: list[Change] = [
     Change(
         "withheld-subkeys-stay",
         "pages/subkeys.c",
-        "        ccmem_wipe(place(t, i), SUBKEY_SIZE);\n        end(&t->entry[i], 0);\n    }",
+        "        ccmem_wipe(place(t, i), t->size);\n        end(&t->entry[i], 0);\n    }",
         "        end(&t->entry[i], 0);\n    }",
         (tests("key_memory"),),
     ),
     Change(
         "withheld-subkeys-are-lent",
         "pages/subkeys.c",
-        "        ccmem_wipe(place(t, i), SUBKEY_SIZE);\n        end(&t->entry[i], 0);\n    }",
+        "        ccmem_wipe(place(t, i), t->size);\n        end(&t->entry[i], 0);\n    }",
         "        end(&t->entry[i], t->entry[i].owner);\n    }",
         (tests("life", "key_memory"),),
     ),

@@ -98,18 +98,20 @@ SEEDED = (
 #: The reader's functions: they load ciphertext, tags, and keys that are derived when used ...
 LOADING = {
     *(("pages/page_aegis.c", name) for name in ("open", "open_part", "open_fused")),
+    *(("pages/page_gcm.c", name) for name in ("open", "open_part")),
     *(("pages/page_xts.c", name) for name in ("open", "open_part", "open_fused")),
     ("store/version.c", "never_written"),
 }
 #: ... unless they were called with the page's lock held, where nobody else may be at the page.
 LOCKED = {
-    ("pages/page_aegis.c", "modify_in"),
+    ("pages/page_whole.c", "modify_in"),
     ("pages/page_xts.c", "modify"),
     ("store/write.c", "write_parts"),
 }
 #: What may store meanwhile: a page's writer, and who fills or wipes the entry of a key.
 STORING = {
-    *(("pages/page_aegis.c", name) for name in ("seal", "modify")),
+    *((f"pages/page_{name}.c", "seal") for name in ("aegis", "gcm")),
+    ("pages/page_whole.c", "page_modify_whole"),
     *(("pages/page_xts.c", name) for name in ("seal", "modify")),
     *(("pages/subkeys.c", name) for name in ("fill", "subkey_end")),
 }
