@@ -633,6 +633,22 @@ ccmem_status ccmem_store_linear_typed(ccmem_store *store, uint64_t offset, ccmem
                                       ccmem_dtype x_dtype, uint64_t nrows, ccmem_bias bias, void *y,
                                       ccmem_dtype y_dtype);
 
+/* One of several matrices that stand for one, one below the other: out_features rows from byte
+ * `offset` of a store on. */
+typedef struct ccmem_part {
+    ccmem_store *store;
+    uint64_t offset;
+    uint64_t out_features;
+} ccmem_part;
+
+/* ccmem_store_linear_typed() with nparts > 0 matrices of one type and width: a row of y has the
+ * results of the first, then those of the second. A bias has one element for each of these. An
+ * error is that of the first part that fails; then nothing of any is left in y. */
+ccmem_status ccmem_store_linear_parts(const ccmem_part *parts, uint64_t nparts, ccmem_dtype dtype,
+                                      uint64_t in_features, const void *x, ccmem_dtype x_dtype,
+                                      uint64_t nrows, ccmem_bias bias, void *y,
+                                      ccmem_dtype y_dtype);
+
 /* ---- block-quantised weights ----------------------------------------------------------------- */
 
 /* How weights of a few bits lie in memory: a block of consecutive elements of a row has its scales,

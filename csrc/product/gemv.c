@@ -21,7 +21,7 @@
 
 enum { BLOCK_BYTES = GEMV_BLOCK_MAX * 4 };
 
-/* ---- one call -------------------------------------------------------------------------------- */
+/* ---- one matrix ------------------------------------------------------------------------------ */
 
 typedef struct gemv_call {
     ccmem_store *store;
@@ -30,14 +30,14 @@ typedef struct gemv_call {
     uint64_t offset;
     ccmem_dtype dtype;
     size_t element;
-    uint64_t in_features;
+    uint64_t out_features, in_features;
     const float *scale, *bias;
     const float *x; /* packed */
     float *y;
     size_t batch;      /* pages opened at a time */
     size_t fused;      /* pages multiplied at a time in the registers they are opened in; 0: none */
     size_t fused_rows; /* rows of W that may end in these, and one more */
-    outcome end;
+    outcome *end;
 } gemv_call;
 
 /* All that a thread has of the plaintext. */
@@ -120,7 +120,7 @@ static int multiply_fused(gemv_call *l, tile *t, position *at, uint64_t page, si
     int done;
     ccmem_status status = store_open_fused(l->store, page, n, l->dtype, &rows, &done);
     if (status != CCMEM_OK)
-        outcome_stop(&l->end, status);
+        outcome_stop(l->end, status);
     if (!done)
         return 0;
     t->at ^= 1;
@@ -141,7 +141,7 @@ static void multiply_rows(gemv_call *l, tile *t, uint64_t begin, uint64_t end) {
     memset(&t->sums, 0, sizeof t->sums);
     memset(t->lane, 0, sizeof t->lane);
     t->at = 0;
-    while (from < last && !outcome_stopped(&l->end)) {
+    while (from < last && !outcome_stopped(l->end)) {
         uint64_t page = from / size, skip = from % size, left = (last - 1) / size + 1 - page;
         if (l->fused) {
             size_t n = left < l->fused ? (size_t)left : l->fused;
@@ -150,7 +150,7 @@ static void multiply_rows(gemv_call *l, tile *t, uint64_t begin, uint64_t end) {
                 from = to;
                 continue;
             }
-            if (outcome_stopped(&l->end))
+            if (outcome_stopped(l->end))
                 return;
             memcpy(t->sums.lane, t->lane[t->at], sizeof t->lane[0]);
         }
@@ -158,7 +158,7 @@ static void multiply_rows(gemv_call *l, tile *t, uint64_t begin, uint64_t end) {
         uint64_t to = (page + n) * size < last ? (page + n) * size : last;
         ccmem_status status = store_open_pages(l->store, page, t->pages, n);
         if (status != CCMEM_OK) {
-            outcome_stop(&l->end, status);
+            outcome_stop(l->end, status);
             return;
         }
         uint8_t *w = t->pages + skip - cut;
@@ -170,22 +170,6 @@ static void multiply_rows(gemv_call *l, tile *t, uint64_t begin, uint64_t end) {
             memcpy(t->lane[t->at], t->sums.lane, sizeof t->lane[0]);
         from = to;
     }
-}
-
-static void run_piece(void *arg, uint64_t begin, uint64_t end) {
-    gemv_call *l = arg;
-    uint8_t *block;
-    ccmem_status status = ccmem_plain_alloc(sizeof(tile) + l->batch * store_page_size(l->store) +
-                                                l->fused_rows * l->ops->block * sizeof(float),
-                                            &block);
-    if (status != CCMEM_OK) {
-        outcome_stop(&l->end, status);
-        return;
-    }
-    const float_env env = float_env_default();
-    multiply_rows(l, (tile *)block, begin, end);
-    float_env_restore(env);
-    ccmem_plain_free(block);
 }
 
 /* Chooses whether pages are multiplied in registers: only when no row of W begins or ends within
@@ -206,31 +190,81 @@ static void choose_way(gemv_call *l) {
     }
 }
 
-ccmem_status gemv_multiply(const gemv_ops *ops, const linear_product *p) {
-    const tier_sizes *sizes = tier_active_sizes();
+static gemv_call call_of(const gemv_ops *ops, const linear_product *p, const float *x,
+                         outcome *end) {
     gemv_call l = {.store = p->store,
                    .ops = ops,
-                   .sizes = sizes,
+                   .sizes = tier_active_sizes(),
                    .offset = p->offset,
                    .dtype = p->dtype,
                    .element = dtype_size(p->dtype),
+                   .out_features = p->out_features,
                    .in_features = p->in_features,
                    .scale = p->scale,
                    .bias = p->bias,
-                   .y = p->y};
-    const uint64_t row_bytes = l.in_features * l.element;
+                   .x = x,
+                   .y = p->y,
+                   .end = end};
+    choose_way(&l);
+    return l;
+}
+
+/* ---- all of them ----------------------------------------------------------------------------- */
+
+/* Rows of W are numbered through all matrices. */
+typedef struct gemv_job {
+    gemv_call call[LINEAR_PARTS];
+    size_t n;
+    size_t tile; /* bytes that any of them needs */
+    outcome end;
+} gemv_job;
+
+static size_t tile_bytes(const gemv_call *l) {
+    return sizeof(tile) + l->batch * store_page_size(l->store) +
+           l->fused_rows * l->ops->block * sizeof(float);
+}
+
+static void run_piece(void *arg, uint64_t begin, uint64_t end) {
+    gemv_job *job = arg;
+    uint8_t *block;
+    ccmem_status status = ccmem_plain_alloc(job->tile, &block);
+    if (status != CCMEM_OK) {
+        outcome_stop(&job->end, status);
+        return;
+    }
+    const float_env env = float_env_default();
+    uint64_t first = 0, last;
+    for (size_t i = 0; i < job->n && first < end; i++, first = last) {
+        last = first + job->call[i].out_features;
+        if (begin < last)
+            multiply_rows(&job->call[i], (tile *)block, begin > first ? begin - first : 0,
+                          (end < last ? end : last) - first);
+    }
+    float_env_restore(env);
+    ccmem_plain_free(block);
+}
+
+ccmem_status gemv_multiply(const gemv_ops *ops, const linear_product *p, size_t n) {
+    const tier_sizes *sizes = tier_active_sizes();
+    const uint64_t row_bytes = p->in_features * dtype_size(p->dtype);
     const uint64_t grain = row_bytes < sizes->gemv_grain ? sizes->gemv_grain / row_bytes : 1;
+    gemv_job job = {.n = n};
+    uint64_t rows = 0;
     uint8_t *packed;
     ccmem_status status =
-        ccmem_plain_alloc(sizes->x_shift + gemv_padded(ops, (size_t)l.in_features) * sizeof *l.x,
+        ccmem_plain_alloc(sizes->x_shift + gemv_padded(ops, (size_t)p->in_features) * sizeof(float),
                           &packed);
     if (status != CCMEM_OK)
         return status;
     float *x = (float *)(packed + sizes->x_shift);
-    l.x = x;
-    choose_way(&l);
-    gemv_pack(ops, l.dtype, x, p->x, (size_t)l.in_features);
-    parallel_for(p->out_features, grain, run_piece, &l);
+    for (size_t i = 0; i < n; i++) {
+        job.call[i] = call_of(ops, &p[i], x, &job.end);
+        rows += p[i].out_features;
+        const size_t tile = tile_bytes(&job.call[i]);
+        job.tile = tile > job.tile ? tile : job.tile;
+    }
+    gemv_pack(ops, p->dtype, x, p->x, (size_t)p->in_features);
+    parallel_for(rows, grain, run_piece, &job);
     ccmem_plain_free(packed);
-    return outcome_end(&l.end);
+    return outcome_end(&job.end);
 }

@@ -6,8 +6,9 @@
 #include "product/linear.h"
 #include "tiers/tiers.h"
 
-/* Multiplies; x and y are of float32. The arguments were checked, and there is at least one row and
- * column. y is not zeroed on failure. The errors of store_open_pages(), and CCMEM_ERR_NOMEM. */
-ccmem_status gemv_multiply(const gemv_ops *ops, const linear_product *product);
+/* Multiplies one row of x by n <= LINEAR_PARTS matrices of one type and width; x and y are of
+ * float32, and the same x is in all. The arguments were checked, and there is at least one column.
+ * No y is zeroed on failure. The errors of store_open_pages(), and CCMEM_ERR_NOMEM. */
+ccmem_status gemv_multiply(const gemv_ops *ops, const linear_product *products, size_t n);
 
 #endif

@@ -27,29 +27,50 @@ ccmem_status linear_check_matrix(const ccmem_store *store, uint64_t offset, uint
     return CCMEM_OK;
 }
 
-ccmem_status linear_multiply(const linear_product *p, int halves) {
+static ccmem_status check(const linear_product *p) {
     const size_t element = dtype_size(p->dtype);
     const uint64_t nrows = p->nrows, out = p->out_features, in = p->in_features;
-    ccmem_status status;
     if (!p->store || !element || (nrows && in && !p->x) || (nrows && out && !p->y) ||
         (nrows > 1 && (p->ldx < in || p->ldy < out)))
         return CCMEM_ERR_ARGUMENT;
-    status = linear_check_matrix(p->store, p->offset, element, out, in);
-    if (status == CCMEM_OK && nrows && out) {
-        const tier_kernels kernels = tier_active_kernels();
-        if (!in)
-            only_bias(p);
-        else if (nrows > 1)
-            status = gemm_multiply(halves ? kernels.gemm_bf16 : kernels.gemm, p);
-        else
-            status = gemv_multiply(kernels.gemv, p);
-    }
-    if (status != CCMEM_OK) {
-        const size_t result = p->halves ? sizeof(uint16_t) : sizeof(float);
-        for (uint64_t r = 0; r < nrows; r++)
-            ccmem_wipe((uint8_t *)p->y + r * p->ldy * result, out * result);
-    }
+    return linear_check_matrix(p->store, p->offset, element, out, in);
+}
+
+static ccmem_status multiply(const linear_product *p, int halves) {
+    const tier_kernels kernels = tier_active_kernels();
+    if (!p->nrows || !p->out_features)
+        return CCMEM_OK;
+    if (p->in_features)
+        return gemm_multiply(halves ? kernels.gemm_bf16 : kernels.gemm, p);
+    only_bias(p);
+    return CCMEM_OK;
+}
+
+static void zero_result(const linear_product *p) {
+    const uint64_t out = p->out_features;
+    const size_t result = p->halves ? sizeof(uint16_t) : sizeof(float);
+    for (uint64_t r = 0; r < p->nrows; r++)
+        ccmem_wipe((uint8_t *)p->y + r * p->ldy * result, out * result);
+}
+
+ccmem_status linear_multiply_parts(const linear_product *p, size_t n, int halves) {
+    ccmem_status status = CCMEM_OK;
+    for (size_t i = 0; i < n && status == CCMEM_OK; i++)
+        status = check(&p[i]);
+    if (status == CCMEM_ERR_ARGUMENT)
+        return status;
+    if (status == CCMEM_OK && p->nrows == 1 && p->in_features)
+        status = gemv_multiply(tier_active_kernels().gemv, p, n);
+    else
+        for (size_t i = 0; i < n && status == CCMEM_OK; i++)
+            status = multiply(&p[i], halves);
+    for (size_t i = 0; i < n && status != CCMEM_OK; i++)
+        zero_result(&p[i]);
     return status;
+}
+
+ccmem_status linear_multiply(const linear_product *product, int halves) {
+    return linear_multiply_parts(product, 1, halves);
 }
 
 ccmem_status ccmem_store_linear(ccmem_store *store, uint64_t offset, ccmem_dtype dtype,

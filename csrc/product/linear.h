@@ -5,6 +5,8 @@
 
 #include "ccmem.h"
 
+enum { LINEAR_PARTS = 8 }; /* matrices that are multiplied at once */
+
 /* What ccmem_store_linear() takes, but x and y may be of bfloat16. */
 typedef struct linear_product {
     ccmem_store *store;
@@ -26,5 +28,10 @@ ccmem_status linear_check_matrix(const ccmem_store *store, uint64_t offset, uint
 /* Checks the arguments and multiplies; y is zeros on failure. With `halves`, W and x are of
  * bfloat16 and multiplied as such, which the active tier must have kernels for. */
 ccmem_status linear_multiply(const linear_product *product, int halves);
+
+/* The same for n <= LINEAR_PARTS matrices of one type and width that have x and its number of rows
+ * in common. Threads take parts of all together where there is one row. If one fails, all of y of
+ * all of them is zeros. */
+ccmem_status linear_multiply_parts(const linear_product *products, size_t n, int halves);
 
 #endif

@@ -16,6 +16,7 @@ import pyccmem  # noqa: E402
 import pyccmem.torch as pt  # noqa: E402
 from pyccmem import errors  # noqa: E402
 from pyccmem.torch import _linear  # noqa: E402
+from pyccmem.torch._tensor import whole  # noqa: E402
 
 F = torch.nn.functional
 
@@ -148,3 +149,61 @@ def test_a_closed_bias_is_refused() -> None:
         b.core.close()
         with pytest.raises(errors.ClosedError):
             F.linear(torch.ones(2), w, b)
+
+
+# ---- several matrices, one below the other -------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", ["none", "plain", "encrypted"])
+@pytest.mark.parametrize("rows", [1, 3, 19, 97])
+def test_parts_are_products_side_by_side(
+    calls: list[int], dtype: Any, bias: str, rows: int
+) -> None:
+    """With the bits of each product alone, whose bounds are tested above."""
+    torch.manual_seed(rows)
+    x, sizes = torch.randn(2, rows, 160).to(dtype), (130, 1, 48)
+    with pyccmem.Key.generate() as key:
+        secret = [
+            pt.EncryptedTensor.from_tensor(torch.randn(size, 160).to(dtype), key=key)
+            for size in sizes
+        ]
+        b = None if bias == "none" else torch.randn(sum(sizes)).to(dtype)
+        parts = [whole(one) for one in secret]
+        added = whole(pt.EncryptedTensor.from_tensor(b, key=key)) if bias == "encrypted" else b
+        got = _linear.rows_of_one_type(x, parts, added)
+        assert calls == [1]
+        cut = [None] * 3 if b is None else b.split(sizes)
+        alone = [F.linear(x, one, part) for one, part in zip(secret, cut, strict=True)]
+    assert torch.equal(got, torch.cat(alone, -1))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 97])
+def test_a_changed_part_is_told_by_its_tensor(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[Any] = []
+    inner = _linear.new_result
+
+    def new_result(*args: Any) -> Any:
+        left.append(inner(*args))
+        return left[-1]
+
+    monkeypatch.setattr(_linear, "new_result", new_result)
+    with pyccmem.Key.generate() as key:
+        secret = [
+            pt.EncryptedTensor.from_tensor(torch.randn(40, 96), key=key, name=f"part{n}")
+            for n in range(3)
+        ]
+        support.damage(secret[1].core.buffer, 2)
+        with pytest.raises(errors.IntegrityError, match="part1"):
+            _linear.rows_of_one_type(torch.randn(rows, 96), [whole(one) for one in secret], None)
+    assert not left[0].any()
+
+
+def test_parts_that_do_not_go_together_are_left_to_others() -> None:
+    with pyccmem.Key.generate() as key:
+        a = pt.EncryptedTensor.from_tensor(torch.ones(3, 2), key=key)
+        b = pt.EncryptedTensor.from_tensor(torch.ones(3, 4), key=key)
+        c = pt.EncryptedTensor.from_tensor(torch.ones(3, 2, dtype=torch.bfloat16), key=key)
+        for other in (b, c):
+            parts = [whole(a), whole(other)]
+            assert _linear.rows_of_one_type(torch.ones(1, 2), parts, None) is None

@@ -10,7 +10,8 @@ bits, see docs/design/quantized-products.md.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -42,42 +43,53 @@ _SINGLE = torch.float32
 
 #: Types that the native product takes as they are, when x, W, bias and result all have the same.
 _TYPED = {torch.float32: lib.CCMEM_F32, torch.bfloat16: lib.CCMEM_BF16}
-_typed = lib.ccmem_store_linear_typed
+_typed = lib.ccmem_store_linear_parts
 _new = ffi.new
 _BIAS = ffi.typeof("ccmem_bias *")
+_PARTS = ffi.typeof("ccmem_part[]")
 _POINTER = ffi.typeof("void *")
 _NO_BIAS = {kind: _new(_BIAS, (_NULL, _NULL, 0, code)) for kind, code in _TYPED.items()}
 
 
-def rows_of_one_type(x: Tensor, stored: Stored, bias: Tensor | Stored | None) -> Tensor | None:
+def rows_of_one_type(
+    x: Tensor, parts: Sequence[Stored], bias: Tensor | Stored | None
+) -> Tensor | None:
     """Returns x · matrixᵀ + bias by one native call, for the most common case in models: a plain
-    contiguous x, and all of one type. None, with nothing done, for any other case.
+    contiguous x, and all of one type. The matrix is `parts`, at least one, one below the other.
+    None, with nothing done, for any other case.
 
     Raises IntegrityError, ClosedError, ForkError, OutOfMemoryError.
     """
-    matrix = stored.matrix
-    kind = stored.dtype
+    kind = parts[0].dtype
     code = _TYPED.get(kind)
-    if code is None or matrix is None or x.dtype is not kind or x.layout is not torch.strided:
-        return None
-    store, offset, height, width, _ = matrix
     shape = x.shape
-    if not shape or shape[-1] != width or not x.is_cpu or not x.is_contiguous() or x.is_neg():
+    if code is None or x.dtype is not kind or x.layout is not torch.strided or not shape:
+        return None
+    width, height, wipe = shape[-1], 0, False
+    opened, found = [], []
+    for stored in parts:
+        matrix = stored.matrix
+        if matrix is None or matrix.cols != width or stored.dtype is not kind:
+            return None
+        native = handle(matrix.store)
+        opened.append(native)  # kept here, because a field of a struct does not keep it alive
+        found.append((pointer_to(native), matrix.offset, matrix.rows))
+        height += matrix.rows
+        wipe = wipe or stored.wipe_results
+    if not x.is_cpu or not x.is_contiguous() or x.is_neg():
         return None
     count = x.numel() // width if width else 0
     if not count or not height:
         return None
     added = _NO_BIAS[kind]
-    other = None
-    wipe = stored.wipe_results
     if isinstance(bias, Stored):
-        other = bias.core
-        if bias.format is not None or bias.dtype is not kind or other.shape != (height,):
+        if bias.format is not None or bias.dtype is not kind or bias.core.shape != (height,):
             return None
         wipe = wipe or bias.wipe_results
         its_store, its_offset = bias.place()
-        opened = handle(its_store)  # kept here, because `added` does not keep it alive
-        added = _new(_BIAS, (_NULL, pointer_to(opened), its_offset, code))
+        native = handle(its_store)
+        opened.append(native)
+        added = _new(_BIAS, (_NULL, pointer_to(native), its_offset, code))
     elif bias is not None:
         if not (
             type(bias) in _PLAIN
@@ -91,10 +103,9 @@ def rows_of_one_type(x: Tensor, stored: Stored, bias: Tensor | Stored | None) ->
         added = _new(_BIAS, (_cast(_POINTER, bias.data_ptr()), _NULL, 0, code))
     out = new_result((*shape[:-1], height), kind, wipe)
     status = _typed(
-        handle(store),
-        offset,
+        _new(_PARTS, found),
+        len(found),
         code,
-        height,
         width,
         _cast(_POINTER, x.data_ptr()),
         code,
@@ -104,11 +115,23 @@ def rows_of_one_type(x: Tensor, stored: Stored, bias: Tensor | Stored | None) ->
         code,
     )
     if status != OK:
-        if other is not None:  # the bias may have failed; opening it raises its error
-            assert isinstance(bias, Stored), "whose core it is"
-            bias.opened_run(other, 0, height)
-        fail(store, status, offset, matrix.nbytes)
+        _fail(x, parts, bias, height, status)
     return out
+
+
+def _fail(
+    x: Tensor, parts: Sequence[Stored], bias: Tensor | Stored | None, height: int, status: int
+) -> NoReturn:
+    """Raises the error of what made a product fail: the bias, if it cannot be opened, or one of
+    several parts, if its own product fails, or the first."""
+    if isinstance(bias, Stored):
+        bias.opened_run(bias.core, 0, height)
+    if len(parts) > 1:
+        for stored in parts:
+            rows_of_one_type(x, (stored,), None)
+    matrix = parts[0].matrix
+    assert matrix is not None, "there was a product with it"
+    fail(matrix.store, status, matrix.offset, matrix.nbytes)
 
 
 def _sum_type(x: torch.dtype, matrix: Matrix | BlockMatrix) -> torch.dtype:

@@ -17,8 +17,11 @@ from torch import Tensor
 from .. import errors
 from ..keys import Key
 from ..torch import EncryptedTensor
+from ..torch._linear import rows_of_one_type
 from ..torch._plain_memory import Mappings
 from ..torch._quantize import Formats, quantized
+from ..torch._stored import Stored
+from ..torch._tensor import whole
 from .failures import Step, current_step
 
 __all__ = ["LayerWeights", "find", "placeholder"]
@@ -47,6 +50,7 @@ class LayerWeights:
         "_parts",
         "_ready",
         "_wanted",
+        "_whole",
         "columns",
         "dtype",
         "name",
@@ -68,6 +72,8 @@ class LayerWeights:
         self._key, self._wanted = key, wanted
         self._parts: list[EncryptedTensor | None] = [None] * len(sizes)
         self._ready = False
+        #: What one native call multiplies with; None where a part is a view.
+        self._whole: tuple[Stored, ...] | None = None
         _named[self.name] = weakref.ref(self)
 
     def load(self, number: int, tensor: Tensor) -> None:
@@ -103,6 +109,10 @@ class LayerWeights:
                 f"The files have no weights for layer {self.name!r} (parts {lacking} of "
                 f"{len(self.sizes)}); complete the directory."
             )
+        found = [whole(part) for part in self._parts if part is not None]
+        self._whole = tuple(one for one in found if one is not None)
+        if len(self._whole) < len(found):
+            self._whole = None
         self._ready = True
 
     @property
@@ -134,6 +144,13 @@ class LayerWeights:
 
     def _product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         parts = self.parts
+        if self._whole is not None:
+            encrypted = isinstance(bias, EncryptedTensor)
+            added = whole(bias) if encrypted else bias  # type: ignore[arg-type]
+            if added is not None or bias is None:
+                product = rows_of_one_type(x, self._whole, added)
+                if product is not None:
+                    return product
         if len(parts) == 1:
             return torch.nn.functional.linear(x, parts[0], bias)
         made = [torch.nn.functional.linear(x, part) for part in parts]

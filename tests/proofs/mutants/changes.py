@@ -2011,6 +2011,13 @@ CHANGES: list[Change] = [
         "            ;",
     ),
     Change(
+        "parts-left-on-failure",
+        "product/typed.c",
+        "        status = linear_multiply_parts(p, n, plan->halves);",
+        "        (void)linear_multiply_parts(p, n, plan->halves);",
+        (tests("torch_typed"),),
+    ),
+    Change(
         "cache-failed-read-hands-out-rows",
         "cache/read.c",
         "                ccmem_wipe(out_row(r, h, r->first + t), l->size[r->which] * r->element);",

@@ -162,7 +162,7 @@ def _linear_of(input: Any, weight: Any, bias: Any = None) -> Any:
             encrypted = type(bias) is EncryptedTensor
             added = whole(bias) if encrypted else bias
             if added is not None or not encrypted:
-                product = rows_of_one_type(x, stored, added)
+                product = rows_of_one_type(x, (stored,), added)
                 if product is not None:
                     return product
         found = None if needs_grad else _matrix_of(weight)
