@@ -1042,6 +1042,29 @@ typedef struct ccmem_attention {
  * _INTEGRITY: a block or a record was changed. */
 ccmem_status ccmem_cache_attend(ccmem_cache *cache, const ccmem_attention *what);
 
+/* What one cache has to do with a batch of rows: those from number `first` on. */
+typedef struct ccmem_cache_run {
+    ccmem_cache *cache;
+    uint32_t layer;       /* of its sequence 0 */
+    uint64_t past;        /* tokens that this has, */
+    uint64_t first, rows; /* and rows of the batch that come behind them */
+    ccmem_status status;  /* what has become of it */
+} ccmem_cache_run;
+
+/* Appends to sequence 0 of each run's layer its rows of k and v, and computes their attention, as
+ * ccmem_cache_append() and ccmem_cache_attend() do: of q and out row r is r * q_row and r * out_row
+ * further on, of k and v r * token. `what` has what all have in common; layer, sequence, sequences
+ * and rows in it are not looked at. Several threads take a run each, or several a long one. No
+ * other thread may append to these caches meanwhile, and no two runs may be of the same sequence.
+ *
+ * Returns the status of the first run that has failed, else CCMEM_OK. A run that failed may have
+ * been appended or not; its rows of `out` are zeros, or what they were where appending failed.
+ * CCMEM_ERR_RANGE: the sequence has not `past` tokens, and nothing was appended.
+ * ccmem_last_failure() does not tell of any. CCMEM_ERR_ARGUMENT, with nothing done and no status
+ * given, if `what` has bounds or a mask. */
+ccmem_status ccmem_cache_attend_runs(ccmem_cache_run *runs, uint64_t n, const ccmem_cache_rows *k,
+                                     const ccmem_cache_rows *v, const ccmem_attention *what);
+
 typedef struct ccmem_cache_stats {
     uint64_t blocks;           /* ciphertext of so many blocks of a head, */
     uint64_t records;          /* and of so many tokens not yet in blocks; shared ones count once */

@@ -29,7 +29,16 @@ from .registry import Registry
 from .resource import Resource
 from .secret_level import native_level, wanted_level
 
-__all__ = ["ROW_MAX", "SEQUENCES_MAX", "Attention", "KVTables", "Place", "Rows", "open_caches"]
+__all__ = [
+    "ROW_MAX",
+    "SEQUENCES_MAX",
+    "Attention",
+    "Batch",
+    "KVTables",
+    "Place",
+    "Rows",
+    "open_caches",
+]
 
 #: Elements of a row of K or V, and sequences of a cache, at most.
 ROW_MAX = int(lib.CCMEM_CACHE_ROW_MAX)
@@ -37,12 +46,14 @@ SEQUENCES_MAX = 1 << 16
 
 _append = lib.ccmem_cache_append
 _attend = lib.ccmem_cache_attend
+_attend_runs = lib.ccmem_cache_attend_runs
 _cast = ffi.cast
 _new = ffi.new
 _ATTENTION = ffi.typeof("ccmem_attention *")
 _FLOATS = ffi.typeof("const float *")
 _NULL = ffi.NULL
 _ROWS = ffi.typeof("ccmem_cache_rows *")
+_RUNS = ffi.typeof("ccmem_cache_run[]")
 _VOID = ffi.typeof("void *")
 _WORDS = ffi.typeof("const uint64_t *")
 
@@ -296,37 +307,7 @@ class KVTables(Resource):
         if last is not None:
             _check_bounds("to", last, what.sequences)
         try:
-            native = _new(
-                _ATTENTION,
-                (
-                    what.layer,
-                    what.sequence,
-                    what.sequences,
-                    what.query_heads,
-                    what.rows,
-                    _cast(_VOID, what.q),
-                    NATIVE[what.q_dtype],
-                    what.q_sequence,
-                    what.q_head,
-                    what.q_row,
-                    _cast(_VOID, what.out),
-                    what.out_sequence,
-                    what.out_head,
-                    what.out_row,
-                    what.scale,
-                    what.softcap,
-                    what.causal,
-                    what.window,
-                    _NULL if first is None else _cast(_WORDS, address(first)),
-                    _NULL if last is None else _cast(_WORDS, address(last)),
-                    _NULL if what.mask is None else _cast(_FLOATS, what.mask),
-                    what.mask_sequence,
-                    what.mask_head,
-                    what.mask_row,
-                    what.mask_tokens,
-                    _NULL if what.sinks is None else _cast(_FLOATS, what.sinks),
-                ),
-            )
+            native = _native_attention(what)
         except (KeyError, OverflowError, TypeError):
             status = lib.CCMEM_ERR_ARGUMENT
         else:
@@ -491,6 +472,80 @@ class KVTables(Resource):
         if status != OK:
             return f"layer {layer} has {count} sequences, and sequence {sequence} is none of them"
         return f"layer {layer} has {count} sequences, and this one tokens {found[1]} to {found[0]}"
+
+
+class Batch:
+    """Rows of a batch that belong to several caches, each to sequence 0 of its own, for native
+    calls that do all. Keeps the caches open. Raises ClosedError."""
+
+    __slots__ = ("_kept", "_native")
+
+    def __init__(self, runs: Sequence[tuple[KVTables, int, int, int]]) -> None:
+        """`runs`: the tables, how many tokens they have, the first row, and how many rows come
+        behind these tokens."""
+        self._kept = [tables._opened() for tables, *_ in runs]
+        self._native = _new(_RUNS, len(runs))
+        for at, (_, past, first, rows) in enumerate(runs):
+            one = self._native[at]
+            one.cache, one.past, one.first, one.rows = self._kept[at], past, first, rows
+
+    def attend(self, layers: Sequence[int], k: Rows, v: Rows, what: Attention) -> list[int]:
+        """Appends the rows of k and v to each run's layer, and computes the attention of its rows
+        of q, as append() and attend() do; a row is `q_row`, `out_row` or `token` behind the one
+        before it. The layer, sequences and rows of `what` count for nothing, and it has no bounds
+        and no mask.
+
+        Returns the numbers of the runs that were not done, for reasons that append() and attend()
+        will tell: the caller repeats them, behind a crop() where they were appended. Raises
+        ArgumentError.
+        """
+        native, count = self._native, len(self._kept)
+        if what.from_ is not None or what.to is not None or what.mask is not None:
+            raise errors.ArgumentError("A batch of caches has no bounds and no mask.")
+        try:
+            for at, layer in enumerate(layers):
+                native[at].layer = layer
+            attention, keys, values = _native_attention(what), _native_rows(k), _native_rows(v)
+        except (KeyError, OverflowError, TypeError):
+            return list(range(count))
+        if _attend_runs(native, count, keys, values, attention) == OK:
+            return []
+        return [at for at in range(count) if native[at].status != OK]
+
+
+def _native_attention(what: Attention) -> Any:
+    """Raises KeyError, OverflowError, TypeError."""
+    return _new(
+        _ATTENTION,
+        (
+            what.layer,
+            what.sequence,
+            what.sequences,
+            what.query_heads,
+            what.rows,
+            _cast(_VOID, what.q),
+            NATIVE[what.q_dtype],
+            what.q_sequence,
+            what.q_head,
+            what.q_row,
+            _cast(_VOID, what.out),
+            what.out_sequence,
+            what.out_head,
+            what.out_row,
+            what.scale,
+            what.softcap,
+            what.causal,
+            what.window,
+            _NULL if what.from_ is None else _cast(_WORDS, address(what.from_)),
+            _NULL if what.to is None else _cast(_WORDS, address(what.to)),
+            _NULL if what.mask is None else _cast(_FLOATS, what.mask),
+            what.mask_sequence,
+            what.mask_head,
+            what.mask_row,
+            what.mask_tokens,
+            _NULL if what.sinks is None else _cast(_FLOATS, what.sinks),
+        ),
+    )
 
 
 def _native_rows(rows: Rows) -> Any:

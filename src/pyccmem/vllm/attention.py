@@ -19,8 +19,8 @@ from vllm.v1.attention.backends.cpu_attn import (
 )
 
 from .. import errors
-from ..core.kv_tables import Attention, Rows
-from .failures import FAILURES, current_step
+from ..core.kv_tables import Attention, Batch, Rows
+from .failures import FAILURES, Step, current_step
 from .requests import Request
 from .settings import encrypts_cache
 from .steps import current_runner
@@ -148,8 +148,11 @@ class EncryptedAttentionImpl(CPUAttentionBackendImpl):  # type: ignore[misc]
             raise errors.ArgumentError("Masks of their own have no encrypted form in pyccmem.vllm.")
         if query.stride(2) != 1:
             query = query.contiguous()
-        step = current_step()
-        for run in attn_metadata.pyccmem_runs:
+        step, runs = current_step(), attn_metadata.pyccmem_runs
+        if step is not None and self.kv_sharing_target_layer_name is None:
+            what = self._attention(0, query, output, attn_metadata)
+            runs = _attend_together(step, runs, layer.layer_name, key, value, what)
+        for run in runs:
             if not run.request.failed:
                 try:
                     self._attend(run, layer.layer_name, query, key, value, output, attn_metadata)
@@ -172,31 +175,34 @@ class EncryptedAttentionImpl(CPUAttentionBackendImpl):  # type: ignore[misc]
         metadata: Any,
     ) -> None:
         """The attention of one request."""
-        target, sinks = self.kv_sharing_target_layer_name, self._weights_of_sinks()
+        target = self.kv_sharing_target_layer_name
         number = _append(run, name, key, value) if target is None else run.request.layers[target]
+        rows = slice(run.begin, run.end)
+        run.request.tables.attend(self._attention(number, query[rows], output[rows], metadata))
+
+    def _attention(self, number: int, query: Tensor, output: Tensor, metadata: Any) -> Attention:
+        """Says what is to be computed of all rows of `query`."""
+        sinks = self._weights_of_sinks()
         q_row, q_head, _ = query.stride()
         out_row, out_head, _ = output.stride()
-        size = query.element_size()
-        run.request.tables.attend(
-            Attention(
-                layer=number,
-                query_heads=query.shape[1],
-                rows=run.end - run.begin,
-                q=query.data_ptr() + run.begin * q_row * size,
-                q_dtype=_NAMES[query.dtype],
-                q_sequence=0,
-                q_head=q_head,
-                q_row=q_row,
-                out=output.data_ptr() + run.begin * out_row * size,
-                out_sequence=0,
-                out_head=out_head,
-                out_row=out_row,
-                scale=self.scale,
-                softcap=float(self.logits_soft_cap),
-                causal=metadata.causal,
-                window=self._window,
-                sinks=None if sinks is None else sinks.data_ptr(),
-            )
+        return Attention(
+            layer=number,
+            query_heads=query.shape[1],
+            rows=query.shape[0],
+            q=query.data_ptr(),
+            q_dtype=_NAMES[query.dtype],
+            q_sequence=0,
+            q_head=q_head,
+            q_row=q_row,
+            out=output.data_ptr(),
+            out_sequence=0,
+            out_head=out_head,
+            out_row=out_row,
+            scale=self.scale,
+            softcap=float(self.logits_soft_cap),
+            causal=metadata.causal,
+            window=self._window,
+            sinks=None if sinks is None else sinks.data_ptr(),
         )
 
     def _weights_of_sinks(self) -> Tensor | None:
@@ -204,6 +210,41 @@ class EncryptedAttentionImpl(CPUAttentionBackendImpl):  # type: ignore[misc]
         if self._sinks is None and self.sinks is not None:
             self._sinks = self.sinks.detach().float().contiguous()
         return self._sinks
+
+
+class _Together(NamedTuple):
+    """Runs of a step that one native call does in each layer."""
+
+    runs: list[Run]
+    batch: Batch
+
+
+def _attend_together(
+    step: Step, runs: list[Run], name: str, key: Tensor, value: Tensor, what: Attention
+) -> list[Run]:
+    """Appends and attends by one native call, for all runs of requests that have not failed.
+    Returns the runs that it has not done, for one of many reasons: they are done again one by one,
+    which raises what there is to raise."""
+    found: _Together | None = step.together.get(id(runs))
+    if found is None or any(run.request.failed for run in found.runs):
+        good = [run for run in runs if not run.request.failed]
+        given = [(run.request.tables, run.past, run.begin, run.end - run.begin) for run in good]
+        found = step.together[id(runs)] = _Together(good, Batch(given))
+    dtype, sizes = _NAMES[key.dtype], (key.shape[2], value.shape[2])
+    try:
+        layers = [_number(run, name, dtype, key.shape[1], sizes) for run in found.runs]
+    except FAILURES:
+        return runs
+    keys, values = _dense(key), _dense(value)
+    left = found.batch.attend(layers, _rows(keys), _rows(values), what)
+    if not left and len(found.runs) == len(runs):
+        return []
+    return [found.runs[at] for at in left] + [run for run in runs if run.request.failed]
+
+
+def _number(run: Run, name: str, dtype: str, heads: int, sizes: tuple[int, int]) -> int:
+    number = run.request.layers.get(name)
+    return run.request.layer(name, run.past, dtype, heads, sizes) if number is None else number
 
 
 def _append(run: Run, name: str, key: Tensor, value: Tensor) -> int:

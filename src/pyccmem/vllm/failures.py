@@ -31,12 +31,14 @@ _current: Step | None = None
 class Step:
     """One step of a worker. `everything`: all requests of the batch have failed."""
 
-    __slots__ = ("_reference", "everything", "failed")
+    __slots__ = ("_reference", "everything", "failed", "together")
 
     def __init__(self, runner: Any) -> None:
         self._reference = weakref.ref(runner)
         self.everything = False
         self.failed: set[str] = set()
+        #: What attentions keep for the next layer of the step.
+        self.together: dict[int, Any] = {}
 
     @property
     def _runner(self) -> Any:

@@ -122,6 +122,7 @@ MODULES: dict[str, tuple[Tests, ...]] = {
     "cache/life.c": CACHE,
     "cache/pool.c": CACHE,
     "cache/read.c": CACHE,
+    "cache/runs.c": (tests("kv_batch"),),
     "cache/slots.c": CACHE,
     "store/gather.c": (
         tests("integrity::test_gather_releases_nothing", "mapping_scatter", "tensor"),
@@ -2009,6 +2010,20 @@ CHANGES: list[Change] = [
         "cache/attend.c",
         "            zero_out(&a);",
         "            ;",
+    ),
+    Change(
+        "cache-run-behind-other-tokens",
+        "cache/runs.c",
+        "    if (status == CCMEM_OK && length != r->past)",
+        "    if (0)",
+        (tests("kv_batch"),),
+    ),
+    Change(
+        "cache-run-of-somebody-elses-rows",
+        "cache/runs.c",
+        "first = (int64_t)r->first * size;",
+        "first = 0 * size;",
+        (tests("kv_batch"),),
     ),
     Change(
         "parts-left-on-failure",
