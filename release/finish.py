@@ -73,11 +73,13 @@ def listing(order: list[str], files: dict[str, bytes], record: str) -> bytes:
 
 
 def finish_sdist(source: Path, target: Path, epoch: int) -> None:
-    """Writes the source distribution anew."""
+    """Writes the source distribution anew, without the .egg-info: it lists files of earlier builds,
+    and is made again by who builds from it."""
     with tarfile.open(source) as archive:
         found = [
             (member, archive.extractfile(member).read() if member.isfile() else b"")
             for member in archive.getmembers()
+            if ".egg-info" not in member.name
         ]
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive:

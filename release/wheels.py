@@ -82,10 +82,22 @@ def same(first: Path, second: Path) -> None:
     say(f"{first.name}: two builds, the same bytes")
 
 
+def tracked(to: Path) -> Path:
+    """Copies the files of this tree that git knows, so that nothing else gets in, and returns the
+    copy; without git, returns the tree itself."""
+    asked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
+    if asked.returncode:
+        return ROOT
+    for name in filter(None, asked.stdout.decode().split("\0")):
+        (to / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, to / name)
+    return to
+
+
 def source_distribution(scratch: Path, to: Path) -> Path:
     """Builds it from this tree, and once more from what is in it."""
     made = []
-    tree = ROOT
+    tree = tracked(scratch / "tracked")
     for name in ("first", "second"):
         out = scratch / f"sdist-{name}"
         run(sys.executable, "-m", "build", "--sdist", "--outdir", out, tree, stdout=sys.stderr)

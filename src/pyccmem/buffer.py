@@ -51,6 +51,7 @@ from .core.store import (
     register,
     registered,
 )
+from .counters import BufferStats
 from .keys import Key, native_key
 from .mapping import Mapping
 
@@ -771,7 +772,7 @@ class EncryptedBuffer(Store):
         versions.setflags(write=False)
         return versions
 
-    def stats(self) -> dict[str, int]:
+    def stats(self) -> BufferStats:
         """Returns counts since the buffer was made: `reads`, `writes` (calls), `bytes_read`,
         `bytes_written`, `pages_opened`, `pages_sealed`, `tweak_hits`, `tweak_misses`, `retries`
         (reads repeated because of a concurrent write), `integrity_failures` (times a page did not
@@ -781,9 +782,19 @@ class EncryptedBuffer(Store):
         store = self._opened()
         counters = ffi.new("ccmem_stats *")
         check(lib.ccmem_store_stats(store, counters), Call("the counters", "buffer"))
-        values = {name: int(getattr(counters, name)) for name in dir(counters)}
-        values["overhead_bytes"] = int(lib.ccmem_store_overhead(store))
-        return values
+        return BufferStats(
+            reads=int(counters.reads),
+            writes=int(counters.writes),
+            bytes_read=int(counters.bytes_read),
+            bytes_written=int(counters.bytes_written),
+            pages_opened=int(counters.pages_opened),
+            pages_sealed=int(counters.pages_sealed),
+            tweak_hits=int(counters.tweak_hits),
+            tweak_misses=int(counters.tweak_misses),
+            retries=int(counters.retries),
+            integrity_failures=int(counters.integrity_failures),
+            overhead_bytes=int(lib.ccmem_store_overhead(store)),
+        )
 
     # ---- lifetime ----
 

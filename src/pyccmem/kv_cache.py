@@ -20,6 +20,7 @@ from .core.forks import Lock
 from .core.indexing import address
 from .core.kv_tables import SEQUENCES_MAX, Attention, KVTables
 from .core.resource import Resource
+from .counters import CacheStats
 from .keys import Key
 from .kv.rows import (
     FLOATS,
@@ -552,11 +553,11 @@ class KVCache(Resource):
         """Bytes of memory that the cache takes, together with its forks."""
         return self.stats()["memory_bytes"]
 
-    def stats(self) -> dict[str, int]:
+    def stats(self) -> CacheStats:
         """Returns counts for the cache and its forks together: `blocks` of a head, `records` of
         tokens that are not in blocks yet, `ciphertext_bytes` of these, `memory_bytes` of all; how
         many were `sealed` and `opened` up to now; `integrity_failures`."""
-        found: dict[str, int] = self._opened().stats()
+        found: CacheStats = self._opened().stats()
         return found
 
     # ---- lifetime ----

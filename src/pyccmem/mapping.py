@@ -20,6 +20,7 @@ from .binding.owned import keeping, pin, region
 from .binding.status import MappingCall, StartMappingCall
 from .core.resource import Resource
 from .core.store import Store, check_open, check_writable, handle
+from .counters import MappingStats
 
 __all__ = ["Mapping"]
 
@@ -257,7 +258,7 @@ class Mapping(Resource):
 
     # ---- what it is ----
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> MappingStats:
         """Returns, for this mapping: `window` and `block` (bytes), `resident` (bytes in the clear
         now), `peak` (the most), `faults`, `fills`, `read_ahead`, `evictions`, `write_backs`,
         `kernel_access`, `mechanism`. Raises ForkError."""
@@ -265,14 +266,19 @@ class Mapping(Resource):
         if self._region is not None:
             self._check(lib.ccmem_region_get_stats(self._region, found), "the counters")
         names = {number: name for name, number in FAULTS.items()}
-        values: dict[str, Any] = {
-            name: int(getattr(found, name))
-            for name in dir(found)
-            if name not in ("fault", "kernel_faults")
-        }
-        values["kernel_access"] = bool(found.kernel_faults)
-        values["mechanism"] = names[int(found.fault)]
-        return values
+        return MappingStats(
+            window=int(found.window),
+            block=int(found.block),
+            resident=int(found.resident),
+            peak=int(found.peak),
+            faults=int(found.faults),
+            fills=int(found.fills),
+            read_ahead=int(found.read_ahead),
+            evictions=int(found.evictions),
+            write_backs=int(found.write_backs),
+            kernel_access=bool(found.kernel_faults),
+            mechanism=names[int(found.fault)],
+        )
 
     @property
     def kernel_access(self) -> bool:

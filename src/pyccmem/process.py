@@ -16,6 +16,7 @@ from .binding.status import TierCall
 from .buffer import EncryptedBuffer, open_buffers
 from .core.kv_tables import open_caches
 from .core.store import handle, shared_by
+from .counters import ProcessStats
 from .keys import Key
 
 __all__ = [
@@ -28,7 +29,7 @@ __all__ = [
 ]
 
 
-def stats() -> dict[str, Any]:
+def stats() -> ProcessStats:
     """Returns what this process protects now: `buffers` (open ones, and tensors in arenas), `bytes`
     of plaintext they hold, `ciphertext_bytes` in whole pages, `overhead_bytes` besides them,
     `integrity_failures` (times one of their pages did not match its tag), `fresh_bytes` (of
@@ -62,39 +63,44 @@ def stats() -> dict[str, Any]:
         if shared is not None and shared not in files:
             files.add(shared)
             sums["overhead_bytes"] += shared.overhead()
-    return {
-        "buffers": len(buffers) + arenas["stores"],
-        "bytes": sum(buffer.nbytes for buffer in buffers) + arenas["bytes"],
-        "ciphertext_bytes": arenas["ciphertext_bytes"]
-        + sum(-(-buffer.nbytes // buffer.page_size) * buffer.page_size for buffer in buffers),
-        **sums,
-        "caches": sum(1 for _ in open_caches()),
-        "tier": active_tier(),
-        "threads": get_num_threads(),
-        "level": LEVELS[lib.ccmem_secret_probe()],
-        **wiped.stats(),
-        **_plaintext(),
-    }
-
-
-def _plaintext() -> dict[str, Any]:
-    """Returns what stats() says of the plaintext budget and of mappings."""
-    budget = ffi.new("ccmem_plaintext_stats *")
+    plain = wiped.stats()
+    budget = _plaintext()
     regions = ffi.new("ccmem_region_stats *")
-    lib.ccmem_plaintext_get_stats(budget)
     lib.ccmem_regions_get_stats(regions)
-    return {
-        "plaintext_budget": int(budget.budget) or None,
-        "plaintext_reserved": int(budget.reserved),
-        "plaintext_resident": int(budget.resident),
-        "plaintext_peak": int(budget.peak),
-        "plaintext_byte_seconds": float(budget.byte_seconds),
-        "map_faults": int(regions.faults),
-        "map_fills": int(regions.fills),
-        "map_read_ahead": int(regions.read_ahead),
-        "map_evictions": int(regions.evictions),
-        "map_write_backs": int(regions.write_backs),
-    }
+    return ProcessStats(
+        buffers=len(buffers) + arenas["stores"],
+        bytes=sum(buffer.nbytes for buffer in buffers) + arenas["bytes"],
+        ciphertext_bytes=arenas["ciphertext_bytes"]
+        + sum(-(-buffer.nbytes // buffer.page_size) * buffer.page_size for buffer in buffers),
+        overhead_bytes=sums["overhead_bytes"],
+        integrity_failures=sums["integrity_failures"],
+        fresh_bytes=sums["fresh_bytes"],
+        caches=sum(1 for _ in open_caches()),
+        tier=active_tier(),
+        threads=get_num_threads(),
+        level=LEVELS[lib.ccmem_secret_probe()],
+        plain_blocks=plain["plain_blocks"],
+        plain_in_use=plain["plain_in_use"],
+        plain_peak=plain["plain_peak"],
+        plain_kept=plain["plain_kept"],
+        plaintext_budget=int(budget.budget) or None,
+        plaintext_reserved=int(budget.reserved),
+        plaintext_resident=int(budget.resident),
+        plaintext_peak=int(budget.peak),
+        plaintext_byte_seconds=float(budget.byte_seconds),
+        map_faults=int(regions.faults),
+        map_fills=int(regions.fills),
+        map_read_ahead=int(regions.read_ahead),
+        map_evictions=int(regions.evictions),
+        map_write_backs=int(regions.write_backs),
+    )
+
+
+def _plaintext() -> Any:
+    """Returns the native counters of the plaintext budget."""
+    budget = ffi.new("ccmem_plaintext_stats *")
+    lib.ccmem_plaintext_get_stats(budget)
+    return budget
 
 
 def set_plaintext_budget(nbytes: int | str | None) -> None:
@@ -108,7 +114,7 @@ def set_plaintext_budget(nbytes: int | str | None) -> None:
     limit = 0 if nbytes is None else byte_count("nbytes", nbytes)
     status = lib.ccmem_set_plaintext_budget(limit)
     if status == lib.CCMEM_ERR_BUDGET:
-        taken = _plaintext()["plaintext_reserved"]
+        taken = int(_plaintext().reserved)
         raise errors.PlaintextBudgetError(
             f"The budget cannot be {limit} bytes while {taken} are taken; close mappings and drop "
             f"arrays first, or set at least that much."
@@ -118,8 +124,7 @@ def set_plaintext_budget(nbytes: int | str | None) -> None:
 
 def get_plaintext_budget() -> int | None:
     """Returns the bound that was set, in bytes, or None."""
-    found: int | None = _plaintext()["plaintext_budget"]
-    return found
+    return int(_plaintext().budget) or None
 
 
 def set_num_threads(threads: int) -> None:

@@ -9,7 +9,7 @@ import operator
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,7 @@ from .core.block_formats import FORMATS, BlockFormat
 from .core.block_maker import block_format_of
 from .core.block_maker import maker as block_maker
 from .core.form import Form
+from .core.index_types import Parts, Places
 from .core.indexing import (
     TABLE_ROW_BYTES,
     How,
@@ -412,6 +413,12 @@ class EncryptedTensor(Operand, ArrayMethods, Resource):
         return self
 
     # ---- reading ----
+
+    @overload
+    def __getitem__(self, index: Places) -> Any: ...
+
+    @overload
+    def __getitem__(self, index: Parts) -> Array: ...
 
     def __getitem__(self, index: Any) -> Any:
         """Returns what numpy's `array[index]` would give, decrypted: basic indexing, integer and

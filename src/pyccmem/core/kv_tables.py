@@ -22,6 +22,7 @@ from ..binding import LEVELS, OK, anchor, check, ffi, lib
 from ..binding.arguments import integer
 from ..binding.owned import CACHE
 from ..binding.status import CacheCall
+from ..counters import CacheStats
 from .dtypes import NATIVE
 from .fork_warning import name_also
 from .indexing import address
@@ -392,7 +393,7 @@ class KVTables(Resource):
 
     # ---- what it holds ----
 
-    def stats(self) -> dict[str, int]:
+    def stats(self) -> CacheStats:
         """Returns counts for the cache and its forks together: `blocks` of a head, `records` of
         tokens that are not in blocks yet, `ciphertext_bytes` of these, `memory_bytes` of all; how
         many were `sealed` and `opened` up to now; `integrity_failures`."""
@@ -400,7 +401,15 @@ class KVTables(Resource):
         status = lib.ccmem_cache_get_stats(self._opened(), found)
         if status != OK:
             self._fail(status, "stats()")
-        return {name: int(getattr(found, name)) for name in dir(found)}
+        return CacheStats(
+            blocks=int(found.blocks),
+            records=int(found.records),
+            ciphertext_bytes=int(found.ciphertext_bytes),
+            memory_bytes=int(found.memory_bytes),
+            sealed=int(found.sealed),
+            opened=int(found.opened),
+            integrity_failures=int(found.integrity_failures),
+        )
 
     def places(self, layer: int, sequence: int) -> list[Place]:
         """Returns where the sequence's blocks and records lie, in order. For tests that damage

@@ -8,7 +8,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from ..binding.arguments import integer
 from ..core import block_maker, maker
 from ..core.block_formats import BlockFormat, format_named
 from ..core.block_matrix import BlockMatrix, BlockOperand, open_rows
+from ..core.index_types import Parts, Places
 from ..core.indexing import refuse, reshaped
 from ..core.operand import place_of
 from ..core.rekey import KeyUse
@@ -273,6 +274,12 @@ class QuantizedTensor(BlockOperand, np.lib.mixins.NDArrayOperatorsMixin, Resourc
             raise
 
     # ---- reading ----
+
+    @overload
+    def __getitem__(self, index: Places) -> Any: ...
+
+    @overload
+    def __getitem__(self, index: Parts) -> npt.NDArray[np.float32]: ...
 
     def __getitem__(self, index: Any) -> Any:
         """Returns what NumPy's `array[index]` would give of the elements, as float32, decrypted:

@@ -19,6 +19,7 @@ from transformers.generation.continuous_batching.cache import PagedAttentionCach
 from transformers.generation.continuous_batching.cache_allocators import SLIDING_ATTENTION
 
 from .. import errors
+from ..counters import BatchCacheStats
 from .deferred import Deferred, uncompiled
 from .layers import check_kind, refuse_training
 from .tables import NATIVE_NAMES, Tables, overwrite, rows_of
@@ -192,15 +193,20 @@ class EncryptedPagedCache(PagedAttentionCache):  # type: ignore[misc]
             self._drop(request_id)
         super().free_all_requests(clear_ledgers)
 
-    def stats(self) -> dict[str, int]:
-        """Sums over the `requests` that have something; see KVTables.stats()."""
-        found: dict[str, int] = {"requests": 0}
-        for request in list(self._requests.values()):
-            counts = request.tables.stats()
-            found["requests"] += bool(counts)
-            for name, value in counts.items():
-                found[name] = found.get(name, 0) + value
-        return found
+    def stats(self) -> BatchCacheStats:
+        """Returns sums over the `requests` that have something; see KVTables.stats()."""
+        every = [request.tables.stats() for request in list(self._requests.values())]
+        counts = [one for one in every if one is not None]
+        return BatchCacheStats(
+            requests=len(counts),
+            blocks=sum(one["blocks"] for one in counts),
+            records=sum(one["records"] for one in counts),
+            ciphertext_bytes=sum(one["ciphertext_bytes"] for one in counts),
+            memory_bytes=sum(one["memory_bytes"] for one in counts),
+            sealed=sum(one["sealed"] for one in counts),
+            opened=sum(one["opened"] for one in counts),
+            integrity_failures=sum(one["integrity_failures"] for one in counts),
+        )
 
     # ---- what is shared ----
 

@@ -19,6 +19,7 @@ from transformers.cache_utils import (
 )
 
 from .. import errors, keys
+from ..counters import CacheStats
 from ..keys import Key
 from ..torch._results import wipes
 from .deferred import uncompiled
@@ -245,10 +246,17 @@ class EncryptedCache(_Erasable, Cache):  # type: ignore[misc]
             new._ids = self._ids.copied()
         return new
 
-    def stats(self) -> dict[str, int]:
-        """Counters of the native tables: blocks, records, ciphertext_bytes, memory_bytes, sealed,
-        opened, integrity_failures; {} before the first update."""
-        return self._tables.stats()
+    def stats(self) -> CacheStats:
+        """Returns the counters of the native tables; zeros before the first update."""
+        return self._tables.stats() or CacheStats(
+            blocks=0,
+            records=0,
+            ciphertext_bytes=0,
+            memory_bytes=0,
+            sealed=0,
+            opened=0,
+            integrity_failures=0,
+        )
 
     # ---- the text that is in the cache ----
 

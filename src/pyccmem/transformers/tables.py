@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import errors, keys
 from ..binding import wiped
 from ..core.kv_tables import KVTables, Rows
+from ..counters import CacheStats
 from ..keys import Key
 
 __all__ = ["NATIVE_NAMES", "Tables", "overwrite", "plain_like", "rows_of"]
@@ -89,9 +90,9 @@ class Tables:
             new._tables = self._tables.fork()
         return new
 
-    def stats(self) -> dict[str, int]:
-        """Those of KVTables; {} before the first update."""
-        return {} if self._tables is None else dict(self._tables.stats())
+    def stats(self) -> CacheStats | None:
+        """Those of KVTables; None before the first update."""
+        return None if self._tables is None else self._tables.stats()
 
     def say_opened(self) -> None:
         """Warns once that something else than pyccmem's attention reads this cache."""
