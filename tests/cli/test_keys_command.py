@@ -115,7 +115,7 @@ def test_test(home: Path, capsys: pytest.CaptureFixture[str], uri: str) -> None:
     assert main(["keys", "test", uri, "--json", "--count", "20"]) == 0
     seconds = json.loads(capsys.readouterr().out)["seconds"]
     assert 0 < seconds["unwrap"] <= seconds["slowest unwrap"]
-    for wrong in ("0", "x", "-1"):
+    for wrong in ("0", "x", "-1", "9" * 30):
         with pytest.raises(SystemExit):
             main(["keys", "test", uri, "--count", wrong])
     if uri == "file:key":

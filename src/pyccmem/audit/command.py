@@ -7,6 +7,7 @@ import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ..console.numbers import whole
 from ..console.terminal import bar_console
 from .report import Report
 from .samples import DEFAULT_SAMPLES, MAX_SAMPLES, samples_from_safetensors
@@ -19,26 +20,6 @@ EXIT_FOUND = 1
 _MAX_REPORT = 20
 
 
-def _whole(what: str, least: int, most: int, text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 12 and least <= int(text) <= most):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not {what}; use a whole number from {least} to {most}"
-        )
-    return int(text)
-
-
-def _pid(text: str) -> int:
-    return _whole("the number of a process", 1, 2**31 - 1, text)
-
-
-def _samples(text: str) -> int:
-    return _whole("a number of samples", 1, MAX_SAMPLES, text)
-
-
-def _lines(text: str) -> int:
-    return _whole("a number of places", 0, 1_000_000, text)
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `pyccmem audit`."""
     parser.description = (
@@ -49,14 +30,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Exit status: 0 nothing was found in what could be read; 1 something was found; 2 wrong "
         "usage or another error (no such process, no permission, no safetensors file)."
     )
-    parser.add_argument("pid", metavar="PID", type=_pid, help="number of the process")
+    parser.add_argument(
+        "pid",
+        metavar="PID",
+        type=whole("the number of a process", 1, 2**31 - 1),
+        help="number of the process",
+    )
     parser.add_argument(
         "--weights", metavar="FILE", required=True, help="the safetensors file with the weights"
     )
     parser.add_argument(
         "--samples",
         metavar="N",
-        type=_samples,
+        type=whole("a number of samples", 1, MAX_SAMPLES),
         default=DEFAULT_SAMPLES,
         help=f"how many samples to look for ({DEFAULT_SAMPLES})",
     )
@@ -64,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-report",
         metavar="N",
-        type=_lines,
+        type=whole("a number of places", 0, 1_000_000),
         default=_MAX_REPORT,
         help=f"describe at most N places where something was found ({_MAX_REPORT})",
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from .. import measure
 from ..console.command import EXIT_ERROR
+from ..console.numbers import whole
 from . import (
     baseline,
     block_products,
@@ -76,14 +77,6 @@ MISSING: dict[str, Callable[[], Sequence[str]]] = {
 }
 
 
-def _rounds(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 3 <= int(text) <= 10000):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a number of rounds; use a whole number from 3 to 10000"
-        )
-    return int(text)
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `pyccmem bench`."""
     parser.description = (
@@ -108,7 +101,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plot", metavar="FILE.png", type=Path, help="draw it (needs matplotlib)")
     parser.add_argument("--quick", action="store_true", help="fewer rounds, less memory, rougher")
     parser.add_argument(
-        "--rounds", metavar="N", type=_rounds, help="rounds to take medians of (15; 5 with --quick)"
+        "--rounds",
+        metavar="N",
+        type=whole("a number of rounds", 3, 10_000),
+        help="rounds to take medians of (15; 5 with --quick)",
     )
     parser.add_argument(
         "--cipher", action="append", choices=list(measure.SUITES), help="only this one; repeatable"

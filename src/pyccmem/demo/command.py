@@ -14,6 +14,7 @@ import numpy as np
 
 from .. import errors
 from ..console.command import EXIT_ERROR, carry_out, complain
+from ..console.numbers import whole
 from ..measure import SUITES
 from . import files, passages, proof, report
 from .layers import Array
@@ -37,15 +38,7 @@ _BATCH = 32
 
 def count(least: int, most: int) -> Callable[[str], int]:
     """The type of an option that is a whole number from `least` to `most`."""
-
-    def parse(text: str) -> int:
-        if not (text.isascii() and text.isdigit() and least <= int(text) <= most):
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is not a count; use a whole number from {least} to {most}"
-            )
-        return int(text)
-
-    return parse
+    return whole("a count", least, most)
 
 
 def add_counts(add: Callable[..., Any], table: Sequence[tuple[str, int, int, int, str]]) -> None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ... import errors
+from ...console.numbers import whole
 from ...key_services import KeyProvider, from_uri, schemes
 from ...key_services.context import OWN, given, words
 from ...key_services.registry import ENTRY_POINTS
@@ -213,17 +214,10 @@ def _add_test(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--count",
         metavar="N",
-        type=_count,
+        type=whole("a count", 1, 1_000_000),
         default=1,
         help="unwrap so often, and show the median and the slowest",
     )
-
-
-def _count(text: str) -> int:
-    count = int(text)
-    if not 1 <= count <= 1_000_000:
-        raise ValueError(text)
-    return count
 
 
 def _add_rotate(parser: argparse.ArgumentParser) -> None:
