@@ -14,6 +14,7 @@ linear     claim 7: products with an encrypted matrix, against numpy's with the 
 torch_models  claim 8: models in PyTorch, against the same models in plain torch
 mapping    claim 9: mappings, against read_into, a bare userfaultfd handler and plain arrays
 gemm       claim 12: many rows and other shapes, against numpy's and torch's
+vectors    searches of encrypted vectors, against faiss, usearch and numpy with plain ones
 baseline   compares with a recorded run
 report     the table and the JSON document; plot: the picture
 command    the options of `pyccmem bench` and the run itself

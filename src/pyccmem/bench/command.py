@@ -34,6 +34,7 @@ from . import (
     rows,
     threads,
     torch_models,
+    vectors,
     vllm_engines,
 )
 from .rounds import CheckError, Figure, Plan
@@ -62,6 +63,7 @@ CLAIMS: dict[str, Callable[[Plan], Iterator[Figure]]] = {
     "guard": guard.figures,
     "llama": llama.figures,
     "vllm": vllm_engines.figures,
+    "vectors": vectors.figures,
 }
 
 #: Of claims that compare with what need not be installed: sentences about what is missing.
@@ -74,6 +76,7 @@ MISSING: dict[str, Callable[[], Sequence[str]]] = {
     "cache": cache.missing,
     "llama": llama.missing,
     "vllm": vllm_engines.missing,
+    "vectors": vectors.missing,
 }
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Draws the picture of a run: shares of what the machine can do, shares of limits, the time of a
-product by rows of x, and tokens a second by the length of a context."""
+product by rows of x, tokens a second by the length of a context, and queries of lists by their
+recall."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from . import cache, linear
+from . import cache, linear, vectors
 from .report import heading, number
 from .rounds import Figure
 
@@ -27,7 +28,7 @@ def draw(doc: dict[str, Any], figures: Sequence[Figure], path: Path) -> None:
     ratios = [figure for figure in figures if _is_share(figure, doc["machine"]["tier"])]
     limits = [figure for figure in figures if _is_limited(figure)]
     rows = _rows(ratios), _rows(limits)
-    lines = linear.curves(figures), cache.curves(figures)
+    lines = linear.curves(figures), cache.curves(figures), vectors.curves(figures)
     # A panel of lines is as high as this many bars; a hidden one keeps a little room.
     below = [14 if each else 1 for each in lines]
     height = 0.24 * (len(rows[0]) + len(rows[1]) + sum(below)) + 2.6
@@ -35,7 +36,7 @@ def draw(doc: dict[str, Any], figures: Sequence[Figure], path: Path) -> None:
     FigureCanvasAgg(canvas)
     canvas.suptitle("\n".join(heading(doc)), fontsize=9, x=0.01, ha="left")
     panels = canvas.subplots(
-        4, 1, height_ratios=[max(3, len(rows[0])), max(3, len(rows[1])), *below], squeeze=True
+        5, 1, height_ratios=[max(3, len(rows[0])), max(3, len(rows[1])), *below], squeeze=True
     )
     _panel(panels[0], rows[0], "share of the reference (longer is better; the mark is the target)")
     _panel(
@@ -55,6 +56,7 @@ def draw(doc: dict[str, Any], figures: Sequence[Figure], path: Path) -> None:
         "plain",
         "linear",
     )
+    _recalls(panels[4], lines[2])
     canvas.savefig(path, dpi=130)
 
 
@@ -145,6 +147,25 @@ def _lines(
         axes.set_ylim(bottom=0)
     ticks = sorted({row for points in lines.values() for row, _, _ in points})
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.tick_params(labelsize=8)
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.legend(fontsize=8, frameon=False)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _recalls(axes: Any, lines: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+    """Draws how long a query takes by what is found of the best."""
+    title = "lists: ms for a query, by recall at 10 (lower is better)"
+    axes.set_title(title, fontsize=9, loc="left")
+    if not lines:
+        axes.set_visible(False)
+        return
+    for name, points in lines.items():
+        style = "-" if name.endswith("thread") else "--"
+        colour = OURS if name.startswith("encrypted") else PEER
+        axes.plot(*zip(*points, strict=True), style, color=colour, marker="o", label=name)
+    axes.set_yscale("log")
     axes.tick_params(labelsize=8)
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.legend(fontsize=8, frameon=False)
