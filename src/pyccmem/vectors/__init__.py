@@ -11,5 +11,6 @@ from __future__ import annotations
 
 from .index import EncryptedIndex
 from .lists import EncryptedIVF
+from .records import Found, Record, Records
 
-__all__ = ["EncryptedIVF", "EncryptedIndex"]
+__all__ = ["EncryptedIVF", "EncryptedIndex", "Found", "Record", "Records"]
