@@ -3,8 +3,9 @@
 
 rounds     medians of paired ratios: the method, and what one measured figure is
 common     sizes by cipher, a number of threads, the check of a result
+algorithms what a message is to each suite, and what stands in for it at a peer
 peers      the same work done by OpenSSL, libgcrypt, libaegis and `cryptography`
-pages      claim 1: pages in L2, against the AES unit's ceiling and libaegis
+pages      claim 1: pages in L2, against the AES unit's ceiling and other libraries
 bulk       claim 2: 256 MiB read and written against one memcpy, opened into scratch against a read
 threads    claim 3: two threads against one
 random64   claim 4: 64 bytes at a random place, in cache and from DRAM

@@ -185,7 +185,7 @@ def _figures(plan: Plan, cipher: str, bulk: Bulk) -> Iterator[Figure]:
             reference=gigabytes,
             reference_label="memcpy",
             ratio=Summary.of(copy / taken),
-            target=Target(TARGETS[cipher]) if ours else None,
+            target=Target(TARGETS[cipher]) if ours and cipher in TARGETS else None,
             kind="ours" if ours else "peer",
             note="" if ours else _times_faster(times[operation, ""], taken),
         )
