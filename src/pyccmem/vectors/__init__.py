@@ -12,5 +12,6 @@ from __future__ import annotations
 from .index import EncryptedIndex
 from .lists import EncryptedIVF
 from .records import Found, Record, Records
+from .semantic import semantic_search
 
-__all__ = ["EncryptedIVF", "EncryptedIndex", "Found", "Record", "Records"]
+__all__ = ["EncryptedIVF", "EncryptedIndex", "Found", "Record", "Records", "semantic_search"]
