@@ -58,6 +58,7 @@ typedef enum ccmem_cipher {
     CCMEM_AES_256_XTS,
     CCMEM_AEGIS_128X2, /* authenticated: every changed page is noticed; so are those below */
     CCMEM_AES_256_GCM,
+    CCMEM_AEGIS_256X2,
     CCMEM_CIPHER_COUNT
 } ccmem_cipher;
 
@@ -1256,6 +1257,16 @@ ccmem_status ccmem_aegis_decrypt(ccmem_tier tier, unsigned lanes, const uint8_t 
                                  const uint8_t nonce[16], const uint8_t *ad, size_t ad_len,
                                  const uint8_t *in, uint8_t *out, size_t n, const uint8_t *tag,
                                  size_t tag_len);
+
+/* AEGIS-256 (lanes = 1) or AEGIS-256X2 (lanes = 2): likewise, with keys and nonces of 32 bytes. */
+ccmem_status ccmem_aegis256_encrypt(ccmem_tier tier, unsigned lanes, const uint8_t key[32],
+                                    const uint8_t nonce[32], const uint8_t *ad, size_t ad_len,
+                                    const uint8_t *in, uint8_t *out, size_t n, uint8_t *tag,
+                                    size_t tag_len);
+ccmem_status ccmem_aegis256_decrypt(ccmem_tier tier, unsigned lanes, const uint8_t key[32],
+                                    const uint8_t nonce[32], const uint8_t *ad, size_t ad_len,
+                                    const uint8_t *in, uint8_t *out, size_t n, const uint8_t *tag,
+                                    size_t tag_len);
 
 /* AES-GCM (SP 800-38D) under a key of 16, 24 or 32 bytes, with a nonce of iv_len >= 1 bytes: as
  * above, with a tag of 4, 8 or 12 to 16 bytes, and texts of at most 2^36 - 32 bytes.

@@ -71,6 +71,33 @@ ccmem_status ccmem_aegis_decrypt(ccmem_tier tier, unsigned lanes, const uint8_t 
                               n, tag, tag_len);
 }
 
+ccmem_status ccmem_aegis256_encrypt(ccmem_tier tier, unsigned lanes, const uint8_t key[32],
+                                    const uint8_t nonce[32], const uint8_t *ad, size_t ad_len,
+                                    const uint8_t *in, uint8_t *out, size_t n, uint8_t *tag,
+                                    size_t tag_len) {
+    ccmem_status status =
+        check_arguments(tier, lanes, key, nonce, ad, ad_len, in, out, n, tag, tag_len);
+
+    if (status)
+        return status;
+    aegis_seal_message(tier_kernels_of(tier).aegis256, lanes, key, nonce, ad, ad_len, in, out, n,
+                       tag, tag_len);
+    return CCMEM_OK;
+}
+
+ccmem_status ccmem_aegis256_decrypt(ccmem_tier tier, unsigned lanes, const uint8_t key[32],
+                                    const uint8_t nonce[32], const uint8_t *ad, size_t ad_len,
+                                    const uint8_t *in, uint8_t *out, size_t n, const uint8_t *tag,
+                                    size_t tag_len) {
+    ccmem_status status =
+        check_arguments(tier, lanes, key, nonce, ad, ad_len, in, out, n, tag, tag_len);
+
+    if (status)
+        return status;
+    return aegis_open_message(tier_kernels_of(tier).aegis256, lanes, key, nonce, ad, ad_len, in,
+                              out, n, tag, tag_len);
+}
+
 ccmem_status ccmem_cmac(ccmem_tier tier, const uint8_t *key, size_t key_len, const uint8_t *msg,
                         size_t n, uint8_t tag[16]) {
     aes_key expanded;

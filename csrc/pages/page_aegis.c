@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * Pages under AEGIS-128X2: a page is one message with a 16-byte tag and no associated data. */
+ * Pages under AEGIS-128X2 and AEGIS-256X2: a page is one message with a 16-byte tag and no
+ * associated data. */
 #include "pages/page.h"
 
 #include <string.h>

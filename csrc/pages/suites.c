@@ -2,6 +2,7 @@
  * The cipher suites: one descriptor each. A suite is added by its kernels, a number in ccmem.h and
  * an entry here. */
 #include "crypto/aegis/aegis.h"
+#include "crypto/aegis256/aegis256.h"
 #include "crypto/aes_gcm/aes_gcm.h"
 #include "crypto/xts/xts.h"
 #include "memory/secret.h"
@@ -12,6 +13,8 @@ _Static_assert((int)AEGIS_TAG_SIZE == (int)PAGE_TAG, "stores have room for a tag
 static const void *xts_kernels(const tier_kernels *k) { return k->xts; }
 
 static const void *aegis_kernels(const tier_kernels *k) { return k->aegis; }
+
+static const void *aegis256_kernels(const tier_kernels *k) { return k->aegis256; }
 
 static const void *aes_gcm_kernels(const tier_kernels *k) { return k->aes_gcm; }
 
@@ -73,6 +76,15 @@ static const page_suite suites[CCMEM_CIPHER_COUNT] = {
                            .kernels = aes_gcm_kernels,
                            .pages = &page_gcm,
                            .versions = ((uint64_t)1 << 48) - 1},
+    [CCMEM_AEGIS_256X2] = {.is = {.name = "aegis-256x2",
+                                  .subkey_size = AEGIS256_KEY_SIZE,
+                                  .tag_size = AEGIS_TAG_SIZE,
+                                  .aes_rounds = 6,
+                                  .key_bits = 256,
+                                  .standards = "RFC 10032"},
+                           .key_size = AEGIS256_KEY_SIZE,
+                           .kernels = aegis256_kernels,
+                           .pages = &page_aegis},
 };
 
 const page_suite *page_suite_of(ccmem_cipher cipher) {

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The tier of AES-NI on 128-bit registers: Intel from Westmere to Skylake-X, AMD from Bulldozer to
  * Zen 2, and any newer processor under a system that does not save ymm state. */
+#include "crypto/aegis256/aegis256.h"
 #include "crypto/aes_gcm/aes_gcm.h"
 #include "platform/cpu.h"
 #include "tiers/tiers.h"
@@ -14,10 +15,11 @@ static const tier_kernels rows[] = {
      .gemm = &gemm_avx2,
      .attention = &attention_avx2,
      .blocks = &blocks_avx2},
-    {.needs = CPU_AVX2, .aegis = &aegis_avx2, .int8 = &int8_avx2},
+    {.needs = CPU_AVX2, .aegis = &aegis_avx2, .aegis256 = &aegis256_avx2, .int8 = &int8_avx2},
     {.aes = &aes_aesni,
      .xts = &xts_aesni,
      .aegis = &aegis_aesni,
+     .aegis256 = &aegis256_aesni,
      .aes_gcm = &aes_gcm_aesni,
      .probe = &probe_aesni},
     TIER_LAST,

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The tier of constant-time C, for any processor: the reference that the others are tested against,
  * and what they take where they have no kernels of their own. */
+#include "crypto/aegis256/aegis256.h"
 #include "crypto/aes_gcm/aes_gcm.h"
 #include "tiers/tiers.h"
 
@@ -8,6 +9,7 @@ static const tier_kernels rows[] = {
     {.aes = &aes_portable,
      .xts = &xts_portable,
      .aegis = &aegis_portable,
+     .aegis256 = &aegis256_portable,
      .aes_gcm = &aes_gcm_portable,
      .gemv = &gemv_portable,
      .gemm = &gemm_portable,

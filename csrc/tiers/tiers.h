@@ -24,6 +24,7 @@
     TABLE(aes_ops, aes)                                                                            \
     TABLE(xts_ops, xts)                                                                            \
     TABLE(aegis_ops, aegis)                                                                        \
+    TABLE(aegis_ops, aegis256)                                                                     \
     TABLE(gcm_ops, aes_gcm)                                                                        \
     TABLE(gemv_ops, gemv)                                                                          \
     TABLE(gemm_ops, gemm)                                                                          \

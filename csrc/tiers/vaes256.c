@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The tier of VAES on 256-bit registers: AMD Zen 3, Intel Alder Lake and its successors. */
+#include "crypto/aegis256/aegis256.h"
 #include "crypto/aes_gcm/aes_gcm.h"
 #include "platform/cpu.h"
 #include "tiers/tiers.h"
@@ -17,6 +18,7 @@ static const tier_kernels rows[] = {
     {.aes = &aes_aesni,
      .xts = &xts_vaes256,
      .aegis = &aegis_vaes256,
+     .aegis256 = &aegis256_vaes256,
      .aes_gcm = &aes_gcm_vaes256,
      .probe = &probe_vaes256},
     TIER_LAST,

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  * The tier of VAES on processors with AVX-512: Intel from Ice Lake-SP, AMD from Zen 4. */
+#include "crypto/aegis256/aegis256.h"
 #include "crypto/aes_gcm/aes_gcm.h"
 #include "platform/cpu.h"
 #include "tiers/tiers.h"
@@ -14,6 +15,7 @@ static const tier_kernels rows[] = {
     {.aes = &aes_aesni,
      .xts = &xts_vaes512,
      .aegis = &aegis_vaes512,
+     .aegis256 = &aegis256_vaes512,
      .aes_gcm = &aes_gcm_vaes512,
      .gemv = &gemv_avx512,
      .gemm = &gemm_avx512,

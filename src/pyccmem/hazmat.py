@@ -24,6 +24,10 @@ __all__ = [
     "aegis128l_encrypt",
     "aegis128x2_decrypt",
     "aegis128x2_encrypt",
+    "aegis256_decrypt",
+    "aegis256_encrypt",
+    "aegis256x2_decrypt",
+    "aegis256x2_encrypt",
     "aes_cmac",
     "aes_gcm_decrypt",
     "aes_gcm_encrypt",
@@ -35,7 +39,13 @@ __all__ = [
 ]
 
 _BLOCK = 16
-_AEGIS_NAMES = {1: "AEGIS-128L", 2: "AEGIS-128X2"}  # by the number of lanes
+#: By name: the number of lanes, and bytes of a key and of a nonce.
+_AEGIS = {
+    "AEGIS-128L": (1, 16),
+    "AEGIS-128X2": (2, 16),
+    "AEGIS-256": (1, 32),
+    "AEGIS-256X2": (2, 32),
+}
 _AEGIS_TAG_SIZES = (16, 32)
 _GCM_TAG_SIZES = (4, 8, 12, 13, 14, 15, 16)
 _KDF_BYTES_MAX = 8160  # what the native function takes, far more than keys need
@@ -88,14 +98,23 @@ def xts_decrypt(key: Any, tweak: Any, data: Any, *, tier: str | None = None) -> 
 
 
 def _aegis(
-    call: Any, lanes: int, key: Any, nonce: Any, name: str, text: Any, tag: Any, ad: Any, tier: Any
+    call: Any,
+    variant: str,
+    key: Any,
+    nonce: Any,
+    name: str,
+    text: Any,
+    tag: Any,
+    ad: Any,
+    tier: str | None,
 ) -> Any:
     """Calls the native function `call` for `text`, which errors call `name`, and returns native
     memory with the result. `tag` is native memory too, which the call fills or compares."""
+    lanes, size = _AEGIS[variant]
     number = tier_number(tier)
     with (
-        exact_bytes("The AEGIS key", key, (_BLOCK,), errors.InvalidKeyError) as key_buffer,
-        exact_bytes("nonce", nonce, (_BLOCK,), errors.ArgumentError) as nonce_buffer,
+        exact_bytes("The AEGIS key", key, (size,), errors.InvalidKeyError) as key_buffer,
+        exact_bytes("nonce", nonce, (size,), errors.ArgumentError) as nonce_buffer,
         input_buffer(name, text) as source,
         input_buffer("ad", ad) as ad_buffer,
     ):
@@ -113,27 +132,30 @@ def _aegis(
             tag,
             len(tag),
         )
-    check(status, Call(_AEGIS_NAMES[lanes]))  # if the tag does not match, `out` is zeros
+    check(status, Call(variant))  # if the tag does not match, `out` is zeros
     return out
 
 
 def _aegis_encrypt(
-    lanes: int, key: Any, nonce: Any, data: Any, ad: Any, tag_len: Any, tier: str | None
+    variant: str, key: Any, nonce: Any, data: Any, ad: Any, tag_len: Any, tier: str | None
 ) -> tuple[bytes, bytes]:
     tag_len = integer("tag_len", tag_len)
     if tag_len not in _AEGIS_TAG_SIZES:
         raise errors.ArgumentError(f"tag_len is {tag_len}; it must be 16 or 32.")
+    short = _AEGIS[variant][1] == 16
+    call = lib.ccmem_aegis_encrypt if short else lib.ccmem_aegis256_encrypt
     tag = ffi.new("uint8_t[]", tag_len)
-    out = _aegis(lib.ccmem_aegis_encrypt, lanes, key, nonce, "data", data, tag, ad, tier)
+    out = _aegis(call, variant, key, nonce, "data", data, tag, ad, tier)
     return bytes(ffi.buffer(out)), bytes(ffi.buffer(tag))
 
 
 def _aegis_decrypt(
-    lanes: int, key: Any, nonce: Any, ciphertext: Any, tag: Any, ad: Any, tier: str | None
+    variant: str, key: Any, nonce: Any, ciphertext: Any, tag: Any, ad: Any, tier: str | None
 ) -> bytes:
-    call = lib.ccmem_aegis_decrypt
+    short = _AEGIS[variant][1] == 16
+    call = lib.ccmem_aegis_decrypt if short else lib.ccmem_aegis256_decrypt
     with exact_bytes("tag", tag, _AEGIS_TAG_SIZES, errors.ArgumentError) as tag_buffer:
-        out = _aegis(call, lanes, key, nonce, "ciphertext", ciphertext, tag_buffer, ad, tier)
+        out = _aegis(call, variant, key, nonce, "ciphertext", ciphertext, tag_buffer, ad, tier)
     plaintext = bytes(ffi.buffer(out))
     lib.ccmem_wipe(out, len(out))
     return plaintext
@@ -154,7 +176,7 @@ def aegis128l_encrypt(
     `key` and `nonce` have 16 bytes each; a nonce must never be used twice with one key.
     Raises InvalidKeyError, ArgumentError.
     """
-    return _aegis_encrypt(1, key, nonce, data, ad, tag_len, tier)
+    return _aegis_encrypt("AEGIS-128L", key, nonce, data, ad, tag_len, tier)
 
 
 def aegis128l_decrypt(
@@ -164,7 +186,7 @@ def aegis128l_decrypt(
     under this key and nonce; else returns nothing of it. Raises IntegrityError, InvalidKeyError,
     ArgumentError.
     """
-    return _aegis_decrypt(1, key, nonce, ciphertext, tag, ad, tier)
+    return _aegis_decrypt("AEGIS-128L", key, nonce, ciphertext, tag, ad, tier)
 
 
 def aegis128x2_encrypt(
@@ -178,7 +200,7 @@ def aegis128x2_encrypt(
 ) -> tuple[bytes, bytes]:
     """Encrypts as aegis128l_encrypt() does, by AEGIS-128X2 (RFC 10032, 5), the cipher of pages: two
     lanes of AEGIS-128L side by side, with one tag. Raises as aegis128l_encrypt() does."""
-    return _aegis_encrypt(2, key, nonce, data, ad, tag_len, tier)
+    return _aegis_encrypt("AEGIS-128X2", key, nonce, data, ad, tag_len, tier)
 
 
 def aegis128x2_decrypt(
@@ -186,7 +208,51 @@ def aegis128x2_decrypt(
 ) -> bytes:
     """Decrypts what aegis128x2_encrypt() encrypted, or returns nothing of it. Raises as
     aegis128l_decrypt() does."""
-    return _aegis_decrypt(2, key, nonce, ciphertext, tag, ad, tier)
+    return _aegis_decrypt("AEGIS-128X2", key, nonce, ciphertext, tag, ad, tier)
+
+
+def aegis256_encrypt(
+    key: Any,
+    nonce: Any,
+    data: Any,
+    ad: Any = b"",
+    *,
+    tag_len: int = 16,
+    tier: str | None = None,
+) -> tuple[bytes, bytes]:
+    """Encrypts as aegis128l_encrypt() does, by AEGIS-256 (RFC 10032, 4), whose keys and nonces have
+    32 bytes each. Raises as aegis128l_encrypt() does."""
+    return _aegis_encrypt("AEGIS-256", key, nonce, data, ad, tag_len, tier)
+
+
+def aegis256_decrypt(
+    key: Any, nonce: Any, ciphertext: Any, tag: Any, ad: Any = b"", *, tier: str | None = None
+) -> bytes:
+    """Decrypts what aegis256_encrypt() encrypted, or returns nothing of it. Raises as
+    aegis128l_decrypt() does."""
+    return _aegis_decrypt("AEGIS-256", key, nonce, ciphertext, tag, ad, tier)
+
+
+def aegis256x2_encrypt(
+    key: Any,
+    nonce: Any,
+    data: Any,
+    ad: Any = b"",
+    *,
+    tag_len: int = 16,
+    tier: str | None = None,
+) -> tuple[bytes, bytes]:
+    """Encrypts as aegis256_encrypt() does, by AEGIS-256X2 (RFC 10032, 5): two lanes of AEGIS-256
+    side by side, with one tag. Raises as aegis128l_encrypt() does."""
+    return _aegis_encrypt("AEGIS-256X2", key, nonce, data, ad, tag_len, tier)
+
+
+def aegis256x2_decrypt(
+    key: Any, nonce: Any, ciphertext: Any, tag: Any, ad: Any = b"", *, tier: str | None = None
+) -> bytes:
+    """Decrypts what aegis256x2_encrypt() encrypted, or returns nothing of it. Raises as
+    aegis128l_decrypt() does."""
+    return _aegis_decrypt("AEGIS-256X2", key, nonce, ciphertext, tag, ad, tier)
 
 
 def _gcm(

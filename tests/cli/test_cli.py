@@ -52,6 +52,24 @@ def test_info_json() -> None:
     assert found["ceiling"] is None
 
 
+def test_suites() -> None:
+    """Every suite with what it promises, and speeds that are no more than the processor's."""
+    done = run("suites", "--json")
+    assert done.returncode == 0 and not done.stderr
+    found = json.loads(done.stdout)
+    assert [suite["name"] for suite in found["suites"]] == list(support.CIPHERS)
+    assert found["certified"] is False
+    for suite in found["suites"]:
+        tagged = suite["name"] not in support.XTS_CIPHERS
+        assert suite["notices_changes"] == tagged and suite["tag_bits"] == 128 * tagged
+        assert suite["standards"] and suite["limit"].startswith("2^")
+        for operation in ("seal", "open"):
+            assert 1e6 < suite[f"{operation}_bytes_per_second"] < 1e12
+    shown = run("suites", "--no-speed")
+    assert shown.returncode == 0 and "GB/s" not in shown.stdout and "FIPS 140-3" in shown.stdout
+    assert all(name in shown.stdout for name in support.CIPHERS)
+
+
 def test_info_measure() -> None:
     done = run("info", "--json", "--measure")
     assert done.returncode == 0, done.stderr

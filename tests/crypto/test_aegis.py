@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AEGIS-128L and AEGIS-128X2: published vectors on every tier, then what must be refused."""
+"""AEGIS with keys of 128 and of 256 bits, of one lane and of two: published vectors on
+every tier, then what must be refused."""
 
 from __future__ import annotations
 
@@ -14,20 +15,38 @@ from support import OK, Arena, ffi, lib
 
 from pyccmem import errors, hazmat
 
-ALGORITHMS = ("AEGIS-128L", "AEGIS-128X2")
-LANES = {"AEGIS-128L": 1, "AEGIS-128X2": 2}
+#: By name: the number of lanes, and bytes of a key and of a nonce.
+VARIANTS = {
+    "AEGIS-128L": (1, 16),
+    "AEGIS-128X2": (2, 16),
+    "AEGIS-256": (1, 32),
+    "AEGIS-256X2": (2, 32),
+}
+ALGORITHMS = tuple(VARIANTS)
 REFUSED = lib.CCMEM_ERR_INTEGRITY
 PORTABLE = lib.CCMEM_TIER_PORTABLE
 PLACES = ("in place", "out of place")
 MISALIGNMENTS = (0, 1, 7, 13)
 
-ENCRYPT = {1: hazmat.aegis128l_encrypt, 2: hazmat.aegis128x2_encrypt}
-DECRYPT = {1: hazmat.aegis128l_decrypt, 2: hazmat.aegis128x2_decrypt}
+ENCRYPT = {
+    "AEGIS-128L": hazmat.aegis128l_encrypt,
+    "AEGIS-128X2": hazmat.aegis128x2_encrypt,
+    "AEGIS-256": hazmat.aegis256_encrypt,
+    "AEGIS-256X2": hazmat.aegis256x2_encrypt,
+}
+DECRYPT = {
+    "AEGIS-128L": hazmat.aegis128l_decrypt,
+    "AEGIS-128X2": hazmat.aegis128x2_decrypt,
+    "AEGIS-256": hazmat.aegis256_decrypt,
+    "AEGIS-256X2": hazmat.aegis256x2_decrypt,
+}
+SEAL = {16: lib.ccmem_aegis_encrypt, 32: lib.ccmem_aegis256_encrypt}  # by bytes of the key
+OPEN = {16: lib.ccmem_aegis_decrypt, 32: lib.ccmem_aegis256_decrypt}
 
 #: (cases, invalid ones among them) of each file of tests/vectors.
-KNOWN_COUNTS = {"aegis.jsonl.gz": (334, 80), "aegis-generated.jsonl.gz": (62, 0)}
+KNOWN_COUNTS = {"aegis.jsonl.gz": (662, 160), "aegis-generated.jsonl.gz": (124, 0)}
 
-both_variants = pytest.mark.parametrize("lanes", [1, 2], ids=ALGORITHMS)
+both_variants = pytest.mark.parametrize("variant", ALGORITHMS)
 both_tags = pytest.mark.parametrize("tag_len", [16, 32])
 
 SOURCE, OUT = Arena(65536 + 128), Arena(65536 + 128)
@@ -37,14 +56,15 @@ KEY, NONCE, AD, TAG = Arena(64), Arena(64), Arena(8192), Arena(64)
 class Message:
     """One message with all that belongs to it."""
 
-    def __init__(self, lanes: int, key: bytes, nonce: bytes, ad: bytes, text: bytes) -> None:
-        self.lanes, self.key, self.nonce, self.ad, self.text = lanes, key, nonce, ad, text
+    def __init__(self, variant: str, key: bytes, nonce: bytes, ad: bytes, text: bytes) -> None:
+        self.variant, self.lanes = variant, VARIANTS[variant][0]
+        self.key, self.nonce, self.ad, self.text = key, nonce, ad, text
 
 
-def random_message(seed: random.Random, lanes: int, n: int, ad_len: int) -> Message:
-    return Message(
-        lanes, seed.randbytes(16), seed.randbytes(16), seed.randbytes(ad_len), seed.randbytes(n)
-    )
+def random_message(seed: random.Random, variant: str, n: int, ad_len: int) -> Message:
+    size = VARIANTS[variant][1]
+    parts = [seed.randbytes(length) for length in (size, size, ad_len, n)]
+    return Message(variant, *parts)
 
 
 def encrypt(
@@ -54,7 +74,7 @@ def encrypt(
     n = len(m.text)
     source, out, out_at, arena = _place(m.text, place, misalign)
     tag = TAG.place(bytes(tag_len), misalign)
-    status = lib.ccmem_aegis_encrypt(
+    status = SEAL[len(m.key)](
         tier,
         m.lanes,
         KEY.place(m.key, misalign),
@@ -79,7 +99,7 @@ def decrypt(
     n = len(m.text)
     source, out, out_at, arena = _place(m.text, place, misalign)
     tag_at = TAG.place(tag, misalign)
-    status = lib.ccmem_aegis_decrypt(
+    status = OPEN[len(m.key)](
         tier,
         m.lanes,
         KEY.place(m.key, misalign),
@@ -123,7 +143,7 @@ def sealed(tier: int, m: Message, tag_len: int = 16) -> tuple[bytes, bytes]:
 
 
 def with_text(m: Message, text: bytes) -> Message:
-    return Message(m.lanes, m.key, m.nonce, m.ad, text)
+    return Message(m.variant, m.key, m.nonce, m.ad, text)
 
 
 def assert_refused(tier: int, m: Message, tag: bytes, why: object = None) -> None:
@@ -155,7 +175,7 @@ def check_invalid(tier: int, case: dict, m: Message, ct: bytes, tag: bytes) -> s
     if "pt" in case and encrypt(tier, m, len(tag))[1:] == (ct, tag):
         return f"{case['id']}: made by encryption"
     try:
-        DECRYPT[m.lanes](m.key, m.nonce, ct, tag, m.ad, tier=support.tier_name(tier))
+        DECRYPT[m.variant](m.key, m.nonce, ct, tag, m.ad, tier=support.tier_name(tier))
     except errors.IntegrityError:
         return None
     return f"{case['id']}: accepted by hazmat"
@@ -171,8 +191,8 @@ def check_valid(tier: int, case: dict, m: Message, ct: bytes, tag: bytes) -> str
             if decrypt(tier, with_text(m, ct), tag, place, misalign) != (OK, m.text):
                 return f"{how}: wrong plaintext"
     name = support.tier_name(tier)
-    made = ENCRYPT[m.lanes](m.key, m.nonce, m.text, m.ad, tag_len=len(tag), tier=name)
-    if made != (ct, tag) or DECRYPT[m.lanes](m.key, m.nonce, ct, tag, m.ad, tier=name) != m.text:
+    made = ENCRYPT[m.variant](m.key, m.nonce, m.text, m.ad, tag_len=len(tag), tier=name)
+    if made != (ct, tag) or DECRYPT[m.variant](m.key, m.nonce, ct, tag, m.ad, tier=name) != m.text:
         return f"{case['id']}: hazmat disagrees"
     return None
 
@@ -189,7 +209,7 @@ def test_published_vectors(tier: int, path: Path) -> None:
         ran += 1
         invalid += case["result"] == "invalid"
         check = check_invalid if case["result"] == "invalid" else check_valid
-        reason = check(tier, case, Message(LANES[case["alg"]], key, nonce, ad, pt), ct, tag)
+        reason = check(tier, case, Message(case["alg"], key, nonce, ad, pt), ct, tag)
         if reason:
             wrong.append(reason)
     assert not wrong, f"{len(wrong)} of {ran} cases: {wrong[:5]}"
@@ -207,11 +227,11 @@ def test_vector_files_are_all_there() -> None:
 
 
 @both_variants
-def test_every_length_agrees_with_portable(tier: int, lanes: int) -> None:
+def test_every_length_agrees_with_portable(tier: int, variant: str) -> None:
     """All lengths from 0 to 300, with associated data of other lengths, both tags, in place."""
-    seed = random.Random(lanes)
+    seed = random.Random(variant)
     for n in range(301):
-        m = random_message(seed, lanes, n, seed.choice((0, n, seed.randrange(400))))
+        m = random_message(seed, variant, n, seed.choice((0, n, seed.randrange(400))))
         for tag_len in (16, 32):
             ciphertext, tag = sealed(PORTABLE, m, tag_len)
             assert encrypt(tier, m, tag_len, "in place", n % 16) == (OK, ciphertext, tag), n
@@ -220,10 +240,10 @@ def test_every_length_agrees_with_portable(tier: int, lanes: int) -> None:
 
 
 @both_variants
-def test_long_messages_agree_with_portable(tier: int, lanes: int) -> None:
-    seed = random.Random(64 + lanes)
+def test_long_messages_agree_with_portable(tier: int, variant: str) -> None:
+    seed = random.Random(f"long {variant}")
     for n in (4095, 4096, 4097, 8192, 16384 + 33, 65536, 65536 + 63):
-        m = random_message(seed, lanes, n, seed.randrange(8000))
+        m = random_message(seed, variant, n, seed.randrange(8000))
         ciphertext, tag = sealed(PORTABLE, m, 32)
         assert sealed(tier, m, 32) == (ciphertext, tag), n
         assert decrypt(tier, with_text(m, ciphertext), tag) == (OK, m.text), n
@@ -233,24 +253,29 @@ def test_the_variants_are_different_ciphers(tier: int) -> None:
     """Neither opens what the other sealed, though they take the same arguments."""
     seed = random.Random(5)
     for n in (0, 5, 64, 1000):
-        for lanes in (1, 2):
-            m = random_message(seed, lanes, n, 20)
+        for variant in ALGORITHMS:
+            m = random_message(seed, variant, n, 20)
             ciphertext, tag = sealed(tier, m)
-            other = Message(3 - lanes, m.key, m.nonce, m.ad, ciphertext)
+            twin = variant[:-2] if variant.endswith("X2") else variant.rstrip("L") + "X2"
+            other = Message(
+                "AEGIS-128L" if twin == "AEGIS-128" else twin, m.key, m.nonce, m.ad, ciphertext
+            )
             assert decrypt(tier, with_text(m, ciphertext), tag) == (OK, m.text)
             assert_refused(tier, other, tag, n)
 
 
 @both_variants
-def test_the_short_tag_is_no_part_of_the_long_one(tier: int, lanes: int) -> None:
-    """RFC 10032, 3.9: the 16-byte tag is the two halves of the 32-byte one xored, but for S7."""
-    m = random_message(random.Random(6), lanes, 100, 10)
+def test_the_short_tag_is_no_part_of_the_long_one(tier: int, variant: str) -> None:
+    """RFC 10032: the 16-byte tag is the two halves of the 32-byte one xored; with AEGIS-128 (3.9)
+    but for S7, with AEGIS-256 (4.9) as they are."""
+    m = random_message(random.Random(6), variant, 100, 10)
     ciphertext, short = sealed(tier, m, 16)
     same, long = sealed(tier, m, 32)
     assert same == ciphertext
     m = with_text(m, ciphertext)
     halves = bytes(a ^ b for a, b in zip(long[:16], long[16:], strict=True))
-    for cut in (long[:16], long[16:], halves):
+    assert (halves == short) == variant.startswith("AEGIS-256")
+    for cut in (long[:16], long[16:], *([halves] if halves != short else [])):
         assert cut != short
         assert_refused(tier, m, cut)
     for stretched in (short + short, short + bytes(16), long[:16] + short):
@@ -258,31 +283,32 @@ def test_the_short_tag_is_no_part_of_the_long_one(tier: int, lanes: int) -> None
 
 
 @both_variants
-def test_nothing_outside_is_touched(tier: int, lanes: int) -> None:
+def test_nothing_outside_is_touched(tier: int, variant: str) -> None:
     """Every argument lies flush against memory that faults, before or behind it (the control is
     test_guard_pages.test_the_guard_pages_fault)."""
     seed = random.Random(8)
+    lanes, long = VARIANTS[variant]
     areas = [Guarded(8192) for _ in range(6)]
     try:
         for n in (0, 1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 1000, 8192):
-            m = random_message(seed, lanes, n, (n + 1) % 200)
+            m = random_message(seed, variant, n, (n + 1) % 200)
             ciphertext, tag = sealed(PORTABLE, m, 32)
             for side in (Guarded.at_start, Guarded.at_end):
                 key, nonce, ad, source, out, tag_at = (
                     side(area, size)
-                    for area, size in zip(areas, (16, 16, len(m.ad), n, n, 32), strict=True)
+                    for area, size in zip(areas, (long, long, len(m.ad), n, n, 32), strict=True)
                 )
                 for pointer, data in ((key, m.key), (nonce, m.nonce), (ad, m.ad), (source, m.text)):
                     ffi.memmove(pointer, data, len(data))
                 fixed = (tier, lanes, key, nonce, ad, len(m.ad))
-                assert lib.ccmem_aegis_encrypt(*fixed, source, out, n, tag_at, 32) == OK
+                assert SEAL[long](*fixed, source, out, n, tag_at, 32) == OK
                 assert bytes(ffi.buffer(out, n)) == ciphertext
                 assert bytes(ffi.buffer(tag_at, 32)) == tag
                 ffi.memmove(source, ciphertext, n)
-                assert lib.ccmem_aegis_decrypt(*fixed, source, out, n, tag_at, 32) == OK
+                assert OPEN[long](*fixed, source, out, n, tag_at, 32) == OK
                 assert bytes(ffi.buffer(out, n)) == m.text
                 tag_at[31] ^= 1
-                assert lib.ccmem_aegis_decrypt(*fixed, source, source, n, tag_at, 32) == REFUSED
+                assert OPEN[long](*fixed, source, source, n, tag_at, 32) == REFUSED
                 assert bytes(ffi.buffer(source, n)) == bytes(n)
     finally:
         for area in areas:
@@ -294,9 +320,9 @@ def test_nothing_outside_is_touched(tier: int, lanes: int) -> None:
 
 @both_tags
 @both_variants
-def test_every_flipped_bit_is_refused(tier: int, lanes: int, tag_len: int) -> None:
+def test_every_flipped_bit_is_refused(tier: int, variant: str, tag_len: int) -> None:
     """Of the tag, the ciphertext, the associated data, the nonce and the key, one at a time."""
-    m = random_message(random.Random(100 * lanes + tag_len), lanes, 75, 21)
+    m = random_message(random.Random(f"{variant} {tag_len}"), variant, 75, 21)
     ciphertext, tag = sealed(tier, m, tag_len)
     m = with_text(m, ciphertext)
     for bit in range(8 * tag_len):
@@ -311,12 +337,12 @@ def test_every_flipped_bit_is_refused(tier: int, lanes: int, tag_len: int) -> No
 
 
 @both_variants
-def test_other_lengths_are_refused(tier: int, lanes: int) -> None:
+def test_other_lengths_are_refused(tier: int, variant: str) -> None:
     """Zeros added or removed at the end of the text or the associated data, which the padding alone
     would not show, and bytes moved from one to the other."""
     seed = random.Random(7)
     for n, ad_len in ((1, 1), (31, 40), (32, 32), (64, 64), (100, 3)):
-        m = random_message(seed, lanes, n, ad_len - 1)
+        m = random_message(seed, variant, n, ad_len - 1)
         m.text, m.ad = bytes(n), m.ad + b"\0"
         ciphertext, tag = sealed(tier, m)
         assert decrypt(tier, with_text(m, ciphertext), tag) == (OK, m.text)
@@ -330,22 +356,23 @@ def test_other_lengths_are_refused(tier: int, lanes: int) -> None:
             (m.ad[-1:] + ciphertext, m.ad[:-1]),
             (ciphertext[1:], m.ad + ciphertext[:1]),
         ):
-            assert_refused(tier, Message(lanes, m.key, m.nonce, ad, text), tag, (n, ad_len))
+            assert_refused(tier, Message(variant, m.key, m.nonce, ad, text), tag, (n, ad_len))
         # The keystream's next byte would decrypt to the zero that the padding has there anyway.
         longer, _ = sealed(tier, with_text(m, m.text + b"\0"))
         assert_refused(tier, with_text(m, longer), tag, n)
 
 
 @both_variants
-def test_random_messages(tier: int, lanes: int) -> None:
+def test_random_messages(tier: int, variant: str) -> None:
     """hypothesis: any message comes back, and with any one bit changed nothing does."""
     hypothesis = pytest.importorskip("hypothesis", reason="needs the [test] extra's hypothesis")
     st = hypothesis.strategies
+    size = VARIANTS[variant][1]
 
     @hypothesis.settings(max_examples=60)
     @hypothesis.given(
-        st.binary(min_size=16, max_size=16),
-        st.binary(min_size=16, max_size=16),
+        st.binary(min_size=size, max_size=size),
+        st.binary(min_size=size, max_size=size),
         st.binary(max_size=200),
         st.binary(max_size=400),
         st.sampled_from((16, 32)),
@@ -361,7 +388,7 @@ def test_random_messages(tier: int, lanes: int) -> None:
         misalign: int,
         data: object,
     ) -> None:
-        m = Message(lanes, key, nonce, ad, text)
+        m = Message(variant, key, nonce, ad, text)
         want = sealed(PORTABLE, m, tag_len)
         for place in PLACES:
             assert encrypt(tier, m, tag_len, place, misalign) == (OK, *want)
@@ -378,7 +405,7 @@ def test_random_messages(tier: int, lanes: int) -> None:
 
 
 def native_calls() -> list[Callable[..., int]]:
-    """Both native functions as call(**changes), where `changes` replace good arguments. Each call
+    """The native functions as call(**changes), where `changes` replace good arguments. Each call
     makes sure that on a refusal neither the output nor the tag has changed."""
 
     def make(function: Callable[..., int], text: bytes, tag: bytes) -> Callable[..., int]:
@@ -387,8 +414,8 @@ def native_calls() -> list[Callable[..., int]]:
             arguments = {
                 "tier": PORTABLE,
                 "lanes": 2,
-                "key": bytes(16),
-                "nonce": bytes(16),
+                "key": bytes(32),
+                "nonce": bytes(32),
                 "ad": b"",
                 "ad_len": 0,
                 "in_": text,
@@ -406,11 +433,15 @@ def native_calls() -> list[Callable[..., int]]:
 
         return call
 
-    ciphertext, tag = sealed(PORTABLE, Message(2, bytes(16), bytes(16), b"", bytes(64)))
-    return [
-        make(lib.ccmem_aegis_encrypt, bytes(64), bytes(64)),
-        make(lib.ccmem_aegis_decrypt, ciphertext, tag + bytes(48)),
-    ]
+    calls = []
+    for variant in ("AEGIS-128X2", "AEGIS-256X2"):
+        size = VARIANTS[variant][1]
+        ciphertext, tag = sealed(
+            PORTABLE, Message(variant, bytes(size), bytes(size), b"", bytes(64))
+        )
+        calls.append(make(SEAL[size], bytes(64), bytes(64)))
+        calls.append(make(OPEN[size], ciphertext, tag + bytes(48)))
+    return calls
 
 
 def test_wrong_arguments_are_refused() -> None:
@@ -436,25 +467,24 @@ def test_unusable_tiers_are_refused() -> None:
         # Outside the enumeration: cffi passes the number on as it is.
         assert call(tier=lib.CCMEM_TIER_COUNT) == lib.CCMEM_ERR_TIER
     for name in ("bogus", "", "PORTABLE ", *map(support.tier_name, unusable)):
-        for lanes in (1, 2):
+        for variant, (_, size) in VARIANTS.items():
             with pytest.raises(errors.TierError):
-                ENCRYPT[lanes](bytes(16), bytes(16), b"", tier=name)
+                ENCRYPT[variant](bytes(size), bytes(size), b"", tier=name)
             with pytest.raises(errors.TierError):
-                DECRYPT[lanes](bytes(16), bytes(16), b"", bytes(16), tier=name)
+                DECRYPT[variant](bytes(size), bytes(size), b"", bytes(16), tier=name)
 
 
 @both_variants
-def test_nothing_may_be_null(tier: int, lanes: int) -> None:
+def test_nothing_may_be_null(tier: int, variant: str) -> None:
     """No text and no associated data need no pointers, and the result is that of empty ones."""
-    m = Message(lanes, b"k" * 16, b"n" * 16, b"", b"")
+    lanes, size = VARIANTS[variant]
+    m = Message(variant, b"k" * size, b"n" * size, b"", b"")
     _, want = sealed(tier, m)
     tag, null = ffi.new("uint8_t[16]"), ffi.NULL
-    status = lib.ccmem_aegis_encrypt(tier, lanes, m.key, m.nonce, null, 0, null, null, 0, tag, 16)
+    status = SEAL[size](tier, lanes, m.key, m.nonce, null, 0, null, null, 0, tag, 16)
     assert (status, bytes(ffi.buffer(tag))) == (OK, want)
     for good, expected in ((want, OK), (flipped(want, 77), REFUSED)):
-        status = lib.ccmem_aegis_decrypt(
-            tier, lanes, m.key, m.nonce, null, 0, null, null, 0, good, 16
-        )
+        status = OPEN[size](tier, lanes, m.key, m.nonce, null, 0, null, null, 0, good, 16)
         assert status == expected
 
 
@@ -463,11 +493,12 @@ def test_nothing_may_be_null(tier: int, lanes: int) -> None:
 
 @both_tags
 @both_variants
-def test_hazmat_refuses_what_was_changed(tier: int, lanes: int, tag_len: int) -> None:
-    name, key, nonce, text, ad = support.tier_name(tier), b"k" * 16, b"n" * 16, b"text", b"ad"
-    ciphertext, tag = ENCRYPT[lanes](key, nonce, text, ad, tag_len=tag_len, tier=name)
+def test_hazmat_refuses_what_was_changed(tier: int, variant: str, tag_len: int) -> None:
+    name, size, text, ad = support.tier_name(tier), VARIANTS[variant][1], b"text", b"ad"
+    key, nonce = b"k" * size, b"n" * size
+    ciphertext, tag = ENCRYPT[variant](key, nonce, text, ad, tag_len=tag_len, tier=name)
     assert (type(ciphertext), len(ciphertext), type(tag), len(tag)) == (bytes, 4, bytes, tag_len)
-    assert DECRYPT[lanes](key, nonce, ciphertext, tag, ad, tier=name) == text
+    assert DECRYPT[variant](key, nonce, ciphertext, tag, ad, tier=name) == text
     for arguments in (
         (flipped(key, 0), nonce, ciphertext, tag, ad),
         (key, flipped(nonce, 127), ciphertext, tag, ad),
@@ -478,51 +509,53 @@ def test_hazmat_refuses_what_was_changed(tier: int, lanes: int, tag_len: int) ->
         (key, nonce, b"", tag, ad),
     ):
         with pytest.raises(errors.IntegrityError) as caught:
-            DECRYPT[lanes](*arguments, tier=name)
+            DECRYPT[variant](*arguments, tier=name)
         assert isinstance(caught.value, ValueError)
         assert isinstance(caught.value, errors.PyccmemError)
 
 
 @both_variants
-@pytest.mark.parametrize("size", [0, 1, 15, 17, 32])
-def test_hazmat_refuses_wrong_sizes(lanes: int, size: int) -> None:
-    good, wrong = bytes(16), bytes(size)
-    for crypt, rest in ((ENCRYPT[lanes], (b"text",)), (DECRYPT[lanes], (b"text", bytes(16)))):
-        with pytest.raises(errors.InvalidKeyError, match=f"key has {size} bytes.* 16"):
+@pytest.mark.parametrize("size", [0, 1, 15, 17, 48])
+def test_hazmat_refuses_wrong_sizes(variant: str, size: int) -> None:
+    needed = VARIANTS[variant][1]
+    good, wrong = bytes(needed), bytes(size)
+    for crypt, rest in ((ENCRYPT[variant], (b"text",)), (DECRYPT[variant], (b"text", bytes(16)))):
+        with pytest.raises(errors.InvalidKeyError, match=f"key has {size} bytes.* {needed}"):
             crypt(wrong, good, *rest)
-        with pytest.raises(errors.ArgumentError, match=f"nonce has {size} bytes.* 16"):
+        with pytest.raises(errors.ArgumentError, match=f"nonce has {size} bytes.* {needed}"):
             crypt(good, wrong, *rest)
-    if size != 32:
-        with pytest.raises(errors.ArgumentError, match=f"tag has {size} bytes.* 16 or 32"):
-            DECRYPT[lanes](good, good, b"text", wrong)
-        with pytest.raises(errors.ArgumentError, match=f"tag_len is {size}.* 16 or 32"):
-            ENCRYPT[lanes](good, good, b"text", tag_len=size)
+    with pytest.raises(errors.ArgumentError, match=f"tag has {size} bytes.* 16 or 32"):
+        DECRYPT[variant](good, good, b"text", wrong)
+    with pytest.raises(errors.ArgumentError, match=f"tag_len is {size}.* 16 or 32"):
+        ENCRYPT[variant](good, good, b"text", tag_len=size)
 
 
 @both_variants
-def test_hazmat_refuses_wrong_types(lanes: int) -> None:
+def test_hazmat_refuses_wrong_types(variant: str) -> None:
+    size = VARIANTS[variant][1]
     for bad in (None, 16, "sixteen letters!", [0] * 16, object()):
-        for crypt, count in ((ENCRYPT[lanes], 4), (DECRYPT[lanes], 5)):
+        for crypt, count in ((ENCRYPT[variant], 4), (DECRYPT[variant], 5)):
             for position in range(count):
-                arguments: list[object] = [bytes(16)] * count
+                arguments: list[object] = [bytes(size)] * count
                 arguments[position] = bad
                 with pytest.raises(errors.BufferTypeError):
                     crypt(*arguments)
     for tag_len in (None, 16.0, "16", True):
         with pytest.raises(errors.ArgumentTypeError, match="tag_len"):
-            ENCRYPT[lanes](bytes(16), bytes(16), b"", tag_len=tag_len)
+            ENCRYPT[variant](bytes(size), bytes(size), b"", tag_len=tag_len)
     with pytest.raises(errors.ArgumentError, match="tag_len"):
-        ENCRYPT[lanes](bytes(16), bytes(16), b"", tag_len=2**200)
+        ENCRYPT[variant](bytes(size), bytes(size), b"", tag_len=2**200)
 
 
 @both_variants
-def test_hazmat_takes_any_bytes_like(lanes: int) -> None:
-    key, nonce, text, ad = bytes(range(16)), bytes(range(16, 32)), bytes(range(100)), b"header"
-    ciphertext, tag = ENCRYPT[lanes](key, nonce, text, ad)
+def test_hazmat_takes_any_bytes_like(variant: str) -> None:
+    size, text, ad = VARIANTS[variant][1], bytes(range(100)), b"header"
+    key, nonce = bytes(range(size)), bytes(range(16, 16 + size))
+    ciphertext, tag = ENCRYPT[variant](key, nonce, text, ad)
     for kind in (bytearray, memoryview, lambda data: memoryview(bytearray(data))):
-        made = ENCRYPT[lanes](kind(key), kind(nonce), kind(text), kind(ad))
+        made = ENCRYPT[variant](kind(key), kind(nonce), kind(text), kind(ad))
         assert made == (ciphertext, tag)
-        back = DECRYPT[lanes](kind(key), kind(nonce), kind(ciphertext), kind(tag), kind(ad))
+        back = DECRYPT[variant](kind(key), kind(nonce), kind(ciphertext), kind(tag), kind(ad))
         assert back == text
-    assert ENCRYPT[lanes](key, nonce, text, ad=ad, tag_len=16) == (ciphertext, tag)
-    assert DECRYPT[lanes](key, nonce, ciphertext, tag, ad=ad) == text
+    assert ENCRYPT[variant](key, nonce, text, ad=ad, tag_len=16) == (ciphertext, tag)
+    assert DECRYPT[variant](key, nonce, ciphertext, tag, ad=ad) == text

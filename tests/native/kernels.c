@@ -216,6 +216,11 @@ static void list_tables(ccmem_tier tier, const tier_kernels *k) {
                 AS(aegis, open_part, aegis_part), AS(aegis, open_next, aegis_next);
         ADD_FUSED(aegis);
     }
+    if (k->aegis256) {
+        ADD(aegis256, seal_pages), ADD(aegis256, open_pages), ADD(aegis256, open_part),
+            ADD(aegis256, open_next), ADD(aegis256, start);
+        ADD(aegis256, absorb), ADD(aegis256, seal), ADD(aegis256, open), ADD(aegis256, finish);
+    }
     if (k->aes_gcm) {
         ADD(aes_gcm, seal_pages), ADD(aes_gcm, open_pages), ADD(aes_gcm, open_part);
         ADD(aes_gcm, crypt), ADD(aes_gcm, hash);
@@ -353,7 +358,7 @@ static const slot *first_of(ccmem_tier tier) {
 /* 1 when every function that takes a tier refuses this one, and writes nothing. */
 static int refused(ccmem_tier tier) {
     uint8_t in[TEXT] = {1, 2, 3}, key[32] = {4, 5}, out[TEXT], tag[32], untouched[TEXT];
-    ccmem_status status[9];
+    ccmem_status status[11];
     memset(untouched, 0x5a, TEXT);
     memcpy(out, untouched, TEXT);
     memcpy(tag, untouched, sizeof tag);
@@ -366,7 +371,9 @@ static int refused(ccmem_tier tier) {
     status[6] = ccmem_tier_check(tier);
     status[7] = ccmem_aes_gcm_encrypt(tier, key, 32, in, 12, NULL, 0, in, out, TEXT, tag, 16);
     status[8] = ccmem_aes_gcm_decrypt(tier, key, 32, in, 12, NULL, 0, in, out, TEXT, tag, 16);
-    for (int i = 0; i < 9; i++)
+    status[9] = ccmem_aegis256_encrypt(tier, 2, key, key, NULL, 0, in, out, TEXT, tag, 16);
+    status[10] = ccmem_aegis256_decrypt(tier, 2, key, key, NULL, 0, in, out, TEXT, tag, 16);
+    for (int i = 0; i < 11; i++)
         if (status[i] != CCMEM_ERR_SELFTEST)
             return 0;
     return !ccmem_tier_usable(tier) && !memcmp(out, untouched, TEXT) &&

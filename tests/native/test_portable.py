@@ -149,8 +149,11 @@ def pages() -> Iterator[str]:
     seed = random.Random(2)
 
     def seal(cipher: str, key: bytes, page: int, version: int, data: bytes) -> tuple[bytes, bytes]:
+        place = support.page_tweak(page, version)
         if cipher == support.AEGIS:
-            return hazmat.aegis128x2_encrypt(key, support.page_tweak(page, version), data)
+            return hazmat.aegis128x2_encrypt(key, place, data)
+        if cipher == "aegis-256x2":
+            return hazmat.aegis256x2_encrypt(key, place + bytes(16), data)
         return oracle.seal_page(cipher, key, page, version, data)
 
     for cipher in support.CIPHERS:

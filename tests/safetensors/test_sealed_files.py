@@ -812,3 +812,36 @@ def test_names_of_temporary_files_are_recognized(path: Path, key: Key) -> None:
         assert len(names) == 1 and names[0].startswith(atomic.TEMPORARY_PREFIX)
         out.write_at(b"x", 0)
     assert os.listdir(path.parent) == []
+
+
+# ---- cipher suites -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cipher", [name for name in support.CIPHERS if "xts" not in name])
+def test_every_suite_with_tags(tmp_path: Path, key: Key, cipher: str) -> None:
+    """Many tensors, more than there is room for expanded keys: read in turn, twice; a changed page
+    is refused; the file says its suite."""
+    arrays = {f"t{i}": np.full(3000, i, np.float32) for i in range(70)}
+    path = tmp_path / "many.safetensors"
+    sealed.save_file(arrays, path, key=key, cipher=cipher)
+    tensors = sealed.load_file(path, key=key)
+    for _ in range(2):
+        for name, array in arrays.items():
+            assert tensors[name].cipher == cipher
+            assert np.array_equal(tensors[name][...], array)
+    for tensor in tensors.values():
+        tensor.close()
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1  # of a page: headers and records are a hundredth of it
+    path.write_bytes(raw)
+    refused = 0
+    for tensor in sealed.load_file(path, key=key).values():
+        try:
+            tensor[...]
+        except errors.IntegrityError:
+            refused += 1
+        tensor.close()
+    assert refused == 1
+    for name in ("aes-256-xts", "none", 5):
+        with pytest.raises(errors.PyccmemError, match="cipher"):
+            sealed.save_file(arrays, path, key=key, cipher=name)  # type: ignore[arg-type]

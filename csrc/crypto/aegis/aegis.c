@@ -11,7 +11,7 @@ enum { BLOCK_MAX = 64, TAG_MAX = 32 };
 typedef struct message {
     const aegis_ops *ops;
     unsigned lanes;
-    size_t block; /* bytes of one: 32 * lanes */
+    size_t block; /* bytes of one, of all lanes */
     aegis_state state;
     aegis_state copy;
     uint8_t last[BLOCK_MAX]; /* a block that is not full */
@@ -20,13 +20,13 @@ typedef struct message {
 
 /* The state after the key, the nonce and the associated data, whose last block is padded with
  * zeros. */
-static void message_start(message *m, const aegis_ops *ops, unsigned lanes, const uint8_t key[16],
-                          const uint8_t nonce[16], const uint8_t *ad, size_t ad_len) {
+static void message_start(message *m, const aegis_ops *ops, unsigned lanes, const uint8_t *key,
+                          const uint8_t *nonce, const uint8_t *ad, size_t ad_len) {
     size_t whole, tail;
 
     m->ops = ops;
     m->lanes = lanes;
-    m->block = (size_t)32 * lanes;
+    m->block = (size_t)ops->block * lanes;
     whole = ad_len / m->block;
     tail = ad_len % m->block;
     ops->start(&m->state, lanes, key, nonce);
@@ -61,9 +61,9 @@ CLEAR_REGISTERS static void open_tail(message *m, const uint8_t *in, uint8_t *ou
     m->ops->absorb(&m->state, m->lanes, m->last, 1);
 }
 
-void aegis_seal_message(const aegis_ops *ops, unsigned lanes, const uint8_t key[16],
-                        const uint8_t nonce[16], const uint8_t *ad, size_t ad_len,
-                        const uint8_t *in, uint8_t *out, size_t n, uint8_t *tag, size_t tag_len) {
+void aegis_seal_message(const aegis_ops *ops, unsigned lanes, const uint8_t *key,
+                        const uint8_t *nonce, const uint8_t *ad, size_t ad_len, const uint8_t *in,
+                        uint8_t *out, size_t n, uint8_t *tag, size_t tag_len) {
     message m;
     size_t tail;
 
@@ -78,8 +78,8 @@ void aegis_seal_message(const aegis_ops *ops, unsigned lanes, const uint8_t key[
     burn_stack(); /* two lanes do not fit into sixteen registers of one block */
 }
 
-ccmem_status aegis_open_message(const aegis_ops *ops, unsigned lanes, const uint8_t key[16],
-                                const uint8_t nonce[16], const uint8_t *ad, size_t ad_len,
+ccmem_status aegis_open_message(const aegis_ops *ops, unsigned lanes, const uint8_t *key,
+                                const uint8_t *nonce, const uint8_t *ad, size_t ad_len,
                                 const uint8_t *in, uint8_t *out, size_t n, const uint8_t *tag,
                                 size_t tag_len) {
     message m;

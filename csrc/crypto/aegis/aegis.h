@@ -36,33 +36,33 @@ typedef size_t (*aegis_fused_function)(const uint8_t key[16], const uint8_t *src
                                        const uint8_t (*tag)[16], const fused_rows *rows);
 
 /* dst == src or no overlap, no alignment required; `key` may lie in secret memory and is read where
- * it lies. `lanes` is 1 or 2, and a block 32 * lanes bytes. */
+ * it lies. `lanes` is 1 or 2. Keys and nonces have 16 bytes, those of messages under AEGIS-256
+ * (crypto/aegis256/aegis256.h) 32. */
 typedef struct aegis_ops {
     /* AEGIS-128X2, no associated data: npages <= AEGIS_BATCH consecutive pages of page_size bytes
      * (a multiple of 64), each with its own nonce and tag. */
-    void (*seal_pages)(const uint8_t key[16], uint8_t *dst, const uint8_t *src, size_t npages,
+    void (*seal_pages)(const uint8_t *key, uint8_t *dst, const uint8_t *src, size_t npages,
                        size_t page_size, const uint8_t (*nonce)[16], uint8_t (*tag)[16],
                        unsigned flags);
     /* Bit i of the result is set when page i does not match its tag; its part of dst holds zeros.
      */
-    uint64_t (*open_pages)(const uint8_t key[16], uint8_t *dst, const uint8_t *src, size_t npages,
+    uint64_t (*open_pages)(const uint8_t *key, uint8_t *dst, const uint8_t *src, size_t npages,
                            size_t page_size, const uint8_t (*nonce)[16], const uint8_t (*tag)[16],
                            unsigned flags);
     /* Verifies one page and hands out n bytes from `offset` of it (n may be 0: verify only). 1, or
      * 0 when it does not match its tag: the n bytes hold zeros. */
-    int (*open_part)(const uint8_t key[16], uint8_t *dst, const uint8_t *src, size_t page_size,
+    int (*open_part)(const uint8_t *key, uint8_t *dst, const uint8_t *src, size_t page_size,
                      const uint8_t nonce[16], const uint8_t tag[16], size_t offset, size_t n,
                      unsigned flags);
     /* Opens one page of a row of pages that lie apart: as many bytes are fetched meanwhile from
      * `near`, which is opened next, into L1, and from `far`, into L2. 1, or 0 when the page does
      * not match its tag: dst holds zeros. */
-    int (*open_next)(const uint8_t key[16], uint8_t *dst, const uint8_t *src, size_t page_size,
+    int (*open_next)(const uint8_t *key, uint8_t *dst, const uint8_t *src, size_t page_size,
                      const uint8_t nonce[16], const uint8_t tag[16], const uint8_t *near,
                      const uint8_t *far);
 
     /* The steps of RFC 10032 for messages of any length, whole blocks at a time. */
-    void (*start)(aegis_state *state, unsigned lanes, const uint8_t key[16],
-                  const uint8_t nonce[16]);
+    void (*start)(aegis_state *state, unsigned lanes, const uint8_t *key, const uint8_t *nonce);
     void (*absorb)(aegis_state *state, unsigned lanes, const uint8_t *ad, size_t nblocks);
     void (*seal)(aegis_state *state, unsigned lanes, uint8_t *dst, const uint8_t *src,
                  size_t nblocks);
@@ -73,6 +73,7 @@ typedef struct aegis_ops {
                    uint8_t *tag, size_t tag_len);
     /* By type of W's elements (ccmem_dtype), for processors with AVX2, FMA and F16C; NULL: none. */
     const aegis_fused_function *fused;
+    unsigned block; /* bytes of one, for each lane: 32, and of AEGIS-256 16 */
     int spills; /* the functions for pages leave parts of states on the stack: see burn_stack() */
 } aegis_ops;
 
@@ -80,13 +81,13 @@ extern const aegis_ops aegis_portable, aegis_aesni, aegis_avx2, aegis_vaes256, a
 
 /* One message with these kernels, see ccmem_aegis_encrypt and ccmem_aegis_decrypt; the arguments
  * have been checked. */
-void aegis_seal_message(const aegis_ops *ops, unsigned lanes, const uint8_t key[16],
-                        const uint8_t nonce[16], const uint8_t *ad, size_t ad_len,
-                        const uint8_t *in, uint8_t *out, size_t n, uint8_t *tag, size_t tag_len);
+void aegis_seal_message(const aegis_ops *ops, unsigned lanes, const uint8_t *key,
+                        const uint8_t *nonce, const uint8_t *ad, size_t ad_len, const uint8_t *in,
+                        uint8_t *out, size_t n, uint8_t *tag, size_t tag_len);
 
 /* CCMEM_OK, or CCMEM_ERR_INTEGRITY and n zero bytes. */
-ccmem_status aegis_open_message(const aegis_ops *ops, unsigned lanes, const uint8_t key[16],
-                                const uint8_t nonce[16], const uint8_t *ad, size_t ad_len,
+ccmem_status aegis_open_message(const aegis_ops *ops, unsigned lanes, const uint8_t *key,
+                                const uint8_t *nonce, const uint8_t *ad, size_t ad_len,
                                 const uint8_t *in, uint8_t *out, size_t n, const uint8_t *tag,
                                 size_t tag_len);
 

@@ -381,4 +381,5 @@ const aegis_ops aegis_portable = {
     .seal = seal,
     .open = open_blocks,
     .finish = finish,
+    .block = 32,
 };

@@ -512,12 +512,12 @@ BY_LANES(void, finish,
           size_t tag_len),
          (state, lanes, ad_len, msg_len, tag, tag_len))
 #undef BY_LANES
-const aegis_ops AEGIS_OPS = {seal_pages, open_pages,  open_part,   open_next,
-                             one_start,  one_absorb,  one_seal,    one_open,
-                             one_finish, AEGIS_FUSED, AEGIS_SPILLS};
+const aegis_ops AEGIS_OPS = {seal_pages, open_pages,  open_part, open_next,
+                             one_start,  one_absorb,  one_seal,  one_open,
+                             one_finish, AEGIS_FUSED, 32,        AEGIS_SPILLS};
 #else
 const aegis_ops AEGIS_OPS = {seal_pages,     open_pages,     open_part,    open_next,
                              message_start,  message_absorb, message_seal, message_open,
-                             message_finish, AEGIS_FUSED,    AEGIS_SPILLS};
+                             message_finish, AEGIS_FUSED,    32,           AEGIS_SPILLS};
 #endif
 #undef KERNEL

@@ -12,6 +12,7 @@
 #define GCM_GROUP 8
 #include "crypto/aes_gcm/rounds.h"
 
+#define GCM_GROUPS "crypto/aes_gcm/group_vaes256.h"
 #define GCM_OPS aes_gcm_vaes256
 #include "crypto/gcm/template.h"
 #endif

@@ -99,6 +99,8 @@ static __attribute__((noinline)) void expand(ghash_key *out, const uint8_t h[GHA
     for (int i = GHASH_POWERS; i--; power = dot(power, a)) {
         store_le64(out->power[i], power.lo);
         store_le64(out->power[i] + 8, power.hi);
+        store_le64(out->sum[i], power.lo ^ power.hi);
+        store_le64(out->sum[i] + 8, power.lo ^ power.hi);
     }
 }
 

@@ -18,6 +18,7 @@ enum { GHASH_BLOCK = 16, GHASH_POWERS = 16 };
  * with one remainder take the last n powers in their order. Secret. */
 typedef struct ghash_key {
     _Alignas(64) uint8_t power[GHASH_POWERS][GHASH_BLOCK];
+    uint8_t sum[GHASH_POWERS][GHASH_BLOCK]; /* of both halves of each, twice */
 } ghash_key;
 
 /* From H, the block of zeros encrypted, in constant time on every processor whose products of

@@ -4,10 +4,10 @@
  * that every other tier is tested against. A cipher's file defines what follows, then includes this
  * file once.
  *
- *   GCM_KEY     the type of its expanded key, with a member `ghash_key hash`
- *   GCM_WIDTH   blocks that it encrypts at a time
+ *   GCM_KEY    the type of its expanded key, with a member `ghash_key hash`
+ *   GCM_WIDTH  blocks that it encrypts at a time
  *   gcm_encrypt(key, out, in)  encrypts so many, in place or not
- *   GCM_OPS     the name of the table to define
+ *   GCM_OPS    the name of the table to define
  */
 #include "crypto/gcm/gcm.h"
 #include "memory/secret.h"

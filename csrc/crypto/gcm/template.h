@@ -4,11 +4,14 @@
  * the vector words of its width (simd/target.h) and its cipher, which gives what follows, then
  * includes this file once.
  *
- *   GCM_KEY            the type of its expanded key, with a member `ghash_key hash`
- *   gcm_encrypt(key, x, n, h)  encrypts n vectors at x in place. n is a constant, GCM_GROUP at
- * most. Unless h is NULL, it calls gcm_step(h, i) for i = 0 .. GCM_STEPS - 1, in their order,
- * between its rounds GCM_GROUP          vectors in flight; the blocks in them are no more than
- * GHASH_POWERS GCM_OPS            the name of the table to define
+ *   GCM_KEY      the type of its expanded key, with a member `ghash_key hash`
+ *   GCM_GROUP    vectors in flight; the blocks in them are no more than GHASH_POWERS
+ *   gcm_encrypt(key, x, n, h)  encrypts n vectors at x in place, a constant, GCM_GROUP at most.
+ *                Unless h is NULL, it calls gcm_step(h, i) for i = 0 .. GCM_STEPS - 1, in their
+ *                order, between its rounds
+ *   GCM_GROUPS   a header with loops of the tier's own for groups, where it has such, and
+ *                group_counts_fit(counters), where they may be used
+ *   GCM_OPS      the name of the table to define
  *
  * How the work is laid out. Counter mode and GHASH are one loop: while a group of counters is
  * encrypted, the ciphertext of the group before is multiplied by powers of H, one remainder for all
@@ -174,6 +177,23 @@ INLINE void crypt_group(int seal, const GCM_KEY *key, VEC *at, hasher *h, int ha
         apply(seal, x[i], dst + i * VECTOR, src + i * VECTOR, kept + i * VECTOR, how);
 }
 
+/* A group while another is hashed: by the tier's own loop, or the one above. */
+#ifdef GCM_GROUPS
+#include GCM_GROUPS
+#define hashed_group(seal, key, at, h, dst, src, kept, how, a)                                     \
+    do {                                                                                           \
+        if ((how) == AROUND_HALVES || !group_counts_fit(*(at)))                                    \
+            crypt_group(seal, key, at, h, 1, dst, src, kept, how, a);                              \
+        else if ((how) == AROUND)                                                                  \
+            (seal ? seal_group_around : open_group_around)(key, at, &(h)->sum, dst, src, kept, a); \
+        else                                                                                       \
+            (seal ? seal_group : open_group)(key, at, &(h)->sum, dst, src, kept, a);               \
+    } while (0)
+#else
+#define hashed_group(seal, key, at, h, dst, src, kept, how, a)                                     \
+    crypt_group(seal, key, at, h, 1, dst, src, kept, how, a)
+#endif
+
 /* n bytes, whole GCM_UNITs. */
 INLINE void crypt_run(int seal, const GCM_KEY *key, VEC at, hasher *h, uint8_t *dst,
                       const uint8_t *src, size_t n, uint8_t *kept, storing how, ahead a) {
@@ -181,7 +201,7 @@ INLINE void crypt_run(int seal, const GCM_KEY *key, VEC at, hasher *h, uint8_t *
     if (n >= GROUP_BYTES) {
         crypt_group(seal, key, &at, h, 0, dst, src, kept, how, a);
         for (i = GROUP_BYTES; n - i >= GROUP_BYTES; i += GROUP_BYTES)
-            crypt_group(seal, key, &at, h, 1, dst + i, src + i, kept, how, a);
+            hashed_group(seal, key, &at, h, dst + i, src + i, kept, how, a);
         hash_group(h, kept);
     }
     if (i < n) {

@@ -17,6 +17,7 @@ __all__ = ["main"]
 #: Each command's module, which is imported only when it is used, and its line in the help.
 _MODULES = {
     "info": ("cli.commands.info", "processor, tiers, secret memory, host encryption"),
+    "suites": ("cli.commands.suites", "what each cipher suite promises, and how fast it is here"),
     "selftest": ("cli.commands.selftest", "known-answer tests of every usable tier"),
     "keygen": ("cli.commands.keygen", "make a key file"),
     "keys": ("cli.commands.keys", "list, test and use the key services that URIs name"),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import errors
-from ..binding import TENSOR_PAGE_SIZE, wiped
+from ..binding import DEFAULT_CIPHER, TENSOR_PAGE_SIZE, wiped
 from ..binding.arguments import checked_page_size
 from ..files.atomic import AtomicFile
 from ..files.safetensors_header import DTYPE_BITS, LENGTH_BYTES, open_file, read_all
@@ -68,6 +68,7 @@ def encrypt_file(
     overwrite: bool = False,
     progress: bool | Progress | None = None,
     context: Any = None,
+    cipher: str = DEFAULT_CIPHER,
 ) -> str:
     """Writes the plain safetensors file `src`, its `__metadata__` included, to `dst` as a sealed
     one; see save_file(). Returns the pin of the new file, for `expect`: "FILE_ID:GENERATION".
@@ -75,7 +76,8 @@ def encrypt_file(
     A new file gets the mode of `src`, whatever the umask, because it holds ciphertext. A file at
     `dst` is replaced only with overwrite=True, and its mode stays. `dst` may be `src`: the
     plaintext then stays on the disk until its blocks are used for something else, and in every
-    backup. `progress` is as for load_file(), `context` as for save_file().
+    backup. `progress` is as for load_file(), `context` and `cipher`
+    as for save_file().
 
     Raises FileReadError, FileFormatError for a file that is sealed already or is not a safetensors
     file, FileWriteError (with errno EEXIST for a file that exists), and what a key provider raises.
@@ -110,6 +112,7 @@ def encrypt_file(
             overwrite=bool(overwrite),
             new_mode=mode,
             context=context,
+            cipher=cipher,
         )
     return f"{written.file_id.hex()}:{written.generation}"
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .. import errors
-from ..binding import TENSOR_PAGE_SIZE
+from ..binding import DEFAULT_CIPHER, TENSOR_PAGE_SIZE
 from ..binding.arguments import checked_page_size
 from ._blocks import with_blocks
 from ._progress import Progress, check_progress
@@ -30,6 +30,7 @@ def save_file(
     page_size: int = TENSOR_PAGE_SIZE,
     progress: bool | Progress | None = None,
     context: Any = None,
+    cipher: str = DEFAULT_CIPHER,
 ) -> str:
     """Writes a sealed file of `tensor_dict`, tensors by name: EncryptedTensors, QuantizedTensors
     (their blocks as they are, which the metadata describe), arrays, or torch tensors on the CPU.
@@ -40,7 +41,8 @@ def save_file(
     `__metadata__`. With `seal_names`, names, dtypes, shapes and metadata are encrypted too; the
     number of tensors and their sizes in pages still show. `context` is a dict of up to 16 texts by
     name that the data key is bound to, for example {"model": "minilm"}: they are in the file in the
-    clear, key services see them, and `context` of load_file() demands them. Plaintext passes
+    clear, key services see them, and `context` of load_file() demands them. `cipher` is a suite
+    with tags (docs/ciphers.md). Plaintext passes
     through 1 MiB that is wiped, except for copies that torch and NumPy make of tensors that are not
     contiguous.
 
@@ -50,7 +52,7 @@ def save_file(
     """
     check_key(key)
     sources, texts = sources_of(tensor_dict), with_blocks(checked_metadata(metadata), tensor_dict)
-    return _written(sources, filename, texts, key, seal_names, page_size, progress, context)
+    return _written(sources, filename, texts, key, seal_names, page_size, progress, context, cipher)
 
 
 def save(
@@ -61,12 +63,13 @@ def save(
     seal_names: bool = False,
     page_size: int = TENSOR_PAGE_SIZE,
     context: Any = None,
+    cipher: str = DEFAULT_CIPHER,
 ) -> bytes:
     """Returns the bytes of the sealed file that save_file() would write, for load(). Its generation
     is 1. Raises what save_file() raises, but for FileWriteError."""
     check_key(key)
     sources, texts = sources_of(tensor_dict), with_blocks(checked_metadata(metadata), tensor_dict)
-    return _sealed(sources, texts, key, seal_names, page_size, context)
+    return _sealed(sources, texts, key, seal_names, page_size, context, cipher)
 
 
 def serialize_file(
@@ -114,6 +117,7 @@ def _written(
     page_size: int,
     progress: bool | Progress | None,
     context: Any,
+    cipher: str = DEFAULT_CIPHER,
 ) -> str:
     check_progress(progress)
     header = write_sealed(
@@ -125,6 +129,7 @@ def _written(
         seal_names=bool(seal_names),
         progress=progress,
         context=context,
+        cipher=cipher,
     )
     return f"{header.file_id.hex()}:{header.generation}"
 
@@ -136,6 +141,7 @@ def _sealed(
     seal_names: bool,
     page_size: int,
     context: Any,
+    cipher: str = DEFAULT_CIPHER,
 ) -> bytes:
     return sealed_bytes(
         sources,
@@ -144,6 +150,7 @@ def _sealed(
         page_size=checked_page_size(page_size),
         seal_names=bool(seal_names),
         context=context,
+        cipher=cipher,
     )
 
 

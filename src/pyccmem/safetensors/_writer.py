@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import errors
-from ..binding import DEFAULT_CIPHER, lib, wiped
+from ..binding import AUTHENTICATED, CIPHERS, DEFAULT_CIPHER, lib, wiped
 from ..files.atomic import AtomicFile
 from ..files.safetensors_header import open_file, read_all
 from ..key_services.context import given
@@ -69,6 +69,18 @@ def generation_at(path: str | os.PathLike[str]) -> int:
         return 0
 
 
+def checked_cipher(cipher: Any) -> str:
+    """Returns the name of a suite with tags. Raises ArgumentError, ArgumentTypeError."""
+    if not isinstance(cipher, str):
+        raise errors.ArgumentTypeError(f"cipher must be a str, not {type(cipher).__name__}.")
+    if cipher not in AUTHENTICATED:
+        raise errors.ArgumentError(
+            f"cipher is {cipher!r}; a sealed file takes one with tags: "
+            f"{', '.join(name for name in CIPHERS if name in AUTHENTICATED)}."
+        )
+    return cipher
+
+
 def write_sealed(
     path: str | os.PathLike[str],
     sources: list[Source],
@@ -81,12 +93,13 @@ def write_sealed(
     overwrite: bool = True,
     new_mode: int = 0o600,
     context: Any = None,
+    cipher: str = DEFAULT_CIPHER,
 ) -> SealedHeader:
     """Writes a sealed file of `sources`, in their order, at `path`, with `new_mode` if there was no
     file, and returns its header. Raises FileWriteError (without `overwrite` also for a file that
     exists), ArgumentError for a header that gets too long, ArgumentError or ArgumentTypeError for
     the context, and what reading the sources and wrapping the key raises."""
-    texts = given(context)
+    texts, cipher = given(context), checked_cipher(cipher)
     with AtomicFile(path, new_mode=new_mode, overwrite=overwrite) as out:
         generation = generation_at(out.path) % MAX_GENERATION + 1
         header = _write(
@@ -100,6 +113,7 @@ def write_sealed(
             seal_names,
             progress,
             texts,
+            cipher,
         )
         out.commit()
     return header
@@ -113,12 +127,13 @@ def sealed_bytes(
     page_size: int,
     seal_names: bool,
     context: Any = None,
+    cipher: str = DEFAULT_CIPHER,
 ) -> bytes:
     """Returns the bytes of a sealed file, of generation 1. Raises what write_sealed() raises for
     its arguments, OutOfMemoryError."""
-    texts = given(context)
+    texts, cipher = given(context), checked_cipher(cipher)
     out = _Memory()
-    _write(out, "<bytes>", sources, metadata, 1, key, page_size, seal_names, False, texts)
+    _write(out, "<bytes>", sources, metadata, 1, key, page_size, seal_names, False, texts, cipher)
     return out.contents()
 
 
@@ -199,6 +214,7 @@ def _write(
     seal_names: bool,
     progress: bool | Progress | None,
     texts: Mapping[str, str],
+    cipher: str = DEFAULT_CIPHER,
 ) -> SealedHeader:
     """Writes a sealed file to `out`, and returns its header."""
     file_id = secrets.token_bytes(_ID_BYTES)
@@ -224,7 +240,7 @@ def _write(
         header = SealedHeader(
             file_id=file_id,
             generation=generation,
-            cipher=DEFAULT_CIPHER,
+            cipher=cipher,
             page_size=page_size,
             provider=provider,
             wrapped=wrapped,
@@ -243,7 +259,7 @@ def _write(
         with reporting(progress, path, total) as report:
             blobs_left = iter(blobs)
             index_blob = next(blobs_left) if seal_names else None
-            stream = _Stream(out, data_key, page_size, report, total)
+            stream = _Stream(out, data_key, cipher, page_size, report, total)
             try:
                 tensors = tuple(
                     replace(tensor, table_mac=stream.seal(tensor, blob, source))
@@ -287,9 +303,15 @@ class _Stream:
     ciphertext."""
 
     def __init__(
-        self, out: _Target, data_key: Key, page_size: int, report: Progress, total: int
+        self,
+        out: _Target,
+        data_key: Key,
+        cipher: str,
+        page_size: int,
+        report: Progress,
+        total: int,
     ) -> None:
-        self._out, self._key, self._page_size = out, data_key, page_size
+        self._out, self._key, self._cipher, self._page_size = out, data_key, cipher, page_size
         self._report, self._total, self._done = report, total, 0
         self._plain: Block = wiped.empty((BLOCK,), np.uint8)
         self._sealed: Block = np.empty(_HUGE_PAGE, np.uint8)
@@ -301,7 +323,7 @@ class _Stream:
         records: Block = np.zeros(blob.npages * RECORD_BYTES, np.uint8)
         records[: 8 * blob.npages].view("<u8")[:] = 1
         tags = records[8 * blob.npages :]
-        with Sealer(self._key, tensor.store_id, page_size) as sealer:
+        with Sealer(self._key, tensor.store_id, page_size, cipher=self._cipher) as sealer:
             at = 0
             while at < tensor.nbytes:
                 room = self._room(blob.start + at)

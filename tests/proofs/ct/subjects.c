@@ -13,9 +13,10 @@
 #include <sys/random.h>
 #include <unistd.h>
 
-#include "crypto/aegis/aegis.h"
+#include "crypto/aegis256/aegis256.h"
 #include "crypto/aes/bitslice.h"
 #include "crypto/aes/keywrap.h"
+#include "crypto/aes_gcm/aes_gcm.h"
 #include "crypto/gf128/portable.h"
 #include "platform/cpu.h"
 #include "tiers/tiers.h"
@@ -316,6 +317,26 @@ static void aegis_message(unsigned lanes, size_t n, size_t ad_len, size_t tag_le
     REQUIRE(is_zero(opened, n));
 }
 
+static void aegis256_message(unsigned lanes, size_t n, size_t ad_len, size_t tag_len) {
+    uint8_t key[32], nonce[32], ad[100], tag[32];
+
+    fill_secret(key, sizeof key, SEED_KEY);
+    fill(nonce, sizeof nonce, SEED_PUBLIC);
+    fill_secret(ad, sizeof ad, SEED_MORE);
+    fill_secret(plain, n, SEED_PLAIN);
+    REQUIRE(!ccmem_aegis256_encrypt(tier, lanes, key, nonce, ad, ad_len, plain, sealed, n, tag,
+                                    tag_len));
+    check_sealed(sealed, n);
+    check_sealed(tag, tag_len);
+    REQUIRE(!ccmem_aegis256_decrypt(tier, lanes, key, nonce, ad, ad_len, sealed, opened, n, tag,
+                                    tag_len));
+    check_opened(opened, n, SEED_PLAIN);
+    tag[tag_len - 1] ^= 0x80;
+    REQUIRE(ccmem_aegis256_decrypt(tier, lanes, key, nonce, ad, ad_len, sealed, opened, n, tag,
+                                   tag_len) == CCMEM_ERR_INTEGRITY);
+    REQUIRE(is_zero(opened, n));
+}
+
 static void aegis_messages(void) {
     static const size_t lengths[] = {0, 1, 16, 31, 32, 33, 63, 64, 65, 127, 128, 1000};
     static const size_t ad_lengths[] = {0, 5, 32, 64, 100};
@@ -324,6 +345,16 @@ static void aegis_messages(void) {
         for (size_t tag_len = 16; tag_len <= 32; tag_len += 16)
             for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++)
                 aegis_message(lanes, lengths[i], ad_lengths[i % 5], tag_len);
+}
+
+static void aegis256_messages(void) {
+    static const size_t lengths[] = {0, 1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 1000};
+    static const size_t ad_lengths[] = {0, 5, 32, 64, 100};
+
+    for (unsigned lanes = 1; lanes <= 2; lanes++)
+        for (size_t tag_len = 16; tag_len <= 32; tag_len += 16)
+            for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++)
+                aegis256_message(lanes, lengths[i], ad_lengths[i % 5], tag_len);
 }
 
 /* One bit of the second page's tag is wrong: its plaintext must be gone, the others' must not. */
@@ -345,7 +376,7 @@ static void aegis_page_kernels(const aegis_ops *ops, size_t page_size, size_t mi
     static const size_t parts[][2] = {{0, 1},   {0, 64},     {64, 128}, {5, 20},
                                       {30, 70}, {1000, 999}, {4095, 1}, {0, 0}};
     const size_t npages = 3, n = npages * page_size;
-    uint8_t key[16], nonce[3][16], tag[3][16], *text = sealed + misalign;
+    uint8_t key[32], nonce[3][16], tag[3][16], *text = sealed + misalign;
 
     fill_secret(key, sizeof key, SEED_KEY);
     fill(nonce, sizeof nonce, SEED_PUBLIC);
@@ -386,6 +417,96 @@ static void aegis_pages(void) {
             aegis_page_kernels(tables[i], 4096, 32, AEGIS_STREAM);
             aegis_page_kernels(tables[i], 8192, 1, 0);
         }
+}
+
+static void aegis256_pages(void) {
+    const aegis_ops *tables[] = {
+        tier_kernels_of(tier).aegis256,
+#if CCMEM_X86
+        tier == CCMEM_TIER_AESNI ? &aegis256_aesni : NULL, /* for processors without AVX2 */
+#endif
+    };
+    for (size_t i = 0; i < sizeof tables / sizeof *tables; i++)
+        if (tables[i]) {
+            aegis_page_kernels(tables[i], 4096, 0, 0);
+            aegis_page_kernels(tables[i], 4096, 32, AEGIS_STREAM);
+            aegis_page_kernels(tables[i], 8192, 1, 0);
+        }
+}
+
+/* ---- GCM ------------------------------------------------------------------------------------- */
+
+/* Nonces that are hashed are public; what becomes of them is not. */
+static void gcm_messages(void) {
+    static const size_t lengths[] = {0, 1, 15, 16, 17, 128, 300};
+    uint8_t key[32], iv[30], ad[100], tag[16];
+
+    for (size_t key_len = 16; key_len <= 32; key_len += 8)
+        for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
+            const size_t n = lengths[i], iv_len = i % 2 ? 12 : 5 + i, ad_len = 14 * i;
+            fill_secret(key, sizeof key, SEED_KEY);
+            fill(iv, sizeof iv, SEED_PUBLIC);
+            fill_secret(ad, sizeof ad, SEED_MORE);
+            fill_secret(plain, n, SEED_PLAIN);
+            REQUIRE(!ccmem_aes_gcm_encrypt(tier, key, key_len, iv, iv_len, ad, ad_len, plain,
+                                           sealed, n, tag, 16));
+            check_sealed(sealed, n);
+            check_sealed(tag, 16);
+            REQUIRE(!ccmem_aes_gcm_decrypt(tier, key, key_len, iv, iv_len, ad, ad_len, sealed,
+                                           opened, n, tag, 16));
+            check_opened(opened, n, SEED_PLAIN);
+            tag[15] ^= 1;
+            REQUIRE(ccmem_aes_gcm_decrypt(tier, key, key_len, iv, iv_len, ad, ad_len, sealed,
+                                          opened, n, tag, 16) == CCMEM_ERR_INTEGRITY);
+            REQUIRE(is_zero(opened, n));
+        }
+}
+
+static void gcm_page_kernels(const gcm_ops *ops, const void *key, size_t page_size, size_t misalign,
+                             unsigned flags) {
+    static const size_t parts[][2] = {{0, 1}, {0, 64}, {64, 512}, {30, 70}, {4095, 1}, {0, 0}};
+    const size_t npages = 3, n = npages * page_size;
+    uint8_t tag[3][16], *text = sealed + misalign;
+    gcm_place place[3];
+
+    fill((uint8_t *)place, sizeof place, SEED_PUBLIC);
+    for (size_t i = 0; i < npages; i++)
+        memset(place[i].unused, 0, sizeof place[i].unused);
+    fill_secret(plain, n, SEED_PLAIN);
+    ops->seal_pages(key, text, plain, npages, page_size, place, tag, flags);
+    check_sealed(text, n);
+    check_sealed(tag, sizeof tag);
+    REQUIRE(!ops->open_pages(key, opened + misalign, text, npages, page_size, place,
+                             (const uint8_t (*)[16])tag, flags));
+    check_opened(opened + misalign, n, SEED_PLAIN);
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        size_t offset = parts[i][0], size = parts[i][1];
+        make_public(plain, n);
+        REQUIRE(
+            ops->open_part(key, opened, text, page_size, place, tag[0], offset, size, GCM_LAST));
+        REQUIRE(is_secret(opened, size));
+        make_public(opened, size);
+        REQUIRE(!memcmp(opened, plain + offset, size));
+    }
+    tag[1][15] ^= 1;
+    REQUIRE(ops->open_pages(key, opened, text, 3, page_size, place, (const uint8_t (*)[16])tag,
+                            0) == 2);
+    REQUIRE(is_zero(opened + page_size, page_size));
+    REQUIRE(
+        !ops->open_part(key, opened, text + page_size, page_size, place + 1, tag[1], 100, 500, 0));
+    REQUIRE(is_zero(opened, 500));
+}
+
+static void gcm_pages(void) {
+    uint8_t raw[32];
+    aes_gcm_key key;
+
+    fill_secret(raw, sizeof raw, SEED_KEY);
+    aes_gcm_expand(&key, raw, sizeof raw);
+    REQUIRE(is_secret(&key.hash, sizeof key.hash));
+    gcm_page_kernels(tier_kernels_of(tier).aes_gcm, &key, 4096, 0, 0);
+    gcm_page_kernels(tier_kernels_of(tier).aes_gcm, &key, 4096, 32, GCM_STREAM);
+    gcm_page_kernels(tier_kernels_of(tier).aes_gcm, &key, 4096 + 192, 1, 0);
 }
 
 /* ---- the real objects ------------------------------------------------------------------------ */
@@ -533,6 +654,8 @@ static void store(ccmem_cipher cipher) {
 static void store_aes_128_xts(void) { store(CCMEM_AES_128_XTS); }
 static void store_aes_256_xts(void) { store(CCMEM_AES_256_XTS); }
 static void store_aegis_128x2(void) { store(CCMEM_AEGIS_128X2); }
+static void store_aes_256_gcm(void) { store(CCMEM_AES_256_GCM); }
+static void store_aegis_256x2(void) { store(CCMEM_AEGIS_256X2); }
 
 /* ---- caches ---------------------------------------------------------------------------------- */
 
@@ -929,6 +1052,10 @@ static const struct {
     {"xts-kernels", xts_kernels},
     {"aegis-messages", aegis_messages},
     {"aegis-kernels", aegis_pages},
+    {"aegis256-messages", aegis256_messages},
+    {"aegis256-kernels", aegis256_pages},
+    {"gcm-messages", gcm_messages},
+    {"gcm-kernels", gcm_pages},
     {"float-products", float_products},
     {"int8-products", int8_products},
     {"root-keys", keys},
@@ -937,6 +1064,8 @@ static const struct {
     {"store-aes-128-xts", store_aes_128_xts},
     {"store-aes-256-xts", store_aes_256_xts},
     {"store-aegis-128x2", store_aegis_128x2},
+    {"store-aes-256-gcm", store_aes_256_gcm},
+    {"store-aegis-256x2", store_aegis_256x2},
     {"caches", caches},
     {"block-kernels", block_kernels},
 };

@@ -139,6 +139,8 @@ MODULES: dict[str, tuple[Tests, ...]] = {
     "crypto/aegis/aegis.c": AEGIS,
     "crypto/aegis/template.h": AEGIS,
     "crypto/aegis/portable.c": AEGIS,
+    "crypto/aegis256/template.h": AEGIS,
+    "crypto/aegis256/portable.c": AEGIS,
     "crypto/gcm/gcm.c": GCM,
     "crypto/gcm/ghash.c": GCM,
     "crypto/gcm/portable.h": GCM,
