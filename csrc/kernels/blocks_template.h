@@ -568,7 +568,7 @@ INLINE void add_blocks(kind k, int rows, float *sums, const uint8_t *w, size_t n
  */
 
 /* Without VNNI a row of W waits for loads, two of 32 bytes a cycle: 35 for a block of 256, most of
- * them of x and of indices. Here two rows of W share these: 7.2 ns for a block became 5.6 (Zen 3).
+ * them of x and of indices. Here two rows of W share these: 7.2 ns for a block became 5.7 (Zen 3).
  * Vectors of scales and of sums have a row in each half. */
 
 /* Keeps v in a register: GCC would load it once for each use. */
