@@ -38,6 +38,7 @@ def test_a_dictionary_has_the_same(kept: Records) -> None:
         assert len(kept.index) == len(wanted)
     names = [f"id {number}" for number in range(80)]
     assert kept.get(names) == [Record(n, wanted[n][0]) if n in wanted else None for n in names]
+    assert sorted(kept.all()) == sorted(Record(n, value) for n, (value, _) in wanted.items())
     for name, (value, vector) in wanted.items():
         (found,) = kept.search(vector, 1)
         assert found.record == (name, value) and found.score > 0.999

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +27,9 @@ _NUMBERS = 2**63 - 1
 
 #: By how much a search that leaves records out looks further, when it has found too few.
 _FURTHER = 4
+
+#: Records that all() opens together.
+_TOGETHER = 256
 
 
 class Record(NamedTuple):
@@ -118,6 +121,14 @@ class Records:
             one if one is not None and one.id == id else None
             for id, one in zip(ids, found, strict=True)
         ]
+
+    def all(self) -> Iterator[Record]:
+        """Yields the records that are there when it begins, and are not removed meanwhile. Raises
+        what get() raises."""
+        numbers = self.index.ids()
+        for first in range(0, len(numbers), _TOGETHER):
+            found = self._read(numbers[first : first + _TOGETHER])
+            yield from (one for one in found if one is not None)
 
     def search(
         self, query: npt.ArrayLike, k: int, filter: Callable[[Record], bool] | None = None
