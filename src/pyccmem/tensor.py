@@ -9,6 +9,7 @@ import operator
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from inspect import Signature
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -201,7 +202,11 @@ class EncryptedTensor(Operand, ArrayMethods, Resource):
     _row_nbytes: int = _of_form("row_nbytes")
     _offset: int = _of_form("offset")
 
-    def __init__(self, *_: Any, **__: Any) -> None:
+    #: Nothing can be given to the constructor; who tries is told what to call.
+    __signature__ = Signature()
+
+    def __init__(self, *arguments: object, **options: object) -> None:
+        """Raises ArgumentTypeError: from_numpy(), zeros(), empty() and others make tensors."""
         raise errors.ArgumentTypeError(
             "EncryptedTensor() makes no tensor; use EncryptedTensor.from_numpy(array, key=...), "
             ".zeros(shape, dtype, key=...) or .empty(shape, dtype, key=...)."

@@ -11,7 +11,7 @@ import pytest
 from support import ROOT
 
 LICENCE = "SPDX-License-Identifier: Apache-2.0"
-FOLDERS = ("csrc", "ggml", "src", "tests", "bench", "release")
+FOLDERS = ("csrc", "ggml", "src", "tests", "bench", "release", "docs", "examples")
 SOURCES = [
     path
     for path in (

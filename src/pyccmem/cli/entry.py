@@ -12,7 +12,7 @@ from typing import Any
 from .. import __version__, errors
 from ..console.command import EXIT_ERROR, EXIT_FAILED, carry_out, complain
 
-__all__ = ["main"]
+__all__ = ["COMMANDS", "main", "parser_of"]
 
 #: Each command's module, which is imported only when it is used, and its line in the help.
 _MODULES = {
@@ -37,6 +37,9 @@ _MODULES = {
     "attack": ("attack", "try all ways to get at a server's memory, beside an unprotected twin"),
 }
 
+#: What each command does, by its name, in the order of the help.
+COMMANDS = {name: summary for name, (_, summary) in _MODULES.items()}
+
 
 class _Parser(argparse.ArgumentParser):
     def _print_message(self, message: str, file: Any = None) -> None:
@@ -45,7 +48,17 @@ class _Parser(argparse.ArgumentParser):
             print(message, end="", file=sys.stderr if file is None else file)
 
 
-def _parser(command: str | None) -> argparse.ArgumentParser:
+def parser_of(command: str) -> argparse.ArgumentParser:
+    """Returns the parser of a command alone, as `pyccmem COMMAND --help` shows it. Raises KeyError
+    for a name that COMMANDS does not have."""
+    return _parsers(command)[1][command]
+
+
+def _parsers(
+    command: str | None,
+) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """Returns the parser of all, and those of the commands, of which only `command` has its
+    arguments."""
     parser = _Parser(
         prog="pyccmem",
         description="Memory that holds tensors and buffers as ciphertext while a program runs.",
@@ -59,13 +72,14 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     parser.set_defaults(run=lambda _: _no_command(parser))
 
+    own_parsers: dict[str, argparse.ArgumentParser] = {}
     for name, (module, summary) in _MODULES.items():
-        own = commands.add_parser(name, help=summary)
+        own = own_parsers[name] = commands.add_parser(name, help=summary)
         if command == name:
             found = importlib.import_module(f"pyccmem.{module}")
             found.add_arguments(own)
             own.set_defaults(run=found.run)
-    return parser
+    return parser, own_parsers
 
 
 def _no_command(parser: argparse.ArgumentParser) -> int:
@@ -82,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(words: list[str]) -> int:
     command = next((word for word in words if not word.startswith("-")), None)
     try:
-        arguments = _parser(command).parse_args(words)
+        arguments = _parsers(command)[0].parse_args(words)
         return int(arguments.run(arguments))
     except errors.SelfTestError as error:
         complain(str(error))

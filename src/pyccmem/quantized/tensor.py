@@ -7,6 +7,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
+from inspect import Signature
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, overload
 
@@ -83,7 +84,11 @@ class QuantizedTensor(BlockOperand, np.lib.mixins.NDArrayOperatorsMixin, Resourc
     _scale: EncryptedTensor | None
     _shape: tuple[int, ...]
 
-    def __init__(self, *_: Any, **__: Any) -> None:
+    #: Nothing can be given to the constructor; who tries is told what to call.
+    __signature__ = Signature()
+
+    def __init__(self, *arguments: object, **options: object) -> None:
+        """Raises ArgumentTypeError: tensors are made by from_numpy(), zeros() and from_blocks()."""
         raise errors.ArgumentTypeError(
             "QuantizedTensor() makes no tensor; use EncryptedTensor.from_numpy(array, "
             "dtype='q4_k', key=...), .zeros(shape, 'q4_k', key=...) or "

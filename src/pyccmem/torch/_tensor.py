@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from inspect import Signature
 from typing import Any, NoReturn
 
 import torch
@@ -138,14 +139,21 @@ class EncryptedTensor(Tensor):
     #: True once a backward pass that reaches this tensor is an error.
     _refuses: bool
 
+    #: Nothing can be given to the constructor; who tries is told what to call.
+    __signature__ = Signature()
+
     @staticmethod
-    def __new__(cls: type[EncryptedTensor], *_: Any, **__: Any) -> EncryptedTensor:
+    def __new__(
+        cls: type[EncryptedTensor], *arguments: object, **options: object
+    ) -> EncryptedTensor:
+        """Raises ArgumentTypeError: tensors are made by from_tensor(), from_core() and
+        encrypt_module()."""
         raise errors.ArgumentTypeError(
             "EncryptedTensor() makes no tensor; use EncryptedTensor.from_tensor(tensor, key=...), "
             "EncryptedTensor.from_core(core) or encrypt_module(model, key=...)."
         )
 
-    def __init__(self, *_: Any, **__: Any) -> None:
+    def __init__(self, *arguments: object, **options: object) -> None:
         super().__init__()
 
     # ---- making ----
