@@ -141,6 +141,7 @@ MODULES: dict[str, tuple[Tests, ...]] = {
     "crypto/aegis/portable.c": AEGIS,
     "crypto/aegis256/template.h": AEGIS,
     "crypto/aegis256/portable.c": AEGIS,
+    "crypto/aes_gcm/group_vaes256.h": GCM,
     "crypto/gcm/gcm.c": GCM,
     "crypto/gcm/ghash.c": GCM,
     "crypto/gcm/portable.h": GCM,
@@ -505,6 +506,20 @@ CHANGES: list[Change] = [
         "    put_le(out->ad + 8, version, 8);",
         "    put_le(out->ad + 8, version, 6);",
         (tests("gcm::test_a_place_is_authenticated_as_a_whole"),),
+    ),
+    Change(
+        "gcm-counters-come-again-in-parts",
+        "crypto/aes_gcm/group_vaes256.h",
+        " <= 256 - 14; }",
+        " <= 255; }",
+        (SELFTEST,),
+    ),
+    Change(
+        "gcm-one-nonce-for-a-batch",
+        "pages/page_gcm.c",
+        "make_place(out + i, page + i, version[i]);",
+        "make_place(out + i, page, version[i]);",
+        (tests("pages"),),
     ),
     Change(
         "gcm-bad-page-not-wiped",
