@@ -63,14 +63,13 @@ static void crypt_run(scratch *s, int seal, uint8_t *dst, const uint8_t *src, si
     }
 }
 
-static void begin_page(scratch *s, const GCM_KEY *key, const gcm_place *place) {
-    s->key = key;
+static void begin_page(scratch *s, const gcm_place *place) {
     memcpy(s->nonce, place->nonce, GCM_NONCE_SIZE);
     memset(s->sum, 0, sizeof s->sum);
     s->number = 1;
     next_stream(s, 1);
     memcpy(s->mask, s->stream, GCM_BLOCK);
-    ghash_blocks(&key->hash, s->sum, place->ad, 1);
+    ghash_blocks(&s->key->hash, s->sum, place->ad, 1);
 }
 
 static void end_page(scratch *s, size_t size) {
@@ -87,11 +86,11 @@ static void finish(scratch *s) {
 CLEAR_REGISTERS static void seal_pages(const void *key, uint8_t *dst, const uint8_t *src,
                                        size_t npages, size_t page_size, const gcm_place *place,
                                        uint8_t (*tag)[16], unsigned flags) {
-    scratch s;
+    scratch s = {.key = key};
 
     (void)flags;
     for (size_t i = 0; i < npages; i++, dst += page_size, src += page_size) {
-        begin_page(&s, key, place + i);
+        begin_page(&s, place + i);
         crypt_run(&s, 1, dst, src, page_size);
         end_page(&s, page_size);
         memcpy(tag[i], s.tag, GCM_TAG_SIZE);
@@ -103,11 +102,11 @@ CLEAR_REGISTERS static uint64_t open_pages(const void *key, uint8_t *dst, const 
                                            size_t npages, size_t page_size, const gcm_place *place,
                                            const uint8_t (*tag)[16], unsigned flags) {
     uint64_t bad = 0;
-    scratch s;
+    scratch s = {.key = key};
 
     (void)flags;
     for (size_t i = 0; i < npages; i++, dst += page_size, src += page_size) {
-        begin_page(&s, key, place + i);
+        begin_page(&s, place + i);
         crypt_run(&s, 0, dst, src, page_size);
         end_page(&s, page_size);
         if (!ccmem_equal(s.tag, tag[i], GCM_TAG_SIZE)) {
@@ -125,11 +124,11 @@ CLEAR_REGISTERS static int open_part(const void *key, uint8_t *dst, const uint8_
                                      const uint8_t tag[16], size_t offset, size_t n,
                                      unsigned flags) {
     const size_t end = offset + n;
-    scratch s;
+    scratch s = {.key = key};
     int good;
 
     (void)flags;
-    begin_page(&s, key, place);
+    begin_page(&s, place);
     for (size_t at = 0; at < page_size; at += GCM_BYTES) {
         const size_t size = page_size - at < GCM_BYTES ? page_size - at : GCM_BYTES;
         const size_t from = offset > at ? offset : at, to = end < at + size ? end : at + size;
