@@ -31,7 +31,7 @@ DOCKERFILE = (FOLDER / "Dockerfile").read_text("utf-8")
 PROFILE = json.loads((FOLDER / "seccomp.json").read_text("utf-8"))
 
 #: What reads or changes other processes, or leads out of the container.
-NEVER = """ptrace process_vm_readv process_vm_writev kcmp pidfd_getfd process_madvise mount umount2
+NEVER = """ptrace process_vm_writev kcmp pidfd_getfd process_madvise mount umount2
     move_mount open_tree fsopen pivot_root chroot unshare setns init_module finit_module
     delete_module kexec_load kexec_file_load bpf perf_event_open userfaultfd keyctl add_key
     request_key io_uring_setup io_uring_enter open_by_handle_at reboot swapon swapoff iopl ioperm
