@@ -59,7 +59,7 @@ def test_seals_the_documented_format(key: Key, page_size: int) -> None:
     seed = random.Random(page_size)
     subkey = oracle.subkey(AEGIS, ID, page_size)
     with Sealer(key, ID, page_size) as sealer:
-        for first, count in ((0, 1), (1, 3), (4, 70), (1000, 2), (2**40, 1), (2**63 - 2, 1)):
+        for first, count in ((0, 1), (1, 3), (4, 70), (1000, 2), (2**40, 1), (2**48 - 1, 1)):
             plain = seed.randbytes(count * page_size)
             out = bytearray(len(plain))
             tags = sealer.seal(first, plain, out)
@@ -210,7 +210,7 @@ WRONG: dict[str, tuple[Callable[[Key], Any], type[Exception], str]] = {
         "first_page",
     ),
     "far page": (
-        lambda k: Sealer(k, ID, PAGE).seal(2**63, b"", bytearray()),
+        lambda k: Sealer(k, ID, PAGE).seal(2**48, bytes(1), bytearray(PAGE)),
         errors.ArgumentError,
         "first_page",
     ),

@@ -77,9 +77,11 @@ class Sealer(Resource):
                 f"out has {len(target)} bytes; the pages of {len(source)} bytes need "
                 f"{count * size}."
             )
-        if not 0 <= first_page < 2**63:
+        # docs/design/page-format.md: page numbers of all suites have 48 bits, as nonces of GCM do.
+        if not 0 <= first_page <= 2**48 - max(count, 1):
             raise errors.ArgumentError(
-                f"first_page is {first_page}; it must be from 0 to {2**63 - 1}."
+                f"first_page is {first_page}; it must be from 0 to {2**48 - max(count, 1)}, as "
+                f"the numbers of pages end at {2**48 - 1}."
             )
         begin, place = (int(ffi.cast("uintptr_t", memory)) for memory in (source, target))
         apart = begin + len(source) <= place or place + len(target) <= begin
