@@ -7,15 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static int same(const void *a, const void *b, size_t n) { return !memcmp(a, b, n); }
-
-static int zero(const uint8_t *p, size_t n) {
-    uint8_t all = 0;
-    for (size_t i = 0; i < n; i++)
-        all |= p[i];
-    return !all;
-}
-
 /* ---- published vectors ----------------------------------------------------------------------- */
 
 enum { VECTOR_TEXT = 120, VECTOR_AD = 42 };
@@ -197,14 +188,14 @@ static int check_vectors(const aegis_ops *ops, const aegis_vector *v, size_t n) 
         uint8_t data[VECTOR_TEXT], tag[32];
         aegis_seal_message(ops, v->lanes, v->key, v->nonce, v->ad, v->ad_len, v->plain, data, v->n,
                            tag, v->tag_len);
-        good &= same(data, v->sealed, v->n) && same(tag, v->tag, v->tag_len);
+        good &= selftest_same(data, v->sealed, v->n) && selftest_same(tag, v->tag, v->tag_len);
         good &= aegis_open_message(ops, v->lanes, v->key, v->nonce, v->ad, v->ad_len, data, data,
                                    v->n, tag, v->tag_len) == CCMEM_OK;
-        good &= same(data, v->plain, v->n);
+        good &= selftest_same(data, v->plain, v->n);
         tag[v->tag_len - 1] ^= 1;
         good &= aegis_open_message(ops, v->lanes, v->key, v->nonce, v->ad, v->ad_len, v->sealed,
                                    data, v->n, tag, v->tag_len) == CCMEM_ERR_INTEGRITY;
-        good &= zero(data, v->n);
+        good &= selftest_zero(data, v->n);
     }
     return good;
 }
@@ -253,10 +244,10 @@ static int check_messages(const aegis_ops *ops, pages *p) {
                            expected, MESSAGE, tags[0], 32);
         aegis_seal_message(ops, lanes, p->key, *p->nonce, p->sealed, MESSAGE_AD, p->plain, got,
                            MESSAGE, tags[1], 32);
-        good &= same(got, expected, MESSAGE) && same(tags[0], tags[1], 32);
+        good &= selftest_same(got, expected, MESSAGE) && selftest_same(tags[0], tags[1], 32);
         good &= aegis_open_message(ops, lanes, p->key, *p->nonce, p->sealed, MESSAGE_AD, got, got,
                                    MESSAGE, tags[1], 32) == CCMEM_OK;
-        good &= same(got, p->plain, MESSAGE);
+        good &= selftest_same(got, p->plain, MESSAGE);
     }
     return good;
 }
@@ -272,8 +263,8 @@ static int check_seal(const aegis_ops *ops, pages *p, size_t misalign, unsigned 
     ops->seal_pages(p->key, got, p->plain, SMALL_PAGES, SMALL_PAGE, NONCES(p), tags, flags);
     ops->seal_pages(p->key, got + LARGE_AT, p->plain + LARGE_AT, 1, LARGE_PAGE,
                     NONCES(p) + SMALL_PAGES, tags + SMALL_PAGES, flags);
-    return same(got, p->sealed, TEXT) && same(tags, p->tag, sizeof tags) && got[TEXT] == 0x5a &&
-           (!misalign || got[-1] == 0x5a);
+    return selftest_same(got, p->sealed, TEXT) && selftest_same(tags, p->tag, sizeof tags) &&
+           got[TEXT] == 0x5a && (!misalign || got[-1] == 0x5a);
 }
 
 static int check_open(const aegis_ops *ops, pages *p, size_t misalign, unsigned flags) {
@@ -285,7 +276,8 @@ static int check_open(const aegis_ops *ops, pages *p, size_t misalign, unsigned 
         ops->open_pages(p->key, got, p->sealed, SMALL_PAGES, SMALL_PAGE, NONCES(p), TAGS(p), flags);
     bad |= ops->open_pages(p->key, got + LARGE_AT, p->sealed + LARGE_AT, 1, LARGE_PAGE,
                            NONCES(p) + SMALL_PAGES, TAGS(p) + SMALL_PAGES, flags);
-    return !bad && same(got, p->plain, TEXT) && got[TEXT] == 0x5a && (!misalign || got[-1] == 0x5a);
+    return !bad && selftest_same(got, p->plain, TEXT) && got[TEXT] == 0x5a &&
+           (!misalign || got[-1] == 0x5a);
 }
 
 /* In place, and one to four pages a call: kernels that take pages together have their rests. */
@@ -297,9 +289,10 @@ static int check_counts(const aegis_ops *ops, pages *p) {
         uint8_t tags[SMALL_PAGES][16];
         memcpy(p->got, p->plain, size);
         ops->seal_pages(p->key, p->got, p->got, n, SMALL_PAGE, NONCES(p), tags, 0);
-        good &= same(p->got, p->sealed, size) && same(tags, p->tag, n * sizeof *tags);
+        good &=
+            selftest_same(p->got, p->sealed, size) && selftest_same(tags, p->tag, n * sizeof *tags);
         good &= !ops->open_pages(p->key, p->got, p->got, n, SMALL_PAGE, NONCES(p), TAGS(p), 0);
-        good &= same(p->got, p->plain, size);
+        good &= selftest_same(p->got, p->plain, size);
     }
     return good;
 }
@@ -316,12 +309,12 @@ static int check_next(const aegis_ops *ops, pages *p) {
         memset(p->got, 0x5a, size + SLACK);
         good &= ops->open_next(p->key, got, p->sealed + at, size, p->nonce[i], p->tag[i], p->sealed,
                                p->sealed + at) == 1;
-        good &= same(got, p->plain + at, size) && got[size] == 0x5a && got[-1] == 0x5a;
+        good &= selftest_same(got, p->plain + at, size) && got[size] == 0x5a && got[-1] == 0x5a;
         *changed ^= 0x04;
         good &= ops->open_next(p->key, got, p->sealed + at, size, p->nonce[i], p->tag[i],
                                p->sealed + at, p->sealed) == 0;
         *changed ^= 0x04;
-        good &= zero(got, size) && got[size] == 0x5a && got[-1] == 0x5a;
+        good &= selftest_zero(got, size) && got[size] == 0x5a && got[-1] == 0x5a;
     }
     return good;
 }
@@ -340,11 +333,12 @@ static int check_parts(const aegis_ops *ops, pages *p) {
         uint8_t *got = p->got + 1 + i % 5, *changed;
         memset(p->got, 0x5a, n + SLACK);
         good &= ops->open_part(p->key, got, sealed, LARGE_PAGE, nonce, tag, offset, n, 0) == 1;
-        good &= same(got, p->plain + LARGE_AT + offset, n) && got[n] == 0x5a && got[-1] == 0x5a;
+        good &= selftest_same(got, p->plain + LARGE_AT + offset, n) && got[n] == 0x5a &&
+                got[-1] == 0x5a;
         changed = sealed + (i % 3 == 0 ? 0 : i % 3 == 1 ? LARGE_PAGE - 1 : offset % LARGE_PAGE);
         *changed ^= 0x10;
         good &= ops->open_part(p->key, got, sealed, LARGE_PAGE, nonce, tag, offset, n, 0) == 0;
-        good &= zero(got, n) && got[n] == 0x5a && got[-1] == 0x5a;
+        good &= selftest_zero(got, n) && got[n] == 0x5a && got[-1] == 0x5a;
         *changed ^= 0x10;
     }
     return good;
@@ -364,9 +358,9 @@ static int check_changes(const aegis_ops *ops, pages *p, unsigned flags) {
         good &= ops->open_pages(p->key, p->got, p->sealed, SMALL_PAGES, SMALL_PAGE, NONCES(p),
                                 TAGS(p), flags) == UINT64_C(1) << i;
         *changed ^= 0x80;
-        good &= zero(page, SMALL_PAGE);
+        good &= selftest_zero(page, SMALL_PAGE);
         memcpy(page, p->plain + i * SMALL_PAGE, SMALL_PAGE);
-        good &= same(p->got, p->plain, LARGE_AT);
+        good &= selftest_same(p->got, p->plain, LARGE_AT);
     }
     return good;
 }

@@ -1,12 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  * AES, CMAC and key wrap of a tier against published vectors. */
-#include <string.h>
 
 #include "crypto/aes/keywrap.h"
 #include "crypto/mac/kdf.h"
 #include "selftest/selftest.h"
-
-static int same(const void *a, const void *b, size_t n) { return !memcmp(a, b, n); }
 
 static void count_up(uint8_t *p, size_t n) {
     for (size_t i = 0; i < n; i++)
@@ -34,7 +31,7 @@ static int check_block_cipher(const aes_ops *ops) {
             blocks[i / AES_BLOCK][i % AES_BLOCK] = (uint8_t)(i % AES_BLOCK * 0x11);
         ops->encrypt(&expanded, *blocks, *blocks, 9);
         for (size_t i = 0; i < 9; i++)
-            good &= same(blocks[i], expected[size], AES_BLOCK);
+            good &= selftest_same(blocks[i], expected[size], AES_BLOCK);
     }
     return good;
 }
@@ -56,7 +53,7 @@ static int check_cmac(const aes_ops *ops) {
 
     aes_expand(&expanded, key, sizeof key);
     cmac(ops, &expanded, msg, sizeof msg, tag);
-    return same(tag, expected, sizeof tag);
+    return selftest_same(tag, expected, sizeof tag);
 }
 
 /* RFC 3394, 4.6: 256 bits under a key of 256 bits. */
@@ -75,8 +72,9 @@ static int check_key_wrap(const aes_ops *ops) {
         data[i] = (uint8_t)(i < AES_BLOCK ? i * 0x11 : i - AES_BLOCK);
     keywrap_expand(&key, raw, sizeof raw);
     keywrap_wrap(ops, &key, data, sizeof data, wrapped);
-    good = same(wrapped, expected, sizeof wrapped) &&
-           keywrap_unwrap(ops, &key, wrapped, sizeof wrapped, got) && same(got, data, sizeof data);
+    good = selftest_same(wrapped, expected, sizeof wrapped) &&
+           keywrap_unwrap(ops, &key, wrapped, sizeof wrapped, got) &&
+           selftest_same(got, data, sizeof data);
     wrapped[sizeof wrapped - 1] ^= 1;
     return good && !keywrap_unwrap(ops, &key, wrapped, sizeof wrapped, got);
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0
- * The data that the self-tests work on. */
+ * The data that the self-tests work on, and comparisons of it. */
 #include <string.h>
 
 #include "selftest/selftest.h"
@@ -11,6 +11,15 @@ void selftest_fill(uint8_t *p, size_t n, uint64_t seed) {
         z = (z ^ z >> 27) * UINT64_C(0x94d049bb133111eb);
         p[i] = (uint8_t)(z ^ z >> 31);
     }
+}
+
+int selftest_same(const void *a, const void *b, size_t n) { return !memcmp(a, b, n); }
+
+int selftest_zero(const uint8_t *p, size_t n) {
+    uint8_t all = 0;
+    for (size_t i = 0; i < n; i++)
+        all |= p[i];
+    return !all;
 }
 
 void selftest_number(ccmem_dtype dtype, uint8_t *to, int v) {

@@ -8,27 +8,18 @@
 
 #include "selftest/selftest.h"
 
-static int same(const void *a, const void *b, size_t n) { return !memcmp(a, b, n); }
-
-static int zero(const uint8_t *p, size_t n) {
-    uint8_t all = 0;
-    for (size_t i = 0; i < n; i++)
-        all |= p[i];
-    return !all;
-}
-
 int selftest_gcm_message(const gcm_ops *ops, const void *key, const selftest_gcm_vector *v) {
     const gcm_message m = {ops, key, v->iv, v->ad, v->iv_len, v->ad_len};
     uint8_t data[sizeof v->plain], tag[GCM_TAG_SIZE];
     int good;
 
     gcm_seal_message(&m, v->plain, data, v->n, tag, sizeof tag);
-    good = same(data, v->sealed, v->n) && same(tag, v->tag, sizeof tag);
+    good = selftest_same(data, v->sealed, v->n) && selftest_same(tag, v->tag, sizeof tag);
     good &= gcm_open_message(&m, data, data, v->n, tag, sizeof tag) == CCMEM_OK;
-    good &= same(data, v->plain, v->n);
+    good &= selftest_same(data, v->plain, v->n);
     tag[15] ^= 1;
     good &= gcm_open_message(&m, v->sealed, data, v->n, tag, sizeof tag) == CCMEM_ERR_INTEGRITY;
-    return good && zero(data, v->n);
+    return good && selftest_zero(data, v->n);
 }
 
 enum {
@@ -79,9 +70,9 @@ static int prepare(pages *p, const gcm_ops *portable) {
         uint8_t tags[2][16];
         gcm_seal_message(&as, p->plain, p->got + 2048, n, tags[0], 16);
         gcm_seal_message(&m, p->plain, p->got, n, tags[1], 16);
-        good &= same(p->got, p->got + 2048, n) && same(tags[0], tags[1], 16);
+        good &= selftest_same(p->got, p->got + 2048, n) && selftest_same(tags[0], tags[1], 16);
         good &= gcm_open_message(&m, p->got, p->got, n, tags[1], 16) == CCMEM_OK;
-        good &= same(p->got, p->plain, n);
+        good &= selftest_same(p->got, p->plain, n);
     }
     return good;
 }
@@ -97,8 +88,8 @@ static int check_counter(const pages *p) {
         if (counter[1][15] != i)
             return 0;
     }
-    return same(got[0], got[1], 80) && same(counter[0], counter[1], 16) && counter[0][11] == 0xff &&
-           zero(counter[0] + 12, 3);
+    return selftest_same(got[0], got[1], 80) && selftest_same(counter[0], counter[1], 16) &&
+           counter[0][11] == 0xff && selftest_zero(counter[0] + 12, 3);
 }
 
 /* With every byte of the result at its right place and none outside. */
@@ -111,14 +102,16 @@ static int check_pages(pages *p, size_t misalign, unsigned flags) {
     for (size_t i = SMALL_PAGES; i < PAGES; i++)
         p->ops->seal_pages(p->key, got + place_of(i), p->plain + place_of(i), 1, size_of(i),
                            p->place + i, tags + i, flags);
-    good &= same(got, p->sealed, TEXT) && same(tags, p->tag, sizeof tags) && got[TEXT] == 0x5a;
+    good &= selftest_same(got, p->sealed, TEXT) && selftest_same(tags, p->tag, sizeof tags) &&
+            got[TEXT] == 0x5a;
     memset(p->got, 0x5a, sizeof p->got);
     good &= !p->ops->open_pages(p->key, got, p->sealed, SMALL_PAGES, SMALL_PAGE, p->place, TAGS(p),
                                 flags);
     for (size_t i = SMALL_PAGES; i < PAGES; i++)
         good &= !p->ops->open_pages(p->key, got + place_of(i), p->sealed + place_of(i), 1,
                                     size_of(i), p->place + i, TAGS(p) + i, flags);
-    return good && same(got, p->plain, TEXT) && got[TEXT] == 0x5a && (!misalign || got[-1] == 0x5a);
+    return good && selftest_same(got, p->plain, TEXT) && got[TEXT] == 0x5a &&
+           (!misalign || got[-1] == 0x5a);
 }
 
 /* In place. */
@@ -128,10 +121,10 @@ static int check_in_place(pages *p) {
 
     memcpy(p->got, p->plain, LARGE_AT);
     p->ops->seal_pages(p->key, p->got, p->got, SMALL_PAGES, SMALL_PAGE, p->place, tags, 0);
-    good = same(p->got, p->sealed, LARGE_AT) && same(tags, p->tag, sizeof tags);
+    good = selftest_same(p->got, p->sealed, LARGE_AT) && selftest_same(tags, p->tag, sizeof tags);
     good &=
         !p->ops->open_pages(p->key, p->got, p->got, SMALL_PAGES, SMALL_PAGE, p->place, TAGS(p), 0);
-    return good && same(p->got, p->plain, LARGE_AT);
+    return good && selftest_same(p->got, p->plain, LARGE_AT);
 }
 
 /* Parts of the large page; then the same parts of it with one bit changed, at its start, inside the
@@ -150,11 +143,12 @@ static int check_parts(pages *p) {
         uint8_t *got = p->got + 1 + i % 5, *changed;
         memset(p->got, 0x5a, n + SLACK);
         good &= p->ops->open_part(p->key, got, sealed, LARGE_PAGE, place, tag, offset, n, 0) == 1;
-        good &= same(got, p->plain + LARGE_AT + offset, n) && got[n] == 0x5a && got[-1] == 0x5a;
+        good &= selftest_same(got, p->plain + LARGE_AT + offset, n) && got[n] == 0x5a &&
+                got[-1] == 0x5a;
         changed = sealed + (i % 3 == 0 ? 0 : i % 3 == 1 ? LARGE_PAGE - 1 : offset % LARGE_PAGE);
         *changed ^= 0x10;
         good &= p->ops->open_part(p->key, got, sealed, LARGE_PAGE, place, tag, offset, n, 0) == 0;
-        good &= zero(got, n) && got[n] == 0x5a && got[-1] == 0x5a;
+        good &= selftest_zero(got, n) && got[n] == 0x5a && got[-1] == 0x5a;
         *changed ^= 0x10;
     }
     return good;
@@ -174,9 +168,9 @@ static int check_changes(pages *p, unsigned flags) {
         good &= p->ops->open_pages(p->key, p->got, p->sealed, SMALL_PAGES, SMALL_PAGE, p->place,
                                    TAGS(p), flags) == UINT64_C(1) << i;
         *changed ^= 0x80;
-        good &= zero(page, SMALL_PAGE);
+        good &= selftest_zero(page, SMALL_PAGE);
         memcpy(page, p->plain + i * SMALL_PAGE, SMALL_PAGE);
-        good &= same(p->got, p->plain, LARGE_AT);
+        good &= selftest_same(p->got, p->plain, LARGE_AT);
     }
     return good;
 }

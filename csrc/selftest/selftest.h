@@ -27,6 +27,10 @@ ccmem_status selftest_run(ccmem_tier number);
  * everywhere. */
 void selftest_fill(uint8_t *p, size_t n, uint64_t seed);
 
+/* 1 when these n bytes are the same, and when all of them are zero. */
+int selftest_same(const void *a, const void *b, size_t n);
+int selftest_zero(const uint8_t *p, size_t n);
+
 /* Writes the whole number v, from -8 to 7, as an element of a matrix. */
 void selftest_number(ccmem_dtype dtype, uint8_t *to, int v);
 

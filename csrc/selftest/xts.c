@@ -7,8 +7,6 @@
 #include "crypto/xts/xts.h"
 #include "selftest/selftest.h"
 
-static int same(const void *a, const void *b, size_t n) { return !memcmp(a, b, n); }
-
 /* ---- published vectors ----------------------------------------------------------------------- */
 
 typedef struct xts_vector {
@@ -71,9 +69,9 @@ static int check_vectors(const xts_ops *ops) {
         if (xts_expand(&key, v->key, v->key_len))
             return 0;
         xts_crypt(ops, &key, 1, v->tweak, v->plain, data, v->n);
-        good &= same(data, v->sealed, v->n);
+        good &= selftest_same(data, v->sealed, v->n);
         xts_crypt(ops, &key, 0, v->tweak, data, data, v->n);
-        good &= same(data, v->plain, v->n);
+        good &= selftest_same(data, v->plain, v->n);
     }
     return good;
 }
@@ -116,7 +114,7 @@ static int check_tweaks(const xts_ops *ops, const pages *p, size_t key_len) {
 
     selftest_fill(*t0, sizeof t0, key_len + 1);
     ops->tweaks(&p->key, t0, SMALL_PAGES + 1);
-    return same(t0, p->t0, sizeof t0);
+    return selftest_same(t0, p->t0, sizeof t0);
 }
 
 typedef void (*pages_function)(const xts_key *, uint8_t *, const uint8_t *, size_t, size_t,
@@ -131,7 +129,7 @@ static int check_pages(pages_function f, pages *p, const uint8_t *in, const uint
     memset(p->got, 0x5a, sizeof p->got);
     f(&p->key, got, in, SMALL_PAGES, SMALL_PAGE, t0, flags);
     f(&p->key, got + LARGE_AT, in + LARGE_AT, 1, LARGE_PAGE, t0 + SMALL_PAGES, flags);
-    return same(got, out, TEXT) && got[TEXT] == 0x5a && (!misalign || got[-1] == 0x5a);
+    return selftest_same(got, out, TEXT) && got[TEXT] == 0x5a && (!misalign || got[-1] == 0x5a);
 }
 
 /* In place: what the stores are filled and emptied with when source and destination are one. */
@@ -142,9 +140,9 @@ static int check_pages_in_place(const xts_ops *ops, pages *p) {
 
     memcpy(got, p->plain, LARGE_AT);
     ops->seal_pages(&p->key, got, got, SMALL_PAGES, SMALL_PAGE, t0, 0);
-    good = same(got, p->sealed, LARGE_AT);
+    good = selftest_same(got, p->sealed, LARGE_AT);
     ops->open_pages(&p->key, got, got, SMALL_PAGES, SMALL_PAGE, t0, 0);
-    return good && same(got, p->plain, LARGE_AT);
+    return good && selftest_same(got, p->plain, LARGE_AT);
 }
 
 /* Runs of blocks inside the large page: single blocks, rests of every vector width, runs over the
@@ -162,9 +160,9 @@ static int check_blocks(const xts_ops *ops, pages *p) {
         uint8_t *got = p->got + i % 5;
         memset(got, 0x5a, size + 1);
         ops->seal_blocks(&p->key, got, plain + at, n, first, t0);
-        good &= same(got, sealed + at, size) && got[size] == 0x5a;
+        good &= selftest_same(got, sealed + at, size) && got[size] == 0x5a;
         ops->open_blocks(&p->key, got, got, n, first, t0);
-        good &= same(got, plain + at, size) && got[size] == 0x5a;
+        good &= selftest_same(got, plain + at, size) && got[size] == 0x5a;
     }
     return good;
 }
@@ -179,9 +177,9 @@ static int check_far_blocks(const xts_ops *ops, pages *p) {
         uint8_t expected[FAR_BLOCKS * AES_BLOCK], got[FAR_BLOCKS * AES_BLOCK];
         xts_portable.seal_blocks(&p->key, expected, p->plain, FAR_BLOCKS, firsts[i], t0);
         ops->seal_blocks(&p->key, got, p->plain, FAR_BLOCKS, firsts[i], t0);
-        good &= same(got, expected, sizeof got);
+        good &= selftest_same(got, expected, sizeof got);
         ops->open_blocks(&p->key, got, got, FAR_BLOCKS, firsts[i], t0);
-        good &= same(got, p->plain, sizeof got);
+        good &= selftest_same(got, p->plain, sizeof got);
     }
     return good;
 }

@@ -97,6 +97,13 @@ def xts_decrypt(key: Any, tweak: Any, data: Any, *, tier: str | None = None) -> 
     return _xts(0, key, tweak, data, tier)
 
 
+def _taken(out: Any) -> bytes:
+    """Returns the bytes of native memory, which is wiped."""
+    result = bytes(ffi.buffer(out))
+    lib.ccmem_wipe(out, len(out))
+    return result
+
+
 def _aegis(
     call: Any,
     variant: str,
@@ -156,9 +163,7 @@ def _aegis_decrypt(
     call = lib.ccmem_aegis_decrypt if short else lib.ccmem_aegis256_decrypt
     with exact_bytes("tag", tag, _AEGIS_TAG_SIZES, errors.ArgumentError) as tag_buffer:
         out = _aegis(call, variant, key, nonce, "ciphertext", ciphertext, tag_buffer, ad, tier)
-    plaintext = bytes(ffi.buffer(out))
-    lib.ccmem_wipe(out, len(out))
-    return plaintext
+    return _taken(out)
 
 
 def aegis128l_encrypt(
@@ -315,9 +320,7 @@ def aes_gcm_decrypt(
     call = lib.ccmem_aes_gcm_decrypt
     with exact_bytes("tag", tag, _GCM_TAG_SIZES, errors.ArgumentError) as tag_buffer:
         out = _gcm(call, key, iv, "ciphertext", ciphertext, tag_buffer, ad, tier)
-    plaintext = bytes(ffi.buffer(out))
-    lib.ccmem_wipe(out, len(out))
-    return plaintext
+    return _taken(out)
 
 
 def aes_cmac(key: Any, message: Any, *, tier: str | None = None) -> bytes:
@@ -350,9 +353,7 @@ def _key_wrap(wrap: int, kek: Any, name: str, key: Any, tier: str | None) -> byt
         out = ffi.new("uint8_t[]", size)
         status = lib.ccmem_aes_kw(number, wrap, kek_buffer, len(kek_buffer), source, length, out)
     check(status, UnwrapCall("AES key wrap", None))
-    result = bytes(ffi.buffer(out))
-    lib.ccmem_wipe(out, size)
-    return result
+    return _taken(out)
 
 
 def aes_key_wrap(kek: Any, key: Any, *, tier: str | None = None) -> bytes:
@@ -406,6 +407,4 @@ def kdf_counter_cmac(
             nbytes,
         )
     check(status, Call("the key derivation"))
-    derived = bytes(ffi.buffer(out))
-    lib.ccmem_wipe(out, nbytes)
-    return derived
+    return _taken(out)
