@@ -14,11 +14,6 @@
 /* Rows of x that are packed and transposed together. */
 enum { TRANSPOSED = 8 };
 
-__attribute__((noinline)) void blocks_burn(void) {
-    uint8_t below[6 << 10];
-    ccmem_wipe(below, sizeof below);
-}
-
 /* ---- x --------------------------------------------------------------------------------------- */
 
 static size_t number_bytes(int halves) { return halves ? sizeof(uint16_t) : sizeof(float); }
