@@ -22,6 +22,7 @@ from ..torch import encrypt_module
 from ..torch._block_files import load_sealed
 from .keys import file_context, file_key
 from .method import PyccmemQuantization, adopt_layers, weights_of
+from .norms import open_norms
 from .process import use_vllm_threads
 from .proof import check_attention, check_weights
 
@@ -63,6 +64,7 @@ class EncryptedLoader(DefaultModelLoader):  # type: ignore[misc]
             one.finish()
         self._config.formats().tell()
         _encrypt_rest(model, self._config)
+        open_norms(model)
         check_weights(model, weights)
         if self._config.with_cache:
             check_attention(self._config.layers)
