@@ -56,9 +56,10 @@ typedef enum ccmem_tier {
 typedef enum ccmem_cipher {
     CCMEM_AES_128_XTS = 0,
     CCMEM_AES_256_XTS,
-    CCMEM_AEGIS_128X2, /* authenticated: every changed page is noticed; so are those below */
+    CCMEM_AEGIS_128X2, /* authenticated: every changed page is noticed; so are the next two */
     CCMEM_AES_256_GCM,
     CCMEM_AEGIS_256X2,
+    CCMEM_SM4_XTS, /* with the tweaks of GB/T 17964-2021, and without tags */
     CCMEM_CIPHER_COUNT
 } ccmem_cipher;
 
@@ -1299,6 +1300,30 @@ ccmem_status ccmem_kdf(ccmem_tier tier, const uint8_t *key, size_t key_len, cons
  * then. CCMEM_ERR_ARGUMENT, _TIER. */
 ccmem_status ccmem_aes_kw(ccmem_tier tier, int wrap, const uint8_t *kek, size_t kek_len,
                           const uint8_t *in, size_t n, uint8_t *out);
+
+/* SM4 (GB/T 32907-2016) of nblocks blocks of 16 bytes by themselves, in place or from `in` to a
+ * non-overlapping `out`. `encrypt` is 1 or 0. CCMEM_ERR_ARGUMENT, _TIER. */
+ccmem_status ccmem_sm4(ccmem_tier tier, int encrypt, const uint8_t key[16], const uint8_t *in,
+                       uint8_t *out, size_t nblocks);
+
+/* SM4-XTS of one data unit, likewise as ccmem_xts(); key is K1 || K2. `ieee` is 0 for GB/T
+ * 17964-2021, as pages are sealed, and 1 for tweaks doubled as in IEEE 1619. CCMEM_ERR_ARGUMENT,
+ * _EQUAL_HALVES, _TIER. */
+ccmem_status ccmem_sm4_xts(ccmem_tier tier, int encrypt, int ieee, const uint8_t key[32],
+                           const uint8_t tweak[16], const uint8_t *in, uint8_t *out, size_t n);
+
+/* SM3 (GB/T 32905-2016) of n bytes. CCMEM_ERR_ARGUMENT. */
+ccmem_status ccmem_sm3(const uint8_t *msg, size_t n, uint8_t digest[32]);
+
+/* HMAC over SM3 under a key of 1 to 64 bytes. CCMEM_ERR_ARGUMENT. */
+ccmem_status ccmem_hmac_sm3(const uint8_t *key, size_t key_len, const uint8_t *msg, size_t n,
+                            uint8_t tag[32]);
+
+/* The key derivation of ccmem_kdf() with HMAC over SM3 in the place of AES-CMAC. The key has 1 to
+ * 64 bytes. CCMEM_ERR_ARGUMENT. */
+ccmem_status ccmem_kdf_sm3(const uint8_t *key, size_t key_len, const uint8_t *label,
+                           size_t label_len, const uint8_t *context, size_t context_len,
+                           uint8_t *out, size_t out_len);
 
 /* 1 when the n bytes at a and b are equal, else 0, in time that depends on n alone. */
 int ccmem_equal(const void *a, const void *b, size_t n);

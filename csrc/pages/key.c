@@ -8,6 +8,7 @@
 #include "crypto/aes/aes.h"
 #include "crypto/aes/keywrap.h"
 #include "crypto/mac/kdf.h"
+#include "crypto/sm3/sm3.h"
 #include "memory/secret.h"
 #include "pages/key_text.h"
 #include "platform/fork.h"
@@ -168,16 +169,27 @@ void ccmem_key_free(ccmem_key *key) {
 
 /* The labels, cipher names among them, are all different: what is derived for one purpose tells
  * nothing of what is derived for another. */
-static ccmem_status derive(const ccmem_key *key, const char *label, const uint8_t *context,
-                           size_t context_len, uint8_t *out, size_t out_len) {
+static ccmem_status derive_by(const ccmem_key *key, key_derivation by, const char *label,
+                              const uint8_t *context, size_t context_len, uint8_t *out,
+                              size_t out_len) {
     if (fork_alien(key->generation))
         return CCMEM_ERR_FORK;
+    if (by == KEY_BY_SM3) {
+        kdf_counter_sm3(key->schedule->rk[0], CCMEM_ROOT_KEY_SIZE, (const uint8_t *)label,
+                        strlen(label), context, context_len, out, out_len);
+        return CCMEM_OK;
+    }
     kdf_counter_cmac(tier_active_kernels().aes, key->schedule, (const uint8_t *)label,
                      strlen(label), context, context_len, out, out_len);
     return CCMEM_OK;
 }
 
-ccmem_status key_derive(const ccmem_key *key, const char *cipher_name,
+static ccmem_status derive(const ccmem_key *key, const char *label, const uint8_t *context,
+                           size_t context_len, uint8_t *out, size_t out_len) {
+    return derive_by(key, KEY_BY_AES, label, context, context_len, out, out_len);
+}
+
+ccmem_status key_derive(const ccmem_key *key, key_derivation by, const char *cipher_name,
                         const uint8_t store_id[CCMEM_STORE_ID_SIZE], uint32_t page_size,
                         uint8_t *out, size_t out_len) {
     uint8_t context[CCMEM_STORE_ID_SIZE + 4];
@@ -185,7 +197,7 @@ ccmem_status key_derive(const ccmem_key *key, const char *cipher_name,
     memcpy(context, store_id, CCMEM_STORE_ID_SIZE);
     for (int i = 0; i < 4; i++)
         context[CCMEM_STORE_ID_SIZE + i] = (uint8_t)(page_size >> (24 - 8 * i));
-    return derive(key, cipher_name, context, sizeof context, out, out_len);
+    return derive_by(key, by, cipher_name, context, sizeof context, out, out_len);
 }
 
 /* ---- keys of files -----------------------------------------------------------------------------

@@ -5,9 +5,12 @@
 
 #include "ccmem.h"
 
+/* How subkeys are derived: with AES-CMAC, or with HMAC over SM3 for suites that use no AES. */
+typedef enum key_derivation { KEY_BY_AES = 0, KEY_BY_SM3 } key_derivation;
+
 /* Derives out_len bytes for one store: label = cipher name, context = store id || page size (4
  * bytes, big-endian). `out` should lie in secret memory. CCMEM_ERR_FORK. */
-ccmem_status key_derive(const ccmem_key *key, const char *cipher_name,
+ccmem_status key_derive(const ccmem_key *key, key_derivation by, const char *cipher_name,
                         const uint8_t store_id[CCMEM_STORE_ID_SIZE], uint32_t page_size,
                         uint8_t *out, size_t out_len);
 

@@ -5,6 +5,7 @@
 #ifndef CCMEM_PAGE_H
 #define CCMEM_PAGE_H
 
+#include "pages/key.h"
 #include "pages/tweak_cache.h"
 #include "tiers/tiers.h"
 
@@ -94,6 +95,7 @@ typedef struct page_suite {
     /* Its table among a tier's. */
     const void *(*kernels)(const tier_kernels *tier);
     const page_ops *pages; /* what is done with these */
+    key_derivation derive; /* of its subkeys from root keys */
     int tweaks;            /* 1: these use the tweak cache */
     uint64_t versions;     /* that a page may have under one key; 0: any number below 2^63 */
 } page_suite;

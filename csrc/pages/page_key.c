@@ -19,7 +19,8 @@ ccmem_status page_key_new(page_context *page, const ccmem_key *root, ccmem_ciphe
         return status;
     status = secret_alloc(suite->is.subkey_size, key_require(root), &subkey, NULL);
     if (status == CCMEM_OK) {
-        status = key_derive(root, suite->is.name, id, page_size, subkey, suite->is.subkey_size);
+        status = key_derive(root, suite->derive, suite->is.name, id, page_size, subkey,
+                            suite->is.subkey_size);
         if (status == CCMEM_OK)
             status = page_init(page, cipher, ccmem_tier_active(), page_size, expanded, subkey);
         secret_free(subkey);

@@ -158,7 +158,7 @@ static void derive(const subkeys *of, const subkey *k, table *t, uint8_t *out) {
     const page_suite *suite = page_suite_of(of->cipher);
     const size_t n = suite->is.subkey_size;
     uint8_t *raw = suite->expand ? t->raw : out;
-    (void)key_derive(of->root, suite->is.name, k->id, of->page_size, raw, n);
+    (void)key_derive(of->root, suite->derive, suite->is.name, k->id, of->page_size, raw, n);
     if (suite->expand) {
         (void)suite->expand(out, raw, n);
         ccmem_wipe(raw, n);

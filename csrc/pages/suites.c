@@ -4,6 +4,7 @@
 #include "crypto/aegis/aegis.h"
 #include "crypto/aegis256/aegis256.h"
 #include "crypto/aes_gcm/aes_gcm.h"
+#include "crypto/sm4/sm4.h"
 #include "crypto/xts/xts.h"
 #include "memory/secret.h"
 #include "pages/page.h"
@@ -30,6 +31,13 @@ static ccmem_status expand_aes_gcm(void *key, const uint8_t *subkey, size_t n) {
 /* Blocks under one key of a block cipher of 16 bytes: two of n meet by chance with a probability of
  * about n^2 / 2^128, here 2^-40. IEEE 1619-2018, 5.1, asks for no more than 2^64. */
 enum { BLOCKS_LOG2 = 44 };
+
+static const void *sm4_xts_kernels(const tier_kernels *k) { return &k->sm4->xts; }
+
+static ccmem_status expand_sm4_xts(void *key, const uint8_t *subkey, size_t n) {
+    (void)n;
+    return sm4_xts_expand(key, subkey);
+}
 
 static const page_suite suites[CCMEM_CIPHER_COUNT] = {
     [CCMEM_AES_128_XTS] = {.is = {.name = "aes-128-xts",
@@ -85,6 +93,17 @@ static const page_suite suites[CCMEM_CIPHER_COUNT] = {
                            .key_size = AEGIS256_KEY_SIZE,
                            .kernels = aegis256_kernels,
                            .pages = &page_aegis},
+    [CCMEM_SM4_XTS] = {.is = {.name = "sm4-xts",
+                              .subkey_size = 2 * SM4_KEY_SIZE,
+                              .key_bits = 128,
+                              .blocks_log2 = BLOCKS_LOG2,
+                              .standards = "GB/T 32907-2016, GB/T 17964-2021"},
+                       .key_size = sizeof(sm4_xts_key),
+                       .expand = expand_sm4_xts,
+                       .kernels = sm4_xts_kernels,
+                       .pages = &page_xts,
+                       .derive = KEY_BY_SM3,
+                       .tweaks = 1},
 };
 
 const page_suite *page_suite_of(ccmem_cipher cipher) {

@@ -16,11 +16,13 @@ static const tier_kernels rows[] = {
      .attention = &attention_avx2,
      .blocks = &blocks_avx2},
     {.needs = CPU_AVX2, .aegis = &aegis_avx2, .aegis256 = &aegis256_avx2, .int8 = &int8_avx2},
+    {.needs = CPU_GFNI, .sm4 = &sm4_gfni128},
     {.aes = &aes_aesni,
      .xts = &xts_aesni,
      .aegis = &aegis_aesni,
      .aegis256 = &aegis256_aesni,
      .aes_gcm = &aes_gcm_aesni,
+     .sm4 = &sm4_aesni,
      .probe = &probe_aesni},
     TIER_LAST,
 };

@@ -11,6 +11,7 @@ static const tier_kernels rows[] = {
      .aegis = &aegis_portable,
      .aegis256 = &aegis256_portable,
      .aes_gcm = &aes_gcm_portable,
+     .sm4 = &sm4_portable,
      .gemv = &gemv_portable,
      .gemm = &gemm_portable,
      .int8 = &int8_portable,

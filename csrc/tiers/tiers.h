@@ -8,6 +8,7 @@
 #include "crypto/aegis/aegis.h"
 #include "crypto/aes/aes.h"
 #include "crypto/gcm/gcm.h"
+#include "crypto/sm4/sm4.h"
 #include "crypto/xts/xts.h"
 #include "kernels/attention.h"
 #include "kernels/blocks.h"
@@ -26,6 +27,7 @@
     TABLE(aegis_ops, aegis)                                                                        \
     TABLE(aegis_ops, aegis256)                                                                     \
     TABLE(gcm_ops, aes_gcm)                                                                        \
+    TABLE(sm4_ops, sm4)                                                                            \
     TABLE(gemv_ops, gemv)                                                                          \
     TABLE(gemm_ops, gemm)                                                                          \
     TABLE(gemm_ops, gemm_bf16)                                                                     \

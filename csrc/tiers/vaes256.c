@@ -15,11 +15,13 @@ static const tier_kernels rows[] = {
      .attention = &attention_avx2,
      .blocks = &blocks_avx2},
     {.int8 = &int8_avx2},
+    {.needs = CPU_GFNI, .sm4 = &sm4_gfni256},
     {.aes = &aes_aesni,
      .xts = &xts_vaes256,
      .aegis = &aegis_vaes256,
      .aegis256 = &aegis256_vaes256,
      .aes_gcm = &aes_gcm_vaes256,
+     .sm4 = &sm4_vaes256,
      .probe = &probe_vaes256},
     TIER_LAST,
 };

@@ -25,6 +25,9 @@ void bs_transpose(bs_word q[BS_BLOCKS]);
  * For ciphers that are made of such rounds. */
 void bs_round8(bs_word out[BS_BLOCKS], const bs_word in[BS_BLOCKS]);
 
+/* The S-box on each byte of eight planes. */
+void bs_sub_planes(bs_word q[BS_BLOCKS]);
+
 /* The S-box on each of 16 bytes, for the key schedule. */
 void bs_sub_bytes(uint8_t bytes[AES_BLOCK]);
 

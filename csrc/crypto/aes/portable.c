@@ -258,6 +258,8 @@ CLEAR_REGISTERS void bs_round8(word out[BS_BLOCKS], const word in[BS_BLOCKS]) {
     memcpy(out, q, sizeof q);
 }
 
+CLEAR_REGISTERS void bs_sub_planes(word q[BS_BLOCKS]) { sub_bytes(q); }
+
 CLEAR_REGISTERS void bs_sub_bytes(uint8_t bytes[AES_BLOCK]) {
     word q[8] = {{0}};
     memcpy(&q[0], bytes, AES_BLOCK);

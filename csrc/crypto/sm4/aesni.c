@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * SM4 with AES-NI on 128-bit registers. */
+#include "platform/cpu.h"
+
+#if CCMEM_X86
+#define TARGET __attribute__((target("aes,pclmul,sse4.2")))
+#include "simd/v128.h"
+
+#include "simd/bytes.h"
+
+#define SM4_SETS 4
+#include "crypto/sm4/round_aes.h"
+
+#define SM4_OPS sm4_aesni
+#include "crypto/sm4/template.h"
+#endif
