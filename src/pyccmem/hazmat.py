@@ -33,7 +33,14 @@ __all__ = [
     "aes_gcm_encrypt",
     "aes_key_unwrap",
     "aes_key_wrap",
+    "hmac_sm3",
     "kdf_counter_cmac",
+    "kdf_counter_sm3",
+    "sm3",
+    "sm4_decrypt",
+    "sm4_encrypt",
+    "sm4_xts_decrypt",
+    "sm4_xts_encrypt",
     "xts_decrypt",
     "xts_encrypt",
 ]
@@ -369,18 +376,12 @@ def aes_key_unwrap(kek: Any, wrapped: Any, *, tier: str | None = None) -> bytes:
     return _key_wrap(0, kek, "wrapped", wrapped, tier)
 
 
-def kdf_counter_cmac(
-    key: Any, label: Any, context: Any, nbytes: int, *, tier: str | None = None
+def _kdf(
+    call: Any, key: Any, sizes: Any, label: Any, context: Any, nbytes: int, *first: Any
 ) -> bytes:
-    """Derives `nbytes` bytes in counter mode with AES-CMAC (NIST SP 800-108r1, 4.1): the blocks
-    CMAC(key, [i]_32 || label || 0x00 || context || [8 * nbytes]_32) for i = 1, 2, ...
-
-    `key` has 16 or 32 bytes, `label` and `context` at most 64, `nbytes` is at most 8160.
-    Raises InvalidKeyError, ArgumentError.
-    """
-    number = tier_number(tier)
+    """Calls the native derivation `call` with these arguments after `first`."""
     with (
-        exact_bytes("The derivation key", key, (16, 32), errors.InvalidKeyError) as key_buffer,
+        exact_bytes("The derivation key", key, sizes, errors.InvalidKeyError) as key_buffer,
         input_buffer("label", label) as label_buffer,
         input_buffer("context", context) as context_buffer,
     ):
@@ -395,8 +396,8 @@ def kdf_counter_cmac(
                 f"nbytes is {nbytes}; it must be from 1 to {_KDF_BYTES_MAX}."
             )
         out = ffi.new("uint8_t[]", nbytes)
-        status = lib.ccmem_kdf(
-            number,
+        status = call(
+            *first,
             key_buffer,
             len(key_buffer),
             label_buffer,
@@ -408,3 +409,122 @@ def kdf_counter_cmac(
         )
     check(status, Call("the key derivation"))
     return _taken(out)
+
+
+def kdf_counter_cmac(
+    key: Any, label: Any, context: Any, nbytes: int, *, tier: str | None = None
+) -> bytes:
+    """Derives `nbytes` bytes in counter mode with AES-CMAC (NIST SP 800-108r1, 4.1): the blocks
+    CMAC(key, [i]_32 || label || 0x00 || context || [8 * nbytes]_32) for i = 1, 2, ...
+
+    `key` has 16 or 32 bytes, `label` and `context` at most 64, `nbytes` is at most 8160.
+    Raises InvalidKeyError, ArgumentError.
+    """
+    return _kdf(lib.ccmem_kdf, key, (16, 32), label, context, nbytes, tier_number(tier))
+
+
+def kdf_counter_sm3(key: Any, label: Any, context: Any, nbytes: int) -> bytes:
+    """Derives as kdf_counter_cmac() does, with HMAC over SM3 in the place of AES-CMAC: what suites
+    under SM4 use. `key` has 32 bytes. Raises as kdf_counter_cmac() does."""
+    return _kdf(lib.ccmem_kdf_sm3, key, (32,), label, context, nbytes)
+
+
+# ---- SM4 and SM3 ----
+
+
+def _sm4(encrypt: int, key: Any, data: Any, tier: str | None) -> bytes:
+    number = tier_number(tier)
+    with (
+        exact_bytes("The SM4 key", key, (_BLOCK,), errors.InvalidKeyError) as key_buffer,
+        input_buffer("data", data) as source,
+    ):
+        length = len(source)
+        if length % _BLOCK:
+            raise errors.ArgumentError(
+                f"data has {length} bytes; it must have a multiple of {_BLOCK}."
+            )
+        out = ffi.new("uint8_t[]", length)
+        status = lib.ccmem_sm4(number, encrypt, key_buffer, source, out, length // _BLOCK)
+    check(status, Call("SM4"))
+    return _taken(out)
+
+
+def sm4_encrypt(key: Any, data: Any, *, tier: str | None = None) -> bytes:
+    """Encrypts each 16 bytes of `data` by themselves by SM4 (GB/T 32907-2016) under a key of 16.
+    Raises InvalidKeyError, ArgumentError."""
+    return _sm4(1, key, data, tier)
+
+
+def sm4_decrypt(key: Any, data: Any, *, tier: str | None = None) -> bytes:
+    """Decrypts what sm4_encrypt() encrypted. Raises as it does."""
+    return _sm4(0, key, data, tier)
+
+
+def _sm4_xts(
+    encrypt: int, key: Any, tweak: Any, data: Any, standard: Any, tier: str | None
+) -> bytes:
+    number = tier_number(tier)
+    if standard not in ("gb", "ieee"):
+        raise errors.ArgumentError(f"standard is {standard!r}; it must be 'gb' or 'ieee'.")
+    with (
+        exact_bytes("The XTS key", key, (2 * _BLOCK,), errors.InvalidKeyError) as key_buffer,
+        exact_bytes("tweak", tweak, (_BLOCK,), errors.ArgumentError) as tweak_buffer,
+        input_buffer("data", data) as source,
+    ):
+        length = len(source)
+        if length < _BLOCK:
+            raise errors.ArgumentError(
+                f"data has {length} bytes; an XTS data unit must have {_BLOCK} or more."
+            )
+        out = ffi.new("uint8_t[]", length)
+        ieee = int(standard == "ieee")
+        status = lib.ccmem_sm4_xts(
+            number, encrypt, ieee, key_buffer, tweak_buffer, source, out, length
+        )
+    check(status, Call("SM4-XTS"))
+    return _taken(out)
+
+
+def sm4_xts_encrypt(
+    key: Any, tweak: Any, data: Any, *, standard: str = "gb", tier: str | None = None
+) -> bytes:
+    """Encrypts one data unit of 16 bytes or more by SM4-XTS, with ciphertext stealing if its length
+    is not a multiple of 16. `key` is K1 || K2 of 32 bytes, K1 != K2.
+
+    `standard` tells how one block's tweak becomes the next one's: "gb" as in GB/T 17964-2021, which
+    pages use; "ieee" in the order of bits of IEEE 1619. Raises InvalidKeyError, ArgumentError.
+    """
+    return _sm4_xts(1, key, tweak, data, standard, tier)
+
+
+def sm4_xts_decrypt(
+    key: Any, tweak: Any, data: Any, *, standard: str = "gb", tier: str | None = None
+) -> bytes:
+    """Decrypts what sm4_xts_encrypt() encrypted. Authenticates nothing. Raises as it does."""
+    return _sm4_xts(0, key, tweak, data, standard, tier)
+
+
+def sm3(message: Any) -> bytes:
+    """Returns the 32-byte SM3 digest (GB/T 32905-2016) of `message`."""
+    digest = ffi.new("uint8_t[32]")
+    with input_buffer("message", message) as source:
+        check(lib.ccmem_sm3(source, len(source), digest), Call("SM3"))
+    return bytes(ffi.buffer(digest))
+
+
+def hmac_sm3(key: Any, message: Any) -> bytes:
+    """Returns the 32-byte HMAC over SM3 of `message` under a key of 1 to 64 bytes. Raises
+    InvalidKeyError."""
+    tag = ffi.new("uint8_t[32]")
+    sizes = range(1, 65)
+    with (
+        input_buffer("message", message) as source,
+        input_buffer("key", key) as key_buffer,
+    ):
+        if len(key_buffer) not in sizes:
+            raise errors.InvalidKeyError(
+                f"The HMAC key has {len(key_buffer)} bytes; it must have from 1 to 64."
+            )
+        status = lib.ccmem_hmac_sm3(key_buffer, len(key_buffer), source, len(source), tag)
+    check(status, Call("HMAC-SM3"))
+    return bytes(ffi.buffer(tag))

@@ -221,6 +221,12 @@ static void list_tables(ccmem_tier tier, const tier_kernels *k) {
             ADD(aegis256, open_next), ADD(aegis256, start);
         ADD(aegis256, absorb), ADD(aegis256, seal), ADD(aegis256, open), ADD(aegis256, finish);
     }
+    if (k->sm4) {
+        ADD(sm4, blocks), ADD(sm4, xts.tweaks), ADD(sm4, xts.seal_pages), ADD(sm4, xts.open_pages);
+        ADD(sm4, xts.seal_blocks), ADD(sm4, xts.open_blocks);
+        AS(sm4, xts.open_pages, xts_pages), AS(sm4, xts.seal_blocks, xts_blocks);
+        AS(sm4, xts.open_blocks, xts_blocks);
+    }
     if (k->aes_gcm) {
         ADD(aes_gcm, seal_pages), ADD(aes_gcm, open_pages), ADD(aes_gcm, open_part);
         ADD(aes_gcm, crypt), ADD(aes_gcm, hash);
@@ -358,7 +364,7 @@ static const slot *first_of(ccmem_tier tier) {
 /* 1 when every function that takes a tier refuses this one, and writes nothing. */
 static int refused(ccmem_tier tier) {
     uint8_t in[TEXT] = {1, 2, 3}, key[32] = {4, 5}, out[TEXT], tag[32], untouched[TEXT];
-    ccmem_status status[11];
+    ccmem_status status[13];
     memset(untouched, 0x5a, TEXT);
     memcpy(out, untouched, TEXT);
     memcpy(tag, untouched, sizeof tag);
@@ -373,7 +379,9 @@ static int refused(ccmem_tier tier) {
     status[8] = ccmem_aes_gcm_decrypt(tier, key, 32, in, 12, NULL, 0, in, out, TEXT, tag, 16);
     status[9] = ccmem_aegis256_encrypt(tier, 2, key, key, NULL, 0, in, out, TEXT, tag, 16);
     status[10] = ccmem_aegis256_decrypt(tier, 2, key, key, NULL, 0, in, out, TEXT, tag, 16);
-    for (int i = 0; i < 11; i++)
+    status[11] = ccmem_sm4(tier, 1, key, in, out, 1);
+    status[12] = ccmem_sm4_xts(tier, 1, 0, key, in, in, out, TEXT);
+    for (int i = 0; i < 13; i++)
         if (status[i] != CCMEM_ERR_SELFTEST)
             return 0;
     return !ccmem_tier_usable(tier) && !memcmp(out, untouched, TEXT) &&

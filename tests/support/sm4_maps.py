@@ -78,9 +78,7 @@ SM4_INVERSES, AES_INVERSES = inverses(SM4_FIELD), inverses(AES_FIELD)
 
 def sbox() -> list[int]:
     """SM4's S-box."""
-    return [
-        apply(CIRCULANT, SM4_INVERSES[apply(CIRCULANT, x) ^ ADDED]) ^ ADDED for x in range(256)
-    ]
+    return [apply(CIRCULANT, SM4_INVERSES[apply(CIRCULANT, x) ^ ADDED]) ^ ADDED for x in range(256)]
 
 
 def aes_sbox() -> list[int]:
@@ -211,8 +209,8 @@ static const uint8_t sm4_out_inverse[8] = {numbers(inverse(m.outer))};
 
 /* The rotations, beside 0, that make up the inverse of L. */
 static const uint8_t sm4_l_inverse[{len(inverse_rotations())}] = {{{
-    ", ".join(map(str, inverse_rotations()))
-}}};
+        ", ".join(map(str, inverse_rotations()))
+    }}};
 
 /* Matrices for GFNI: `in`; and what makes the terms a and b of L from an inversion. */
 #define SM4_GFNI_IN 0x{gfni(m.inner):016x}

@@ -18,6 +18,8 @@
 #include "crypto/aes/keywrap.h"
 #include "crypto/aes_gcm/aes_gcm.h"
 #include "crypto/gf128/portable.h"
+#include "crypto/sm3/sm3.h"
+#include "crypto/sm4/sm4.h"
 #include "platform/cpu.h"
 #include "tiers/tiers.h"
 
@@ -293,6 +295,51 @@ static void xts_kernels(void) {
         xts_page_kernels(&key, 8192, 1, 0);
         xts_block_kernels(&key);
     }
+}
+
+/* ---- SM4 and SM3 ------------------------------------------------------------------------------
+ */
+
+static void sm4_blocks(void) {
+    static const size_t counts[] = {1, 4, 9, 33, 77};
+    uint8_t key[32], context[20], out[40];
+    sm4_key expanded;
+
+    for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
+        size_t n = counts[i] * SM4_BLOCK;
+        fill_secret(key, SM4_KEY_SIZE, SEED_KEY);
+        fill_secret(plain, n, SEED_PLAIN);
+        sm4_expand(&expanded, key);
+        REQUIRE(is_secret(&expanded, sizeof expanded));
+        tier_kernels_of(tier).sm4->blocks(&expanded, 0, sealed, plain, counts[i]);
+        check_sealed(sealed, n);
+        tier_kernels_of(tier).sm4->blocks(&expanded, 1, opened, sealed, counts[i]);
+        check_opened(opened, n, SEED_PLAIN);
+    }
+    fill_secret(key, sizeof key, SEED_KEY);
+    fill(context, sizeof context, SEED_PUBLIC);
+    kdf_counter_sm3(key, sizeof key, (const uint8_t *)"ct", 2, context, sizeof context, out,
+                    sizeof out);
+    REQUIRE(is_secret(out, sizeof out));
+    fill_secret(plain, 200, SEED_PLAIN);
+    hmac_sm3(key, sizeof key, plain, 200, out);
+    REQUIRE(is_secret(out, SM3_SIZE));
+}
+
+static void sm4_units(void) {
+    static const size_t lengths[] = {16, 17, 63, 64, 200, 513, 5000};
+    uint8_t key[32], tweak[16];
+
+    fill(tweak, sizeof tweak, SEED_PUBLIC);
+    for (int ieee = 0; ieee < 2; ieee++)
+        for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
+            fill_secret(key, sizeof key, SEED_KEY);
+            fill_secret(plain, lengths[i], SEED_PLAIN);
+            REQUIRE(!ccmem_sm4_xts(tier, 1, ieee, key, tweak, plain, sealed, lengths[i]));
+            check_sealed(sealed, lengths[i]);
+            REQUIRE(!ccmem_sm4_xts(tier, 0, ieee, key, tweak, sealed, opened, lengths[i]));
+            check_opened(opened, lengths[i], SEED_PLAIN);
+        }
 }
 
 /* ---- AEGIS ----------------------------------------------------------------------------------- */
@@ -656,6 +703,7 @@ static void store_aes_256_xts(void) { store(CCMEM_AES_256_XTS); }
 static void store_aegis_128x2(void) { store(CCMEM_AEGIS_128X2); }
 static void store_aes_256_gcm(void) { store(CCMEM_AES_256_GCM); }
 static void store_aegis_256x2(void) { store(CCMEM_AEGIS_256X2); }
+static void store_sm4_xts(void) { store(CCMEM_SM4_XTS); }
 
 /* ---- caches ---------------------------------------------------------------------------------- */
 
@@ -1066,6 +1114,9 @@ static const struct {
     {"store-aegis-128x2", store_aegis_128x2},
     {"store-aes-256-gcm", store_aes_256_gcm},
     {"store-aegis-256x2", store_aegis_256x2},
+    {"sm4-blocks-and-sm3", sm4_blocks},
+    {"sm4-data-units", sm4_units},
+    {"store-sm4-xts", store_sm4_xts},
     {"caches", caches},
     {"block-kernels", block_kernels},
 };
