@@ -58,7 +58,8 @@ seed = random.Random(1)
 pyccmem.set_num_threads(2)
 keys = [Key.from_file(path) for _ in range(3)]
 buffers = [EncryptedBuffer(3 << 20, key=keys[0], cipher=cipher, page_size=size)
-           for cipher in ("aegis-128x2", "aes-128-xts", "aes-256-xts") for size in (4096, 65536)]
+           for cipher in ("aegis-128x2", "aes-128-xts", "aes-256-xts", "sm4-xts")
+           for size in (4096, 65536)]
 def use():
     out = np.empty(3 << 20, np.uint8)
     for buffer in buffers:
@@ -131,6 +132,7 @@ def test_no_key_in_ordinary_memory(
         assert any("K1" in what for what in locked)
         assert any("inverse" in what for what in locked)
         assert any(what.startswith("aegis") for what in locked)
+        assert any(what.startswith("sm4-xts/4096 second round") for what in locked)
 
 
 @pytest.mark.parametrize("memory", ["secretmem", "mlock"])
@@ -171,7 +173,7 @@ with open(sys.argv[1], "rb", buffering=0) as file:
     file.readinto(data)
 key = pyccmem.Key.generate()
 kept = []
-for cipher in ("aegis-128x2", "aes-128-xts", "aes-256-xts"):
+for cipher in ("aegis-128x2", "aes-128-xts", "aes-256-xts", "sm4-xts"):
     for page_size in (4096, 65536):
         b = pyccmem.EncryptedBuffer(size, key=key, cipher=cipher, page_size=page_size)
         b.write(data)

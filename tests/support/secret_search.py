@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from sm4_maps import sbox as sm4_sbox
 from support import SUBKEY_BYTES, child_environment, lib
 
 from pyccmem import hazmat
@@ -247,16 +248,50 @@ def aegis_secrets(name: str, key: bytes) -> dict[str, bytes]:
     return {f"{name} key": key} | {f"{name} key ^ C{i}": block for i, block in enumerate(mixed)}
 
 
+# ---- SM4's --------------------------------------------------------------------------------------
+
+#: GB/T 32907-2016, 7.3.
+SM4_FK = (0xA3B1BAC6, 0x56AA3350, 0x677D9197, 0xB27022DC)
+SM4_SBOX = sm4_sbox()
+
+
+def sm4_round_keys(key: bytes) -> list[bytes]:
+    """GB/T 32907-2016, 7.3: all 32 round keys, of four bytes each."""
+    words = [int.from_bytes(key[4 * i : 4 * i + 4], "big") ^ SM4_FK[i] for i in range(4)]
+    for i in range(32):
+        constant = int.from_bytes(bytes((4 * i + j) * 7 & 0xFF for j in range(4)), "big")
+        mixed = words[-3] ^ words[-2] ^ words[-1] ^ constant
+        t = int.from_bytes(bytes(SM4_SBOX[b] for b in mixed.to_bytes(4, "big")), "big")
+        t ^= (t << 13 | t >> 19) ^ (t << 23 | t >> 9)
+        words.append(words[-4] ^ t & 0xFFFFFFFF)
+    return [word.to_bytes(4, "big") for word in words[4:]]
+
+
+def sm4_secrets(name: str, key: bytes) -> dict[str, bytes]:
+    """The key, and each four round keys in a row, as they lie and as they decrypt."""
+    keys = sm4_round_keys(key)
+    found = {f"{name} key": key}
+    for i in range(0, 29):
+        found[f"{name} round {i}"] = b"".join(keys[i : i + 4])
+        found[f"{name} backwards round {i}"] = b"".join(keys[i : i + 4][::-1])
+    return found
+
+
 def secrets_of(key: bytes) -> dict[str, bytes]:
     """Everything that gives the keys away: the root key's schedule and the buffers' (store id
     16 x 0x37, see fixed_random), in both directions."""
     needles = all_round_keys("root", key, both=False)
     for cipher, size in SUBKEY_BYTES.items():
         for page_size in (4096, 65536):
-            subkeys = hazmat.kdf_counter_cmac(
-                key, cipher.encode(), b"\x37" * 16 + page_size.to_bytes(4, "big"), size
-            )
+            by_sm4 = cipher.startswith("sm4-")
+            derive = hazmat.kdf_counter_sm3 if by_sm4 else hazmat.kdf_counter_cmac
+            context = b"\x37" * 16 + page_size.to_bytes(4, "big")
+            subkeys = derive(key, cipher.encode(), context, size)
             name = f"{cipher}/{page_size}"
+            if by_sm4:
+                needles |= sm4_secrets(f"{name} first", subkeys[:16])
+                needles |= sm4_secrets(f"{name} second", subkeys[16:])
+                continue
             if cipher.startswith("aegis"):
                 for at in range(0, size, 16):
                     needles |= aegis_secrets(f"{name} K{at}", subkeys[at : at + 16])

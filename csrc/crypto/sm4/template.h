@@ -9,10 +9,10 @@
  *   enter, leave                  from words of text to words as rounds keep them, and back
  *   one_round                     a word and the sum of three others become the next word
  *
- * A set is 4 * V_BLOCKS blocks in four vectors, one for each word of a block. The chain through a
- * round is some 13 cycles long and a set takes five of them, so SM4_SETS are encrypted together;
- * their sixteen words do not all fit into the registers of processors without AVX-512, which costs
- * loads and stores that have nothing else to do. docs/design/sm4.md has the arithmetic. */
+ * A set is 4 * V_BLOCKS blocks in four vectors, one for each word of a block. A round needs what
+ * the round before it made, so one set alone leaves the units of a processor idle for most of the
+ * time: SM4_SETS are encrypted together. Not all of their words fit into the 16 registers of
+ * processors without AVX-512, and some go through memory. docs/design/sm4.md has the arithmetic. */
 #include "crypto/sm4/tweak.h"
 #include "memory/secret.h"
 
