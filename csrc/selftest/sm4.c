@@ -9,8 +9,6 @@
 #include "crypto/sm4/tweak.h"
 #include "selftest/selftest.h"
 
-static int same(const void *a, const void *b, size_t n) { return !memcmp(a, b, n); }
-
 enum { BLOCKS = 77, PAGE = 8192, PAGES = 2, TEXT = PAGE * PAGES, SLACK = 64 };
 
 typedef struct room {
@@ -33,13 +31,13 @@ static int check_blocks(const sm4_ops *ops, room *r) {
         memcpy(r->got + 1 + 16 * i, text, sizeof text);
     ops->blocks(&r->key, 0, r->got + 1, r->got + 1, BLOCKS);
     for (int i = 0; i < BLOCKS; i++)
-        good &= same(r->got + 1 + 16 * i, sealed, sizeof sealed);
+        good &= selftest_same(r->got + 1 + 16 * i, sealed, sizeof sealed);
     selftest_fill(r->plain, sizeof r->plain, 4);
     sm4_portable.blocks(&r->key, 0, r->sealed, r->plain, BLOCKS);
     ops->blocks(&r->key, 0, r->got, r->plain, BLOCKS);
-    good &= same(r->got, r->sealed, 16 * BLOCKS);
+    good &= selftest_same(r->got, r->sealed, 16 * BLOCKS);
     ops->blocks(&r->key, 1, r->got, r->sealed, BLOCKS);
-    return good && same(r->got, r->plain, 16 * BLOCKS);
+    return good && selftest_same(r->got, r->plain, 16 * BLOCKS);
 }
 
 /* GB/T 17964-2021, as OpenSSL's test data have it, with a stolen part of a block; and the same text
@@ -70,9 +68,9 @@ static int check_units(const sm4_ops *ops, room *r) {
 
     for (int ieee = 0; ieee < 2; ieee++) {
         sm4_xts_crypt(ops, &r->both, (sm4_doubling)ieee, 0, tweak, text, r->got, sizeof text);
-        good &= same(r->got, sealed[ieee], sizeof text);
+        good &= selftest_same(r->got, sealed[ieee], sizeof text);
         sm4_xts_crypt(ops, &r->both, (sm4_doubling)ieee, 1, tweak, r->got, r->got, sizeof text);
-        good &= same(r->got, text, sizeof text);
+        good &= selftest_same(r->got, text, sizeof text);
     }
     return good;
 }
@@ -107,9 +105,9 @@ static int check_runs(const xts_ops *ops, room *r) {
         uint8_t *got = r->got + i % 5;
         memset(got, 0x5a, size + 1);
         ops->seal_blocks(key, got, r->plain + at, runs[i][1], first, t0);
-        good &= same(got, r->sealed + at, size) && got[size] == 0x5a;
+        good &= selftest_same(got, r->sealed + at, size) && got[size] == 0x5a;
         ops->open_blocks(key, got, got, runs[i][1], first, t0);
-        good &= same(got, r->plain + at, size) && got[size] == 0x5a;
+        good &= selftest_same(got, r->plain + at, size) && got[size] == 0x5a;
     }
     return good;
 }
@@ -126,13 +124,13 @@ static int check_pages(const xts_ops *ops, room *r) {
     memcpy(r->got, r->t0, sizeof r->t0);
     sm4_portable.blocks(&r->both.tweak, 0, r->got, r->got, PAGES);
     ops->tweaks(key, r->t0, PAGES);
-    good &= same(r->got, r->t0, sizeof r->t0);
+    good &= selftest_same(r->got, r->t0, sizeof r->t0);
     seal_by_definition(r);
     memset(r->got, 0x5a, sizeof r->got);
     ops->seal_pages(key, got, r->plain, PAGES, PAGE, t0, 0);
-    good &= same(got, r->sealed, TEXT) && got[-1] == 0x5a && got[TEXT] == 0x5a;
+    good &= selftest_same(got, r->sealed, TEXT) && got[-1] == 0x5a && got[TEXT] == 0x5a;
     ops->open_pages(key, got, got, PAGES, PAGE, t0, XTS_STREAM);
-    good &= same(got, r->plain, TEXT) && got[-1] == 0x5a && got[TEXT] == 0x5a;
+    good &= selftest_same(got, r->plain, TEXT) && got[-1] == 0x5a && got[TEXT] == 0x5a;
     return good && check_runs(ops, r);
 }
 
@@ -152,7 +150,8 @@ static int check_sm3(void) {
     sm3_add(&s, text, 3);
     sm3_end(&s, digest);
     kdf_counter_sm3(text, 3, text, 3, text, 3, out, sizeof out);
-    return same(digest, expected, sizeof digest) && same(out, derived, sizeof out);
+    return selftest_same(digest, expected, sizeof digest) &&
+           selftest_same(out, derived, sizeof out);
 }
 
 ccmem_status selftest_sm4(const sm4_ops *ops) {

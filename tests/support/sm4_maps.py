@@ -166,6 +166,13 @@ def turned(n: int, shifted: bool) -> list[int]:
     return out
 
 
+def inner_turn(n: int) -> list[int]:
+    """What turns by n where ShiftRows is undone only afterwards, by turned(0, True)."""
+    back, both = turned(0, True), turned(n, True)
+    found = dict(zip(back, both, strict=True))
+    return [found[i] for i in range(16)]
+
+
 def numbers(values: list[int]) -> str:
     return "{" + ", ".join(f"0x{value:02x}" for value in values) + "}"
 
@@ -183,8 +190,11 @@ def header() -> str:
         "a": nibbles(a),
         "b": nibbles(b),
         "nibble": [[15] * 16],
-        "turn": [turned(n, True) for n in range(4)],
-        "byte_turn": [turned(n, False) for n in range(1, 4)],
+        "inner_turn_2": [inner_turn(2)],
+        "turn_0": [turned(0, True)],
+        "turn_3": [turned(3, True)],
+        "byte_turn_2": [turned(2, False)],
+        "byte_turn_3": [turned(3, False)],
     }
     fields = " ".join(f"uint8_t {name}[{len(rows)}][16];" for name, rows in tables.items())
     values = ",\n".join(
@@ -220,8 +230,8 @@ static const uint8_t sm4_l_inverse[{len(inverse_rotations())}] = {{{
 #define SM4_GFNI_B_ADDED 0x{apply(ROTATED, ADDED):02x}
 
 /* Of the low nibble and of the high one: in and its inverse, and from the S-box of AES to the terms
- * a and b, as `in` maps them. Then shuffles: turn[n] gives each byte of a word the one n after it,
- * and undoes ShiftRows; byte_turn[n - 1] does the first alone. */
+ * a and b, as `in` maps them. Then shuffles: turn_n gives each byte of a word the one n after it
+ * and undoes ShiftRows, inner_turn_n leaves that to turn_0, byte_turn_n does the first alone. */
 static const struct {{ {fields} }} __attribute__((aligned(16))) sm4_tables = {{
 {values}}};
 

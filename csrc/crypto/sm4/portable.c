@@ -59,8 +59,8 @@ INLINE bs_word rotate(bs_word x, int n) {
 #endif
 }
 
-/* x[0] becomes x[4]. L of the S-box's bytes s is, with b the bytes rotated by two bits and a = s +
- * 4 s without what leaves the byte, a + (a + b)<<<24 + b<<<8 + b<<<16. */
+/* x[0] becomes x[4]. With b the S-box's bytes s rotated by two bits, a = s + 4 s without what
+ * leaves the byte, and c = a + b<<<16, L of s is c + (b + c)<<<24. */
 INLINE void round_of(planes x0, const planes x1, const planes x2, const planes x3,
                      const uint8_t rk[4]) {
     uint32_t word;
@@ -74,7 +74,8 @@ INLINE void round_of(planes x0, const planes x1, const planes x2, const planes x
     sub_planes(t);
     UNROLL for (int i = 0; i < 8; i++) {
         bs_word b = t[(i + 6) % 8], a = i < 2 ? t[i] : t[i] ^ t[i - 2];
-        x0[i] ^= a ^ rotate(a ^ b, 3) ^ rotate(b, 1) ^ rotate(b, 2);
+        bs_word c = a ^ rotate(b, 2);
+        x0[i] ^= c ^ rotate(b ^ c, 3);
     }
 }
 

@@ -60,7 +60,6 @@ INLINE VEC one_round(VEC x0, VEC x1, VEC pair, VEC key) {
     VEC s = vaesenclast(vxor(x1, pair), key);
     VEC mask = TABLE(nibble, 0), low = vand128(s, mask), high = vand128(vshr32(s, 4), mask);
     VEC a = by_nibbles(low, high, a), b = by_nibbles(low, high, b);
-    VEC near = vxor(vshuffle(b, TABLE(turn, 1)), vshuffle(b, TABLE(turn, 2)));
-    VEC far = vxor(vshuffle(a, TABLE(turn, 0)), vshuffle(vxor(a, b), TABLE(turn, 3)));
-    return vxor3(x0, near, far);
+    VEC near = vxor(a, vshuffle(b, TABLE(inner_turn_2, 0)));
+    return vxor3(x0, vshuffle(near, TABLE(turn_0, 0)), vshuffle(vxor(near, b), TABLE(turn_3, 0)));
 }

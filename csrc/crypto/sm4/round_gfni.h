@@ -28,8 +28,6 @@ INLINE VEC one_round(VEC x0, VEC x1, VEC pair, VEC key) {
     VEC t = vaffine(vxor3(x1, pair, key), SM4_GFNI_IN, SM4_IN_ADDED);
     VEC a = vinverse(t, SM4_GFNI_A, SM4_GFNI_A_ADDED),
         b = vinverse(t, SM4_GFNI_B, SM4_GFNI_B_ADDED);
-    VEC near = vxor(vshuffle(b, vkey(sm4_tables.byte_turn[0])),
-                    vshuffle(b, vkey(sm4_tables.byte_turn[1])));
-    VEC far = vxor3(x0, a, vshuffle(vxor(a, b), vkey(sm4_tables.byte_turn[2])));
-    return vxor(near, far);
+    VEC near = vxor(a, vshuffle(b, vkey(sm4_tables.byte_turn_2[0])));
+    return vxor3(x0, near, vshuffle(vxor(near, b), vkey(sm4_tables.byte_turn_3[0])));
 }

@@ -1,23 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The SM4 kernels of every SIMD tier. A tier file defines TARGET, includes the vector words of its
- * width (simd/target.h), then crypto/sm4/round_aes.h or round_gfni.h, then this file:
- *
- *   SM4_OPS                       the name of the table to define
- *   SM4_SETS                      sets of blocks in flight, see below
- *   rounds, rounds_of             round keys of one direction
- *   enter, leave                  from words of text to words as rounds keep them, and back
- *   one_round                     a word and the sum of three others become the next word
- *
- * A set is 4 * V_BLOCKS blocks in four vectors, one for each word of a block. A round needs what
- * the round before it made, so one set alone leaves the units of a processor idle for most of the
- * time: SM4_SETS are encrypted together. Not all of their words fit into the 16 registers of
- * processors without AVX-512, and some go through memory. docs/design/sm4.md has the arithmetic. */
+ * The SM4 kernels of every SIMD tier: blocks and XTS. A tier file defines TARGET and SM4_SETS,
+ * includes the vector words of its width (simd/target.h), then crypto/sm4/round_aes.h or
+ * round_gfni.h, then this file, with SM4_OPS the name of the table to define. */
+#include "crypto/sm4/sets.h"
 #include "crypto/sm4/tweak.h"
 #include "memory/secret.h"
 
 enum {
-    SET_BLOCKS = 4 * V_BLOCKS,
     GROUP_BLOCKS = SM4_SETS * SET_BLOCKS,
     GROUP_VECTORS = SM4_SETS * 4,
     VECTOR_BYTES = V_BLOCKS * SM4_BLOCK,
@@ -29,47 +19,6 @@ typedef struct scratch {
     _Alignas(64) uint8_t tweaks[GROUP_BLOCKS * SM4_BLOCK];
     uint8_t text[GROUP_BLOCKS * SM4_BLOCK];
 } scratch;
-
-/* Four vectors of blocks become four of words, or back: its own inverse. */
-INLINE void transpose(VEC x[4]) {
-    VEC a = vlow32x2(x[0], x[1]), b = vhigh32x2(x[0], x[1]);
-    VEC c = vlow32x2(x[2], x[3]), d = vhigh32x2(x[2], x[3]);
-    x[0] = vlow64x2(a, c);
-    x[1] = vhigh64x2(a, c);
-    x[2] = vlow64x2(b, d);
-    x[3] = vhigh64x2(b, d);
-}
-
-/* Encrypts or decrypts sets of blocks in place. */
-INLINE void crypt_sets(int sets, const rounds *r, VEC x[][4]) {
-    const uint8_t *key = r->key;
-#pragma GCC unroll 4
-    for (int s = 0; s < sets; s++) {
-        transpose(x[s]);
-        enter(x[s], r);
-    }
-#pragma GCC unroll 1
-    for (int i = 0; i < SM4_ROUNDS; i += 4) {
-#pragma GCC unroll 2
-        for (int j = 0; j < 4; j += 2) {
-            VEC k0 = vword(key), k1 = vword(key + r->step), pair[SM4_SETS];
-            key += 2 * r->step;
-#pragma GCC unroll 4
-            for (int s = 0; s < sets; s++) {
-                pair[s] = vxor(x[s][j ^ 2], x[s][j ^ 3]);
-                x[s][j] = one_round(x[s][j], x[s][j + 1], pair[s], k0);
-            }
-#pragma GCC unroll 4
-            for (int s = 0; s < sets; s++)
-                x[s][j + 1] = one_round(x[s][j + 1], x[s][j], pair[s], k1);
-        }
-    }
-#pragma GCC unroll 4
-    for (int s = 0; s < sets; s++) {
-        leave(x[s], r);
-        transpose(x[s]);
-    }
-}
 
 /* Sets from `in` to `out`; with tweaks, xored with them before and after. */
 INLINE void crypt_vectors(int sets, const rounds *r, uint8_t *out, const uint8_t *in,
