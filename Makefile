@@ -38,10 +38,10 @@ ASAN_BIN  := $(CURDIR)/$(ASAN_DIR)/venv/bin
 SANITIZE  := address,undefined
 
 .DEFAULT_GOAL := help
-.PHONY: help install key-services lint format test test-full test-architectures test-safetensors test-vllm test-ray ggml-backend test-ggml demo demo-torch demo-chat attack check-tiers asan tsan mutants faults ct bench docs docs-outputs wheels wheel sdist clean
+.PHONY: help install key-services lint format test test-full test-architectures test-safetensors test-vllm test-ray ggml-backend test-ggml demo demo-torch demo-chat attack check-tiers asan tsan mutants faults ct bench benchmark-page docs docs-outputs wheels wheel sdist clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## create .venv and install the package in it, editable
 
@@ -233,6 +233,9 @@ faults: $(STAMP) ## make each system call and allocation fail in turn around eve
 bench: $(STAMP) ## measure every claim; table on the screen, JSON and plot in build/
 	mkdir -p build
 	$(BIN)/python -m pyccmem bench --save build/bench.json --plot build/bench.png
+
+benchmark-page: ## make the figures of docs/benchmarks.md and README.md of the recorded runs in bench/runs
+	$(PYTHON) bench/benchmark_page.py
 
 # What the extra `docs` of pyproject.toml names, installed when it is wanted.
 SITE := build/site
