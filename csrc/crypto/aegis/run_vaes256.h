@@ -16,6 +16,8 @@
 #ifndef CCMEM_AEGIS_RUN_VAES256_H
 #define CCMEM_AEGIS_RUN_VAES256_H
 
+#include "crypto/aegis/put_vaes256.h"
+
 /* The eight rounds S(i-1), S(i) -> S'(i): `a` and `b` are macros that name the old and new
  * registers. */
 #define AEGIS_ROUND(a, b, to, from) "vaesenc " a(to) "," a(from) "," b(to) "\n\t"
@@ -92,13 +94,6 @@
     AEGIS_XOR(a(6), a(0), a(0))                                                                   \
     AEGIS_XOR(a(0), b(0), b(0))                                                                   \
     put(a(0), a##_X(0), x)
-
-/* v is done with afterwards, x names its low half. */
-#define AEGIS_PUT(v, x, to) "vmovdqu " v "," to "\n\t"
-#define AEGIS_PUT_AROUND(v, x, to) "vmovntdq " v "," to "\n\t"
-#define AEGIS_PUT_AROUND_HALVES(v, x, to)                                                         \
-    "vmovntdq " x "," to "\n\tvextracti128 $1," v "," x "\n\tvmovntdq " x ",16+" to "\n\t"
-#define AEGIS_PUT_NOWHERE(v, x, to) ""
 
 /* n bytes, a positive multiple of 128. The state stays in registers, where the caller has it. */
 #define AEGIS_RUN(name, BLOCK, put)                                                               \

@@ -7,6 +7,7 @@
  *   vcontext(lane, n)  the bytes (lane, n - 1, 0, ...), each block's own where a vector has two
  *   AEGIS_OPS          the name of the table to define
  *   AEGIS_SPILLS       of the table
+ *   AEGIS_BOTH         defined where a tier has loops of its own for two pages (run_vaes256.h)
  *
  * How the time goes. An update is six AES rounds for 16 bytes a lane, of which each waits for those
  * before it: as long as one round takes, twice as many could run. Where a vector has both lanes,
@@ -70,33 +71,38 @@ INLINE VEC keystream(const state *t) {
     return vxor(vxor(t->s[4], t->s[5]), vandxor(t->s[1], t->s[2], t->s[3]));
 }
 
-/* Key and nonce in two halves each. */
-INLINE void start(state *t, const uint8_t *key, v128 n0, v128 n1, VEC context) {
+/* One state or two side by side, with nonces and contexts of their own. Key and nonce are in two
+ * halves each. */
+INLINE void start(state *t, int n, const uint8_t *key, const v128 n0[2], v128 n1,
+                  const VEC context[2]) {
     const v128 c0 = v128_load(aegis_c[0]), c1 = v128_load(aegis_c[1]);
     const v128 k0 = v128_load(key), k1 = v128_load(key + 16);
-    const VEC m[4] = {vlift(k0), vlift(k1), vlift(v128_xor(k0, n0)), vlift(v128_xor(k1, n1))};
-    t->s[0] = m[2];
-    t->s[1] = m[3];
-    t->s[2] = vlift(c1);
-    t->s[3] = vlift(c0);
-    t->s[4] = vlift(v128_xor(k0, c0));
-    t->s[5] = vlift(v128_xor(k1, c1));
+    const VEC m[4] = {vlift(k0), vlift(k1), vlift(k0), vlift(v128_xor(k1, n1))};
+    const VEC of[2] = {vlift(n0[0]), vlift(n0[1])};
+#pragma GCC unroll 2
+    for (int i = 0; i < n; i++)
+        t[i] = (state){{vxor(m[0], of[i]), m[3], vlift(c1), vlift(c0), vlift(v128_xor(k0, c0)),
+                        vlift(v128_xor(k1, c1))}};
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; i++)
+    for (int round = 0; round < 4; round++)
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; j++) {
-            t->s[3] = vxor(t->s[3], context);
-            t->s[5] = vxor(t->s[5], context);
-            update(t, m[j]);
-        }
+        for (int j = 0; j < 4; j++)
+#pragma GCC unroll 2
+            for (int i = 0; i < n; i++) {
+                t[i].s[3] = vxor(t[i].s[3], context[i]);
+                t[i].s[5] = vxor(t[i].s[5], context[i]);
+                update(&t[i], j == 2 ? vxor(m[2], of[i]) : m[j]);
+            }
 }
 
-INLINE void finish(state *t, uint64_t ad_len, uint64_t msg_len) {
-    const VEC m =
-        vxor(t->s[3], vlift(v128_words((long long)(msg_len * 8), (long long)(ad_len * 8))));
+INLINE void finish(state *t, int n, uint64_t ad_len, uint64_t msg_len) {
+    const VEC lengths = vlift(v128_words((long long)(msg_len * 8), (long long)(ad_len * 8)));
+    const VEC m[2] = {vxor(t[0].s[3], lengths), vxor(t[n - 1].s[3], lengths)};
 #pragma GCC unroll 7
-    for (int i = 0; i < 7; i++)
-        update(t, m);
+    for (int round = 0; round < 7; round++)
+#pragma GCC unroll 2
+        for (int i = 0; i < n; i++)
+            update(&t[i], m[i]);
 }
 
 INLINE v128 tag_half(const state *t, int half) {
@@ -140,18 +146,15 @@ INLINE void open_vector(state *t, uint8_t *out, const uint8_t *in, storing how) 
 /* What goes side by side: both lanes of a page, or two pages. */
 enum { LANES = 2, PASSES = LANES / V_BLOCKS, VECTOR = 16 * V_BLOCKS };
 
-/* One page or two, `apart` from each other: n states, of which a vector with one block has two for
- * each. */
+/* One page, of which a vector with one block has two states, or two pages. */
 INLINE void start_pages(state *t, int npages, const uint8_t *key, const uint8_t (*nonce)[16]) {
-#pragma GCC unroll 2
-    for (int i = 0; i < npages; i++)
-#pragma GCC unroll 2
-        for (int lane = 0; lane < PASSES; lane++)
-            start(&t[i * PASSES + lane], key, v128_load(nonce[i]), v128_zero(),
-                  vcontext((unsigned)lane, LANES));
+    const v128 n0[2] = {v128_load(nonce[0]), v128_load(nonce[npages - 1])};
+    const VEC context[2] = {vcontext(0u, LANES), vcontext((unsigned)PASSES - 1, LANES)};
+    start(t, npages * PASSES, key, n0, v128_zero(), context);
 }
 
-/* n bytes of each, whole STEPs. `dst` NULL: only for what it does to the states. */
+/* n bytes of each, which lie `apart`, whole STEPs. `dst` NULL: only for what it does to the states.
+ */
 INLINE void run_pages(int seal, state *t, int npages, uint8_t *dst, const uint8_t *src,
                       size_t apart, size_t n, storing how, ahead a) {
     for (size_t at = 0; at < n; at += STEP) {
@@ -174,14 +177,35 @@ INLINE void run_pages(int seal, state *t, int npages, uint8_t *dst, const uint8_
     }
 }
 
-INLINE v128 page_tag(state *t, size_t size) {
-    v128 sum = v128_zero();
+#ifdef AEGIS_BOTH
+#include "crypto/aegis256/run_vaes256.h"
+
+/* The same of two pages. */
+INLINE void run_both(int seal, state t[2], uint8_t *dst, const uint8_t *src, size_t size,
+                     storing how, ahead a) {
+    if (seal && how == CACHED)
+        seal_both(t, dst, src, size, size, a);
+    else if (seal && how == AROUND)
+        seal_both_around(t, dst, src, size, size, a);
+    else if (seal)
+        seal_both_around_halves(t, dst, src, size, size, a);
+    else if (how == CACHED)
+        open_both(t, dst, src, size, size, a);
+    else if (how == AROUND)
+        open_both_around(t, dst, src, size, size, a);
+    else
+        open_both_around_halves(t, dst, src, size, size, a);
+}
+#else
+#define run_both(seal, t, dst, src, size, how, a)                                                  \
+    run_pages(seal, t, 2, dst, src, size, size, how, a)
+#endif
+
+INLINE void page_tags(state *t, int npages, size_t size, v128 *tag) {
+    finish(t, npages * PASSES, 0, size);
 #pragma GCC unroll 2
-    for (int lane = 0; lane < PASSES; lane++) {
-        finish(&t[lane], 0, size);
-        sum = v128_xor(sum, short_tag(&t[lane]));
-    }
-    return sum;
+    for (int i = 0; i < npages; i++)
+        tag[i] = PASSES == 1 ? short_tag(&t[i]) : v128_xor(short_tag(&t[0]), short_tag(&t[1]));
 }
 
 /* Seals or opens one page or two, and leaves their tags. */
@@ -189,10 +213,11 @@ INLINE void crypt_pages(int seal, int npages, const uint8_t *key, uint8_t *dst, 
                         size_t size, const uint8_t (*nonce)[16], v128 *tag, storing how, ahead a) {
     state t[LANES * 2 / V_BLOCKS];
     start_pages(t, npages, key, nonce);
-    run_pages(seal, t, npages, dst, src, size, size, how, a);
-#pragma GCC unroll 2
-    for (int i = 0; i < npages; i++)
-        tag[i] = page_tag(&t[i * PASSES], size);
+    if (npages == 2)
+        run_both(seal, t, dst, src, size, how, a);
+    else
+        run_pages(seal, t, 1, dst, src, 0, size, how, a);
+    page_tags(t, npages, size, tag);
 }
 
 /* 1 when the two are equal. Only the answer is looked at, not where they differ. */
@@ -323,6 +348,7 @@ KERNEL int open_part(const uint8_t *key, uint8_t *dst, const uint8_t *src, size_
     const size_t tail = (n - head) % step, whole = n - head - tail;
     size_t i = offset - skip;
     state t[LANES / V_BLOCKS];
+    v128 found;
     int good;
 
     start_pages(t, 1, key, (const uint8_t (*)[16])nonce);
@@ -339,7 +365,8 @@ KERNEL int open_part(const uint8_t *key, uint8_t *dst, const uint8_t *src, size_
         i += step;
     }
     run_pages(0, t, 1, NULL, src + i, 0, size - i, CACHED, a);
-    good = same_tag(page_tag(t, size), tag);
+    page_tags(t, 1, size, &found);
+    good = same_tag(found, tag);
     if (__builtin_expect(good, 1)) {
         copy_secret(dst, edge[0] + skip, head);
         copy_secret(dst + head + whole, edge[1], tail);
@@ -372,7 +399,9 @@ KERNEL void message_start(aegis_state *of, unsigned lanes, const uint8_t *key,
                           const uint8_t *nonce) {
     for (unsigned lane = 0; lane < lanes; lane += V_BLOCKS) {
         state t;
-        start(&t, key, v128_load(nonce), v128_load(nonce + 16), vcontext(lane, lanes));
+        const v128 n0 = v128_load(nonce), n1 = v128_load(nonce + 16);
+        const VEC context = vcontext(lane, lanes);
+        start(&t, 1, key, (v128[2]){n0, n0}, n1, (VEC[2]){context, context});
         save_state(of, lane, &t);
     }
 }
@@ -415,7 +444,7 @@ KERNEL void message_finish(aegis_state *of, unsigned lanes, uint64_t ad_len, uin
     for (unsigned lane = 0; lane < lanes; lane += V_BLOCKS) {
         state t;
         load_state(&t, of, lane);
-        finish(&t, ad_len, msg_len);
+        finish(&t, 1, ad_len, msg_len);
         sum[0] = v128_xor(sum[0], tag_half(&t, 0));
         sum[1] = v128_xor(sum[1], tag_half(&t, 1));
     }

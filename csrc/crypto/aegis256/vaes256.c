@@ -11,6 +11,7 @@
 
 #define vcontext(lane, lanes) vwords_each(0, 0x0101, 0, 0x0100)
 
+#define AEGIS_BOTH
 #define AEGIS_SPILLS 1
 #define AEGIS_OPS aegis256_vaes256
 #include "crypto/aegis256/template.h"
