@@ -91,7 +91,7 @@ def test_other_files_and_keys(key: Key, tmp_path: Path) -> None:
         with pytest.raises(errors.FileFormatError, match="no vector index can be"):
             EncryptedIndex.load(tmp_path / "odd", key=key)
         safetensors.save_file(
-            {"rows": tensor}, tmp_path / "new", metadata | {"version": "2"}, key=key
+            {"rows": tensor}, tmp_path / "new", metadata | {"version": "3"}, key=key
         )
         with pytest.raises(errors.FileFormatError, match="version"):
             EncryptedIndex.load(tmp_path / "new", key=key)

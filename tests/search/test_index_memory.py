@@ -31,7 +31,8 @@ with open(path, "rb", buffering=0) as file:
 text = wiped.empty(COUNT * 32, np.uint8)
 with open(bodies, "rb", buffering=0) as file:
     assert file.readinto(text) == text.nbytes
-index = EncryptedIndex(DIM, key=Key.generate(), metric="l2", dtype=dtype)
+dtype, _, fine = dtype.partition("+")
+index = EncryptedIndex(DIM, key=Key.generate(), metric="l2", dtype=dtype, rerank=fine or None)
 index.add(vectors, payloads=[memoryview(text[at : at + 32]) for at in range(0, COUNT * 32, 32)])
 kept = [np.array(vectors), np.array(text)] if action == "plain" else []
 vectors.fill(0), text.fill(0)
@@ -57,7 +58,7 @@ assert count[0] > 3 and len(kept) in (0, 2)
 
 
 @pytest.mark.parametrize("action", ["encrypted", "plain"])
-@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "int8", "int8+float32"])
 def test_what_another_process_finds(tmp_path: Path, dtype: str, action: str) -> None:
     rng = np.random.default_rng(1)
     vectors = rng.standard_normal((COUNT, DIM)).astype("f4")

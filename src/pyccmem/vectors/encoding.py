@@ -38,6 +38,13 @@ class Encoded(NamedTuple):
     total: int
     rows: Array  # whose bytes are the rows
     columns: dict[str, Floats]
+    fine: Encoded | None = None  # the same, as candidates are ranked again by
+
+    def wipe(self) -> None:
+        """Overwrites the rows."""
+        self.rows.fill(0)
+        if self.fine is not None:
+            self.fine.wipe()
 
 
 def matrix_of(name: str, value: Any, dim: int) -> Array:
@@ -71,15 +78,20 @@ def encoded(
     part = _PART
     step = max(part // (form.dim * 4) // 1024 * 1024, min(len(vectors), 1024), 1)
     step = max(min(step, part // (form.dim * 4)), 1)
-    encoder = _Encoder(form, min(step, max(len(vectors), 1)))
+    most = min(step, max(len(vectors), 1))
+    encoder = _Encoder(form, most)
+    finer = None if form.fine is None else _Encoder(form.fine, most)
     try:
         for first in range(0, len(vectors), step):
-            if order is None:
-                yield encoder.encoded(name, vectors[first : first + step], first)
-            else:
-                yield encoder.taken(name, vectors, order[first : first + step], first)
+            given = vectors[first : first + step]
+            if order is not None:
+                given = encoder.taken(vectors, order[first : first + step])
+            rows = encoder.encoded(name, given, first)
+            yield rows if finer is None else rows._replace(fine=finer.encoded(name, given, first))
     finally:
         encoder.wipe()
+        if finer is not None:
+            finer.wipe()
 
 
 class _Encoder:
@@ -107,13 +119,13 @@ class _Encoder:
         for room in self._scratch.values():
             room.fill(0)
 
-    def taken(self, name: str, given: Array, rows: npt.NDArray[np.int64], first: int) -> Encoded:
-        """Encodes some rows of what was given."""
+    def taken(self, given: Array, rows: npt.NDArray[np.int64]) -> Array:
+        """Returns some rows of what was given, as float32."""
         floats = self._room("floats", len(rows), np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
             for at, row in enumerate(rows.tolist()):
                 np.copyto(floats[at], given[row], casting="unsafe")
-        return self.encoded(name, floats, first)
+        return floats
 
     def encoded(self, name: str, given: Array, first: int) -> Encoded:
         """Encodes what was given."""

@@ -3,13 +3,14 @@
 
 The file has a tensor "rows" of shape [n, dim], of the index's type, one for each column beside them
 (form.py), "ids" where these are not one after the other, and "payloads" with "payload_lengths" (-1:
-none) where there are any. Names, shapes and the metadata are sealed as well.
+none) where there are any. Rows by which candidates are ranked again are in "fine_rows", with
+columns whose names begin likewise. Names, shapes and the metadata are sealed as well.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -34,8 +35,11 @@ from .segment import Column, Segment, View
 
 __all__ = ["Loaded", "load", "save"]
 
-#: What a file says that it is, and the version of what follows.
-_MARK, _VERSION = "pyccmem vector index", "1"
+#: What a file says that it is, and the version of what follows: 2 has fine rows.
+_MARK, _VERSION, _FINE_VERSION = "pyccmem vector index", "1", "2"
+
+#: What the names of the tensors of fine rows begin with.
+_FINE = "fine_"
 
 Block = npt.NDArray[np.uint8]
 
@@ -137,22 +141,20 @@ def save(
     parts = [_Part(view, places, _rows_to_save(view)) for view, places in views]
     parts = [one for one in parts if one.total]
     count = sum(one.total for one in parts)
-    kind = DTYPES[form.dtype].safetensors or ""
-    sources: list[Source] = [
-        _Items("rows", kind, (count, form.dim), form.row_bytes, parts, Segment.raw)
-    ]
-    sources += [
-        _Items(name, "F32", (count,), 4, parts, _column_reader(name)) for name in form.columns
-    ]
+    sources: list[Source] = [*_items(form, form, "", count, parts)]
+    if form.fine is not None:
+        sources += _items(form, form.fine, _FINE, count, parts)
     metadata = {
         "format": _MARK,
-        "version": _VERSION,
+        "version": _VERSION if form.fine is None else _FINE_VERSION,
         "dim": str(form.dim),
         "metric": form.metric,
         "dtype": form.dtype,
         "count": str(count),
         "next_id": str(next_id),
     }
+    if form.rerank is not None:
+        metadata["rerank"] = form.rerank
     ids = _joined([one.view.ids_of(one.some(0, one.total)) for one in parts])
     if count and np.array_equal(ids, np.arange(count) + ids[0]):
         metadata["first_id"] = str(int(ids[0]))
@@ -196,8 +198,25 @@ def _rows_to_save(view: View) -> Integers | None:
     return ordered
 
 
-def _column_reader(name: str) -> Callable[[Segment, Integers], npt.NDArray[Any]]:
-    return lambda segment, rows: segment.column(name, rows)
+def _items(
+    form: Form, mine: Form, prefix: str, count: int, parts: Sequence[_Part]
+) -> Iterator[_Items]:
+    """Yields the rows of one form of a segment, and its columns."""
+    kind = DTYPES[mine.dtype].safetensors or ""
+    yield _Items(
+        f"{prefix}rows",
+        kind,
+        (count, mine.dim),
+        mine.row_bytes,
+        parts,
+        lambda segment, rows: segment.of(mine).raw(rows),
+    )
+    for column in mine.columns:
+        yield _Items(f"{prefix}{column}", "F32", (count,), 4, parts, _column_reader(mine, column))
+
+
+def _column_reader(mine: Form, name: str) -> Callable[[Segment, Integers], npt.NDArray[Any]]:
+    return lambda segment, rows: segment.of(mine).column(name, rows)
 
 
 def _joined(parts: list[Integers]) -> Integers:
@@ -244,10 +263,10 @@ def load(path: str | os.PathLike[str], *, key: AnyKey, expect: Any, context: Any
                 f"{os.fspath(path)!a} is a sealed file, but not of a vector index; name one that "
                 f"EncryptedIndex.save() wrote, or use safetensors.load_file()."
             )
-        if metadata.get("version") != _VERSION:
+        if metadata.get("version") not in (_VERSION, _FINE_VERSION):
             raise errors.FileFormatError(
                 f"{os.fspath(path)!a} is a vector index of version {metadata.get('version')!a}, "
-                f"and this pyccmem knows version {_VERSION}; use the pyccmem that wrote it."
+                f"and this pyccmem knows {_VERSION} and {_FINE_VERSION}; use the one that wrote it."
             )
         opened: list[EncryptedBuffer] = []
         try:
@@ -271,7 +290,8 @@ def load(path: str | os.PathLike[str], *, key: AnyKey, expect: Any, context: Any
 
 
 def _loaded(file: SealedFile, metadata: dict[str, str], opened: list[EncryptedBuffer]) -> Loaded:
-    form = checked_form(int(metadata["dim"]), metadata["metric"], metadata["dtype"])
+    dim, rerank = int(metadata["dim"]), metadata.get("rerank")
+    form = checked_form(dim, metadata["metric"], metadata["dtype"], rerank)
     count, next_id = int(metadata["count"]), int(metadata["next_id"])
     if count < 0 or not 0 <= next_id < 2**63:
         raise ValueError(f"{count} vectors, and the next id is {next_id}")
@@ -287,8 +307,13 @@ def _loaded(file: SealedFile, metadata: dict[str, str], opened: list[EncryptedBu
         _fill(file, "centroids", centroids)
     if not count:
         return Loaded(form, (), (), (), 0, next_id, 0, centroids)
-    columns = {name: Column(buffer(name), 0) for name in form.columns}
-    segment = Segment(form, count, buffer("rows"), columns, False)
+
+    def segment_of(mine: Form, prefix: str) -> Segment:
+        columns = {name: Column(buffer(prefix + name), 0) for name in mine.columns}
+        fine = None if mine.fine is None else segment_of(mine.fine, _FINE)
+        return Segment(mine, count, buffer(f"{prefix}rows"), columns, False, fine)
+
+    segment = segment_of(form, "")
     if "first_id" in metadata:
         first = int(metadata["first_id"])
         ids = np.arange(first, first + count)
@@ -318,8 +343,11 @@ def _loaded(file: SealedFile, metadata: dict[str, str], opened: list[EncryptedBu
 
 
 def _check_tensors(file: SealedFile, form: Form, count: int) -> None:
-    wanted: dict[str, Any] = {"rows": (DTYPES[form.dtype].safetensors, (count, form.dim))}
-    wanted |= {name: ("F32", (count,)) for name in form.columns}
+    wanted: dict[str, Any] = {}
+    for mine, prefix in ((form, ""), (form.fine, _FINE)):
+        if mine is not None:
+            wanted[f"{prefix}rows"] = DTYPES[mine.dtype].safetensors, (count, form.dim)
+            wanted |= {prefix + name: ("F32", (count,)) for name in mine.columns}
     wanted |= {name: ("I64", (count,)) for name in ("ids", "payload_lengths") if name in file}
     if "centroids" in file:
         shape = file.info("centroids").shape

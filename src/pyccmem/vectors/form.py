@@ -14,6 +14,9 @@ __all__ = ["BIAS", "FACTOR", "SCALE", "Form", "checked_form"]
 METRICS = ("ip", "cosine", "l2")
 TYPES = ("float32", "float16", "bfloat16", "int8")
 
+#: The types of the rows by which candidates are ranked again.
+FINE_TYPES = ("float32", "float16", "bfloat16")
+
 #: Elements of a vector at most.
 DIM_MAX = 1 << 20
 
@@ -29,6 +32,12 @@ class Form(NamedTuple):
     dim: int
     metric: str
     dtype: str
+    rerank: str | None = None
+
+    @property
+    def fine(self) -> Form | None:
+        """The form of the rows by which candidates are ranked again; None where there are none."""
+        return None if self.rerank is None else Form(self.dim, self.metric, self.rerank)
 
     @property
     def row_bytes(self) -> int:
@@ -59,16 +68,23 @@ class Form(NamedTuple):
         return SCALE if self.metric == "cosine" else FACTOR
 
 
-def checked_form(dim: Any, metric: Any, dtype: Any) -> Form:
+def checked_form(dim: Any, metric: Any, dtype: Any, rerank: Any = None) -> Form:
     """Returns the form of an index. Raises ArgumentError, ArgumentTypeError."""
     number = integer("dim", dim)
     if not 1 <= number <= DIM_MAX:
         raise errors.ArgumentError(f"dim is {number}; it must be from 1 to {DIM_MAX}.")
-    for name, value, known in (("metric", metric, METRICS), ("dtype", dtype, TYPES)):
+    texts = [("metric", metric, METRICS), ("dtype", dtype, TYPES)]
+    if rerank is not None:
+        texts.append(("rerank", rerank, FINE_TYPES))
+    for name, value, known in texts:
         if not isinstance(value, str):
             raise errors.ArgumentTypeError(f"{name} must be a str, not {type(value).__name__}.")
         if value not in known:
             raise errors.ArgumentError(
                 f"{name} is {value[:40]!r}; it must be one of {', '.join(known)}."
             )
-    return Form(number, metric, dtype)
+    if rerank is not None and dtype != "int8":
+        raise errors.ArgumentError(
+            f"rerank is {rerank!r} for rows of {dtype}; only rows of int8 are ranked again."
+        )
+    return Form(number, metric, dtype, rerank)

@@ -36,6 +36,9 @@ Filter = npt.ArrayLike | Callable[[Integers], Any]
 #: A segment is written anew when at least so many of its rows were removed, and a quarter of all.
 _COMPACT_ROWS = 1024
 
+#: Candidates that are ranked again, for each vector that is asked for.
+_FACTOR = 4
+
 #: Payloads are, when those of so many bytes were, and half of all.
 _COMPACT_BYTES = 1 << 20
 
@@ -69,6 +72,11 @@ class EncryptedIndex(Resource):
     from -127 to 127 times a scale for each vector. All metrics are those of the rounded vectors and
     of queries of float32.
 
+    `rerank`: the type of a second set of rows, "float32", "float16" or "bfloat16", for an index of
+    "int8". A search then finds `factor` times `k` candidates by their rows of int8, and ranks these
+    by the others. So it reads little more than the rows of int8, and misses few of the best, which
+    recall() counts; scores, and what get() returns, are those of the second rows.
+
     Rows, norms, scales and payloads are encrypted, with a tag for each page of 4 KiB; a page that
     was changed raises IntegrityError, and nothing of the call's result is returned. A search opens
     some pages at a time in the caches of the cores that multiply them. Ids, the number of vectors
@@ -85,6 +93,7 @@ class EncryptedIndex(Resource):
     """
 
     __slots__ = (
+        "_factor",
         "_form",
         "_given",
         "_key",
@@ -107,6 +116,8 @@ class EncryptedIndex(Resource):
         key: AnyKey,
         metric: str = "ip",
         dtype: str = "float32",
+        rerank: str | None = None,
+        factor: int = 4,
         name: str | None = None,
     ) -> None:
         """An empty index.
@@ -115,7 +126,8 @@ class EncryptedIndex(Resource):
         LockedMemoryError, OutOfMemoryError.
         """
         self._state = None
-        self._begin(checked_form(dim, metric, dtype), key, name)
+        self._factor = _checked_factor(factor)
+        self._begin(checked_form(dim, metric, dtype, rerank), key, name)
         self._state = _EMPTY
 
     def _begin(self, form: Form, key: Any, name: Any) -> None:
@@ -152,6 +164,21 @@ class EncryptedIndex(Resource):
     def dtype(self) -> str:
         """The type that vectors are rounded to."""
         return self._form.dtype
+
+    @property
+    def rerank(self) -> str | None:
+        """The type of the rows by which candidates are ranked again; None where there are none."""
+        return self._form.rerank
+
+    @property
+    def factor(self) -> int:
+        """How many candidates are ranked again, as a multiple of those that are asked for; may be
+        set."""
+        return self._factor
+
+    @factor.setter
+    def factor(self, value: int) -> None:
+        self._factor = _checked_factor(value)
 
     @property
     def name(self) -> str:
@@ -301,6 +328,12 @@ class EncryptedIndex(Resource):
         """
         return self._search(queries, k, filter, None)
 
+    def recall(self, queries: npt.ArrayLike, k: int) -> float:
+        """Returns which part of the `k` best of each query, those of all vectors as get() returns
+        them, search() finds, from 0 to 1: less than 1 only with `rerank`. Raises what search()
+        raises."""
+        return self._recall(queries, k, self.search(queries, k)[1])
+
     def get(self, ids: npt.ArrayLike) -> Floats:
         """Returns the vectors of these ids as float32, of shape [n, dim], in memory that is wiped
         when the last reference goes. Raises ArgumentError for an id that is not there,
@@ -346,14 +379,24 @@ class EncryptedIndex(Resource):
         state = self._opened()
         bad: list[Integers] = []
         for view, places in zip(state.views, state.places, strict=True):
-            mask = _damaged(view)
+            mask = view.segment.damaged(view.total)
             if places is not None:
                 mask |= _damaged_payloads(state.chunks, places, view.total)
             bad.append(view.ids_of(np.flatnonzero(mask & view.mask())))
         return sorted(int(one) for part in bad for one in part)
 
-    def _search(self, queries: Any, k: Any, filter: Any, options: Any) -> tuple[Floats, Integers]:
-        """Does search(); `options` are for _parts()."""
+    def _recall(self, queries: Any, k: Any, found: Integers) -> float:
+        best = np.atleast_2d(self._search(queries, k, None, None, exact=True)[1])
+        hits = sum(
+            len(np.intersect1d(a[a >= 0], b[b >= 0]))
+            for a, b in zip(np.atleast_2d(found), best, strict=True)
+        )
+        return hits / max(int((best >= 0).sum()), 1)
+
+    def _search(
+        self, queries: Any, k: Any, filter: Any, probes: int | None, *, exact: bool = False
+    ) -> tuple[Floats, Integers]:
+        """Does search(); `probes` is for _parts(). `exact`: by all fine rows, not by candidates."""
         number = integer("k", k)
         if not 1 <= number < 2**31:
             raise errors.ArgumentError(f"k is {number}; it must be at least 1.")
@@ -363,13 +406,21 @@ class EncryptedIndex(Resource):
         ids = np.empty((len(asked.floats), number), np.int64)
         found = min(number, state.alive)
         if found:
-            step = searching.queries_at_once(found)
+            fine = self._form.fine
+            wide = found if fine is None or exact else min(found * self._factor, state.alive)
+            step = searching.queries_at_once(wide)
             for first in range(0, len(asked.floats), step):
                 some = asked.floats[first : first + step]
-                parts = self._parts(state, masks, some, options)
+                if exact:
+                    parts = _all_rows(fine or self._form, state, masks, numbered=False)
+                else:
+                    parts = self._parts(state, masks, some, probes, fine is not None)
+                    if fine is not None:
+                        _, numbers = searching.best(parts, some, wide)
+                        parts = searching.candidates(fine, state.views, numbers)
                 end = first + len(some)
                 scores[first:end, :found], ids[first:end, :found] = searching.best(
-                    self._form, parts, some, found
+                    parts, some, found
                 )
         scores[:, found:], ids[:, found:] = -np.inf, -1
         if self._form.metric == "l2":
@@ -384,13 +435,16 @@ class EncryptedIndex(Resource):
         return (scores[0], ids[0]) if asked.single else (scores, ids)
 
     def _parts(
-        self, state: _State, masks: Sequence[Bitmap | None], queries: Floats, options: Any
+        self,
+        state: _State,
+        masks: Sequence[Bitmap | None],
+        queries: Floats,
+        probes: int | None,
+        numbered: bool,
     ) -> searching.Parts:
-        """Returns the rows that are searched for some queries: all."""
-        parts = searching.Parts(self._form)
-        for view, mask in zip(state.views, masks, strict=True):
-            parts.add(view, mask, np.zeros(1, np.int64), np.full(1, view.total, np.int64))
-        return parts
+        """Returns the rows that are searched for some queries: all. `numbered`: they are called by
+        their numbers through all views, not by their ids."""
+        return _all_rows(self._form, state, masks, numbered)
 
     # ---- files ----
 
@@ -443,6 +497,7 @@ class EncryptedIndex(Resource):
         loaded = files.load(path, key=key, expect=expect, context=context)
         self = cls.__new__(cls)
         self._state = None
+        self._factor = _FACTOR
         try:
             self._begin(loaded.form, key, os.fspath(path) if name is None else name)
             self._take_centroids(loaded.centroids)
@@ -494,7 +549,8 @@ class EncryptedIndex(Resource):
         state = self._state
         count = "" if state is None else f" of {state.alive} vectors"
         form = self._form
-        return f"{self._name!a}{count}, {form.dim} x {form.dtype}, {form.metric}"
+        rerank = "" if form.rerank is None else f" and {form.rerank}"
+        return f"{self._name!a}{count}, {form.dim} x {form.dtype}{rerank}, {form.metric}"
 
     # ---- the writer's part; the lock is held ----
 
@@ -733,10 +789,9 @@ def _copied(
     step = max((1 << 20) // form.row_bytes, 1)
     for first in range(0, len(rows), step):
         some = rows[first : first + step]
-        raw = old.raw(some)
-        columns = {column: old.column(column, some) for column in old.columns}
-        segment.put(first, Encoded(0, len(some), raw, columns), 0, len(some))
-        raw.fill(0)
+        part = old.stored(some)
+        segment.put(first, part, 0, len(some))
+        part.wipe()
     segment.ids.put(0, view.ids_of(rows))
     if old.lists is not None:
         segment.lists = np.empty(segment.capacity, np.uint32)
@@ -762,6 +817,13 @@ def _located(state: _State, ids: Integers) -> tuple[Integers, Integers]:
             f"The index has no vector of id {ids[np.argmin(at)]}; `id in index` tells which it has."
         )
     return at, rows
+
+
+def _checked_factor(value: Any) -> int:
+    number = integer("factor", value)
+    if not 1 <= number <= 1 << 20:
+        raise errors.ArgumentError(f"factor is {number}; it must be from 1 to {1 << 20}.")
+    return number
 
 
 def _ids(name: str, value: Any, *, unique: bool = True) -> Integers:
@@ -804,18 +866,15 @@ def _payload(state: _State, number: int, row: int) -> bytes | None:
     return read(state.chunks, int(places.start[row]), int(places.length[row]))
 
 
-def _damaged(view: View) -> npt.NDArray[np.bool_]:
-    """Returns which rows of a view lie in pages that were changed."""
-    mask = np.zeros(view.total, np.bool_)
-    segment = view.segment
-    columns = [(segment.buffer, 0, segment.form.row_bytes)]
-    columns += [(buffer, offset, 4) for buffer, offset in segment.columns.values()]
-    for buffer, offset, size in columns:
-        for page in buffer.verify():
-            first = (page * buffer.page_size - offset) // size
-            last = -(-((page + 1) * buffer.page_size - offset) // size)
-            mask[max(first, 0) : max(min(last, view.total), 0)] = True
-    return mask
+def _all_rows(
+    form: Form, state: _State, masks: Sequence[Bitmap | None], numbered: bool
+) -> searching.Parts:
+    parts, before = searching.Parts(form), 0
+    for view, mask in zip(state.views, masks, strict=True):
+        first, total = np.zeros(1, np.int64), np.full(1, view.total, np.int64)
+        parts.add(view, mask, first, total, positions=before if numbered else None)
+        before += view.total
+    return parts
 
 
 def _damaged_payloads(chunks: Iterable[Chunk], places: Places, count: int) -> npt.NDArray[np.bool_]:

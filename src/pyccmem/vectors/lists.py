@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -61,6 +61,8 @@ class EncryptedIVF(EncryptedIndex):
         key: Any,
         metric: str = "ip",
         dtype: str = "float32",
+        rerank: str | None = None,
+        factor: int = 4,
         probes: int = 8,
         name: str | None = None,
     ) -> None:
@@ -71,7 +73,9 @@ class EncryptedIVF(EncryptedIndex):
             raise errors.ArgumentError(f"lists is {number}; it must be from 1 to {_LISTS_MAX}.")
         self._lists = number
         self._probes = self._checked_probes(probes)
-        super().__init__(dim, key=key, metric=metric, dtype=dtype, name=name)
+        super().__init__(
+            dim, key=key, metric=metric, dtype=dtype, rerank=rerank, factor=factor, name=name
+        )
 
     def _begin(self, form: Form, key: Any, name: Any) -> None:
         self._coarse = None
@@ -202,19 +206,15 @@ class EncryptedIVF(EncryptedIndex):
         return self._search(queries, k, filter, number)
 
     def recall(self, queries: npt.ArrayLike, k: int, *, probes: int | None = None) -> float:
-        """Returns which part of the `k` best of each query, those of a search of all lists, a
-        search with `probes` finds, from 0 to 1. Raises what search() raises."""
-        found = np.atleast_2d(self.search(queries, k, probes=probes)[1])
-        best = np.atleast_2d(self.search(queries, k, probes=self._lists)[1])
-        hits = sum(
-            len(np.intersect1d(a[a >= 0], b[b >= 0])) for a, b in zip(found, best, strict=True)
-        )
-        return hits / max(int((best >= 0).sum()), 1)
+        """Returns which part of the `k` best of each query, those of all vectors as get() returns
+        them, a search with `probes` finds, from 0 to 1. Raises what search() raises."""
+        return self._recall(queries, k, self.search(queries, k, probes=probes)[1])
 
-    def _parts(self, state: Any, masks: Any, queries: Floats, options: Any) -> searching.Parts:
-        probes = int(options)
-        if probes >= self._lists or self._coarse is None:
-            return super()._parts(state, masks, queries, None)
+    def _parts(
+        self, state: Any, masks: Any, queries: Floats, probes: int | None, numbered: bool
+    ) -> searching.Parts:
+        if probes is None or probes >= self._lists or self._coarse is None:
+            return super()._parts(state, masks, queries, None, numbered)
         _, nearest = self._coarse.search(queries, probes)
         # The queries of each list, one list after the other.
         lists = nearest.reshape(-1)
@@ -223,9 +223,11 @@ class EncryptedIVF(EncryptedIndex):
         numbers = np.ascontiguousarray(asking[order])
         many = np.bincount(lists, minlength=self._lists)
         begin = np.cumsum(many) - many
-        parts = searching.Parts(self._form)
+        asked = _Asked(numbers, begin, many, len(queries) == 1)
+        parts, before = searching.Parts(self._form), 0
         for view, mask in zip(state.views, masks, strict=True):
-            _add_runs(parts, view, mask, numbers, begin, many, len(queries) == 1)
+            _add_runs(parts, view, mask, asked, before if numbered else None)
+            before += view.total
         return parts
 
     # ---- files and lifetime ----
@@ -275,19 +277,22 @@ def _move(centres: Floats, sample: Floats, nearest: Integers, random: Any) -> No
             centres[number] = sample[random.integers(len(sample))]
 
 
+class _Asked(NamedTuple):
+    """Which queries ask for each list: `many` of `numbers` from `begin` on."""
+
+    numbers: npt.NDArray[np.uint32]
+    begin: Integers
+    many: Integers
+    single: bool  # there is one query
+
+
 def _add_runs(
-    parts: searching.Parts,
-    view: View,
-    mask: Bitmap | None,
-    numbers: npt.NDArray[np.uint32],
-    begin: Integers,
-    many: Integers,
-    single: bool,
+    parts: searching.Parts, view: View, mask: Bitmap | None, asked: _Asked, positions: int | None
 ) -> None:
     """Adds the runs of a view's rows whose lists some query asks for."""
     runs = view.segment.runs(view.total)
-    wanted = many[runs.list] > 0
+    wanted = asked.many[runs.list] > 0
     first, total, which = runs.first[wanted], runs.total[wanted], runs.list[wanted]
     if len(first):
-        asked = None if single else (numbers, begin[which], many[which])
-        parts.add(view, mask, first, total, asked)
+        queries = None if asked.single else (asked.numbers, asked.begin[which], asked.many[which])
+        parts.add(view, mask, first, total, queries, positions=positions)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from .form import BIAS, FACTOR, Form
 from .ids import Integers
 from .segment import View
 
-__all__ = ["Parts", "best", "queries_at_once"]
+__all__ = ["Parts", "best", "candidates", "queries_at_once"]
 
 _search = lib.ccmem_search
 _NONE: npt.NDArray[np.uint64] = np.zeros(1, np.uint64)
@@ -54,10 +55,10 @@ def queries_at_once(k: int) -> int:
 
 
 class Parts:
-    """Rows that are searched: runs of rows of views."""
+    """Rows that are searched: runs of rows of views, those of one form."""
 
     def __init__(self, form: Form) -> None:
-        self._form = form
+        self.form = form
         self._native: list[npt.NDArray[Any]] = []
         self._views: list[View] = []
         self._kept: list[Any] = []  # what the native parts point to
@@ -76,7 +77,8 @@ class Parts:
         rows that may be found, None all. `queries`: numbers of queries, and for each run where
         those that it is for begin among them, and how many they are; None: all queries.
         `positions`: rows are called by their numbers, from this one on, not by their ids."""
-        form, segment = self._form, view.segment
+        form = self.form
+        segment = view.segment.of(form)
         part = np.zeros(len(first), _PART)
         part["rows"] = self._store(segment.buffer)
         part["offset"], part["count"] = first * form.row_bytes, total
@@ -122,10 +124,30 @@ class Parts:
         return None
 
 
-def best(form: Form, parts: Parts, queries: Floats, k: int) -> tuple[Floats, Integers]:
+def candidates(form: Form, views: Sequence[View], numbers: Integers) -> Parts:
+    """Returns the rows that were found for some queries, of shape [queries, n], to be searched by
+    their fine rows. `numbers` counts rows through all views; -1 is none."""
+    there = numbers >= 0
+    rows, asking = numbers[there], np.nonzero(there)[0].astype(np.uint32)
+    order = np.argsort(rows, kind="stable")
+    queries = asking[order]
+    rows, begin, many = np.unique(rows[order], return_index=True, return_counts=True)
+    parts, before = Parts(form), 0
+    for view in views:
+        low, high = np.searchsorted(rows, (before, before + view.total))
+        if low < high:
+            asked = None if len(numbers) == 1 else (queries, begin[low:high], many[low:high])
+            ones = np.ones(high - low, np.int64)
+            parts.add(view, None, rows[low:high] - before, ones, asked)
+        before += view.total
+    return parts
+
+
+def best(parts: Parts, queries: Floats, k: int) -> tuple[Floats, Integers]:
     """Returns the k largest ranks of each query, and their ids, the largest first, of equal ones
     the smaller id first; -infinity and -1 where there are no more rows. Raises IntegrityError, and
     returns nothing then; ClosedError, ForkError, OutOfMemoryError, PlaintextBudgetError."""
+    form = parts.form
     scores = np.empty((len(queries), k), np.float32)
     ids = np.empty((len(queries), k), np.int64)
     native = parts.native()
@@ -153,7 +175,7 @@ def _fail(status: int, failed: int, parts: Parts) -> None:
     if view is None:
         check(status)
         return
-    segment = view.segment
+    segment = view.segment.of(parts.form)
     column = segment.columns.get((FACTOR, BIAS)[which - 1]) if which else None
     buffer = segment.buffer if column is None else column.buffer
     fail(buffer, status, 0, buffer.nbytes)

@@ -49,15 +49,26 @@ class Runs(NamedTuple):
 
 def capacity_for(form: Form, total: int, coming: int) -> int:
     """Returns for how many rows a new segment is, when there are `total` and `coming` are added."""
-    row = form.row_bytes
+    row = form.row_bytes + (0 if form.fine is None else form.fine.row_bytes)
     nbytes = max(_SMALLEST, min(total * row, _LARGEST), min(coming * row, _TOGETHER))
     return max(-(-nbytes // row), 1)
 
 
 class Segment:
-    """Rows of one form, the columns beside them, and their ids."""
+    """Rows of one form, the columns beside them, and their ids. `fine` has the rows by which
+    candidates are ranked again, where there are such."""
 
-    __slots__ = ("_runs", "buffer", "capacity", "columns", "form", "ids", "lists", "writable")
+    __slots__ = (
+        "_runs",
+        "buffer",
+        "capacity",
+        "columns",
+        "fine",
+        "form",
+        "ids",
+        "lists",
+        "writable",
+    )
 
     #: The list of each row, where there are lists; behind the rows that are seen, anything.
     lists: npt.NDArray[np.uint32] | None
@@ -69,9 +80,10 @@ class Segment:
         buffer: EncryptedBuffer,
         columns: dict[str, Column],
         writable: bool,
+        fine: Segment | None = None,
     ) -> None:
         self.form, self.capacity, self.buffer = form, capacity, buffer
-        self.columns, self.writable = columns, writable
+        self.columns, self.writable, self.fine = columns, writable, fine
         self.ids = Ids(capacity)
         self.lists = None
         self._runs: tuple[int, Runs] | None = None
@@ -98,7 +110,12 @@ class Segment:
                 name=f"{name}, norms",
             )
             columns = {column: Column(beside, at * step) for at, column in enumerate(form.columns)}
-        return cls(form, capacity, buffer, columns, True)
+        fine = None if form.fine is None else cls.new(form.fine, capacity, key, f"{name}, fine")
+        return cls(form, capacity, buffer, columns, True, fine)
+
+    def of(self, form: Form) -> Segment:
+        """Returns what has the rows of a form: this one, or the fine ones."""
+        return self if self.fine is None or form == self.form else self.fine
 
     def put(self, at: int, part: Encoded, first: int, count: int) -> None:
         """Writes `count` rows of a part, from its row `first` on, as those from `at` on, which
@@ -108,6 +125,15 @@ class Segment:
         self.buffer.write(rows.reshape(-1).view(np.uint8), at * self.form.row_bytes)
         for name, (buffer, offset) in self.columns.items():
             buffer.write(part.columns[name][first : first + count], offset + at * 4)
+        if self.fine is not None and part.fine is not None:
+            self.fine.put(at, part.fine, first, count)
+
+    def stored(self, rows: Integers) -> Encoded:
+        """Returns rows as they are stored, with all that is beside them, in memory that is wiped.
+        Raises what raw() raises."""
+        columns = {name: self.column(name, rows) for name in self.columns}
+        fine = None if self.fine is None else self.fine.stored(rows)
+        return Encoded(0, len(rows), self.raw(rows), columns, fine)
 
     def raw(self, rows: Integers) -> npt.NDArray[Any]:
         """Returns rows as they are stored, in memory that is wiped. Raises IntegrityError,
@@ -125,7 +151,10 @@ class Segment:
         return found
 
     def vectors(self, rows: Integers) -> npt.NDArray[np.float32]:
-        """Returns rows as vectors of float32, in memory that is wiped."""
+        """Returns rows as vectors of float32, the fine ones if there are such, in memory that is
+        wiped."""
+        if self.fine is not None:
+            return self.fine.vectors(rows)
         scale = self.form.scale
         raw = self.raw(rows)
         try:
@@ -149,7 +178,20 @@ class Segment:
         return [
             self.buffer,
             *{id(one.buffer): one.buffer for one in self.columns.values()}.values(),
+            *([] if self.fine is None else self.fine.buffers()),
         ]
+
+    def damaged(self, count: int) -> npt.NDArray[np.bool_]:
+        """Returns which of the first `count` rows lie in pages that were changed."""
+        mask = np.zeros(count, np.bool_)
+        items = [(self.buffer, 0, self.form.row_bytes)]
+        items += [(buffer, offset, 4) for buffer, offset in self.columns.values()]
+        for buffer, offset, size in items:
+            for page in buffer.verify():
+                first = (page * buffer.page_size - offset) // size
+                last = -(-((page + 1) * buffer.page_size - offset) // size)
+                mask[max(first, 0) : max(min(last, count), 0)] = True
+        return mask if self.fine is None else mask | self.fine.damaged(count)
 
     def nbytes(self, count: int) -> int:
         """Returns the bytes of memory that it takes for `count` rows."""
