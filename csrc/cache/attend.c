@@ -95,7 +95,7 @@ ccmem_status ccmem_cache_attend(ccmem_cache *cache, const ccmem_attention *what)
         status = attend_all(&a);
         if (status != CCMEM_OK)
             zero_out(&a);
-        burn_stack();
+        burn_stack_of_kernels();
     }
     cache_leave(cache);
     return status;

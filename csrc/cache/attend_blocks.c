@@ -284,7 +284,7 @@ CLEAR_REGISTERS static void run_blocks(void *arg, uint64_t begin, uint64_t end) 
     }
     float_env_restore(env);
     ccmem_plain_free(scratch);
-    burn_stack(); /* see pool_open_next() */
+    burn_stack_of_kernels(); /* see pool_open_next() */
 }
 
 void attend_blocks(attend *a) {

@@ -241,7 +241,7 @@ CLEAR_REGISTERS static void run_parts(void *arg, uint64_t begin, uint64_t end) {
     }
     float_env_restore(env);
     ccmem_plain_free(scratch);
-    burn_stack(); /* see pool_open_next() */
+    burn_stack_of_kernels(); /* see pool_open_next() */
 }
 
 /* Puts together what the parts have of a row, and hands it out. */

@@ -65,8 +65,13 @@ void ccmem_wipe(void *p, size_t n) {
 }
 
 __attribute__((noinline)) void burn_stack(void) {
-    uint8_t below[1024]; /* compiled with optimisation, what works on secrets needs less */
+    uint8_t below[1024]; /* compiled with optimisation, ciphers need less */
     ccmem_wipe(below, sizeof below);
+}
+
+__attribute__((noinline)) void burn_stack_of_kernels(void) {
+    uint8_t deep[6 << 10];
+    ccmem_wipe(deep, sizeof deep);
 }
 
 int ccmem_equal(const void *a, const void *b, size_t n) {

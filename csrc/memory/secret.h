@@ -34,6 +34,10 @@
  * registers, or saved the caller's before they used them. */
 void burn_stack(void);
 
+/* The same with 6 KiB, behind products and attention: their kernels keep up to 5 KiB there, of
+ * W, x, K, V and their sums. Products of Q5_K with four rows of x need most (AVX2). */
+void burn_stack_of_kernels(void);
+
 /* Copies n bytes without the C library, whose copy would leave them in vector registers. */
 static inline void copy_secret(void *out, const void *in, size_t n) {
 #if defined(__x86_64__)

@@ -57,7 +57,7 @@ static void pack_rows(void *call, uint64_t begin, uint64_t end) {
         }
     }
     float_env_restore(env);
-    burn_stack();
+    burn_stack_of_kernels();
     ccmem_plain_free(floats);
 }
 

@@ -71,9 +71,6 @@ ccmem_status blocks_linear(ccmem_store *store, uint64_t offset, ccmem_block_form
                            uint64_t out_features, uint64_t in_features, const void *x, int x_halves,
                            uint64_t nrows, const float *bias, void *y, int y_halves);
 
-/* burn_stack() behind kernels, which need up to 5 KiB of stack: for four rows of x. */
-void blocks_burn(void);
-
 /* Bodies of parallel loops. Rows of W one after the other, their pages opened a few at a time into
  * a tile: for few rows of x, and for rows of W of any length. */
 void blocks_stream(void *call, uint64_t begin, uint64_t end);

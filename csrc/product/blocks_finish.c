@@ -1,9 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
- * What becomes of the partial sums of products with quantised blocks, and of what their kernels
- * leave on the stack. */
+ * What becomes of the partial sums of products with quantised blocks. */
 #include "product/blocks.h"
-
-#include "memory/secret.h"
 
 void blocks_finish(const blocks_call *l, float *sums, size_t apart, uint64_t row, size_t n,
                    size_t r, size_t end) {
@@ -22,9 +19,4 @@ void blocks_finish(const blocks_call *l, float *sums, size_t apart, uint64_t row
             }
         }
     }
-}
-
-__attribute__((noinline)) void blocks_burn(void) {
-    uint8_t below[6 << 10];
-    ccmem_wipe(below, sizeof below);
 }

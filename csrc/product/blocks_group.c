@@ -81,6 +81,6 @@ void blocks_group(void *call, uint64_t begin, uint64_t end) {
     const float_env env = float_env_default();
     multiply_groups(l, &f, (float *)(void *)block, group);
     float_env_restore(env);
-    blocks_burn();
+    burn_stack_of_kernels();
     ccmem_plain_free(block);
 }

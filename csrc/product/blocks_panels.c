@@ -127,6 +127,6 @@ void blocks_panel_groups(void *call, uint64_t begin, uint64_t end) {
     const float_env env = float_env_default();
     multiply_groups(l, block, &room);
     float_env_restore(env);
-    burn_stack();
+    burn_stack_of_kernels();
     ccmem_plain_free(block);
 }

@@ -113,6 +113,6 @@ void blocks_stream(void *call, uint64_t begin, uint64_t end) {
     const float_env env = float_env_default();
     multiply_rows(l, (tile *)(void *)block, begin, end);
     float_env_restore(env);
-    blocks_burn();
+    burn_stack_of_kernels();
     ccmem_plain_free(block);
 }

@@ -6,6 +6,7 @@
  * which order, depends on in_features and on the tier alone. */
 #include <string.h>
 
+#include "memory/secret.h"
 #include "platform/float_env.h"
 #include "platform/round.h"
 #include "platform/threads.h"
@@ -138,6 +139,7 @@ static void run_thread(void *arg, uint64_t begin, uint64_t end) {
     const float_env env = float_env_default();
     multiply_groups(l, &f, (float *)(block + pages), (float *)(block + pages + rows));
     float_env_restore(env);
+    burn_stack_of_kernels();
     ccmem_plain_free(block);
 }
 

@@ -17,6 +17,7 @@
  * the tier alone. */
 #include <string.h>
 
+#include "memory/secret.h"
 #include "platform/float_env.h"
 #include "platform/round.h"
 #include "platform/threads.h"
@@ -318,6 +319,7 @@ static void run_thread(void *arg, uint64_t begin, uint64_t end) {
     const float_env env = float_env_default();
     multiply_blocks(l, &own);
     float_env_restore(env);
+    burn_stack_of_kernels();
     ccmem_plain_free(memory);
 }
 

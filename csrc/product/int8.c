@@ -86,7 +86,7 @@ static void round_panels(void *arg, uint64_t begin, uint64_t end) {
                          l->words);
     }
     float_env_restore(env);
-    burn_stack();
+    burn_stack_of_kernels();
 }
 
 /* ---- few rows of x --------------------------------------------------------------------------- */
@@ -273,7 +273,7 @@ static void run_thread(void *arg, uint64_t begin, uint64_t end) {
     const float_env env = float_env_default();
     multiply_groups(l, block, &room);
     float_env_restore(env);
-    burn_stack();
+    burn_stack_of_kernels();
     ccmem_plain_free(block);
 }
 

@@ -222,7 +222,7 @@ static void run_thread(void *arg, uint64_t begin, uint64_t end) {
         best_merge(&c->all[q], &w.own[q]);
     pthread_mutex_unlock(&c->lock);
     ccmem_plain_free(memory);
-    burn_stack();
+    burn_stack_of_kernels();
 }
 
 /* Rows of a block: a power of two, so that blocks are whole pages wherever rows can be. */

@@ -64,39 +64,57 @@ class Memory:
 # ---- single messages, on every tier ------------------------------------------------------------
 
 
-def aegis(encrypt: bool, lanes: int, n: int, wrong: bool = False) -> Callable[..., Any]:
+class Family(NamedTuple):
+    """Messages with a tag: how the names of the two native functions begin, the lanes that they are
+    told (0: they are told how long key and nonce are), and bytes of key and nonce."""
+
+    name: str
+    lanes: int
+    key: int
+    nonce: int
+
+    def arguments(self, tier: int, *rooms: Any, n: int) -> list[Any]:
+        """What both take, of key, nonce, associated data, text, output and tag."""
+        key, nonce, ad, text, out, tag = rooms
+        told = (self.lanes, key, nonce) if self.lanes else (key, self.key, nonce, self.nonce)
+        return [tier, *told, ad, 33, text, out, n, tag, 16]
+
+
+FAMILIES = {
+    "aegis 1": Family("aegis", 1, 16, 16),
+    "aegis 2": Family("aegis", 2, 16, 16),
+    "aegis256 1": Family("aegis256", 1, 32, 32),
+    "aegis256 2": Family("aegis256", 2, 32, 32),
+    "gcm 16": Family("aes_gcm", 0, 16, 12),
+    "gcm 32": Family("aes_gcm", 0, 32, 12),
+    "gcm, a long nonce": Family("aes_gcm", 0, 32, 50),
+}
+
+
+def sealed(of: str, encrypt: bool, n: int, wrong: bool = False) -> Callable[..., Any]:
+    family = FAMILIES[of]
+
     def run(stack: Stack, tier: int, memory: Memory, number: int) -> tuple[Bytes, Bytes]:
-        key, plain = secret(number, 16), secret(number, n)
-        nonce, ad = np.full(16, 7, np.uint8), np.full(33, 9, np.uint8)
+        key, plain = secret(number, family.key), secret(number, n)
+        nonce, ad = np.full(family.nonce, 7, np.uint8), np.full(33, 9, np.uint8)
         text, tag = np.zeros(n, np.uint8), np.zeros(16, np.uint8)
-        pointers = [ffi.cast("uint8_t *", a.ctypes.data) for a in (key, nonce, ad, plain, text)]
-        status = lib.ccmem_aegis_encrypt(
-            tier,
-            lanes,
-            *pointers[:3],
-            33,
-            *pointers[3:],
-            n,
-            ffi.cast("uint8_t *", tag.ctypes.data),
-            16,
+        given = family.arguments(tier, key, nonce, ad, plain, text, tag, n=n)
+        status = getattr(lib, f"ccmem_{family.name}_encrypt")(
+            *(a if isinstance(a, int) else ffi.cast("uint8_t *", a.ctypes.data) for a in given)
         )
         assert status == OK
         public = np.concatenate((text, tag))
-        given = [tier, lanes, memory("key", key), memory("nonce", nonce), memory("ad", ad), 33]
-        if encrypt:
-            status, left = stack.call(
-                "ccmem_aegis_encrypt", *given, memory("in", plain), memory("out", n), n,
-                memory("tag", 16), 16,
-            )  # fmt: skip
-            assert status == OK and memory.rooms["out"].tobytes() == text.tobytes()
-            return left, public
+        kept = memory("key", key), memory("nonce", nonce), memory("ad", ad)
         tag[3] ^= wrong
-        status, left = stack.call(
-            "ccmem_aegis_decrypt", *given, memory("in", text), memory("out", n), n,
-            memory("tag", tag), 16,
-        )  # fmt: skip
+        rooms = (plain, 16) if encrypt else (text, tag)
+        given = family.arguments(
+            tier, *kept, memory("in", rooms[0]), memory("out", n), memory("tag", rooms[1]), n=n
+        )
+        name = f"ccmem_{family.name}_{'encrypt' if encrypt else 'decrypt'}"
+        status, left = stack.call(name, *given)
         assert status == (lib.CCMEM_ERR_INTEGRITY if wrong else OK)
-        assert memory.rooms["out"].tobytes() == (bytes(n) if wrong else plain.tobytes())
+        out = text.tobytes() if encrypt else bytes(n) if wrong else plain.tobytes()
+        assert memory.rooms["out"].tobytes() == out
         return left, public
 
     return run
@@ -162,9 +180,9 @@ def wrap(todo: int, wrong: bool = False) -> Callable[..., Any]:
 
 
 MESSAGES: dict[str, Callable[..., Any]] = {
-    **{f"aegis seal {lanes} {n}": aegis(True, lanes, n) for lanes in (1, 2) for n in (0, 128, 200)},
-    **{f"aegis open {lanes} {n}": aegis(False, lanes, n) for lanes in (1, 2) for n in (128, 200)},
-    "aegis refused": aegis(False, 2, 200, wrong=True),
+    **{f"{of} seal {n}": sealed(of, True, n) for of in FAMILIES for n in (0, 128, 200, 1000)},
+    **{f"{of} open {n}": sealed(of, False, n) for of in FAMILIES for n in (128, 200, 1000)},
+    **{f"{of} refused": sealed(of, False, 200, wrong=True) for of in FAMILIES},
     **{f"xts seal {k} {n}": xts(True, k, n) for k in (32, 64) for n in (16, 100, 4096)},
     **{f"xts open {k} {n}": xts(False, k, n) for k in (32, 64) for n in (16, 100, 4096)},
     "cmac 5": cmac(5),
@@ -532,25 +550,24 @@ def test_a_product_that_is_refused_in_an_element(stack: Stack, key: pyccmem.Key,
 def test_products_of_blocks(
     stack: Stack, key: pyccmem.Key, cipher: str, kind: str, shape: tuple[int, int, int]
 ) -> None:
-    """By tiles and by groups of rows, with blocks that pages cut."""
+    """By tiles, by groups of rows and by panels, with blocks that pages cut, and x is as secret."""
     rows, width, nrows = shape
     number_of = getattr(lib, f"CCMEM_{kind}")
     blocks = width // lib.ccmem_block_elements(number_of)
     nbytes = rows * blocks * lib.ccmem_block_bytes(number_of)
     memory = Memory()
-    x = np.zeros((nrows, width), np.float32)
-    x[:, 5] = 1
     with EncryptedBuffer(nbytes + 8192, key=key, cipher=cipher) as buffer:
         store = buffer._opened()
 
         def multiply(number: int) -> Bytes:
             buffer.write(secret(number, nbytes) & 0x3B, 4096 - 7)
+            x = memory("x", secret(number + 100, 4 * nrows * width) & 0x3B)
             y = memory("y", 4 * rows * nrows)
             status, left = stack.call(
                 "ccmem_store_linear_blocks", store, 4096 - 7, number_of, rows, width, 0, x, nrows,
                 0, y,
             )  # fmt: skip
-            assert status == OK
+            assert status == OK and y.any()
             return left
 
         found = left_by(buffer, multiply)
