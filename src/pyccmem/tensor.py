@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from . import errors
 from .binding import DEFAULT_CIPHER, OK, TENSOR_PAGE_SIZE, check, ffi, lib, wiped
-from .binding.arguments import BYTES, integer
+from .binding.arguments import BYTES, integer, plain_array
 from .buffer import EncryptedBuffer, verify
 from .core import maker
 from .core.array_methods import ArrayMethods
@@ -250,7 +250,7 @@ class EncryptedTensor(Operand, ArrayMethods, Resource):
                     arena=arena,
                     fresh=fresh,
                 )
-        source = np.asarray(array)
+        source = plain_array("array", array)
         kind = source.dtype if dtype is None else _checked_dtype(dtype)
         if arena is not None:
             place = maker_of(arena=arena, key=key, cipher=cipher, page_size=page_size, fresh=fresh)

@@ -14,6 +14,7 @@ import re
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from .. import errors
 from .native import ffi, lib
@@ -60,6 +61,20 @@ def integer(name: str, value: Any) -> int:
 
 _SIZE = re.compile(r"([0-9]{1,18}) ?(B|KiB|MiB|GiB|TiB)", re.ASCII)
 _UNITS = {"B": 0, "KiB": 10, "MiB": 20, "GiB": 30, "TiB": 40}
+
+
+def plain_array(name: str, value: Any) -> npt.NDArray[Any]:
+    """Returns what NumPy makes of `value`, which opens an encrypted one. Raises ArgumentTypeError
+    for what is no array, such as rows of several lengths."""
+    try:
+        array: npt.NDArray[Any] = np.asarray(value)
+    except errors.PyccmemError:  # from an encrypted one; some are also a ValueError
+        raise
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise errors.ArgumentTypeError(
+            f"{name} is not an array of numbers: {str(error).rstrip('.')}."
+        ) from None
+    return array
 
 
 def byte_count(name: str, value: Any) -> int:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from .. import errors
 from ..binding import wiped
-from ..binding.arguments import integer
+from ..binding.arguments import integer, plain_array
 from ..core.indexing import address
 from ..core.kv_tables import Rows
 
@@ -74,12 +74,7 @@ def taken(name: str, value: Any, types: tuple[str, ...]) -> Operand:
 
     Raises ArgumentTypeError, MissingPackageError, OutOfMemoryError.
     """
-    try:
-        array = np.asarray(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise errors.ArgumentTypeError(
-            f"{name} is not an array of numbers: {str(error).rstrip('.')}."
-        ) from None
+    array = plain_array(name, value)
     kind = _NAMES.get(array.dtype) or array.dtype.name
     if kind in types and array.dtype.isnative:
         if _is_dense(array):

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from .. import errors
 from ..binding import wiped
+from ..binding.arguments import plain_array
 from ..core.block_matrix import BlockMatrix, BlockOperand, block_matrix_of
 from ..core.dtypes import NATIVE, name_of
 from ..core.matrix import Matrix
@@ -136,14 +137,7 @@ def matmul(a: Any, b: Any) -> Array:
 
 def _operand(name: str, value: Any) -> Array:
     """Returns `value` as a plain array of numbers; an encrypted one is opened."""
-    try:
-        array: Array = np.asarray(value)
-    except errors.PyccmemError:  # from an encrypted one; some are also a ValueError
-        raise
-    except (TypeError, ValueError) as error:
-        raise errors.ArgumentTypeError(
-            f"{name} is not an array of numbers: {str(error).rstrip('.')}."
-        ) from None
+    array = plain_array(name, value)
     if array.dtype.kind not in "biufc" and name_of(array.dtype) != "bfloat16":
         raise errors.ArgumentTypeError(f"{name} is of {array.dtype}; it must hold numbers.")
     return array

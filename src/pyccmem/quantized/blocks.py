@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from .. import errors
 from ..binding import ffi, wiped
+from ..binding.arguments import plain_array
 from ..core.block_formats import BlockFormat, format_named
 from ..core.block_matrix import dequantize
 from .making import checked_source, packed_rows
@@ -29,7 +30,7 @@ def dequantize_blocks(blocks: npt.ArrayLike, format: str | BlockFormat) -> npt.N
     ArgumentTypeError for what is no array of bytes, OutOfMemoryError.
     """
     kind = format_named(format)
-    packed = np.asarray(blocks)
+    packed = plain_array("blocks", blocks)
     if packed.dtype.kind not in "ui" or packed.dtype.itemsize != 1:
         raise errors.ArgumentTypeError(f"blocks is of {packed.dtype}; it must hold uint8.")
     if not packed.ndim or packed.shape[-1] % kind.nbytes:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from .. import errors
 from ..binding import Call, check, ffi, lib, wiped
+from ..binding.arguments import plain_array
 from ..core.block_formats import BlockFormat
 from ..core.runs import flat_parts
 
@@ -27,7 +28,7 @@ STAGING_BYTES = 1 << 20
 def checked_source(array: Any) -> Array:
     """Returns what NumPy makes of `array`, if that is an array of real numbers. Raises
     ArgumentTypeError."""
-    source: Array = np.asarray(array)
+    source = plain_array("array", array)
     if source.dtype.kind not in "fiub" and source.dtype.name not in ("bfloat16",):
         raise errors.ArgumentTypeError(
             f"array is of {source.dtype}; only real numbers can be quantised."

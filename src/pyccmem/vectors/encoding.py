@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from .. import errors
 from ..binding import OK, ffi, lib, wiped
+from ..binding.arguments import plain_array
 from ..core.indexing import address
 from .form import BIAS, FACTOR, SCALE, Form
 
@@ -49,12 +50,7 @@ class Encoded(NamedTuple):
 
 def matrix_of(name: str, value: Any, dim: int) -> Array:
     """Returns an array of shape [n, dim] of numbers. Raises ArgumentError, ArgumentTypeError."""
-    try:
-        array = np.asarray(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise errors.ArgumentTypeError(
-            f"{name} is not an array of numbers: {str(error).rstrip('.')}."
-        ) from None
+    array = plain_array(name, value)
     if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
         raise errors.ArgumentTypeError(f"{name} is of {array.dtype}; it must hold real numbers.")
     if array.ndim == 1 and (array.size or not dim):

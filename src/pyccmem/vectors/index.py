@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .. import errors
-from ..binding.arguments import integer
+from ..binding.arguments import integer, plain_array
 from ..core.forks import Lock
 from ..core.resource import Resource
 from ..keys import Key, another
@@ -361,7 +361,11 @@ class EncryptedIndex(Resource):
         ids of shape [n, k]. -1, which search() fills up with, gives None, too. Python cannot
         overwrite bytes: they stay in memory until their place is reused. Raises ArgumentError for
         an id that is not there, ArgumentTypeError, IntegrityError."""
-        given = np.asarray(ids)
+        given = plain_array("ids", ids)
+        if given.ndim > 2:
+            raise errors.ArgumentError(
+                f"ids has shape {given.shape}; it must have one dimension, or two."
+            )
         if given.ndim == 2:
             return [self.payloads(row) for row in given]
         known = np.atleast_1d(given) != -1
@@ -399,11 +403,10 @@ class EncryptedIndex(Resource):
         """Does search(); `probes` is for _parts(). `exact`: by all fine rows, not by candidates."""
         number = integer("k", k)
         if not 1 <= number < 2**31:
-            raise errors.ArgumentError(f"k is {number}; it must be at least 1.")
+            raise errors.ArgumentError(f"k is {number}; it must be from 1 to {2**31 - 1}.")
         asked = queries_of(queries, self._form)
         state, masks = self._filtered(filter)
-        scores = np.empty((len(asked.floats), number), np.float32)
-        ids = np.empty((len(asked.floats), number), np.int64)
+        scores, ids = _results(len(asked.floats), number)
         found = min(number, state.alive)
         if found:
             fine = self._form.fine
@@ -828,7 +831,7 @@ def _checked_factor(value: Any) -> int:
 
 def _ids(name: str, value: Any, *, unique: bool = True) -> Integers:
     """Returns ids as an array of int64. Raises ArgumentError, ArgumentTypeError."""
-    array = np.asarray(value if not isinstance(value, (set, frozenset, range)) else list(value))
+    array = plain_array(name, list(value) if isinstance(value, (set, frozenset, range)) else value)
     if not array.size:
         array = array.astype(np.int64)
     if array.dtype.kind not in "iu":
@@ -846,6 +849,16 @@ def _ids(name: str, value: Any, *, unique: bool = True) -> Integers:
         if len(twice):
             raise errors.ArgumentError(f"{name} has {ordered[twice[0]]} twice.")
     return found
+
+
+def _results(count: int, k: int) -> tuple[Floats, Integers]:
+    """Returns memory for the results of `count` queries. Raises OutOfMemoryError."""
+    try:
+        return np.empty((count, k), np.float32), np.empty((count, k), np.int64)
+    except (MemoryError, ValueError):
+        raise errors.OutOfMemoryError(
+            f"There is no memory for {k} results of each of {count} queries; ask for fewer."
+        ) from None
 
 
 def _called(filter: Callable[[Integers], Any], view: View) -> Bitmap:
