@@ -21,7 +21,7 @@ EXPORT int unit_derive_in_a_child(const ccmem_key *key) {
     int status;
     const pid_t child = fork();
     if (!child)
-        _exit(key_derive(key, "aegis-128x2", id, 4096, out, sizeof out));
+        _exit(key_derive(key, KEY_BY_AES, "aegis-128x2", id, 4096, out, sizeof out));
     if (child < 0 || waitpid(child, &status, 0) != child || !WIFEXITED(status))
         return -1;
     return WEXITSTATUS(status);
