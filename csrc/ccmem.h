@@ -60,6 +60,7 @@ typedef enum ccmem_cipher {
     CCMEM_AES_256_GCM,
     CCMEM_AEGIS_256X2,
     CCMEM_SM4_XTS, /* with the tweaks of GB/T 17964-2021, and without tags */
+    CCMEM_SM4_GCM, /* RFC 8998; with tags */
     CCMEM_CIPHER_COUNT
 } ccmem_cipher;
 
@@ -477,10 +478,11 @@ ccmem_status ccmem_key_for_context(const ccmem_key *key, const uint8_t digest[32
  * and reveals nothing else. CCMEM_ERR_ARGUMENT, _FORK. */
 ccmem_status ccmem_key_id(const ccmem_key *key, uint8_t id[16]);
 
-/* AES-CMAC of n bytes under an AES-256 key that is derived from `key` for this purpose (label
- * "key-mac") and this context. CCMEM_ERR_ARGUMENT, _FORK, _MEMLOCK, _SECRETMEM, _NOMEM. */
-ccmem_status ccmem_key_mac(const ccmem_key *key, const uint8_t context[16], const uint8_t *msg,
-                           size_t n, uint8_t tag[16]);
+/* A MAC of n bytes about pages of this suite, under a key of 32 bytes that is derived from `key`
+ * for this purpose (label "key-mac") and this context: AES-CMAC; under SM4 the first half of HMAC
+ * over SM3. CCMEM_ERR_ARGUMENT, _FORK, _MEMLOCK, _SECRETMEM, _NOMEM. */
+ccmem_status ccmem_key_mac(const ccmem_key *key, ccmem_cipher cipher, const uint8_t context[16],
+                           const uint8_t *msg, size_t n, uint8_t tag[16]);
 
 /* The key's 32 bytes, for a key service that wraps them itself. The caller wipes `out`.
  * CCMEM_ERR_ARGUMENT, _FORK. */
@@ -1311,6 +1313,16 @@ ccmem_status ccmem_sm4(ccmem_tier tier, int encrypt, const uint8_t key[16], cons
  * _EQUAL_HALVES, _TIER. */
 ccmem_status ccmem_sm4_xts(ccmem_tier tier, int encrypt, int ieee, const uint8_t key[32],
                            const uint8_t tweak[16], const uint8_t *in, uint8_t *out, size_t n);
+
+/* SM4-GCM (RFC 8998) likewise as ccmem_aes_gcm_encrypt() and its inverse; key_len is 16. */
+ccmem_status ccmem_sm4_gcm_encrypt(ccmem_tier tier, const uint8_t *key, size_t key_len,
+                                   const uint8_t *iv, size_t iv_len, const uint8_t *ad,
+                                   size_t ad_len, const uint8_t *in, uint8_t *out, size_t n,
+                                   uint8_t *tag, size_t tag_len);
+ccmem_status ccmem_sm4_gcm_decrypt(ccmem_tier tier, const uint8_t *key, size_t key_len,
+                                   const uint8_t *iv, size_t iv_len, const uint8_t *ad,
+                                   size_t ad_len, const uint8_t *in, uint8_t *out, size_t n,
+                                   const uint8_t *tag, size_t tag_len);
 
 /* SM3 (GB/T 32905-2016) of n bytes. CCMEM_ERR_ARGUMENT. */
 ccmem_status ccmem_sm3(const uint8_t *msg, size_t n, uint8_t digest[32]);

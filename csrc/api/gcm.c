@@ -3,6 +3,7 @@
  * Messages under GCM as public functions, one call each: they check their arguments and that the
  * tier is usable, expand the key on the stack and wipe it. */
 #include "crypto/aes_gcm/aes_gcm.h"
+#include "crypto/sm4_gcm/sm4_gcm.h"
 #include "memory/secret.h"
 #include "tiers/tiers.h"
 
@@ -64,6 +65,54 @@ ccmem_status ccmem_aes_gcm_decrypt(ccmem_tier tier, const uint8_t *key, size_t k
     if (status)
         return status;
     aes_gcm_expand(&expanded, key, key_len);
+    status = gcm_open_message(&m, in, out, n, tag, tag_len);
+    ccmem_wipe(&expanded, sizeof expanded);
+    return status;
+}
+
+static ccmem_status sm4_message(ccmem_tier tier, const uint8_t *key, size_t key_len, gcm_message *m,
+                                sm4_gcm_key *expanded) {
+    ccmem_status status = ccmem_tier_check(tier);
+    if (status)
+        return status;
+    if (!key || key_len != SM4_KEY_SIZE)
+        return CCMEM_ERR_ARGUMENT;
+    m->ops = tier_kernels_of(tier).sm4_gcm;
+    m->key = expanded;
+    return CCMEM_OK;
+}
+
+ccmem_status ccmem_sm4_gcm_encrypt(ccmem_tier tier, const uint8_t *key, size_t key_len,
+                                   const uint8_t *iv, size_t iv_len, const uint8_t *ad,
+                                   size_t ad_len, const uint8_t *in, uint8_t *out, size_t n,
+                                   uint8_t *tag, size_t tag_len) {
+    gcm_message m = {.iv = iv, .iv_len = iv_len, .ad = ad, .ad_len = ad_len};
+    sm4_gcm_key expanded;
+    ccmem_status status = sm4_message(tier, key, key_len, &m, &expanded);
+
+    if (status == CCMEM_OK)
+        status = check_message(&m, in, out, n, tag, tag_len);
+    if (status)
+        return status;
+    sm4_gcm_expand(&expanded, key);
+    gcm_seal_message(&m, in, out, n, tag, tag_len);
+    ccmem_wipe(&expanded, sizeof expanded);
+    return CCMEM_OK;
+}
+
+ccmem_status ccmem_sm4_gcm_decrypt(ccmem_tier tier, const uint8_t *key, size_t key_len,
+                                   const uint8_t *iv, size_t iv_len, const uint8_t *ad,
+                                   size_t ad_len, const uint8_t *in, uint8_t *out, size_t n,
+                                   const uint8_t *tag, size_t tag_len) {
+    gcm_message m = {.iv = iv, .iv_len = iv_len, .ad = ad, .ad_len = ad_len};
+    sm4_gcm_key expanded;
+    ccmem_status status = sm4_message(tier, key, key_len, &m, &expanded);
+
+    if (status == CCMEM_OK)
+        status = check_message(&m, in, out, n, tag, tag_len);
+    if (status)
+        return status;
+    sm4_gcm_expand(&expanded, key);
     status = gcm_open_message(&m, in, out, n, tag, tag_len);
     ccmem_wipe(&expanded, sizeof expanded);
     return status;

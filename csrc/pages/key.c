@@ -11,6 +11,7 @@
 #include "crypto/sm3/sm3.h"
 #include "memory/secret.h"
 #include "pages/key_text.h"
+#include "pages/page.h"
 #include "platform/fork.h"
 #include "platform/random.h"
 #include "tiers/tiers.h"
@@ -294,16 +295,18 @@ ccmem_status ccmem_key_id(const ccmem_key *key, uint8_t id[16]) {
     return status ? status : derive(key, "key-id", NULL, 0, id, CCMEM_KEY_ID_SIZE);
 }
 
-ccmem_status ccmem_key_mac(const ccmem_key *key, const uint8_t context[16], const uint8_t *msg,
-                           size_t n, uint8_t tag[16]) {
+ccmem_status ccmem_key_mac(const ccmem_key *key, ccmem_cipher cipher, const uint8_t context[16],
+                           const uint8_t *msg, size_t n, uint8_t tag[16]) {
+    const page_suite *suite = page_suite_of(cipher);
     struct {
         aes_key schedule;
         uint8_t raw[CCMEM_ROOT_KEY_SIZE];
+        uint8_t whole[SM3_SIZE];
     } *mac;
     ccmem_status status;
     void *slot;
 
-    if (!context || (!msg && n) || !tag)
+    if (!suite || !context || (!msg && n) || !tag)
         return CCMEM_ERR_ARGUMENT;
     status = ccmem_key_check(key);
     if (!status)
@@ -311,8 +314,12 @@ ccmem_status ccmem_key_mac(const ccmem_key *key, const uint8_t context[16], cons
     if (status)
         return status;
     mac = slot;
-    status = derive(key, "key-mac", context, CCMEM_STORE_ID_SIZE, mac->raw, sizeof mac->raw);
-    if (!status) {
+    status = derive_by(key, suite->derive, "key-mac", context, CCMEM_STORE_ID_SIZE, mac->raw,
+                       sizeof mac->raw);
+    if (!status && suite->derive == KEY_BY_SM3) {
+        hmac_sm3(mac->raw, sizeof mac->raw, msg, n, mac->whole);
+        copy_secret(tag, mac->whole, CCMEM_MAC_SIZE);
+    } else if (!status) {
         aes_expand(&mac->schedule, mac->raw, sizeof mac->raw);
         cmac(tier_active_kernels().aes, &mac->schedule, msg, n, tag);
     }

@@ -18,16 +18,28 @@ static inline unsigned kernel_flags(unsigned flags) {
     return (flags & PAGE_STREAM ? GCM_STREAM : 0) | (flags & PAGE_LAST ? GCM_LAST : 0);
 }
 
-/* Kernels that work on whole groups have frames of up to 1.6 KiB: more than burn_stack() reaches.
- */
-static __attribute__((noinline)) void burn_frames(void) {
-    uint8_t below[2048];
-    ccmem_wipe(below, sizeof below);
-}
+/* Kernels that work on whole groups have larger frames than burn_stack() reaches: of AES-GCM up to
+ * 1.6 KiB. */
+enum { USUAL_SPILLS = 2048, MORE_SPILLS = 4096, MOST_SPILLS = 8192 };
+
+#define BURN(name, size)                                                                           \
+    static __attribute__((noinline)) void name(void) {                                             \
+        uint8_t below[size];                                                                       \
+        ccmem_wipe(below, sizeof below);                                                           \
+    }
+BURN(burn_usual, USUAL_SPILLS)
+BURN(burn_more, MORE_SPILLS)
+BURN(burn_most, MOST_SPILLS)
+#undef BURN
 
 static inline void clean_up(const page_context *ctx) {
-    if (kernels(ctx)->spills)
-        burn_frames();
+    const int spills = kernels(ctx)->spills;
+    if (spills > MORE_SPILLS)
+        burn_most();
+    else if (spills > USUAL_SPILLS)
+        burn_more();
+    else if (spills)
+        burn_usual();
 }
 
 static void put_le(uint8_t *p, uint64_t v, int bytes) {
@@ -84,7 +96,10 @@ static int open_next(const page_context *ctx, uint8_t *dst, const uint8_t *src, 
     (void)near; /* was far before */
     make_place(&place, page, version);
     fetch(far, ctx->size);
-    return !kernels(ctx)->open_pages(ctx->key, dst, src, 1, ctx->size, &place, tag, GCM_LAST);
+    int good = !kernels(ctx)->open_pages(ctx->key, dst, src, 1, ctx->size, &place, tag, GCM_LAST);
+    if (kernels(ctx)->spills > USUAL_SPILLS) /* more than the caller reaches */
+        clean_up(ctx);
+    return good;
 }
 
 static page_result open_part(const page_context *ctx, uint8_t *dst, const uint8_t *src,

@@ -5,6 +5,7 @@
 #include "crypto/aegis256/aegis256.h"
 #include "crypto/aes_gcm/aes_gcm.h"
 #include "crypto/sm4/sm4.h"
+#include "crypto/sm4_gcm/sm4_gcm.h"
 #include "crypto/xts/xts.h"
 #include "memory/secret.h"
 #include "pages/page.h"
@@ -31,6 +32,14 @@ static ccmem_status expand_aes_gcm(void *key, const uint8_t *subkey, size_t n) {
 /* Blocks under one key of a block cipher of 16 bytes: two of n meet by chance with a probability of
  * about n^2 / 2^128, here 2^-40. IEEE 1619-2018, 5.1, asks for no more than 2^64. */
 enum { BLOCKS_LOG2 = 44 };
+
+static const void *sm4_gcm_kernels(const tier_kernels *k) { return k->sm4_gcm; }
+
+static ccmem_status expand_sm4_gcm(void *key, const uint8_t *subkey, size_t n) {
+    (void)n;
+    sm4_gcm_expand(key, subkey);
+    return CCMEM_OK;
+}
 
 static const void *sm4_xts_kernels(const tier_kernels *k) { return &k->sm4->xts; }
 
@@ -104,6 +113,18 @@ static const page_suite suites[CCMEM_CIPHER_COUNT] = {
                        .pages = &page_xts,
                        .derive = KEY_BY_SM3,
                        .tweaks = 1},
+    [CCMEM_SM4_GCM] = {.is = {.name = "sm4-gcm",
+                              .subkey_size = SM4_KEY_SIZE,
+                              .tag_size = GCM_TAG_SIZE,
+                              .key_bits = 128,
+                              .blocks_log2 = BLOCKS_LOG2,
+                              .standards = "GB/T 32907-2016, GB/T 36624-2018, RFC 8998"},
+                       .key_size = sizeof(sm4_gcm_key),
+                       .expand = expand_sm4_gcm,
+                       .kernels = sm4_gcm_kernels,
+                       .pages = &page_gcm,
+                       .derive = KEY_BY_SM3,
+                       .versions = ((uint64_t)1 << 48) - 1},
 };
 
 const page_suite *page_suite_of(ccmem_cipher cipher) {

@@ -3,6 +3,7 @@
  * Zen 2, and any newer processor under a system that does not save ymm state. */
 #include "crypto/aegis256/aegis256.h"
 #include "crypto/aes_gcm/aes_gcm.h"
+#include "crypto/sm4_gcm/sm4_gcm.h"
 #include "platform/cpu.h"
 #include "tiers/tiers.h"
 
@@ -16,13 +17,14 @@ static const tier_kernels rows[] = {
      .attention = &attention_avx2,
      .blocks = &blocks_avx2},
     {.needs = CPU_AVX2, .aegis = &aegis_avx2, .aegis256 = &aegis256_avx2, .int8 = &int8_avx2},
-    {.needs = CPU_GFNI, .sm4 = &sm4_gfni128},
+    {.needs = CPU_GFNI, .sm4 = &sm4_gfni128, .sm4_gcm = &sm4_gcm_gfni128},
     {.aes = &aes_aesni,
      .xts = &xts_aesni,
      .aegis = &aegis_aesni,
      .aegis256 = &aegis256_aesni,
      .aes_gcm = &aes_gcm_aesni,
      .sm4 = &sm4_aesni,
+     .sm4_gcm = &sm4_gcm_aesni,
      .probe = &probe_aesni},
     TIER_LAST,
 };

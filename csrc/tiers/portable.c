@@ -3,6 +3,7 @@
  * and what they take where they have no kernels of their own. */
 #include "crypto/aegis256/aegis256.h"
 #include "crypto/aes_gcm/aes_gcm.h"
+#include "crypto/sm4_gcm/sm4_gcm.h"
 #include "tiers/tiers.h"
 
 static const tier_kernels rows[] = {
@@ -12,6 +13,7 @@ static const tier_kernels rows[] = {
      .aegis256 = &aegis256_portable,
      .aes_gcm = &aes_gcm_portable,
      .sm4 = &sm4_portable,
+     .sm4_gcm = &sm4_gcm_portable,
      .gemv = &gemv_portable,
      .gemm = &gemm_portable,
      .int8 = &int8_portable,

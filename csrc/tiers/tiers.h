@@ -28,6 +28,7 @@
     TABLE(aegis_ops, aegis256)                                                                     \
     TABLE(gcm_ops, aes_gcm)                                                                        \
     TABLE(sm4_ops, sm4)                                                                            \
+    TABLE(gcm_ops, sm4_gcm)                                                                        \
     TABLE(gemv_ops, gemv)                                                                          \
     TABLE(gemm_ops, gemm)                                                                          \
     TABLE(gemm_ops, gemm_bf16)                                                                     \

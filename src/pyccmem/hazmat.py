@@ -39,6 +39,8 @@ __all__ = [
     "sm3",
     "sm4_decrypt",
     "sm4_encrypt",
+    "sm4_gcm_decrypt",
+    "sm4_gcm_encrypt",
     "sm4_xts_decrypt",
     "sm4_xts_encrypt",
     "xts_decrypt",
@@ -267,14 +269,23 @@ def aegis256x2_decrypt(
     return _aegis_decrypt("AEGIS-256X2", key, nonce, ciphertext, tag, ad, tier)
 
 
+#: By what they encrypt with: the native functions of both directions, and the sizes of keys.
+_GCM = {
+    "AES": (lib.ccmem_aes_gcm_encrypt, lib.ccmem_aes_gcm_decrypt, (16, 24, 32)),
+    "SM4": (lib.ccmem_sm4_gcm_encrypt, lib.ccmem_sm4_gcm_decrypt, (16,)),
+}
+
+
 def _gcm(
-    call: Any, key: Any, iv: Any, name: str, text: Any, tag: Any, ad: Any, tier: str | None
+    block: str, opening: int, key: Any, iv: Any, text: Any, tag: Any, ad: Any, tier: str | None
 ) -> Any:
-    """Calls the native function `call` for `text`, which errors call `name`, and returns native
-    memory with the result. `tag` is native memory too, which the call fills or compares."""
+    """Encrypts `text` by the GCM of a block cipher, or decrypts it, and returns native memory with
+    the result. `tag` is native memory too, which is filled or compared."""
     number = tier_number(tier)
+    name, sizes = "ciphertext" if opening else "data", _GCM[block][2]
+    call: Any = _GCM[block][opening]
     with (
-        exact_bytes("The AES key", key, (16, 24, 32), errors.InvalidKeyError) as key_buffer,
+        exact_bytes(f"The {block} key", key, sizes, errors.InvalidKeyError) as key_buffer,
         input_buffer("iv", iv) as iv_buffer,
         input_buffer(name, text) as source,
         input_buffer("ad", ad) as ad_buffer,
@@ -296,8 +307,27 @@ def _gcm(
             tag,
             len(tag),
         )
-    check(status, Call("AES-GCM"))  # if the tag does not match, `out` is zeros
+    check(status, Call(f"{block}-GCM"))  # if the tag does not match, `out` is zeros
     return out
+
+
+def _gcm_encrypt(
+    block: str, key: Any, iv: Any, data: Any, ad: Any, tag_len: Any, tier: str | None
+) -> tuple[bytes, bytes]:
+    tag_len = integer("tag_len", tag_len)
+    if tag_len not in _GCM_TAG_SIZES:
+        raise errors.ArgumentError(f"tag_len is {tag_len}; it must be 4, 8, or from 12 to 16.")
+    tag = ffi.new("uint8_t[]", tag_len)
+    out = _gcm(block, 0, key, iv, data, tag, ad, tier)
+    return bytes(ffi.buffer(out)), bytes(ffi.buffer(tag))
+
+
+def _gcm_decrypt(
+    block: str, key: Any, iv: Any, ciphertext: Any, tag: Any, ad: Any, tier: str | None
+) -> bytes:
+    with exact_bytes("tag", tag, _GCM_TAG_SIZES, errors.ArgumentError) as tag_buffer:
+        out = _gcm(block, 1, key, iv, ciphertext, tag_buffer, ad, tier)
+    return _taken(out)
 
 
 def aes_gcm_encrypt(
@@ -309,12 +339,7 @@ def aes_gcm_encrypt(
     `key` has 16, 24 or 32 bytes, the nonce `iv` any number but zero, usually 12; it must never be
     used twice with one key. Raises InvalidKeyError, ArgumentError.
     """
-    tag_len = integer("tag_len", tag_len)
-    if tag_len not in _GCM_TAG_SIZES:
-        raise errors.ArgumentError(f"tag_len is {tag_len}; it must be 4, 8, or from 12 to 16.")
-    tag = ffi.new("uint8_t[]", tag_len)
-    out = _gcm(lib.ccmem_aes_gcm_encrypt, key, iv, "data", data, tag, ad, tier)
-    return bytes(ffi.buffer(out)), bytes(ffi.buffer(tag))
+    return _gcm_encrypt("AES", key, iv, data, ad, tag_len, tier)
 
 
 def aes_gcm_decrypt(
@@ -324,10 +349,7 @@ def aes_gcm_decrypt(
     this key and nonce; else returns nothing of it. Raises IntegrityError, InvalidKeyError,
     ArgumentError.
     """
-    call = lib.ccmem_aes_gcm_decrypt
-    with exact_bytes("tag", tag, _GCM_TAG_SIZES, errors.ArgumentError) as tag_buffer:
-        out = _gcm(call, key, iv, "ciphertext", ciphertext, tag_buffer, ad, tier)
-    return _taken(out)
+    return _gcm_decrypt("AES", key, iv, ciphertext, tag, ad, tier)
 
 
 def aes_cmac(key: Any, message: Any, *, tier: str | None = None) -> bytes:
@@ -502,6 +524,22 @@ def sm4_xts_decrypt(
 ) -> bytes:
     """Decrypts what sm4_xts_encrypt() encrypted. Authenticates nothing. Raises as it does."""
     return _sm4_xts(0, key, tweak, data, standard, tier)
+
+
+def sm4_gcm_encrypt(
+    key: Any, iv: Any, data: Any, ad: Any = b"", *, tag_len: int = 16, tier: str | None = None
+) -> tuple[bytes, bytes]:
+    """Encrypts as aes_gcm_encrypt() does, by SM4-GCM (RFC 8998) under a key of 16 bytes. Raises as
+    it does."""
+    return _gcm_encrypt("SM4", key, iv, data, ad, tag_len, tier)
+
+
+def sm4_gcm_decrypt(
+    key: Any, iv: Any, ciphertext: Any, tag: Any, ad: Any = b"", *, tier: str | None = None
+) -> bytes:
+    """Decrypts what sm4_gcm_encrypt() encrypted, or returns nothing of it. Raises as
+    aes_gcm_decrypt() does."""
+    return _gcm_decrypt("SM4", key, iv, ciphertext, tag, ad, tier)
 
 
 def sm3(message: Any) -> bytes:

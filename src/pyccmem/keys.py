@@ -11,7 +11,7 @@ import warnings
 from typing import Any
 
 from . import errors
-from .binding import LEVELS, Call, anchor, check, ffi, lib
+from .binding import CIPHERS, LEVELS, Call, anchor, check, ffi, lib
 from .binding.arguments import exact_bytes, input_buffer, integer, output_buffer
 from .binding.owned import KEY, Descriptor
 from .binding.status import KeyCall, KeyFileCall, UnwrapCall
@@ -402,9 +402,9 @@ class Key(Resource):
         check(status, KeyCall("a key for a context", None))
         return self._adopt(out)
 
-    def _mac(self, context: Any, data: Any) -> bytes:
-        """Returns the AES-CMAC of `data` under a key derived from this one for `context` of 16
-        bytes.
+    def _mac(self, cipher: str, context: Any, data: Any) -> bytes:
+        """Returns the MAC of `data`, which tells of pages under the suite `cipher`: AES-CMAC, under
+        SM4 half of HMAC-SM3. Its key is derived from this one for `context` of 16 bytes.
 
         Raises ArgumentError, BufferTypeError, ClosedError, ForkError, LockedMemoryError.
         """
@@ -414,7 +414,9 @@ class Key(Resource):
             exact_bytes("context", context, size, errors.ArgumentError) as purpose,
             input_buffer("data", data) as source,
         ):
-            status = lib.ccmem_key_mac(self._opened(), purpose, source, len(source), tag)
+            status = lib.ccmem_key_mac(
+                self._opened(), CIPHERS[cipher], purpose, source, len(source), tag
+            )
         check(status, Call("the key that checks the tables of a sealed file", "key"))
         return bytes(ffi.buffer(tag))
 
@@ -561,12 +563,13 @@ def for_context(key: Key, digest: Any) -> Key:
     return key._for_context(digest)
 
 
-def mac(key: Key, context: Any, data: Any) -> bytes:
-    """Returns the AES-CMAC of `data` under a key derived from `key` for `context` of 16 bytes.
+def mac(key: Key, cipher: str, context: Any, data: Any) -> bytes:
+    """Returns the MAC of `data`, which tells of pages under the suite `cipher`, under a key derived
+    from `key` for `context` of 16 bytes.
 
     Raises ArgumentError, BufferTypeError, ClosedError, ForkError, LockedMemoryError.
     """
-    return key._mac(context, data)
+    return key._mac(cipher, context, data)
 
 
 def copy_into(key: Key, out: Any) -> None:

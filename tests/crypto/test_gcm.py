@@ -26,11 +26,27 @@ FAMILIES: dict[str, tuple[Any, Any, Any, Any]] = {
         lib.ccmem_aes_gcm_encrypt,
         lib.ccmem_aes_gcm_decrypt,
     ),
+    "SM4": (
+        hazmat.sm4_gcm_encrypt,
+        hazmat.sm4_gcm_decrypt,
+        lib.ccmem_sm4_gcm_encrypt,
+        lib.ccmem_sm4_gcm_decrypt,
+    ),
 }
-ALGORITHMS = ("AES-128-GCM", "AES-192-GCM", "AES-256-GCM")
+KEY_SIZES = {"AES": (16, 24, 32), "SM4": (16,)}
+ALGORITHMS = ("AES-128-GCM", "AES-192-GCM", "AES-256-GCM", "SM4-GCM")
+#: Of pages.
+SUITES = [name for name in support.CIPHERS if name.endswith("-gcm")]
+
+all_families = pytest.mark.parametrize("family", FAMILIES)
 
 #: (cases, invalid ones among them) of each file of tests/vectors.
-KNOWN_COUNTS = {"aes-gcm.jsonl.gz": (3211, 841), "aes-gcm-generated.jsonl.gz": (62, 0)}
+KNOWN_COUNTS = {
+    "aes-gcm.jsonl.gz": (3211, 841),
+    "aes-gcm-generated.jsonl.gz": (62, 0),
+    "sm4.jsonl.gz": (70, 20),
+    "sm4-generated.jsonl.gz": (31, 0),
+}
 
 SOURCE, OUT, KEY = Arena(65536 + 128), Arena(65536 + 128), Arena(64)
 
@@ -103,23 +119,25 @@ def test_published_vectors(tier: int, path: Path) -> None:
 
 
 def test_vector_files_are_all_there() -> None:
-    names = {path.name for path in support.VECTOR_DIR.glob("aes-gcm*.jsonl.gz")}
-    assert names == set(KNOWN_COUNTS)
+    files = support.VECTOR_DIR.glob("*.jsonl.gz")
+    assert {f.name for f in files if support.count_lines(f, ALGORITHMS)} == set(KNOWN_COUNTS)
 
 
-def test_every_length_agrees_with_portable(tier: int) -> None:
+@all_families
+def test_every_length_agrees_with_portable(tier: int, family: str) -> None:
     """All lengths from 0 to 300 and some more, with nonces and associated data of other lengths."""
     seed = random.Random(1)
     name = support.tier_name(tier)
+    encrypt, decrypt, *_ = FAMILIES[family]
     for n in (*range(301), 1023, 4096, 4111, 8192 + 15):
         key, iv = (
-            seed.randbytes(seed.choice((16, 24, 32))),
+            seed.randbytes(seed.choice(KEY_SIZES[family])),
             seed.randbytes(seed.choice((12, 1, n + 1))),
         )
         text, ad = seed.randbytes(n), seed.randbytes(seed.randrange(200))
-        want = hazmat.aes_gcm_encrypt(key, iv, text, ad, tier="portable")
-        assert hazmat.aes_gcm_encrypt(key, iv, text, ad, tier=name) == want, n
-        assert hazmat.aes_gcm_decrypt(key, iv, *want, ad, tier=name) == text, n
+        want = encrypt(key, iv, text, ad, tier="portable")
+        assert encrypt(key, iv, text, ad, tier=name) == want, n
+        assert decrypt(key, iv, *want, ad, tier=name) == text, n
 
 
 def flipped(data: bytes, bit: int) -> bytes:
@@ -128,14 +146,16 @@ def flipped(data: bytes, bit: int) -> bytes:
     return bytes(changed)
 
 
-def test_every_flipped_bit_is_refused(tier: int) -> None:
+@all_families
+def test_every_flipped_bit_is_refused(tier: int, family: str) -> None:
     """Of the tag, the ciphertext, the associated data, the nonce and the key, one at a time; and
     bytes moved from one part to another."""
     seed, name = random.Random(2), support.tier_name(tier)
-    m = [seed.randbytes(n) for n in (32, 12, 75, 21)]
-    ciphertext, tag = hazmat.aes_gcm_encrypt(*m, tier=name)
+    encrypt, decrypt, *_ = FAMILIES[family]
+    m = [seed.randbytes(n) for n in (KEY_SIZES[family][-1], 12, 75, 21)]
+    ciphertext, tag = encrypt(*m, tier=name)
     parts = [m[0], m[1], ciphertext, tag, m[3]]
-    assert hazmat.aes_gcm_decrypt(*parts, tier=name) == m[2], "the control"
+    assert decrypt(*parts, tier=name) == m[2], "the control"
     changed = [
         [*parts[:i], flipped(part, bit), *parts[i + 1 :]]
         for i, part in enumerate(parts)
@@ -150,42 +170,47 @@ def test_every_flipped_bit_is_refused(tier: int) -> None:
     ]
     for arguments in changed:
         with pytest.raises(errors.IntegrityError):
-            hazmat.aes_gcm_decrypt(*arguments, tier=name)
+            decrypt(*arguments, tier=name)
 
 
-def test_nothing_outside_is_touched(tier: int) -> None:
+@all_families
+def test_nothing_outside_is_touched(tier: int, family: str) -> None:
     """Every argument lies flush against memory that faults, before or behind it (the control is
     test_guard_pages.test_the_guard_pages_fault)."""
-    seed = random.Random(8)
+    seed, key_size = random.Random(8), KEY_SIZES[family][-1]
+    encrypt, _, seal, open_ = FAMILIES[family]
     areas = [Guarded(8192) for _ in range(6)]
     try:
         for n in (0, 1, 15, 16, 17, 31, 33, 63, 64, 65, 127, 129, 255, 257, 1000, 8192):
-            key, iv, ad, text = (seed.randbytes(k) for k in (32, 12, (n + 1) % 200, n))
-            ciphertext, tag = hazmat.aes_gcm_encrypt(key, iv, text, ad, tier="portable")
+            key, iv, ad, text = (seed.randbytes(k) for k in (key_size, 12, (n + 1) % 200, n))
+            ciphertext, tag = encrypt(key, iv, text, ad, tier="portable")
             for side in (Guarded.at_start, Guarded.at_end):
-                at = [side(a, k) for a, k in zip(areas, (32, 12, len(ad), n, n, 16), strict=True)]
+                sizes = (key_size, 12, len(ad), n, n, 16)
+                at = [side(a, k) for a, k in zip(areas, sizes, strict=True)]
                 for pointer, data in zip(at, (key, iv, ad, text), strict=False):
                     ffi.memmove(pointer, data, len(data))
-                fixed = (tier, at[0], 32, at[1], 12, at[2], len(ad))
-                assert lib.ccmem_aes_gcm_encrypt(*fixed, at[3], at[4], n, at[5], 16) == OK
+                fixed = (tier, at[0], key_size, at[1], 12, at[2], len(ad))
+                assert seal(*fixed, at[3], at[4], n, at[5], 16) == OK
                 assert bytes(ffi.buffer(at[4], n)) == ciphertext
                 assert bytes(ffi.buffer(at[5], 16)) == tag
                 ffi.memmove(at[3], ciphertext, n)
-                assert lib.ccmem_aes_gcm_decrypt(*fixed, at[3], at[4], n, at[5], 16) == OK
+                assert open_(*fixed, at[3], at[4], n, at[5], 16) == OK
                 assert bytes(ffi.buffer(at[4], n)) == text
                 at[5][15] ^= 1
-                assert lib.ccmem_aes_gcm_decrypt(*fixed, at[3], at[3], n, at[5], 16) == REFUSED
+                assert open_(*fixed, at[3], at[3], n, at[5], 16) == REFUSED
                 assert bytes(ffi.buffer(at[3], n)) == bytes(n)
     finally:
         for area in areas:
             area.close()
 
 
-def test_wrong_arguments_are_refused() -> None:
+@all_families
+def test_wrong_arguments_are_refused(family: str) -> None:
+    encrypt, _, seal, open_ = FAMILIES[family]
     good = {
         "tier": PORTABLE,
         "key": bytes(32),
-        "key_len": 32,
+        "key_len": KEY_SIZES[family][-1],
         "iv": bytes(12),
         "iv_len": 12,
         "ad": b"",
@@ -206,27 +231,28 @@ def test_wrong_arguments_are_refused() -> None:
         {"ad_len": 2**61},
         {"n": 2**36 - 31},
     ]
-    for function in (lib.ccmem_aes_gcm_encrypt, lib.ccmem_aes_gcm_decrypt):
+    for function in (seal, open_):
         for changes in wrong:
             assert function(*{**good, **changes}.values()) == lib.CCMEM_ERR_ARGUMENT, changes
         assert function(*{**good, "tier": lib.CCMEM_TIER_COUNT}.values()) == lib.CCMEM_ERR_TIER
-    assert lib.ccmem_aes_gcm_encrypt(*good.values()) == OK, "the control"
+    assert seal(*good.values()) == OK, "the control"
     for bad in (5, "12", 11, 2**200):
         with pytest.raises((errors.ArgumentError, errors.ArgumentTypeError), match="tag_len"):
-            hazmat.aes_gcm_encrypt(bytes(16), bytes(12), b"", tag_len=bad)
+            encrypt(bytes(16), bytes(12), b"", tag_len=bad)
     with pytest.raises(errors.ArgumentError, match="iv is empty"):
-        hazmat.aes_gcm_encrypt(bytes(16), b"", b"")
+        encrypt(bytes(16), b"", b"")
     with pytest.raises(errors.InvalidKeyError, match="key has 17 bytes"):
-        hazmat.aes_gcm_encrypt(bytes(17), bytes(12), b"")
+        encrypt(bytes(17), bytes(12), b"")
 
 
 # ---- pages -------------------------------------------------------------------------------------
 
 
-def test_a_place_is_authenticated_as_a_whole(key: pyccmem.Key) -> None:
+@pytest.mark.parametrize("suite", SUITES)
+def test_a_place_is_authenticated_as_a_whole(key: pyccmem.Key, suite: str) -> None:
     """A nonce has room for 48 bits of a version; a page with a bit above them changed is refused,
     and good again when it is back."""
-    with pyccmem.EncryptedBuffer(4096, key=key, cipher="aes-256-gcm") as buffer:
+    with pyccmem.EncryptedBuffer(4096, key=key, cipher=suite) as buffer:
         buffer.write(b"a page")
         versions, _ = support.records(buffer)
         for bit in range(48, 63):
@@ -237,12 +263,11 @@ def test_a_place_is_authenticated_as_a_whole(key: pyccmem.Key) -> None:
         assert buffer.read(0, 6) == b"a page"
 
 
-def test_versions_end_before_a_nonce_comes_again(key: pyccmem.Key) -> None:
+@pytest.mark.parametrize("suite", SUITES)
+def test_versions_end_before_a_nonce_comes_again(key: pyccmem.Key, suite: str) -> None:
     """Whatever limit is asked for, a page has fewer than 2^48 versions under one key."""
     for limit in (0, 2**62):
-        with pyccmem.EncryptedBuffer(
-            4096, key=key, cipher="aes-256-gcm", _version_limit=limit
-        ) as buffer:
+        with pyccmem.EncryptedBuffer(4096, key=key, cipher=suite, _version_limit=limit) as buffer:
             assert buffer.key_use().version_limit == 2**48 - 1
-    with pyccmem.EncryptedBuffer(4096, key=key, cipher="aes-256-gcm", _version_limit=7) as buffer:
+    with pyccmem.EncryptedBuffer(4096, key=key, cipher=suite, _version_limit=7) as buffer:
         assert buffer.key_use().version_limit == 7, "the control"

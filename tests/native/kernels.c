@@ -227,6 +227,10 @@ static void list_tables(ccmem_tier tier, const tier_kernels *k) {
         AS(sm4, xts.open_pages, xts_pages), AS(sm4, xts.seal_blocks, xts_blocks);
         AS(sm4, xts.open_blocks, xts_blocks);
     }
+    if (k->sm4_gcm) {
+        ADD(sm4_gcm, seal_pages), ADD(sm4_gcm, open_pages), ADD(sm4_gcm, open_part);
+        ADD(sm4_gcm, crypt), ADD(sm4_gcm, hash);
+    }
     if (k->aes_gcm) {
         ADD(aes_gcm, seal_pages), ADD(aes_gcm, open_pages), ADD(aes_gcm, open_part);
         ADD(aes_gcm, crypt), ADD(aes_gcm, hash);
@@ -364,7 +368,7 @@ static const slot *first_of(ccmem_tier tier) {
 /* 1 when every function that takes a tier refuses this one, and writes nothing. */
 static int refused(ccmem_tier tier) {
     uint8_t in[TEXT] = {1, 2, 3}, key[32] = {4, 5}, out[TEXT], tag[32], untouched[TEXT];
-    ccmem_status status[13];
+    ccmem_status status[15];
     memset(untouched, 0x5a, TEXT);
     memcpy(out, untouched, TEXT);
     memcpy(tag, untouched, sizeof tag);
@@ -381,7 +385,9 @@ static int refused(ccmem_tier tier) {
     status[10] = ccmem_aegis256_decrypt(tier, 2, key, key, NULL, 0, in, out, TEXT, tag, 16);
     status[11] = ccmem_sm4(tier, 1, key, in, out, 1);
     status[12] = ccmem_sm4_xts(tier, 1, 0, key, in, in, out, TEXT);
-    for (int i = 0; i < 13; i++)
+    status[13] = ccmem_sm4_gcm_encrypt(tier, key, 16, in, 12, NULL, 0, in, out, TEXT, tag, 16);
+    status[14] = ccmem_sm4_gcm_decrypt(tier, key, 16, in, 12, NULL, 0, in, out, TEXT, tag, 16);
+    for (int i = 0; i < 15; i++)
         if (status[i] != CCMEM_ERR_SELFTEST)
             return 0;
     return !ccmem_tier_usable(tier) && !memcmp(out, untouched, TEXT) &&

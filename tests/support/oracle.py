@@ -115,8 +115,25 @@ def subkey(cipher: str, store_id: bytes, page_size: int) -> bytes:
     return derive(support.KEY_BYTES, cipher.encode(), context, size)
 
 
+class SM4GCM:
+    """What AESGCM of `cryptography` is to AES."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = algorithms.SM4(key)
+
+    def encrypt(self, nonce: bytes, data: bytes, ad: bytes) -> bytes:
+        crypt = Cipher(self._key, modes.GCM(nonce)).encryptor()
+        crypt.authenticate_additional_data(ad)
+        return crypt.update(data) + crypt.finalize() + crypt.tag
+
+    def decrypt(self, nonce: bytes, sealed: bytes, ad: bytes) -> bytes:
+        crypt = Cipher(self._key, modes.GCM(nonce, sealed[-16:])).decryptor()
+        crypt.authenticate_additional_data(ad)
+        return crypt.update(sealed[:-16]) + crypt.finalize()
+
+
 #: What GCM pages are of, by the name of their suite.
-GCM = {"aes-256-gcm": AESGCM}
+GCM: dict[str, Any] = {"aes-256-gcm": AESGCM, "sm4-gcm": SM4GCM}
 
 
 def gcm_nonce(page: int, version: int) -> bytes:

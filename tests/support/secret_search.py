@@ -290,7 +290,8 @@ def secrets_of(key: bytes) -> dict[str, bytes]:
             name = f"{cipher}/{page_size}"
             if by_sm4:
                 needles |= sm4_secrets(f"{name} first", subkeys[:16])
-                needles |= sm4_secrets(f"{name} second", subkeys[16:])
+                if size > 16:
+                    needles |= sm4_secrets(f"{name} second", subkeys[16:])
                 continue
             if cipher.startswith("aegis"):
                 for at in range(0, size, 16):

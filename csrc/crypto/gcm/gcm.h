@@ -47,7 +47,9 @@ typedef struct gcm_ops {
     void (*crypt)(const void *key, uint8_t *dst, const uint8_t *src, size_t nblocks,
                   uint8_t counter[GCM_BLOCK]);
     void (*hash)(const void *key, uint8_t sum[GCM_BLOCK], const uint8_t *data, size_t nblocks);
-    int spills; /* the functions leave parts of secrets on the stack: see burn_stack() */
+    /* Bytes of the stack below the functions for pages that may hold parts of secrets; 0: what
+     * burn_stack() reaches has been overwritten. */
+    int spills;
 } gcm_ops;
 
 /* One message, see ccmem_aes_gcm_encrypt(); the arguments have been checked. */

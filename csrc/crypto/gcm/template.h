@@ -5,24 +5,33 @@
  * includes this file once.
  *
  *   GCM_KEY      the type of its expanded key, with a member `ghash_key hash`
- *   GCM_GROUP    vectors in flight; the blocks in them are no more than GHASH_POWERS
- *   gcm_encrypt(key, x, n, h)  encrypts n vectors at x in place, a constant, GCM_GROUP at most.
- *                Unless h is NULL, it calls gcm_step(h, i) for i = 0 .. GCM_STEPS - 1, in their
- *                order, between its rounds
+ *   GCM_GROUP    vectors in flight
+ *   GCM_LEAST    vectors that take no more time than one; 1 unless it says otherwise
+ *   gcm_encrypt(key, x, n, h)  encrypts n vectors at x in place, a constant: 1, GCM_LEAST or
+ *                GCM_GROUP. Unless h is NULL, it calls gcm_vector(h, i) for i = 0 .. GCM_GROUP - 1,
+ *                in their order, between its rounds; or gcm_step(h, i) for i = 0 .. GCM_STEPS - 1,
+ *                where a group is one run
  *   GCM_GROUPS   a header with loops of the tier's own for groups, where it has such, and
  *                group_counts_fit(counters), where they may be used
  *   GCM_OPS      the name of the table to define
  *
  * How the work is laid out. Counter mode and GHASH are one loop: while a group of counters is
- * encrypted, the ciphertext of the group before is multiplied by powers of H, one remainder for all
- * of it. Ciphertext goes from one to the other by way of memory of the kernel's own, when sealing
- * as when opening. So both are the same loop, and each byte of the source is loaded once: another
- * process may change it at any moment, and what is handed out must be what the tag was checked for.
+ * encrypted, the ciphertext of the group before is multiplied by powers of H, one remainder for as
+ * many blocks as there are powers, a run. Ciphertext goes from one to the other by way of memory of
+ * the kernel's own, when sealing as when opening. So both are the same loop, and each byte of the
+ * source is loaded once: another process may change it at any moment, and what is handed out must
+ * be what the tag was checked for.
  */
 #include "crypto/gcm/gcm.h"
 
+#ifndef GCM_LEAST
+#define GCM_LEAST 1
+#endif
+
 enum {
     GROUP_BLOCKS = GCM_GROUP * V_BLOCKS,
+    RUN_BLOCKS = (int)GROUP_BLOCKS < (int)GHASH_POWERS ? (int)GROUP_BLOCKS : (int)GHASH_POWERS,
+    RUN_VECTORS = RUN_BLOCKS / V_BLOCKS,
     GROUP_BYTES = GROUP_BLOCKS * GCM_BLOCK,
     VECTOR = V_BLOCKS * GCM_BLOCK,
     CACHE_LINE = 64,
@@ -30,7 +39,9 @@ enum {
     PREFETCH_L1 = 3072,
     PREFETCH_L2 = 12288
 };
-_Static_assert((int)GROUP_BLOCKS <= (int)GHASH_POWERS, "a group has one remainder");
+/* Groups are there up to four times, and what compilers keep of them. */
+enum { GCM_SPILLS = GROUP_BYTES <= 256 ? 2048 : 8 * GROUP_BYTES };
+_Static_assert(GROUP_BLOCKS % RUN_BLOCKS == 0, "a group is whole runs");
 
 /* ---- GHASH ----------------------------------------------------------------------------------- */
 
@@ -83,7 +94,7 @@ INLINE void hash_block(hasher *h, v128 block) {
                     v128_clmul(d, power, 0x11));
 }
 
-/* The shares of a group's sum. */
+/* The shares of a group's sum: its vectors, and what ends it, if it is one run. */
 enum { GCM_STEPS = GCM_GROUP + 1 };
 
 INLINE void gcm_step(hasher *h, int i) {
@@ -93,17 +104,22 @@ INLINE void gcm_step(hasher *h, int i) {
         end_sum(h);
 }
 
-INLINE void hash_group(hasher *h, const uint8_t *group) {
-    h->group = group;
-#pragma GCC unroll 16
-    for (int i = 0; i < GCM_STEPS; i++)
-        gcm_step(h, i);
+/* The shares of any group: a run ends with its last vector. */
+INLINE void gcm_vector(hasher *h, int i) {
+    const int at = i % RUN_VECTORS;
+    add_vector(h, h->group + (i - at) * VECTOR, (size_t)at, RUN_BLOCKS, V_BLOCKS);
+    if (at == RUN_VECTORS - 1)
+        end_sum(h);
 }
 
 /* Any number of whole blocks that are nowhere else of use. */
 INLINE void hash_run(hasher *h, const uint8_t *data, size_t nblocks) {
-    for (; nblocks >= GROUP_BLOCKS; nblocks -= GROUP_BLOCKS, data += GROUP_BYTES)
-        hash_group(h, data);
+    for (; nblocks >= RUN_BLOCKS; nblocks -= RUN_BLOCKS, data += RUN_BLOCKS * GCM_BLOCK) {
+        h->group = data;
+#pragma GCC unroll 16
+        for (int i = 0; i < RUN_VECTORS; i++)
+            gcm_vector(h, i);
+    }
     for (size_t i = 0, n = nblocks; i * V_BLOCKS < n; i++) {
         const size_t left = n - i * V_BLOCKS;
         add_vector(h, data, i, n, left < V_BLOCKS ? left : V_BLOCKS);
@@ -167,12 +183,12 @@ INLINE void crypt_group(int seal, const GCM_KEY *key, VEC *at, hasher *h, int ha
         __builtin_prefetch((const void *)((uintptr_t)src + a.l2 + (size_t)i), 0, 2);
         __builtin_prefetch((const void *)((uintptr_t)src + a.l1 + (size_t)i), 0, 3);
     }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < GCM_GROUP; i++)
         x[i] = vreverse(counters_ahead(*at, i));
     *at = counters_ahead(*at, GCM_GROUP);
     gcm_encrypt(key, x, GCM_GROUP, hashing ? h : NULL);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < GCM_GROUP; i++)
         apply(seal, x[i], dst + i * VECTOR, src + i * VECTOR, kept + i * VECTOR, how);
 }
@@ -202,15 +218,19 @@ INLINE void crypt_run(int seal, const GCM_KEY *key, VEC at, hasher *h, uint8_t *
         crypt_group(seal, key, &at, h, 0, dst, src, kept, how, a);
         for (i = GROUP_BYTES; n - i >= GROUP_BYTES; i += GROUP_BYTES)
             hashed_group(seal, key, &at, h, dst + i, src + i, kept, how, a);
-        hash_group(h, kept);
+        hash_run(h, kept, GROUP_BLOCKS);
     }
     if (i < n) {
         const size_t left = n - i;
-        for (size_t j = 0; j < left; j += VECTOR) {
-            VEC x = vreverse(at);
-            at = counters_ahead(at, 1);
-            gcm_encrypt(key, &x, 1, NULL);
-            apply(seal, x, dst + i + j, src + i + j, kept + j, how);
+        for (size_t j = 0; j < left;) {
+            VEC x[GCM_LEAST];
+#pragma GCC unroll 4
+            for (int k = 0; k < GCM_LEAST; k++)
+                x[k] = vreverse(counters_ahead(at, k));
+            at = counters_ahead(at, GCM_LEAST);
+            gcm_encrypt(key, x, GCM_LEAST, NULL);
+            for (int k = 0; k < GCM_LEAST && j < left; k++, j += VECTOR)
+                apply(seal, x[k], dst + i + j, src + i + j, kept + j, how);
         }
         hash_run(h, kept, left / GCM_BLOCK);
     }
@@ -407,5 +427,5 @@ const gcm_ops GCM_OPS = {.seal_pages = seal_pages,
                          .open_part = open_part,
                          .crypt = message_crypt,
                          .hash = message_hash,
-                         .spills = 1};
+                         .spills = GCM_SPILLS};
 #undef KERNEL

@@ -259,7 +259,8 @@ def rewrap_file(
         ):
             out.write_at(raw, 0)
             _copy(opened, begin, end, out, len(raw), report)
-            out.write_at(mac(data_key_of(opened), HEADER_CONTEXT, raw), table)
+            made = mac(data_key_of(opened), header.cipher, HEADER_CONTEXT, raw)
+            out.write_at(made, table)
             out.commit()
     return f"{header.file_id.hex()}:{header.generation}"
 

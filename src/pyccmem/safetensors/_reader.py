@@ -208,7 +208,8 @@ class SealedFile(TensorFile):
         self._data_key = unwrap(key, described, context)
         try:
             tag = self._read_at(table, MAC_BYTES, "the table")
-            if not hmac.compare_digest(tag, mac(self._data_key, HEADER_CONTEXT, header.raw)):
+            made = mac(self._data_key, described.cipher, HEADER_CONTEXT, header.raw)
+            if not hmac.compare_digest(tag, made):
                 raise errors.IntegrityError(
                     f"The header of {self._path!a} does not match its tag: a part of it was "
                     f"changed since it was sealed, the names, dtypes, shapes or places of its "
@@ -334,8 +335,8 @@ class SealedFile(TensorFile):
     def _buffer(self, pages: FilePages, tensor: SealedTensor, blob: Blob) -> EncryptedBuffer:
         """Returns a buffer over a tensor's pages, if its records match its table_mac."""
         records = self._read_at(blob.records, blob.npages * RECORD_BYTES, tensor)
-        key = self._key()
-        if not hmac.compare_digest(tensor.table_mac, mac(key, tensor.store_id, records)):
+        made = mac(self._key(), self._header.cipher, tensor.store_id, records)
+        if not hmac.compare_digest(tensor.table_mac, made):
             raise errors.IntegrityError(
                 f"The versions and tags of {self._called(tensor)} in {self._path!a} do not match "
                 f"their own tag: they were changed since the file was sealed, or are of an older "

@@ -282,7 +282,7 @@ def _write(
         raw, _ = serialized(header, stored)
         assert len(raw) == planned, "the header's length depends on a tag"
         out.write_at(raw, 0)
-        out.write_at(mac(data_key, HEADER_CONTEXT, raw), table)
+        out.write_at(mac(data_key, header.cipher, HEADER_CONTEXT, raw), table)
     return header
 
 
@@ -340,7 +340,7 @@ class _Stream:
                     self._done += count
                     self._report(self._done, self._total)
         self._out.write_at(records, blob.records)
-        return mac(self._key, tensor.store_id, records)
+        return mac(self._key, self._cipher, tensor.store_id, records)
 
     def _room(self, offset: int) -> Block:
         """Returns the memory for the pages from `offset` of the file on, up to the end of the huge

@@ -184,7 +184,7 @@ def _sealed(core: Core, dtype: torch.dtype, key: Key) -> torch.Tensor:
             with Sealer(data_key, store_id, page_size, cipher=cipher) as sealer:
                 _seal_pages(core, sealer, out[start:], tags)
         covered = head + bytes(tags)
-        records = covered + mac(data_key, store_id, covered)
+        records = covered + mac(data_key, cipher, store_id, covered)
     out[: len(records)] = records
     return payload
 
@@ -303,7 +303,7 @@ def _unsealed(payload: torch.Tensor, key: Key) -> Stored:
     covered = bytes(data[:end])
     data_key = unwrap(key, header.wrapped)
     try:
-        expected = mac(data_key, header.store_id, covered)
+        expected = mac(data_key, header.cipher, header.store_id, covered)
         if not hmac.compare_digest(expected, bytes(data[end : end + 16])):
             raise errors.IntegrityError(
                 f"The header or the tags of tensor {header.name!a} were changed since it was saved;"

@@ -20,6 +20,7 @@
 #include "crypto/gf128/portable.h"
 #include "crypto/sm3/sm3.h"
 #include "crypto/sm4/sm4.h"
+#include "crypto/sm4_gcm/sm4_gcm.h"
 #include "platform/cpu.h"
 #include "tiers/tiers.h"
 
@@ -181,8 +182,11 @@ static void file_keys(void) {
     REQUIRE(is_secret(out, sizeof out));
     REQUIRE(!ccmem_key_id(again, out));
     REQUIRE(is_secret(out, CCMEM_KEY_ID_SIZE));
-    REQUIRE(!ccmem_key_mac(again, context, msg, sizeof msg, out));
-    REQUIRE(is_secret(out, CCMEM_MAC_SIZE));
+    for (int by_sm4 = 0; by_sm4 < 2; by_sm4++) {
+        const ccmem_cipher cipher = by_sm4 ? CCMEM_SM4_GCM : CCMEM_AEGIS_128X2;
+        REQUIRE(!ccmem_key_mac(again, cipher, context, msg, sizeof msg, out));
+        REQUIRE(is_secret(out, CCMEM_MAC_SIZE));
+    }
     fill(out, sizeof out, SEED_PUBLIC);
     REQUIRE(!ccmem_key_for_context(root, out, &own));
     check_key(own);
@@ -556,6 +560,33 @@ static void gcm_pages(void) {
     gcm_page_kernels(tier_kernels_of(tier).aes_gcm, &key, 4096 + 192, 1, 0);
 }
 
+static void sm4_gcm(void) {
+    static const size_t lengths[] = {0, 1, 15, 16, 17, 128, 300};
+    uint8_t raw[SM4_KEY_SIZE], iv[30], ad[100], tag[16];
+    sm4_gcm_key key;
+
+    for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
+        const size_t n = lengths[i], iv_len = i % 2 ? 12 : 5 + i, ad_len = 14 * i;
+        fill_secret(raw, sizeof raw, SEED_KEY);
+        fill(iv, sizeof iv, SEED_PUBLIC);
+        fill_secret(ad, sizeof ad, SEED_MORE);
+        fill_secret(plain, n, SEED_PLAIN);
+        REQUIRE(!ccmem_sm4_gcm_encrypt(tier, raw, sizeof raw, iv, iv_len, ad, ad_len, plain, sealed,
+                                       n, tag, 16));
+        check_sealed(sealed, n);
+        check_sealed(tag, 16);
+        REQUIRE(!ccmem_sm4_gcm_decrypt(tier, raw, sizeof raw, iv, iv_len, ad, ad_len, sealed,
+                                       opened, n, tag, 16));
+        check_opened(opened, n, SEED_PLAIN);
+    }
+    fill_secret(raw, sizeof raw, SEED_KEY);
+    sm4_gcm_expand(&key, raw);
+    REQUIRE(is_secret(&key.hash, sizeof key.hash));
+    gcm_page_kernels(tier_kernels_of(tier).sm4_gcm, &key, 4096, 0, 0);
+    gcm_page_kernels(tier_kernels_of(tier).sm4_gcm, &key, 4096, 32, GCM_STREAM);
+    gcm_page_kernels(tier_kernels_of(tier).sm4_gcm, &key, 4096 + 192, 1, 0);
+}
+
 /* ---- the real objects ------------------------------------------------------------------------ */
 
 enum { STORE_PAGES = 5 };
@@ -704,6 +735,7 @@ static void store_aegis_128x2(void) { store(CCMEM_AEGIS_128X2); }
 static void store_aes_256_gcm(void) { store(CCMEM_AES_256_GCM); }
 static void store_aegis_256x2(void) { store(CCMEM_AEGIS_256X2); }
 static void store_sm4_xts(void) { store(CCMEM_SM4_XTS); }
+static void store_sm4_gcm(void) { store(CCMEM_SM4_GCM); }
 
 /* ---- caches ---------------------------------------------------------------------------------- */
 
@@ -1116,7 +1148,9 @@ static const struct {
     {"store-aegis-256x2", store_aegis_256x2},
     {"sm4-blocks-and-sm3", sm4_blocks},
     {"sm4-data-units", sm4_units},
+    {"sm4-gcm", sm4_gcm},
     {"store-sm4-xts", store_sm4_xts},
+    {"store-sm4-gcm", store_sm4_gcm},
     {"caches", caches},
     {"block-kernels", block_kernels},
 };

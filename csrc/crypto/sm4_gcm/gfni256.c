@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * SM4-GCM with GFNI and VPCLMULQDQ on 256-bit registers. */
+#include "platform/cpu.h"
+
+#if CCMEM_X86
+#include "memory/secret.h"
+
+#define TARGET __attribute__((target("gfni,pclmul,avx2,vpclmulqdq")))
+#include "simd/v256.h"
+
+#include "simd/bytes.h"
+
+#define SM4_SETS 4
+#include "crypto/sm4/round_gfni.h"
+
+#include "crypto/sm4_gcm/rounds.h"
+
+#define GCM_OPS sm4_gcm_gfni256
+#include "crypto/gcm/template.h"
+#endif

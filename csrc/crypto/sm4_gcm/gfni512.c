@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: Apache-2.0
+ * SM4-GCM with GFNI and VPCLMULQDQ on 512-bit registers. */
+#include "platform/cpu.h"
+
+#if CCMEM_X86
+#include "memory/secret.h"
+#include "simd/target.h"
+
+#define TARGET __attribute__((target(TARGET_AVX512 ",pclmul,vpclmulqdq,gfni")))
+#include "simd/v512.h"
+
+#include "simd/bytes.h"
+
+#define SM4_SETS 4
+#include "crypto/sm4/round_gfni.h"
+
+#include "crypto/sm4_gcm/rounds.h"
+
+#define GCM_OPS sm4_gcm_gfni512
+#include "crypto/gcm/template.h"
+#endif
