@@ -56,10 +56,18 @@ INLINE void leave(VEC x[4], const rounds *r) {
         x[3 - i] = vxor(y[i], vword(r->of->last[i]));
 }
 
-INLINE VEC one_round(VEC x0, VEC x1, VEC pair, VEC key) {
-    VEC s = vaesenclast(vxor(x1, pair), key);
+/* What one_round() turns bytes with. */
+INLINE void make_turns(VEC turn[3]) {
+    turn[0] = TABLE(inner_turn_2, 0);
+    turn[1] = TABLE(turn_0, 0);
+    turn[2] = TABLE(turn_3, 0);
+}
+
+INLINE VEC one_round(VEC x0, VEC sum, VEC key, const VEC turn[3]) {
+    VEC s = vaesenclast(sum, key);
     VEC mask = TABLE(nibble, 0), low = vand128(s, mask), high = vand128(vshr32(s, 4), mask);
     VEC a = by_nibbles(low, high, a), b = by_nibbles(low, high, b);
-    VEC near = vxor(a, vshuffle(b, TABLE(inner_turn_2, 0)));
-    return vxor3(x0, vshuffle(near, TABLE(turn_0, 0)), vshuffle(vxor(near, b), TABLE(turn_3, 0)));
+    VEC near = vxor(a, vshuffle(b, turn[0]));
+    x0 = vxor(x0, vshuffle(near, turn[1]));
+    return vxor(x0, vshuffle(vxor(near, b), turn[2]));
 }

@@ -24,10 +24,18 @@ INLINE void leave(VEC x[4], const rounds *r) {
         x[i] = y[i];
 }
 
-INLINE VEC one_round(VEC x0, VEC x1, VEC pair, VEC key) {
-    VEC t = vaffine(vxor3(x1, pair, key), SM4_GFNI_IN, SM4_IN_ADDED);
+/* What one_round() turns bytes with. */
+INLINE void make_turns(VEC turn[3]) {
+    turn[0] = vkey(sm4_tables.byte_turn_2[0]);
+    turn[1] = vkey(sm4_tables.byte_turn_3[0]);
+    turn[2] = turn[1]; /* not used */
+}
+
+INLINE VEC one_round(VEC x0, VEC sum, VEC key, const VEC turn[3]) {
+    VEC t = vaffine(vxor(sum, key), SM4_GFNI_IN, SM4_IN_ADDED);
     VEC a = vinverse(t, SM4_GFNI_A, SM4_GFNI_A_ADDED),
         b = vinverse(t, SM4_GFNI_B, SM4_GFNI_B_ADDED);
-    VEC near = vxor(a, vshuffle(b, vkey(sm4_tables.byte_turn_2[0])));
-    return vxor3(x0, near, vshuffle(vxor(near, b), vkey(sm4_tables.byte_turn_3[0])));
+    VEC near = vxor(a, vshuffle(b, turn[0]));
+    x0 = vxor(x0, near);
+    return vxor(x0, vshuffle(vxor(near, b), turn[1]));
 }

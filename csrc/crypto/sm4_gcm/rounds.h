@@ -26,24 +26,18 @@ static TARGET __attribute__((noinline)) void gcm_sets(const rounds *r, VEC (*x)[
     crypt_sets(SM4_SETS, r, x);
 }
 
-static TARGET __attribute__((noinline)) void gcm_sets_hashing(const rounds *r, VEC (*out)[4],
+static TARGET __attribute__((noinline)) void gcm_sets_hashing(const rounds *r, VEC (*x)[4],
                                                               hasher *h) {
-    VEC x[SM4_SETS][4];
-#pragma GCC unroll 16
-    for (int i = 0; i < GCM_GROUP; i++)
-        x[i / 4][i % 4] = out[i / 4][i % 4];
-    begin_sets(SM4_SETS, r, x);
+    VEC turns[3];
+    begin_sets(SM4_SETS, r, x, turns);
 #pragma GCC unroll 1
     for (int i = 0; i < SM4_LOOPS; i++) {
-        four_rounds(SM4_SETS, r, i, x);
+        four_rounds(SM4_SETS, r, i, x, turns);
 #pragma GCC unroll 2
         for (int j = 0; j < SHARE; j++)
             gcm_vector(h, SHARE * i + j);
     }
     end_sets(SM4_SETS, r, x);
-#pragma GCC unroll 16
-    for (int i = 0; i < GCM_GROUP; i++)
-        out[i / 4][i % 4] = x[i / 4][i % 4];
 }
 
 INLINE void gcm_encrypt(const sm4_gcm_key *key, VEC *x, int n, hasher *h) {
