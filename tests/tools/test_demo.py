@@ -24,7 +24,7 @@ from support import linux_only, not_sanitized
 
 from pyccmem import EncryptedTensor, Key, errors
 from pyccmem.binding import wiped
-from pyccmem.demo import files, layers, passages, report
+from pyccmem.demo import files, layers, passages, report, retrieval
 from pyccmem.demo.measure import agreement
 from pyccmem.demo.model import Config, Encoder
 from pyccmem.demo.proof import Finding
@@ -112,6 +112,43 @@ def test_demo(tmp_path: Path) -> None:
         costs = timing["encrypted"]
         assert list(costs) == [run["cipher"] for run in found["encrypted"]]
         assert all(cost["ratio"] > 0 for cost in costs.values())
+
+
+@linux_only
+@needs_model
+@not_sanitized
+def test_search(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text(TEXT)
+    words = ["--search", "--text", str(tmp_path / "text"), "--rounds", "1", "--looks", "2"]
+    child = command(*words, "--json", "--query", "a sleeping animal")
+    out, problems = child.communicate(timeout=600)
+    assert child.returncode == 0, problems
+    found = json.loads(out)
+    assert found["passed"] and found["same"] and found["passages"] == 6
+    assert found["answers"][0]["hits"][0][1] == "line 2"
+    # The positive control: what lies in the clear is found.
+    assert (found["control"]["vectors"], found["control"]["passages"]) == (6, 3)
+    assert [look["vectors"] for look in found["looks"]] == [0] * 4
+    assert [look["passages"] for look in found["looks"]] == [0] * 4
+    assert found["looks"][0]["passage_samples"] == 6  # three are answered then
+
+
+def test_what_a_search_has_to_show() -> None:
+    look = retrieval.Found("encrypted, loaded", 0, 0, 9, 9, 100)
+    control = dataclasses.replace(look, moment="plain", vectors=9, passages=9)
+    good = retrieval.Outcome(9, 1, "aegis-128x2", [], True, 0.0, 1, 1, control, [look] * 3, 4)
+    assert good.failures() == [] and good.document()["passed"]
+    work = dataclasses.replace(look, vectors=4)
+    assert dataclasses.replace(good, looks=[look, work, look]).failures() == []
+    for wrong in (
+        {"same": False},
+        {"difference": 1e-3},
+        {"control": look},
+        {"looks": [look, look, work]},
+        {"looks": [look, dataclasses.replace(look, vectors=5), look]},
+        {"looks": [look, dataclasses.replace(look, passages=1), look]},
+    ):
+        assert len(dataclasses.replace(good, **wrong).failures()) == 1, wrong
 
 
 @needs_model

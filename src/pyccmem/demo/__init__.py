@@ -10,6 +10,7 @@ model      the BERT encoder over a mapping of weights, plain or encrypted
 files      where the model's files lie, and the tokenizer
 passages   docstrings of the Python standard library, read and never run
 worker     a child process that holds the model and does as it is told
+retrieval  `--search`: a store of passages, plain and encrypted, in processes of their own
 proof      looks for the weights in the memory of the children
 measure    times the children in turn
 command    the options of `pyccmem demo` and the run itself; report: what it prints

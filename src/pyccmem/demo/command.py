@@ -18,6 +18,7 @@ from ..console.numbers import whole
 from ..measure import SUITES
 from . import files, passages, proof, report
 from .layers import Array
+from .retrieval import run_search
 from .trial import Trial, conclude
 from .worker import Job, Worker
 
@@ -111,6 +112,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         help=f"only this one; repeatable ({', '.join(CIPHERS)})",
     )
+    parser.add_argument(
+        "--search",
+        action="store_true",
+        help="keep passages and vectors in a store, plain and encrypted, and search the memory of "
+        "both for them instead of for the weights",
+    )
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -158,6 +165,13 @@ def run(arguments: argparse.Namespace) -> int:
     files.check_weights(weights, config)
 
     ciphers = list(dict.fromkeys(arguments.cipher or CIPHERS))
+
+    if arguments.search:
+        jobs = [
+            Job(str(weights), config, cipher, False, arguments.threads)
+            for cipher in (None, ciphers[0])
+        ]
+        return run_search(arguments, (jobs[0], jobs[1]), tokenizer, texts, queries)
 
     say = report.narrator(arguments.json)
     say(f"loading the model {1 + len(ciphers)} times: plain, and under {' and '.join(ciphers)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +13,17 @@ from ..console.terminal import table_console
 from .measure import Agreement, Timing
 from .proof import Finding
 
-__all__ = ["Answer", "Encrypted", "Outcome", "Plain", "Row", "narrator", "show", "table"]
+__all__ = [
+    "Answer",
+    "Encrypted",
+    "Outcome",
+    "Plain",
+    "Row",
+    "narrator",
+    "show",
+    "show_answers",
+    "table",
+]
 
 #: Increased when a field of the JSON document changes its meaning.
 SCHEMA = 2
@@ -128,12 +138,7 @@ def show(outcome: Outcome, how: str | None = None) -> None:
         f"{how}, "
         f"{outcome.threads} thread{'s' if outcome.threads > 1 else ''} each"
     )
-    for answer in outcome.answers:
-        table(
-            f'"{answer.query}"',
-            ("cosine", "passage", ""),
-            [(f"{score:.3f}", name, _short(text)) for score, name, text in answer.hits],
-        )
+    show_answers(outcome.answers)
     headings = [heading for cipher in ciphers for heading in (cipher, "ratio")]
     table("What encryption costs", ("", "plain", *headings), _costs(outcome))
     findings = [finding for run in outcome.encrypted for finding in run.findings]
@@ -144,6 +149,16 @@ def show(outcome: Outcome, how: str | None = None) -> None:
     )
     for line in _remarks(outcome):
         print(line)
+
+
+def show_answers(answers: Sequence[Answer]) -> None:
+    """Prints a table for each query."""
+    for answer in answers:
+        table(
+            f'"{answer.query}"',
+            ("cosine", "passage", ""),
+            [(f"{score:.3f}", name, _short(text)) for score, name, text in answer.hits],
+        )
 
 
 def _costs(outcome: Outcome) -> list[Row]:

@@ -116,8 +116,9 @@ class Worker:
             raise errors.DemoError(f"The demo's process could not load the model: {answer}")
         self.load_seconds = float(answer)
 
-    def ask(self, passages: Sequence[Passage]) -> None:
-        """Lets the child start to embed passages. answer() must follow."""
+    def ask(self, passages: Any) -> None:
+        """Lets the child start to embed passages, a list of them, or to do what else a child of
+        another module does. answer() must follow."""
         self._channel.send(passages)
 
     def answered(self, timeout: float) -> bool:
