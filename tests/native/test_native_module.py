@@ -105,7 +105,7 @@ WIDE = re.compile(r"%[yz]mm|\b(v?aes(enc|dec|imc|keygen)|v?pclmul|v[a-z0-9]+ .*%
 
 #: What the names of the accelerated tiers' files have in common.
 ACCELERATED = re.compile(
-    r"(^|_)(aesni|vaes256|vaes512|vaes512_amd|avx2|avx512|bf16|vnni|avxvnni|avx512vnni)\.c$"
+    r"(^|_)(aesni|vaes256|vaes512|vaes512_amd|avx2|avx512|bf16|vnni|avxvnni|avx512vnni|gfni128|gfni256|gfni512)\.c$"
 )
 
 
