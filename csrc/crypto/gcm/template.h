@@ -40,7 +40,7 @@ enum {
     PREFETCH_L2 = 12288
 };
 /* Groups are there up to four times, and what compilers keep of them. */
-enum { GCM_SPILLS = GROUP_BYTES <= 256 ? 2048 : 8 * GROUP_BYTES };
+enum { GCM_SPILLS = GROUP_BYTES <= 256 ? 3072 : 8 * GROUP_BYTES };
 _Static_assert(GROUP_BLOCKS % RUN_BLOCKS == 0, "a group is whole runs");
 
 /* ---- GHASH ----------------------------------------------------------------------------------- */
