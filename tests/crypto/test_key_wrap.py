@@ -173,20 +173,35 @@ def test_the_id_and_the_mac_are_derived_with_labels_of_their_own(key: Key) -> No
     for n in (0, 1, 15, 16, 17, 32, 4096, 100_001):
         context, data = seed.randbytes(16), seed.randbytes(n)
         mac_key = oracle.kdf_counter_cmac(KEY_BYTES, b"key-mac", context, 32)
-        assert key._mac(context, data) == oracle.aes_cmac(mac_key, data), n
+        assert key._mac("aegis-128x2", context, data) == oracle.aes_cmac(mac_key, data), n
+
+
+def test_macs_under_sm4_are_half_of_hmac_over_sm3(key: Key) -> None:
+    hashes, hmac = (
+        pytest.importorskip(f"cryptography.hazmat.primitives.{name}", reason="needs cryptography")
+        for name in ("hashes", "hmac")
+    )
+    seed = random.Random(39)
+    for n in (0, 1, 63, 64, 65, 4096):
+        context, data = seed.randbytes(16), seed.randbytes(n)
+        mac_key = hazmat.kdf_counter_sm3(KEY_BYTES, b"key-mac", context, 32)
+        whole = hmac.HMAC(mac_key, hashes.SM3())
+        whole.update(data)
+        tag = key._mac("sm4-gcm", context, data)
+        assert tag == whole.finalize()[:16] != key._mac("aegis-128x2", context, data), n
 
 
 def test_a_mac_depends_on_key_context_and_every_bit(key: Key) -> None:
     data = bytearray(random.Random(4).randbytes(100))
-    tag = key._mac(bytes(16), data)
+    tag = key._mac("aegis-128x2", bytes(16), data)
     with Key.from_bytes(DATA_KEY) as other:
-        assert other._mac(bytes(16), data) != tag
-    assert key._mac(bytes(15) + b"\x01", data) != tag
+        assert other._mac("aegis-128x2", bytes(16), data) != tag
+    assert key._mac("aegis-128x2", bytes(15) + b"\x01", data) != tag
     for bit in range(8 * len(data)):
         data[bit // 8] ^= 1 << bit % 8
-        assert key._mac(bytes(16), data) != tag, bit
+        assert key._mac("aegis-128x2", bytes(16), data) != tag, bit
         data[bit // 8] ^= 1 << bit % 8
-    assert key._mac(bytes(16), data) == tag
+    assert key._mac("aegis-128x2", bytes(16), data) == tag
 
 
 def test_unwrapped_keys_are_keys(key: Key) -> None:
@@ -245,9 +260,9 @@ def test_refuses_wrapped_keys_of_other_sizes(key: Key, size: int) -> None:
 
 def test_refuses_wrong_arguments(key: Key) -> None:
     with pytest.raises(errors.ArgumentError, match="context"):
-        key._mac(bytes(15), b"")
+        key._mac("aegis-128x2", bytes(15), b"")
     with pytest.raises(errors.BufferTypeError):
-        key._mac(bytes(16), "text")
+        key._mac("aegis-128x2", bytes(16), "text")
     for out, error in (
         (bytearray(31), errors.ArgumentError),
         (bytearray(33), errors.ArgumentError),
@@ -262,7 +277,7 @@ USES: dict[str, Callable[[Key], Any]] = {
     "id": lambda k: k.id,
     "wrap": lambda k: k._wrap(k),
     "unwrap": lambda k: k._unwrap(bytes(40)),
-    "mac": lambda k: k._mac(bytes(16), b""),
+    "mac": lambda k: k._mac("aegis-128x2", bytes(16), b""),
     "copy": lambda k: k._copy_into(bytearray(32)),
 }
 
@@ -302,7 +317,7 @@ try:
 except ValueError:
     pass
 assert root._wrap(data) == wrapped
-names, macs = {root.id, data.id}, data._mac(bytes(16), bytes(10000))
+names, macs = {root.id, data.id}, data._mac("aegis-128x2", bytes(16), bytes(10000))
 sealer = Sealer(data, bytes(16), 4096)
 pages = bytearray(64 * 4096)
 tags = sealer.seal(0, bytes(len(pages) - 5), pages)

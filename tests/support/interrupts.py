@@ -224,7 +224,7 @@ def core_operations(scratch: Path) -> dict[str, Operation]:
 
     def wrapping() -> None:
         with Key.generate() as inner, key._unwrap(key._wrap(inner)) as back:
-            back._mac(bytes(16), b"message")
+            back._mac("aegis-128x2", bytes(16), b"message")
 
     def flush() -> None:
         mapping = large.map(window=1 << 20, mode="r+")

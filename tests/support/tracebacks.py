@@ -135,9 +135,9 @@ def cases(scratch: Path) -> Iterator[Case]:
     yield Case("Key._unwrap: length", key._unwrap, view(39))
     yield Case("Key._unwrap: changed", key._unwrap, view(40))
     yield Case("Key._unwrap: closed", closed_key._unwrap, view(40))
-    yield Case("Key._mac: context", lambda v: key._mac(v, b""), view(15))
-    yield Case("Key._mac: closed", lambda v: closed_key._mac(v, v), view(16))
-    yield Case("Key._mac: data", lambda v: key._mac(bytes(16), v), sparse(15))
+    yield Case("Key._mac: context", lambda v: key._mac("aegis-128x2", v, b""), view(15))
+    yield Case("Key._mac: closed", lambda v: closed_key._mac("aegis-128x2", v, v), view(16))
+    yield Case("Key._mac: data", lambda v: key._mac("aegis-128x2", bytes(16), v), sparse(15))
 
     # Pages of files.
     sealer = Sealer(key, bytes(16), 4096)
@@ -289,7 +289,7 @@ def forked() -> int:
         data.read_into,
         data.write,
         key._copy_into,
-        lambda v: key._mac(v[:16], v),
+        lambda v: key._mac("aegis-128x2", v[:16], v),
         lambda v: sealer.seal(0, v, bytearray(4096)),
     ]
     warnings.simplefilter("ignore")  # of what the child cannot use
