@@ -63,19 +63,22 @@ static ccmem_store whole(store_core *core, store_chunk *c) {
 
 /* ---- beginning ------------------------------------------------------------------------------- */
 
-/* The highest version that a page has, while no writer changes one. CCMEM_ERR_INTEGRITY: what is
- * known of one page is damaged, so that nothing tells. */
+/* The highest version that a page has, while no writer changes one. Locks may be there for a
+ * moment: of readers that come late too often, and of writers that do not know yet that they are to
+ * wait. CCMEM_ERR_INTEGRITY: what is known of one page is damaged, so that nothing tells. */
 static ccmem_status highest_version(store_core *core, uint64_t *out) {
     uint64_t highest = 0;
-    for (store_chunk *c = core->chunks; c; c = c->next)
+    for (store_chunk *c = core->chunks; c; c = c->next) {
+        ccmem_store s = whole(core, c);
         for (uint64_t i = 0; i < c->npages; i++) {
-            const uint64_t v = __atomic_load_n(&c->version[i], __ATOMIC_RELAXED);
             if (!in_use(c, i))
                 continue;
+            const uint64_t v = stable_version(&s, i);
             if ((v & LOCK) || v != __atomic_load_n(&c->sealed[i], __ATOMIC_RELAXED))
                 return store_damaged(my_shard(core), c->first + i, v);
             highest = v > highest ? v : highest;
         }
+    }
     *out = highest;
     return CCMEM_OK;
 }
