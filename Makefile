@@ -87,8 +87,8 @@ format: $(LINTERS) ## format the C and Python files
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(C_FILES)
 
-test: $(STAMP) ## run the suite, about 20 minutes on two idle cores
-	@$(SAY) "the suite, about 20 minutes on two idle cores, $(WORKERS) tests at a time"
+test: $(STAMP) ## run the suite, 25 to 45 minutes on two idle cores
+	@$(SAY) "the suite, 25 to 45 minutes on two idle cores, $(WORKERS) tests at a time"
 	$(BIN)/python -m pytest tests $(BESIDE) $(PYTEST_ARGS)
 
 test-full: $(STAMP) ## run the suite with the long forms of its tests, about an hour
