@@ -151,8 +151,8 @@ def _make_stores(folder: Path, vectors: Array, texts: Sequence[tuple[str, str]])
     bodies = [text.encode() for _, text in texts]
     np.save(folder / "vectors.npy", vectors)
     (folder / "passages").write_bytes(b"\n".join(bodies))
-    with open(os.open(folder / "key", os.O_CREAT | os.O_WRONLY, 0o600), "wb") as file:
-        file.write(os.urandom(32))
+    (folder / "key").touch(0o600)
+    (folder / "key").write_bytes(os.urandom(32))
     with (
         Key.from_file(folder / "key") as key,
         EncryptedIndex(vectors.shape[1], key=key, metric="cosine") as index,
