@@ -15,9 +15,9 @@ from support import not_sanitized
 
 pytestmark = not_sanitized
 
-#: By the beginnings of paths, of which the longest counts: what is left of burn_stack_of_kernels()'s
-#: 6 KiB, and of page_gcm.c's 3, 4 and 8 KiB, when functions between kernel and caller have their
-#: frames.
+#: By the beginnings of paths, of which the longest counts: what is left of the 6 KiB of
+#: burn_stack_of_kernels() and the 3, 4 and 8 KiB of page_gcm.c, when functions between kernel and
+#: caller have their frames.
 LIMITS = {
     "kernels/": 5632,
     "crypto/aes_gcm/": 2560,
