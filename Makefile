@@ -93,7 +93,7 @@ test: $(STAMP) ## run the suite, 25 to 45 minutes on two idle cores
 
 test-full: $(STAMP) ## run the suite with the long forms of its tests, about an hour
 	@$(SAY) "the suite with its long forms, about an hour on two idle cores"
-	$(BIN)/python -m pytest tests -m '' $(BESIDE) $(PYTEST_ARGS)
+	PYCCMEM_EXAMPLES=5000 $(BIN)/python -m pytest tests -m '' $(BESIDE) $(PYTEST_ARGS)
 
 # timm and diffusers in an environment of their own over the first one: they bring a torchvision, whose
 # compiled part need not fit a torch without CUDA, and transformers uses it where it is.
