@@ -56,11 +56,21 @@ static uint8_t *put(uint8_t *p, const uint8_t *bytes, size_t n) {
     return p + n;
 }
 
+/* The key of kdf_counter_cmac(). */
+typedef struct cmac_key {
+    const aes_ops *ops;
+    const aes_key *key;
+} cmac_key;
+
+static void cmac_prf(const void *key, const uint8_t *msg, size_t n, uint8_t *tag) {
+    const cmac_key *k = key;
+    cmac(k->ops, k->key, msg, n, tag);
+}
+
 /* SP 800-108r1, 4.1, with a 32-bit counter before the fixed data. */
-void kdf_counter_cmac(const aes_ops *ops, const aes_key *key, const uint8_t *label,
-                      size_t label_len, const uint8_t *context, size_t context_len, uint8_t *out,
-                      size_t out_len) {
-    uint8_t input[4 + KDF_FIELD_MAX + 1 + KDF_FIELD_MAX + 4], block[AES_BLOCK], *p;
+void kdf_counter(kdf_prf *prf, size_t size, const void *key, const uint8_t *label, size_t label_len,
+                 const uint8_t *context, size_t context_len, uint8_t *out, size_t out_len) {
+    uint8_t input[4 + KDF_FIELD_MAX + 1 + KDF_FIELD_MAX + 4], block[KDF_BLOCK_MAX], *p;
     uint32_t i = 0;
 
     p = put(input + 4, label, label_len);
@@ -68,12 +78,19 @@ void kdf_counter_cmac(const aes_ops *ops, const aes_key *key, const uint8_t *lab
     p = put(p, context, context_len);
     p = put_be32(p, (uint32_t)(8 * out_len));
     while (out_len) {
-        size_t n = out_len < AES_BLOCK ? out_len : AES_BLOCK;
+        size_t n = out_len < size ? out_len : size;
         put_be32(input, ++i);
-        cmac(ops, key, input, (size_t)(p - input), block);
+        prf(key, input, (size_t)(p - input), block);
         copy_secret(out, block, n);
         out += n;
         out_len -= n;
     }
     ccmem_wipe(block, sizeof block);
+}
+
+void kdf_counter_cmac(const aes_ops *ops, const aes_key *key, const uint8_t *label,
+                      size_t label_len, const uint8_t *context, size_t context_len, uint8_t *out,
+                      size_t out_len) {
+    const cmac_key both = {ops, key};
+    kdf_counter(cmac_prf, AES_BLOCK, &both, label, label_len, context, context_len, out, out_len);
 }

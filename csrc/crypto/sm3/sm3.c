@@ -118,26 +118,18 @@ void hmac_sm3(const uint8_t *key, size_t key_len, const uint8_t *msg, size_t n,
 
 /* ---- key derivation -------------------------------------------------------------------------- */
 
-/* SP 800-108r1, 4.1, with a 32-bit counter before the fixed data. */
+typedef struct hmac_key {
+    const uint8_t *key;
+    size_t n;
+} hmac_key;
+
+static void hmac_prf(const void *key, const uint8_t *msg, size_t n, uint8_t *tag) {
+    const hmac_key *k = key;
+    hmac_sm3(k->key, k->n, msg, n, tag);
+}
+
 void kdf_counter_sm3(const uint8_t *key, size_t key_len, const uint8_t *label, size_t label_len,
                      const uint8_t *context, size_t context_len, uint8_t *out, size_t out_len) {
-    uint8_t input[4 + KDF_FIELD_MAX + 1 + KDF_FIELD_MAX + 4], block[SM3_SIZE], *p = input + 4;
-    uint32_t i = 0;
-
-    if (label_len)
-        memcpy(p, label, label_len);
-    p += label_len;
-    *p++ = 0;
-    if (context_len)
-        memcpy(p, context, context_len);
-    p = store_word(p + context_len, (uint32_t)(8 * out_len));
-    while (out_len) {
-        size_t n = out_len < SM3_SIZE ? out_len : SM3_SIZE;
-        store_word(input, ++i);
-        hmac_sm3(key, key_len, input, (size_t)(p - input), block);
-        copy_secret(out, block, n);
-        out += n;
-        out_len -= n;
-    }
-    ccmem_wipe(block, sizeof block);
+    const hmac_key both = {key, key_len};
+    kdf_counter(hmac_prf, SM3_SIZE, &both, label, label_len, context, context_len, out, out_len);
 }
