@@ -52,7 +52,8 @@ int pool_open(cache_pool *pool, uint8_t *to, const uint8_t *from, uint64_t numbe
               const uint8_t *tag, size_t size, unsigned flags);
 
 /* The same while as many bytes are fetched from `near`, which is opened next, and from `far`. Not
- * of a pool without encryption. The caller overwrites the stack in the end: burn_stack(). */
+ * of a pool without encryption. The caller overwrites the stack in the end, by
+ * burn_stack_of_kernels(). */
 int pool_open_next(cache_pool *pool, uint8_t *to, const uint8_t *from, uint64_t number,
                    const uint8_t *tag, size_t size, const uint8_t *near, const uint8_t *far);
 
