@@ -22,98 +22,97 @@ static ccmem_status check_message(const gcm_message *m, const uint8_t *in, const
                : CCMEM_ERR_ARGUMENT;
 }
 
-static ccmem_status aes_message(ccmem_tier tier, const uint8_t *key, size_t key_len, gcm_message *m,
-                                aes_gcm_key *expanded) {
-    ccmem_status status = ccmem_tier_check(tier);
+typedef union any_key {
+    aes_gcm_key aes;
+    sm4_gcm_key sm4;
+} any_key;
+
+typedef enum block_cipher { BY_AES, BY_SM4 } block_cipher;
+
+/* A call of one of the functions below. */
+typedef struct gcm_call {
+    block_cipher by;
+    ccmem_tier tier;
+    const uint8_t *key;
+    size_t key_len;
+    gcm_message m; /* but for its key and kernels */
+    const uint8_t *in;
+    uint8_t *out;
+    size_t n;
+} gcm_call;
+
+/* Checks a call, and expands its key to `room`, which the caller wipes if all is well. */
+static ccmem_status begin(gcm_call *c, any_key *room, const uint8_t *tag, size_t tag_len) {
+    const size_t len = c->key_len;
+    ccmem_status status = ccmem_tier_check(c->tier);
     if (status)
         return status;
-    if (!key || (key_len != 16 && key_len != 24 && key_len != 32))
+    if (!c->key || (c->by == BY_SM4 ? len != SM4_KEY_SIZE : len != 16 && len != 24 && len != 32))
         return CCMEM_ERR_ARGUMENT;
-    m->ops = tier_kernels_of(tier).aes_gcm;
-    m->key = expanded;
+    status = check_message(&c->m, c->in, c->out, c->n, tag, tag_len);
+    if (status)
+        return status;
+    c->m.key = room;
+    if (c->by == BY_SM4) {
+        c->m.ops = tier_kernels_of(c->tier).sm4_gcm;
+        sm4_gcm_expand(&room->sm4, c->key);
+    } else {
+        c->m.ops = tier_kernels_of(c->tier).aes_gcm;
+        aes_gcm_expand(&room->aes, c->key, len);
+    }
     return CCMEM_OK;
+}
+
+static ccmem_status encrypt(gcm_call c, uint8_t *tag, size_t tag_len) {
+    any_key room;
+    ccmem_status status = begin(&c, &room, tag, tag_len);
+
+    if (status)
+        return status;
+    gcm_seal_message(&c.m, c.in, c.out, c.n, tag, tag_len);
+    ccmem_wipe(&room, sizeof room);
+    return CCMEM_OK;
+}
+
+static ccmem_status decrypt(gcm_call c, const uint8_t *tag, size_t tag_len) {
+    any_key room;
+    ccmem_status status = begin(&c, &room, tag, tag_len);
+
+    if (status)
+        return status;
+    status = gcm_open_message(&c.m, c.in, c.out, c.n, tag, tag_len);
+    ccmem_wipe(&room, sizeof room);
+    return status;
 }
 
 ccmem_status ccmem_aes_gcm_encrypt(ccmem_tier tier, const uint8_t *key, size_t key_len,
                                    const uint8_t *iv, size_t iv_len, const uint8_t *ad,
                                    size_t ad_len, const uint8_t *in, uint8_t *out, size_t n,
                                    uint8_t *tag, size_t tag_len) {
-    gcm_message m = {.iv = iv, .iv_len = iv_len, .ad = ad, .ad_len = ad_len};
-    aes_gcm_key expanded;
-    ccmem_status status = aes_message(tier, key, key_len, &m, &expanded);
-
-    if (status == CCMEM_OK)
-        status = check_message(&m, in, out, n, tag, tag_len);
-    if (status)
-        return status;
-    aes_gcm_expand(&expanded, key, key_len);
-    gcm_seal_message(&m, in, out, n, tag, tag_len);
-    ccmem_wipe(&expanded, sizeof expanded);
-    return CCMEM_OK;
+    const gcm_message m = {.iv = iv, .iv_len = iv_len, .ad = ad, .ad_len = ad_len};
+    return encrypt((gcm_call){BY_AES, tier, key, key_len, m, in, out, n}, tag, tag_len);
 }
 
 ccmem_status ccmem_aes_gcm_decrypt(ccmem_tier tier, const uint8_t *key, size_t key_len,
                                    const uint8_t *iv, size_t iv_len, const uint8_t *ad,
                                    size_t ad_len, const uint8_t *in, uint8_t *out, size_t n,
                                    const uint8_t *tag, size_t tag_len) {
-    gcm_message m = {.iv = iv, .iv_len = iv_len, .ad = ad, .ad_len = ad_len};
-    aes_gcm_key expanded;
-    ccmem_status status = aes_message(tier, key, key_len, &m, &expanded);
-
-    if (status == CCMEM_OK)
-        status = check_message(&m, in, out, n, tag, tag_len);
-    if (status)
-        return status;
-    aes_gcm_expand(&expanded, key, key_len);
-    status = gcm_open_message(&m, in, out, n, tag, tag_len);
-    ccmem_wipe(&expanded, sizeof expanded);
-    return status;
-}
-
-static ccmem_status sm4_message(ccmem_tier tier, const uint8_t *key, size_t key_len, gcm_message *m,
-                                sm4_gcm_key *expanded) {
-    ccmem_status status = ccmem_tier_check(tier);
-    if (status)
-        return status;
-    if (!key || key_len != SM4_KEY_SIZE)
-        return CCMEM_ERR_ARGUMENT;
-    m->ops = tier_kernels_of(tier).sm4_gcm;
-    m->key = expanded;
-    return CCMEM_OK;
+    const gcm_message m = {.iv = iv, .iv_len = iv_len, .ad = ad, .ad_len = ad_len};
+    return decrypt((gcm_call){BY_AES, tier, key, key_len, m, in, out, n}, tag, tag_len);
 }
 
 ccmem_status ccmem_sm4_gcm_encrypt(ccmem_tier tier, const uint8_t *key, size_t key_len,
                                    const uint8_t *iv, size_t iv_len, const uint8_t *ad,
                                    size_t ad_len, const uint8_t *in, uint8_t *out, size_t n,
                                    uint8_t *tag, size_t tag_len) {
-    gcm_message m = {.iv = iv, .iv_len = iv_len, .ad = ad, .ad_len = ad_len};
-    sm4_gcm_key expanded;
-    ccmem_status status = sm4_message(tier, key, key_len, &m, &expanded);
-
-    if (status == CCMEM_OK)
-        status = check_message(&m, in, out, n, tag, tag_len);
-    if (status)
-        return status;
-    sm4_gcm_expand(&expanded, key);
-    gcm_seal_message(&m, in, out, n, tag, tag_len);
-    ccmem_wipe(&expanded, sizeof expanded);
-    return CCMEM_OK;
+    const gcm_message m = {.iv = iv, .iv_len = iv_len, .ad = ad, .ad_len = ad_len};
+    return encrypt((gcm_call){BY_SM4, tier, key, key_len, m, in, out, n}, tag, tag_len);
 }
 
 ccmem_status ccmem_sm4_gcm_decrypt(ccmem_tier tier, const uint8_t *key, size_t key_len,
                                    const uint8_t *iv, size_t iv_len, const uint8_t *ad,
                                    size_t ad_len, const uint8_t *in, uint8_t *out, size_t n,
                                    const uint8_t *tag, size_t tag_len) {
-    gcm_message m = {.iv = iv, .iv_len = iv_len, .ad = ad, .ad_len = ad_len};
-    sm4_gcm_key expanded;
-    ccmem_status status = sm4_message(tier, key, key_len, &m, &expanded);
-
-    if (status == CCMEM_OK)
-        status = check_message(&m, in, out, n, tag, tag_len);
-    if (status)
-        return status;
-    sm4_gcm_expand(&expanded, key);
-    status = gcm_open_message(&m, in, out, n, tag, tag_len);
-    ccmem_wipe(&expanded, sizeof expanded);
-    return status;
+    const gcm_message m = {.iv = iv, .iv_len = iv_len, .ad = ad, .ad_len = ad_len};
+    return decrypt((gcm_call){BY_SM4, tier, key, key_len, m, in, out, n}, tag, tag_len);
 }
